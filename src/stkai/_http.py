@@ -17,7 +17,7 @@ from ._config import STKAI
 from ._config.names import REFERENCE_METHODS
 from ._exchange import StreamedResponse
 from ._forks import begin_in_each_process
-from ._wire.default import default_wire
+from ._wire.default import DefaultWire
 from .transports._auth.bearer import BearerAuth
 from .transports._auth.flow import AuthTransport
 from .transports._auth.provider import AuthProvider
@@ -55,7 +55,7 @@ class StandaloneHttpClient(_SendingHttpClient):
         with argument_errors():
             settings = STKAI.config
             bearer = BearerAuth(auth_provider, settings.auth.origins, allow_http=settings.auth.allow_http)
-            super().__init__(AuthTransport(default_wire(settings.http), bearer))
+            super().__init__(AuthTransport(DefaultWire(settings.http), bearer))
 
 
 class StkCLIHttpClient(_SendingHttpClient):

@@ -13,7 +13,7 @@ from ._config.models import HttpConfig, RateLimitConfig, Settings
 from ._errors import ConfigurationError
 from ._log import logger
 from ._secrets import Secret
-from ._wire.default import AsyncWireByFamily, WireByFamily
+from ._wire.default import AsyncDefaultWire, DefaultWire
 from .costs import llm_tokens
 from .stores import store_from
 from .transports._auth.bearer import BearerAuth
@@ -136,8 +136,8 @@ def check_signed(wire: object, layers: Sequence[Layer]) -> None:
 def default_wire(http: HttpConfig | None, *, by_cli: bool, is_async: bool) -> object:
     """The wire of a stack that is given none."""
     if is_async:
-        return AsyncWireByFamily(http)
-    return StkCLITransport() if by_cli else WireByFamily(http)
+        return AsyncDefaultWire(http)
+    return StkCLITransport() if by_cli else DefaultWire(http)
 
 
 def limit_layer(

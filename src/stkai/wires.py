@@ -6,8 +6,8 @@ client = stkai.build_async_client(transport=stkai.wires.aiohttp())
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
+from ._config import STKAI
 from ._errors import missing_extra
-from ._wire.default import AsyncWireByFamily
 
 if TYPE_CHECKING:
     from ._config.models import HttpConfig
@@ -34,5 +34,5 @@ def aiohttp(config: "HttpConfig | None" = None) -> "AsyncTransport":
         raise missing_extra("stkai.wires.aiohttp()", "aiohttp")
     from ._wire.over_aiohttp import aiohttp_wire
 
-    wire: Any = AsyncWireByFamily(config, aiohttp_wire)
+    wire: Any = aiohttp_wire(config or STKAI.config.http)
     return cast("AsyncTransport", wire)

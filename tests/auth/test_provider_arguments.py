@@ -121,11 +121,11 @@ def test_create_standalone_auth_without_a_config_uses_the_process_settings(
 ) -> None:
     made: list[Any] = []
 
-    def default_wire(config: HttpConfig | None) -> httpx.BaseTransport:
+    def wire_of(config: HttpConfig | None) -> httpx.BaseTransport:
         made.append(config)
         return Issuer()
 
-    monkeypatch.setattr("stkai._wire.default.default_wire", default_wire)
+    monkeypatch.setattr("stkai._wire.default.DefaultWire", wire_of)
     stkai.STKAI.configure(auth={"client_id": ID, "client_secret": SECRET}, http={"verify": False})
     provider = stkai.create_standalone_auth(clock=FakeClock())
     assert provider.get_access_token() == "token-1"

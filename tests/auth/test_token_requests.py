@@ -87,11 +87,11 @@ def test_only_the_default_wire_is_closed(monkeypatch: pytest.MonkeyPatch) -> Non
 
     made, configs = Issuer(), []
 
-    def default_wire(config: HttpConfig | None) -> httpx.BaseTransport:
+    def wire_of(config: HttpConfig | None) -> httpx.BaseTransport:
         configs.append(config)
         return made
 
-    monkeypatch.setattr("stkai._wire.default.default_wire", default_wire)
+    monkeypatch.setattr("stkai._wire.default.DefaultWire", wire_of)
     http = HttpConfig(verify=False)
     provider = ClientCredentialsAuthProvider(ID, SECRET, TOKEN_URL, http=http, clock=FakeClock())
     provider.get_access_token()

@@ -14,7 +14,7 @@ import pytest
 
 import stkai
 from stkai import DeadlineExceededError, HttpConfig, RequestOptions, RetryPolicy, TokenBucket
-from stkai._wire.default import default_async_wire, default_wire
+from stkai._wire.default import AsyncDefaultWire, DefaultWire
 from stkai._wire.pool import ConnectionPool
 from stkai.stores import Ask, Lease, MemoryStore
 from stkai.testing import FakeClock
@@ -42,7 +42,7 @@ def server() -> Iterator[RawServer]:
 def wires(world: World) -> dict[str, Callable[[], Any]]:
     """Wires with room for one connection."""
     config = HttpConfig(max_connections=1, max_keepalive_connections=1)
-    make: Any = default_async_wire if world.is_async else default_wire
+    make: Any = AsyncDefaultWire if world.is_async else DefaultWire
     return {"stkai's": lambda: make(config), "httpx's": lambda: wire_of(world)}
 
 

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.soak import Footprint, soak
 
 from stkai import AimdLimiter, RetryPolicy, TokenBucket
-from stkai._wire.default import default_async_wire
+from stkai._wire.default import AsyncDefaultWire
 from stkai.testing import FakeClock, QuotaServer
 
 from ..support.forked import forkserver
@@ -93,7 +93,7 @@ def test_calls_cancelled_on_the_wire_release_their_connections(server: QuotaServ
 async def test_a_stream_left_in_a_cancelled_scope_leaves_no_connection_open(
     world: World, server: QuotaServer
 ) -> None:
-    client = client_of(world, transport=default_async_wire())
+    client = client_of(world, transport=AsyncDefaultWire())
     with anyio.CancelScope() as scope:
         async with await world.call(client.post_stream, f"{server.url}/echo") as response:
             socket = response.extensions["network_stream"].get_extra_info("socket")

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from stkai import HttpConfig
-from stkai._wire.default import default_async_wire, default_wire
+from stkai._wire.default import AsyncDefaultWire, DefaultWire
 
 from ..support.world import World
 from .hostile import hostile
@@ -76,7 +76,7 @@ async def test_a_host_that_does_not_exist_is_looked_for_once(
 @pytest.mark.parametrize("url", ["http://a..b/", f"http://{'a' * 64}.example/", "http://127.0.0.1:99999/"])
 async def test_a_host_or_port_that_cannot_be_is_a_connect_error(world: World, url: str) -> None:
     """A redirect may lead there."""
-    make: Any = default_async_wire if world.is_async else default_wire
+    make: Any = AsyncDefaultWire if world.is_async else DefaultWire
     stack = transport_of(world, retry=NO_DELAY, transport=make(HttpConfig()))
     client = world.client(stack, follow_redirects=True)
     redirect = saying(b"HTTP/1.1 302 Found\r\nLocation: %b\r\n\r\n" % url.encode(), [])

@@ -14,7 +14,7 @@ import pytest
 import stkai
 from stkai import STKAI, HttpConfig, StackBuilder
 from stkai._event_loops import running_loop
-from stkai._wire.default import default_async_wire, default_wire
+from stkai._wire.default import AsyncDefaultWire, DefaultWire
 from stkai.testing import QuotaServer
 
 from ..support import servers
@@ -51,7 +51,7 @@ def tls_url() -> Iterator[str]:
 
 
 def wire_of(world: World, **config: Any) -> Any:
-    make: Any = default_async_wire if world.is_async else default_wire
+    make: Any = AsyncDefaultWire if world.is_async else DefaultWire
     return make(HttpConfig(**config) if config else None)
 
 
@@ -60,9 +60,15 @@ def pool_of(world: World, wire: Any) -> Any:
     return wire._by_loop[running_loop()][0].wire if world.is_async else wire
 
 
-def transport_of(world: World, wire: Any) -> Any:
-    """An httpx transport, as the wire makes it."""
-    made = wire if hasattr(wire, "_state") else wire._make()
+def wires_in(wire: Any) -> list[Any]:
+    """The direct wire and the proxied ones, of httpx."""
+    (wires,) = wire._wires.values()
+    return list(wires.values())
+
+
+def transport_of(wire: Any) -> Any:
+    """An httpx transport, as a wire makes it."""
+    made = wire._make() if hasattr(wire, "_by_loop") else wire
     made = made._state._make() if hasattr(made, "_state") else made
     return made._wires.all()[0] if hasattr(made, "_wires") else made
 
@@ -236,7 +242,7 @@ async def test_one_proxy_for_several_schemes_has_one_connection_pool(
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     wire = wire_of(world)
-    assert len(wire._proxied) == 1
+    assert len(wires_in(wire)) == 2
     await world.close(wire)
 
 
@@ -261,7 +267,7 @@ async def test_closing_the_wire_closes_its_proxied_connections(
     wire = wire_of(world)
     client = client_of(world, wire)
     await world.call(client.get, "http://service.example/")
-    (proxied,) = wire._proxied.values()
+    _, proxied = wires_in(wire)
     (one,) = pool_of(world, proxied)._state.wires
     assert one._pool.connections
     await world.close(client)
@@ -322,7 +328,7 @@ async def test_certificates_are_loaded_once_for_all_proxies(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:2")
     wire = wire_of(world)
-    pools = [transport_of(world, each)._pool for each in (wire._direct, *wire._proxied.values())]
+    pools = [transport_of(each)._pool for each in wires_in(wire)]
     assert len(pools) == 3
     assert len({id(pool._ssl_context) for pool in pools}) == 1
     assert isinstance(pools[0]._ssl_context, ssl.SSLContext)
@@ -363,7 +369,7 @@ async def test_http2_is_used_if_its_package_is_installed(
     monkeypatch.setattr("stkai._wire.default.find_spec", lambda _: object())
     for http2 in (True, False):
         wire = wire_of(world, http2=http2)
-        assert transport_of(world, wire)._pool._http2 is http2
+        assert transport_of(wires_in(wire)[0])._pool._http2 is http2
         await world.close(wire)
 
 

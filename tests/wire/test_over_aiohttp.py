@@ -18,7 +18,7 @@ from aiohttp.client_proto import ResponseHandler
 import stkai
 from stkai import ConfigurationError, HttpConfig
 from stkai._wire.aiohttp_exchange import Connection
-from stkai._wire.default import default_async_wire
+from stkai._wire.default import AsyncDefaultWire
 from stkai._wire.over_aiohttp import Connector
 from stkai.testing import QuotaServer
 
@@ -180,7 +180,7 @@ def both(case: Case) -> tuple[Any, Any]:
     config = HttpConfig()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        theirs = asyncio.run(play(lambda: default_async_wire(config), case))
+        theirs = asyncio.run(play(lambda: AsyncDefaultWire(config), case))
         ours = asyncio.run(play(lambda: stkai.wires.aiohttp(config), case))
     return theirs, ours
 

@@ -10,8 +10,7 @@ import httpx
 import pytest
 
 from stkai import HttpConfig, SystemClock, _forks
-from stkai._families import family_of_wire
-from stkai._wire.default import default_async_wire, default_wire
+from stkai._wire.default import AsyncDefaultWire, DefaultWire
 from stkai.testing import QuotaServer
 
 from ..support.world import NAMES, World
@@ -516,8 +515,7 @@ async def test_bodies_and_timeouts_are_those_of_the_package(world: World, name: 
     module: Any = pytest.importorskip(name)
     config = HttpConfig(max_connections=1)
     with QuotaServer() as server:
-        wire: Any = world.pick(default_wire, default_async_wire)(config, module)
-        assert family_of_wire(wire) == module
+        wire: Any = world.pick(DefaultWire, AsyncDefaultWire)(config)
         client = world.pick(module.Client, module.AsyncClient)(transport=wire)
         request = client.build_request("GET", server.url + "/echo")
         held = await world.call(client.send, request, stream=True)

@@ -13,7 +13,7 @@ import pytest
 
 import stkai
 from stkai import HttpConfig, RetryPolicy
-from stkai._wire.default import default_async_wire, default_wire
+from stkai._wire.default import AsyncDefaultWire, DefaultWire
 
 from ..support.secrecy import shown_by
 from ..support.world import NAMES, World
@@ -91,7 +91,7 @@ def proxy() -> Iterator[Start]:
 
 
 def client_of(world: World, proxy: Scripted, timeout: float = 5.0) -> Any:
-    make: Any = default_async_wire if world.is_async else default_wire
+    make: Any = AsyncDefaultWire if world.is_async else DefaultWire
     build: Any = stkai.build_async_transport if world.is_async else stkai.build_transport
     wire = make(HttpConfig(proxy=proxy.url))
     retry = RetryPolicy(1, initial_delay=0)

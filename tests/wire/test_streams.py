@@ -16,7 +16,7 @@ import pytest
 
 import stkai
 from stkai import HttpConfig
-from stkai._wire.default import AsyncWireByFamily, WireByFamily
+from stkai._wire.default import AsyncDefaultWire, DefaultWire
 from stkai._wire.lifetimes import WirePerLoop
 
 from ..support.world import NAMES, World
@@ -32,7 +32,7 @@ def server() -> Iterator[RawServer]:
 
 
 def wire_of(world: World, most: int = 1) -> Any:
-    return world.pick(WireByFamily, AsyncWireByFamily)(HttpConfig(max_connections=most, verify=False))
+    return world.pick(DefaultWire, AsyncDefaultWire)(HttpConfig(max_connections=most, verify=False))
 
 
 Open = Callable[[], Awaitable[Any]]
@@ -212,7 +212,7 @@ async def test_what_arrives_behind_an_answer_is_not_taken_for_the_next_one(
     world: World, server: RawServer, answer: bytes, http2: bool
 ) -> None:
     config = HttpConfig(verify=False, http2=http2)
-    client = _client(world, "httpx", world.pick(WireByFamily, AsyncWireByFamily)(config))
+    client = _client(world, "httpx", world.pick(DefaultWire, AsyncDefaultWire)(config))
     server.answer = lambda number: (answer + ANOTHER if number % 2 else WHOLE, True)
     for _ in range(2):
         assert await _get(world, client, server.url) in {b"body", b""}
@@ -272,7 +272,7 @@ async def _get(world: World, client: Any, url: str) -> bytes:
 @pytest.mark.parametrize("held", [False, True], ids=["idle", "with a stream in use"])
 @pytest.mark.parametrize("http2", [False, True])
 def test_one_client_serves_successive_event_loops(server: RawServer, held: bool, http2: bool) -> None:
-    client = stkai.AsyncHttpClient(AsyncWireByFamily(HttpConfig(http2=http2, verify=False)))
+    client = stkai.AsyncHttpClient(AsyncDefaultWire(HttpConfig(http2=http2, verify=False)))
     streams: list[Any] = []
 
     async def use(*, close: bool = False) -> None:
@@ -301,7 +301,7 @@ def test_connections_of_a_loop_that_ends_without_a_goodbye_are_dropped(
     """asyncio then warns about the sockets, which nobody could close; the call itself works."""
     import asyncio
 
-    client = stkai.AsyncHttpClient(AsyncWireByFamily(HttpConfig(verify=False)))
+    client = stkai.AsyncHttpClient(AsyncDefaultWire(HttpConfig(verify=False)))
 
     async def use() -> bytes:
         return (await client.post(server.url)).content
@@ -322,7 +322,7 @@ def test_connections_of_a_loop_that_ends_without_a_goodbye_are_dropped(
 def test_two_concurrent_event_loops_do_not_interfere(server: RawServer) -> None:
     import threading
 
-    client = stkai.AsyncHttpClient(AsyncWireByFamily(HttpConfig(verify=False)))
+    client = stkai.AsyncHttpClient(AsyncDefaultWire(HttpConfig(verify=False)))
     answers: list[bytes] = []
     both = threading.Barrier(2, timeout=10)
 

@@ -16,7 +16,7 @@ import pytest
 
 import stkai
 from stkai import DeadlineExceededError, HttpConfig, RequestOptions, RetryPolicy
-from stkai._wire.default import default_async_wire, default_wire
+from stkai._wire.default import AsyncDefaultWire, DefaultWire
 from stkai._wire.network import AsyncNetwork, Network, mended
 
 from ..support.servers import CERTIFICATE, KEY
@@ -69,7 +69,7 @@ def context(**options: Any) -> ssl.SSLContext:
 def wire(world: World, config: HttpConfig, kind: str) -> Any:
     if kind == "aiohttp":
         return stkai.wires.aiohttp(config)
-    return (default_async_wire if world.is_async else default_wire)(config)
+    return (AsyncDefaultWire if world.is_async else DefaultWire)(config)
 
 
 def client(world: World, config: HttpConfig, kind: str = "default", retry: RetryPolicy | None = AGAIN) -> Any:

@@ -23,7 +23,7 @@ from hyperframe.frame import GoAwayFrame
 
 import stkai
 from stkai import HttpConfig
-from stkai._wire.default import AsyncWireByFamily, WireByFamily
+from stkai._wire.default import AsyncDefaultWire, DefaultWire
 from stkai._wire.multiplexed import AsyncMultiplexed, Multiplexed
 from stkai.transports import retry
 
@@ -361,7 +361,7 @@ async def test_a_local_address_is_set_through_an_httpx_transport(world: World, s
 
 def test_uvloop_serves_successive_runs_and_abandoned_streams(server: RawServer) -> None:
     uvloop = pytest.importorskip("uvloop")
-    client = stkai.AsyncHttpClient(AsyncWireByFamily(HttpConfig(max_connections=2, verify=False)))
+    client = stkai.AsyncHttpClient(AsyncDefaultWire(HttpConfig(max_connections=2, verify=False)))
 
     async def use() -> None:
         for _ in range(5):
@@ -380,9 +380,9 @@ GREEN = """
 from gevent import monkey
 monkey.patch_all()
 import gevent, stkai
-from stkai._wire.default import WireByFamily
+from stkai._wire.default import DefaultWire
 
-client = stkai.HttpClient(WireByFamily(stkai.HttpConfig(max_connections=5, verify=False)))
+client = stkai.HttpClient(DefaultWire(stkai.HttpConfig(max_connections=5, verify=False)))
 work = lambda: client.post({url!r}, timeout=30).content
 jobs = [gevent.spawn(work) for _ in range(100)]
 gevent.sleep(0.001)
@@ -413,7 +413,7 @@ def test_greenlets_share_a_client_and_may_be_killed(server: RawServer) -> None:
 @pytest.mark.no_cover
 def test_threads_share_a_client(server: RawServer) -> None:
     server.answer = lambda _: (WHOLE, True)
-    with stkai.HttpClient(WireByFamily(HttpConfig(max_connections=10, verify=False))) as client:
+    with stkai.HttpClient(DefaultWire(HttpConfig(max_connections=10, verify=False))) as client:
         world = World("sync")
 
         async def work() -> list[bytes]:

@@ -209,7 +209,7 @@ class TokenEndpoint:
     def _ask(self) -> TokenAnswer:
         # Set no deadline here: the layer would start another thread for it. `_Reader` looks at the clock instead.
         policy = RetryPolicy(max_retries=2, initial_delay=0.2, max_retry_after=5.0, retry_timeouts=True)
-        wire = self.transport or default.default_wire(self.http)
+        wire = self.transport or default.DefaultWire(self.http)
         try:
             reader = _Reader(wire, self.clock)
             retrying = RetryTransport(reader, policy, context=Context(clock=self.clock))

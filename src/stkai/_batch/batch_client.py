@@ -18,7 +18,8 @@ from .._errors import ConfigurationError, DeadlineExceededError, StkaiError
 from .._families import alike
 from .._headers import default_headers
 from .._standard import limiter_from
-from .._wire.default import AsyncWireByFamily, proxies_of
+from .._wire.default import AsyncDefaultWire
+from .._wire.proxies import ProxyMap
 from ..costs import llm_tokens
 from ..transports._auth.bearer import BearerAuth, ExposedTokenError
 from ..transports._bodies import json_of
@@ -177,9 +178,8 @@ def _settings(options: Options) -> Settings:
 
 def _wire(http: "HttpConfig") -> "AsyncWire":
     """A wire over aiohttp, for half the processor time of the default one, which sends what aiohttp cannot."""
-    has_socks = any(url.lower().startswith("socks") for url in proxies_of(http).urls)
-    if http.http2 or has_socks or find_spec("aiohttp") is None:
-        return AsyncWireByFamily(http)
+    if http.http2 or ProxyMap.of(http).has_socks or find_spec("aiohttp") is None:
+        return AsyncDefaultWire(http)
     return wires.aiohttp(http)
 
 

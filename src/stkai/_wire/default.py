@@ -5,153 +5,194 @@ Each request leaves through the package that made it, httpx or httpx2.
 
 import os
 import ssl
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import httpx
 
 from .._config import STKAI
 from .._errors import ConfigurationError, missing_extra
 from .._families import HTTPX, Family, alike, family_of
-from .._urls import PROXIES, absolute_url
+from .._urls import PROXIES, absolute_url, show_origin
 from .lifetimes import AsyncClosable, Closable, WirePerLoop
 from .multiplexed import AsyncMultiplexed, Multiplexed
 from .network import mended
 from .pool import AsyncConnectionPool, ConnectionPool
-from .proxies import AsyncProxyRouter, ProxyMap, ProxyRouter
+from .proxies import ProxyMap
+from .socks import AsyncSocksWire, SocksWire, is_socks
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
 
-T = TypeVar("T")
+_CONNECTING: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
+
+_DIRECT: Final = ""
+"""What stands for no proxy."""
 
 
-def default_wire(config: "HttpConfig | None" = None, family: Family = HTTPX) -> httpx.BaseTransport:
-    """A sync wire with the verification, limits, HTTP/2 and proxies of `config`; by default of `STKAI.config.http`.
+class MakeWire(Protocol):
+    """Makes the wire of a package, with the limits of the settings, that goes through a proxy or, with None, direct."""
+
+    def __call__(
+        self, config: "HttpConfig", family: Family, context: ssl.SSLContext, proxy: httpx.Proxy | None
+    ) -> Any: ...
+
+
+def _make(
+    config: "HttpConfig", family: Family, context: ssl.SSLContext, proxy: httpx.Proxy | None
+) -> httpx.BaseTransport:
+    limits, one, options = _options(config, family, context, proxy)
+    family.HTTPTransport(limits=one, **options).close()  # An unusable proxy, for example, fails here.
+
+    def make() -> httpx.HTTPTransport:
+        return mended(family.HTTPTransport(limits=one, **options))
+
+    wire = Multiplexed(make, family) if config.http2 else ConnectionPool(make, limits, family)
+    return SocksWire(wire) if is_socks(proxy) else wire
+
+
+def _make_async(
+    config: "HttpConfig", family: Family, context: ssl.SSLContext, proxy: httpx.Proxy | None
+) -> httpx.AsyncBaseTransport:
+    limits, one, options = _options(config, family, context, proxy)
+    family.AsyncHTTPTransport(limits=one, **options)  # It has no connection yet to close.
+
+    def make() -> httpx.AsyncHTTPTransport:
+        return mended(family.AsyncHTTPTransport(limits=one, **options))
+
+    def make_for_loop() -> httpx.AsyncBaseTransport:
+        return AsyncMultiplexed(make, family) if config.http2 else AsyncConnectionPool(make, limits, family)
+
+    wire = WirePerLoop(make_for_loop, family)
+    return AsyncSocksWire(wire) if is_socks(proxy) else wire
+
+
+def _options(
+    config: "HttpConfig", family: Family, context: ssl.SSLContext, proxy: httpx.Proxy | None
+) -> tuple[httpx.Limits, httpx.Limits, dict[str, Any]]:
+    """The limits of a wire, those of each of httpx's transports in it, and the other options of these."""
+    if config.http2 and find_spec("h2") is None:
+        raise missing_extra("HTTP/2 (STKAI_HTTP_HTTP2)", "http2")
+    limits = one = limits_of(config, family)
+    if not config.http2:  # Each has room for one connection.
+        expiry = config.keepalive_expiry
+        one = family.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=expiry)
+    return limits, one, {"verify": context, "http2": config.http2, "proxy": proxy}
+
+
+class _Router:
+    """A wire for each package and each proxy, and which of them a request takes.
+
+    Those of httpx are made first, so that unusable settings fail there; those of httpx2 when its first request comes.
+    """
+
+    family = None
+    is_leaf = True
+
+    def __init__(self, config: "HttpConfig | None", make: MakeWire) -> None:
+        self._config, self._make = config or STKAI.config.http, make
+        self._context = context_of(self._config)
+        self._proxies = ProxyMap.of(self._config)
+        self._wires = {HTTPX: self._wires_of(HTTPX)}
+        self._names = {url: show_origin(httpx.URL(url)) for url in self._proxies.urls}
+
+    def _wires_of(self, family: Family) -> dict[str, Any]:
+        """The direct wire of a package, and one for each proxy, by the proxy's URL.
+
+        Raises:
+            ConfigurationError: a proxy cannot be used. Neither the message nor a variable of the traceback shows its
+                URL, which may contain a password.
+        """
+        problems: list[str] = []
+        made = self._try_wires_of(family, problems)
+        if problems:
+            msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {problems[0]}"
+            raise ConfigurationError(msg)
+        return made
+
+    def _try_wires_of(self, family: Family, problems: list[str]) -> dict[str, Any]:
+        made = {_DIRECT: self._make(self._config, family, self._context, None)}
+        for url in self._proxies.urls:
+            try:
+                absolute_url(url, PROXIES)
+                # The certificate of a proxy is checked like a server's.
+                context = self._context if url.lower().startswith("https://") else None
+                proxy = family.Proxy(url, ssl_context=context)
+                made[url] = self._make(self._config, family, self._context, proxy)
+            except alike(httpx.InvalidURL, ValueError, ImportError) as error:
+                problems.append(str(error))
+                return {}
+        return made
+
+    def _wire_for(self, request: httpx.Request) -> Any:
+        # Not where the request is sent: tracebacks show variables, and a proxy's URL may contain a password.
+        family = family_of(request)
+        wires = self._wires.get(family)
+        if wires is None:
+            # Two threads may get here at once; the wires that are not kept have no connections yet.
+            wires = self._wires.setdefault(family, self._wires_of(family))
+        return wires[self._proxy_for(request)]
+
+    def _proxy_for(self, request: httpx.Request) -> str:
+        return (self._proxies.proxy_for(request.url) or _DIRECT) if self._names else _DIRECT
+
+    def _all(self) -> list[Any]:
+        return [wire for wires in self._wires.values() for wire in wires.values()]
+
+    def _name_proxy(self, error: Exception, request: httpx.Request) -> None:
+        """Say in an error of a connection that it is about one to a proxy, or through it."""
+        name = self._names.get(self._proxy_for(request))
+        if name is not None:
+            error.args = (f"{error} (through the proxy {name})".lstrip(),)
+
+
+class DefaultWire(_Router, Closable):
+    """A sync wire with the verification, limits, HTTP/2 and proxies of the settings.
+
+    Args:
+        config: the settings; by default `STKAI.config.http`.
+        make: makes the wires.
 
     Raises:
         ConfigurationError: the proxy or the certificates cannot be used, or a package is missing.
     """
-    config = config or STKAI.config.http
-    options, proxies = _options(config, family), proxies_of(config)
 
-    def make(options: dict[str, Any]) -> httpx.BaseTransport:
-        if config.http2:
-            return Multiplexed(lambda: mended(family.HTTPTransport(**options)), family)
-        one, limits = _for_one(family, options), options["limits"]
-        family.HTTPTransport(**one).close()  # An unusable proxy, for example, fails here.
-        return ConnectionPool(lambda: mended(family.HTTPTransport(**one)), limits, family)
-
-    direct = make(options)
-    proxied = through(proxies, lambda proxy: make({"proxy": proxy, **options}), options["verify"], family)
-    return ProxyRouter(direct, proxied, proxies) if proxied else direct
-
-
-def default_async_wire(
-    config: "HttpConfig | None" = None, family: Family = HTTPX
-) -> httpx.AsyncBaseTransport:
-    """The async version of `default_wire`."""
-    config = config or STKAI.config.http
-    options, proxies = _options(config, family), proxies_of(config)
-
-    def make(options: dict[str, Any]) -> httpx.AsyncBaseTransport:
-        if config.http2:
-            return WirePerLoop(
-                lambda: AsyncMultiplexed(lambda: mended(family.AsyncHTTPTransport(**options)), family),
-                family,
-            )
-        one, limits = _for_one(family, options), options["limits"]
-        family.AsyncHTTPTransport(**one)  # It has no connection yet to close.
-        return WirePerLoop(
-            lambda: AsyncConnectionPool(lambda: mended(family.AsyncHTTPTransport(**one)), limits, family),
-            family,
-        )
-
-    direct = make(options)
-    proxied = through(proxies, lambda proxy: make({"proxy": proxy, **options}), options["verify"], family)
-    return AsyncProxyRouter(direct, proxied, proxies) if proxied else direct
-
-
-class WireByFamily(Closable):
-    """The wire of a stack without `transport=`: that of httpx, plus one of httpx2 from the first httpx2 request on.
-
-    Raises:
-        ConfigurationError: as for `default_wire`.
-    """
-
-    family = None
-    is_leaf = True
-
-    def __init__(self, config: "HttpConfig | None" = None) -> None:
-        self._config = config or STKAI.config.http
-        # Made here, so that unusable settings fail here.
-        self._wires: dict[Family, httpx.BaseTransport] = {HTTPX: default_wire(self._config)}
+    def __init__(self, config: "HttpConfig | None" = None, make: MakeWire = _make) -> None:
+        super().__init__(config, make)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         self.require_open()
-        family = family_of(request)
-        wire = self._wires.get(family)
-        if wire is None:
-            # Two threads may get here at once; the wire that is not kept has no connections yet.
-            wire = self._wires.setdefault(family, default_wire(self._config, family))
-        return wire.handle_request(request)
+        try:
+            response: httpx.Response = self._wire_for(request).handle_request(request)
+        except alike(*_CONNECTING) as error:
+            self._name_proxy(error, request)
+            raise
+        return response
 
     def _close(self) -> None:
-        for wire in list(self._wires.values()):
+        for wire in self._all():
             wire.close()
 
 
-class AsyncWireByFamily(AsyncClosable):
-    """The async version of `WireByFamily`.
+class AsyncDefaultWire(_Router, AsyncClosable):
+    """The async version of `DefaultWire`."""
 
-    Args:
-        make: makes the wire of a package.
-    """
-
-    family = None
-    is_leaf = True
-
-    def __init__(
-        self,
-        config: "HttpConfig | None" = None,
-        make: "Callable[[HttpConfig, Family], httpx.AsyncBaseTransport]" = default_async_wire,
-    ) -> None:
-        self._config, self._make = config or STKAI.config.http, make
-        self._wires: dict[Family, httpx.AsyncBaseTransport] = {HTTPX: make(self._config, HTTPX)}
+    def __init__(self, config: "HttpConfig | None" = None, make: MakeWire = _make_async) -> None:
+        super().__init__(config, make)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.require_open()
-        family = family_of(request)
-        wire = self._wires.get(family)
-        if wire is None:
-            wire = self._wires.setdefault(family, self._make(self._config, family))
-        return await wire.handle_async_request(request)
+        try:
+            response: httpx.Response = await self._wire_for(request).handle_async_request(request)
+        except alike(*_CONNECTING) as error:
+            self._name_proxy(error, request)
+            raise
+        return response
 
     async def _aclose(self) -> None:
-        for wire in list(self._wires.values()):
+        for wire in self._all():
             await wire.aclose()
-
-
-def _for_one(family: Family, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a transport with room for one connection."""
-    expiry = options["limits"].keepalive_expiry
-    limits = family.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=expiry)
-    return {**options, "limits": limits}
-
-
-def _options(config: "HttpConfig", family: Family) -> dict[str, Any]:
-    """The keywords of httpx's transports, direct or through a proxy."""
-    if config.http2 and find_spec("h2") is None:
-        raise missing_extra("HTTP/2 (STKAI_HTTP_HTTP2)", "http2")
-    # All transports of a wire share one context: loading the certificates is the slow part.
-    return {
-        "verify": context_of(config),
-        "trust_env": config.trust_env,
-        "http2": config.http2,
-        "limits": limits_of(config, family),
-    }
 
 
 def limits_of(config: "HttpConfig", family: Family) -> httpx.Limits:
@@ -164,7 +205,7 @@ def limits_of(config: "HttpConfig", family: Family) -> httpx.Limits:
 
 
 def context_of(config: "HttpConfig") -> ssl.SSLContext:
-    """How TLS verifies the server.
+    """How TLS verifies the server. All wires share one context: loading the certificates is the slow part.
 
     Raises:
         ConfigurationError: the certificates cannot be read.
@@ -188,46 +229,3 @@ def _verify(verify: bool | str) -> bool | ssl.SSLContext:
     except OSError as error:
         msg = f"verify (STKAI_HTTP_VERIFY) must name a file of certificates in PEM form; {verify!r}: {error}"
         raise ConfigurationError(msg) from error
-
-
-def proxies_of(config: "HttpConfig") -> ProxyMap:
-    """The proxies of the settings, or of the environment."""
-    if config.proxy is not None:
-        return ProxyMap({"all": config.proxy})
-    return ProxyMap.from_environment() if config.trust_env else ProxyMap({})
-
-
-def through(
-    proxies: ProxyMap, make: Callable[[httpx.Proxy], T], context: ssl.SSLContext, family: Family
-) -> dict[str, T]:
-    """A transport for each proxy, by the proxy's URL. The certificate of a proxy is checked like a server's.
-
-    Raises:
-        ConfigurationError: one cannot be used. Neither the message nor a variable of the traceback shows its URL, which
-            may contain a password.
-    """
-    problems: list[str] = []
-    made = _make_each(proxies, make, context, family, problems)
-    if problems:
-        msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {problems[0]}"
-        raise ConfigurationError(msg)
-    return made
-
-
-def _make_each(
-    proxies: ProxyMap,
-    make: Callable[[httpx.Proxy], T],
-    context: ssl.SSLContext,
-    family: Family,
-    problems: list[str],
-) -> dict[str, T]:
-    made = {}
-    for url in proxies.urls:
-        try:
-            absolute_url(url, PROXIES)
-            verify = context if url.lower().startswith("https://") else None
-            made[url] = make(family.Proxy(url, ssl_context=verify))
-        except alike(httpx.InvalidURL, ValueError, ImportError) as error:
-            problems.append(str(error))
-            return {}
-    return made

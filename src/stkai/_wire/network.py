@@ -8,16 +8,15 @@ arrived behind an answer for the answer to the next request.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from ssl import SSLError
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
-from .._clock import SystemClock
 from .._errors import causes
 from .._event_loops import anyio
 from .._families import alike
+from .socks import SocksStream
 
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
@@ -143,44 +142,6 @@ class Stream:
             if isinstance(error, self._errors.ConnectError):
                 explain(error, "the server closed the connection during the TLS handshake")
             raise
-
-
-HANDSHAKES: Final[ContextVar[list["SocksStream"]]] = ContextVar("stkai.handshakes")
-"""The connections to SOCKS proxies that the request of this context has opened."""
-
-_NONE_GIVEN: Any = object()
-
-
-class SocksStream:
-    """A connection to a SOCKS proxy, sync or async, of which the caller of httpcore closes what is left of a handshake.
-
-    httpcore gives no time limit to what it says to the proxy: it has what is left of the connect timeout.
-    """
-
-    in_handshake = True
-
-    def __init__(self, stream: Any, seconds: float | None) -> None:
-        self._stream = stream
-        self._end = None if seconds is None else SystemClock.monotonic() + seconds
-        self.close = self.aclose = stream.aclose if hasattr(stream, "aclose") else stream.close
-        self.get_extra_info = stream.get_extra_info
-        HANDSHAKES.get([]).append(self)
-
-    def read(self, max_bytes: int, timeout: float | None = _NONE_GIVEN) -> Any:
-        return self._stream.read(max_bytes, self._limit(timeout))
-
-    def write(self, buffer: bytes, timeout: float | None = _NONE_GIVEN) -> Any:
-        return self._stream.write(buffer, self._limit(timeout))
-
-    def start_tls(self, *args: Any, **options: Any) -> Any:
-        self.in_handshake = False
-        return self._stream.start_tls(*args, **options)
-
-    def _limit(self, timeout: float | None) -> float | None:
-        self.in_handshake = self.in_handshake and timeout is _NONE_GIVEN
-        if not self.in_handshake or self._end is None:
-            return None if timeout is _NONE_GIVEN else timeout
-        return max(0.001, self._end - SystemClock.monotonic())
 
 
 def explain(error: BaseException, otherwise: str = "") -> None:

@@ -34,10 +34,10 @@ from .aiohttp_exchange import (
     error_for,
     unreadable,
 )
-from .default import context_of, limits_of, proxies_of, through
+from .default import AsyncDefaultWire, limits_of
 from .lifetimes import WirePerLoop
 from .pool import AsyncConnectionPool
-from .proxies import AsyncProxyRouter
+from .proxies import ProxyMap
 from .request_writer import RequestWriter
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def _expect_response(connection: Connection, *, skip_body: bool) -> None:
     )
 
 
-def aiohttp_wire(config: "HttpConfig", family: Family) -> httpx.AsyncBaseTransport:
+def aiohttp_wire(config: "HttpConfig") -> httpx.AsyncBaseTransport:
     """A wire with the verification, limits and proxies of `config`.
 
     Raises:
@@ -265,20 +265,22 @@ def aiohttp_wire(config: "HttpConfig", family: Family) -> httpx.AsyncBaseTranspo
         raise ConfigurationError(
             "aiohttp cannot send over HTTP/2: set http2 (STKAI_HTTP_HTTP2) to false, or use the default wire"
         )
-    limits, proxies, context = limits_of(config, family), proxies_of(config), context_of(config)
-    if any(url.startswith("socks") for url in proxies.urls):
+    if ProxyMap.of(config).has_socks:
         raise ConfigurationError(
             "aiohttp cannot send through a SOCKS proxy: unset STKAI_HTTP_PROXY or ALL_PROXY, or use the default wire"
         )
-    context.set_alpn_protocols(["http/1.1"])
+    return AsyncDefaultWire(config, _make)
 
-    def make(proxy: httpx.Proxy | None) -> Pool:
+
+def _make(
+    config: "HttpConfig", family: Family, context: ssl.SSLContext, proxy: httpx.Proxy | None
+) -> httpx.AsyncBaseTransport:
+    context.set_alpn_protocols(["http/1.1"])
+    limits = limits_of(config, family)
+
+    def make() -> Pool:
         if not isinstance(running_loop(), asyncio.AbstractEventLoop):
             raise ConfigurationError("aiohttp works on asyncio only: on trio, use the default wire")
         return Pool(context, limits, family, proxy)
 
-    def per_loop(proxy: httpx.Proxy | None) -> httpx.AsyncBaseTransport:
-        return WirePerLoop(partial(make, proxy), family)
-
-    proxied, direct = through(proxies, per_loop, context, family), per_loop(None)
-    return AsyncProxyRouter(direct, proxied, proxies) if proxied else direct
+    return WirePerLoop(make, family)

@@ -7,16 +7,15 @@ the proxy would look for that server on its own machine.
 from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Self
 from urllib.request import getproxies
 
 import httpx
 
-from .._event_loops import anyio
-from .._families import adopt, alike, family_of_wire
-from .._urls import DEFAULT_PORTS, address_of, is_this_machine, show_origin
-from .lifetimes import AsyncClosable, Closable
-from .network import HANDSHAKES, SocksStream
+from .._urls import DEFAULT_PORTS, address_of, is_this_machine
+
+if TYPE_CHECKING:
+    from .._config.models import HttpConfig
 
 
 class ProxyMap:
@@ -36,6 +35,13 @@ class ProxyMap:
         self._choose = lru_cache(maxsize=256)(self._choose_anew)
 
     @classmethod
+    def of(cls, config: "HttpConfig") -> Self:
+        """The proxies of the settings, or of the environment."""
+        if config.proxy is not None:
+            return cls({"all": config.proxy})
+        return cls.from_environment() if config.trust_env else cls({})
+
+    @classmethod
     def from_environment(cls) -> Self:
         """The proxies in the environment variables, and on macOS and Windows in the system's settings."""
         found = getproxies()
@@ -46,6 +52,11 @@ class ProxyMap:
     def urls(self) -> frozenset[str]:
         """The URLs of all the proxies."""
         return frozenset(self._proxies.values())
+
+    @property
+    def has_socks(self) -> bool:
+        """Whether a SOCKS proxy is among them."""
+        return any(url.lower().startswith("socks") for url in self.urls)
 
     def proxy_for(self, url: httpx.URL) -> str | None:
         """The URL of the proxy to use; None to connect directly."""
@@ -85,86 +96,3 @@ def _network(text: str) -> IPv4Network | IPv6Network | None:
         return ip_network(text, strict=False)
     except ValueError:
         return None
-
-
-class _Router:
-    """What the routers share: the wires, and which one a request takes."""
-
-    def __init__(self, direct: Any, proxied: Mapping[str, Any], proxies: ProxyMap) -> None:
-        self._direct, self._proxied, self._proxies = direct, proxied, proxies
-        self._names = {url: show_origin(httpx.URL(url)) for url in proxied}
-        self.family = family_of_wire(direct)
-
-    def _wire_for(self, url: httpx.URL) -> Any:
-        # Not where the request is sent: tracebacks show variables, and a proxy's URL may contain a password.
-        proxy = self._proxies.proxy_for(url)
-        return self._direct if proxy is None else self._proxied[proxy]
-
-    def _name_proxy(self, error: Exception, url: httpx.URL) -> None:
-        """Say in an error of a connection that it is about one to a proxy, or through it."""
-        name = self._names.get(self._proxies.proxy_for(url) or "")
-        if name is not None and isinstance(error, alike(*_CONNECTING)):
-            error.args = (f"{error} (through the proxy {name})".lstrip(),)
-
-    def _socks_error(self, error: Exception, request: httpx.Request) -> Exception:
-        """What comes of an error while a SOCKS proxy is asked for a connection; some are none of httpx's."""
-        failure: httpx.TransportError = httpx.ProxyError(str(error), request=request)
-        if isinstance(error, alike(httpx.TimeoutException)):
-            failure = httpx.ConnectTimeout("the SOCKS proxy did not answer in time", request=request)
-        adopt(failure, request)
-        self._name_proxy(failure, request.url)
-        return failure
-
-
-_CONNECTING: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
-
-
-class ProxyRouter(_Router, Closable):
-    """Sends each request directly, or through its proxy."""
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        streams: list[SocksStream] = []
-        token = HANDSHAKES.set(streams)
-        try:
-            response: httpx.Response = self._wire_for(request.url).handle_request(request)
-        except BaseException as error:
-            for stream in [stream for stream in streams if stream.in_handshake]:
-                stream.close()
-                if isinstance(error, Exception):  # Without its frames, which hold the password.
-                    raise self._socks_error(error, request) from None
-            if isinstance(error, Exception):
-                self._name_proxy(error, request.url)
-            raise
-        finally:
-            HANDSHAKES.reset(token)
-        return response
-
-    def _close(self) -> None:
-        for wire in (self._direct, *self._proxied.values()):
-            wire.close()
-
-
-class AsyncProxyRouter(_Router, AsyncClosable):
-    """Sends each request directly, or through its proxy."""
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        streams: list[SocksStream] = []
-        token = HANDSHAKES.set(streams)
-        try:
-            response: httpx.Response = await self._wire_for(request.url).handle_async_request(request)
-        except BaseException as error:
-            for stream in [stream for stream in streams if stream.in_handshake]:
-                with anyio.CancelScope(shield=True):
-                    await stream.aclose()
-                if isinstance(error, Exception):
-                    raise self._socks_error(error, request) from None
-            if isinstance(error, Exception):
-                self._name_proxy(error, request.url)
-            raise
-        finally:
-            HANDSHAKES.reset(token)
-        return response
-
-    async def _aclose(self) -> None:
-        for wire in (self._direct, *self._proxied.values()):
-            await wire.aclose()
