@@ -215,8 +215,9 @@ def connecting(request: httpx.Request) -> Iterator[None]:
     except aiohttp.ClientHttpProxyError as error:
         raise error_for(httpx.ProxyError, f"{error.status} {error.message}", request) from error
     except aiohttp.ClientConnectorError as error:
-        # aiohttp's own text shows an error without words as "None".
-        text = str(error) if error.strerror else f"cannot connect: {describe(error.os_error)}"
+        # aiohttp's own text shows an error without words as "None". One about a certificate had no `os_error` before 3.14.
+        cause = getattr(error, "os_error", None)
+        text = str(error) if error.strerror or cause is None else f"cannot connect: {describe(cause)}"
         raise error_for(httpx.ConnectError, text, request) from error
     except (aiohttp.ClientError, OSError, ValueError, HttpProcessingError) as error:
         raise error_for(httpx.ConnectError, str(error), request) from error
