@@ -119,8 +119,8 @@ def test_an_answer_that_is_not_a_json_object_is_reported_without_its_content(bod
 
 @pytest.mark.parametrize(
     "token",
-    [..., None, "", 7, True, ["t"], "two words", "line\nbreak", "\u00fcnicode", "nul\0"],
-    ids=repr,
+    [..., None, "", 7, True, ["t"], "two words", "line\nbreak", "\u00fcnicode", "nul\0", "t" * 65_537],
+    ids=lambda token: repr(token)[:20],
 )
 def test_an_answer_without_a_usable_token_is_reported(token: object) -> None:
     error = failure(grant(token))
@@ -132,32 +132,14 @@ def test_success_is_any_2xx() -> None:
     assert "answered 204 with something that is not a JSON object" in str(failure(204))
 
 
-class Endless(httpx.SyncByteStream):
-    def __init__(self, clock: FakeClock | None = None) -> None:
-        self.pieces = 0
+class Dripping(httpx.SyncByteStream):
+    def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
 
     def __iter__(self) -> Any:
         while True:
-            self.pieces += 1
-            if self._clock:
-                self._clock.sleep(9.0)
-            yield b" " * (1 if self._clock else 65_536)
-
-
-def test_reading_a_huge_answer_stops_at_a_limit() -> None:
-    body = Endless()
-    error = failure(httpx.Response(200, stream=body))
-    assert "the answer is longer than 262,144 bytes" in str(error)
-    assert body.pieces == 5
-
-
-def test_an_answer_that_is_huge_when_decompressed_is_refused() -> None:
-    import gzip
-
-    bomb = gzip.compress(b" " * 5_000_000)
-    answer = httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(bomb))
-    assert "the answer is longer than" in str(failure(answer))
+            self._clock.sleep(9.0)
+            yield b" "
 
 
 def test_an_unrequested_compressed_answer_is_still_read() -> None:
@@ -170,7 +152,7 @@ def test_an_unrequested_compressed_answer_is_still_read() -> None:
 
 def test_an_answer_that_drips_is_abandoned_after_30_seconds() -> None:
     clock = FakeClock()
-    error = failure(httpx.Response(200, stream=Endless(clock)), clock=clock)
+    error = failure(httpx.Response(200, stream=Dripping(clock)), clock=clock)
     assert "30 s" in str(error)
     assert clock.monotonic() < 40.0
 

@@ -6,25 +6,24 @@ formatter would show.
 
 import math
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from html import unescape
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote_plus, unquote, unquote_plus
 
 import httpx
 
+from .._client import HttpClient
 from .._clock import Clock
-from .._errors import AuthenticationError, ConfigurationError, DeadlineExceededError, hide_secrets
+from .._errors import AuthenticationError, ConfigurationError, hide_secrets
 from .._secrets import Secret
-from .._sending import Sending
 from .._signals import raise_interrupt
 from .._urls import is_private, origin_of, parse_url, show_origin
 from .._wire import default
-from ..transports import Context, RetryTransport, copy_request
+from ..transports import Context, RetryTransport
 from ..transports._auth.provider import is_sendable
-from ..transports._bodies import json_of, timeouts
+from ..transports._bodies import json_of
 from ..transports._retry.policy import RetryPolicy
 from ..transports._retry.retry_after import retry_after
 
@@ -35,16 +34,13 @@ _TIMEOUT: Final = 30.0
 """Seconds for everything, including retries."""
 
 LONGEST_FETCH: Final = _TIMEOUT + 5.0
-"""Seconds after which a fetch is broken off: a head that arrives byte by byte never times out on the wire."""
+"""Seconds of the system's clock after which a fetch is broken off; `_TIMEOUT` counts by the provider's."""
 
-_MOST: Final = 262_144
-"""Bytes of an answer; a usual one is a hundred times shorter."""
+_LONGEST_TOKEN: Final = 65_536
+"""Characters; no server takes a header that is longer."""
 
 _SHOWN: Final = 200
 """Characters of the endpoint's own words in our messages."""
-
-_ABOUT_BODY: Final = ("content-encoding", "content-length", "transfer-encoding")
-"""Headers that describe the body as it travelled."""
 
 _LIFE: Final = 1199.0
 """Seconds that a token is assumed to live if the endpoint does not say: the lifetime of StackSpot's tokens."""
@@ -107,7 +103,7 @@ class TokenAnswer:
         if not self.content:
             return f"{said} with something that is not a JSON object: check token_url"
         token = self.content.get("access_token")
-        is_usable = isinstance(token, str) and is_sendable(token)
+        is_usable = isinstance(token, str) and len(token) <= _LONGEST_TOKEN and is_sendable(token)
         return None if is_usable else f"{said} without a usable access_token"
 
     def pause(self) -> tuple[float, str]:
@@ -207,20 +203,22 @@ class TokenEndpoint:
         return 0.0 if self._refusal is None else max(0.0, self._refusal[2] - self.clock.monotonic())
 
     def _ask(self) -> TokenAnswer:
-        # Set no deadline here: the layer would start another thread for it. `_Reader` looks at the clock instead.
-        policy = RetryPolicy(max_retries=2, initial_delay=0.2, max_retry_after=5.0, retry_timeouts=True)
+        policy = RetryPolicy(
+            max_retries=2, initial_delay=0.2, max_retry_after=5.0, retry_timeouts=True, deadline=_TIMEOUT
+        )
         wire = self.transport or default.DefaultWire(self.http)
+        asked_at = self.clock.monotonic()
         try:
-            reader = _Reader(wire, self.clock)
-            retrying = RetryTransport(reader, policy, context=Context(clock=self.clock))
-            response = retrying.handle_request(self._request())
-            asked = retry_after(response.headers, self.clock.utcnow())
-            content = json_of(response)
-            given = content if isinstance(content, dict) else {}
-            return TokenAnswer(response.status_code, given, reader.asked_at, asked)
+            client = HttpClient(RetryTransport(wire, policy, context=Context(clock=self.clock)))
+            response = client.send(self._request())
         finally:
             if wire is not self.transport:
                 wire.close()
+        content = json_of(response)
+        asked = retry_after(response.headers, self.clock.utcnow())
+        return TokenAnswer(
+            response.status_code, content if isinstance(content, dict) else {}, asked_at, asked
+        )
 
     def _request(self) -> httpx.Request:
         form = {"grant_type": "client_credentials"}
@@ -254,42 +252,3 @@ class TokenEndpoint:
 
     def _forms_of_secret(self) -> tuple[str, ...]:
         return self.client_secret.reveal(), quote_plus(self.client_secret.reveal()), self._basic
-
-
-class _Reader(httpx.BaseTransport):
-    """Reads the whole answer within an attempt, so that a truncated one is retried; limits its size and time."""
-
-    def __init__(self, wire: httpx.BaseTransport, clock: Clock) -> None:
-        self._wire = wire
-        self._clock = clock
-        self._until = clock.monotonic() + _TIMEOUT
-        self.asked_at = -math.inf
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        self._check_time()
-        self.asked_at = self._clock.monotonic()
-        sending = Sending(None)
-        left = timeouts(max(0.0, self._until - self.asked_at))
-        request = copy_request(request, extensions={**request.extensions, "timeout": left, "trace": sending})
-        response = sending.do(partial(self._wire.handle_request, request))
-        try:
-            content = b"".join(self._pieces(response))
-        finally:
-            response.close()
-        headers = response.headers.copy()
-        for name in _ABOUT_BODY:
-            headers.pop(name, None)
-        return httpx.Response(response.status_code, headers=headers, content=content)
-
-    def _check_time(self) -> None:
-        if self._clock.monotonic() > self._until:
-            raise DeadlineExceededError(f"the answer was not complete after {_TIMEOUT:g} s")
-
-    def _pieces(self, response: httpx.Response) -> Iterator[bytes]:
-        size = 0
-        for piece in response.iter_bytes():
-            size += len(piece)
-            if size > _MOST:
-                raise httpx.DecodingError(f"the answer is longer than {_MOST:,} bytes")
-            self._check_time()
-            yield piece

@@ -215,7 +215,7 @@ def connecting(request: httpx.Request) -> Iterator[None]:
     except aiohttp.ClientHttpProxyError as error:
         raise error_for(httpx.ProxyError, f"{error.status} {error.message}", request) from error
     except aiohttp.ClientConnectorError as error:
-        # aiohttp's own text shows an error without words as "None". One about a certificate had no `os_error` before 3.14.
+        # aiohttp's own text shows an error without words as "None". Before 3.14, a certificate's lacks `os_error`.
         cause = getattr(error, "os_error", None)
         text = str(error) if error.strerror or cause is None else f"cannot connect: {describe(cause)}"
         raise error_for(httpx.ConnectError, text, request) from error
