@@ -132,10 +132,10 @@ class _Router:
         if wires is None:
             # Two threads may get here at once; the wires that are not kept have no connections yet.
             wires = self._wires.setdefault(family, self._wires_of(family))
-        return wires[self._proxy_for(request)]
+        return wires[self._proxy_for(request) if self._names else _DIRECT]
 
     def _proxy_for(self, request: httpx.Request) -> str:
-        return (self._proxies.proxy_for(request.url) or _DIRECT) if self._names else _DIRECT
+        return self._proxies.proxy_for(request.url) or _DIRECT
 
     def _all(self) -> list[Any]:
         return [wire for wires in self._wires.values() for wire in wires.values()]
