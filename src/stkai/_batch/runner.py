@@ -39,11 +39,6 @@ _HELD: Final = 4
 _COMPARED_LINES: Final = 10_000
 """The ids of how many lines are compared, which takes 1 MB; a dry run compares all."""
 
-_REFUSED_LINES: Final = 3
-"""So many different lines refused in a row, with no answer in between, mean that the credentials are refused."""
-
-_REPORT: Final = " (--halt-after 0 would report them as failures)"
-
 _MAY_HAVE_ACTED: Final = {
     "report": "; the server may have executed it, so it was not sent again: to send it, pass --retry-failed",
     "resend": "; the server may have executed it; to send it again, pass --retry-failed",
@@ -77,9 +72,6 @@ class Runner:
         self._state = RunState(job.journal, needs_commit=self._options.sync == "always")
         self._part = self._options.part
         self._streak: tuple[str | None, int] = (None, 0)
-        self._refused: list[tuple[LineInFlight, httpx.Response]] = []
-        """Lines whose credentials were refused since the last other answer."""
-        self._has_answers = False
 
     def end(self, kind: Literal["halted", "interrupted"], message: str) -> None:
         """Stop sending, and drop lines that were not sent; requests in flight finish."""
@@ -96,8 +88,6 @@ class Runner:
             async for outcome in outcomes:
                 self._settle(outcome)
                 await self._flush()
-        self._settle_refused(is_last=True)
-        await self._flush()
 
     # From a line to its request
 
@@ -174,25 +164,12 @@ class Runner:
             assert error is not None
             self._fail(line, error)
         elif response.status_code == httpx.codes.UNAUTHORIZED and self._options.halt_after:
-            self._refused.append((line, response))
-            if len(self._refused) == _REFUSED_LINES:
-                self._refuse(f"the server answered 401 to {_REFUSED_LINES} lines in a row{_REPORT}")
-                self._settle_refused()
+            self._outputs.drop(line.number)
+            self._refuse(
+                f"the server answered 401 to line {line.number} (--halt-after 0 would report it as a failure)"
+            )
         else:
-            self._has_answers = True
-            self._settle_refused()
             self._answer(line, response, error)
-
-    def _settle_refused(self, *, is_last: bool = False) -> None:
-        """Report the lines whose credentials were refused as failures; if the run is ending, they are new."""
-        refused, self._refused = self._refused, []
-        if is_last and len(refused) > 1 and not (self._has_answers or self._outputs.done or self.ending):
-            self._refuse(f"the server answered 401 to all {len(refused)} lines{_REPORT}")
-        for line, response in refused:
-            if self.ending is None:
-                self._answer(line, response, None)
-            else:
-                self._outputs.drop(line.number)
 
     def _refuse(self, what: str) -> None:
         """Halt because the credentials are refused."""
