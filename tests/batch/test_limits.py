@@ -47,19 +47,10 @@ def test_a_store_that_is_lost_is_reported(quiet: tuple[str, ...], job: Job) -> N
     assert "hush" not in result.stderr
 
 
-def test_duplicate_ids_are_reported_by_the_run(job: Job) -> None:
+def test_lines_with_the_same_id_are_all_sent(job: Job) -> None:
     job.input.write_text(job.input.read_text() * 2)
     result = job.run()
     assert (result.returncode, summary(result.stderr)) == (0, "10 done, 0 failed (0 unknown)")
-    assert 'duplicate custom_id: "id-1" in line 6, "id-2" in line 7, ' in result.stderr
-
-
-def test_duplicates_of_lines_that_are_done_are_reported_after_a_resume(job: Job) -> None:
-    job.write(3)
-    assert "duplicate" not in job.run().stderr
-    with job.input.open("a") as lines:
-        lines.write(job.input.read_text().splitlines()[1] + "\n")
-    assert 'duplicate custom_id: "id-2" in line 4' in job.run("--resume").stderr
 
 
 @pytest.mark.parametrize(

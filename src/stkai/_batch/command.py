@@ -231,9 +231,6 @@ class _JobRun:
                 say(f"to continue: {self._options.command('--resume')}")
         if self._options.quiet and not code:
             return code
-        if runner.duplicates:
-            shown = listed([f"{own_id} in line {number}" for number, own_id in runner.duplicates], _SHOWN)
-            say(f"duplicate custom_id: {shown}; use `id` to tell these lines apart")
         if codes:
             self._explain_failures()
         tokens = job.usage.text(self._options.prices)

@@ -14,7 +14,7 @@ from .input_lines import CsvRecords, JsonLines, Lines, StdinCopy
 from .json_text import Template, check_placeholders
 from .options import Options
 from .progress import count, show_count, show_dollars, show_time
-from .request_formats import Format, InvalidLineError, SeenIds, Values
+from .request_formats import Format, InvalidLineError, Values
 
 _SHOWN: Final = 20
 """How many lines to list for each kind of problem."""
@@ -104,7 +104,7 @@ def dry_run(plan: JobPlan, say: Callable[[str], None]) -> bool:
 def _report(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
     options, shard = plan.options, plan.options.part
     invalid = duplicates = requests = size = 0
-    ids = SeenIds()
+    first: dict[int, int] = {}  # The first line with an id, by the id's hash.
     for item in lines:
         if item is None or not shard.has(item[0]):
             continue
@@ -119,11 +119,12 @@ def _report(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
             continue
         requests += 1
         size += len(target.content or b"")
-        earlier = ids.earlier(target.custom_id, number)
-        if earlier is not None:
+        own_id = target.custom_id
+        earlier = number if own_id == "null" else first.setdefault(hash(own_id), number)
+        if earlier != number:
             duplicates += 1
             if duplicates <= _SHOWN:
-                say(f"{where}: duplicate custom_id {target.custom_id}, as in line {earlier}")
+                say(f"{where}: duplicate custom_id {own_id}, as in line {earlier}")
     if duplicates:
         say(f"{count(duplicates, 'duplicate id')}, which is allowed; use `id` to tell the lines apart")
     if invalid:

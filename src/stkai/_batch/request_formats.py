@@ -1,7 +1,6 @@
 """From a line of the input to a request: OpenAI's batch form, any object through a template, a quick command."""
 
 import json
-import math
 import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping
@@ -84,27 +83,6 @@ def custom_id(values: Values | None, name: str | None) -> str:
     if name is not None:
         raise InvalidLineError(f"this has no {name!r}, the member that --id-column names")
     return "null"
-
-
-class SeenIds:
-    """Finds lines that have the id of an earlier one, among the first `most`."""
-
-    def __init__(self, most: float = math.inf) -> None:
-        self._left = most
-        self._first: dict[int, int] = {}
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no more lines are compared."""
-        return self._left <= 0
-
-    def earlier(self, own_id: str, number: int) -> int | None:
-        """The number of the first line with the id of line `number`, as JSON; None if that is the first."""
-        if self.is_full:
-            return None
-        self._left -= 1
-        first = number if own_id == "null" else self._first.setdefault(hash(own_id), number)
-        return None if first == number else first
 
 
 class Format:

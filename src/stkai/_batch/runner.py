@@ -27,7 +27,7 @@ from .output_lines import (
     failure_of_error,
     visible,
 )
-from .request_formats import InvalidLineError, SeenIds
+from .request_formats import InvalidLineError
 from .watch import DroppedError, LineInFlight, RunState, line_of
 
 _PAUSE: Final = 0.05
@@ -35,9 +35,6 @@ _PAUSE: Final = 0.05
 
 _HELD: Final = 4
 """Outcomes that may wait for an earlier one, per request in flight."""
-
-_COMPARED_LINES: Final = 10_000
-"""The ids of how many lines are compared, which takes 1 MB; a dry run compares all."""
 
 _MAY_HAVE_ACTED: Final = {
     "report": "; the server may have executed it, so it was not sent again: to send it, pass --retry-failed",
@@ -59,14 +56,11 @@ class Runner:
     Attributes:
         ending: set when the run must end early.
         in_flight: the lines in flight, by number.
-        duplicates: lines with the id of an earlier one, among the first 10,000, and these ids.
     """
 
     def __init__(self, job: BatchJob, client: BatchClient) -> None:
         self.ending: Ending | None = None
         self.in_flight: dict[int, LineInFlight] = {}
-        self.duplicates: list[tuple[int, str]] = []
-        self._ids = SeenIds(_COMPARED_LINES)
         self._job, self._client, self._clock = job, client, SystemClock()
         self._options, self._outputs = job.plan.options, job.outputs
         self._state = RunState(job.journal, needs_commit=self._options.sync == "always")
@@ -113,8 +107,6 @@ class Runner:
         job, form = self._job, self._job.plan.form
         state = job.recovered.begin(number)
         if state is LineState.DONE or state is LineState.FAILED:
-            if not self._ids.is_full:
-                self._note_id(number, form.id_of(read))
             return None
         self._outputs.expect(number)
         where = f"{self._options.source}, line {number}"
@@ -131,13 +123,8 @@ class Runner:
                 OutputLine.of(number, error.custom_id, LineFailure("invalid_line", f"{where}: {error}"))
             )
             return None
-        self._note_id(number, target.custom_id)
         line = self.in_flight[number] = LineInFlight(self._state, number, target.custom_id, execution)
         return target.request(str(uuid5(job.id, f"line-{number}")), self._client.extensions(line))
-
-    def _note_id(self, number: int, own_id: str) -> None:
-        if self._ids.earlier(own_id, number) is not None:
-            self.duplicates.append((number, own_id))
 
     async def _send(self, _: int, request: httpx.Request) -> httpx.Response:
         line = line_of(request)
