@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -26,10 +25,6 @@ _CLOSING: Final = re.compile(r"[ \t\n\r]*\}[ \t\n\r]*")
 _PLACEHOLDER: Final = re.compile(r"\{([^{}\n]{1,200})\}")
 _NAME: Final = re.compile(r"[\w.-]+")
 """In braces, this is always a placeholder; any other text only if it is a column or a member of the line."""
-
-_WORD: Final = re.compile(r"\w+")
-_NO_NAME: Final = re.compile(r"[\"':,;=<>\\]")
-"""Text in braces with one of these is JSON or code, not the name of a column."""
 
 
 def _no_constant(name: str) -> Any:
@@ -118,7 +113,7 @@ class Template:
 
     Attributes:
         names: the names of placeholders that every line must fill.
-        optional: other texts in braces; a placeholder for those lines that have a member of that name.
+            Other text in braces is a placeholder for those lines that have a member of that name.
     """
 
     def __init__(self, text: str, columns: Collection[str] = ()) -> None:
@@ -134,7 +129,6 @@ class Template:
                 start = found.end()
         self._rest = text[start:]
         self.names = [name for name in found_names if name in columns or _NAME.fullmatch(name)]
-        self.optional = [name for name in found_names if name not in self.names]
 
     @classmethod
     def read(cls, path: Path) -> "Template":
@@ -164,35 +158,12 @@ class Template:
             if name in values:
                 value, written = values[name]
                 return value if isinstance(value, str) else written
-            if name in self.optional:
-                return found[0]
-            raise KeyError(name)
+            if name in self.names:
+                raise KeyError(name)
+            return found[0]
 
         filled = (
             kept + json.dumps(_PLACEHOLDER.sub(replaced, value), ensure_ascii=False)
             for kept, value in self._pieces
         )
         return "".join(filled) + self._rest
-
-
-def check_placeholders(path: Path, columns: list[str], template: Template, *, is_csv: bool) -> None:
-    """Refuse a placeholder that no column fills, and text in braces that looks like the name of a column."""
-    unknown = [name for name in template.names if is_csv and name not in columns]
-    unknown += [text for text in template.optional if _resembles(text, columns)]
-    if unknown:
-        names = ", ".join(columns)
-        hint = "" if unknown[0] in template.names else f" (to send it as it is, write {{ {unknown[0]} }})"
-        raise ConfigurationError(
-            f"the template uses {{{unknown[0]}}}, but {path} has no such column{hint}; it has: {names}"
-        )
-
-
-def _resembles(text: str, columns: list[str]) -> bool:
-    """Whether text in braces is probably the name of a column, misspelt."""
-    if _NO_NAME.search(text) or text != text.strip():
-        return False
-    plain = ["".join(_WORD.findall(name.casefold())) for name in [text, *columns]]
-    words = [
-        set(filter(lambda word: len(word) > 2, _WORD.findall(name.casefold()))) for name in [text, *columns]
-    ]
-    return bool(get_close_matches(plain[0], plain[1:], 1, 0.75) or words[0] & set[str]().union(*words[1:]))

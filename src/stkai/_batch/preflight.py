@@ -11,7 +11,7 @@ from typing import Final
 from .._config import STKAI
 from .._errors import ConfigurationError
 from .input_lines import CsvRecords, JsonLines, Lines, StdinCopy
-from .json_text import Template, check_placeholders
+from .json_text import Template
 from .options import Options
 from .progress import count, show_count, show_dollars, show_time
 from .request_formats import Format, InvalidLineError, Values
@@ -42,12 +42,8 @@ class JobPlan:
             columns = CsvRecords(path).names if options.is_csv else list(first)
             if template is not None:
                 template = Template(template.text, columns)
-                check_placeholders(path, columns, template, is_csv=options.is_csv)
-            if options.is_csv and options.id_column is not None and options.id_column not in columns:
-                names = ", ".join(columns)
-                raise ConfigurationError(
-                    f"--id-column {options.id_column}: {path} has no such column; it has: {names}"
-                )
+            if options.is_csv:
+                _check_columns(path, columns, options, template)
             url = first["url"].value if "url" in first else None
             has_base = options.base_url or options.quick_command or template
             if isinstance(url, str) and "://" not in url and not has_base:
@@ -80,6 +76,15 @@ def _check_file(path: Path) -> None:
         raise ConfigurationError(f"the input {path} cannot be read: {error.strerror}") from error
     if b"\0" in start or start[:2] in {b"\xff\xfe", b"\xfe\xff"}:
         raise ConfigurationError(f"the input {path} is in UTF-16 or UTF-32: save the file as UTF-8")
+
+
+def _check_columns(path: Path, columns: list[str], options: Options, template: Template | None) -> None:
+    wanted = {} if template is None else {name: f"the template uses {{{name}}}" for name in template.names}
+    if options.id_column is not None:
+        wanted[options.id_column] = f"--id-column {options.id_column}"
+    for name, what in wanted.items():
+        if name not in columns:
+            raise ConfigurationError(f"{what}, but {path} has no such column; it has: {', '.join(columns)}")
 
 
 def _first_object(path: Path) -> Values:
