@@ -1,6 +1,5 @@
 """`stkai batch --shard` and `stkai batch merge`: no line lost, none twice, and gaps named."""
 
-import fcntl
 import json
 import os
 import resource
@@ -12,9 +11,6 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-
-from stkai import ConfigurationError, SystemClock
-from stkai._batch.merge import merge as merge_here
 
 from .job import Job, RefusalError, Server, echo, entries, summary
 
@@ -57,7 +53,7 @@ def merge(job: Job, *arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_a_merge_that_cannot_be_finished_leaves_nothing_behind(job: Job) -> None:
     lines(job, {"url": "/x", "body": {}}, "oops")
     job.run()
-    (job.folder / "all.jsonl.sorting").mkdir()
+    (job.folder / f"all.jsonl.{os.getpid()}.sorting").mkdir()
     before = {path.name for path in job.folder.iterdir()}
     result = merge(job, "out", "-o", "all")
     assert (result.returncode, "all.jsonl" in result.stderr) == (3, True)
@@ -82,64 +78,26 @@ runpy.run_module("stkai", run_name="__main__")
 """The command, killed when it calls a function of `os` for the second time."""
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_merge_that_is_killed_is_completed_by_the_next_one(job: Job, step: str) -> None:
+def test_a_merge_that_is_killed_leaves_no_incomplete_output(job: Job) -> None:
     lines(job, {"url": "/x", "body": {}}, "oops")
     job.run()
-    command = [sys.executable, "-c", KILLED, step, "batch", "merge", "out", "-o", "all"]
-    killed = subprocess.run(command, cwd=job.folder, env=job.environment(), check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert (job.folder / "all.failed.jsonl").exists() is (step == "replace")
-    result = merge(job, "out", "-o", "all")
-    assert (result.returncode, summary(result.stderr)) == (1, "1 done, 1 failed")
-    assert (list(entries(job.folder / "all.jsonl")), list(entries(job.folder / "all.failed.jsonl"))) == (
-        [1],
-        [2],
-    )
-    assert not list(job.folder.glob("*.sorting"))
+    for step, made in (("fsync", set[str]()), ("replace", {"all.failed.jsonl"})):
+        command = [sys.executable, "-c", KILLED, step, "batch", "merge", "out", "-o", "all"]
+        killed = subprocess.run(command, cwd=job.folder, env=job.environment(), check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert {path.name for path in job.folder.glob("all*.jsonl")} == made
+    assert list(entries(job.folder / "all.failed.jsonl")) == [2]
 
 
-def test_a_merge_replaces_no_file_of_the_same_size_with_other_content(job: Job) -> None:
-    lines(job, {"url": "/x", "body": {}}, "oops")
+@pytest.mark.parametrize("name", ["all.jsonl", "all.failed.jsonl"])
+def test_a_merge_overwrites_no_file(name: str, job: Job) -> None:
+    job.write(2)
     job.run()
-    (job.folder / "all.failed.jsonl").write_bytes((job.folder / "out.failed.jsonl").read_bytes().swapcase())
+    (job.folder / name).write_text("mine")
     before = job.snapshot()
     result = merge(job, "out", "-o", "all")
-    assert (result.returncode, "all.failed.jsonl exists" in result.stderr) == (2, True)
+    assert (result.returncode, f"{name} exists" in result.stderr) == (2, True)
     assert job.snapshot() == before
-
-
-def test_a_merge_waits_for_another_one_and_does_not_mix_with_it(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job.write(10)
-    job.run()
-    target = job.folder / "all.jsonl"
-    other = os.open(job.folder, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-
-    def end_other(_clock: SystemClock, _seconds: float) -> None:
-        target.write_text("of the other merge")
-        os.close(other)
-
-    monkeypatch.setattr(SystemClock, "sleep", end_other)
-    with pytest.raises(ConfigurationError, match="exists"):
-        merge_here([str(job.folder / "out")], str(target))
-    assert target.read_text() == "of the other merge"
-
-
-def test_a_merge_needs_no_lock_where_there_is_none(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    job.write(10)
-    job.run()
-    open_file = os.open
-
-    def refuse_folders(path: Any, *arguments: Any) -> int:
-        if Path(path).is_dir():
-            raise PermissionError
-        return open_file(path, *arguments)
-
-    monkeypatch.setattr(os, "open", refuse_folders)
-    assert merge_here([str(job.folder / "out")], str(job.folder / "all")) == (10, 0)
 
 
 def test_merge_reports_failures_and_refuses_to_lose_or_duplicate_lines(job: Job) -> None:

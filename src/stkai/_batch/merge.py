@@ -4,17 +4,14 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from filecmp import cmp
+from contextlib import ExitStack, suppress
 from functools import cache, cached_property, reduce
 from itertools import pairwise
 from operator import and_
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
-from .._clock import SystemClock
 from .._errors import ConfigurationError
-from ..stores._disk import try_lock
 from .append_file import WriteError
 from .input_lines import ALL_LINES, Shard, Survey
 from .journal import read_header, records
@@ -25,9 +22,6 @@ _OPEN_FILES: Final = 64
 """Outputs that are open at the same time."""
 
 _SHOWN: Final = 10
-
-_PAUSE: Final = 0.1
-"""Seconds after which a merge looks again whether another one has ended."""
 
 
 class EntryPlace(NamedTuple):
@@ -96,61 +90,41 @@ class Index:
             os.fsync(descriptor)
         return written
 
-    def write(self, contents: Mapping[Path, Container[int]], *, replace: bool) -> list[int]:
+    def write(self, contents: Mapping[Path, Container[int]]) -> list[int]:
         """Write entries by number: for each target, those of some files; returns how many each has.
 
-        The targets are created or replaced only once all are complete. A target that exists already with the same
-        content is left by a merge that was killed.
+        The targets are created or replaced only once all are complete.
 
         Raises:
-            ConfigurationError: a target exists with other content, and `replace` does not allow that.
             WriteError: a target cannot be written.
         """
         targets = {Path(os.path.realpath(target)): files for target, files in contents.items()}
-        copies = {target.with_name(f"{target.name}.sorting"): target for target in targets}
+        copies = {target: target.with_name(f"{target.name}.{os.getpid()}.sorting") for target in targets}
         counts = []
+        target = Path()
         try:
-            for copy, target in copies.items():
-                with _writing(target):
-                    counts.append(self.copy(copy, targets[target]))
-            for copy, target in copies.items():
-                if not replace and target.exists() and not cmp(copy, target, shallow=False):
-                    raise _exists(target)
-            for copy, target in copies.items():
-                with _writing(target):
-                    copy.replace(target)
-        except BaseException:
-            for copy in copies:
+            for target, copy in copies.items():
+                counts.append(self.copy(copy, targets[target]))
+            for target, copy in copies.items():
+                copy.replace(target)
+        except OSError as error:
+            raise WriteError(target, error) from error
+        finally:
+            for copy in copies.values():
                 with suppress(OSError):
                     copy.unlink(missing_ok=True)
-            raise
         return counts
-
-
-def _exists(path: Path) -> ConfigurationError:
-    return ConfigurationError(f"{path} exists: choose another name with -o")
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn a failure into an error that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise WriteError(path, error) from error
 
 
 def sort_file(path: Path) -> None:
     """Sort an output into input order, in place; nothing changes if there is no room for a second copy."""
     index = Index([path])
     if not index.is_sorted:
-        index.write({path: {0}}, replace=True)
+        index.write({path: {0}})
 
 
 def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int, int]:
     """Write the answers and the failures of all outputs, each in input order; returns both counts.
-
-    The failures get their name first: if they exist alone, a merge was killed there, and the same merge completes it.
 
     Raises:
         ConfigurationError: an output is missing, the target exists, a line is in two outputs, or one is in none and
@@ -165,39 +139,20 @@ def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int,
     if not merged.out.parent.is_dir():
         msg = f"{merged.out.parent} is not a directory: create it, or choose another name with -o"
         raise ConfigurationError(msg)
-    with _alone_in(merged.out.parent):
-        return _merge(outputs, merged, partial=partial)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait for other merges into this folder: what is not complete has the same name in all of them."""
-    with ExitStack() as stack:
-        with suppress(OSError):  # Not every folder may be read, and not every file system has locks.
-            descriptor = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            while not try_lock(descriptor):
-                SystemClock().sleep(_PAUSE)
-        yield
-
-
-def _merge(outputs: list[Paths], merged: Paths, *, partial: bool) -> tuple[int, int]:
-    if merged.out.exists():
-        raise _exists(merged.out)
+    for path in (merged.out, merged.failed):
+        if path.exists():
+            raise ConfigurationError(f"{path} exists: remove it, or choose another name with -o")
     for output in outputs:
         if not output.out.is_file():
             raise ConfigurationError(f"{output.out} does not exist: is that job done?")
     answers = [output.out for output in outputs]
     failures = [output.failed for output in outputs if output.failed.exists()]
-    size = sum(path.stat().st_size for path in failures)
-    if merged.failed.exists() and merged.failed.stat().st_size != size:
-        raise _exists(merged.failed)
     index = Index([*answers, *failures])
     present = _check_once(index)
     if not partial:
         _check_complete(outputs, present)
     contents = {merged.failed: range(len(answers), len(index.paths)), merged.out: range(len(answers))}
-    failed, done = index.write(contents, replace=False)
+    failed, done = index.write(contents)
     return done, failed
 
 
