@@ -165,27 +165,32 @@ def test_a_torn_tail_of_any_length_is_cut(tmp_path: Path) -> None:
         file.close()
 
 
-def test_stdout_keeps_the_order_and_counts_what_was_written() -> None:
+def test_stdout_keeps_the_order_and_counts_what_was_written(capfd: pytest.CaptureFixture[str]) -> None:
     reading, writing = os.pipe()
     outputs = StdoutOutputs(in_order=True, descriptor=writing)
+
+    async def settle(*entries: OutputLine) -> None:
+        for entry in entries:
+            await outputs.settle(entry.number, entry)
+
     for number in (1, 2, 3, 4):
         outputs.expect(number)
-    outputs.append(OutputLine(3, b"three\n", None))
-    outputs.append(OutputLine(2, b"two\n", LineFailure("http_400", "no")))
-    assert outputs.held == 2
-    outputs.drop(1)
-    outputs.append(OutputLine(4, b"four\n", None))
-    anyio.run(outputs.flush)
-    assert os.read(reading, 100) == b"two\nthree\nfour\n"
-    assert (outputs.done, outputs.codes) == (2, {"http_400": 1})
+    failure = OutputLine(2, b"two\n", LineFailure("http_400", "no"))
+    anyio.run(settle, OutputLine(3, b"three\n", None), failure)
+    assert (outputs.held, outputs.done) == (2, 0)
+    anyio.run(outputs.settle, 1, None)
+    assert os.read(reading, 100) == b"two\nthree\n"
+    assert (outputs.held, outputs.done, outputs.codes) == (0, 1, {"http_400": 1})
     os.close(reading)
     for number in (5, 6):
         outputs.expect(number)
-        outputs.append(OutputLine(number, b"lost\n", None))
-    with pytest.raises(WriteError, match="stdout"):
-        anyio.run(outputs.flush)
-    assert outputs.take_unwritten() == [OutputLine(5, b"lost\n", None), OutputLine(6, b"lost\n", None)]
-    assert (outputs.done, outputs.take_unwritten()) == (2, [])
+    anyio.run(settle, *(OutputLine(number, b"lost %d\n" % number, None) for number in (6, 5, 4)))
+    assert capfd.readouterr().err == "lost 4\nlost 5\nlost 6\n"
+    assert (outputs.held, outputs.done, str(outputs.error)) == (
+        0,
+        1,
+        "stdout cannot be written: Broken pipe",
+    )
     os.close(writing)
 
 

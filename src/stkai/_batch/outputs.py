@@ -1,6 +1,7 @@
 """The outputs of a job: a file of answers and one of failures, which decide which lines are done; or stdout."""
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -41,6 +42,7 @@ class Outputs:
     Attributes:
         done: how many answers were written.
         codes: how many failures were written, by code.
+        error: why an outcome could not be written.
         held: how many outcomes wait in memory.
     """
 
@@ -49,28 +51,34 @@ class Outputs:
     def __init__(self) -> None:
         self.done = 0
         self.codes: Counter[str] = Counter()
+        self.error: WriteError | None = None
 
     def expect(self, number: int) -> None:
         """Expect an outcome for this line."""
 
-    def drop(self, number: int) -> None:
-        """Stop expecting an outcome for this line."""
+    async def settle(self, number: int, entry: OutputLine | None) -> None:
+        """Write the outcome of a line; None if it has none in this run.
 
-    def append(self, entry: OutputLine) -> None:
-        """Write the outcome of a line, or let it wait for `flush`. Both raise a WriteError if it cannot be written."""
-        raise NotImplementedError
-
-    async def flush(self) -> None:
-        """Write what waits."""
+        Print what cannot be written to stderr, so that it is not lost.
+        """
+        if entry is not None:
+            await self._write(entry)
 
     def sync(self) -> None:
         """Return once everything written would survive a power failure."""
 
-    def take_unwritten(self) -> list[OutputLine]:
-        """What waits; it is forgotten."""
-        return []
+    async def _append(self, entry: OutputLine) -> None:
+        raise NotImplementedError
 
-    def _count(self, entry: OutputLine) -> None:
+    async def _write(self, entry: OutputLine) -> None:
+        try:
+            await self._append(entry)
+        except WriteError as error:
+            self.error = error
+            with suppress(OSError, AttributeError):  # stderr may be closed.
+                sys.stderr.buffer.write(entry.line)
+                sys.stderr.buffer.flush()
+            return
         if entry.code is None:
             self.done += 1
         else:
@@ -116,9 +124,8 @@ class FileOutputs(Outputs):
                         usage.add(parse(line.decode()).value["response"]["body"])
         return usage
 
-    def append(self, entry: OutputLine) -> None:
+    async def _append(self, entry: OutputLine) -> None:
         (self.answers if entry.code is None else self.failures).append(entry.line)
-        self._count(entry)
 
     def forget_failures(self) -> None:
         """Empty the file of failures."""
@@ -151,8 +158,7 @@ def entries_in(path: Path) -> Iterator[tuple[int, bytes]]:
 class StdoutOutputs(Outputs):
     """Writes every outcome to stdout, as calls finish or in input order.
 
-    A reader may be slow: outcomes wait in memory for `flush`, which writes them in a thread, so that no call in flight
-    runs into its deadline meanwhile.
+    A reader may be slow: it is written in a thread, so that no call in flight runs into its deadline meanwhile.
     """
 
     def __init__(self, *, in_order: bool, descriptor: int = _STDOUT) -> None:
@@ -170,28 +176,23 @@ class StdoutOutputs(Outputs):
         if self._in_order:
             self._waiting[number] = None
 
-    def drop(self, number: int) -> None:
-        self._waiting.pop(number, None)
-
-    def append(self, entry: OutputLine) -> None:
-        self._waiting[entry.number] = entry
-
-    async def flush(self) -> None:
+    async def settle(self, number: int, entry: OutputLine | None) -> None:
+        if entry is None:
+            self._waiting.pop(number, None)
+        else:
+            self._waiting[number] = entry
         async with self._writing:
-            while (entry := next(iter(self._waiting.values()), None)) is not None:
-                await anyio.to_thread.run_sync(self._write, entry.line)
-                del self._waiting[entry.number]
-                self._count(entry)
+            while (first := next(iter(self._waiting.values()), None)) is not None:
+                await self._write(first)
+                del self._waiting[first.number]
 
-    def _write(self, entry: bytes) -> None:
+    async def _append(self, entry: OutputLine) -> None:
+        await anyio.to_thread.run_sync(self._print, entry.line)
+
+    def _print(self, line: bytes) -> None:
         try:
-            left = memoryview(entry)
+            left = memoryview(line)
             while left:
                 left = left[os.write(self._descriptor, left) :]
         except OSError as error:
             raise WriteError("stdout", error) from error
-
-    def take_unwritten(self) -> list[OutputLine]:
-        unwritten = [entry for entry in self._waiting.values() if entry is not None]
-        self._waiting.clear()
-        return unwritten

@@ -1,8 +1,6 @@
 """One run of a job: sends the lines that have no outcome yet, writes their outcomes, and decides when to halt."""
 
-import sys
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 from uuid import uuid5
@@ -80,28 +78,28 @@ class Runner:
         most = self._options.max_in_flight
         async with OutcomesInTasks(self._send, self._requests(), most, lambda _: True) as outcomes:
             async for outcome in outcomes:
-                self._settle(outcome)
-                await self._flush()
+                await self._settle(line_of(outcome.request).number, self._entry(outcome))
 
     # From a line to its request
 
     async def _requests(self) -> AsyncIterator[httpx.Request]:
         """The requests of lines that have no outcome yet, until the run is ending."""
         for item in self._job.lines:
-            if item is None:
-                await self._clock.asleep(_PAUSE)
             while self._outputs.held > _HELD * self._options.max_in_flight and self.ending is None:
                 await self._clock.asleep(_PAUSE)
             if self.ending is not None:
                 return
-            request = None if item is None else self._request(*item)
-            if request is not None:
-                yield request
-            else:
-                await self._flush()
+            if item is None:
+                await self._clock.asleep(_PAUSE)
+                continue
+            made = self._request(*item)
+            if isinstance(made, OutputLine):
+                await self._settle(made.number, made)
+            elif made is not None:
+                yield made
 
-    def _request(self, number: int, read: ReadLine) -> httpx.Request | None:
-        """The request for a line; None if there is nothing to send."""
+    def _request(self, number: int, read: ReadLine) -> httpx.Request | OutputLine | None:
+        """The request for a line, or its failure if it is not sent; None if there is nothing to do."""
         if not self._part.has(number):
             return None
         job, form = self._job, self._job.plan.form
@@ -114,15 +112,12 @@ class Runner:
         if state is LineState.SENT and execution is None and self._options.unknown == "report":
             what = f"{where}: this was in flight when an earlier run was killed, so the server may have executed it"
             failure = LineFailure(UNKNOWN, f"{what}; to send it again, pass --retry-failed")
-            self._write(OutputLine.of(number, form.id_of(read), failure))
-            return None
+            return OutputLine.of(number, form.id_of(read), failure)
         try:
             target = form.target(read())
         except InvalidLineError as error:
-            self._write(
-                OutputLine.of(number, error.custom_id, LineFailure("invalid_line", f"{where}: {error}"))
-            )
-            return None
+            failure = LineFailure("invalid_line", f"{where}: {error}")
+            return OutputLine.of(number, error.custom_id, failure)
         line = self.in_flight[number] = LineInFlight(self._state, number, target.custom_id, execution)
         return target.request(str(uuid5(job.id, f"line-{number}")), self._client.extensions(line))
 
@@ -134,29 +129,28 @@ class Runner:
 
     # From an outcome to its line in the outputs
 
-    def _settle(self, outcome: Outcome) -> None:
+    def _entry(self, outcome: Outcome) -> OutputLine | None:
+        """What to write for a line; None if it was not sent, so that a resumed job sends it."""
         line, error, response = line_of(outcome.request), outcome.error, outcome.response
         del self.in_flight[line.number]
         if response is None:
             response = getattr(error, "response", None)
-        if isinstance(error, DroppedError):
-            self._outputs.drop(line.number)
-        elif isinstance(error, WriteError):
-            self._outputs.drop(line.number)
-            self.end("halted", f"{error}; nothing more is sent")
+        if isinstance(error, WriteError):
+            self._halt_unwritten(error)
         elif isinstance(error, AuthenticationError) and not isinstance(error, ExposedTokenError):
-            self._outputs.drop(line.number)
             self._refuse(visible(str(error)))
+        elif isinstance(error, DroppedError):
+            pass
         elif response is None:
             assert error is not None
-            self._fail(line, error)
+            return self._failure(line, error)
         elif response.status_code == httpx.codes.UNAUTHORIZED and self._options.halt_after:
-            self._outputs.drop(line.number)
             self._refuse(
                 f"the server answered 401 to line {line.number} (--halt-after 0 would report it as a failure)"
             )
         else:
-            self._answer(line, response, error)
+            return self._answer(line, response, error)
+        return None
 
     def _refuse(self, what: str) -> None:
         """Halt because the credentials are refused."""
@@ -167,7 +161,7 @@ class Runner:
             " nothing more is sent",
         )
 
-    def _answer(self, line: LineInFlight, response: httpx.Response, error: Exception | None) -> None:
+    def _answer(self, line: LineInFlight, response: httpx.Response, error: Exception | None) -> OutputLine:
         failure = None
         try:
             body = body_of(response)
@@ -182,29 +176,27 @@ class Runner:
                 )
             elif error is not None:
                 failure = failure_of_error(error, self._client.timeouts)
-            entry = OutputLine.of(line.number, line.custom_id, failure, response, body)
+            return OutputLine.of(line.number, line.custom_id, failure, response, body)
         except Exception as unreadable:  # noqa: BLE001 - whatever the server has sent, the run continues
-            self._fail(line, unreadable)
-        else:
-            self._write(entry)
+            return self._failure(line, unreadable)
 
-    def _fail(self, line: LineInFlight, error: Exception) -> None:
+    def _failure(self, line: LineInFlight, error: Exception) -> OutputLine:
         failure = self._may_have_acted(line, failure_of_error(error, self._client.timeouts))
-        self._write(OutputLine.of(line.number, line.custom_id, failure))
+        return OutputLine.of(line.number, line.custom_id, failure)
 
     def _may_have_acted(self, line: LineInFlight, failure: LineFailure) -> LineFailure:
         """The failure, with a hint if the server may have executed the line."""
         hint = "" if line.may_drop else _MAY_HAVE_ACTED[self._options.unknown]
         return failure._replace(message=failure.message + hint)
 
-    def _write(self, entry: OutputLine) -> None:
-        try:
-            self._outputs.append(entry)
-        except WriteError as error:
-            self._halt_unwritten(error, [entry])
-        code, failure = entry.code, entry.failure
-        if code == UNKNOWN:
+    async def _settle(self, number: int, entry: OutputLine | None) -> None:
+        """Write the outcome of a line, and halt after too many equal failures in a row."""
+        await self._outputs.settle(number, entry)
+        if self._outputs.error is not None:
+            self._halt_unwritten(self._outputs.error)
+        if entry is None or entry.code == UNKNOWN:
             return
+        code, failure = entry.code, entry.failure
         last, count = self._streak
         count = count + 1 if code == last else 1
         self._streak = (code, count)
@@ -212,16 +204,5 @@ class Runner:
             times = "a failure" if count == 1 else f"{count} failures in a row"
             self.end("halted", f"{times} with the code {code}, the last one: {failure.message}")
 
-    async def _flush(self) -> None:
-        """Wait until what was written has reached a slow reader of stdout."""
-        try:
-            await self._outputs.flush()
-        except WriteError as error:
-            self._halt_unwritten(error, self._outputs.take_unwritten())
-
-    def _halt_unwritten(self, error: WriteError, entries: list[OutputLine]) -> None:
-        """Halt, and print outcomes that could not be written to stderr, so that they are not lost."""
+    def _halt_unwritten(self, error: WriteError) -> None:
         self.end("halted", f"{error}; nothing more is sent")
-        with suppress(OSError, AttributeError):  # stderr may be closed.
-            sys.stderr.buffer.writelines(entry.line for entry in entries)
-            sys.stderr.buffer.flush()
