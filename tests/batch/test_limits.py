@@ -53,14 +53,6 @@ def test_lines_with_the_same_id_are_all_sent(job: Job) -> None:
     assert (result.returncode, summary(result.stderr)) == (0, "10 done, 0 failed (0 unknown)")
 
 
-@pytest.mark.parametrize(
-    ("command", "usage"), [((), "batch [OPTIONS] INPUT"), (("merge",), "batch merge [OPTIONS] OUT...")]
-)
-def test_the_usage_of_the_commands_is_plain(command: tuple[str, ...], usage: str, job: Job) -> None:
-    done = job.run_here(["", "", "", "batch", *command, "--help"], job.environment())
-    assert done.stdout.splitlines()[0].endswith(usage)
-
-
 def limits_of(*arguments: Any, **settings: Any) -> Any:
     options = Options(source="in.jsonl", out="out", **dict(zip(arguments[::2], arguments[1::2], strict=True)))
     return limits(options, Settings(rate_limit=RateLimitConfig(**settings)))

@@ -34,5 +34,5 @@ def _options(
 # The first sentences of their docstrings would be cut off in the list of commands.
 app.command(short_help="Show the settings in force, and where each comes from.")(explain.explain)
 app.command(short_help="Compare the limiters on an embedded server.")(demo.demo)
-app.command(short_help="Show or reset a shared quota.", cls=batch.PlainUsage)(quota.quota)
+app.command(short_help="Show or reset a shared quota.")(quota.quota)
 app.add_typer(batch.batch, name="batch", short_help="Send the requests in a file, and lose none.")

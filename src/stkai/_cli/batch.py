@@ -1,34 +1,15 @@
 """`stkai batch`: thousands of requests from a file, and `stkai batch merge` for the outputs of shards."""
 
 import inspect
-import re
 from typing import Annotated, Any
 
 import typer
-from typer import Context
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from .._batch.command import run_batch, run_merge
 from .._batch.options import Options
 
 _RUN = "run"
-
-
-class _PlainContext(Context):
-    @property
-    def command_path(self) -> str:
-        """The command as it is typed; the name of a default command is empty."""
-        return super().command_path.strip()
-
-
-class PlainUsage(TyperCommand):
-    """A command whose usage names its arguments without braces, and leaves out the name of a default command."""
-
-    context_class = _PlainContext
-
-    def format_usage(self, ctx: Any, formatter: Any) -> None:
-        pieces = [re.sub(r"[{}]", "", piece) for piece in self.collect_usage_pieces(ctx)]
-        formatter.write_usage(ctx.command_path, " ".join(pieces).replace("......", "..."))
 
 
 class _DefaultCommand(TyperGroup):
@@ -39,24 +20,20 @@ class _DefaultCommand(TyperGroup):
             args = [_RUN, *args]
         return super().parse_args(ctx, args)
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, command, rest = super().resolve_command(ctx, args)
-        return "" if name == _RUN else name, command, rest
-
 
 batch = typer.Typer(
     cls=_DefaultCommand, help="Send the requests in a file; lose none, and report any that may run twice."
 )
 
 
-@batch.command(_RUN, cls=PlainUsage)
+@batch.command(_RUN)
 def run(**given: Any) -> None:
     """Send the requests in INPUT. Write the answers to OUT.jsonl and the failures to OUT.failed.jsonl.
 
     --resume continues a job that was interrupted or halted; --retry-failed sends its failed lines again. A line that
     the server may have executed is not sent twice: one that was in flight when a run was killed, and one that ended in
     a 500 or a broken connection, is a failure. With --unknown resend, it is sent again. `stkai batch merge` joins the
-    outputs of shards.
+    outputs of shards. The word `run` may be left out.
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 3 halted and resumable, 130 interrupted.
     """
@@ -67,11 +44,9 @@ def run(**given: Any) -> None:
 run.__signature__ = inspect.signature(Options)  # type: ignore[attr-defined]
 
 
-@batch.command("merge", cls=PlainUsage)
+@batch.command("merge")
 def merge(
-    outs: Annotated[
-        list[str], typer.Argument(metavar="OUT...", help="Outputs of the shards, as passed to -o.")
-    ],
+    outs: Annotated[list[str], typer.Argument(metavar="OUT", help="Outputs of the shards, as passed to -o.")],
     out: Annotated[str, typer.Option("-o", "--out", metavar="ALL", help="Write the joined output here.")],
     partial: Annotated[
         bool, typer.Option("--partial", help="Join what there is, although lines of the input are missing.")
