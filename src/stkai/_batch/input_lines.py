@@ -19,7 +19,7 @@ from .request_formats import InvalidLineError, Values, values_of
 
 _BOM: Final = b"\xef\xbb\xbf"
 _BLOCK: Final = 1 << 16
-_SURVEY: Final = re.compile(rb"([0-9]+) ([0-9a-f]{64}) ([0-9]+) ([0-9]+)")
+_SURVEY: Final = re.compile(rb"([0-9a-f]{64}) ([0-9]+) ([0-9]+)")
 _ANY_SIZE: Final = 2**31 - 1
 
 ReadLine = Callable[[], Values | None]
@@ -180,15 +180,16 @@ class Survey(NamedTuple):
         return cls(size, sha256(path, size), own, last)
 
     def __bytes__(self) -> bytes:
-        return b"%d %b %d %d" % (self.size, self.sha256.encode(), self.lines, self.last)
+        """Its record in a journal."""
+        return b"i %d %b %d %d\n" % (self.size, self.sha256.encode(), self.lines, self.last)
 
     @classmethod
-    def parse(cls, text: bytes) -> "Survey":
-        """What `bytes(survey)` has written."""
-        found = _SURVEY.fullmatch(text)
+    def of_record(cls, size: int, rest: bytes) -> "Survey":
+        """The survey in a record of a journal."""
+        found = _SURVEY.fullmatch(rest)
         if found is None:
             raise ConfigurationError("the journal is damaged: pass --restart to start over")
-        return cls(int(found[1]), found[2].decode(), int(found[3]), int(found[4]))
+        return cls(size, found[1].decode(), int(found[2]), int(found[3]))
 
 
 class StdinCopy:

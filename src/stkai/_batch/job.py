@@ -96,7 +96,7 @@ class BatchJob:
         if options.restart and not options.from_stdin:
             paths.stdin.unlink(missing_ok=True)
         facts = {"options": facts, "input": "stdin" if options.from_stdin else "file"}
-        return journal.begin("batch", facts, None if self.survey is None else bytes(self.survey))
+        return journal.begin("batch", facts, self.survey)
 
     def _survey_file(self) -> None:
         if not self.plan.options.from_stdin:
@@ -115,12 +115,12 @@ class BatchJob:
         options = self.plan.options
         self.recovered = recovered = journal.recover(outputs.read())
         self.usage = outputs.usage(*recovered.usage)
-        self.is_cut_off = options.from_stdin and not recovered.has_all_of_stdin
-        survey = None if recovered.survey is None else Survey.parse(recovered.survey)
+        survey = recovered.survey
+        self.is_cut_off = survey is None
         _check_unchanged(source, survey, is_copy=options.from_stdin)
         if survey is None or source.stat().st_size > survey.size:
             survey = _survey(self.plan, source)
-            journal.surveyed(bytes(survey))
+            journal.surveyed(survey)
         self.survey, self.lines = survey, self.plan.lines(source, survey.size)
         if options.retry_failed:
             failed = recovered.states.numbers(LineState.FAILED)
@@ -136,7 +136,7 @@ class BatchJob:
         if self.survey is None and self.stdin is not None and self.stdin.survey is not None:
             self.survey = self.stdin.survey
             if self.journal is not None:
-                self.journal.surveyed(bytes(self.survey), is_all_of_stdin=True)
+                self.journal.surveyed(self.survey)
         used = (self.usage.asked, self.usage.answered)
         if self.journal is not None and used != self.recovered.usage[1:]:
             assert isinstance(self.outputs, FileOutputs)

@@ -8,7 +8,6 @@
     x 123 01HX...                           the execution that line 123 created
     d 123                                   the outcome of request 123 was handed out (`send_all`, which has no outputs)
     u 9000 520 78                           the first 9,000 bytes of the answers have used 520 and 78 tokens
-    e                                       all of stdin has been copied
 
 Each record is one write. The process that has the journal open holds its lock. It contains no user-supplied ids, no
 bodies and no credentials.
@@ -26,6 +25,7 @@ from typing import Any, Final, NamedTuple, Self
 from .._clock import unique_key
 from .._errors import ConfigurationError
 from .append_file import AppendFile
+from .input_lines import Survey
 
 VERSION: Final = 1
 
@@ -89,8 +89,7 @@ class Recovered:
     Attributes:
         states: the state of each line; the outputs take precedence over the journal.
         executions: executions created by lines that have no outcome, by line number.
-        survey: the input that the latest run has read, as a `Survey` writes it.
-        has_all_of_stdin: whether all of stdin has been copied.
+        survey: the input that the latest run has read; None if not all of stdin was copied.
         usage: tokens sent and received, and how many bytes of the answers they cover.
         torn: the start of the number in a last record that was only partly written: that line was sent.
         suspects: how many lines it may be: lines are read in order, so it is one of the first without an outcome.
@@ -98,8 +97,7 @@ class Recovered:
 
     states: LineStates = field(default_factory=LineStates)
     executions: dict[int, str] = field(default_factory=dict)
-    survey: bytes | None = None
-    has_all_of_stdin: bool = False
+    survey: Survey | None = None
     usage: tuple[int, int, int] = (0, 0, 0)
     torn: str = ""
     suspects: int = 0
@@ -150,12 +148,12 @@ class Journal:
             raise
         return journal
 
-    def begin(self, kind: str, facts: Mapping[str, Any], survey: bytes | None = None) -> Header:
+    def begin(self, kind: str, facts: Mapping[str, Any], survey: Survey | None = None) -> Header:
         """Start a new job, and discard the journal's contents."""
         header = Header(kind, uuid.UUID(hex=unique_key(), version=4), dict(facts))
         self.file.truncate()
         first = {"stkai": kind, "version": VERSION, "job": str(header.job), **header.facts}
-        self.file.append(json.dumps(first).encode() + b"\n" + (b"" if survey is None else b"i %b\n" % survey))
+        self.file.append(json.dumps(first).encode() + b"\n" + (b"" if survey is None else bytes(survey)))
         self.header = header
         return header
 
@@ -179,9 +177,7 @@ class Journal:
                 if asked.isdigit() and answered.isdigit():
                     found.usage = (number, int(asked), int(answered))
             elif kind == b"i":
-                found.survey = b"%d %b" % (number, rest)
-            elif kind == b"e":
-                found.has_all_of_stdin = True
+                found.survey = Survey.of_record(number, rest)
         torn = _TORN.fullmatch(self.file.cut_torn_tail())
         if torn is not None:
             found.torn, found.suspects = (torn[1] or b"").decode(), in_flight
@@ -212,9 +208,9 @@ class Journal:
         """The first `size` bytes of the answers have used these tokens."""
         self.file.append(b"u %d %d %d\n" % (size, asked, answered))
 
-    def surveyed(self, survey: bytes, *, is_all_of_stdin: bool = False) -> None:
+    def surveyed(self, survey: Survey) -> None:
         """The run reads this input."""
-        self.file.append(b"i %b\n" % survey + b"e\n" * is_all_of_stdin)
+        self.file.append(bytes(survey))
 
     def close(self) -> None:
         """Close the file and release the lock."""
@@ -236,9 +232,7 @@ def records(path: Path, header: Header | None) -> Iterator[tuple[bytes, int, byt
             if line[-1:] != b"\n":
                 return
             number, _, more = rest.partition(b" ")
-            if kind == b"e":
-                yield kind, 0, b""
-            elif len(kind) == 1 and number.isdigit():
+            if len(kind) == 1 and number.isdigit():
                 yield kind, int(number), more
             else:
                 raise ConfigurationError(_DAMAGED.format(f"{path}, line {place}"))

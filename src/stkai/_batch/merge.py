@@ -200,7 +200,7 @@ def _input_of(journal: Path) -> tuple[Shard, Survey | None]:
         return ALL_LINES, None
     for kind, number, rest in records(journal, header):
         if kind == b"i":
-            survey = Survey.parse(b"%d %b" % (number, rest))
+            survey = Survey.of_record(number, rest)
     return Shard.parse(header.facts.get("options", {}).get("--shard") or "0/1"), survey
 
 
