@@ -228,7 +228,7 @@ class _JobRun:
             code = HALTED if ending.kind == "halted" else INTERRUPTED
             complain(ending.message)
             if not self._options.to_stdout:
-                say(f"to continue: {self._options.command('--resume')}")
+                say("to continue: run the same command with --resume")
         if self._options.quiet and not code:
             return code
         if codes:
@@ -249,4 +249,4 @@ class _JobRun:
         if set(codes) == {"invalid_line"}:
             say("to send them, correct these lines in a file of their own, and run that as another job")
         else:
-            say(f"to send them again: {self._options.command('--retry-failed')}")
+            say("to send them again: run the same command with --retry-failed")

@@ -2,8 +2,7 @@
 
 import hashlib
 import re
-import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -21,7 +20,6 @@ QUICK_COMMANDS: Final = "https://genai-code-buddy-api.stackspot.com"
 """Where StackSpot runs quick commands."""
 
 _UNWANTED: Final = re.compile(r"#|\{[^{}]+\}")
-_ABOUT_ONE_RUN: Final = frozenset({"source", "out", "resume", "restart", "retry_failed", "dry_run"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,18 +166,6 @@ class Options:
             "--id-column": self.id_column,
             "--shard": None if self.shard is None else "{}/{}".format(*self.part),
         }
-
-    def command(self, next_step: str) -> str:
-        """The command line of this job with another option, such as `--resume`, for people to copy."""
-        words = ["stkai", "batch", self.source, "-o", self.out or ""]
-        for field in fields(self):
-            value, option = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
-            if field.name in _ABOUT_ONE_RUN or value == field.default:
-                continue
-            if field.name == "base_url" and httpx.URL(value).userinfo:
-                value = httpx.URL(value).copy_with(username="USER", password="PASSWORD")  # noqa: S106 - a stand-in
-            words += [option] if value is True else [option, str(value)]
-        return shlex.join([*words, next_step])
 
 
 def _without_user(url: str) -> str:
