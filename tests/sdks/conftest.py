@@ -7,6 +7,7 @@ import pytest
 
 from stkai.testing import FakeClock, QuotaServer
 
+from .chat_server import ChatServer
 from .sdks import SDKS, Sdk
 
 # Without these, LiteLLM and LangChain would look for the internet.
@@ -26,5 +27,5 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def server(clock: FakeClock) -> Iterator[QuotaServer]:
-    with QuotaServer(clock=clock) as running:
+    with ChatServer(clock=clock) as running:
         yield running

@@ -106,7 +106,7 @@ async def stream_mistral(world: World, client: Any, text: str) -> list[str]:
 
 def make_cohere(world: World, url: str, http_client: Any) -> Any:
     kind: Any = world.pick(cohere.ClientV2, cohere.AsyncClientV2)
-    return kind(base_url=url, api_key="of the SDK", max_retries=0, httpx_client=http_client)
+    return kind(base_url=f"{url}/v1", api_key="of the SDK", max_retries=0, httpx_client=http_client)
 
 
 async def ask_cohere(world: World, client: Any, text: str) -> Any:
@@ -164,11 +164,11 @@ SDKS = [
     Sdk(
         "groq",
         httpx,
-        maker((groq.Groq, groq.AsyncGroq)),
+        maker((groq.Groq, groq.AsyncGroq), "/v1"),
         ask_completion,
         stream_completion,
         own(groq, httpx.TransportError),
-        "/openai/v1/chat/completions",
+        "/v1/openai/v1/chat/completions",
     ),
     Sdk(
         "together",
@@ -190,6 +190,6 @@ SDKS = [
             "unavailable": cohere.errors.ServiceUnavailableError,
             "unauthorized": cohere.errors.UnauthorizedError,
         },
-        "/v2/chat",
+        "/v1/v2/chat",
     ),
 ]

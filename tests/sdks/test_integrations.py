@@ -13,6 +13,8 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 import stkai
 from stkai.testing import FakeClock, QuotaServer
 
+from .chat_server import ChatServer
+
 PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
 TOKEN_PATH = httpx.URL(stkai.ClientCredentialsAuthProvider.DEFAULT_TOKEN_URL).path
 
@@ -20,7 +22,7 @@ TOKEN_PATH = httpx.URL(stkai.ClientCredentialsAuthProvider.DEFAULT_TOKEN_URL).pa
 @pytest.fixture
 def server(clock: FakeClock) -> Iterator[QuotaServer]:
     """A service that takes any key."""
-    with QuotaServer(clock=clock, auth_required=False) as running:
+    with ChatServer(clock=clock, auth_required=False) as running:
         yield running
 
 
@@ -33,7 +35,8 @@ def service(server: QuotaServer, clock: FakeClock, monkeypatch: pytest.MonkeyPat
 
         def send(self: Any, request: Any) -> Any:
             path = request.url.raw_path.decode()
-            request.url = package.URL(server.token_url if path == TOKEN_PATH else server.url + path)
+            home = server.url if path.startswith(("/v1/", TOKEN_PATH)) else f"{server.url}/v1"
+            request.url = package.URL(server.token_url if path == TOKEN_PATH else home + path)
             return original(self, request)
 
         monkeypatch.setattr(owner, name, send)

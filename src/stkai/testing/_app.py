@@ -14,7 +14,7 @@ from multidict import CIMultiDict
 from .._clock import Clock, uniform
 from ._faults import Answer, Fault, Hang, Reset
 from ._requests_and_replies import LogEntry, Reply, RequestLog, RequestRecord
-from ._service import APIS, Service
+from ._service import API, Service
 
 _SETTLE = 0.01  # seconds before a reset, so that the client has taken in the bytes that came before it
 _SHUTDOWN = 0.05  # seconds that requests in progress may still take when the server closes
@@ -57,7 +57,7 @@ class App:
         if isinstance(fault, Hang):
             await asyncio.sleep(fault.seconds)
         reply = self._reply(record, fault)
-        if record.path.startswith(APIS):
+        if record.path.startswith(API):
             low, high = self.latency
             await asyncio.sleep(low + (high - low) * uniform())
         if isinstance(fault, Reset) and fault.at == "headers":

@@ -29,9 +29,8 @@ class QuotaServer(FaultMethods):
             client.post(server.create_url(), json={"input_data": "hello"})
 
     Any number of clients in any number of processes may use it. It counts POSTs to quick commands, agents and models;
-    polls and refused requests use no quota. The SDKs of OpenAI, Anthropic, Mistral, Groq, Together and Cohere find
-    their chat endpoints here, streamed or not: `/v1/chat/completions`, `/v1/messages`, `/openai/v1/chat/completions`
-    and `/v2/chat`; the model repeats the last message.
+    polls and refused requests use no quota. OpenAI's SDK finds its chats here, streamed or not, at
+    `/v1/chat/completions`, and so do others with the same API, such as Mistral's; the model repeats the last message.
 
     Args:
         max_requests: the quota; None for no limit.

@@ -1,4 +1,4 @@
-"""What StackSpot AI answers, and a model behind the APIs of SDKs: requests in, replies out.
+"""What StackSpot AI answers, and a model behind OpenAI's API: requests in, replies out.
 
 Does no I/O, and gets the time as an argument. A model repeats the last message; streamed, it says one word at a time.
 """
@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 from urllib.parse import parse_qs
 
 from .._clock import unique_key
@@ -16,13 +16,9 @@ from ._quota import Gate
 from ._requests_and_replies import Reply, RequestRecord, error_reply, json_reply
 
 API = "/v1"
-APIS = (API, "/v2", "/openai/v1")
-"""Where tokens and latency count; the others are Cohere's and Groq's."""
+"""Where tokens and latency count."""
 
 TOKEN_PATH = "/oidc/oauth/token"  # noqa: S105
-
-_ID: Final = {"id": "chat-1"}
-_CHAT: Final[dict[str, Any]] = {**_ID, "model": "echo"}
 
 Handler = Callable[[RequestRecord, str, float], Reply]
 
@@ -42,16 +38,14 @@ class Service:
     def __post_init__(self) -> None:
         self._tokens: dict[str, float] = {}
         self._executions: dict[str, tuple[int, Any]] = {}
-        self._routes: tuple[tuple[str, str, bool, Handler], ...] = (
+        self.routes: list[tuple[str, str, bool, Handler]] = [
             ("POST", f"{TOKEN_PATH}()", False, self._issue_token),
             ("POST", f"{API}/quick-commands/create-execution/([^/]+)", True, self._create_execution),
             ("GET", f"{API}/quick-commands/callback/([^/]+)", False, self._poll),
-            ("POST", f"{API}/agent/([^/]+)/chat", True, self._chat(_agent)),
-            ("POST", f"(?:/openai)?{API}/chat/completions()", True, self._chat(_completion)),
-            ("POST", f"{API}/messages()", True, self._chat(_message)),
-            ("POST", "/v2/chat()", True, self._chat(_cohere)),
+            ("POST", f"{API}/agent/([^/]+)/chat", True, self.chat(_agent)),
+            ("POST", f"{API}/chat/completions()", True, self.chat(completion)),
             ("", "/echo()", False, _echo),
-        )
+        ]
         """Methods, paths with what the handler needs of them, whether they are counted, and handlers."""
 
     def revoke_tokens(self) -> None:
@@ -60,12 +54,12 @@ class Service:
 
     def answer(self, request: RequestRecord, now: float, utcnow: datetime) -> Reply:
         """Answer a request; `now` never goes back."""
-        if request.path.startswith(APIS) and not self._is_authorized(request, now):
+        if request.path.startswith(API) and not self._is_authorized(request, now):
             challenge = (("www-authenticate", 'Bearer realm="stkai.testing", error="invalid_token"'),)
             return error_reply(
                 401, "invalid_token", "the access token is missing, expired or revoked", challenge
             )
-        for method, pattern, counted, handler in self._routes:
+        for method, pattern, counted, handler in self.routes:
             match = re.fullmatch(pattern, request.path)
             if match is None:
                 continue
@@ -95,7 +89,8 @@ class Service:
         content = {"access_token": token, "token_type": "Bearer", "expires_in": self.token_lifetime}
         return json_reply(content, headers=(("cache-control", "no-store"),))
 
-    def _chat(self, reply: Callable[[dict[str, Any], float], Reply]) -> Handler:
+    def chat(self, reply: Callable[[dict[str, Any], float], Reply]) -> Handler:
+        """A handler that answers the JSON of a request, in pieces with the pause between them."""
         return lambda request, *_: reply(_json(request), self.stream_interval)
 
     def _create_execution(self, request: RequestRecord, slug: str, _: float) -> Reply:
@@ -149,10 +144,10 @@ def _agent(asked: dict[str, Any], pause: float) -> Reply:
     return _events(events, pause)
 
 
-def _completion(asked: dict[str, Any], pause: float) -> Reply:
+def completion(asked: dict[str, Any], pause: float) -> Reply:
     """`/chat/completions`, as in OpenAI's API; Groq, Mistral and Together have the same."""
-    words = _words(asked)
-    common = {**_CHAT, "created": 1_700_000_000}
+    words = last_words(asked)
+    common: dict[str, Any] = {"id": "chat-1", "model": "echo", "created": 1_700_000_000}
     if not asked.get("stream"):
         message = {"role": "assistant", "content": "".join(words)}
         choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
@@ -172,56 +167,7 @@ def _completion(asked: dict[str, Any], pause: float) -> Reply:
     return _events(chunks, pause, last="data: [DONE]\n\n")
 
 
-def _message(asked: dict[str, Any], pause: float) -> Reply:
-    """`/messages`, as in Anthropic's API."""
-    words = _words(asked)
-    start: dict[str, Any] = {**_CHAT, "type": "message", "role": "assistant"}
-    end = {"stop_reason": "end_turn", "stop_sequence": None}
-    used = {"input_tokens": len(words), "output_tokens": len(words)}
-    if not asked.get("stream"):
-        content = [{"type": "text", "text": "".join(words)}]
-        return json_reply({**start, "content": content, **end, "usage": used})
-    opened = {**start, "content": [], "stop_reason": None, "stop_sequence": None, "usage": used}
-    events: list[dict[str, Any]] = [
-        {"type": "message_start", "message": opened},
-        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
-        *(
-            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": word}}
-            for word in words
-        ),
-        {"type": "content_block_stop", "index": 0},
-        {"type": "message_delta", "delta": end, "usage": {"output_tokens": len(words)}},
-        {"type": "message_stop"},
-    ]
-    return _events(events, pause)
-
-
-def _cohere(asked: dict[str, Any], pause: float) -> Reply:
-    """`/v2/chat`, as in Cohere's API."""
-    words = _words(asked)
-    used = {"tokens": {"input_tokens": len(words), "output_tokens": len(words)}}
-    end = {"finish_reason": "COMPLETE", "usage": used}
-    if not asked.get("stream"):
-        content = [{"type": "text", "text": "".join(words)}]
-        return json_reply({**_ID, "message": {"role": "assistant", "content": content}, **end})
-    events: list[dict[str, Any]] = [
-        {"type": "message-start", **_ID, "delta": {"message": {"role": "assistant"}}},
-        {
-            "type": "content-start",
-            "index": 0,
-            "delta": {"message": {"content": {"type": "text", "text": ""}}},
-        },
-        *(
-            {"type": "content-delta", "index": 0, "delta": {"message": {"content": {"text": word}}}}
-            for word in words
-        ),
-        {"type": "content-end", "index": 0},
-        {"type": "message-end", **_ID, "delta": end},
-    ]
-    return _events(events, pause)
-
-
-def _words(asked: dict[str, Any]) -> list[str]:
+def last_words(asked: dict[str, Any]) -> list[str]:
     """The last message, cut into words; each keeps its spaces."""
     messages = asked.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else {}
@@ -236,9 +182,7 @@ def _cut(text: str) -> list[str]:
 
 
 def _events(events: Iterable[dict[str, Any]], pause: float, *, last: str = "") -> Reply:
-    """Server-sent events, named by their types if they have any."""
-    names = ((f"event: {event['type']}\n" if "type" in event else "", json.dumps(event)) for event in events)
-    texts = [*(f"{name}data: {data}\n\n" for name, data in names), last]
+    texts = [*(f"data: {json.dumps(event)}\n\n" for event in events), last]
     return Reply(
         headers=(("content-type", "text/event-stream"), ("cache-control", "no-cache")),
         pieces=tuple(text.encode() for text in texts if text),
