@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -197,25 +195,6 @@ def test_nothing_secret_is_in_the_journal(job: Job, counting: Server) -> None:
         assert secret not in journal
     other = job.url.replace("http://", "http://me:changed@") + "/v1"
     assert job.run("--base-url", other, "--resume").returncode == 0
-
-
-@pytest.mark.parametrize(("arguments", "closed"), [("- -o out", "<&-"), ("in.jsonl -o -", ">&-")])
-def test_a_closed_stream_is_refused_since_its_descriptor_belongs_to_another_file(
-    arguments: str, closed: str, job: Job, counting: Server
-) -> None:
-    before = job.snapshot()
-    command = f"{sys.executable} -m stkai batch {arguments} --base-url {job.url} --no-auth {closed}"
-    done = subprocess.run(
-        ["/bin/sh", "-c", command],
-        cwd=job.folder,
-        env=job.environment(),
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    assert b" is closed" in done.stderr
-    assert (job.snapshot(), counting.seen) == (before, [])
 
 
 def test_a_named_pipe_without_a_writer_is_refused_at_once(job: Job) -> None:

@@ -135,8 +135,6 @@ class Template:
         """The template in a file."""
         try:
             text = path.read_text("utf-8-sig")
-            if "\0" in text:
-                raise UnicodeError  # UTF-16 without a mark.
             parse(text)
         except OSError as error:
             raise ConfigurationError(f"the template {path} cannot be read: {error.strerror}") from error

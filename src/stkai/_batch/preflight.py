@@ -1,6 +1,5 @@
 """What is checked before anything is sent: the input and the template; and `--dry-run`, which stops there."""
 
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,7 +32,6 @@ class JobPlan:
     @classmethod
     def of(cls, options: Options) -> "JobPlan":
         """Check everything that can be checked without writing anything."""
-        _check_streams(options)
         template = None if options.body is None else Template.read(options.body)
         if not options.from_stdin:
             path = Path(options.source)
@@ -53,15 +51,6 @@ class JobPlan:
     def lines(self, source: Path, size: int | None = None) -> Lines:
         """The lines of the first `size` bytes of the input, or of the copy of stdin."""
         return CsvRecords(source, size) if self.options.is_csv else JsonLines(source, size)
-
-
-def _check_streams(options: Options) -> None:
-    """Refuse closed streams: files and connections that we open will reuse their descriptors."""
-    closed = "stdin" if options.from_stdin and sys.stdin is None else None
-    if options.to_stdout and sys.stdout is None:
-        closed = "stdout"
-    if closed is not None:
-        raise ConfigurationError(f"{closed} is closed: redirect it, or pass a file instead of -")
 
 
 def _check_file(path: Path) -> None:

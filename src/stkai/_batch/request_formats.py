@@ -67,8 +67,6 @@ def values_of(raw: bytes) -> Values | None:
     try:
         return members(text)
     except ValueError as error:
-        if "\0" in text:
-            raise InvalidLineError("this is in UTF-16 or UTF-32: save the file as UTF-8") from error
         what = (
             f"{error.msg}, at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         )
@@ -121,13 +119,7 @@ class Format:
             if self._template is not None and self._url is not None:
                 return Target(own_id, "POST", self._url, self._filled(self._template, values))
             if values is None:
-                form = (
-                    '"body": {...}'
-                    if self._url is not None
-                    else '"method": "POST", "url": ..., "body": {...}'
-                )
-                msg = f'this is not an object: each line must be {{"custom_id": ..., {form}}}'
-                raise InvalidLineError(msg)
+                raise InvalidLineError("this is not an object: each line must be one JSON object")
             if self._url is not None:
                 return Target(own_id, "POST", self._url, _body(values, "POST"))
             method = values.get("method", Part("POST", ""))
@@ -140,10 +132,6 @@ class Format:
             raise
 
     def _filled(self, template: Template, values: Values | None) -> bytes:
-        if template.names and values is None:
-            raise InvalidLineError(
-                "this is not an object: each line must be an object with the members that the template uses"
-            )
         try:
             return template.fill(values or {}).encode()
         except KeyError as error:
