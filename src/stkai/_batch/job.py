@@ -3,15 +3,14 @@
 import os
 import tempfile
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from .._clock import unique_key
 from .._errors import ConfigurationError
-from .append_file import AppendFile
 from .input_lines import Lines, StdinCopy, Survey, ends_complete, sha256
-from .journal import Header, Journal, LineState, Recovered
+from .journal import Header, Journal, LineState, Recovered, read_header
 from .merge import sort_file
 from .options import Options
 from .outputs import FileOutputs, Outputs, Paths, StdoutOutputs
@@ -54,32 +53,23 @@ class BatchJob:
     def _to_files(self) -> Outputs:
         options, paths = self.plan.options, Paths.of(self.plan.options.out or "")
         _check_paths(options, paths)
-        if not paths.journal.exists():
+        if not paths.journal.exists() or read_header(paths.journal) is None:
             _check_ours(options, paths)
-        self.journal = journal = Journal.open(paths.journal)
-        self._stack.callback(journal.close)
-        header = journal.header
-        if header is not None and not options.goes_on and not options.restart:
+        self.journal = journal = self._stack.enter_context(closing(Journal.open(paths.journal)))
+        if journal.header is not None and not options.goes_on and not options.restart:
             msg = f"{paths.journal} is the journal of a job: pass --resume to continue it, or --restart to start over"
             raise ConfigurationError(msg)
+        header, facts = None if options.restart else journal.header, options.facts(self.plan.template)
         if header is None:
-            _check_ours(options, paths)
-        facts = options.facts(self.plan.template)
-        if header is None or options.restart:
-            self.id = self._begin(journal, paths, facts).job
-            outputs = self._open(paths)
+            header = self._begin(journal, paths, facts)
+            outputs = self._stack.enter_context(closing(FileOutputs(paths)))
             self._read_input(paths.stdin)
         else:
             _check_same(options, header, facts, paths)
-            self.id = header.job
-            outputs = self._open(paths)
+            outputs = self._stack.enter_context(closing(FileOutputs(paths)))
             self._resume(journal, outputs, paths.stdin if options.from_stdin else Path(options.source))
+        self.id = header.job
         journal.limit(options.max_in_flight)
-        return outputs
-
-    def _open(self, paths: Paths) -> FileOutputs:
-        outputs = FileOutputs(paths)
-        self._stack.callback(outputs.close)
         return outputs
 
     def _begin(self, journal: Journal, paths: Paths, facts: dict[str, Any]) -> Header:
@@ -87,13 +77,11 @@ class BatchJob:
         self._survey_file()
         # In this order, a kill in between leaves either a complete job or none.
         journal.file.truncate()
-        # A job that is no longer there may have left its copy of stdin behind.
-        for path in (paths.out, paths.failed, *([paths.stdin] if options.from_stdin else [])):
+        for path in (paths.out, paths.failed):
             if path.exists():  # Not replaced, so that it keeps its mode.
-                file = AppendFile(path)
-                file.truncate()
-                file.close()
-        if options.restart and not options.from_stdin:
+                os.truncate(path, 0)
+        # A job that is no longer there may have left its copy of stdin behind.
+        if options.restart or options.from_stdin:
             paths.stdin.unlink(missing_ok=True)
         facts = {"options": facts, "input": "stdin" if options.from_stdin else "file"}
         return journal.begin("batch", facts, self.survey)
