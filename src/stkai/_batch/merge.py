@@ -1,15 +1,14 @@
 """Sorts outputs, and joins those of several jobs, usually the shards of one input."""
 
 import os
-from array import array
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack, suppress
-from functools import cache, cached_property, reduce
+from functools import cache, reduce
 from itertools import pairwise
 from operator import and_
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final
 
 from .._errors import ConfigurationError
 from .append_file import WriteError
@@ -24,16 +23,8 @@ _OPEN_FILES: Final = 64
 _SHOWN: Final = 10
 
 
-class EntryPlace(NamedTuple):
-    """Where an entry is: the line's number, the index of the file, its offset and its length in it."""
-
-    number: int
-    file: int
-    offset: int
-    length: int
-
-
-_FIELDS: Final = len(EntryPlace._fields)
+_OFFSET_BITS: Final = 48
+_FILE_BITS: Final = 16
 
 
 class Index:
@@ -41,28 +32,21 @@ class Index:
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
-        self.is_sorted = True
-        self._places = array("Q")
-        """The fields of all places, one after the other; a tuple for each would take five times the memory."""
-        last = 0
+        self._places: list[int] = []
+        """The line's number, the index of the file and the offset in it: a tuple would take three times the memory."""
         for file, path in enumerate(paths):
             offset = 0
             for number, entry in entries_in(path):
-                self._places.extend((number, file, offset, len(entry)))
-                self.is_sorted = self.is_sorted and number > last
-                last = number
+                self._places.append((number << _FILE_BITS | file) << _OFFSET_BITS | offset)
                 offset += len(entry)
+        self.is_sorted = all(place < following for place, following in pairwise(self._places))
+        self._places.sort()
 
-    @cached_property
-    def _order(self) -> "array[int]":
-        """Where each entry is in `_places`, by number."""
-        places = self._places
-        return array("Q", sorted(range(0, len(places), _FIELDS), key=places.__getitem__))
-
-    def in_order(self) -> Iterator[EntryPlace]:
-        """All entries, by number."""
-        for start in self._order:
-            yield EntryPlace(*self._places[start : start + _FIELDS])
+    def in_order(self) -> Iterator[tuple[int, int, int]]:
+        """The number, the file and the offset of all entries, by number."""
+        for place in self._places:
+            line, offset = divmod(place, 1 << _OFFSET_BITS)
+            yield *divmod(line, 1 << _FILE_BITS), offset
 
     def copy(self, target: Path, files: Container[int]) -> int:
         """Write the entries of these files by number into `target`; returns how many there are."""
@@ -75,7 +59,7 @@ class Index:
             if modes:
                 os.fchmod(descriptor, mode)
             sources: dict[int, BinaryIO] = {}
-            for _, file, offset, length in self.in_order():
+            for _, file, offset in self.in_order():
                 if file not in files:
                     continue
                 if file not in sources:
@@ -84,7 +68,7 @@ class Index:
                         sources.clear()
                     sources[file] = stack.enter_context(self.paths[file].open("rb"))
                 sources[file].seek(offset)
-                sorted_file.write(sources[file].read(length))
+                sorted_file.write(sources[file].readline())
                 written += 1
             sorted_file.flush()
             os.fsync(descriptor)
@@ -158,12 +142,11 @@ def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int,
 
 def _check_once(index: Index) -> set[int]:
     """The numbers of all entries; refuses outputs in which one occurs twice."""
-    for place, following in pairwise(index.in_order()):
-        if place.number == following.number:
-            path, other = index.paths[place.file], index.paths[following.file]
-            msg = f"line {place.number} is in two outputs, {path} and {other}: pass each shard of one input once"
-            raise ConfigurationError(msg)
-    return {place.number for place in index.in_order()}
+    for (number, file, _), (following, other, _) in pairwise(index.in_order()):
+        if number == following:
+            msg = f"line {number} is in two outputs, {index.paths[file]} and {index.paths[other]}"
+            raise ConfigurationError(f"{msg}: pass each shard of one input once")
+    return {number for number, _, _ in index.in_order()}
 
 
 def _check_complete(outputs: list[Paths], present: set[int]) -> None:
