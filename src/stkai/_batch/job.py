@@ -102,7 +102,7 @@ class BatchJob:
     def _resume(self, journal: Journal, outputs: FileOutputs, source: Path) -> None:
         options = self.plan.options
         self.recovered = recovered = journal.recover(outputs.read())
-        self.usage = outputs.usage(*recovered.usage)
+        self.usage = Usage(*recovered.usage)
         survey = recovered.survey
         self.is_cut_off = survey is None
         _check_unchanged(source, survey, is_copy=options.from_stdin)
@@ -126,10 +126,9 @@ class BatchJob:
             if self.journal is not None:
                 self.journal.surveyed(self.survey)
         used = (self.usage.asked, self.usage.answered)
-        if self.journal is not None and used != self.recovered.usage[1:]:
-            assert isinstance(self.outputs, FileOutputs)
-            self.recovered.usage = (self.outputs.answers.size, *used)
-            self.journal.used(*self.recovered.usage)
+        if self.journal is not None and used != self.recovered.usage:
+            self.recovered.usage = used
+            self.journal.used(*used)
 
     def sync(self) -> None:
         """Return once everything written would survive a power failure."""

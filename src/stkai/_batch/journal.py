@@ -7,7 +7,7 @@
     n 123                                   line 123 was refused, which proves that it did not run
     x 123 01HX...                           the execution that line 123 created
     d 123                                   the outcome of request 123 was handed out (`send_all`, which has no outputs)
-    u 9000 520 78                           the first 9,000 bytes of the answers have used 520 and 78 tokens
+    u 520 78                                the answers so far have used 520 and 78 tokens
 
 Each record is one write. The process that has the journal open holds its lock. It contains no user-supplied ids, no
 bodies and no credentials.
@@ -90,7 +90,7 @@ class Recovered:
         states: the state of each line; the outputs take precedence over the journal.
         executions: executions created by lines that have no outcome, by line number.
         survey: the input that the latest run has read; None if not all of stdin was copied.
-        usage: tokens sent and received, and how many bytes of the answers they cover.
+        usage: tokens sent and received.
         torn: the start of the number in a last record that was only partly written: that line was sent.
         suspects: how many lines it may be: lines are read in order, so it is one of the first without an outcome.
     """
@@ -98,7 +98,7 @@ class Recovered:
     states: LineStates = field(default_factory=LineStates)
     executions: dict[int, str] = field(default_factory=dict)
     survey: Survey | None = None
-    usage: tuple[int, int, int] = (0, 0, 0)
+    usage: tuple[int, int] = (0, 0)
     torn: str = ""
     suspects: int = 0
 
@@ -173,9 +173,7 @@ class Journal:
             elif kind == b"f":
                 in_flight = number
             elif kind == b"u":
-                asked, _, answered = rest.partition(b" ")
-                if asked.isdigit() and answered.isdigit():
-                    found.usage = (number, int(asked), int(answered))
+                found.usage = (number, int(rest))
             elif kind == b"i":
                 found.survey = Survey.of_record(number, rest)
         torn = _TORN.fullmatch(self.file.cut_torn_tail())
@@ -204,9 +202,9 @@ class Journal:
         """The outcome was handed out."""
         self.file.append(b"d %d\n" % number)
 
-    def used(self, size: int, asked: int, answered: int) -> None:
-        """The first `size` bytes of the answers have used these tokens."""
-        self.file.append(b"u %d %d %d\n" % (size, asked, answered))
+    def used(self, asked: int, answered: int) -> None:
+        """The answers so far have used these tokens."""
+        self.file.append(b"u %d %d\n" % (asked, answered))
 
     def surveyed(self, survey: Survey) -> None:
         """The run reads this input."""

@@ -14,9 +14,7 @@ import anyio.to_thread
 from .._errors import ConfigurationError
 from .append_file import AppendFile, WriteError
 from .journal import LineState, LineStates
-from .json_text import parse
 from .output_lines import BEGINNING, OutputLine, code_in
-from .progress import Usage
 
 SUFFIX: Final = ".jsonl"
 _STDOUT: Final = 1
@@ -112,17 +110,6 @@ class FileOutputs(Outputs):
                     self.codes[code_in(entry)] += 1
         self.done = len(states.numbers(LineState.DONE))
         return states
-
-    def usage(self, start: int, asked: int, answered: int) -> Usage:
-        """The tokens of all answers, if those of the first `start` bytes are known."""
-        usage = Usage(asked, answered)
-        with self.answers.path.open("rb") as lines:
-            lines.seek(start)
-            for line in lines:
-                if b'"usage"' in line or b'"tokens"' in line:
-                    with suppress(ValueError):
-                        usage.add(parse(line.decode()).value["response"]["body"])
-        return usage
 
     async def _append(self, entry: OutputLine) -> None:
         (self.answers if entry.code is None else self.failures).append(entry.line)
