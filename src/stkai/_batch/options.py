@@ -14,7 +14,7 @@ from .._errors import ConfigurationError
 from .input_lines import ALL_LINES, Shard
 from .json_text import Template
 from .progress import Price
-from .request_formats import Format, InvalidLineError, check_url, join_url
+from .request_formats import Format, InvalidLineError, check_url, join_url, parse_url
 
 QUICK_COMMANDS: Final = "https://genai-code-buddy-api.stackspot.com"
 """Where StackSpot runs quick commands."""
@@ -152,9 +152,10 @@ class Options:
 
     def format(self, template: Template | None) -> Format:
         """How lines are read."""
-        url = None if template is None else self.base_url
+        to = None if template is None else self.base_url
         if self.quick_command is not None:
-            url = self.url_of_commands(f"create-execution/{self.quick_command}")
+            to = self.url_of_commands(f"create-execution/{self.quick_command}")
+        url = None if to is None else parse_url(to)
         return Format(base_url=self.base_url, url=url, template=template, id_name=self.id_column)
 
     def facts(self, template: Template | None) -> dict[str, Any]:

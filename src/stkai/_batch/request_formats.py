@@ -83,27 +83,21 @@ def custom_id(values: Values | None, name: str | None) -> str:
     return "null"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """How the lines of an input become requests.
 
-    Args:
+    Attributes:
         base_url: of relative urls, in OpenAI's batch form: `{"custom_id", "method", "url", "body"}`.
         url: where all requests are sent instead: those of a template, or of a quick command.
         template: makes the body from any object; without one, the body is that of the line.
         id_name: the member to use as the id.
     """
 
-    def __init__(
-        self,
-        *,
-        base_url: str | None = None,
-        url: str | None = None,
-        template: Template | None = None,
-        id_name: str | None = None,
-    ) -> None:
-        self.id_name = id_name
-        self._base, self._template = base_url, template
-        self._url = None if url is None else parse_url(url)
+    base_url: str | None = None
+    url: httpx.URL | None = None
+    template: Template | None = None
+    id_name: str | None = None
 
     def id_of(self, read: Callable[[], Values | None]) -> str:
         """The id of a line, as far as it can be read."""
@@ -116,12 +110,12 @@ class Format:
         """The request for a line with these members; pass None for a line that is not an object."""
         own_id = custom_id(values, self.id_name)
         try:
-            if self._template is not None and self._url is not None:
-                return Target(own_id, "POST", self._url, self._filled(self._template, values))
+            if self.template is not None and self.url is not None:
+                return Target(own_id, "POST", self.url, self._filled(self.template, values))
             if values is None:
                 raise InvalidLineError("this is not an object: each line must be one JSON object")
-            if self._url is not None:
-                return Target(own_id, "POST", self._url, _body(values, "POST"))
+            if self.url is not None:
+                return Target(own_id, "POST", self.url, _body(values, "POST"))
             method = values.get("method", Part("POST", ""))
             name = method.value.upper() if isinstance(method.value, str) else ""
             if name not in _METHODS:
@@ -148,9 +142,9 @@ class Format:
         if _ABSOLUTE.match(url) is None:
             if _OTHER_SCHEME.match(url) is not None:
                 raise InvalidLineError('"url" must be relative, or begin with http:// or https://')
-            if self._base is None:
+            if self.base_url is None:
                 raise InvalidLineError(f'"url" is relative ({url}): pass --base-url')
-            url = join_url(self._base, url)
+            url = join_url(self.base_url, url)
         return check_url(url, '"url"')
 
 
