@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 
 from .._clock import SystemClock
-from .._errors import ConfigurationError
+from .._errors import ConfigurationError, StkaiError
 from .._log import logger
 from .append_file import WriteError
 from .batch_client import BatchClient
@@ -85,12 +85,9 @@ def run_merge(outs: list[str], target: str, *, partial: bool) -> int:
     """Run the command `merge`; returns its exit code."""
     try:
         done, failed = merge(outs, target, partial=partial)
-    except ConfigurationError as error:
+    except StkaiError as error:
         complain(str(error))
-        return REFUSED
-    except WriteError as error:
-        complain(str(error))
-        return HALTED
+        return REFUSED if isinstance(error, ConfigurationError) else HALTED
     say(f"{done} done, {failed} failed")
     return SOME_FAILED if failed else 0
 

@@ -14,8 +14,7 @@ from .._headers import Fields, headers_of, with_fields
 from .._urls import absolute_url
 from .json_text import Part, Template, members
 
-_ABSOLUTE: Final = re.compile(r"https?://", re.IGNORECASE)
-_OTHER_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _OWN: Final = frozenset({b"idempotency-key", b"authorization"})
 """Headers that are not the same in all requests."""
@@ -139,9 +138,7 @@ class Format:
             raise InvalidLineError(
                 '"url" is missing or not a string: if the lines have another form, pass --body TEMPLATE.json'
             )
-        if _ABSOLUTE.match(url) is None:
-            if _OTHER_SCHEME.match(url) is not None:
-                raise InvalidLineError('"url" must be relative, or begin with http:// or https://')
+        if _SCHEME.match(url) is None:
             if self.base_url is None:
                 raise InvalidLineError(f'"url" is relative ({url}): pass --base-url')
             url = join_url(self.base_url, url)
