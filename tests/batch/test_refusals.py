@@ -201,4 +201,4 @@ def test_a_named_pipe_without_a_writer_is_refused_at_once(job: Job) -> None:
     os.mkfifo(job.folder / "pipe.jsonl")
     result = job.run("pipe.jsonl")
     assert result.returncode == 2
-    assert "pipe.jsonl is not a file: pass - and pipe it in" in result.stderr
+    assert "pipe.jsonl cannot be read: it is not a file; for a pipe, pass -" in result.stderr

@@ -54,10 +54,10 @@ class JobPlan:
 
 
 def _check_file(path: Path) -> None:
-    if path.exists() and not (
-        path.is_file() or path.is_dir()
-    ):  # Opening a named pipe would wait for a writer.
-        raise ConfigurationError(f"the input {path} is not a file: pass - and pipe it in")
+    if path.exists() and not path.is_file():  # Opening a named pipe would wait for a writer.
+        raise ConfigurationError(
+            f"the input {path} cannot be read: it is not a file; for a pipe, pass - as the input"
+        )
     try:
         with path.open("rb") as file:
             start = file.read(4)

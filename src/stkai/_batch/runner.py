@@ -34,10 +34,7 @@ _PAUSE: Final = 0.05
 _HELD: Final = 4
 """Outcomes that may wait for an earlier one, per request in flight."""
 
-_MAY_HAVE_ACTED: Final = {
-    "report": "; the server may have executed it, so it was not sent again: to send it, pass --retry-failed",
-    "resend": "; the server may have executed it; to send it again, pass --retry-failed",
-}
+_MAY_HAVE_ACTED: Final = "; the server may have executed it: to send it again, pass --retry-failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +107,8 @@ class Runner:
         where = f"{self._options.source}, line {number}"
         execution = job.recovered.executions.pop(number, None)
         if state is LineState.SENT and execution is None and self._options.unknown == "report":
-            what = f"{where}: this was in flight when an earlier run was killed, so the server may have executed it"
-            failure = LineFailure(UNKNOWN, f"{what}; to send it again, pass --retry-failed")
+            what = "this was in flight when an earlier run was killed"
+            failure = LineFailure(UNKNOWN, f"{where}: {what}{_MAY_HAVE_ACTED}")
             return OutputLine.of(number, form.id_of(read), failure)
         try:
             target = form.target(read())
@@ -169,7 +166,7 @@ class Runner:
             if response.status_code >= 300:
                 failure = failure_of_answer(response, body)
                 if response.status_code >= 500:
-                    failure = self._may_have_acted(line, failure)
+                    failure = _may_have_acted(line, failure)
             elif self._options.quick_command is not None and status_of(response) == FAILURE:
                 failure = LineFailure(
                     "execution_failed", "the execution of the quick command ended with FAILURE"
@@ -181,13 +178,8 @@ class Runner:
             return self._failure(line, unreadable)
 
     def _failure(self, line: LineInFlight, error: Exception) -> OutputLine:
-        failure = self._may_have_acted(line, failure_of_error(error, self._client.timeouts))
+        failure = _may_have_acted(line, failure_of_error(error, self._client.timeouts))
         return OutputLine.of(line.number, line.custom_id, failure)
-
-    def _may_have_acted(self, line: LineInFlight, failure: LineFailure) -> LineFailure:
-        """The failure, with a hint if the server may have executed the line."""
-        hint = "" if line.may_drop else _MAY_HAVE_ACTED[self._options.unknown]
-        return failure._replace(message=failure.message + hint)
 
     async def _settle(self, number: int, entry: OutputLine | None) -> None:
         """Write the outcome of a line, and halt after too many equal failures in a row."""
@@ -206,3 +198,8 @@ class Runner:
 
     def _halt_unwritten(self, error: WriteError) -> None:
         self.end("halted", f"{error}; nothing more is sent")
+
+
+def _may_have_acted(line: LineInFlight, failure: LineFailure) -> LineFailure:
+    """The failure, with a hint if the server may have executed the line."""
+    return failure if line.may_drop else failure._replace(message=failure.message + _MAY_HAVE_ACTED)
