@@ -133,7 +133,7 @@ class Runner:
         if response is None:
             response = getattr(error, "response", None)
         if isinstance(error, WriteError):
-            self._halt_unwritten(error)
+            self.end("halted", f"{error}; nothing more is sent")
         elif isinstance(error, AuthenticationError) and not isinstance(error, ExposedTokenError):
             self._refuse(visible(str(error)))
         elif isinstance(error, DroppedError):
@@ -185,7 +185,7 @@ class Runner:
         """Write the outcome of a line, and halt after too many equal failures in a row."""
         await self._outputs.settle(number, entry)
         if self._outputs.error is not None:
-            self._halt_unwritten(self._outputs.error)
+            self.end("halted", f"{self._outputs.error}; nothing more is sent")
         if entry is None or entry.code == UNKNOWN:
             return
         code, failure = entry.code, entry.failure
@@ -195,9 +195,6 @@ class Runner:
         if failure is not None and count == self._options.halt_after:
             times = "a failure" if count == 1 else f"{count} failures in a row"
             self.end("halted", f"{times} with the code {code}, the last one: {failure.message}")
-
-    def _halt_unwritten(self, error: WriteError) -> None:
-        self.end("halted", f"{error}; nothing more is sent")
 
 
 def _may_have_acted(line: LineInFlight, failure: LineFailure) -> LineFailure:
