@@ -88,12 +88,7 @@ class FileOutputs(Outputs):
 
     def __init__(self, paths: Paths) -> None:
         super().__init__()
-        self.answers = AppendFile(paths.out)
-        try:
-            self.failures = AppendFile(paths.failed)
-        except BaseException:
-            self.answers.close()
-            raise
+        self.answers, self.failures = AppendFile(paths.out), AppendFile(paths.failed)
 
     def read(self) -> LineStates:
         """Find out which lines are in which file, and cut off a torn last line."""
