@@ -246,6 +246,13 @@ def test_a_placeholder_that_no_column_fills_is_refused_before_anything_is_sent(
     assert (counting.seen, job.journal.exists()) == ([], False)
 
 
+def test_a_placeholder_in_the_base_url_is_refused(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "people.csv").write_text("id\n1\n")
+    (tmp_path / "body.json").write_text("{}")
+    result = job.run("people.csv", "--body", "body.json", "--base-url", f"{job.url}/users/{{id}}")
+    assert (result.returncode, "{id}" in result.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("name", ["in.jsonl", "in.csv", "body.json"])
 def test_a_file_in_utf_16_is_refused_with_the_remedy(
     name: str, job: Job, counting: Server, tmp_path: Path

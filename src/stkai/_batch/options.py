@@ -19,6 +19,8 @@ from .request_formats import Format, InvalidLineError, check_url, join_url, pars
 QUICK_COMMANDS: Final = "https://genai-code-buddy-api.stackspot.com"
 """Where StackSpot runs quick commands."""
 
+_UNWANTED: Final = re.compile(r"#|\{[^{}]+\}")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
@@ -111,6 +113,11 @@ class Options:
             check_url(self.base_url, "--base-url")
         except InvalidLineError as error:
             raise ConfigurationError(str(error)) from error
+        unwanted = _UNWANTED.search(self.base_url)
+        if unwanted is not None:
+            raise ConfigurationError(
+                f"--base-url must not contain {unwanted[0]}: it has no fragment, and only --body has placeholders"
+            )
 
     @property
     def from_stdin(self) -> bool:
