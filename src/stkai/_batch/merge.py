@@ -57,7 +57,7 @@ class Index:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(descriptor, "wb") as sorted_file, ExitStack() as stack:
             if modes:
-                os.fchmod(descriptor, mode)
+                target.chmod(mode)
             sources: dict[int, BinaryIO] = {}
             for _, file, offset in self.in_order():
                 if file not in files:
