@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import httpx
 import pytest
+from aiohttp import client_proto, http_parser
 from aiohttp.client_proto import ResponseHandler
 
 import stkai
@@ -191,6 +192,15 @@ def test_the_caller_and_the_server_see_what_they_see_over_httpx(case: Case) -> N
         theirs, ours = both(case)
         if ours == theirs:
             break
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("name", ["no reason", "a redirect", "a server that will close"])
+def test_an_answer_without_body_is_read_without_the_c_extensions_of_aiohttp(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_proto, "HttpResponseParser", http_parser.HttpResponseParserPy)
+    theirs, ours = both(SAME[name])
     assert ours == theirs
 
 

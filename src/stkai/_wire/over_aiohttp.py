@@ -187,7 +187,9 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         connection.read_timeout = None
         connection.start_timeout()
         has_body = request.method != "HEAD" and message.code not in _NO_BODY
-        body = self._body(connection, payload if has_body else None, request, seconds)
+        # The parser that aiohttp uses without its C extensions has an object of its own for "no body".
+        is_empty = not has_body or payload is aiohttp.EMPTY_PAYLOAD
+        body = self._body(connection, None if is_empty else payload, request, seconds)
         body.ends_with_connection = (
             has_body and not message.chunked and "Content-Length" not in message.headers
         )
