@@ -78,8 +78,8 @@ class Job:
         finally:
             _current.job = before
             self.is_done = True
-            while self._waiting:
-                self._waiting.popitem()[1]()
+            for wake in list(self._waiting.values()):
+                wake()
             if self._is_abandoned:
                 self._discard()
 
