@@ -28,6 +28,7 @@ def job(counting: Server, tmp_path: Path) -> Job:
         ((".",), "cannot be read"),
         (("--base-url", "ftp://host"), "--base-url"),
         (("-o", "nowhere/out"), "nowhere"),
+        (("-o", "./"), "is a directory"),
         (("-o", "in.jsonl"), "both an input and an output"),
         (("-o", "in.jsonl", "--restart"), "both an input and an output"),
         (("--resume", "--restart"), "--restart"),

@@ -30,6 +30,8 @@ class Paths(NamedTuple):
 
     @classmethod
     def of(cls, name: str) -> "Paths":
+        if Path(name).is_dir():  # Otherwise `-o answers/` would write hidden files there.
+            raise ConfigurationError(f"{name} is a directory: name a file in it, such as answers{SUFFIX}")
         stem = name.removesuffix(SUFFIX)
         return cls(*(Path(stem + end) for end in (SUFFIX, f".failed{SUFFIX}", ".journal", f".stdin{SUFFIX}")))
 
