@@ -102,6 +102,16 @@ def test_storms_of_requests_that_wait_a_moment_do_not_stop_the_queue(simulate: A
     sim.finish(2, 3, goal=goal_of(sim))
 
 
+def test_a_crowd_that_gives_up_and_comes_again_as_one_wastes_no_permit(simulate: Any) -> None:
+    sim = simulate(processes=1, make=lambda sim, _: TokenBucket(sim.rate, 1, burst=1))
+    (crowd,) = sim.processes
+    for _ in range(300):
+        crowd.spawn(crowd.request())
+    crowd.crowd(100, 10, lambda: 0.3)
+    sim.run(13)
+    sim.finish(1, 8, goal=0.98)
+
+
 def test_processes_that_want_more_than_there_is_get_equal_shares(simulate: Any) -> None:
     sim = simulate(processes=50, burst=1.0)
     for process in sim.processes:

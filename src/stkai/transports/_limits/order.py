@@ -7,14 +7,12 @@ A sleeper cannot be woken. So when a turn leaves, its place goes to the next tha
 time: those behind go when they were told to, and no permit is lost.
 """
 
-import heapq
 import math
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable
-from itertools import count
 from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Final
 from weakref import WeakSet
 
 from .limiter import Turn
@@ -27,26 +25,6 @@ _LOW: Final = 18
 
 _number = attrgetter("number")
 
-_ties = count()
-
-
-class Vacancy(NamedTuple):
-    """The place of a turn that left. It keeps no request: that may hold a long body.
-
-    Attributes:
-        number: the number of the place.
-        tie: another one for each: two parallel attempts of one call have the same number.
-        told: when the turn would have gone.
-        sources, costs, cost: those of the turn.
-    """
-
-    number: int
-    tie: int
-    told: float
-    sources: tuple[Any, ...]
-    costs: dict[Any, float] | None
-    cost: float
-
 
 class Order:
     """Who waits, in the order of their numbers; queues that have a source in common share it.
@@ -54,7 +32,7 @@ class Order:
     Attributes:
         turns: those who wait.
         members: the sources whose turns wait here.
-        vacant: the places of those who left, the first one first.
+        vacant: the places of those who left, the first one first; without their requests, which may hold long bodies.
         deferred: what a finalizer or a signal handler found to do while the lock was held, and `recover` after an
             interrupt.
     """
@@ -63,7 +41,7 @@ class Order:
         self.turns: list[Turn] = []
         self.members: WeakSet[Source] = WeakSet()
         self.deferred: deque[Callable[[], object]] = deque()
-        self.vacant: list[Vacancy] = []
+        self.vacant: list[Turn] = []
         # The last number of normal and of low priority, and the highest number that has gone.
         self.last = self._low = self._gone = 0
 
@@ -112,7 +90,7 @@ class Order:
                 turn.number = self.last = self.last + NORMAL
         while vacant and vacant[0].number < turn.number:
             # The turn that asks moves up, so these places are no longer free.
-            heapq.heappop(vacant)
+            vacant.pop(0)
         place = self.place_of(turn)
         if place == len(turns) or turns[place] is not turn:
             turn.told = math.inf
@@ -124,10 +102,10 @@ class Order:
     def _give_number(self, turn: Turn, now: float) -> None:
         vacant = self.vacant
         while vacant and vacant[0].told <= now:
-            heapq.heappop(vacant)
+            vacant.pop(0)
         low = turn.priority == "low"
         if vacant and vacant[0].number & 1 == low and _could_stand_in(turn, vacant[0]):
-            turn.number = heapq.heappop(vacant).number
+            turn.number = vacant.pop(0).number
         elif low:
             self._low = turn.number = (max(self._low, self._gone) | 1) + _LOW
         else:
@@ -155,8 +133,9 @@ class Order:
         if self.turns[place : place + 1] == [turn]:
             self.drop(place)
             if place < len(self.turns):
-                left = Vacancy(turn.number, next(_ties), turn.told, turn.sources, turn.costs, turn.cost)
-                heapq.heappush(self.vacant, left)
+                left = Turn(None, turn.number, cost=turn.cost, sources=turn.sources)
+                left.costs, left.told = turn.costs, turn.told
+                insort(self.vacant, left, key=_number)
 
     def place_of(self, turn: Turn) -> int:
         """Where the turn is, or where it belongs."""
@@ -170,7 +149,7 @@ class Order:
         return place
 
 
-def _could_stand_in(turn: Turn, other: Vacancy) -> bool:
+def _could_stand_in(turn: Turn, other: Turn) -> bool:
     """Whether a new turn may have the place of one that left: it takes no more, and from the same sources."""
     if turn.sources != other.sources:
         return False
