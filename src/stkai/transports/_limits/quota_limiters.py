@@ -12,8 +12,8 @@ from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
 from .pace.saved_rate import SavedRate, check_warm_start
 from .queue_limiter import QuotaLimiter, check_limits
-from .sources.request_limits import EvenWindow, PacedRate, Window
-from .sources.source import Limits, Source
+from .sources.request_limits import PacedRate, Rate, Window
+from .sources.source import Limits, Source, in_words
 from .sources.units import Units
 
 
@@ -209,8 +209,9 @@ def _local_sources(limits: Limits) -> list[Source]:
     most, window = limits.max_requests, limits.time_window
     assert window is not None
     if most is not None:
-        # Without a burst of its own, the window alone keeps to the rate.
-        sources.append(Window(most, window) if limits.burst is None else EvenWindow(limits))
+        sources.append(Window(most, window))
+        if limits.burst is not None:  # Otherwise the window alone keeps to the rate.
+            sources.append(Rate(limits.rate, limits.at_once, limit=in_words(limits)))
     if limits.max_cost is not None:
         sources.append(Units(limits.max_cost, window))
     return sources
