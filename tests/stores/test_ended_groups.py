@@ -1,5 +1,6 @@
 """What a store keeps of an adaptive group whose members are gone: its rate, for an hour, or for a day if asked to."""
 
+import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ def store(
         yield MemoryStore(clock)
     elif request.param == "file":
         monkeypatch.setattr("stkai.stores._file.clock", clock)
+        # Members report in threads of their own, which wait for the lock in real time.
+        monkeypatch.setattr("stkai.stores._disk.lock", lambda fd, *_: fcntl.flock(fd, fcntl.LOCK_EX))
         yield FileStore(tmp_path / "store")
     else:
         server: Server = request.getfixturevalue("redis_server")

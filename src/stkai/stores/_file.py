@@ -2,20 +2,17 @@
 
 import os
 import struct
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from io import FileIO
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
-from weakref import ref
 from zlib import crc32
 
 from .._checks import even_half_made
 from .._clock import SystemClock
 from .._errors import ConfigurationError
-from .._forks import begin_in_each_process
 from .._urls import file_name
 from . import _disk
 from ._protocol import Snapshot, check_share
@@ -152,59 +149,26 @@ def unpack(content: bytes) -> Record | None:
     return Record(number_of(content), boot, float(wall), State.unpack(state))
 
 
-class _Hold:
-    """Lives as long as the call that holds the lock of a file; the file is closed with it, whatever happens."""
-
-    file: FileIO | None = None
-
-
 class _StateFile:
-    """The file of one share. It is open during a step only: processes that share a descriptor share its lock, too."""
+    """The file of one share. Each step opens it anew: a lock belongs to what was opened, which a fork would share."""
 
     def __init__(self, path: Path, *, private: bool) -> None:
         self.path, self._private = path, private
-        self._holder: ref[_Hold] | None = None
         # The record that was written last, with its beginning; None if a step failed.
         self._known: tuple[Record, bytes] | None = None
-        begin_in_each_process(self, _StateFile._begin)
-
-    def _begin(self) -> None:
-        self._lock = threading.Lock()  # Not every file system's lock excludes the threads of one process.
-        hold, self._holder = None if self._holder is None else self._holder(), None
-        if hold is not None and hold.file is not None:
-            # It is the parent's. Closing it here does not release the parent's lock.
-            hold.file.close()
 
     def change(self, work: Callable[[State, float], T]) -> T:
         """Lock the file, read the state, call `work(state, now)`, and write the state."""
-        hold = _Hold()
-        lock = self._take_lock()
-        try:
-            self._holder = ref(hold)
-            hold.file = _disk.open_state(self.path, private=self._private)
-            with hold.file as file:
-                _disk.lock(file.fileno(), _LOCK_TIMEOUT, clock)
-                try:
-                    now = clock.monotonic()
-                    record = self._read(file, now)
-                    result = work(record.state, now)
-                    self._write(file, record)
-                finally:
-                    _disk.unlock(file.fileno())
-        finally:
-            lock.release()
+        with _disk.open_state(self.path, private=self._private) as file:
+            _disk.lock(file.fileno(), _LOCK_TIMEOUT, clock)
+            try:
+                now = clock.monotonic()
+                record = self._read(file, now)
+                result = work(record.state, now)
+                self._write(file, record)
+            finally:
+                _disk.unlock(file.fileno())
         return result
-
-    def _take_lock(self) -> threading.Lock:
-        lock = self._lock
-        if lock.acquire(timeout=_LOCK_TIMEOUT):
-            return lock
-        if self._holder is not None and self._holder() is not None:
-            raise TimeoutError(f"another thread held the state file for {_LOCK_TIMEOUT:g} s")
-        # An interrupt came between taking it and the `try` that releases it.
-        lock = self._lock = threading.Lock()
-        lock.acquire()
-        return lock
 
     def _read(self, file: FileIO, now: float) -> Record:
         """The record in the file, or a new one if there is no usable record."""
