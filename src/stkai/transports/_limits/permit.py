@@ -14,7 +14,7 @@ from ..._event_loops import loop_has_ended
 from .._async_driver import adrive
 from .._call import Attempt, Call
 from .._driver import drive
-from .._operations import Operation
+from .._operations import Operation, Steps
 from .._options import UNSET, Priority, RequestOptions, Unset, check_cost
 from .limiter import TOO_MANY_REQUESTS, Answer, Plan, Turn
 from .queue import Queue, was_never_sent
@@ -73,32 +73,26 @@ class Permit:
         self._learn(httpx.Response(TOO_MANY_REQUESTS, headers=headers), None)
 
     def __enter__(self) -> Self:
-        wait, turn, start = self._ask()
-        if wait != 0:
+        turn, wait = self._ask()
+        if wait is not None:
             try:
-                waiting, attempt = self._waiting(turn)
-                start = drive(waiting.steps(wait, start), attempt, self._clock)  # type: ignore[arg-type, assignment]
-            except TooLongError as late:
-                raise self._error(late) from None
+                drive(wait, self._attempt(turn), self._clock)  # type: ignore[arg-type]
             except BaseException:  # An interrupt, perhaps before the wait has begun.
-                self._limiter.leave(turn, start)
+                self._limiter.leave(turn, self._sent)
                 raise
-        self._sent, self._is_open = start, True
+        self._is_open = True
         return self
 
     async def __aenter__(self) -> Self:
-        wait, turn, start = self._ask()
+        turn, wait = self._ask()
         turn.loop_has_ended = loop_has_ended()
-        if wait != 0:
+        if wait is not None:
             try:
-                waiting, attempt = self._waiting(turn)
-                start = await adrive(waiting.steps(wait, start), attempt, self._clock)  # type: ignore[arg-type, assignment]
-            except TooLongError as late:
-                raise self._error(late) from None
+                await adrive(wait, self._attempt(turn), self._clock)  # type: ignore[arg-type]
             except BaseException:  # An interrupt, perhaps before the wait has begun.
-                self._limiter.leave(turn, start)
+                self._limiter.leave(turn, self._sent)
                 raise
-        self._sent, self._is_open = start, True
+        self._is_open = True
         return self
 
     def __exit__(
@@ -122,30 +116,36 @@ class Permit:
     ) -> None:
         self.__exit__(kind, error, trace)
 
-    def _ask(self) -> tuple[float | Operation, Turn, float]:
+    def _ask(self) -> tuple[Turn, Steps[None] | None]:
+        """A new turn, and its wait if it has to wait."""
         if self._is_open:
             raise RuntimeError("this permit is in use: take one for each block, with limiter.permit()")
-        now = self._clock.monotonic()
+        now = self._sent = self._clock.monotonic()
         plan = self._plan
         turn = self._turn = Turn(None, 0, uniform(), self._cost, self._priority, plan.sources)
         if plan.guests:
             turn.guests = plan.guests
         self._has_learned = False
         try:
-            return self._limiter.ask(turn, now), turn, now
+            wait = self._limiter.ask(turn, now)
         except BaseException:  # An interrupt, or a limiter of the user's own.
             self._limiter.leave(turn, now)
             raise
+        return turn, None if wait == 0 else self._wait(turn, wait)
 
-    def _waiting(self, turn: Turn) -> tuple[Waiting, Attempt]:
+    def _wait(self, turn: Turn, wait: float | Operation) -> Steps[None]:
+        limit = math.inf if self._limit is None else self._limit
+        waiting = Waiting(self._limiter, turn, self._clock, limit, math.inf)
+        try:
+            self._sent = yield from waiting.steps(wait, self._sent)
+        except TooLongError as late:
+            required = late.waited + late.wait
+            raise TokenAcquisitionTimeoutError(late.waited, limit, required=required) from None
+
+    def _attempt(self, turn: Turn) -> Attempt:
         attempt = Attempt(Call.start(_request(), self._clock.monotonic()))
         turn.call = attempt.info
-        limit = math.inf if self._limit is None else self._limit
-        return Waiting(self._limiter, turn, self._clock, limit, math.inf), attempt
-
-    def _error(self, late: TooLongError) -> TokenAcquisitionTimeoutError:
-        required = late.waited + late.wait
-        return TokenAcquisitionTimeoutError(late.waited, self._limit or 0.0, required=required)
+        return attempt
 
     def _learn(self, response: httpx.Response | None, error: BaseException | None) -> None:
         turn, clock = self._taken(), self._clock
