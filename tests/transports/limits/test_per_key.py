@@ -195,20 +195,6 @@ async def test_a_limiter_that_requests_wait_for_is_never_dropped(world: World) -
     assert clock.sleeps == [10.0], "the second request to the first host waits for the first one"
 
 
-def test_a_limiter_that_cannot_be_watched_is_kept() -> None:
-    class Bare:
-        __slots__ = ()
-        methods = frozenset({"POST"})
-        max_wait_time = None
-        ask = leave = learn = settle = lambda *_: 0.0
-
-    kind: Any = Bare
-    policy = PerHost(lambda _: kind(), max_origins=1)
-    first = policy.limiter_for(httpx.Request("POST", origin(1)))
-    policy.limiter_for(httpx.Request("POST", origin(2)))
-    assert policy.limiter_for(httpx.Request("POST", origin(1))) is first
-
-
 def unread() -> Iterator[bytes]:
     yield json.dumps({"model": "generated"}).encode()
 

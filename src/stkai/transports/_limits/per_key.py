@@ -76,19 +76,12 @@ class PerKey(Chooser):
             limiter = self._limiters.setdefault(key, limiter)
             for layer in list(self._layers):
                 subscribe(limiter, layer)
-        self._remember(key, limiter)
+        self._limiters[key] = limiter
+        if len(self._limiters) > self._most:
+            oldest, dropped = self._limiters.popitem(last=False)
+            with suppress(TypeError):  # It has slots, and cannot be watched.
+                self._in_use[oldest] = dropped
         return limiter
-
-    def _remember(self, key: Any, limiter: Limiter) -> None:
-        """Keep the limiter, and drop the least recently used one if there are too many."""
-        with self._making:
-            self._limiters[key] = limiter
-            if len(self._limiters) > self._most:
-                oldest, dropped = self._limiters.popitem(last=False)
-                try:
-                    self._in_use[oldest] = dropped
-                except TypeError:  # It has slots and no weak references, so it may still be in use: keep it.
-                    self._limiters[oldest] = dropped
 
     def _made(self, key: str) -> Limiter:
         kind = type(self).__name__
