@@ -21,7 +21,7 @@ from .all_of import checked_limiter, plan_of_own
 from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, subscribe
 from .metering import Bill, Estimate, Meter, Settle
 from .queue_limiter import QueueLimiter, is_ours
-from .waiting import CallWaiting
+from .waiting import Waiting
 
 AnyLimiter = Any
 """A limiter, one per host or key, or a list of limiters that all have to let a request go."""
@@ -72,17 +72,12 @@ class _LimitFlow(LayerBase):
         sent = context.now()
         try:
             wait = limiter.ask(turn, sent)
-            waiting = None if wait == 0.0 else CallWaiting(self, limiter, turn, plan, attempt)
+            waiting = None if wait == 0.0 else Waiting(context, self.name, limiter, turn, plan, attempt)
         except BaseException:  # An interrupt, or a limiter of the user's own.
             limiter.leave(turn, sent)
             raise
         if waiting is not None:
-            try:
-                sent = yield from waiting.steps(wait, sent)
-            except BaseException as error:
-                waiting.failed(error)
-                raise
-            waiting.ended(sent)
+            sent = yield from waiting.steps(wait, sent)
         attempt.place = (limiter, turn)
         try:
             response = yield from self.forward(request, attempt)

@@ -1,24 +1,24 @@
 """Permits for other work than requests of httpx, in threads, on asyncio and on trio."""
 
-import math
 from functools import cache
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
 from ..._checks import SECONDS, check_number, clock_or_system, even_half_made
 from ..._clock import Clock, uniform
-from ..._errors import ConfigurationError, InvalidArgumentError, NotSent, TokenAcquisitionTimeoutError
+from ..._errors import ConfigurationError, InvalidArgumentError, NotSent
 from ..._event_loops import loop_has_ended
 from .._async_driver import adrive
 from .._call import Attempt, Call
+from .._context import Context
 from .._driver import drive
 from .._operations import Operation, Steps
-from .._options import UNSET, Priority, RequestOptions, Unset, check_cost
+from .._options import Priority, RequestOptions, Unset, check_cost
 from .limiter import TOO_MANY_REQUESTS, Answer, Plan, Turn
 from .queue import Queue, was_never_sent
-from .waiting import TooLongError, Waiting
+from .waiting import Waiting
 
 
 class Permit:
@@ -34,7 +34,7 @@ class Permit:
         max_wait_time: float | Unset | None,
         clock: Clock | None,
     ) -> None:
-        RequestOptions(cost=cost, priority=priority, max_wait_time=max_wait_time)  # Checks them.
+        self._options = RequestOptions(cost=cost, priority=priority, max_wait_time=max_wait_time)
         if plan is None or not plan.sources:
             raise ConfigurationError(f"{limiter!r} has no permits without a request: ask one of its limiters")
         if cost is None and plan.priced:
@@ -43,7 +43,6 @@ class Permit:
             )
         self._limiter, self._plan = limiter, plan
         self._clock = clock_or_system(clock)
-        self._limit = plan.max_wait_time if max_wait_time is UNSET else max_wait_time
         self._cost, self._priority = 1.0 if cost is None else float(cost), priority
         self._turn: Turn | None = None
         self._sent = 0.0
@@ -76,7 +75,7 @@ class Permit:
         turn, wait = self._ask()
         if wait is not None:
             try:
-                drive(wait, self._attempt(turn), self._clock)  # type: ignore[arg-type]
+                drive(*wait, self._clock)
             except BaseException:  # An interrupt, perhaps before the wait has begun.
                 self._limiter.leave(turn, self._sent)
                 raise
@@ -88,7 +87,7 @@ class Permit:
         turn.loop_has_ended = loop_has_ended()
         if wait is not None:
             try:
-                await adrive(wait, self._attempt(turn), self._clock)  # type: ignore[arg-type]
+                await adrive(*wait, self._clock)
             except BaseException:  # An interrupt, perhaps before the wait has begun.
                 self._limiter.leave(turn, self._sent)
                 raise
@@ -116,8 +115,8 @@ class Permit:
     ) -> None:
         self.__exit__(kind, error, trace)
 
-    def _ask(self) -> tuple[Turn, Steps[None] | None]:
-        """A new turn, and its wait if it has to wait."""
+    def _ask(self) -> tuple[Turn, tuple[Any, Attempt] | None]:
+        """A new turn, and its wait and what stands for its call if it has to wait."""
         if self._is_open:
             raise RuntimeError("this permit is in use: take one for each block, with limiter.permit()")
         now = self._sent = self._clock.monotonic()
@@ -131,21 +130,17 @@ class Permit:
         except BaseException:  # An interrupt, or a limiter of the user's own.
             self._limiter.leave(turn, now)
             raise
-        return turn, None if wait == 0 else self._wait(turn, wait)
-
-    def _wait(self, turn: Turn, wait: float | Operation) -> Steps[None]:
-        limit = math.inf if self._limit is None else self._limit
-        waiting = Waiting(self._limiter, turn, self._clock, limit, math.inf)
-        try:
-            self._sent = yield from waiting.steps(wait, self._sent)
-        except TooLongError as late:
-            required = late.waited + late.wait
-            raise TokenAcquisitionTimeoutError(late.waited, limit, required=required) from None
-
-    def _attempt(self, turn: Turn) -> Attempt:
-        attempt = Attempt(Call.start(_request(), self._clock.monotonic()))
+        if wait == 0:
+            return turn, None
+        call = Call.start(_request(), now)._replace(options=self._options, deadline=None)
+        attempt = Attempt(call, 1, None, None, False)
         turn.call = attempt.info
-        return attempt
+        return turn, (self._wait(turn, wait, attempt), attempt)
+
+    def _wait(self, turn: Turn, wait: float | Operation, attempt: Attempt) -> Steps[None]:
+        context = Context(clock=self._clock, listener=_hear_nothing)
+        waiting = Waiting(context, "permit", self._limiter, turn, self._plan, attempt)
+        self._sent = yield from waiting.steps(wait, self._sent)
 
     def _learn(self, response: httpx.Response | None, error: BaseException | None) -> None:
         turn, clock = self._taken(), self._clock
@@ -162,6 +157,10 @@ class Permit:
     @even_half_made
     def __repr__(self) -> str:
         return f"<Permit of {self._limiter!r}>"
+
+
+def _hear_nothing(event: object) -> None:
+    """No stack has a listener for permits."""
 
 
 @cache

@@ -4,15 +4,14 @@ import logging
 import math
 from typing import Any, Final
 
-from ..._clock import Clock
 from ..._errors import ConfigurationError, TokenAcquisitionTimeoutError
 from ..._log import LONG_WAIT
 from ...events import Rejected, Waited
 from .._call import Attempt, SignatureExpired
+from .._context import Context
 from .._operations import Operation, Sleep, Steps
 from .._options import UNSET
-from .limiter import Limiter, Plan, Turn
-from .queue import Queue
+from .limiter import Plan, Turn
 from .sources.source import TICK, Source
 
 _REAL: Final = (int, float)
@@ -21,111 +20,97 @@ _LONGEST: Final = 3600.0
 """Seconds; a longer wait is slept in pieces: every system limits the length of a sleep."""
 
 
-class TooLongError(Exception):
-    """The turn has waited for `waited` seconds, would wait for `wait` more, and has `left` until its deadline."""
-
-    def __init__(self, wait: float, waited: float, left: float) -> None:
-        super().__init__(wait)
-        self.wait, self.waited, self.left = wait, waited, left
-
-
 class Waiting:
-    """One request's wait for its permit: for at most `limit` seconds, and until the instant `deadline`."""
+    """The wait of one attempt for its permit; the attempts of a call share its allowance, in seconds."""
 
     def __init__(
-        self, limiter: Limiter | Queue, turn: Turn, clock: Clock, limit: float, deadline: float
+        self, context: Context, layer: str, limiter: Any, turn: Turn, plan: Plan, attempt: Attempt
     ) -> None:
-        self.limiter, self.turn, self.clock = limiter, turn, clock
-        self.limit, self.deadline = limit, deadline
-        # When it began and ended.
-        self.start = self.now = 0.0
+        call = attempt.call
+        allowed, deadline = call.options.max_wait_time, call.deadline
+        if allowed is UNSET:
+            allowed = plan.max_wait_time
+        self._context, self._layer, self._limiter, self._turn = context, layer, limiter, turn
+        self._attempt = attempt
+        self._allowed: float | None = allowed
+        self._left = math.inf if allowed is None else attempt.allowance(allowed)
+        self._deadline = math.inf if deadline is None else deadline
         # Seconds for which each source held it up, if that is to be reported.
-        self.held: dict[Source | None, float] | None = None
+        self._held: dict[Source | None, float] | None = None
+        if plan.sees_all or turn.guests or limiter.has_remote:
+            # Thousands of others wait without it.
+            turn.call = attempt.info
+        if attempt.is_observed and len({source.limit for source in turn.sources}) > 1:
+            self._held = {}
 
     def steps(self, wait: float | Operation, start: float) -> Steps[float]:
-        """Wait, as the limiter said at `start`; returns when the permit was taken. A failure leaves the queue."""
-        self.start = now = start
-        limiter, turn, clock = self.limiter, self.turn, self.clock
+        """Wait, as the limiter said at `start`; returns when the permit was taken. A failure leaves the queue.
+
+        Raises:
+            TokenAcquisitionTimeoutError, DeadlineExceededError: it would take too long.
+            SignatureExpired: the token has expired meanwhile.
+        """
+        now, deadline, last = start, self._deadline, self._left + start
+        limiter, turn, clock, held = self._limiter, self._turn, self._context.clock, self._held
         try:
             while wait != 0.0:
                 if isinstance(wait, _REAL) and wait > 0:
-                    left = min(self.deadline - now, self.limit - (now - start))
+                    left = min(deadline, last) - now
                     if wait > left + TICK and not (turn.is_guess and left > TICK):
-                        raise TooLongError(wait, now - start, self.deadline - now)
+                        break
                     yield Sleep(min(wait, turn.nap, left, _LONGEST))
                 elif isinstance(wait, Operation):
                     yield wait
                 else:
                     raise _no_answer(limiter, wait)
                 before, now = now, clock.monotonic()
-                if self.held is not None:
-                    self.held[turn.held_by] = self.held.get(turn.held_by, 0.0) + now - before
+                if held is not None:
+                    held[turn.held_by] = held.get(turn.held_by, 0.0) + now - before
                 wait = limiter.ask(turn, now)
         except BaseException:
-            self.now = clock.monotonic()
-            limiter.leave(turn, self.now)
+            now = clock.monotonic()
+            limiter.leave(turn, now)
+            self._attempt.record.queued += now - start
             raise
+        waited = now - start
+        self._attempt.record.queued += waited
+        if isinstance(wait, _REAL) and wait > 0:
+            limiter.leave(turn, now)
+            raise self._refused(wait, waited, deadline - now)
+        self._ended(now, waited)
         return now
 
-
-class CallWaiting(Waiting):
-    """The wait of one attempt; the attempts of a call share its allowance."""
-
-    def __init__(self, layer: Any, limiter: Any, turn: Turn, plan: Plan, attempt: Attempt) -> None:
-        call = attempt.call
-        allowed, deadline = call.options.max_wait_time, call.deadline
-        if allowed is UNSET:
-            allowed = plan.max_wait_time
-        limit = math.inf if allowed is None else attempt.allowance(allowed)
-        # Not by `super()`, which Python looks up anew for every permit.
-        Waiting.__init__(
-            self, limiter, turn, layer.context.clock, limit, math.inf if deadline is None else deadline
-        )
-        self._layer, self._attempt, self._allowed = layer, attempt, allowed
-        if plan.sees_all or turn.guests or limiter.has_remote:
-            # Thousands of others wait without it.
-            turn.call = attempt.info
-        if attempt.is_observed and len({source.limit for source in turn.sources}) > 1:
-            self.held = {}
-
-    def failed(self, error: BaseException) -> None:
-        """Record the wait; if it would take too long, report that, and raise the error for the caller."""
-        attempt, record = self._attempt, self._attempt.record
-        if not isinstance(error, TooLongError):
-            record.queued += self.now - self.start
-            return
-        record.queued += error.waited
-        if error.left < self.limit - error.waited:
-            self._refuse(error.wait, error.left)
-            raise attempt.no_time_for(error.wait, error.left) from None
+    def _refused(self, wait: float, waited: float, left: float) -> Exception:
+        """Report that the wait would take too long; returns the error for the caller."""
+        if left < self._left - waited:
+            self._refuse(wait, left)
+            return self._attempt.no_time_for(wait, left)
         most = self._allowed or 0.0
-        waited = most - self.limit + error.waited  # Also at the redirects before this one.
-        self._refuse(waited + error.wait, most)
-        raise TokenAcquisitionTimeoutError(waited, most, required=waited + error.wait) from None
+        waited = most - self._left + waited  # Also at the redirects before this one.
+        self._refuse(waited + wait, most)
+        return TokenAcquisitionTimeoutError(waited, most, required=waited + wait)
 
     def _refuse(self, wait: float, limit: float) -> None:
-        layer = self._layer
-        layer.context.emit(Rejected(call=self._attempt.info, layer=layer.name, wait=wait, limit=limit))
+        self._context.emit(Rejected(call=self._attempt.info, layer=self._layer, wait=wait, limit=limit))
 
-    def ended(self, sent: float) -> None:
-        """Record and report the wait; the permit, taken at `sent`, is given back if the token has expired meanwhile."""
-        attempt, waited = self._attempt, sent - self.start
-        attempt.record.queued += waited
+    def _ended(self, sent: float, waited: float) -> None:
+        """Report the wait; the permit, taken at `sent`, is given back if the token has expired meanwhile."""
+        attempt = self._attempt
         if waited and attempt.is_observed:
             self._report(waited)
         if attempt.is_signed is not None and not attempt.is_signed():
             # Otherwise all requests that wait for a new token would leave together when it comes.
-            self.limiter.leave(self.turn, sent)
-            attempt.place = (self.limiter, self.turn)
+            self._limiter.leave(self._turn, sent)
+            attempt.place = (self._limiter, self._turn)
             raise SignatureExpired
 
     def _report(self, waited: float) -> None:
-        layer, held = self._layer, self.held
-        if layer.context.hears(logging.INFO if waited > LONG_WAIT else logging.DEBUG):
+        context, held = self._context, self._held
+        if context.hears(logging.INFO if waited > LONG_WAIT else logging.DEBUG):
             # The limit that held it up for longest.
             source: Any = None if held is None else max(held, key=held.__getitem__, default=None)
             limit = "" if source is None else str(source.limit)
-            layer.context.emit(Waited(call=self._attempt.info, layer=layer.name, seconds=waited, limit=limit))
+            context.emit(Waited(call=self._attempt.info, layer=self._layer, seconds=waited, limit=limit))
 
 
 def _no_answer(limiter: object, wait: object) -> ConfigurationError:
