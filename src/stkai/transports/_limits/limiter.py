@@ -117,6 +117,7 @@ for _name in ("granted", "since", "asked", "told", "nap", "is_guess", "held_by")
 del _first
 
 
+@dataclass(slots=True, eq=False)
 class Answer:
     """The outcome of a request that had its permit.
 
@@ -129,19 +130,12 @@ class Answer:
         chance: a random number in [0, 1), drawn for this answer.
     """
 
-    __slots__ = ("chance", "date", "error", "now", "response", "sent")
-
-    def __init__(
-        self,
-        sent: float,
-        now: float,
-        response: httpx.Response | None,
-        error: BaseException | None,
-        date: Callable[[], datetime],
-        chance: float,
-    ) -> None:
-        self.sent, self.now, self.response, self.error = sent, now, response, error
-        self.date, self.chance = date, chance
+    sent: float
+    now: float
+    response: httpx.Response | None
+    error: BaseException | None
+    date: Callable[[], datetime]
+    chance: float
 
     @property
     def is_refusal(self) -> bool:
