@@ -160,7 +160,6 @@ class Server:
 
     def _begin(self) -> None:
         """Begin anew in a forked child: its parent uses the connections, and has the threads."""
-        self._lock = threading.Lock()
         self._idle: list[Any] = []
         self._stuck: Job | None = None
 
@@ -197,17 +196,15 @@ class Connections(Server):
 
     def run(self, command: str, *words: Any) -> Any:
         until = _clock.monotonic() + self._timeout
-        with self._lock:
-            connection = self._idle.pop() if self._idle else None
-        if connection is not None:
-            try:
-                if not connection.can_read():
-                    return self._ask(connection, (command, *words))
-                connection.disconnect()  # What it says there would be taken for the next answer.
-            except self.errors.TimeoutError:
-                raise
-            except (self.errors.ConnectionError, OSError):
-                pass  # The server closed it in the meantime.
+        try:
+            connection = self._idle.pop()
+            if not connection.can_read():
+                return self._ask(connection, (command, *words))
+            connection.disconnect()  # What it says there would be taken for the next answer.
+        except self.errors.TimeoutError:
+            raise
+        except (IndexError, self.errors.ConnectionError, OSError):
+            pass  # There is none, or the server closed it in the meantime.
         left = until - _clock.monotonic()
         return self._in_time(lambda: self._ask(self._connected(), (command, *words)), left)
 
@@ -226,29 +223,28 @@ class Connections(Server):
         After a failure, no other is kept either: all lead to the same server, which may be a master that was demoted,
         while its name already leads to the new one.
         """
-        is_usable = False
         try:
             connection.send_command(*words)
             answer = connection.read_response()
-            is_usable = True
         except self.errors.NoScriptError:
-            is_usable = True
+            self._keep(connection)
             raise
-        finally:
-            with self._lock:
-                keep = is_usable and len(self._idle) < _MOST_IDLE
-                if keep:
-                    self._idle.append(connection)
-            if not keep:
-                connection.disconnect()
-            if not is_usable:
-                self.close()
+        except BaseException:
+            connection.disconnect()
+            self.close()
+            raise
+        self._keep(connection)
         return answer
+
+    def _keep(self, connection: Any) -> None:
+        if len(self._idle) < _MOST_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.disconnect()
 
     def close(self) -> None:
         """Close the idle connections; the next command opens another."""
-        with self._lock:
-            idle, self._idle = self._idle, []
+        idle, self._idle = self._idle, []
         for connection in idle:
             connection.disconnect()
 
