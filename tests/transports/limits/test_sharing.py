@@ -302,6 +302,29 @@ def test_after_the_return_a_request_needs_both_clocks_for_a_while(clock: FakeClo
     assert granted == pytest.approx(20, abs=2)
 
 
+def test_what_was_used_in_an_outage_and_comes_back_later_unbalances_no_book(
+    clock: FakeClock, store: Scripted
+) -> None:
+    policy = bucket(store)
+    wait_for(policy, clock)
+    store.fails = True
+    turn = Turn()
+    for each in (Turn(), turn):
+        wait_for(policy, clock, each)
+    store.fails = False
+    client_of(policy).work()
+    assert store.asked[-1].own == 2
+    policy.leave(turn, clock.monotonic())
+    for _ in range(3):
+        wait_for(policy, clock)
+    assert min(ask.own for ask in store.asked) == 0
+    snapshot = store.inner.look("team")
+    assert snapshot is not None
+    books = snapshot.books
+    assert books["leased"] == books["used"] + books["returned"] + books["expired"] + books["held"]
+    assert books["used"] >= 3
+
+
 def test_a_store_that_was_never_reached_leaves_each_process_to_adapt(
     clock: FakeClock, store: Scripted
 ) -> None:

@@ -182,7 +182,7 @@ class Member(Source):
             costs=tuple(map(self.cost_of, wanting)) if quota.max_cost else (),
             units_used=held.spent,
             units=units,
-            own=outage.used,
+            own=max(0, outage.used),  # A permit that was reported and then given back offsets the next one.
             own_seconds=max(0.0, now - outage.since) if outage.used else 0.0,
             queue=0.0 if lease is None else queue,
             refused=None if self.refused < 0 else Refusal(self.refused, pause),
