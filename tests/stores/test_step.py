@@ -1,5 +1,6 @@
 """The step of a shared quota under members that are killed, lose messages, repeat them, or report nonsense."""
 
+import copy
 import itertools
 import os
 import random
@@ -202,3 +203,20 @@ def test_a_message_that_a_later_one_overtook_changes_nothing() -> None:
     before = state.credit, state.used, state.returned
     assert step(state, stale, 1.3).void
     assert (state.credit, state.used, state.returned) == before
+
+
+def test_an_older_state_that_is_restored_gives_no_permit_again() -> None:
+    """Redis restarts from its last snapshot, or a replica that lagged takes over."""
+    state = State.new(0.0)
+
+    def asked(now: float, last: Lease | None = None, **fields: Any) -> Lease:
+        known: dict[str, Any] = {} if last is None else {"lease_id": last.id, "used": last.count}
+        return step(state, Ask("team", 4.0, 40.0, "a", window=10.0, age=now, **known, **fields), now)
+
+    first = asked(0.0, seq=1)
+    snapshot = copy.deepcopy(state)
+    burst = asked(10.0, first, seq=2, want=40, waiting=40)
+    assert burst.count == 40
+    state = snapshot
+    lease = asked(11.0, burst, seq=3, want=40, waiting=40, queue=burst.queue - 1.0)
+    assert lease.ranges[0][0] >= 8.5

@@ -36,6 +36,10 @@ _LONGEST_QUEUE: Final = 60.0
 
 def step(s: State, ask: Ask, now: float) -> Lease:
     """Take a member's report, and lease it the permits that it wants, as far as its share allows."""
+    if (
+        ask.lease_id > s.id
+    ):  # An older state was restored, for example from a snapshot: it knows less than the members.
+        s.is_new = forget(s, now, ask.lease_id)
     now = advance(s, now)
     sweep(s, now)
     m = s.members.get(ask.member)
@@ -99,11 +103,14 @@ def look(s: State, now: float) -> Snapshot | None:
     )  # fmt: skip
 
 
-def forget(s: State, now: float) -> bool:
-    """Begin anew: the members start over, regardless of what they know. Returns whether the share was ever used."""
+def forget(s: State, now: float, known: int = 0) -> bool:
+    """Begin anew, above the last lease that is known: the members start over, regardless of what they know.
+
+    Returns whether the share was ever used.
+    """
     if not s.rate:
         return False
-    fresh = State.new(now, s.epoch + 1)
+    fresh = State.new(now, max(s.epoch, known) + 1)
     fresh.is_new = False
     for each in fields(State):
         setattr(s, each.name, getattr(fresh, each.name))

@@ -555,8 +555,13 @@ end
 local s = unpacked(redis.call("GET", STATE))
 
 if ARGV[1] == "lease" then
+  local ask = cjson.decode(ARGV[3])
   s = s or fresh_state(now, 0)
-  local lease = step(s, cjson.decode(ARGV[3]), now)
+  if ask.lease_id > s.id and s.rate > 0 then  -- An older state was restored: it knows less than the members.
+    redis.call("DEL", MEMBERS, DUES)
+    s = fresh_state(now, max(s.epoch, ask.lease_id) + 1)
+  end
+  local lease = step(s, ask, now)
   save(s)
   return lease
 elseif ARGV[1] == "amend" then
