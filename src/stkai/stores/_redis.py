@@ -183,7 +183,7 @@ class Server:
         worker.release()
         if not job.wait(max(0.0, seconds)):
             self._stuck = job
-            raise TimeoutError(f"the server did not answer within {seconds:.3g} s")
+            raise TimeoutError(f"the server did not answer within {self._timeout:.3g} s")
         return job.result()
 
 
