@@ -314,11 +314,11 @@ def test_a_refusal_takes_less_from_a_sender_that_has_most_of_a_known_quota() -> 
     assert [round(1 - law.cut(rate) / rate, 4) for rate in (2.0, 10.0, 20.0)] == [0.1487, 0.1181, 0.0225]
 
 
-@pytest.mark.parametrize(("count", "more"), [(4, 8), (25, 8), (100, 16)])
-def test_in_a_window_a_rate_first_grows_by_eight_requests_or_by_a_root(count: int, more: float) -> None:
+@pytest.mark.parametrize("count", [4, 25, 100])
+def test_in_a_window_a_rate_grows_by_eight_requests_per_window(count: int) -> None:
     law, rate = equal_refusals(KnownQuota(None, None), window=60.0), count / 60
     grown = law.grown(rate, 0.001) - rate
-    assert grown * 60 / 0.001 == pytest.approx(more / 60, rel=0.001)
+    assert grown * 60 / 0.001 == pytest.approx(8 / 60, rel=0.001)
 
 
 def test_the_first_refusals_take_more_than_later_ones() -> None:
@@ -474,7 +474,7 @@ def test_slow_answers_do_not_hide_that_a_server_spaces_requests_out(seed: int) -
     world = run(LeakyBucket(20), 4, workers=8, service=0.2, seed=seed)
     shares = world.counts(10.0, 60.0)[0]
     assert sum(shares) >= 0.45 * 20 * 50
-    assert min(shares) >= 0.4 * sum(shares) / 4
+    assert min(shares) >= 0.3 * sum(shares) / 4
 
 
 @pytest.mark.no_cover

@@ -1,7 +1,5 @@
 """Windows that a server never mentions: how they are found, kept, and given up."""
 
-import math
-
 import pytest
 
 from stkai.transports import Turn
@@ -14,9 +12,7 @@ from ....support.sender import Sender
 def outage(window: SilentWindow, began: float, ended: float) -> float:
     """The server refuses everything for a while, and accepts again."""
     window.refused(began)
-    share = window.accepts_again(ended, began)
-    window.row_ended(ended)
-    return share
+    return window.accepts_again(ended, began)
 
 
 def found(accepted: int = 25) -> SilentWindow:
@@ -50,7 +46,6 @@ def test_not_every_outage_is_the_rest_of_a_window(
 def test_a_server_that_refused_now_and_then_before_the_outage_has_no_window() -> None:
     window = SilentWindow(0.0, 25)
     window.refused(5.0)
-    window.row_ended(5.2)
     assert outage(window, 20.0, 60.0) == 0.0
 
 
@@ -61,21 +56,11 @@ def test_the_next_outage_may_be_as_short_as_it_likes() -> None:
     assert outage(window, 119.5, 120.0) == 0.5
 
 
-def test_when_a_window_ends_is_known_once_two_were_equally_long() -> None:
-    window = found()
-    assert window.held_until == -math.inf
-    for _ in range(25):
-        window.accepted()
-    outage(window, 100.0, 122.0)
-    assert window.held_until == pytest.approx(122.0 + 0.9 * 62.0)
-
-
 def test_two_refusals_too_soon_show_that_there_is_no_window() -> None:
     window = found()
     for began in (70.0, 80.0):
         assert window.seconds == 60.0
-        window.refused(began)
-        window.row_ended(began + 1)
+        outage(window, began, began + 1)
     assert window.seconds == 0.0
 
 
@@ -103,15 +88,22 @@ def test_a_window_of_a_minute_is_divided_without_a_word_of_it(numbers: tuple[flo
 
 
 @pytest.mark.no_cover
-def test_after_a_window_that_is_sure_nothing_is_sent_until_most_of_it_is_over() -> None:
+def test_a_window_that_the_server_never_mentions_is_named() -> None:
     world = World(FixedWindow(100, 60.0))
     world.add(workers=8)
     world.run(600.0)
-    spread = [instant % 60 for instant, _ in world.refused if instant > 180]
-    assert spread
-    assert all(second > 45 for second in spread)
     assert str(world.senders[0].pace) == "found: window of about 60 s"
     assert any("window of about 60 s" in change.reason for change in world.changes)
+
+
+@pytest.mark.no_cover
+def test_those_who_join_late_get_their_share_of_a_window_that_the_server_never_mentions() -> None:
+    world = World(FixedWindow(300, 30.0))
+    for at in (0.0, 0.0, 120.0, 120.0):
+        world.add(at=at)
+    world.run(420.0)
+    shares, _ = world.counts(240.0, 420.0)
+    assert min(shares) >= 0.6 * sum(shares) / 4
 
 
 @pytest.mark.no_cover

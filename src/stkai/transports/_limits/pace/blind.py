@@ -238,10 +238,9 @@ class BlindRate:
         self._accepted_at, self._was_awaited = now, False
         self.law.note(refused=False)
         self._window.accepted()
-        if self.row:
-            if self.row >= self._outage or now - self._row_at > _LONG or self._window.seconds:
-                self._recover(now)
-            self._window.row_ended(now)
+        is_outage = self.row >= self._outage or now - self._row_at > _LONG
+        if self.row and (is_outage or self._window.seconds):
+            self._recover(now)
         self.row = 0
 
     def _recover(self, now: float) -> None:
@@ -286,7 +285,7 @@ class BlindRate:
         if self.row > (1 if self._outage == _OUTAGE else _STRICT_OUTAGE):
             wait = (0.5 + chance) * 2.0 ** (min(self.row, 12) - 2) * max(_GAPS / self.rate, _SHORTEST)
             longest = _LONGEST if self.row <= _MANY else _LONGER
-            self._hold = max(self._hold, now + min(longest, wait), self._window.held_until)
+            self._hold = max(self._hold, now + min(longest, wait))
 
     def _cut(self, now: float) -> None:
         if self.row <= self._outage:

@@ -24,8 +24,8 @@ _USUAL, _STEEPNESS = 0.05, 3.0
 _HARDLY, _LEAST_PATIENCE = 0.02, 0.25
 """... and if less than this share is refused, as when a sender is alone, it shrinks with it, to a quarter at most."""
 
-_MORE, _MODERATE = 8.0, 25.0
-"""In a window, the rate grows by 8 requests per window; beyond 25 requests, by as many as the square root of them."""
+_MORE = 8.0
+"""Requests per window by which the rate grows in a window."""
 
 _TOLD = 60.0
 """With a known quota, T of a sender that has a quarter of it is the time in which it allows so many requests ..."""
@@ -128,7 +128,4 @@ class EqualRefusals:
         if refused > _USUAL:
             patience *= math.pow(refused / _USUAL, _STEEPNESS)
         window = self._window.seconds
-        if not window:
-            return patience
-        count = max(1.0, rate * window)
-        return max(patience, _STEP * window * count / (_MORE * max(1.0, math.sqrt(count / _MODERATE))))
+        return max(patience, _STEP * window * max(1.0, rate * window) / _MORE)

@@ -4,8 +4,6 @@ Such a server accepts whatever is sent, and then refuses all of it until the nex
 end of one outage to the end of the next is its share of a window, whatever it had sent. A bucket refuses now and then.
 """
 
-import math
-
 _OUTAGE = 8.0
 """Seconds: a row of refusals so long may be the rest of a window."""
 
@@ -17,12 +15,6 @@ _ENOUGH = 5
 
 _SOON = 2
 """Rows of refusals that begin less than half a window after the one before, until it is clear that there is none."""
-
-_ALIKE = 0.25
-"""Share by which two windows in a row may differ in length if the next one will be as long."""
-
-_HELD = 0.9
-"""Share of such a window during which nothing more is sent once its requests are used up."""
 
 _VALID = 2.5
 """Windows without a refusal after which there seems to be none."""
@@ -37,13 +29,11 @@ class SilentWindow:
 
     Attributes:
         seconds: how long the window is; 0 while none is known.
-        held_until: until when nothing is sent once the window is used up; -inf while its length is not sure.
     """
 
     def __init__(self, since: float, accepted: float) -> None:
         self._since, self._accepted, self._rows, self._soon = since, accepted, 0, 0
-        self._row_ended = since
-        self.seconds, self.held_until = 0.0, -math.inf
+        self.seconds = 0.0
 
     def average(self, now: float) -> float:
         """Requests per second that were accepted since the last outage ended."""
@@ -56,17 +46,14 @@ class SilentWindow:
     def refused(self, now: float) -> None:
         """Note that a row of refusals begins."""
         self._rows += 1
-        self._soon = self._soon + 1 if now - self._row_ended < self.seconds / 2 else 0
+        self._soon = self._soon + 1 if now - self._since < self.seconds / 2 else 0
         if self._soon >= _SOON:
-            self._forget()
+            self.seconds = 0.0
 
     def forget_if_old(self, now: float) -> None:
         """Forget a window that has refused nothing for long."""
-        if self.seconds and now - self._row_ended > _VALID * self.seconds:
-            self._forget()
-
-    def _forget(self) -> None:
-        self.seconds, self.held_until = 0.0, -math.inf
+        if now - self._since > _VALID * self.seconds:
+            self.seconds = 0.0
 
     def accepts_again(self, now: float, row_began: float) -> float:
         """Note the end of a row of refusals that was the end of a window, or may have been.
@@ -77,12 +64,6 @@ class SilentWindow:
         seconds, share = now - self._since, 0.0
         is_window = self._rows == 1 and self._accepted >= _ENOUGH and seconds <= _LONGEST
         if is_window and (self.seconds or now - row_began > _OUTAGE):
-            share = self._accepted / seconds
-            is_sure = abs(seconds - self.seconds) < _ALIKE * seconds
-            self.seconds, self.held_until = seconds, now + _HELD * seconds if is_sure else -math.inf
+            share, self.seconds = self._accepted / seconds, seconds
         self._since, self._accepted, self._rows = now, 0.0, 0
         return share
-
-    def row_ended(self, now: float) -> None:
-        """Note that a row of refusals has ended."""
-        self._row_ended = now
