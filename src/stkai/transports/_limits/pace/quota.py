@@ -40,9 +40,6 @@ _FLOOR = 0.5
 _FLOOR_SHARE = 0.02
 """... unless that is more than this share of the quota: thirty senders may share a quota of ten."""
 
-_SLOTS = 16
-"""Slots of a tally. More would be finer than a count of a few dozen requests justifies."""
-
 
 class KnownQuota:
     """So many requests per window, for all senders together.
@@ -143,90 +140,41 @@ class KnownQuota:
         self._set(max_requests, time_window)
 
 
-class Tally:
-    """Counts requests of the last `span` seconds in constant memory, dated by when they were sent.
+class History:
+    """The past that a law judges a refusal by: what was sent and not refused lately, and whether requests waited.
 
     A request counts from the moment it is sent and is taken back if it is refused, so a slow answer does not make the
-    count lag behind the rate.
-
-    Attributes:
-        span: seconds.
-        began: when counting began: with the first request, if not said otherwise.
-    """
-
-    __slots__ = ("_counts", "_end", "_latest", "_newest", "_start", "_width", "began", "span")
-
-    def __init__(self, span: float, began: float = math.inf) -> None:
-        self.span, self.began = span, began
-        self._width = span / _SLOTS
-        self._newest = self._start = self._end = -math.inf
-        # Newest slot first, without what has been counted there since it was opened. The last one is only partly within
-        # the span.
-        self._counts, self._latest = [0.0] * (_SLOTS + 1), 0.0
-
-    def add(self, sent: float, count: float = 1.0) -> None:
-        """Count a request sent at `sent` (seconds of the clock), or take one back with -1."""
-        if sent < self._end and sent >= self._start:  # Nearly every request falls into the newest slot.
-            self._latest += count
-            return
-        if self.began == math.inf:
-            self.began = sent
-        slot = sent // self._width
-        self._move_to(slot)
-        age = int(self._newest - slot)
-        if age <= _SLOTS:
-            self._counts[age] += count
-
-    def count(self, now: float) -> float:
-        """Requests of the last `span` seconds."""
-        self._move_to(now // self._width)
-        self._gather()
-        outside = now / self._width - self._newest
-        return max(0.0, sum(self._counts) - outside * self._counts[-1])
-
-    def resized(self, span: float) -> "Tally":
-        """The same requests, each dated by the middle of its slot, counted over another span."""
-        other = Tally(span, self.began)
-        self._gather()
-        if self._newest > -math.inf:
-            for age in range(_SLOTS, -1, -1):
-                other.add((self._newest - age + 0.5) * self._width, self._counts[age])
-        return other
-
-    def _gather(self) -> None:
-        self._counts[0] += self._latest
-        self._latest = 0.0
-
-    def _move_to(self, slot: float) -> None:
-        passed = slot - self._newest
-        if passed > 0:
-            self._gather()
-            passed = int(min(passed, _SLOTS + 1))
-            self._counts = [0.0] * passed + self._counts[: _SLOTS + 1 - passed]
-            self._newest, self._start, self._end = slot, slot * self._width, (slot + 1) * self._width
-
-
-class History:
-    """The past that a law judges a refusal by.
+    count lag behind the rate. Counted are whole spans: the present one, and the part of the one before that is needed.
 
     Args:
         span: seconds over which requests are counted.
         quota: over its window fades the share of the time that was spent holding back.
 
     Attributes:
-        tally: the requests.
+        span: the same; it may be changed.
         holds: whether requests are held back now.
     """
 
     def __init__(self, span: float, quota: KnownQuota) -> None:
-        self.tally = Tally(span)
-        self._quota = quota
+        self.span, self._quota = span, quota
+        self.restart(math.inf)
         # The share as of an instant, and whether requests have been held back since: it fades when that changes.
         self._held, self._held_at, self.holds = 1.0, -math.inf, True
 
+    def restart(self, instant: float) -> None:
+        """Forget all requests, and count the time from `instant` on; infinite for the first request's."""
+        self._began = self._since = instant
+        self._latest = self._before = 0.0
+
     def add(self, sent: float, count: float = 1.0) -> None:
-        """Count a request sent at `sent`, or take one back with -1."""
-        self.tally.add(sent, count)
+        """Count a request sent at `sent` (seconds of the clock), or take one back with -1."""
+        if self._began == math.inf:
+            self._began = self._since = sent
+        self._advance(sent)
+        if sent >= self._since:
+            self._latest += count
+        elif sent >= max(self._began, self._since - self.span):
+            self._before += count
 
     def note(self, start: float, *, holds: bool) -> None:
         """Note whether requests are held back from `start` on."""
@@ -237,15 +185,16 @@ class History:
     def past(self, now: float, *, cold: bool) -> Past:
         """What a law needs to know about a refusal at `now`."""
         self._fade(now)
-        return Past(self.tally.count(now), min(now - self.tally.began, self.tally.span), self._held, cold)
+        self._advance(now)
+        still = 1.0 - max(0.0, now - self._since) / self.span
+        count = max(0.0, self._latest + still * self._before)
+        return Past(count, min(now - self._began, self.span), self._held, cold)
 
-    def resize(self, span: float) -> None:
-        """Count over another span, because more is known about the quota."""
-        self.tally = self.tally.resized(span)
-
-    def restart(self, instant: float) -> None:
-        """Forget all requests, and count the time from `instant` on."""
-        self.tally = Tally(self.tally.span, instant)
+    def _advance(self, now: float) -> None:
+        passed = (now - self._since) // self.span
+        if passed >= 1:
+            self._before, self._latest = self._latest if passed < 2 else 0.0, 0.0
+            self._since += passed * self.span
 
     def _fade(self, now: float) -> None:
         if self._held_at > -math.inf and now > self._held_at:

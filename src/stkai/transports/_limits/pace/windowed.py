@@ -147,7 +147,7 @@ class WindowedRate:
 
     def take(self, turn: Turn, now: float) -> float:
         """Count a request that goes now; returns the permits that it takes: one, give or take some jitter."""
-        self.history.tally.add(now)
+        self.history.add(now)
         if self.rate >= self._quota.ceiling:
             return 1.0
         return 1.0 + self._spread * (2.0 * turn.chance - 1.0)
@@ -246,7 +246,7 @@ class WindowedRate:
     def _adopt(self) -> None:
         """Switch to another law, because more is known about the quota."""
         self.law = self._quota.law(self._plain)
-        self.history.resize(self.law.history)
+        self.history.span = self.law.history
 
     def _grow(self, seconds: float) -> float:
         """Let the rate grow by the law; returns the permits released meanwhile."""
