@@ -116,8 +116,7 @@ class Adaptive:
         change = None
         if self._has_moved() or self.mode.finding not in ("", self._finding):
             described = self._windowed.guide.in_force
-            reason = "rate limit headers" if described else self.mode.reason(self._reported)
-            change = self._report(self.mode.base, reason)
+            change = self._report(self.mode.base, "rate limit headers" if described else "")
         self.ignores_successes_until = self.mode.ignores_successes_until
         return change
 
@@ -153,7 +152,7 @@ class Adaptive:
         if not is_news:
             return None
         found = first and windowed.start.over and not self.quota.is_given
-        return self._report(self.rate, _FOUND if found else self.mode.reason(self._reported))
+        return self._report(self.rate, _FOUND if found else "")
 
     def _is_coarse(self, asked: float, now: float) -> bool:
         """Whether a wait in whole seconds is too long to go by: zero is a part of one, and one is many of our gaps."""
@@ -192,6 +191,11 @@ class Adaptive:
         return abs(self.mode.base - self._reported) > self.mode.news * self._reported
 
     def _report(self, rate: float, reason: str) -> RateChange:
+        """Report the rate; without another reason, it moved with the refusals."""
+        finding = self.mode.finding
+        if not reason:
+            reason = "no refusal since" if self.mode.base > self._reported else "429 Too Many Requests"
+            reason += f": {finding}" if finding else ""
         change = RateChange(self._reported, rate, reason)
-        self._reported, self._finding = rate, self.mode.finding
+        self._reported, self._finding = rate, finding
         return change

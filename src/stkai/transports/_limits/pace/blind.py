@@ -125,11 +125,6 @@ class BlindRate:
         return _STRICT_OUTAGE if self.is_strict else _OUTAGE
 
     @property
-    def _is_busy(self) -> bool:
-        """Whether two requests at one instant would show nothing."""
-        return self.row > 0
-
-    @property
     def finding(self) -> str:
         """What was found out about the server's refusals."""
         if self.is_strict:
@@ -138,11 +133,6 @@ class BlindRate:
             return f"window of about {window:.0f} s"
         places = self._in_flight.places
         return f"in flight: {places}" if places else ""
-
-    def reason(self, before: float) -> str:
-        """Why the rate is not `before` any more."""
-        why = "no refusal since" if self.rate > before else "429 Too Many Requests"
-        return f"{why}: {self.finding}" if self.finding else why
 
     @property
     def news(self) -> float:
@@ -180,7 +170,7 @@ class BlindRate:
 
     def time_for(self, permits: float, now: float) -> float:
         """Seconds until this many more permits are released; those of a pair are due together, or nearly."""
-        if permits > 1.5 - self.credit and self._test.is_due(now, self._is_busy):
+        if permits > 1.5 - self.credit and self._test.is_due(now, self.row > 0):
             return max(_PAIRED, self._test.distance, (permits - 1) / self.rate)
         return permits / self.rate
 
@@ -188,7 +178,7 @@ class BlindRate:
         """Take the permit; returns what it takes. The first of a pair takes none, so that the second can go at once."""
         self._in_flight.sent(now, self._accepted_at)
         gap, test, was_open = 1 / self.rate, self._test, self._test.is_open
-        turn.mark = test.take(now, gap, self._is_busy)
+        turn.mark = test.take(now, gap, self.row > 0)
         if was_open and turn.mark is not None:
             return 1.0
         self._due = max(self._due + gap, now + gap - min(gap / 2, _LATE) * test.is_bursty)

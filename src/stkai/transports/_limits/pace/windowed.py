@@ -72,10 +72,6 @@ class WindowedRate:
             return f"found: {quota}"
         return f"found: time_window={quota.window:g}" if self.start.over else "quota not found yet"
 
-    def reason(self, before: float) -> str:
-        """Why the rate is not `before` any more."""
-        return "no refusal since" if self.base > before else "429 Too Many Requests"
-
     @property
     def base(self) -> float:
         """The rate, without the variation within a window that the server describes."""
