@@ -161,13 +161,6 @@ def test_a_cut_without_a_quota_never_raises_the_rate() -> None:
         assert 0 <= law.cut(1.0, past) <= 1.0
 
 
-def test_a_refusal_costs_a_small_cut_if_a_short_window_took_nearly_everything() -> None:
-    law = SearchingLaw(1.0, 7.0)
-    nearly_all, half = (Past(share * 20, 2.0, 1.0, cold=False) for share in (0.95, 0.5))
-    assert law.cut(10.0, nearly_all) == pytest.approx(9.6)
-    assert law.cut(10.0, half) == pytest.approx(8.6)
-
-
 def test_an_epoch_has_one_cut() -> None:
     one = plain()
     for _ in range(8):

@@ -65,37 +65,18 @@ def test_the_longest_wait_that_a_server_asks_for_is_the_window() -> None:
     quota = unknown()
     assert quota.window == 60.0
     for asked in (40.0, 110.0, 20.0, 0.0, 1e9):
-        quota.asked(asked, rate=1.0)
+        quota.asked(asked)
     assert quota.window == 110.0
     for _ in range(8):
-        quota.asked(45.0, rate=1.0)
+        quota.asked(45.0)
     assert quota.window == 45.0
 
 
 def test_a_bucket_that_asks_for_a_second_does_not_make_the_window_a_second() -> None:
     quota = unknown()
     for _ in range(8):
-        quota.asked(1.0, rate=0.3)
+        quota.asked(1.0)
     assert quota.window == 30.0
-
-
-def test_a_fast_sender_has_a_shorter_window() -> None:
-    quota = unknown()
-    for _ in range(8):
-        quota.asked(0.1, rate=10.0)
-    assert quota.window == 1.0
-
-
-def test_growth_depends_on_the_server_alone() -> None:
-    slow, fast = unknown(), unknown()
-    for asked in (1.0, 20.0, 1.0):
-        slow.asked(asked, rate=0.1)
-        fast.asked(asked, rate=100.0)
-    assert slow._pace == fast._pace == 20.0
-    assert slow.window > fast.window
-    for _ in range(8):
-        fast.asked(1.0, rate=100.0)
-    assert fast._pace == unknown()._pace > 1.0
 
 
 def test_the_counts_are_kept_when_the_window_turns_out_to_be_different() -> None:

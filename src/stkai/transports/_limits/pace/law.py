@@ -125,7 +125,7 @@ class SearchingLaw(NamedTuple):
 
     Attributes:
         window: the estimated window, in seconds.
-        pace: seconds that take the place of the window for the slope. They do not depend on the sender's own rate.
+        pace: seconds that take the place of the window for the slope.
     """
 
     window: float
@@ -137,7 +137,7 @@ class SearchingLaw(NamedTuple):
 
     def grown(self, rate: float, quiet: float, seconds: float) -> float:
         # dr = factor * r^power * dg, so that r^(1 - power) grows by factor * (1 - power) * dg.
-        unit = max(self.pace, self.window)  # Slow senders are also cut less often.
+        unit = max(self.pace, self.window)  # A saved window may be short.
         factor = _SLOPE * _REFERENCE * unit / self.pace / math.sqrt(_UNKNOWN_SHARE * self.pace)
         rest = 1 - _UNKNOWN_POWER
         return math.pow(math.pow(rate, rest) + factor * rest * _growth(quiet, seconds, unit), 1 / rest)
@@ -150,9 +150,6 @@ class SearchingLaw(NamedTuple):
             return min(rate, max(_KEPT * rate, _DEMAND * goodput))
         if past.seconds < self.window:
             return _KEPT * rate
-        if pause.is_soft(self.window):
-            # The server may have been busy just for a moment. If it took nearly everything, the rate was about right.
-            return (_KEPT_ALONE if goodput >= _OVERSHOT * rate else _KEPT) * rate
         return min(_KEPT * rate, goodput) if goodput < _OVERSHOT * rate else _KEPT * rate
 
 

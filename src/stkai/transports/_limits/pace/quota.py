@@ -17,13 +17,10 @@ _FIRST = 60.0
 """Seconds: the assumed window until something is known. Most quotas are per minute."""
 
 _SHORTEST = 30.0
-"""Seconds. A bucket asks for the time until one more request, which says nothing about a window ..."""
-
-_COUNTABLE = 10.0
-"""... nor does a server that is only busy. The time for this many of the sender's own requests, if that is shorter."""
+"""Seconds: a bucket asks for the time until one more request, which says nothing about a window."""
 
 _PACE = 7.0
-"""Seconds: growth is as for a window of at least that length, and the same for all senders."""
+"""Seconds: growth is as for a window of at least that length."""
 
 _REMEMBERED = 8
 """Waits to remember; the longest counts. A wrong one is forgotten after this many others."""
@@ -93,13 +90,13 @@ class KnownQuota:
             return TunedLaw(self.ceiling, self.window)
         return SearchingLaw(self.window, self._pace)
 
-    def asked(self, seconds: float, rate: float) -> bool:
-        """Note the wait that a refusal asks for at this rate; returns whether the estimates have changed."""
+    def asked(self, seconds: float) -> bool:
+        """Note the wait that a refusal asks for; returns whether the estimates have changed."""
         if seconds > longest(0.0) or self.requests < math.inf:
             return False
         self._waits.append(seconds)
         before = self.window, self._pace
-        self._set(self.requests, max(min(_SHORTEST, _COUNTABLE / rate), *self._waits))
+        self._set(self.requests, max(_SHORTEST, *self._waits))
         self._pace = max(_PACE, *self._waits)
         return (self.window, self._pace) != before
 

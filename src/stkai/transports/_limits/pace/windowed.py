@@ -228,7 +228,7 @@ class WindowedRate:
         cut = event and not explained
         if cut:
             self._cut(now, asked, past)
-        if self._quota.asked(asked or 0.0, self.rate) and cut:
+        if self._quota.asked(asked or 0.0) and cut:
             self._adopt()
         again = fresh and self._congestion.row > 1
         self._stop(turn, now, asked, chance, explained=explained, severe=first or again)
