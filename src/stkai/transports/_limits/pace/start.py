@@ -108,27 +108,26 @@ class ColdStart:
         self._free -= 1
         return 1.0
 
-    def excuses(self, sent: float, rate: float, seconds: float, *, asked: bool) -> bool:
+    def excuses(self, sent: float, rate: float, seconds: float) -> bool:
         """Whether the first refusal says nothing about the rate: a burst met a small bucket.
 
         Args:
             sent: requests so far.
             rate: requests per second.
             seconds: since the first request.
-            asked: whether the refusal asked for a wait; one that does not is often a bucket that others have emptied.
 
         It ends the bursts. The rate keeps doubling until the next refusal.
         """
         self._free = 0.0
         few = sent < _FEW * self._quota < math.inf
-        excused = not self._excused and few and (not asked or sent > _BLAMELESS * rate * seconds)
+        excused = not self._excused and few and sent > _BLAMELESS * rate * seconds
         self._excused = True
         return excused
 
     def found(self, past: Past, rate: float) -> tuple[float, bool]:
         """The rate with which to go on after the first refusal, and whether that was a burst; the start is over."""
         self.over = True
-        if self.excuses(past.successes, rate, past.seconds, asked=True) or self._quota == math.inf:
+        if self.excuses(past.successes, rate, past.seconds) or self._quota == math.inf:
             return min(rate, past.successes / max(1.0, past.seconds)) / 2, True
         return max(rate / 2, min(rate, past.successes / max(1.0, past.seconds))), False
 

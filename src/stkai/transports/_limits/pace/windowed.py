@@ -227,7 +227,7 @@ class WindowedRate:
         fresh, event = self._congestion.is_fresh(sent), self._congestion.refused(sent)
         cut = event and not explained
         if cut:
-            self._cut(now, asked, past)
+            self._cut(now, asked or 0.0, past)
         if self._quota.asked(asked or 0.0) and cut:
             self._adopt()
         again = fresh and self._congestion.row > 1
@@ -253,13 +253,12 @@ class WindowedRate:
         self._quiet += counted
         return (before + self.rate) / 2 * seconds
 
-    def _cut(self, now: float, asked: float | None, past: Past) -> None:
-        is_asked, waits = asked is not None, asked or 0.0
-        if past.cold and self.start.excuses(past.successes, self.rate, past.seconds, asked=is_asked):
+    def _cut(self, now: float, asked: float, past: Past) -> None:
+        if past.cold and self.start.excuses(past.successes, self.rate, past.seconds):
             self.burst = 1.0
         else:
-            if past.cold and self._quota.requests == math.inf and waits <= pause.longest(self._quota.window):
-                past = first_estimate(past, waits)
+            if past.cold and self._quota.requests == math.inf and asked <= pause.longest(self._quota.window):
+                past = first_estimate(past, asked)
             self.set(max(self._quota.floor, self.law.cut(self.rate, past)))
             self.start.over = True
         self._congestion.cut(now)
