@@ -238,9 +238,19 @@ class Attempt:
             f"a permit takes {digits(wait)} s, and the call's deadline leaves {digits(left)} s: nothing was sent"
         )
 
+    def forget_places(self) -> None:
+        """Let the limiters of the call go: a wire may keep the requests that it has sent, and these their attempts."""
+        attempt: Attempt | None = self
+        while attempt is not None:
+            attempt.place = None
+            attempt = attempt._following  # noqa: SLF001
+
     def finish(self, response: httpx.Response, now: float) -> None:
         """Attach the record to the response."""
         record, call = self.record, self.call
+        self.place = None
+        if self._following is not None:
+            self.forget_places()
         record.on_wire = max(
             0.0, now - call.started - record.queued - record.backed_off - record.authenticating
         )

@@ -82,6 +82,7 @@ def call_answered(context: Context, attempt: Attempt, response: httpx.Response) 
 def call_failed(context: Context, attempt: Attempt, error: BaseException) -> None:
     """Add the request to the error of a call, and report that it has ended."""
     call = attempt.call
+    attempt.forget_places()
     if isinstance(error, alike(httpx.RequestError)):
         error.request = call.request
         adopt(error, call.request)

@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import httpx
@@ -51,6 +52,21 @@ async def test_limiters_of_different_keys_may_share_one_in_common(world: World) 
         await world.send(transport, chat(model))
         sent.append(clock.monotonic())
     assert sent == [0, 0, 0, 60]
+
+
+async def test_a_wire_that_keeps_its_requests_keeps_no_limiter_of_a_dropped_key(world: World) -> None:
+    made = list[str]()
+
+    def make(model: str) -> TokenBucket:
+        made.append(model)
+        return TokenBucket(9, 1)
+
+    wire = world.wire(200, 200, httpx.ConnectError("refused"), 200)
+    transport = world.build(StackBuilder([limiter(PerKey(model_of, make, max_keys=1))]), wire)
+    for model in "abca":
+        with nullcontext() if model != "c" else pytest.raises(httpx.ConnectError):
+            await world.send(transport, chat(model))
+    assert made == ["a", "b", "c", "a"]
 
 
 async def test_the_key_functions_own_error_reaches_the_caller_and_nothing_is_sent(world: World) -> None:
