@@ -344,6 +344,18 @@ async def test_no_reported_cost_stops_a_program_for_more_than_an_hour(
     assert clock.monotonic() == pytest.approx(HOUR, abs=WINDOW)
 
 
+async def test_settle_sees_the_request_also_of_an_answer_that_its_wire_has_read(world: World) -> None:
+    seen = list[str]()
+
+    def settle(response: httpx.Response) -> None:
+        seen.append(response.request.method)
+
+    wire = httpx.MockTransport(lambda _: httpx.Response(200, json={}))
+    layer = token_bucket(bucket(), cost=lambda _: 1.0, settle=settle)
+    await world.send(world.build(StackBuilder([layer]), wire), post(1))
+    assert seen == ["POST"]
+
+
 async def settled(world: World, response: httpx.Response) -> list[int]:
     """The lengths of the bodies that `settle` is called with when the caller reads the response as it arrives."""
     seen: list[int] = []

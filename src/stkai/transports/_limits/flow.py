@@ -89,7 +89,7 @@ class _LimitFlow(LayerBase):
             plan.listens is not None and plan.listens(context.now())
         )
         if learns or not plan.is_plain:
-            yield from self._take_note(limiter, turn, plan, request, attempt, response, sent, learns=learns)
+            yield from self._take_note(limiter, turn, plan, attempt, response, sent, learns=learns)
         return response
 
     @staticmethod
@@ -135,7 +135,6 @@ class _LimitFlow(LayerBase):
         limiter: Any,
         turn: Turn,
         plan: Plan,
-        request: httpx.Request,
         attempt: Attempt,
         response: httpx.Response,
         sent: float,
@@ -156,7 +155,7 @@ class _LimitFlow(LayerBase):
                 if turn.errand is not None:
                     yield turn.errand
             is_refused = response.status_code == TOO_MANY_REQUESTS
-            bill = None if is_refused else self._meter.bill(turn, plan, request, response)
+            bill = None if is_refused else self._meter.bill(turn, plan, attempt.call.request, response)
             if plan.ends or bill is not None:
                 ended = partial(self._note_end, limiter, turn, plan, bill)
                 when_body_ends(response, ended, None if bill is None else bill.add)

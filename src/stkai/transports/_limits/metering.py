@@ -146,6 +146,10 @@ class Bill:
     def _whole(self) -> httpx.Response | None:
         """The same response with its whole body, decoded; None if that is too long."""
         if self._read is not None:
+            if (
+                getattr(self._read, "_request", None) is None
+            ):  # Of a wire that reads it: the client sets this later.
+                self._read.request = self._request
             return self._read
         kept, headers = self._kept, self._headers
         if _CODING in headers and not kept.is_full:
