@@ -142,3 +142,12 @@ async def test_the_quota_of_an_adaptive_limiter_changes_and_its_law_goes_on(worl
         await world.send(transport, httpx.Request("POST", "https://api.example.com"))
     assert policy.max_requests == 6000
     assert clock.monotonic() < 45.0
+
+
+@pytest.mark.parametrize("name", ["min_rate_floor", "penalty_factor", "recovery_factor"])
+def test_the_factors_of_the_adaptive_limiter_are_read_only(name: str) -> None:
+    assert getattr(AimdLimiter(2, 10), name) is None
+    policy = AimdLimiter(2, 10, min_rate_floor=0.1, penalty_factor=0.1, recovery_factor=0.1)
+    with pytest.raises(AttributeError, match=name):
+        setattr(policy, name, 0.5)
+    assert getattr(policy, name) == 0.1

@@ -157,6 +157,7 @@ class AimdLimiter(QuotaLimiter):
             check_warm_start(warm_start, share, plain=plain is not None)
         floor = min_rate_floor or 0.0
         saved = SavedRate(warm_start) if warm_start is not None and share is None else None
+        self._parts = parts
         self._pace = Adaptive(
             KnownQuota(max_requests, time_window, floor),
             plain=plain,
@@ -187,6 +188,21 @@ class AimdLimiter(QuotaLimiter):
 
     def _rate(self) -> float:
         return self._pace.rate
+
+    @property
+    def min_rate_floor(self) -> float | None:
+        """The share of the quota that the rate never falls below, if it was given."""
+        return self._parts["min_rate_floor"]
+
+    @property
+    def penalty_factor(self) -> float | None:
+        """The share of the rate that a cut takes away, if it was given."""
+        return self._parts["penalty_factor"]
+
+    @property
+    def recovery_factor(self) -> float | None:
+        """The share of the quota that is regained per window, if it was given."""
+        return self._parts["recovery_factor"]
 
     @property
     def burst(self) -> float:
