@@ -21,7 +21,7 @@ from .batch_client import BatchClient
 from .job import BatchJob
 from .merge import merge
 from .options import Options
-from .output_lines import UNKNOWN, escaped
+from .output_lines import escaped
 from .outputs import FileOutputs
 from .preflight import JobPlan, dry_run
 from .progress import Display, Progress, display, listed
@@ -233,7 +233,7 @@ class _JobRun:
         tokens = job.usage.text(self._options.prices)
         if tokens:
             say(tokens)
-        say(f"{job.outputs.done} done, {codes.total()} failed ({codes[UNKNOWN]} unknown)")
+        say(f"{job.outputs.done} done, {codes.total()} failed ({job.outputs.unknown} unknown)")
         return code
 
     def _explain_failures(self) -> None:

@@ -14,7 +14,7 @@ import anyio.to_thread
 from .._errors import ConfigurationError
 from .append_file import AppendFile, WriteError
 from .journal import LineState, LineStates
-from .output_lines import BEGINNING, OutputLine, code_in
+from .output_lines import BEGINNING, UNKNOWN, OutputLine, code_in
 
 SUFFIX: Final = ".jsonl"
 _STDOUT: Final = 1
@@ -42,6 +42,7 @@ class Outputs:
     Attributes:
         done: how many answers were written.
         codes: how many failures were written, by code.
+        unknown: how many lines this run found that the server may have executed.
         error: why an outcome could not be written.
         held: how many outcomes wait in memory.
     """
@@ -51,6 +52,7 @@ class Outputs:
     def __init__(self) -> None:
         self.done = 0
         self.codes: Counter[str] = Counter()
+        self.unknown = 0
         self.error: WriteError | None = None
 
     def expect(self, number: int) -> None:
@@ -83,6 +85,7 @@ class Outputs:
             self.done += 1
         else:
             self.codes[entry.code] += 1
+            self.unknown += entry.code == UNKNOWN
 
 
 class FileOutputs(Outputs):
