@@ -107,6 +107,19 @@ class Chunks:
         raise StopAsyncIteration
 
 
+async def test_an_answer_that_comes_after_the_deadline_is_closed_and_refused(world: World) -> None:
+    bench = Bench(world, PLAIN)
+
+    def late(_: httpx.Request) -> int:
+        bench.clock.advance(10.0)
+        return 200
+
+    bench.script(late)
+    with pytest.raises(DeadlineExceededError):
+        await bench.send(deadline=5.0)
+    assert bench.wire.open == 0
+
+
 # Timeouts
 
 

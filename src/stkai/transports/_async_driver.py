@@ -144,6 +144,9 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
             value = await _by_scope(
                 partial(operation.wire.handle_async_request, request), left, deadline, attempt
             )
+            if left() <= 0:  # By the call's clock, which may have been moved meanwhile.
+                await aclose_response(value)
+                raise attempt.too_late(deadline)
             if not attempt.call.buffered:
                 unlimited(operation.request, request)
             return value

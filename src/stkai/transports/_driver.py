@@ -181,6 +181,9 @@ class _Bounded:
         send = partial(operation.wire.handle_request, request)
         with self._in_time():
             response: httpx.Response = self.worker.do(partial(sending.do, send), self.left)
+        if self.left() <= 0:  # By the call's clock, which may have been moved meanwhile.
+            close_response(response)
+            raise self._attempt.too_late(self.deadline)
         if not self._attempt.call.buffered:
             unlimited(operation.request, request)
         return response
