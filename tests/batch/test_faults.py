@@ -200,8 +200,3 @@ def test_retry_failed_sends_unknown_lines_too(killed: Job, counting: Server) -> 
     result = killed.run("--retry-failed")
     assert (result.returncode, summary(result.stderr)) == (0, "5 done, 0 failed (0 unknown)")
     assert sorted(entries(killed.out)) == [1, 2, 3, 4, 5]
-
-
-def test_only_the_lines_that_this_run_finds_count_as_unknown(killed: Job) -> None:
-    counts = [summary(killed.run("--resume").stderr) for _ in range(2)]
-    assert counts == ["3 done, 2 failed (1 unknown)", "3 done, 2 failed (0 unknown)"]
