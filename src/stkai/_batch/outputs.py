@@ -108,7 +108,8 @@ class FileOutputs(Outputs):
                     )
                 if state is LineState.FAILED:
                     self.codes[code_in(entry)] += 1
-        self.done = len(states.numbers(LineState.DONE))
+                else:
+                    self.done += 1
         return states
 
     async def _append(self, entry: OutputLine) -> None:
