@@ -84,6 +84,24 @@ def test_concurrent_commits_share_an_fsync(tmp_path: Path, monkeypatch: pytest.M
     file.close()
 
 
+def test_after_a_failed_fsync_a_file_never_counts_as_safe_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = AppendFile(tmp_path / "file")
+    file.append(b"record\n")
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(WriteError):
+            file.sync()
+    with pytest.raises(WriteError, match="Input/output error"):
+        file.sync()
+    file.close()
+
+
 def test_a_partly_written_record_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = AppendFile(tmp_path / "file")
     file.append(b"first\n")

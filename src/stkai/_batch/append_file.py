@@ -39,6 +39,7 @@ class AppendFile:
         self._changes = 0
         self._safe_changes = 0
         """How many of the changes would survive a power failure."""
+        self._lost: OSError | None = None
         self._syncing: anyio.Event | None = None
 
     def append(self, record: bytes) -> None:
@@ -107,9 +108,13 @@ class AppendFile:
         reached = self._changes
         if self._safe_changes == reached:
             return
+        if self._lost is not None:
+            raise WriteError(self.path, self._lost)
         try:
             os.fsync(self.descriptor)
         except OSError as error:
+            # Fail for good: a second fsync would report success although the pages are lost.
+            self._lost = error
             raise WriteError(self.path, error) from error
         self._safe_changes = reached
 
