@@ -38,7 +38,8 @@ def step(s: State, ask: Ask, now: float) -> Lease:
     """Take a member's report, and lease it the permits that it wants, as far as its share allows."""
     if s.rate and ask.lease_id > s.id:
         # An older state was restored, for example from a snapshot: it knows less than the members.
-        s.is_new = forget(s, now, ask.lease_id)
+        forget(s, now, ask.lease_id)
+        s.is_new = True
     now = advance(s, now)
     sweep(s, now)
     m = s.members.get(ask.member)
