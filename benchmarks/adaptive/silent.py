@@ -100,6 +100,11 @@ SILENT = (
         [goodput(0.92), refused(0.10), jain(0.90)],
     ),
     Goal(
+        "no Retry-After: 2 per second, told",
+        [replace(_BURST, told=True, quota=2, burst=20, windows=120, cold=20)],
+        [goodput(0.95), jain(0.90)],
+    ),
+    Goal(
         "no Retry-After: 8 in flight, four processes",
         [_SLOTS],
         [goodput(0.75), refused(0.20), jain(0.85)],

@@ -1,5 +1,6 @@
 """The simulation behind the benchmark of the adaptive limiter: it is honest, repeatable, and measures what it says."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,17 @@ from benchmarks.adaptive.strategies import ADAPTIVE, ALL, NO_LIMITER, Strategy
 
 pytestmark = pytest.mark.no_cover
 
+SLOW = Scenario(
+    server="leaky",
+    processes=4,
+    quota=2,
+    window=1.0,
+    burst=20,
+    workers=4,
+    windows=120,
+    cold=20,
+    retry_after=None,
+)
 SMALL = Scenario(processes=2, quota=20, window=10.0, workers=3, windows=6, cold=2)
 
 
@@ -26,6 +38,12 @@ def test_every_strategy_gets_work_done_and_accounts_for_every_answer(strategy: S
     assert succeeded > 50
     # Every request that the server accepted succeeded, except those in progress at the end.
     assert 0 <= accepted - succeeded <= SMALL.processes * SMALL.workers
+
+
+def test_no_program_that_uses_the_whole_quota_keeps_the_others_out_of_a_bucket() -> None:
+    scenario = replace(SLOW, network=(0.0005, 0.0015), service=(0.001, 0.002))
+    calls = Counter(call.process for call in simulate(scenario, ADAPTIVE, seed=1).calls if call.succeeded)
+    assert min(calls[number] for number in range(4)) > sum(calls.values()) / 8
 
 
 def test_the_same_seed_gives_the_same_run_event_by_event_and_another_seed_another() -> None:

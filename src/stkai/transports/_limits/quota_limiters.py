@@ -96,7 +96,8 @@ class TokenBucket(QuotaLimiter):
 class AimdLimiter(QuotaLimiter):
     """A rate that adapts to what the server accepts. Share the object to share the quota within a process.
 
-    Without numbers, it finds the quota by itself. With numbers, they are the ceiling.
+    Without numbers, it finds the quota by itself. With numbers, they are the ceiling, of which one process leaves a
+    fiftieth (at most 0.1 requests per second) to others.
 
     Args:
         max_requests: the whole quota, shared with others: requests per `time_window`.
@@ -159,7 +160,7 @@ class AimdLimiter(QuotaLimiter):
         saved = SavedRate(warm_start) if warm_start is not None and share is None else None
         self._parts = parts
         self._pace = Adaptive(
-            KnownQuota(max_requests, time_window, floor),
+            KnownQuota(max_requests, time_window, floor, leaves_some=plain is None),
             plain=plain,
             learned=None if saved is None else saved.read(),
             save=None if saved is None else saved.note,

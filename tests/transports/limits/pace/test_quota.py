@@ -3,7 +3,8 @@
 import httpx
 import pytest
 
-from stkai.transports import Turn
+from stkai import AimdLimiter
+from stkai.transports import Answer, Turn
 from stkai.transports._limits.pace.headers import Reading
 from stkai.transports._limits.pace.quota import KnownQuota
 
@@ -152,3 +153,26 @@ def test_plain_aimd_regains_the_new_quota_at_its_own_rate() -> None:
     one.refuse(0.0)
     one.pace.mode.release(0.0, 60.0, waiting=True)
     assert one.rate == pytest.approx(0.6 * 1000 / 60)
+
+
+@pytest.mark.parametrize(("numbers", "share"), [((2, 1.0), 0.98), ((50, 1.0), 0.998), ((100, 60.0), 0.98)])
+def test_a_program_leaves_a_fiftieth_of_the_quota_to_others_and_at_most_a_tenth_per_second(
+    numbers: tuple[float, float], share: float
+) -> None:
+    quota = KnownQuota(*numbers, leaves_some=True)
+    assert quota.most == pytest.approx(share * quota.ceiling)
+    assert KnownQuota(*numbers).most == quota.ceiling
+
+
+def test_a_program_alone_goes_at_the_rate_that_leaves_some() -> None:
+    limiter = AimdLimiter(120, 60)
+    now, sent = 0.0, 0
+    while now < 600.0:
+        turn = Turn()
+        while isinstance(wait := limiter.ask(turn, now), float) and wait > 0:
+            now += min(wait, turn.nap)
+        sent += now >= 300.0
+        answer = Answer(now, now, httpx.Response(200), None, date, 0.5)
+        limiter.learn(turn, answer)
+    assert limiter.rate == 2.0
+    assert 0.975 * 600 < sent < 0.985 * 600

@@ -286,4 +286,4 @@ class BlindRate:
 
     def _bounded(self, rate: float) -> float:
         quota = self._quota
-        return min(quota.ceiling, max(rate, quota.floor, min(_FLOOR, _FLOOR_SHARE * quota.ceiling)))
+        return min(quota.most, max(rate, quota.floor, min(_FLOOR, _FLOOR_SHARE * quota.ceiling)))

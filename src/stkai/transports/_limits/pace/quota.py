@@ -37,6 +37,10 @@ _FLOOR = 0.5
 _FLOOR_SHARE = 0.02
 """... unless that is more than this share of the quota: thirty senders may share a quota of ten."""
 
+_RESERVE, _MOST_RESERVED = 0.02, 0.1
+"""Share of the quota that one sender leaves to others, and its bound in requests per second. At exactly the rate of a
+bucket, it would take each place at the instant at which there is one: others would be refused, and it never would."""
+
 
 class KnownQuota:
     """So many requests per window, for all senders together.
@@ -45,17 +49,25 @@ class KnownQuota:
         max_requests: requests per `time_window`; None if that is unknown.
         time_window: seconds; None if it is unknown.
         floor_share: least share of the quota at which a sender sends.
+        leaves_some: whether a sender leaves a little of the quota to others.
 
     Attributes:
         is_given: whether both numbers were given.
         requests: requests per window; infinite while the quota is unknown.
         window: seconds; an estimate if it was not given.
         ceiling: the whole quota in requests per second.
+        most: requests per second that one sender may send.
     """
 
     def __init__(
-        self, max_requests: float | None, time_window: float | None, floor_share: float = 0.0
+        self,
+        max_requests: float | None,
+        time_window: float | None,
+        floor_share: float = 0.0,
+        *,
+        leaves_some: bool = False,
     ) -> None:
+        self._leaves_some = leaves_some
         self.is_given = max_requests is not None and time_window is not None
         self._set(math.inf if max_requests is None else max_requests, time_window or _FIRST)
         self._floor_share = floor_share
@@ -66,6 +78,7 @@ class KnownQuota:
     def _set(self, requests: float, window: float) -> None:
         # No property: every permit asks for it.
         self.requests, self.window, self.ceiling = requests, window, requests / window
+        self.most = self.ceiling - min(_RESERVE * self.ceiling, _MOST_RESERVED) * self._leaves_some
 
     @property
     def floor(self) -> float:

@@ -127,7 +127,7 @@ class WindowedRate:
         elif not waiting:
             released = self.rate * seconds
         elif self.rate >= self._quota.ceiling:
-            released = self.rate * seconds
+            released = self._quota.most * seconds
             self._quiet += seconds
         elif not self.start.over:
             self.rate, released = self.start.doubled(self.rate, seconds)
@@ -139,6 +139,8 @@ class WindowedRate:
         """Seconds from `now` on, or from the end of the pause, until this many more permits are released."""
         if self.guide.in_force:
             return self.guide.time_for(permits, max(now, self.paused_until))
+        if self.rate >= self._quota.ceiling:
+            return permits / self._quota.most
         return permits / self.rate if self.start.over else self.start.time_for(permits, self.rate)
 
     def take(self, turn: Turn, now: float) -> float:
