@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from stkai.testing import Answer, HangUp, Normal, QuotaServer, Reset
+from stkai.testing import Answer, HangUp, QuotaServer, Reset
 
 FAULT_RATE = 0.05
 
@@ -36,15 +36,15 @@ def _serve(pipe: Connection) -> None:
         while not is_over:
             is_over = pipe.poll(0.02)
             if server.faults_left < 5_000:
-                server.fault(*(_draw(chance) for _ in range(5_000)), path="/echo")
-            while server._log.entries:
-                server._log.entries.popleft()
+                server.fail_with(*(_draw(chance) for _ in range(5_000)), path="/echo")
+            while server._log:
+                server._log.popleft()
                 seen += 1
         pipe.send(seen)
 
 
-def _draw(chance: random.Random) -> Normal | Answer | HangUp | Reset:
-    return chance.choice(_FAULTS) if chance.random() < FAULT_RATE else Normal()
+def _draw(chance: random.Random) -> Answer | HangUp | Reset | None:
+    return chance.choice(_FAULTS) if chance.random() < FAULT_RATE else None
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 import respx
 
 import stkai
-from stkai.testing import QuotaServer
+from stkai.testing import QuotaServer, Reset
 
 from .support.world import World
 
@@ -63,7 +63,7 @@ async def test_with_credentials_a_client_needs_one_token_and_one_connection_to_t
 
 
 async def test_a_streamed_body_arrives_before_it_is_complete(world: World, server: QuotaServer) -> None:
-    server.reset("body", after=20)
+    server.fail_with(Reset("body", after=20))
     client = build(world, retry=stkai.RetryPolicy())
     prompt = {"user_prompt": "one two three four", "streaming": True}
     response = await world.call(client.post_stream, server.chat_url(), data=prompt)

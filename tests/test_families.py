@@ -14,7 +14,7 @@ import pytest
 import stkai
 from stkai import _families
 from stkai._families import HTTPX, alike, families, family_of, family_of_wire, of_family
-from stkai.testing import FakeClock, QuotaServer
+from stkai.testing import FakeClock, QuotaServer, Reset
 from stkai.transports import AsyncRetryTransport, RetryTransport, StkCLITransport
 
 from .support import stand_in_cli
@@ -111,7 +111,7 @@ async def test_a_stack_without_a_wire_serves_the_clients_of_either_package(world
         build: Any = world.pick(stkai.build_transport, stkai.build_async_transport)
         transport = build(auth=None, rate_limit=None, clock=FakeClock())
         server.fail_with(503)
-        server.reset()
+        server.fail_with(Reset())
         client = world.pick(module.Client, module.AsyncClient)(transport=transport)
         response = await world.call(client.post, server.create_url(), json={})
         await world.close(client)
@@ -222,10 +222,10 @@ def test_the_cli_wire_answers_either_package_in_its_own_classes() -> None:
                     assert isinstance(response.json(), str)
                 with pytest.raises(module.UnsupportedProtocol):
                     client.put(server.create_url())
-                server.reset("body")
+                server.fail_with(Reset("body"))
                 with pytest.raises(module.RemoteProtocolError):
                     client.post(server.create_url(), json={})
-                server.reset()
+                server.fail_with(Reset())
                 with pytest.raises(module.NetworkError):
                     client.post(server.create_url(), json={})
 

@@ -17,7 +17,7 @@ from stkai import (
     TokenAcquisitionTimeoutError,
     TokenBucketRateLimitedHttpClient,
 )
-from stkai.testing import QuotaServer
+from stkai.testing import Answer, QuotaServer
 
 from ..support.ids import spelled
 
@@ -102,7 +102,7 @@ def test_a_stream_from_requests_is_passed_on_unread(
 
 @pytest.mark.parametrize("verb", ["post", "post_stream"])
 def test_a_429_from_requests_is_learned_from_and_raised_with_its_body(server: QuotaServer, verb: str) -> None:
-    server.fail_with(429, headers={"Retry-After": "7"}, body="too much", path="/echo")
+    server.fail_with(Answer(429, headers={"Retry-After": "7"}, body="too much"), path="/echo")
     client = AdaptiveRateLimitedHttpClient(WithRequests(), 100, 60.0, max_wait_time=5.0)
     with pytest.raises(ServerSideRateLimitError) as refused:
         getattr(client, verb)(f"{server.url}/echo", {})

@@ -13,7 +13,7 @@ import pytest
 
 import stkai
 from stkai import ClientCredentialsAuthProvider, DeadlineExceededError, StandaloneHttpClient, StaticToken
-from stkai.testing import QuotaServer
+from stkai.testing import Answer, QuotaServer
 
 from ..reliability.hostile import drip, hostile
 
@@ -94,8 +94,8 @@ def client(server: QuotaServer) -> Iterator[StandaloneHttpClient]:
 def test_the_redirects_of_a_get_are_followed(
     server: QuotaServer, client: StandaloneHttpClient, status: int
 ) -> None:
-    server.fail_with(status, headers={"location": "/v1/second"}, path="/v1/first")
-    server.fail_with(status, headers={"location": "/echo"}, path="/v1/second")
+    server.fail_with(Answer(status, headers={"location": "/v1/second"}), path="/v1/first")
+    server.fail_with(Answer(status, headers={"location": "/echo"}), path="/v1/second")
     response = client.get(f"{server.url}/v1/first", headers={"X-A": "1"})
     assert response.status_code == 200
     assert [hop.status_code for hop in response.history] == [status, status]
@@ -108,7 +108,7 @@ def test_no_redirect_takes_the_token_to_another_origin(
     server: QuotaServer, client: StandaloneHttpClient
 ) -> None:
     with QuotaServer(auth_required=False) as stranger:
-        server.fail_with(302, headers={"location": f"{stranger.url}/echo"}, path="/v1/first")
+        server.fail_with(Answer(302, headers={"location": f"{stranger.url}/echo"}), path="/v1/first")
         assert client.get(f"{server.url}/v1/first").status_code == 200
         assert [record.authorization for record in stranger.requests] == [None]
 
@@ -120,7 +120,7 @@ def test_the_deadline_of_a_get_holds_in_the_body_behind_a_redirect(server: Quota
         drip(connection, stopped, b"x" * 500, 0.02)
 
     with hostile(talk) as url, StandaloneHttpClient(StaticToken("token")) as client:
-        server.fail_with(302, headers={"location": url}, path="/v1/first")
+        server.fail_with(Answer(302, headers={"location": url}), path="/v1/first")
         start = time.monotonic()
         with pytest.raises(DeadlineExceededError):
             client.get(f"{server.url}/v1/first", deadline=0.3)
@@ -128,7 +128,7 @@ def test_the_deadline_of_a_get_holds_in_the_body_behind_a_redirect(server: Quota
 
 
 def test_endless_redirects_are_an_error(server: QuotaServer, client: StandaloneHttpClient) -> None:
-    server.fail_with(*[302] * 50, headers={"location": "/v1/first"}, path="/v1/first")
+    server.fail_with(*[Answer(302, headers={"location": "/v1/first"})] * 50, path="/v1/first")
     with pytest.raises(httpx.TooManyRedirects):
         client.get(f"{server.url}/v1/first")
     assert server.count(path="/v1/first") == 31
@@ -137,12 +137,12 @@ def test_endless_redirects_are_an_error(server: QuotaServer, client: StandaloneH
 def test_a_redirect_of_a_post_is_returned_not_followed(
     server: QuotaServer, client: StandaloneHttpClient
 ) -> None:
-    server.fail_with(307, headers={"location": "/echo"})
+    server.fail_with(Answer(307, headers={"location": "/echo"}))
     assert client.post(server.create_url(), {}).status_code == 307
 
 
 def test_one_deadline_holds_for_all_hops(server: QuotaServer, client: StandaloneHttpClient) -> None:
-    server.fail_with(302, headers={"location": "/v1/second"}, path="/v1/first")
+    server.fail_with(Answer(302, headers={"location": "/v1/second"}), path="/v1/first")
     response = client.get(f"{server.url}/v1/first", deadline=60.0)
     assert response.request.extensions["stkai"].deadline == 60.0
     assert len(response.history) == 1

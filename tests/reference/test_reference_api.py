@@ -35,7 +35,7 @@ from stkai import (
     TokenAcquisitionTimeoutError,
     TokenBucketRateLimitedHttpClient,
 )
-from stkai.testing import FakeClock, QuotaServer
+from stkai.testing import Answer, FakeClock, QuotaServer
 
 from ..support import stand_in_cli
 from ..support.reference import REQUIRED, Facts, read
@@ -222,7 +222,7 @@ def test_a_streamed_429_is_raised_with_its_body_and_its_connection_is_returned(
     server: QuotaServer, provider: AuthProvider
 ) -> None:
     with AdaptiveRateLimitedHttpClient(StandaloneHttpClient(provider), 100, 1.0) as client:
-        server.fail_with(429, body="too much")
+        server.fail_with(Answer(429, body="too much"))
         with pytest.raises(ServerSideRateLimitError) as refused:
             client.post_stream(server.chat_url(), {"user_prompt": "a"})
         assert refused.value.response.text == "too much"

@@ -15,7 +15,7 @@ import pytest
 
 import stkai
 from stkai import RetryPolicy, TokenBucket
-from stkai.testing import QuotaServer
+from stkai.testing import Answer, Hang, QuotaServer
 
 from ..support.world import NAMES, World
 from .hostile import drip, hostile
@@ -129,7 +129,7 @@ async def test_a_response_after_the_deadline_releases_its_connection(world: Worl
 
 async def test_a_hanging_token_endpoint_holds_no_call_beyond_its_deadline(world: World) -> None:
     with QuotaServer() as server:
-        server.hang(30, path=server.token_path)
+        server.fail_with(Hang(30), path=server.token_path)
         client = client_of(world, auth=provider_of(server), retry=RetryPolicy(), transport=wire_of(world))
         with Watch() as watch, pytest.raises(stkai.DeadlineExceededError) as caught:
             await world.call(client.post, server.create_url(), deadline=DEADLINE)
@@ -141,8 +141,8 @@ async def test_a_hanging_token_endpoint_holds_no_call_beyond_its_deadline(world:
 
 async def test_waits_for_tokens_permits_and_retries_all_count_towards_the_deadline(world: World) -> None:
     with QuotaServer() as server:
-        server.hang(0.15, path=server.token_path)
-        server.fail_with(503, headers={"Retry-After": "30"})
+        server.fail_with(Hang(0.15), path=server.token_path)
+        server.fail_with(Answer(503, headers={"Retry-After": "30"}))
         bucket = TokenBucket(1, 30, burst=1)
         client = client_of(
             world,

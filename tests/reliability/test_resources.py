@@ -14,7 +14,7 @@ from benchmarks.soak import Footprint, soak
 
 from stkai import AimdLimiter, RetryPolicy, TokenBucket
 from stkai._wire.default import AsyncDefaultWire
-from stkai.testing import FakeClock, QuotaServer
+from stkai.testing import FakeClock, Hang, QuotaServer
 
 from ..support.forked import forkserver
 from ..support.wire import Wire
@@ -69,7 +69,7 @@ async def test_unused_objects_are_released(world: World) -> None:
 
 def test_calls_cancelled_on_the_wire_release_their_connections(server: QuotaServer) -> None:
     world = World("asyncio")
-    server.hang(30, times=1000, path="/v1/none")
+    server.fail_with(*[Hang(30)] * 1000, path="/v1/none")
     limits = httpx.Limits(max_connections=5)
 
     async def main() -> None:

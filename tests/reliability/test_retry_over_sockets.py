@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from stkai import AimdLimiter, RequestOptions, RetryPolicy
-from stkai.testing import Answer, FakeClock, HangUp, Normal, QuotaServer, Reset
+from stkai.testing import Answer, FakeClock, HangUp, QuotaServer, Reset
 
 from ..support.ids import spelled
 from ..support.world import World
@@ -45,10 +45,9 @@ async def test_faulty_calls_on_a_pool_of_one_leave_it_free_and_nothing_open(
     client = client_of(world, retry=RetryPolicy(), transport=wire, clock=FakeClock())
     calls = 80  # One that kept the only connection would stop the next.
     for number in range(calls):
-        server.fault(next(faults), Normal(), path="/")
+        server.fail_with(next(faults), path="/")
         response = await world.call(client.post, server.url + "/echo", data=number, timeout=5)
         assert (response.status_code, response.json()["body"]) == (200, str(number))
-        server.clear_faults()
     assert busy_connections(wire) == []
     assert server.count(status=200) >= calls
     await world.close(client)
@@ -60,7 +59,7 @@ async def test_the_last_response_can_be_read_and_then_releases_its_connection(
     wire = wire_of(world)
     client = client_of(world, retry=RetryPolicy(max_retries=1), transport=wire, clock=FakeClock())
     for _ in range(3):
-        server.fail_with(503, 503, body=MANY_BYTES)
+        server.fail_with(Answer(503, body=MANY_BYTES), Answer(503, body=MANY_BYTES))
         response = await world.call(client.post, server.create_url(), timeout=5)
         assert (response.status_code, response.content) == (503, MANY_BYTES)
         assert response.extensions["stkai"].attempts == 2
@@ -84,7 +83,7 @@ BREAKS = [
 async def test_a_call_is_repeated_wherever_its_connection_breaks_and_its_answer_is_complete(
     world: World, server: QuotaServer, fault: Reset
 ) -> None:
-    server.fault(fault, fault, path="/echo")
+    server.fail_with(fault, fault, path="/echo")
     client = client_of(world, retry=RetryPolicy(), transport=wire_of(world), clock=FakeClock())
     response = await world.call(client.post, server.url + "/echo", data={"a": 1}, timeout=5)
     assert response.json()["body"] == '{"a":1}'
@@ -96,7 +95,7 @@ async def test_a_call_is_repeated_wherever_its_connection_breaks_and_its_answer_
 async def test_a_connection_that_always_breaks_raises_the_network_error_with_the_request(
     world: World, server: QuotaServer, fault: Reset
 ) -> None:
-    server.fault(*[fault] * 3, path="/echo")
+    server.fail_with(*[fault] * 3, path="/echo")
     wire = wire_of(world)
     client = client_of(world, retry=RetryPolicy(max_retries=2), transport=wire, clock=FakeClock())
     with pytest.raises((httpx.NetworkError, httpx.RemoteProtocolError)) as caught:
@@ -111,7 +110,7 @@ async def test_a_connection_that_breaks_after_the_last_byte_fails_neither_this_c
 ) -> None:
     client = client_of(world, retry=RetryPolicy(), transport=wire_of(world), clock=FakeClock())
     for number in range(3):
-        server.reset("end", path="/echo")
+        server.fail_with(Reset("end"), path="/echo")
         response = await world.call(client.post, server.url + "/echo", data=number, timeout=5)
         assert (response.status_code, response.json()["body"]) == (200, str(number))
     await world.close(client)
@@ -152,7 +151,7 @@ class Once:
 async def test_a_one_shot_body_is_sent_once_and_the_real_response_is_returned(
     world: World, server: QuotaServer, fault: Answer
 ) -> None:
-    server.fault(fault, path="/echo")
+    server.fail_with(fault, path="/echo")
     clock = FakeClock()
     transport = transport_of(world, retry=RetryPolicy(), transport=wire_of(world), clock=clock)
     client = world.client(transport)
@@ -167,7 +166,7 @@ async def test_a_one_shot_body_is_sent_once_and_the_real_response_is_returned(
 async def test_a_one_shot_body_on_a_connection_that_breaks_raises_the_real_error(
     world: World, server: QuotaServer
 ) -> None:
-    server.reset("start", path="/echo")
+    server.fail_with(Reset("start"), path="/echo")
     transport = transport_of(world, retry=RetryPolicy(), transport=wire_of(world), clock=FakeClock())
     client = world.client(transport)
     with pytest.raises((httpx.NetworkError, httpx.RemoteProtocolError)):
@@ -199,7 +198,7 @@ async def test_a_multipart_body_in_memory_is_resent_byte_for_byte(world: World, 
     transport = transport_of(world, retry=NO_DELAY, transport=wire_of(world), clock=FakeClock())
     client = world.client(transport)
     for fault in (Answer(503), Reset("start"), Reset("body", after=100)):
-        server.fault(fault, path="/echo")
+        server.fail_with(fault, path="/echo")
         files = {"file": ("name", bytes(range(256)) * 100)}
         request = client.build_request("POST", server.url + "/echo", files=files)
         request.read()
@@ -252,7 +251,7 @@ def test_retry_after_is_honoured_in_every_form_and_ignored_if_meaningless(
     status: int, shape: str, server: QuotaServer
 ) -> None:
     headers, asked = HONOURED[shape]
-    server.fail_with(status, headers=headers)
+    server.fail_with(Answer(status, headers=headers))
     clock = FakeClock(epoch=NOW)
     world = World("sync")
     client = client_of(world, retry=RetryPolicy(), transport=wire_of(world), clock=clock)
@@ -270,7 +269,7 @@ def test_under_the_adaptive_limiter_no_request_is_sent_before_a_429_allows_it(sh
     clock = FakeClock(epoch=NOW)
     world = World("sync")
     with QuotaServer(auth_required=False, clock=clock) as server:
-        server.fail_with(429, headers=headers)
+        server.fail_with(Answer(429, headers=headers))
         limiter = AimdLimiter(100, 60, max_wait_time=None)
         client = client_of(
             world, retry=RetryPolicy(), rate_limit=limiter, transport=wire_of(world), clock=clock
@@ -317,7 +316,7 @@ async def test_retry_after_counts_even_if_the_body_of_the_refusal_breaks_off(
 async def test_a_retry_after_beyond_the_cap_or_the_deadline_returns_the_response_at_once(
     world: World, server: QuotaServer, status: int, headers: Any, deadline: float | None
 ) -> None:
-    server.fail_with(status, headers=headers, body="not now")
+    server.fail_with(Answer(status, headers=headers, body="not now"))
     clock = FakeClock(epoch=NOW)
     client = client_of(world, retry=RetryPolicy(), transport=wire_of(world), clock=clock)
     response = await world.call(client.post, server.create_url(), deadline=deadline)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import stkai
-from stkai.testing import FakeClock, QuotaServer
+from stkai.testing import FakeClock, QuotaServer, Reset
 
 from ..support.world import World
 from .sdks import SDKS, Sdk
@@ -105,10 +105,10 @@ async def test_a_broken_connection_is_retried_and_then_an_sdk_error(
     world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock
 ) -> None:
     async with connected(world, sdk, server, clock) as client:
-        server.reset(path=sdk.path)
+        server.fail_with(Reset(), path=sdk.path)
         assert await sdk.ask(world, client, TEXT) == TEXT
         assert server.count(path=sdk.path) == 2
-        server.reset(path=sdk.path, times=20)
+        server.fail_with(*[Reset()] * 20, path=sdk.path)
         assert isinstance(await outcome(world, sdk, client), sdk.errors["unreachable"])
         assert server.count(path=sdk.path) == 2 + RETRIES + 1
 
@@ -117,7 +117,7 @@ async def test_a_truncated_stream_is_an_error_and_is_not_restarted(
     world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock
 ) -> None:
     async with connected(world, sdk, server, clock) as client:
-        server.reset("body", after=300, path=sdk.path)
+        server.fail_with(Reset("body", after=300), path=sdk.path)
         with pytest.raises(sdk.errors["broken"]):
             await sdk.stream(world, client, TEXT)
         assert server.count(path=sdk.path) == 1
@@ -152,7 +152,7 @@ async def test_a_failed_sign_in_is_an_sdk_error_with_the_reason_as_its_cause(
     world: World, sdk: Sdk, server: QuotaServer, clock: FakeClock
 ) -> None:
     async with connected(world, sdk, server, clock) as client:
-        server.fail_tokens(*[401] * 20)
+        server.fail_with(*[401] * 20, path=server.token_path)
         error = await outcome(world, sdk, client)
         assert isinstance(error, sdk.errors["unreachable"])
         assert any(isinstance(each, stkai.AuthenticationError) for each in causes(error))

@@ -1,7 +1,6 @@
 """QuotaServer with faults: what a client sees of each one, over a real socket."""
 
 import gzip
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +8,7 @@ import httpx
 import pytest
 
 from stkai._errors import ConfigurationError
-from stkai.testing import Answer, Edit, Hang, HangUp, Normal, QuotaServer, Reset, Slow
+from stkai.testing import Answer, Edit, Hang, HangUp, QuotaServer, Reset, Slow
 
 
 @pytest.fixture
@@ -66,15 +65,8 @@ def test_a_fault_applies_to_the_next_request_to_its_path(http: httpx.Client, ser
     assert server.faults_left == 0
 
 
-def test_unused_faults_can_be_cleared(http: httpx.Client, server: QuotaServer) -> None:
-    server.reset(times=3)
-    server.clear_faults()
-    assert server.faults_left == 0
-    assert ask(http, server).status_code == 200
-
-
-def test_any_faults_can_be_queued_as_values(http: httpx.Client, server: QuotaServer) -> None:
-    server.fault(Normal(), Answer(418), Hang(0.0), Slow(5, 0.0), HangUp(), Edit({"message": "x"}), Reset())
+def test_any_faults_can_be_queued_together(http: httpx.Client, server: QuotaServer) -> None:
+    server.fail_with(None, Answer(418), Hang(0.0), Slow(5, 0.0), HangUp(), Edit({"message": "x"}), Reset())
     assert server.faults_left == 7
     assert [ask(http, server).status_code for _ in range(5)] == [200, 418, 200, 200, 200]
     assert ask(http, server).json()["message"] == "x"
@@ -86,12 +78,14 @@ def test_any_faults_can_be_queued_as_values(http: httpx.Client, server: QuotaSer
 
 
 def test_an_answer_may_have_any_headers_and_body(http: httpx.Client, server: QuotaServer) -> None:
-    server.fail_with(503, headers={"Retry-After": "7"})
+    server.fail_with(Answer(503, headers={"Retry-After": "7"}))
     server.fail_with(
-        429, headers=[("retry-after", "1"), ("Retry-After", "2"), ("Date", "yesterday")], body="häuser"
+        Answer(
+            429, headers=[("retry-after", "1"), ("Retry-After", "2"), ("Date", "yesterday")], body="häuser"
+        )
     )
-    server.fail_with(200, headers={"content-type": "text/html"}, body=b"\x00" * 100_000)
-    server.fail_with(500, headers={"Content-Type": "text/plain"})
+    server.fail_with(Answer(200, headers={"content-type": "text/html"}, body=b"\x00" * 100_000))
+    server.fail_with(Answer(500, headers={"Content-Type": "text/plain"}))
     first, second, third, fourth = (ask(http, server) for _ in range(4))
     assert first.headers["retry-after"] == "7"
     assert first.headers["content-type"] == "application/json"
@@ -111,7 +105,7 @@ def test_an_answer_without_content_has_none(http: httpx.Client, server: QuotaSer
 def test_faults_that_replace_the_service_use_no_quota(http: httpx.Client) -> None:
     with QuotaServer(max_requests=1, time_window=3600, auth_required=False) as server:
         server.fail_with(503)
-        server.reset()
+        server.fail_with(Reset())
         assert ask(http, server).status_code == 503
         with pytest.raises(httpx.ReadError):
             ask(http, server)
@@ -120,7 +114,7 @@ def test_faults_that_replace_the_service_use_no_quota(http: httpx.Client) -> Non
 
 def test_faults_that_affect_only_the_answer_use_quota(http: httpx.Client) -> None:
     with QuotaServer(max_requests=1, time_window=3600, auth_required=False) as server:
-        server.reset("body")
+        server.fail_with(Reset("body"))
         received(http, server)
         assert ask(http, server).status_code == 429
 
@@ -130,7 +124,7 @@ def test_faults_that_affect_only_the_answer_use_quota(http: httpx.Client) -> Non
 
 @pytest.mark.parametrize("at", ["start", "headers", "body"])
 def test_a_reset_is_not_a_clean_close(http: httpx.Client, server: QuotaServer, at: Any) -> None:
-    server.reset(at)
+    server.fail_with(Reset(at))
     with pytest.raises(httpx.ReadError, match="reset by peer"):
         ask(http, server)
     assert ask(http, server).status_code == 200
@@ -139,7 +133,7 @@ def test_a_reset_is_not_a_clean_close(http: httpx.Client, server: QuotaServer, a
 
 
 def test_a_reset_may_come_several_times(http: httpx.Client, server: QuotaServer) -> None:
-    server.reset(times=2)
+    server.fail_with(*[Reset()] * 2)
     for _ in range(2):
         with pytest.raises(httpx.ReadError):
             ask(http, server)
@@ -150,7 +144,7 @@ def test_a_reset_may_come_several_times(http: httpx.Client, server: QuotaServer)
 def test_a_reset_in_the_headers_never_completes_them(
     http: httpx.Client, server: QuotaServer, after: int
 ) -> None:
-    server.reset("headers", after=after)
+    server.fail_with(Reset("headers", after=after))
     with pytest.raises(httpx.ReadError):
         ask(http, server)
 
@@ -161,7 +155,7 @@ def test_a_reset_in_the_body_comes_after_the_bytes_asked_for(
     http: httpx.Client, server: QuotaServer, after: int, length: int, framing: Any
 ) -> None:
     whole = http.post(server.chat_url(), json={"user_prompt": "one two three"}).content
-    server.reset("body", after=after, framing=framing)
+    server.fail_with(Reset("body", after=after, framing=framing))
     answer, body = received(http, server)
     assert body == whole[:length]
     assert ("content-length" in answer.headers) == (framing != "chunked")
@@ -169,7 +163,7 @@ def test_a_reset_in_the_body_comes_after_the_bytes_asked_for(
 
 
 def test_a_reset_in_a_gzip_body_truncates_the_stream(http: httpx.Client, server: QuotaServer) -> None:
-    server.reset("body", after=20, framing="gzip")
+    server.fail_with(Reset("body", after=20, framing="gzip"))
     answer, body = received(http, server)
     assert answer.headers["content-encoding"] == "gzip"
     assert len(body) == 20
@@ -181,7 +175,7 @@ def test_a_reset_in_a_gzip_body_truncates_the_stream(http: httpx.Client, server:
 def test_a_reset_in_a_stream_of_events_leaves_the_first_of_them(
     http: httpx.Client, server: QuotaServer, framing: Any
 ) -> None:
-    server.reset("body", after=36, framing=framing)
+    server.fail_with(Reset("body", after=36, framing=framing))
     answer, body = received(http, server, streaming=True)
     assert body == b'data: {"message": "one "}\n\ndata: {"m'
     assert ("content-length" in answer.headers) == (framing == "length")
@@ -191,7 +185,7 @@ def test_a_reset_in_a_stream_of_events_leaves_the_first_of_them(
 def test_a_reset_at_the_end_comes_after_the_whole_answer(
     http: httpx.Client, server: QuotaServer, framing: Any
 ) -> None:
-    server.reset("end", framing=framing)
+    server.fail_with(Reset("end", framing=framing))
     answer = ask(http, server)
     assert answer.json()["message"] == "a prompt to answer"
     assert "connection" not in answer.headers
@@ -205,19 +199,19 @@ def test_a_reset_at_the_end_comes_after_the_whole_answer(
 
 @pytest.mark.parametrize("announced", [True, False])
 def test_a_connection_may_be_closed_after_the_answer(server: QuotaServer, announced: bool) -> None:
-    server.hang_up(announced=announced)
+    server.fail_with(HangUp(announced=announced))
     for _ in range(2):
         with httpx.Client() as client:
             answer = ask(client, server)
             assert answer.json()["message"] == "a prompt to answer"
     assert [record.connection for record in server.requests] == [1, 2]
-    server.hang_up(announced=announced)
+    server.fail_with(HangUp(announced=announced))
     with httpx.Client() as client:
         assert (ask(client, server).headers.get("connection") == "close") == announced
 
 
 def test_a_connection_announced_to_close_is_not_reused(http: httpx.Client, server: QuotaServer) -> None:
-    server.hang_up(times=3)
+    server.fail_with(*[HangUp()] * 3)
     for _ in range(4):
         ask(http, server)
     assert server.connections == 4
@@ -225,7 +219,7 @@ def test_a_connection_announced_to_close_is_not_reused(http: httpx.Client, serve
 
 def test_slow_bytes_arrive_one_piece_at_a_time(http: httpx.Client, server: QuotaServer) -> None:
     whole = ask(http, server).content
-    server.slow(30, 0.01)
+    server.fail_with(Slow(30, 0.01))
     with http.stream("POST", server.chat_url(), json={"user_prompt": "a prompt to answer"}) as answer:
         pieces = list(answer.iter_raw())
     assert b"".join(pieces) == whole
@@ -233,7 +227,7 @@ def test_slow_bytes_arrive_one_piece_at_a_time(http: httpx.Client, server: Quota
 
 
 def test_a_server_that_hangs_triggers_the_clients_timeout(http: httpx.Client, server: QuotaServer) -> None:
-    server.hang(60.0)
+    server.fail_with(Hang(60.0))
     with pytest.raises(httpx.ReadTimeout):
         http.post(server.chat_url(), timeout=0.05)
     assert server.requests[0].status is None
@@ -243,52 +237,30 @@ def test_a_server_that_hangs_triggers_the_clients_timeout(http: httpx.Client, se
 
 
 def test_the_token_endpoint_may_fail_with_a_status(http: httpx.Client, server: QuotaServer) -> None:
-    server.fail_tokens(500, 429)
+    server.fail_with(500, 429, path=server.token_path)
     assert ask(http, server).status_code == 200
     assert [ask_for_token(http, server).status_code for _ in range(3)] == [500, 429, 200]
 
 
-@pytest.mark.parametrize("what", ["garbage", "html", "empty"])
-def test_the_token_endpoint_may_answer_with_something_other_than_json(
-    http: httpx.Client, server: QuotaServer, what: Any
+@pytest.mark.parametrize("fields", [{"access_token": None}, {"expires_in": None}, {"expires_in": -1}])
+def test_the_token_endpoint_may_answer_nonsense(
+    http: httpx.Client, server: QuotaServer, fields: dict[str, Any]
 ) -> None:
-    server.fail_tokens(what)
-    answer = ask_for_token(http, server)
-    assert answer.status_code == 200
-    with pytest.raises(json.JSONDecodeError):
-        answer.json()
-
-
-def test_the_token_endpoint_may_answer_too_much(http: httpx.Client, server: QuotaServer) -> None:
-    server.fail_tokens("huge")
-    answer = ask_for_token(http, server)
-    assert len(answer.content) > 10_000_000
-    assert answer.json()["expires_in"] == 60
-
-
-def test_the_token_endpoint_may_answer_nonsense(http: httpx.Client, server: QuotaServer) -> None:
-    server.fail_tokens("no_token", "no_expiry", "negative_expiry")
-    first, second, third = (ask_for_token(http, server).json() for _ in range(3))
-    assert first.keys() == {"token_type", "expires_in"}
-    assert second.keys() == {"access_token", "token_type"}
-    assert third["expires_in"] == -1
-
-
-def test_a_token_without_an_expiry_is_used(http: httpx.Client) -> None:
-    with QuotaServer() as server:
-        server.fail_tokens("no_expiry")
-        token = ask_for_token(http, server).json()["access_token"]
-        http.headers["authorization"] = f"Bearer {token}"
-        assert ask(http, server).status_code == 200
+    usual = ask_for_token(http, server).json()
+    server.fail_with(Edit(fields), path=server.token_path)
+    answer = ask_for_token(http, server).json()
+    changed = {name: value for name, value in fields.items() if value is not None}
+    assert answer.keys() == (usual.keys() - fields.keys()) | changed.keys()
+    assert answer.items() >= changed.items()
 
 
 def test_a_refusal_is_not_edited(http: httpx.Client, server: QuotaServer) -> None:
-    server.fault(Edit({"error": None}))
+    server.fail_with(Edit({"error": None}))
     assert http.get(server.callback_url("nonsense")).json()["error"] == "not_found"
 
 
 def test_the_token_endpoint_may_redirect(http: httpx.Client, server: QuotaServer) -> None:
-    server.fail_with(307, headers={"location": server.url + "/echo"}, path=server.token_path)
+    server.fail_with(Answer(307, headers={"location": server.url + "/echo"}), path=server.token_path)
     assert ask_for_token(http, server).headers["location"] == server.url + "/echo"
 
 
@@ -296,20 +268,23 @@ def test_the_token_endpoint_may_redirect(http: httpx.Client, server: QuotaServer
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"),
+    ("fault", "options", "message"),
     [
-        (lambda server: server.fail_with(100), "a status must be from 200 to 599, not 100"),
-        (lambda server: server.reset("middle"), "at must be one of 'start', 'headers', 'body', 'end'"),
-        (lambda server: server.reset("body", framing="zip"), "framing must be one of 'length', 'chunked'"),
-        (lambda server: server.reset("body", after=-1), "after must be at least 0, not -1"),
-        (lambda server: server.slow(0, 1.0), "size must be at least 1, not 0"),
-        (lambda server: server.slow(1, -1.0), "every must be a non-negative number of seconds"),
-        (lambda server: server.hang(-1.0), "seconds must be a non-negative number of seconds"),
-        (lambda server: server.fail_tokens("nonsense"), "a token fault must be one of 'garbage', 'html'"),
+        (Answer, {"status": 100}, "a status must be from 200 to 599, not 100"),
+        (Reset, {"at": "middle"}, "at must be one of 'start', 'headers', 'body', 'end'"),
+        (Reset, {"framing": "zip"}, "framing must be one of 'length', 'chunked'"),
+        (Reset, {"after": -1}, "after must be at least 0, not -1"),
+        (Slow, {"size": 0, "every": 1.0}, "size must be at least 1, not 0"),
+        (Slow, {"size": 1, "every": -1.0}, "every must be a non-negative number of seconds"),
+        (Hang, {"seconds": -1.0}, "seconds must be a non-negative number of seconds"),
     ],
 )
-def test_impossible_faults_are_refused(fault: Any, message: str) -> None:
-    server = QuotaServer()
+def test_impossible_faults_are_refused(fault: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        fault(server)
+        fault(**options)
+
+
+def test_a_status_that_cannot_be_queued_is_refused_and_none_is(server: QuotaServer) -> None:
+    with pytest.raises(ConfigurationError, match="a status must be from 200 to 599, not 100"):
+        server.fail_with(503, 100)
     assert server.faults_left == 0

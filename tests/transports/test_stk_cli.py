@@ -18,7 +18,7 @@ from aiohttp import web
 
 import stkai
 from stkai import HttpClient, StackBuilder
-from stkai.testing import FakeClock, QuotaServer
+from stkai.testing import Answer, FakeClock, Hang, QuotaServer, Reset
 from stkai.transports import StkCLITransport, retry
 from stkai.transports._stk_cli import cli_is_available
 
@@ -161,7 +161,7 @@ def test_json_is_json_without_and_with_a_content_type(server: QuotaServer, cli: 
 @pytest.mark.parametrize("verb", ["get", "post", "post_stream"])
 def test_the_response_is_a_real_httpx_response(server: QuotaServer, client: HttpClient, verb: str) -> None:
     headers = [("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("X-Odd", "caf\xe9")]
-    server.fail_with(404, headers=headers, body='{"a": "Zoë"}', path="/")
+    server.fail_with(Answer(404, headers=headers, body='{"a": "Zoë"}'), path="/")
     response = getattr(client, verb)(server.url + "/things")
     response.read()
     assert isinstance(response, httpx.Response)
@@ -179,21 +179,23 @@ def test_the_response_is_a_real_httpx_response(server: QuotaServer, client: Http
 def test_a_gzip_body_is_decoded_once(server: QuotaServer, client: HttpClient, verb: str) -> None:
     # Its text is gzip as well, so decoding it twice would show.
     inner = gzip.compress(b"text")
-    server.fail_with(200, headers={"Content-Encoding": "gzip"}, body=gzip.compress(inner), path="/")
+    server.fail_with(Answer(200, headers={"Content-Encoding": "gzip"}, body=gzip.compress(inner)), path="/")
     response = getattr(client, verb)(server.url + "/things")
     assert response.read() == inner
 
 
 def test_a_streamed_gzip_body_can_be_read_raw(server: QuotaServer, client: HttpClient) -> None:
     body = gzip.compress(b"text" * 100)
-    server.fail_with(200, headers={"Content-Encoding": "gzip"}, body=body, path="/")
+    server.fail_with(Answer(200, headers={"Content-Encoding": "gzip"}, body=body), path="/")
     with client.post_stream(server.url + "/things") as response:
         assert response.headers["content-encoding"] == "gzip"
         assert b"".join(response.iter_raw()) == body
 
 
 def test_a_body_that_the_cli_has_read_has_matching_headers(server: QuotaServer, client: HttpClient) -> None:
-    server.fail_with(200, headers={"Content-Encoding": "gzip"}, body=gzip.compress(b"text" * 100), path="/")
+    server.fail_with(
+        Answer(200, headers={"Content-Encoding": "gzip"}, body=gzip.compress(b"text" * 100)), path="/"
+    )
     response = client.get(server.url + "/things")
     assert "content-encoding" not in response.headers
     assert response.headers["content-length"] == "400"
@@ -265,7 +267,7 @@ def test_a_response_that_did_not_come_from_the_network_is_accepted(
 
 def test_a_failure_is_retried_through_the_cli(server: QuotaServer, cli: Any) -> None:
     server.fail_with(503, None)
-    server.reset()
+    server.fail_with(Reset())
     client = HttpClient(StackBuilder([retry()], clock=FakeClock()).build(StkCLITransport()))
     response = client.post(server.create_url(), data={"input_data": "x"})
     assert (response.status_code, response.extensions["stkai"].attempts) == (200, 2)
@@ -323,7 +325,7 @@ def test_a_port_where_nobody_listens_is_a_connect_error(cli: Any, client: HttpCl
 
 
 def test_a_slow_answer_is_a_read_timeout(server: QuotaServer, client: HttpClient) -> None:
-    server.hang(1.0, path="/")
+    server.fail_with(Hang(1.0), path="/")
     with pytest.raises(httpx.ReadTimeout):
         client.get(server.url + "/echo", timeout=0.05)
 
@@ -333,7 +335,7 @@ def test_a_slow_answer_is_a_read_timeout(server: QuotaServer, client: HttpClient
 def test_a_broken_connection_is_the_matching_httpx_error(
     server: QuotaServer, client: HttpClient, at: Any, verb: str
 ) -> None:
-    server.reset(at, after=3, path="/")
+    server.fail_with(Reset(at, after=3), path="/")
     with pytest.raises((httpx.NetworkError, httpx.RemoteProtocolError)):
         getattr(client, verb)(server.url + "/echo").read()
 
@@ -357,7 +359,7 @@ def test_a_body_shorter_than_promised_is_an_error(server: QuotaServer, client: H
 
 def test_broken_gzip_is_a_decoding_error(server: QuotaServer, client: HttpClient) -> None:
     for _ in range(2):
-        server.fail_with(200, headers={"Content-Encoding": "gzip"}, body=b"this is no gzip", path="/")
+        server.fail_with(Answer(200, headers={"Content-Encoding": "gzip"}, body=b"this is no gzip"), path="/")
     with pytest.raises(httpx.DecodingError):
         client.get(server.url + "/things")
     with client.post_stream(server.url + "/things") as response, pytest.raises(httpx.DecodingError):

@@ -5,7 +5,7 @@ needs the extra: `pip install "stkai[testing]"`.
 """
 
 from ._fake_clock import FakeClock
-from ._faults import Answer, Edit, Hang, HangUp, Normal, Reset, Slow
+from ._faults import Answer, Edit, Hang, HangUp, Reset, Slow
 from ._requests_and_replies import RequestRecord
 from ._server import QuotaServer
 
@@ -15,7 +15,6 @@ __all__ = [
     "FakeClock",
     "Hang",
     "HangUp",
-    "Normal",
     "QuotaServer",
     "RequestRecord",
     "Reset",

@@ -3,17 +3,19 @@
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from email.utils import formatdate
+from weakref import WeakKeyDictionary
 
 from aiohttp import web
 from multidict import CIMultiDict
 
 from .._clock import Clock, uniform
-from ._faults import Answer, Fault, Hang, Reset
-from ._requests_and_replies import LogEntry, Reply, RequestLog, RequestRecord
+from ._faults import Answer, Fault, FaultQueue, Hang, Reset
+from ._requests_and_replies import Reply, RequestRecord
 from ._service import API, Service
 
 _SETTLE = 0.01  # seconds before a reset, so that the client has taken in the bytes that came before it
@@ -27,10 +29,13 @@ class App:
     """Everything that makes up one running server."""
 
     service: Service
-    take_fault: Callable[[str], Fault]
-    log: RequestLog
+    faults: FaultQueue
+    log: deque[RequestRecord]
     clock: Clock
     latency: tuple[float, float]
+    numbers: Iterator[int]
+    connections: WeakKeyDictionary[object, int] = field(default_factory=WeakKeyDictionary)
+    """The numbers of connections."""
 
     async def serve(self, port: int, started: "Future[tuple[int, Callable[[], object]]]") -> None:
         """Serve on loopback; `started` gets the port, and a function that stops the server from any thread."""
@@ -49,9 +54,8 @@ class App:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         record = await self._record(request)
-        entry = LogEntry(record)
-        self.log.entries.append(entry)
-        fault = self.take_fault(record.path)
+        self.log.append(record)
+        fault = self.faults.take(record.path)
         if isinstance(fault, Reset) and fault.at == "start":
             return _reset(request)
         if isinstance(fault, Hang):
@@ -64,14 +68,16 @@ class App:
             _transport(request).write(reply.head[: fault.after])
             await asyncio.sleep(_SETTLE)
             return _reset(request)
-        entry.record = replace(record, status=reply.status)
+        record.status = reply.status
         try:
             return await _deliver(request, reply)
         except ConnectionResetError:  # The client left in mid-body, which it may do.
             return web.Response()
 
     async def _record(self, request: web.Request) -> RequestRecord:
-        body = await request.read()
+        body, connection = await request.read(), _transport(request)
+        if connection not in self.connections:
+            self.connections[connection] = next(self.numbers)
         return RequestRecord(
             time=self.clock.monotonic(),
             method=request.method,
@@ -79,7 +85,7 @@ class App:
             query=request.rel_url.raw_query_string,
             headers=tuple((name.lower(), value) for name, value in request.headers.items()),
             body=body,
-            connection=self.log.connection_number(_transport(request)),
+            connection=self.connections[connection],
         )
 
     def _reply(self, record: RequestRecord, fault: Fault) -> Reply:

@@ -14,26 +14,17 @@ from typing import Any, Literal
 
 from .._checks import SECONDS, at_least, check_choice, check_number
 from ._requests_and_replies import Reply, error_reply
-from ._service import API, TOKEN_PATH
 
 HeadersLike = Mapping[str, str] | Iterable[tuple[str, str]]
 Framing = Literal["length", "chunked", "gzip"] | None
-TokenFault = Literal["garbage", "html", "huge", "empty", "no_token", "no_expiry", "negative_expiry"]
-
-_HUGE = 10_000_000
 
 
 class Fault:
-    """Base class of the faults."""
+    """Base class of the faults; by itself, one that changes nothing."""
 
     def apply(self, reply: Reply) -> Reply:
         """The answer with this fault; by default unchanged."""
         return reply
-
-
-@dataclass(frozen=True)
-class Normal(Fault):
-    """Nothing goes wrong; to let a request through in the middle of a sequence of faults."""
 
 
 @dataclass(frozen=True)
@@ -147,110 +138,27 @@ class Edit(Fault):
         return replace(reply, pieces=(body.encode(),))
 
 
-def token_fault(what: int | TokenFault) -> Fault:
-    """What can be wrong with the token endpoint: a status, or an answer that makes no sense."""
-    if isinstance(what, int):
-        return Answer(what)
-    json_header = {"content-type": "application/json"}
-    known: dict[TokenFault, Fault] = {
-        "garbage": Answer(200, headers=json_header, body="{]"),
-        "html": Answer(
-            200, headers={"content-type": "text/html"}, body="<html><h1>Please log in</h1></html>"
-        ),
-        "huge": Answer(
-            200, headers=json_header, body=f'{{"access_token": "{"x" * _HUGE}", "expires_in": 60}}'
-        ),
-        "empty": Answer(200, headers=json_header, body=""),
-        "no_token": Edit({"access_token": None}),
-        "no_expiry": Edit({"expires_in": None}),
-        "negative_expiry": Edit({"expires_in": -1}),
-    }
-    check_choice("a token fault", what, *known, "a status")
-    return known[what]
-
-
-class FaultMethods:
-    """A queue of faults; each affects the next request whose path starts with `path`, once.
-
-    `fail_with` and `reset(at="start")` replace the service, which does not see the request; with the others the service
-    has done its work (and counted the request), and only the answer suffers.
-    """
+class FaultQueue:
+    """The faults that wait for requests, in order."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._faults: list[tuple[str, Fault]] = []
 
-    def fail_with(
-        self,
-        *statuses: int | None,
-        headers: HeadersLike = (),
-        body: bytes | str | None = None,
-        path: str = API,
-    ) -> None:
-        """Answer the next requests with these statuses, one each; None lets one through.
-
-        Without a `body`, the answer is a short JSON error. Any status may be given, 200 as well.
-        """
-        for status in statuses:
-            self.fault(Normal() if status is None else Answer(status, headers=headers, body=body), path=path)
-
-    def fail_tokens(self, *what: int | TokenFault) -> None:
-        """Make the next token requests fail, one each.
-
-        Takes a status, or, with status 200: "garbage" (broken JSON), "html" (a page), "huge" (10 MB), "empty",
-        "no_token", "no_expiry" (no `expires_in`) or "negative_expiry". For a slow one:
-        `hang(2.0, path=server.token_path)`; for a redirect:
-        `fail_with(302, headers={"location": url}, path=server.token_path)`.
-        """
-        self.fault(*map(token_fault, what), path=TOKEN_PATH)
-
-    def reset(
-        self,
-        at: Literal["start", "headers", "body", "end"] = "start",
-        *,
-        after: int = 10,
-        framing: Framing = None,
-        times: int = 1,
-        path: str = API,
-    ) -> None:
-        """Reset the connection (RST) of the next request, or of the next `times` requests.
-
-        The arguments are those of `Reset`.
-        """
-        self.fault(*[Reset(at, after=after, framing=framing)] * times, path=path)
-
-    def hang_up(self, *, announced: bool = True, times: int = 1, path: str = API) -> None:
-        """Close the connection after the next answer; unless `announced`, without sending `Connection: close`."""
-        self.fault(*[HangUp(announced=announced)] * times, path=path)
-
-    def slow(self, size: int, every: float, *, times: int = 1, path: str = API) -> None:
-        """Send the next body `size` bytes at a time, one piece every `every` seconds."""
-        self.fault(*[Slow(size, every)] * times, path=path)
-
-    def hang(self, seconds: float, *, times: int = 1, path: str = API) -> None:
-        """Do nothing for this many seconds, then handle the next request as usual."""
-        self.fault(*[Hang(seconds)] * times, path=path)
-
-    def fault(self, *faults: Fault, path: str = API) -> None:
-        """Queue any faults for the next requests whose path starts with `path`."""
+    def add(self, faults: Iterable[Fault | int | None], path: str) -> None:
+        """Queue one fault for each of the next requests whose path starts with `path`."""
+        wanted = [Answer(fault) if isinstance(fault, int) else fault or Fault() for fault in faults]
         with self._lock:
-            self._faults.extend((path, fault) for fault in faults)
+            self._faults.extend((path, fault) for fault in wanted)
 
-    def clear_faults(self) -> None:
-        """Forget the faults that no request has met yet."""
-        with self._lock:
-            self._faults.clear()
-
-    @property
-    def faults_left(self) -> int:
-        """How many faults no request has met yet."""
-        return len(self._faults)
-
-    def _take_fault(self, path: str) -> Fault:
-        """The fault for a request; `Normal` if none is waiting for it."""
+    def take(self, path: str) -> Fault:
+        """The fault for a request."""
         with self._lock:
             for index, (prefix, fault) in enumerate(self._faults):
                 if path.startswith(prefix):
                     del self._faults[index]
                     return fault
-        return Normal()
+        return Fault()
+
+    def __len__(self) -> int:
+        return len(self._faults)

@@ -1,16 +1,13 @@
 """What the server receives and what it answers: records of requests, and replies before they reach the network."""
 
 import json
-from collections import deque
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 Headers = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class RequestRecord:
     """One request as the server saw it.
 
@@ -22,7 +19,7 @@ class RequestRecord:
         headers: names in lower case, values as sent; a name may come twice.
         body: the bytes.
         connection: the number of its TCP connection, from 1 up; equal numbers mean keep-alive.
-        status: the status of the answer; None if there was none when `requests` was read.
+        status: the status of the answer; None while there is none.
     """
 
     time: float
@@ -42,32 +39,6 @@ class RequestRecord:
     def authorization(self) -> str | None:
         """The value of the `Authorization` header."""
         return self.header("authorization")
-
-
-@dataclass
-class LogEntry:
-    """The place of a request in the log.
-
-    Attributes:
-        record: what is known of it; replaced when it is answered.
-    """
-
-    record: RequestRecord
-
-
-class RequestLog:
-    """The requests, the latest ones if `keep` is a number; written by the server's thread, readable from any."""
-
-    def __init__(self, keep: int | None) -> None:
-        self.entries: deque[LogEntry] = deque(maxlen=keep)
-        self._numbers = count(1)
-        self._connections: WeakKeyDictionary[object, int] = WeakKeyDictionary()
-
-    def connection_number(self, connection: object) -> int:
-        """The number of a connection, the same for its whole lifetime."""
-        if connection not in self._connections:
-            self._connections[connection] = next(self._numbers)
-        return self._connections[connection]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,10 @@
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from itertools import count
 from typing import TYPE_CHECKING, Literal, Self
 
 import anyio.to_thread
@@ -11,9 +13,9 @@ import anyio.to_thread
 from .._checks import SECONDS, at_least, check_choice, check_number, clock_or_system
 from .._clock import Clock
 from .._errors import missing_extra
-from ._faults import FaultMethods
+from ._faults import Fault, FaultQueue
 from ._quota import Bucket, FixedWindow, Gate, RateHeaders, RetryAfter, ServerQuota, SlidingWindow
-from ._requests_and_replies import RequestLog, RequestRecord
+from ._requests_and_replies import RequestRecord
 from ._service import API, TOKEN_PATH, Service
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 Kind = Literal["fixed", "sliding", "bucket"]
 
 
-class QuotaServer(FaultMethods):
+class QuotaServer:
     """One quota, a token endpoint, quick commands, agents and models, in a thread of this process.
 
         with QuotaServer(max_requests=10, time_window=1.0) as server:
@@ -74,7 +76,6 @@ class QuotaServer(FaultMethods):
         keep: int | None = None,
         clock: Clock | None = None,
     ) -> None:
-        super().__init__()
         check_number("polls_until_done", polls_until_done, at_least(0))
         check_number("port", port, at_least(0, 65_535))
         check_number("keep, unless None,", 0 if keep is None else keep, at_least(0))
@@ -97,7 +98,9 @@ class QuotaServer(FaultMethods):
         self.client_id = client_id
         self.client_secret = client_secret
         self._clock = clock_or_system(clock)
-        self._log = RequestLog(keep)
+        self._faults = FaultQueue()
+        self._log: deque[RequestRecord] = deque(maxlen=keep)
+        self._connection_numbers = count(1)
         self._wanted_port = port
         self._port: int | None = None
         self._stop: Callable[[], object] | None = None
@@ -115,7 +118,9 @@ class QuotaServer(FaultMethods):
                 from ._app import App
             except ModuleNotFoundError as error:
                 raise missing_extra("QuotaServer", "testing") from error
-            app = App(self._service, self._take_fault, self._log, self._clock, self._latency)
+            app = App(
+                self._service, self._faults, self._log, self._clock, self._latency, self._connection_numbers
+            )
             started: Future[tuple[int, Callable[[], object]]] = Future()
             thread = threading.Thread(
                 target=_run, args=(app, self._wanted_port, started), name="QuotaServer", daemon=True
@@ -187,15 +192,27 @@ class QuotaServer(FaultMethods):
         """The quota; its `max_requests` may be changed while the server runs."""
         return self._quota
 
+    def fail_with(self, *faults: int | Fault | None, path: str = API) -> None:
+        """Let the next requests whose path starts with `path` fail, one each: with a status, or a fault.
+
+        None lets one through. A status, an `Answer` and `Reset("start")` replace the service, which does not see the
+        request; with the others, it has done its work (and counted the request), and only the answer suffers.
+        """
+        self._faults.add(faults, path)
+
+    @property
+    def faults_left(self) -> int:
+        """How many faults no request has met yet."""
+        return len(self._faults)
+
     def revoke_tokens(self) -> None:
         """Refuse every token issued so far with 401."""
         self._service.revoke_tokens()
 
     @property
     def requests(self) -> list[RequestRecord]:
-        """The requests received so far, in the order of arrival; a copy."""
-        entries = self._log.entries.copy()  # Copying is one atomic step, iterating is not.
-        return [entry.record for entry in entries]
+        """The requests received so far, in the order of arrival."""
+        return list(self._log.copy())  # Copying is one atomic step, iterating is not.
 
     def count(self, *, path: str = "/", method: str | None = None, status: int | None = None) -> int:
         """How many requests there were whose path starts with `path`, by method and by the status they got."""
@@ -218,11 +235,11 @@ class QuotaServer(FaultMethods):
 
     def forget_requests(self) -> None:
         """Empty `requests`; all counts start again at 0."""
-        self._log.entries.clear()
+        self._log.clear()
 
     def __repr__(self) -> str:
         where = "not started" if self._port is None else self.url
-        return f"<QuotaServer {where}, {len(self._log.entries)} requests>"
+        return f"<QuotaServer {where}, {len(self._log)} requests>"
 
 
 def _run(app: "App", port: int, started: "Future[tuple[int, Callable[[], object]]]") -> None:

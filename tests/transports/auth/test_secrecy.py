@@ -11,7 +11,7 @@ import pytest
 
 import stkai
 from stkai import AuthenticationError, AuthProvider, BearerAuth, StackBuilder
-from stkai.testing import FakeClock, QuotaServer
+from stkai.testing import FakeClock, QuotaServer, Reset
 from stkai.transports import AsyncAuthTransport, AuthTransport, auth, retry
 
 from ...support.secrecy import shown_by
@@ -140,8 +140,8 @@ async def test_debug_logs_of_a_whole_exchange_contain_neither_token_nor_secret(
         provider = stkai.ClientCredentialsAuthProvider(
             server.client_id, SECRET, server.token_url, clock=FakeClock()
         )
-        server.fail_tokens(503)
-        server.reset("start")
+        server.fail_with(503, path=server.token_path)
+        server.fail_with(Reset("start"))
         transport = stack_over(world, world.pick(httpx.HTTPTransport, httpx.AsyncHTTPTransport)(), provider)
         client = world.client(transport)
         response = await world.call(client.post, server.create_url(), json={})
