@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from stkai.testing._quota import RateHeaders, RetryAfter
+from stkai.testing._quota import RetryAfter
+
+from .rate_headers import RateHeaders
 
 ServerKind = Literal["fixed", "sliding", "bucket", "leaky", "delaying", "counting"]
 SERVERS: tuple[ServerKind, ...] = ("fixed", "sliding", "bucket")
@@ -31,7 +33,7 @@ class Scenario:
         step: the factor by which the quota changes in the middle of the run.
         late: how many of the processes start only in the middle of the run.
         retry_after: what a 429 says, as `stkai.testing.QuotaServer` takes it.
-        headers: rate limit headers of a fixed window, likewise.
+        headers: rate limit headers of a fixed window.
         network: seconds that the network takes, each way, at least and at most.
         service: seconds that the work on an accepted request takes, at least and at most.
         told: what the limiter is told: the true quota (True), nothing (None), or a quota and a window.
@@ -53,7 +55,7 @@ class Scenario:
     step: float | None = None
     late: int = 0
     retry_after: RetryAfter = "true"
-    headers: RateHeaders = None
+    headers: RateHeaders | None = None
     network: tuple[float, float] = (0.005, 0.045)
     service: tuple[float, float] = (0.16, 0.24)
     told: Literal[True] | tuple[int, float] | None = True

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import httpx
 import trio
 
-from stkai.testing._quota import Bucket, FixedWindow, Gate, ServerQuota, SlidingWindow
+from stkai.testing._quota import Bucket, FixedWindow, ServerQuota, SlidingWindow, refusal
 from stkai.testing._requests_and_replies import Reply
 
 from .models import CountingWindow, LeakyBucket
+from .rate_headers import rate_headers
 from .scenario import Scenario
 from .virtual import TrioClock
 
@@ -31,7 +32,6 @@ class Server:
         self._rng = rng
         self._clock = TrioClock()
         self._quota = _make_quota(scenario)
-        self._gate = Gate(self._quota, retry_after=scenario.retry_after, headers=scenario.headers)
         self._quotas = scenario.quotas
         self._scenario = scenario
         self._refusals = self._working = 0
@@ -44,13 +44,13 @@ class Server:
         await trio.sleep(self._rng.uniform(*self._scenario.network))
         now, utcnow = self._clock.monotonic(), self._clock.utcnow()
         self._quota.max_requests = max(pair for pair in self._quotas if pair[0] <= now)[1]
-        refusal = self._refusal(now, utcnow)
-        self.arrivals.append(Arrival(now, process, refusal is None))
+        refused = self._refusal(now, utcnow)
+        headers = self._headers(now, utcnow)
+        self.arrivals.append(Arrival(now, process, refused is None))
         back = self._rng.uniform(*self._scenario.network)
-        if refusal is not None:
+        if refused is not None:
             await trio.sleep(back)
-            return httpx.Response(refusal.status, headers=refusal.headers, request=request)
-        headers = self._gate.headers(now, utcnow)
+            return httpx.Response(refused.status, headers=refused.headers + headers, request=request)
         self._working += 1
         delay = self._quota.delay if isinstance(self._quota, LeakyBucket) else 0.0
         await trio.sleep(delay + self._rng.uniform(*self._scenario.service) * self._slowness())
@@ -67,13 +67,24 @@ class Server:
 
     def _refusal(self, now: float, utcnow: datetime) -> Reply | None:
         """The refusal of a request that is one too many, or None. Work takes time; refusing takes none."""
-        refusal = self._gate.refuse(now, utcnow) if self._scenario.in_flight is None else self._too_busy()
-        if refusal is not None:
+        scenario = self._scenario
+        if scenario.in_flight is None:
+            refused = refusal(self._quota, scenario.retry_after, now, utcnow)
+        else:
+            refused = self._too_busy()
+        if refused is not None:
             self._refusals += 1
-            asked = self._scenario.retry_after_of(self._refusals)
+            asked = scenario.retry_after_of(self._refusals)
             if asked is not None:
                 return Reply(status=429, headers=(("retry-after", f"{asked:g}"),))
-        return refusal
+        return refused
+
+    def _headers(self, now: float, utcnow: datetime) -> tuple[tuple[str, str], ...]:
+        """The rate limit headers of an answer."""
+        style = self._scenario.headers
+        if style is None or not isinstance(self._quota, FixedWindow):
+            return ()
+        return rate_headers(style, self._quota, now, utcnow)
 
     def _too_busy(self) -> Reply | None:
         """The refusal of a request for which there is no free place, or None."""

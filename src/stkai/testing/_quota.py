@@ -1,4 +1,4 @@
-"""Three ways in which services count a quota of `max_requests` per `time_window` seconds, and the gate that asks them.
+"""Three ways in which services count a quota of `max_requests` per `time_window` seconds, and the refusal of a request.
 
 They read no clock: `admit(now)` takes the time, which must not go back. A refused request uses nothing.
 `max_requests` may be changed at any time.
@@ -10,12 +10,10 @@ from datetime import datetime
 from email.utils import formatdate
 from typing import Literal
 
-from .._checks import SECONDS, SOME_SECONDS, at_least, check_choice, check_number
-from .._errors import ConfigurationError
-from ._requests_and_replies import Headers, Reply, error_reply
+from .._checks import SOME_SECONDS, at_least, check_number
+from ._requests_and_replies import Reply, error_reply
 
 RetryAfter = Literal["true", "date"] | float | None
-RateHeaders = Literal["ietf", "github", "openai"] | None
 
 _EPSILON = 1e-9  # of a permit: a client that waits exactly as long as the 429 says is admitted, whatever the rounding
 
@@ -96,77 +94,13 @@ class Bucket(ServerQuota):
         return (1 - self._level) / rate
 
 
-class Gate:
-    """Counts requests, and answers 429 Too Many Requests when there are too many.
-
-    `QuotaServer` explains the arguments.
-    """
-
-    def __init__(self, quota: ServerQuota | None, *, retry_after: RetryAfter, headers: RateHeaders) -> None:
-        if isinstance(retry_after, str):
-            check_choice("retry_after, unless a number or None,", retry_after, "true", "date")
-        if isinstance(retry_after, int | float):
-            check_number("retry_after", retry_after, SECONDS)
-        check_choice("headers", headers, "ietf", "github", "openai", None)
-        if headers is not None and not isinstance(quota, FixedWindow):
-            raise ConfigurationError(
-                f'headers={headers!r} describe a fixed window: set max_requests and kind="fixed"'
-            )
-        self.quota = quota
-        self._retry_after = retry_after
-        self._headers = headers
-
-    def refuse(self, now: float, utcnow: datetime) -> Reply | None:
-        """The 429 for a request that arrives now; None if it may enter."""
-        wait = 0.0 if self.quota is None else self.quota.admit(now)
-        if not wait:
-            return None
-        headers = self._retry_after_header(wait, utcnow) + self.headers(now, utcnow)
-        return error_reply(429, "too_many_requests", "the quota is used up; see Retry-After", headers)
-
-    def headers(self, now: float, utcnow: datetime) -> Headers:
-        """The rate limit headers of an answer to a counted request."""
-        if self._headers is None or not isinstance(self.quota, FixedWindow):
-            return ()
-        return rate_headers(self._headers, self.quota, now, utcnow)
-
-    def _retry_after_header(self, wait: float, utcnow: datetime) -> Headers:
-        if self._retry_after is None:
-            return ()
-        if self._retry_after == "true":
-            return (("retry-after", str(math.ceil(wait))),)
-        if self._retry_after == "date":
-            return (("retry-after", formatdate(math.ceil(utcnow.timestamp() + wait), usegmt=True)),)
-        return (("retry-after", f"{self._retry_after:g}"),)
-
-
-def rate_headers(style: str, quota: FixedWindow, now: float, utcnow: datetime) -> Headers:
-    """`RateLimit` and `RateLimit-Policy` (the IETF draft), or `x-ratelimit-*` in GitHub's or OpenAI's format."""
-    limit, remaining, reset_in = quota.max_requests, quota.remaining(now), quota.reset_in(now)
-    if style == "ietf":
-        return (
-            ("ratelimit-policy", f'"default";q={limit};w={math.ceil(quota.time_window)}'),
-            ("ratelimit", f'"default";r={remaining};t={math.ceil(reset_in)}'),
-        )
-    if style == "github":
-        return (
-            ("x-ratelimit-limit", str(limit)),
-            ("x-ratelimit-remaining", str(remaining)),
-            ("x-ratelimit-reset", str(math.ceil(utcnow.timestamp() + reset_in))),
-        )
-    return (
-        ("x-ratelimit-limit-requests", str(limit)),
-        ("x-ratelimit-remaining-requests", str(remaining)),
-        ("x-ratelimit-reset-requests", _duration(reset_in)),
-    )
-
-
-def _duration(seconds: float) -> str:
-    """As OpenAI writes them: 20ms, 1.5s, 6m0s."""
-    milliseconds = math.ceil(seconds * 1000)
-    if milliseconds < 1000:
-        return f"{milliseconds}ms"
-    if milliseconds < 60_000:
-        return f"{milliseconds / 1000:g}s"
-    minutes, rest = divmod(math.ceil(seconds), 60)
-    return f"{minutes}m{rest}s"
+def refusal(quota: ServerQuota | None, retry_after: RetryAfter, now: float, utcnow: datetime) -> Reply | None:
+    """Count a request that arrives now: the 429 if it is one too many, otherwise None."""
+    wait = 0.0 if quota is None else quota.admit(now)
+    if not wait:
+        return None
+    value = f"{retry_after:g}" if isinstance(retry_after, int | float) else str(math.ceil(wait))
+    if retry_after == "date":
+        value = formatdate(math.ceil(utcnow.timestamp() + wait), usegmt=True)
+    headers = () if retry_after is None else (("retry-after", value),)
+    return error_reply(429, "too_many_requests", "the quota is used up; see Retry-After", headers)

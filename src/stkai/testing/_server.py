@@ -14,7 +14,7 @@ from .._checks import SECONDS, at_least, check_choice, check_number, clock_or_sy
 from .._clock import Clock
 from .._errors import missing_extra
 from ._faults import Fault, FaultQueue
-from ._quota import Bucket, FixedWindow, Gate, RateHeaders, RetryAfter, ServerQuota, SlidingWindow
+from ._quota import Bucket, FixedWindow, RetryAfter, ServerQuota, SlidingWindow
 from ._requests_and_replies import RequestRecord
 from ._service import API, TOKEN_PATH, Service
 
@@ -42,8 +42,6 @@ class QuotaServer:
         depth: requests that the bucket holds.
         retry_after: what a 429 says: "true", the seconds until a request would be accepted, rounded up; "date", that
             instant as an HTTP-date; a number, always that; None, nothing.
-        headers: rate limit headers on the counted answers, of a fixed window: "ietf" (`RateLimit`), "github"
-            (`x-ratelimit-reset` in epoch seconds) or "openai" (`x-ratelimit-reset-requests`, a duration).
         latency: seconds before each answer of the API, including refusals; or (low, high), uniform between them.
         auth_required: whether the API wants a token.
         client_id: the client that may get tokens.
@@ -64,7 +62,6 @@ class QuotaServer:
         kind: Kind = "fixed",
         depth: float = 10.0,
         retry_after: RetryAfter = "true",
-        headers: RateHeaders = None,
         latency: float | tuple[float, float] = 0.0,
         auth_required: bool = True,
         client_id: str = "test-client",
@@ -82,12 +79,17 @@ class QuotaServer:
         check_number("token_lifetime", token_lifetime, SECONDS)
         check_number("stream_interval", stream_interval, SECONDS)
         low, high = latency if isinstance(latency, tuple) else (latency, latency)
+        if isinstance(retry_after, int | float):
+            check_number("retry_after", retry_after, SECONDS)
+        else:
+            check_choice("retry_after, unless a number,", retry_after, "true", "date", None)
         check_number("latency", low, SECONDS)
         check_number("latency, high - low,", high - low, SECONDS)
         self._quota = _quota(kind, max_requests, time_window, depth)
         self._latency = (low, high)
         self._service = Service(
-            gate=Gate(self._quota, retry_after=retry_after, headers=headers),
+            quota=self._quota,
+            retry_after=retry_after,
             client_id=client_id,
             client_secret=client_secret,
             auth_required=auth_required,

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from .._clock import unique_key
-from ._quota import Gate
+from ._quota import RetryAfter, ServerQuota, refusal
 from ._requests_and_replies import Reply, RequestRecord, error_reply, json_reply
 
 API = "/v1"
@@ -27,7 +27,8 @@ Handler = Callable[[RequestRecord, str, float], Reply]
 class Service:
     """The endpoints, their tokens and their executions. `QuotaServer` explains the arguments."""
 
-    gate: Gate
+    quota: ServerQuota | None
+    retry_after: RetryAfter
     client_id: str
     client_secret: str
     auth_required: bool
@@ -65,10 +66,8 @@ class Service:
                 continue
             if method not in ("", request.method):
                 return error_reply(405, "method_not_allowed", f"use {method}", (("allow", method),))
-            if not counted:
-                return handler(request, match[1], now)
-            refused = self.gate.refuse(now, utcnow)
-            return refused or handler(request, match[1], now).with_headers(self.gate.headers(now, utcnow))
+            refused = refusal(self.quota, self.retry_after, now, utcnow) if counted else None
+            return refused or handler(request, match[1], now)
         return error_reply(404, "not_found", f"there is nothing at {request.path}")
 
     def _is_authorized(self, request: RequestRecord, now: float) -> bool:

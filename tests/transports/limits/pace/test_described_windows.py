@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 import httpx
 import pytest
+from benchmarks.adaptive.rate_headers import rate_headers
 
 from stkai import AimdLimiter, Event, RateChanged, StackBuilder
 from stkai.testing import FakeClock
-from stkai.testing._quota import FixedWindow, rate_headers
+from stkai.testing._quota import FixedWindow
 from stkai.transports import adaptive
 from stkai.transports._limits.pace.headers import Reading
 

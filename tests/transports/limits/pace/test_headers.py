@@ -5,10 +5,11 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
+from benchmarks.adaptive.rate_headers import rate_headers
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stkai.testing._quota import FixedWindow, rate_headers
+from stkai.testing._quota import FixedWindow
 from stkai.transports._limits.pace.headers import Reading, read_rate_limit
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
