@@ -20,7 +20,6 @@ from stkai._checks import (
     POSITIVE_COUNT,
     SECONDS,
     SHARE,
-    SMALLER_SHARE,
     SOME_SECONDS,
     Numbers,
     at_least,
@@ -38,7 +37,6 @@ ACCEPTED: list[tuple[Numbers, tuple[float, ...]]] = [
     (COUNT, (0, 1)),
     (POSITIVE_COUNT, (1, 10**9)),
     (SHARE, (0.1, 1)),
-    (SMALLER_SHARE, (0.1, 0.999)),
 ]
 REFUSED: list[tuple[Numbers, tuple[Any, ...]]] = [
     (POSITIVE, (0, -1)),
@@ -48,7 +46,6 @@ REFUSED: list[tuple[Numbers, tuple[Any, ...]]] = [
     (COUNT, (-1, 1.0)),
     (POSITIVE_COUNT, (0, 1.5)),
     (SHARE, (0, 1.01)),
-    (SMALLER_SHARE, (0, 1, 1.0)),
 ]
 
 

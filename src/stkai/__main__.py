@@ -9,7 +9,10 @@ def main() -> None:
         from ._cli import app
     except ModuleNotFoundError as error:
         sys.exit(f'stkai: {error.name} is missing; the command line needs: pip install "stkai[cli]"')
-    app()
+    try:
+        app()
+    except OSError as error:
+        sys.exit(f"stkai: {error.strerror}")
 
 
 if __name__ == "__main__":

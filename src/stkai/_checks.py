@@ -49,9 +49,6 @@ SOME_SECONDS: Final = Numbers("a positive number of seconds", above=True)
 COUNT: Final = Numbers("a non-negative whole number", whole=True)
 POSITIVE_COUNT: Final = Numbers("a positive whole number", low=1, whole=True)
 SHARE: Final = Numbers("a number above 0 and at most 1", high=1, above=True)
-SMALLER_SHARE: Final = Numbers(
-    "a number above 0 and below 1", high=1 - sys.float_info.epsilon / 2, above=True
-)
 
 
 def check_number(

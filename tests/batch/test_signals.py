@@ -78,8 +78,11 @@ def test_a_signal_drains_what_is_in_flight_and_a_resume_sends_the_rest_once(
     assert set(counting.executed.values()) == {1}
 
 
-def test_a_second_signal_aborts(job: Job, gate: Gate) -> None:
-    process = job.start("--max-in-flight", "3")
+@pytest.mark.parametrize("options", [(), ("--quiet",)])
+def test_the_first_signal_says_what_it_waits_for_and_a_second_one_aborts(
+    job: Job, gate: Gate, options: tuple[str, ...]
+) -> None:
+    process = job.start("--max-in-flight", "3", *options)
     gate.wait_for(3)
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):

@@ -236,8 +236,8 @@ def test_explain_shows_unused_variables(monkeypatch: pytest.MonkeyPatch) -> None
     ("command", "usage"),
     [
         ("", "[OPTIONS] COMMAND [ARGS]..."),
-        ("batch", "batch run [OPTIONS] INPUT"),
-        ("batch run", "batch run [OPTIONS] INPUT"),
+        ("batch", "batch [OPTIONS] INPUT"),
+        ("batch run", "batch [OPTIONS] INPUT"),
         ("batch merge", "batch merge [OPTIONS] OUT..."),
         ("quota", "quota [OPTIONS] NAME"),
         ("demo", "demo [OPTIONS]"),
@@ -277,6 +277,17 @@ def test_the_command_runs_as_a_module() -> None:
     )
     assert "demo" in result.stdout
     assert "explain" in result.stdout
+
+
+def test_an_output_that_cannot_be_written_is_an_error_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stkai._cli.app", fail)
+    with pytest.raises(SystemExit, match="stkai: No space left on device"):
+        main()
 
 
 def test_without_its_extra_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("STKAI_RATE_LIMIT_TIME_WINDOW", "unlimited", "a positive number of seconds"),
     ("STKAI_RATE_LIMIT_MAX_WAIT_TIME", "0", "or 'unlimited'"),
     ("STKAI_RATE_LIMIT_MIN_RATE_FLOOR", "0", "above 0 and at most 1"),
-    ("STKAI_RATE_LIMIT_PENALTY_FACTOR", "1", "below 1"),
+    ("STKAI_RATE_LIMIT_PENALTY_FACTOR", "1.5", "above 0 and at most 1"),
     ("STKAI_RATE_LIMIT_RECOVERY_FACTOR", "nan", "at most 1"),
     ("STKAI_RETRY_MAX_RETRIES", "-1", "a non-negative whole number"),
     ("STKAI_RETRY_INITIAL_DELAY", "soon", "a non-negative number of seconds"),

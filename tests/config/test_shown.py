@@ -154,7 +154,7 @@ limits = st.builds(
     RateLimitConfig,
     strategy=st.sampled_from(["token_bucket", "adaptive"]),
     max_wait_time=st.none() | seconds,
-    penalty_factor=st.none() | st.floats(0.001, 0.999),
+    penalty_factor=st.none() | st.floats(0.001, 1),
 )
 
 

@@ -172,7 +172,7 @@ class _JobRun:
 
     def _end(self, why: str) -> None:
         self._runner.end("interrupted", why)
-        if not self._options.quiet and any(not each.may_drop for each in self._runner.in_flight.values()):
+        if any(not each.may_drop for each in self._runner.in_flight.values()):
             self._display.say(f"{why}: waiting for the requests in flight; interrupt again to abort them")
 
     async def _watch(self) -> None:

@@ -4,7 +4,7 @@ import inspect
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from .._batch.command import run_batch, run_merge
 from .._batch.options import Options
@@ -21,19 +21,26 @@ class _DefaultCommand(TyperGroup):
         return super().parse_args(ctx, args)
 
 
+class _Run(TyperCommand):
+    """Shows its usage as `stkai batch`, as it is typed."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        return super().make_context(parent.info_name, args, parent.parent, **extra)
+
+
 batch = typer.Typer(
     cls=_DefaultCommand, help="Send the requests in a file; lose none, and report any that may run twice."
 )
 
 
-@batch.command(_RUN)
+@batch.command(_RUN, cls=_Run)
 def run(**given: Any) -> None:
     """Send the requests in INPUT. Write the answers to OUT.jsonl and the failures to OUT.failed.jsonl.
 
     --resume continues a job that was interrupted or halted; --retry-failed sends its failed lines again. A line that
     the server may have executed is not sent twice: one that was in flight when a run was killed, and one that ended in
     a 500 or a broken connection, is a failure. With --unknown resend, it is sent again. `stkai batch merge` joins the
-    outputs of shards. The word `run` may be left out.
+    outputs of shards.
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 3 halted and resumable, 130 interrupted.
     """

@@ -104,7 +104,6 @@ SomeCost = Annotated[float, _Number, Field(gt=0, description=_checks.POSITIVE.wo
 Seconds = Annotated[float, _Number, Field(ge=0, description=_checks.SECONDS.words)]
 SomeSeconds = Annotated[float, _Number, Field(gt=0, description=_checks.SOME_SECONDS.words)]
 Share = Annotated[float, _Number, Field(gt=0, le=1, description=_checks.SHARE.words)]
-SmallerShare = Annotated[float, _Number, Field(gt=0, lt=1, description=_checks.SMALLER_SHARE.words)]
 Text = Annotated[str, _Stripped, _NotEmpty]
 SecretText = Annotated[SecretStr, _Stripped, _NotEmpty]
 AccessToken = Annotated[

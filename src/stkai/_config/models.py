@@ -77,7 +77,7 @@ class RateLimitConfig(fields.Section):
     cost: Annotated[fields.OrNone[Literal["llm-tokens"]], Field(description="'llm-tokens'")] = None
     in_flight: fields.OrNone[fields.Positive] = None
     min_rate_floor: fields.OrNone[fields.Share] = None
-    penalty_factor: fields.OrNone[fields.SmallerShare] = None
+    penalty_factor: fields.OrNone[fields.Share] = None
     recovery_factor: fields.OrNone[fields.Share] = None
     share: fields.Name | None = None
     store: Annotated[fields.StorePlace, Field(repr=False)] = None  # It may contain a password.
