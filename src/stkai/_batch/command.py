@@ -1,14 +1,12 @@
 """The command `stkai batch`, from its options to its exit code."""
 
-import asyncio
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, aclosing, suppress
-from types import FrameType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import anyio
 import anyio.to_thread
@@ -32,7 +30,6 @@ REFUSED: Final = 2
 HALTED: Final = 3
 INTERRUPTED: Final = 130
 
-_SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP")
 _SYNC_EVERY: Final = 1.0
 _SHOWN: Final = 5
 
@@ -62,23 +59,24 @@ def run_batch(given: Mapping[str, Any]) -> int:
     """Run the command with these values of its options; returns its exit code."""
     warnings = _Warnings(logging.WARNING)
     logger.addHandler(warnings)
-    with _Interrupts() as interrupts:
-        try:
-            plan = JobPlan.of(Options(**given))
-            if plan.options.dry_run:
-                return 0 if dry_run(plan, say) else SOME_FAILED
-            return _run_job(plan, interrupts, warnings)
-        except ConfigurationError as error:
-            complain(str(error))
-            return REFUSED
-        except WriteError as error:
-            complain(f"{error}. Nothing was sent; free some disk space and run the command again")
-            return HALTED
-        except KeyboardInterrupt:
-            complain("interrupted before anything was sent")
-            return INTERRUPTED
-        finally:
-            logger.removeHandler(warnings)
+    for each in _signals():  # Before and after a run, all interrupt alike.
+        signal.signal(each, signal.default_int_handler)
+    try:
+        plan = JobPlan.of(Options(**given))
+        if plan.options.dry_run:
+            return 0 if dry_run(plan, say) else SOME_FAILED
+        return _run_job(plan, warnings)
+    except ConfigurationError as error:
+        complain(str(error))
+        return REFUSED
+    except WriteError as error:
+        complain(f"{error}. Nothing was sent; free some disk space and run the command again")
+        return HALTED
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+    finally:
+        logger.removeHandler(warnings)
 
 
 def run_merge(outs: list[str], target: str, *, partial: bool) -> int:
@@ -92,44 +90,15 @@ def run_merge(outs: list[str], target: str, *, partial: bool) -> int:
     return SOME_FAILED if failed else 0
 
 
-class _Interrupts:
-    """Handles SIGINT, SIGTERM and SIGHUP in a `with` block; signals that are ignored, as under `nohup`, stay ignored.
-
-    Attributes:
-        on_first: called on the first signal; if None, that raises KeyboardInterrupt.
-        on_second: called on the second signal, before the process exits.
-    """
-
-    def __init__(self) -> None:
-        self.on_first: Callable[[str], None] | None = None
-        self.on_second: Callable[[], object] = int
-        self._count = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for name in _SIGNALS:
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        self._count += 1
-        if self._count > 1:
-            try:
-                self.on_second()
-            finally:
-                os._exit(INTERRUPTED)
-        if self.on_first is None:
-            raise KeyboardInterrupt
-        self.on_first(signal.Signals(number).name)
+def _signals() -> list[signal.Signals]:
+    """The signals that end a run; those that are ignored, as under `nohup`, stay ignored."""
+    if sys.platform == "win32":  # Its event loops handle none, and Ctrl-C ends them.
+        return []
+    wanted = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    return [each for each in wanted if signal.getsignal(each) is not signal.SIG_IGN]
 
 
-def _run_job(plan: JobPlan, interrupts: _Interrupts, warnings: _Warnings) -> int:
+def _run_job(plan: JobPlan, warnings: _Warnings) -> int:
     """Open the job and run it; returns the exit code."""
     client = BatchClient(plan.options)
     with ExitStack() as stack:
@@ -138,15 +107,14 @@ def _run_job(plan: JobPlan, interrupts: _Interrupts, warnings: _Warnings) -> int
             complain("stdin was cut off when an earlier run ended: only the lines copied by then are sent")
         shown = warnings.display = display(quiet=plan.options.quiet, say=say)
         stack.callback(shown.close)
-        interrupts.on_second = shown.close
-        return _JobRun(job, client, interrupts, shown).run()
+        return _JobRun(job, client, shown).run()
 
 
 class _JobRun:
     """One run of a job: shows its progress, keeps its files up to date, and says how it ended."""
 
-    def __init__(self, job: BatchJob, client: BatchClient, interrupts: _Interrupts, shown: Display) -> None:
-        self._job, self._client, self._interrupts, self._display = job, client, interrupts, shown
+    def __init__(self, job: BatchJob, client: BatchClient, shown: Display) -> None:
+        self._job, self._client, self._display = job, client, shown
         self._options, self._runner = job.plan.options, Runner(job, client)
         self._clock = SystemClock()
 
@@ -157,23 +125,22 @@ class _JobRun:
         return self._conclude()
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
+        with anyio.open_signal_receiver(*_signals()) as signals:
+            async with aclosing(self._client), anyio.create_task_group() as group:
+                group.start_soon(self._watch)
+                group.start_soon(self._end_at_signals, signals)
+                await self._runner.run()
+                group.cancel_scope.cancel()
 
-        def interrupt(name: str) -> None:
-            # Call through the loop to wake it; a closed loop has nothing left to end.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._end, f"interrupted by {name}")
-
-        self._interrupts.on_first = interrupt
-        async with aclosing(self._client), anyio.create_task_group() as group:
-            group.start_soon(self._watch)
-            await self._runner.run()
-            group.cancel_scope.cancel()
-
-    def _end(self, why: str) -> None:
+    async def _end_at_signals(self, signals: AsyncIterator[signal.Signals]) -> None:
+        """At the first signal, end the run; at the second one, the process."""
+        why = f"interrupted by {(await anext(signals)).name}"
         self._runner.end("interrupted", why)
         if any(not each.may_drop for each in self._runner.in_flight.values()):
             self._display.say(f"{why}: waiting for the requests in flight; interrupt again to abort them")
+        await anext(signals)
+        self._display.close()
+        os._exit(INTERRUPTED)
 
     async def _watch(self) -> None:
         """Show the progress; every second, record the input and the tokens, and sync the files if asked to."""
