@@ -89,9 +89,7 @@ class EnvironmentAwareHttpClient(_SendingHttpClient):
         if self._transport is None:
             with self._lock:
                 if self._transport is None:
-                    made = self._decide()
-                    # Meanwhile, a signal handler may have used the client, in this thread.
-                    self._transport = self._transport or made
+                    self._transport = self._decide()
         return self._transport
 
     def _decide(self) -> httpx.BaseTransport:

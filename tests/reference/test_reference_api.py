@@ -308,25 +308,6 @@ def test_threads_make_the_choice_once(server: QuotaServer, monkeypatch: pytest.M
     assert server.token_requests == 1
 
 
-def test_a_signal_handler_can_use_a_client_that_is_about_to_decide(
-    server: QuotaServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use_credentials(server)
-    decide = EnvironmentAwareHttpClient._decide
-
-    def interrupted(self: EnvironmentAwareHttpClient) -> httpx.BaseTransport:
-        monkeypatch.setattr(EnvironmentAwareHttpClient, "_decide", decide)
-        made = decide(self)
-        handled.append(self.post(server.create_url(), {}).status_code)  # As a handler does, in this thread.
-        return made
-
-    monkeypatch.setattr(EnvironmentAwareHttpClient, "_decide", interrupted)
-    handled: list[int] = []
-    with EnvironmentAwareHttpClient() as client:
-        assert client.post(server.create_url(), {}).status_code == 200
-    assert handled == [200]
-
-
 def test_the_rate_limit_of_the_settings_is_applied(server: QuotaServer) -> None:
     use_credentials(server)
     STKAI.configure(rate_limit={"enabled": True, "max_requests": 2, "time_window": 600, "max_wait_time": 1})
