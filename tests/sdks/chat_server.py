@@ -6,6 +6,7 @@ from typing import Any
 from stkai.testing import QuotaServer
 from stkai.testing._requests_and_replies import Reply, json_reply
 from stkai.testing._service import API, completion, last_words
+from stkai.testing._service import chat as chat_with
 
 ID = {"id": "chat-1"}
 
@@ -20,10 +21,10 @@ class ChatServer(QuotaServer):
             ("/v2/chat", chat),
             ("/openai/v1/chat/completions", completion),
         ):
-            self._service.routes.append(("POST", f"{API}{path}()", True, self._service.chat(reply)))
+            self._service.routes.append(("POST", f"{API}{path}()", True, chat_with(reply)))
 
 
-def message(asked: dict[str, Any], pause: float) -> Reply:
+def message(asked: dict[str, Any]) -> Reply:
     """`/messages`, as in Anthropic's API."""
     words = last_words(asked)
     start: dict[str, Any] = {**ID, "model": "echo", "type": "message", "role": "assistant"}
@@ -44,10 +45,10 @@ def message(asked: dict[str, Any], pause: float) -> Reply:
         {"type": "message_delta", "delta": end, "usage": {"output_tokens": len(words)}},
         {"type": "message_stop"},
     ]
-    return stream_of(events, pause)
+    return stream_of(events)
 
 
-def chat(asked: dict[str, Any], pause: float) -> Reply:
+def chat(asked: dict[str, Any]) -> Reply:
     """`/v2/chat`, as in Cohere's API."""
     words = last_words(asked)
     used = {"tokens": {"input_tokens": len(words), "output_tokens": len(words)}}
@@ -69,15 +70,14 @@ def chat(asked: dict[str, Any], pause: float) -> Reply:
         {"type": "content-end", "index": 0},
         {"type": "message-end", **ID, "delta": end},
     ]
-    return stream_of(events, pause)
+    return stream_of(events)
 
 
-def stream_of(events: list[dict[str, Any]], pause: float) -> Reply:
+def stream_of(events: list[dict[str, Any]]) -> Reply:
     """Server-sent events, named by their types."""
     texts = (f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
     return Reply(
         headers=(("content-type", "text/event-stream"),),
         pieces=tuple(text.encode() for text in texts),
-        pause=pause,
         streamed=True,
     )

@@ -7,7 +7,6 @@ from typing import Any
 import httpx
 import pytest
 
-from stkai._errors import ConfigurationError
 from stkai.testing import Answer, Edit, Hang, HangUp, QuotaServer, Reset, Slow
 
 
@@ -262,29 +261,3 @@ def test_a_refusal_is_not_edited(http: httpx.Client, server: QuotaServer) -> Non
 def test_the_token_endpoint_may_redirect(http: httpx.Client, server: QuotaServer) -> None:
     server.fail_with(Answer(307, headers={"location": server.url + "/echo"}), path=server.token_path)
     assert ask_for_token(http, server).headers["location"] == server.url + "/echo"
-
-
-# Invalid faults
-
-
-@pytest.mark.parametrize(
-    ("fault", "options", "message"),
-    [
-        (Answer, {"status": 100}, "a status must be from 200 to 599, not 100"),
-        (Reset, {"at": "middle"}, "at must be one of 'start', 'headers', 'body', 'end'"),
-        (Reset, {"framing": "zip"}, "framing must be one of 'length', 'chunked'"),
-        (Reset, {"after": -1}, "after must be at least 0, not -1"),
-        (Slow, {"size": 0, "every": 1.0}, "size must be at least 1, not 0"),
-        (Slow, {"size": 1, "every": -1.0}, "every must be a non-negative number of seconds"),
-        (Hang, {"seconds": -1.0}, "seconds must be a non-negative number of seconds"),
-    ],
-)
-def test_impossible_faults_are_refused(fault: Any, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        fault(**options)
-
-
-def test_a_status_that_cannot_be_queued_is_refused_and_none_is(server: QuotaServer) -> None:
-    with pytest.raises(ConfigurationError, match="a status must be from 200 to 599, not 100"):
-        server.fail_with(503, 100)
-    assert server.faults_left == 0

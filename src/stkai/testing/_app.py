@@ -37,7 +37,7 @@ class App:
     connections: WeakKeyDictionary[object, int] = field(default_factory=WeakKeyDictionary)
     """The numbers of connections."""
 
-    async def serve(self, port: int, started: "Future[tuple[int, Callable[[], object]]]") -> None:
+    async def serve(self, started: "Future[tuple[int, Callable[[], object]]]") -> None:
         """Serve on loopback; `started` gets the port, and a function that stops the server from any thread."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -46,7 +46,7 @@ class App:
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN)
         await runner.setup()
         try:
-            await web.TCPSite(runner, "127.0.0.1", port, backlog=1024).start()
+            await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
             started.set_result((runner.addresses[0][1], lambda: loop.call_soon_threadsafe(stop.set)))
             await stop.wait()
         finally:

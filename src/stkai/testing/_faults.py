@@ -12,7 +12,6 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from http.client import responses
 from typing import Any, Literal
 
-from .._checks import SECONDS, at_least, check_choice, check_number
 from ._requests_and_replies import Reply, error_reply
 
 HeadersLike = Mapping[str, str] | Iterable[tuple[str, str]]
@@ -35,9 +34,6 @@ class Answer(Fault):
     _: KW_ONLY
     headers: HeadersLike = ()
     body: bytes | str | None = None
-
-    def __post_init__(self) -> None:
-        check_number("a status", self.status, at_least(200, 599))
 
     def reply(self) -> Reply:
         """The whole answer."""
@@ -68,11 +64,6 @@ class Reset(Fault):
     after: int = 10
     framing: Framing = None
 
-    def __post_init__(self) -> None:
-        check_choice("at", self.at, "start", "headers", "body", "end")
-        check_choice("framing", self.framing, "length", "chunked", "gzip", None)
-        check_number("after", self.after, at_least(0))
-
     def apply(self, reply: Reply) -> Reply:
         """The answer, framed as asked for, and broken off."""
         if self.framing == "gzip":
@@ -102,10 +93,6 @@ class Slow(Fault):
     size: int
     every: float
 
-    def __post_init__(self) -> None:
-        check_number("size", self.size, at_least(1))
-        check_number("every", self.every, SECONDS)
-
     def apply(self, reply: Reply) -> Reply:
         """The answer in small pieces."""
         body = reply.body
@@ -118,9 +105,6 @@ class Hang(Fault):
     """Do nothing for this many seconds, then answer."""
 
     seconds: float
-
-    def __post_init__(self) -> None:
-        check_number("seconds", self.seconds, SECONDS)
 
 
 @dataclass(frozen=True)

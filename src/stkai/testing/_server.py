@@ -6,11 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from itertools import count
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
-import anyio.to_thread
-
-from .._checks import SECONDS, at_least, check_choice, check_number, clock_or_system
+from .._checks import SECONDS, check_choice, check_number, clock_or_system
 from .._clock import Clock
 from .._errors import missing_extra
 from ._faults import Fault, FaultQueue
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from ._app import App
 
 Kind = Literal["fixed", "sliding", "bucket"]
+_KINDS: Final = {"fixed": FixedWindow, "sliding": SlidingWindow, "bucket": Bucket}
 
 
 class QuotaServer:
@@ -38,8 +37,7 @@ class QuotaServer:
         max_requests: the quota; None for no limit.
         time_window: seconds that the quota covers.
         kind: how it is counted: "fixed", a counter per window; "sliding", a log of the accepted requests; "bucket", a
-            token bucket of `depth` requests.
-        depth: requests that the bucket holds.
+            token bucket of ten requests.
         retry_after: what a 429 says: "true", the seconds until a request would be accepted, rounded up; "date", that
             instant as an HTTP-date; a number, always that; None, nothing.
         latency: seconds before each answer of the API, including refusals; or (low, high), uniform between them.
@@ -48,19 +46,15 @@ class QuotaServer:
         client_secret: its secret.
         token_lifetime: seconds for which a token is valid.
         polls_until_done: how many polls of an execution answer RUNNING before one answers COMPLETED.
-        stream_interval: seconds between the events of a streamed chat.
-        port: 0 takes any free one.
-        keep: how many records to keep, the latest ones; None keeps all.
         clock: the time for quota, tokens and dates; latency and faults take real time.
     """
 
-    def __init__(  # noqa: PLR0913 - public, and each is a keyword with a default
+    def __init__(
         self,
         max_requests: int | None = None,
         time_window: float = 1.0,
         *,
         kind: Kind = "fixed",
-        depth: float = 10.0,
         retry_after: RetryAfter = "true",
         latency: float | tuple[float, float] = 0.0,
         auth_required: bool = True,
@@ -68,25 +62,15 @@ class QuotaServer:
         client_secret: str = "test-secret",  # noqa: S107
         token_lifetime: float = 1200,
         polls_until_done: int = 1,
-        stream_interval: float = 0.0,
-        port: int = 0,
-        keep: int | None = None,
         clock: Clock | None = None,
     ) -> None:
-        check_number("polls_until_done", polls_until_done, at_least(0))
-        check_number("port", port, at_least(0, 65_535))
-        check_number("keep, unless None,", 0 if keep is None else keep, at_least(0))
-        check_number("token_lifetime", token_lifetime, SECONDS)
-        check_number("stream_interval", stream_interval, SECONDS)
-        low, high = latency if isinstance(latency, tuple) else (latency, latency)
         if isinstance(retry_after, int | float):
             check_number("retry_after", retry_after, SECONDS)
         else:
             check_choice("retry_after, unless a number,", retry_after, "true", "date", None)
-        check_number("latency", low, SECONDS)
-        check_number("latency, high - low,", high - low, SECONDS)
-        self._quota = _quota(kind, max_requests, time_window, depth)
-        self._latency = (low, high)
+        check_choice("kind", kind, *_KINDS)
+        self._quota = None if max_requests is None else _KINDS[kind](max_requests, time_window)
+        self._latency = latency if isinstance(latency, tuple) else (latency, latency)
         self._service = Service(
             quota=self._quota,
             retry_after=retry_after,
@@ -95,15 +79,13 @@ class QuotaServer:
             auth_required=auth_required,
             token_lifetime=token_lifetime,
             polls_until_done=polls_until_done,
-            stream_interval=stream_interval,
         )
         self.client_id = client_id
         self.client_secret = client_secret
         self._clock = clock_or_system(clock)
         self._faults = FaultQueue()
-        self._log: deque[RequestRecord] = deque(maxlen=keep)
+        self._log: deque[RequestRecord] = deque()
         self._connection_numbers = count(1)
-        self._wanted_port = port
         self._port: int | None = None
         self._stop: Callable[[], object] | None = None
         self._thread: threading.Thread | None = None
@@ -113,7 +95,6 @@ class QuotaServer:
 
         Raises:
             ConfigurationError: aiohttp is not installed.
-            OSError: the port is taken.
         """
         if self._thread is None:
             try:
@@ -124,9 +105,7 @@ class QuotaServer:
                 self._service, self._faults, self._log, self._clock, self._latency, self._connection_numbers
             )
             started: Future[tuple[int, Callable[[], object]]] = Future()
-            thread = threading.Thread(
-                target=_run, args=(app, self._wanted_port, started), name="QuotaServer", daemon=True
-            )
+            thread = threading.Thread(target=_run, args=(app, started), name="QuotaServer", daemon=True)
             thread.start()
             self._port, self._stop = started.result()
             self._thread = thread
@@ -144,13 +123,6 @@ class QuotaServer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    async def __aenter__(self) -> Self:
-        return await anyio.to_thread.run_sync(self.start)
-
-    async def __aexit__(self, *_: object) -> None:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self.close)
 
     @property
     def url(self) -> str:
@@ -244,17 +216,8 @@ class QuotaServer:
         return f"<QuotaServer {where}, {len(self._log)} requests>"
 
 
-def _run(app: "App", port: int, started: "Future[tuple[int, Callable[[], object]]]") -> None:
+def _run(app: "App", started: "Future[tuple[int, Callable[[], object]]]") -> None:
     try:
-        asyncio.run(app.serve(port, started))
+        asyncio.run(app.serve(started))
     except OSError as error:
         started.set_exception(error)
-
-
-def _quota(kind: Kind, max_requests: int | None, time_window: float, depth: float) -> ServerQuota | None:
-    check_choice("kind", kind, "fixed", "sliding", "bucket")
-    if max_requests is None:
-        return None
-    if kind == "bucket":
-        return Bucket(max_requests, time_window, depth=depth)
-    return (FixedWindow if kind == "fixed" else SlidingWindow)(max_requests, time_window)

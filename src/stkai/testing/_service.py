@@ -34,7 +34,6 @@ class Service:
     auth_required: bool
     token_lifetime: float
     polls_until_done: int
-    stream_interval: float
 
     def __post_init__(self) -> None:
         self._tokens: dict[str, float] = {}
@@ -43,8 +42,8 @@ class Service:
             ("POST", f"{TOKEN_PATH}()", False, self._issue_token),
             ("POST", f"{API}/quick-commands/create-execution/([^/]+)", True, self._create_execution),
             ("GET", f"{API}/quick-commands/callback/([^/]+)", False, self._poll),
-            ("POST", f"{API}/agent/([^/]+)/chat", True, self.chat(_agent)),
-            ("POST", f"{API}/chat/completions()", True, self.chat(completion)),
+            ("POST", f"{API}/agent/([^/]+)/chat", True, chat(_agent)),
+            ("POST", f"{API}/chat/completions()", True, chat(completion)),
             ("", "/echo()", False, _echo),
         ]
         """Methods, paths with what the handler needs of them, whether they are counted, and handlers."""
@@ -88,10 +87,6 @@ class Service:
         content = {"access_token": token, "token_type": "Bearer", "expires_in": self.token_lifetime}
         return json_reply(content, headers=(("cache-control", "no-store"),))
 
-    def chat(self, reply: Callable[[dict[str, Any], float], Reply]) -> Handler:
-        """A handler that answers the JSON of a request, in pieces with the pause between them."""
-        return lambda request, *_: reply(_json(request), self.stream_interval)
-
     def _create_execution(self, request: RequestRecord, slug: str, _: float) -> Reply:
         execution_id = unique_key()
         self._executions[execution_id] = (self.polls_until_done, _json(request).get("input_data"))
@@ -132,7 +127,12 @@ def _json(request: RequestRecord) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _agent(asked: dict[str, Any], pause: float) -> Reply:
+def chat(reply: Callable[[dict[str, Any]], Reply]) -> Handler:
+    """A handler that answers the JSON of a request."""
+    return lambda request, *_: reply(_json(request))
+
+
+def _agent(asked: dict[str, Any]) -> Reply:
     """`/agent/{id}/chat`, as StackSpot AI answers."""
     prompt = str(asked.get("user_prompt", ""))
     words = _cut(prompt)
@@ -140,10 +140,10 @@ def _agent(asked: dict[str, Any], pause: float) -> Reply:
     if not asked.get("streaming"):
         return json_reply({"message": prompt, **end})
     events: list[dict[str, Any]] = [*({"message": word} for word in words), {"message": "", **end}]
-    return _events(events, pause)
+    return _events(events)
 
 
-def completion(asked: dict[str, Any], pause: float) -> Reply:
+def completion(asked: dict[str, Any]) -> Reply:
     """`/chat/completions`, as in OpenAI's API; Groq, Mistral and Together have the same."""
     words = last_words(asked)
     common: dict[str, Any] = {"id": "chat-1", "model": "echo", "created": 1_700_000_000}
@@ -163,7 +163,7 @@ def completion(asked: dict[str, Any], pause: float) -> Reply:
         }
         for delta, reason in [*deltas, ({}, "stop")]
     )
-    return _events(chunks, pause, last="data: [DONE]\n\n")
+    return _events(chunks, last="data: [DONE]\n\n")
 
 
 def last_words(asked: dict[str, Any]) -> list[str]:
@@ -180,11 +180,10 @@ def _cut(text: str) -> list[str]:
     return re.findall(r"\s*\S+\s*", text)
 
 
-def _events(events: Iterable[dict[str, Any]], pause: float, *, last: str = "") -> Reply:
+def _events(events: Iterable[dict[str, Any]], *, last: str = "") -> Reply:
     texts = [*(f"data: {json.dumps(event)}\n\n" for event in events), last]
     return Reply(
         headers=(("content-type", "text/event-stream"), ("cache-control", "no-cache")),
         pieces=tuple(text.encode() for text in texts if text),
-        pause=pause,
         streamed=True,
     )
