@@ -8,7 +8,7 @@ import httpx
 import trio
 
 from stkai.testing._quota import Bucket, FixedWindow, ServerQuota, SlidingWindow, refusal
-from stkai.testing._requests_and_replies import Reply
+from stkai.testing._replies import Reply
 
 from .models import CountingWindow, LeakyBucket
 from .rate_headers import rate_headers

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from stkai.testing import QuotaServer
-from stkai.testing._requests_and_replies import Reply, json_reply
+from stkai.testing._replies import Reply, json_reply
 from stkai.testing._service import API, completion, last_words
 from stkai.testing._service import chat as chat_with
 

@@ -5,8 +5,7 @@ needs the extra: `pip install "stkai[testing]"`.
 """
 
 from ._fake_clock import FakeClock
-from ._faults import Answer, Edit, Hang, HangUp, Reset, Slow
-from ._requests_and_replies import RequestRecord
+from ._replies import Answer, Edit, Hang, HangUp, RequestRecord, Reset, Slow
 from ._server import QuotaServer
 
 __all__ = [

@@ -14,8 +14,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from .._clock import Clock, uniform
-from ._faults import Answer, Fault, FaultQueue, Hang, Reset
-from ._requests_and_replies import Reply, RequestRecord
+from ._replies import Answer, Fault, FaultQueue, Hang, Reply, RequestRecord, Reset
 from ._service import API, Service
 
 _SETTLE = 0.01  # seconds before a reset, so that the client has taken in the bytes that came before it

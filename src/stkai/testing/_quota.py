@@ -11,7 +11,7 @@ from email.utils import formatdate
 from typing import Literal
 
 from .._checks import SOME_SECONDS, at_least, check_number
-from ._requests_and_replies import Reply, error_reply
+from ._replies import Reply, error_reply
 
 RetryAfter = Literal["true", "date"] | float | None
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 from .._checks import SECONDS, check_choice, check_number, clock_or_system
 from .._clock import Clock
 from .._errors import missing_extra
-from ._faults import Fault, FaultQueue
 from ._quota import Bucket, FixedWindow, RetryAfter, ServerQuota, SlidingWindow
-from ._requests_and_replies import RequestRecord
+from ._replies import Fault, FaultQueue, RequestRecord
 from ._service import API, TOKEN_PATH, Service
 
 if TYPE_CHECKING:

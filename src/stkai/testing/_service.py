@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 
 from .._clock import unique_key
 from ._quota import RetryAfter, ServerQuota, refusal
-from ._requests_and_replies import Reply, RequestRecord, error_reply, json_reply
+from ._replies import Reply, RequestRecord, error_reply, json_reply
 
 API = "/v1"
 """Where tokens and latency count."""
