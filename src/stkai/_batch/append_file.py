@@ -40,7 +40,7 @@ class AppendFile:
         self._safe_changes = 0
         """How many of the changes would survive a power failure."""
         self._lost: OSError | None = None
-        self._syncing: anyio.Event | None = None
+        self._committing = anyio.Lock()
 
     def append(self, record: bytes) -> None:
         """Write a record. For any thread.
@@ -121,16 +121,9 @@ class AppendFile:
     async def commit(self) -> None:
         """Like `sync`, but without blocking; concurrent callers share the next one."""
         wanted = self._changes
-        while self._safe_changes < wanted:
-            if self._syncing is not None:
-                await self._syncing.wait()
-                continue
-            self._syncing = anyio.Event()
-            try:
+        async with self._committing:
+            if self._safe_changes < wanted:
                 await anyio.to_thread.run_sync(self.sync)
-            finally:
-                self._syncing.set()
-                self._syncing = None
 
     def close(self) -> None:
         """Close the file, which releases its lock."""
