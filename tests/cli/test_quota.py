@@ -82,6 +82,18 @@ def test_quota_prints_json_for_scripts_and_is_not_a_member(store: FileStore) -> 
     assert result.exit_code == 0
 
 
+def test_an_output_that_cannot_be_written_is_not_blamed_on_the_store(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("typer.echo", fail)
+    result = run("quota", "team-key", "--store", f"file://{store.path}", "--json")
+    assert isinstance(result.exception, OSError)
+    assert "cannot be reached" not in result.stderr
+
+
 def test_quota_shows_units_and_how_long_a_new_request_waits(costly: FileStore) -> None:
     url = f"file://{costly.path}"
     rows = {

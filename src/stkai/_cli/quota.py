@@ -1,6 +1,7 @@
 """`stkai quota`: shows the state of a shared quota, once for scripts or live in a terminal."""
 
 import json
+from contextlib import suppress
 from typing import Annotated, Any, Final
 
 import typer
@@ -40,20 +41,8 @@ def quota(
     console = Console()
     try:
         share, found = check_share(name), _open(store)
-        if reset:
-            is_known = found.reset(share)
-            done = (
-                f"The quota {share!r} is reset; its members start over."
-                if is_known
-                else f"{_unused(share)} There is nothing to reset."
-            )
-            console.print(Text(done), soft_wrap=True)
-        elif as_json:
-            typer.echo(json.dumps(as_dict(share, found.look(share))))
-        elif once or not console.is_terminal:
-            console.print(as_table(share, found.look(share)))
-        else:
-            _watch(console, share, found)
+        is_known = reset and found.reset(share)
+        seen = None if reset else found.look(share)
     except ConfigurationError as error:
         Console(stderr=True).print(Text(str(error)), soft_wrap=True)
         raise typer.Exit(2) from error
@@ -61,6 +50,19 @@ def quota(
         message = f"{describe(found)} cannot be reached: {error}"
         Console(stderr=True).print(Text(message), soft_wrap=True)
         raise typer.Exit(1) from error
+    if reset:
+        done = (
+            f"The quota {share!r} is reset; its members start over."
+            if is_known
+            else f"{_unused(share)} There is nothing to reset."
+        )
+        console.print(Text(done), soft_wrap=True)
+    elif as_json:
+        typer.echo(json.dumps(as_dict(share, seen)))
+    elif once or not console.is_terminal:
+        console.print(as_table(share, seen))
+    else:
+        _watch(console, share, found)
 
 
 def describe(store: Any) -> str:
@@ -125,12 +127,13 @@ def _open(store: str) -> FileStore | RedisStore:
 
 
 def _watch(console: Console, share: str, store: FileStore | RedisStore) -> None:
-    """Update the table until Ctrl-C."""
+    """Update the table until Ctrl-C, also while the store cannot be reached."""
     clock = SystemClock()
-    try:
-        with Live(as_table(share, store.look(share)), console=console, auto_refresh=False) as live:
-            while True:
-                clock.sleep(_REFRESH)
-                live.update(as_table(share, store.look(share)), refresh=True)
-    except KeyboardInterrupt:
-        return
+    with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
+        while True:
+            try:
+                shown = as_table(share, store.look(share))
+            except Exception as error:  # noqa: BLE001 - any error of a store
+                shown = Text(f"{describe(store)} cannot be reached: {error}")
+            live.update(shown, refresh=True)
+            clock.sleep(_REFRESH)
