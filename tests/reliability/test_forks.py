@@ -140,11 +140,9 @@ def test_a_child_does_not_inherit_its_parents_place_in_the_queue() -> None:
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize("http2", [False, True])
 async def test_a_client_used_before_a_fork_opens_its_own_connections_after_it(
-    world: World, server: QuotaServer, http2: bool
+    world: World, server: QuotaServer
 ) -> None:
-    stkai.STKAI.configure(http={"http2": http2})
     children = Children()
     client = client_of(world, auth=provider_of(server))
 

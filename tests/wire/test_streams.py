@@ -206,12 +206,11 @@ LONGER = {
 }
 
 
-@pytest.mark.parametrize("http2", [False, True])
 @pytest.mark.parametrize("answer", LONGER.values(), ids=LONGER)
 async def test_what_arrives_behind_an_answer_is_not_taken_for_the_next_one(
-    world: World, server: RawServer, answer: bytes, http2: bool
+    world: World, server: RawServer, answer: bytes
 ) -> None:
-    config = HttpConfig(verify=False, http2=http2)
+    config = HttpConfig(verify=False)
     client = _client(world, "httpx", world.pick(DefaultWire, AsyncDefaultWire)(config))
     server.answer = lambda number: (answer + ANOTHER if number % 2 else WHOLE, True)
     for _ in range(2):
@@ -270,9 +269,8 @@ async def _get(world: World, client: Any, url: str) -> bytes:
 @pytest.mark.no_cover
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("held", [False, True], ids=["idle", "with a stream in use"])
-@pytest.mark.parametrize("http2", [False, True])
-def test_one_client_serves_successive_event_loops(server: RawServer, held: bool, http2: bool) -> None:
-    client = stkai.AsyncHttpClient(AsyncDefaultWire(HttpConfig(http2=http2, verify=False)))
+def test_one_client_serves_successive_event_loops(server: RawServer, held: bool) -> None:
+    client = stkai.AsyncHttpClient(AsyncDefaultWire(HttpConfig(verify=False)))
     streams: list[Any] = []
 
     async def use(*, close: bool = False) -> None:

@@ -107,14 +107,11 @@ def no_collector() -> Iterator[None]:
 
 
 @pytest.mark.worlds("asyncio", "trio")
-@pytest.mark.parametrize("http2", [False, True])
 @pytest.mark.usefixtures("no_collector")
-async def test_a_task_cancelled_in_a_tls_handshake_leaves_no_connection_open(
-    world: World, http2: bool
-) -> None:
+async def test_a_task_cancelled_in_a_tls_handshake_leaves_no_connection_open(world: World) -> None:
     silent = Listener()
     with server(silent) as url:
-        mine = client(world, HttpConfig(verify=False, http2=http2))
+        mine = client(world, HttpConfig(verify=False))
         async with anyio.create_task_group() as group:
             group.start_soon(mine.get, url)
             await world.until(silent.greeted.is_set)

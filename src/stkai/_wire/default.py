@@ -16,7 +16,6 @@ from .._errors import ConfigurationError, missing_extra
 from .._families import HTTPX, Family, alike, family_of
 from .._urls import PROXIES, absolute_url, show_origin
 from .lifetimes import AsyncClosable, Closable, WirePerLoop
-from .multiplexed import AsyncMultiplexed, Multiplexed
 from .network import mended
 from .pool import AsyncConnectionPool, ConnectionPool
 from .proxies import ProxyMap
@@ -42,43 +41,38 @@ class MakeWire(Protocol):
 def _make(
     config: "HttpConfig", family: Family, context: ssl.SSLContext, proxy: httpx.Proxy | None
 ) -> httpx.BaseTransport:
-    limits, one, options = _options(config, family, context, proxy)
-    family.HTTPTransport(limits=one, **options).close()  # An unusable proxy, for example, fails here.
+    options = _options(config, family, context, proxy)
+    family.HTTPTransport(**options).close()  # An unusable proxy, for example, fails here.
 
     def make() -> httpx.HTTPTransport:
-        return mended(family.HTTPTransport(limits=one, **options))
+        return mended(family.HTTPTransport(**options))
 
-    wire = Multiplexed(make, family) if config.http2 else ConnectionPool(make, limits, family)
+    wire = ConnectionPool(make, limits_of(config, family), family)
     return SocksWire(wire) if is_socks(proxy) else wire
 
 
 def _make_async(
     config: "HttpConfig", family: Family, context: ssl.SSLContext, proxy: httpx.Proxy | None
 ) -> httpx.AsyncBaseTransport:
-    limits, one, options = _options(config, family, context, proxy)
-    family.AsyncHTTPTransport(limits=one, **options)  # It has no connection yet to close.
+    options = _options(config, family, context, proxy)
+    family.AsyncHTTPTransport(**options)  # It has no connection yet to close.
 
     def make() -> httpx.AsyncHTTPTransport:
-        return mended(family.AsyncHTTPTransport(limits=one, **options))
+        return mended(family.AsyncHTTPTransport(**options))
 
-    def make_for_loop() -> httpx.AsyncBaseTransport:
-        return AsyncMultiplexed(make, family) if config.http2 else AsyncConnectionPool(make, limits, family)
-
-    wire = WirePerLoop(make_for_loop, family)
+    wire = WirePerLoop(lambda: AsyncConnectionPool(make, limits_of(config, family), family), family)
     return AsyncSocksWire(wire) if is_socks(proxy) else wire
 
 
 def _options(
     config: "HttpConfig", family: Family, context: ssl.SSLContext, proxy: httpx.Proxy | None
-) -> tuple[httpx.Limits, httpx.Limits, dict[str, Any]]:
-    """The limits of a wire, those of each of httpx's transports in it, and the other options of these."""
+) -> dict[str, Any]:
+    """The options of each of httpx's transports in a pool; it has room for one connection, and one request on it."""
     if config.http2 and find_spec("h2") is None:
         raise missing_extra("HTTP/2 (STKAI_HTTP_HTTP2)", "http2")
-    limits = one = limits_of(config, family)
-    if not config.http2:  # Each has room for one connection.
-        expiry = config.keepalive_expiry
-        one = family.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=expiry)
-    return limits, one, {"verify": context, "http2": config.http2, "proxy": proxy}
+    expiry = config.keepalive_expiry
+    limits = family.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=expiry)
+    return {"verify": context, "http2": config.http2, "proxy": proxy, "limits": limits}
 
 
 class _Router:
