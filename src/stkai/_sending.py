@@ -31,18 +31,12 @@ class Sending:
             GivenUpError: the step would connect or send, and the request has been given up.
         """
         if name.endswith(_BEGINS) and abandoned():
-            if name.endswith("start_tls.started"):
-                self._close()  # httpcore would leave it open: it closes what fails, and not what is given up.
             raise GivenUpError
         if name.endswith(_CONNECTED):
             self.uses(info["return_value"])
         elif name.endswith("response_closed.started") or name.startswith("http2."):
             self.uses(None)  # Other requests may use it.
         return None if self._trace is None else self._trace(name, info)
-
-    def _close(self) -> None:
-        with suppress(Exception):
-            self._stream.close()
 
     def uses(self, stream: Any) -> None:
         """Note on which connection, a network stream of httpcore's, the answer arrives; None for no longer."""

@@ -1,6 +1,6 @@
 """Mends connections of httpcore.
 
-It closes an async connection whose TLS handshake fails, but not one whose handshake is cancelled. Some errors pass
+It leaves a connection open whose handshake, with a server or a SOCKS proxy, is cancelled or given up. Some errors pass
 through it as they are, so that they are none of httpx's; others lose their message. And it takes bytes that have
 arrived behind an answer for the answer to the next request.
 """
@@ -22,35 +22,52 @@ Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
 
 def mended(transport: Transport) -> Transport:
-    """The same transport, whose connections are made through a `Network`; unchanged if httpcore has become another."""
+    """The same transport, whose one connection is made through a `Network`, and closed with the transport.
+
+    It is unchanged if httpcore has become another.
+    """
     pool: Any = getattr(transport, "_pool", None)
     backend = getattr(pool, "_network_backend", None)
     errors = sys.modules.get(type(pool).__module__.partition(".")[0])
     if hasattr(backend, "connect_tcp") and hasattr(errors, "ConnectError"):
-        network = Network if isinstance(transport, alike(httpx.HTTPTransport)) else AsyncNetwork
-        has_socks = "SOCKS" in type(pool).__name__
-        pool._network_backend = network(backend, errors, has_socks=has_socks)  # noqa: SLF001 - httpx takes none
+        is_sync = isinstance(transport, alike(httpx.HTTPTransport))
+        network = (Network if is_sync else AsyncNetwork)(pool, backend, errors)
+        pool._network_backend = network  # noqa: SLF001 - httpx takes none
+        setattr(pool, "close" if is_sync else "aclose", network.close)
     return transport
 
 
 class Network:
-    """A network backend of httpcore.
+    """A network backend of httpcore for one connection.
 
     Args:
+        pool: httpcore's pool.
         backend: makes the connections.
         errors: httpcore, or the version of it that httpx2 uses.
-        has_socks: whether they lead to a SOCKS proxy.
     """
 
-    def __init__(self, backend: Any, errors: Any, *, has_socks: bool = False) -> None:
-        self._backend, self._errors, self._has_socks = backend, errors, has_socks
+    _stream: Any = None
+    """The latest connection: httpcore forgets one whose handshake is cancelled or given up."""
+
+    def __init__(self, pool: Any, backend: Any, errors: Any) -> None:
+        self._close = getattr(pool, "close", None) or pool.aclose
+        self._backend, self._errors, self._has_socks = backend, errors, "SOCKS" in type(pool).__name__
         self.sleep, self.connect_unix_socket = backend.sleep, backend.connect_unix_socket
 
     def connect_tcp(self, *args: Any, **options: Any) -> Any:
         """A connection to a host."""
         with _connecting(self._errors):
             stream = self._backend.connect_tcp(*args, **options)
-        return SocksStream(stream, options.get("timeout")) if self._has_socks else stream
+        self._stream = SocksStream(stream, options.get("timeout")) if self._has_socks else stream
+        return self._stream
+
+    def close(self) -> Any:
+        """Close the pool, and what it has forgotten."""
+        try:
+            self._close()
+        finally:
+            if self._stream is not None:
+                self._stream.close()
 
 
 class AsyncNetwork(Network):
@@ -60,7 +77,16 @@ class AsyncNetwork(Network):
         """A connection to a host."""
         with _connecting(self._errors):
             stream = Stream(await self._backend.connect_tcp(*args, **options), self._errors)
-        return SocksStream(stream, options.get("timeout")) if self._has_socks else stream
+        self._stream = SocksStream(stream, options.get("timeout")) if self._has_socks else stream
+        return self._stream
+
+    async def close(self) -> None:
+        """Close the pool, and what it has forgotten."""
+        try:
+            await self._close()
+        finally:
+            if self._stream is not None:
+                await self._stream.aclose()
 
 
 @contextmanager
@@ -133,14 +159,11 @@ class Stream:
             return True if info == "is_readable" else None
 
     async def start_tls(self, *args: Any, **options: Any) -> "Stream":
-        """The same connection, from now on through TLS; closed if that fails, or is cancelled."""
+        """The same connection, from now on through TLS."""
         try:
             return Stream(await self._stream.start_tls(*args, **options), self._errors)
-        except BaseException as error:
-            with anyio.CancelScope(shield=True):
-                await self.aclose()
-            if isinstance(error, self._errors.ConnectError):
-                explain(error, "the server closed the connection during the TLS handshake")
+        except self._errors.ConnectError as error:
+            explain(error, "the server closed the connection during the TLS handshake")
             raise
 
 

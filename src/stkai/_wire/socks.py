@@ -1,4 +1,4 @@
-"""SOCKS proxies: httpcore gives no time limit to what it says to one, and leaves the connection open if that fails."""
+"""SOCKS proxies: httpcore gives no time limit to what it says to one, and its errors there are not always httpx's."""
 
 from contextvars import ContextVar
 from typing import Any, Final
@@ -6,7 +6,6 @@ from typing import Any, Final
 import httpx
 
 from .._clock import SystemClock
-from .._event_loops import anyio
 from .._families import adopt, alike
 from .lifetimes import AsyncClosable, Closable
 
@@ -17,7 +16,7 @@ _NONE_GIVEN: Any = object()
 
 
 class SocksStream:
-    """A connection to a SOCKS proxy, sync or async, of which the caller of httpcore closes what is left of a handshake.
+    """A connection to a SOCKS proxy, sync or async.
 
     httpcore gives no time limit to what it says to the proxy: it has what is left of the connect timeout.
     """
@@ -49,7 +48,7 @@ class SocksStream:
 
 
 class SocksWire(Closable):
-    """Closes a connection whose handshake with the proxy fails or is cancelled.
+    """Turns what goes wrong while the proxy is asked for a connection into errors of httpx that say so.
 
     Args:
         wire: sends through the proxy.
@@ -64,10 +63,9 @@ class SocksWire(Closable):
         try:
             return self._wire.handle_request(request)
         except BaseException as error:
-            for stream in [stream for stream in streams if stream.in_handshake]:
-                stream.close()
-                if isinstance(error, Exception):  # Without its frames, which hold the password.
-                    raise _failure(error, request) from None
+            if any(stream.in_handshake for stream in streams) and isinstance(error, Exception):
+                # Without its frames, which hold the password.
+                raise _failure(error, request) from None
             raise
         finally:
             HANDSHAKES.reset(token)
@@ -88,11 +86,8 @@ class AsyncSocksWire(AsyncClosable):
         try:
             return await self._wire.handle_async_request(request)
         except BaseException as error:
-            for stream in [stream for stream in streams if stream.in_handshake]:
-                with anyio.CancelScope(shield=True):
-                    await stream.aclose()
-                if isinstance(error, Exception):
-                    raise _failure(error, request) from None
+            if any(stream.in_handshake for stream in streams) and isinstance(error, Exception):
+                raise _failure(error, request) from None
             raise
         finally:
             HANDSHAKES.reset(token)
