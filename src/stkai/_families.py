@@ -113,6 +113,13 @@ def adopt(error: Exception, request: httpx.Request) -> None:
     error.__class__ = of_family(type(error), family_of(request))
 
 
+def error_for(kind: type[httpx.RequestError], message: str, request: httpx.Request) -> httpx.RequestError:
+    """An error of the package that made the request."""
+    error = kind(message, request=request)
+    adopt(error, request)
+    return error
+
+
 _twofold: dict[tuple[Any, str], Any] = {}
 """The classes made so far: two errors of one kind have the same class."""
 

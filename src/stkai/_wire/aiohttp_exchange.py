@@ -15,7 +15,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 
 from .._errors import describe
-from .._families import adopt
+from .._families import error_for
 
 BUFFER: Final = 65_536
 """Bytes that are collected before they are written, and that are read ahead."""
@@ -196,13 +196,6 @@ def is_readable(descriptor: int) -> bool:
         poll.register(descriptor, select.POLLIN)
         return bool(poll.poll(0))
     return bool(select.select([descriptor], [], [], 0)[0])
-
-
-def error_for(kind: type[httpx.RequestError], message: str, request: httpx.Request) -> httpx.RequestError:
-    """An error of the package that made the request."""
-    error = kind(message, request=request)
-    adopt(error, request)
-    return error
 
 
 @contextmanager

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import httpx
 
 from .._config import STKAI
-from .._errors import ConfigurationError, missing_extra
-from .._families import HTTPX, Family, alike, family_of
+from .._errors import ConfigurationError, hide_frames, missing_extra
+from .._families import HTTPX, Family, alike, error_for, family_of
 from .._urls import PROXIES, absolute_url, show_origin
 from .lifetimes import AsyncClosable, Closable, WirePerLoop
 from .network import mended
 from .pool import AsyncConnectionPool, ConnectionPool
 from .proxies import ProxyMap
-from .socks import AsyncSocksWire, SocksWire, is_socks
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
@@ -47,8 +46,7 @@ def _make(
     def make() -> httpx.HTTPTransport:
         return mended(family.HTTPTransport(**options))
 
-    wire = ConnectionPool(make, limits_of(config, family), family)
-    return SocksWire(wire) if is_socks(proxy) else wire
+    return ConnectionPool(make, limits_of(config, family), family)
 
 
 def _make_async(
@@ -60,8 +58,7 @@ def _make_async(
     def make() -> httpx.AsyncHTTPTransport:
         return mended(family.AsyncHTTPTransport(**options))
 
-    wire = WirePerLoop(lambda: AsyncConnectionPool(make, limits_of(config, family), family), family)
-    return AsyncSocksWire(wire) if is_socks(proxy) else wire
+    return WirePerLoop(lambda: AsyncConnectionPool(make, limits_of(config, family), family), family)
 
 
 def _options(
@@ -135,9 +132,18 @@ class _Router:
         return [wire for wires in self._wires.values() for wire in wires.values()]
 
     def _name_proxy(self, error: Exception, request: httpx.Request) -> None:
-        """Say in an error of a connection that it is about one to a proxy, or through it."""
+        """Say in an error of a connection that it is about one to a proxy, or through it; hide the proxy's password.
+
+        Raises:
+            httpx.ProxyError: the proxy does not speak SOCKS, which httpcore reports as it is.
+        """
         name = self._names.get(self._proxy_for(request))
-        if name is not None:
+        if name is None:
+            return
+        if type(error).__module__.startswith("socksio"):
+            raise error_for(httpx.ProxyError, f"{error} (through the proxy {name})", request) from None
+        hide_frames(error)
+        if isinstance(error, alike(*_CONNECTING)):
             error.args = (f"{error} (through the proxy {name})".lstrip(),)
 
 
@@ -159,7 +165,7 @@ class DefaultWire(_Router, Closable):
         self.require_open()
         try:
             response: httpx.Response = self._wire_for(request).handle_request(request)
-        except alike(*_CONNECTING) as error:
+        except Exception as error:
             self._name_proxy(error, request)
             raise
         return response
@@ -179,7 +185,7 @@ class AsyncDefaultWire(_Router, AsyncClosable):
         self.require_open()
         try:
             response: httpx.Response = await self._wire_for(request).handle_async_request(request)
-        except alike(*_CONNECTING) as error:
+        except Exception as error:
             self._name_proxy(error, request)
             raise
         return response

@@ -9,14 +9,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ssl import SSLError
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx
 
+from .._clock import SystemClock
 from .._errors import causes
 from .._event_loops import anyio
 from .._families import alike
-from .socks import SocksStream
 
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
@@ -165,6 +165,34 @@ class Stream:
         except self._errors.ConnectError as error:
             explain(error, "the server closed the connection during the TLS handshake")
             raise
+
+
+_HANDSHAKE: Final[Any] = object()
+
+
+class SocksStream:
+    """A connection to a SOCKS proxy, sync or async.
+
+    httpcore gives no time limit to what it says to the proxy: it has what is left of the connect timeout.
+    """
+
+    def __init__(self, stream: Any, seconds: float | None) -> None:
+        self._stream = stream
+        self._end = None if seconds is None else SystemClock.monotonic() + seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def read(self, max_bytes: int, timeout: float | None = _HANDSHAKE) -> Any:
+        return self._stream.read(max_bytes, self._limit(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = _HANDSHAKE) -> Any:
+        return self._stream.write(buffer, self._limit(timeout))
+
+    def _limit(self, timeout: float | None) -> float | None:
+        if timeout is not _HANDSHAKE:
+            return timeout
+        return None if self._end is None else max(0.001, self._end - SystemClock.monotonic())
 
 
 def explain(error: BaseException, otherwise: str = "") -> None:

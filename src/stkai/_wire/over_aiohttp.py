@@ -20,7 +20,7 @@ from yarl import URL
 
 from .._errors import ConfigurationError
 from .._event_loops import running_loop
-from .._families import Family, of_family
+from .._families import Family, error_for, of_family
 from .._forks import after_fork, never_finalize
 from .._urls import DEFAULT_PORTS, WEB
 from .aiohttp_exchange import (
@@ -31,7 +31,6 @@ from .aiohttp_exchange import (
     Connection,
     NetworkStream,
     connecting,
-    error_for,
     unreadable,
 )
 from .default import AsyncDefaultWire, limits_of

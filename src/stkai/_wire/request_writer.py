@@ -14,8 +14,8 @@ import h11
 import httpx
 from aiohttp.http_writer import StreamWriter
 
-from .._families import alike
-from .aiohttp_exchange import BUFFER, Connection, error_for
+from .._families import alike, error_for
+from .aiohttp_exchange import BUFFER, Connection
 
 
 class RequestWriter:
