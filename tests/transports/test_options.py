@@ -1,7 +1,7 @@
 """Options of a call, and of all calls within a `with stkai.options(...)` block."""
 
 import threading
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
@@ -79,32 +79,6 @@ def test_a_generator_that_is_closed_elsewhere_leaves_the_options_there_alone() -
     with stkai.options(cost=3):
         started.close()
         assert options_of() == RequestOptions(cost=3)
-
-
-def test_a_block_decorates_a_function() -> None:
-    @stkai.options(deadline=10.0)
-    def work() -> Any:
-        return options_of().deadline
-
-    assert [work(), work()] == [10.0, 10.0]
-
-    @stkai.options(deadline=10.0)
-    async def later() -> Any:
-        return options_of().deadline
-
-    assert [anyio.run(later), anyio.run(later)] == [10.0, 10.0]
-
-
-def test_a_block_refuses_to_decorate_a_generator_whose_work_comes_later() -> None:
-    def each() -> Iterator[int]:
-        yield 1
-
-    async def aeach() -> AsyncIterator[int]:
-        yield 1
-
-    for generator in (each, aeach):
-        with pytest.raises(TypeError, match="enter the block inside it"):
-            stkai.options(deadline=10.0)(generator)
 
 
 def test_a_block_ends_with_an_exception_too() -> None:

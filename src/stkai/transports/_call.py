@@ -18,7 +18,7 @@ from .._log import events
 from .._urls import DEFAULT_PORTS
 from ._chain import CHAIN, CONTINUED, chain_before, note_answer
 from ._operations import Flow
-from ._options import ENTERED, NO_OPTIONS, OPTIONS, UNSET, CallRecord, Priority, RequestOptions, ambient
+from ._options import ENTERED, NO_OPTIONS, OPTIONS, UNSET, CallRecord, Priority, RequestOptions
 
 ATTEMPT: Final = "stkai.attempt"
 """The extension that carries an attempt through transports that are not layers; or, on the request of a call that has
@@ -104,7 +104,8 @@ def _options_of(request: httpx.Request) -> RequestOptions:
     if not isinstance(options, RequestOptions):
         msg = f'extensions["stkai"] must be a stkai.RequestOptions, not {type(options).__name__}'
         raise ConfigurationError(msg)
-    return options.over(ambient()) if _entered() else options
+    entered = _entered()
+    return options if entered is None else options.over(entered.options)
 
 
 class SignatureExpired(Exception):  # noqa: N818 - not an error: the auth layer signs the request again

@@ -1,13 +1,9 @@
 """What a caller sets for one request, and what it learns afterwards."""
 
-from collections.abc import Callable
-from contextlib import ContextDecorator
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 from enum import Enum
-from functools import wraps
-from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict, Unpack
 
 import httpx
 
@@ -17,8 +13,6 @@ from .._errors import InvalidArgumentError
 if TYPE_CHECKING:
     from ._retry.policy import RetryPolicy
 
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 OPTIONS: Final = "stkai"
 """The extension that holds `RequestOptions` on a request and the `CallRecord` on a response."""
@@ -125,45 +119,36 @@ def options_of(verb: str, given: CallOptions) -> RequestOptions:
     return RequestOptions(**given)
 
 
-ENTERED: Final[ContextVar[tuple["_Block", ...]]] = ContextVar("stkai.entered", default=())
-"""The `with options(...)` blocks around a call, outermost first."""
+class _Entered(NamedTuple):
+    """A block that has been entered, the options that hold in it, and the block around it."""
+
+    block: "_Block"
+    options: RequestOptions
+    outer: "_Entered | None"
 
 
-class _Block(ContextDecorator):
+ENTERED: Final[ContextVar[_Entered | None]] = ContextVar("stkai.entered", default=None)
+"""The innermost `with options(...)` block around a call."""
+
+
+class _Block:
     """Sets options while it is entered: any number of times, in any number of threads and tasks."""
 
     def __init__(self, options: RequestOptions) -> None:
-        self.options = options
-
-    def __call__(self, func: F) -> F:
-        if isgeneratorfunction(func) or isasyncgenfunction(func):
-            raise TypeError("options() cannot decorate a generator: enter the block inside it")
-        if not iscoroutinefunction(func):
-            return super().__call__(func)
-
-        @wraps(func)
-        async def decorated(*args: Any, **kwargs: Any) -> Any:
-            with self:
-                return await func(*args, **kwargs)
-
-        return decorated  # type: ignore[return-value]
+        self._options = options
 
     def __enter__(self) -> None:
-        ENTERED.set((*ENTERED.get(), self))
+        outer = ENTERED.get()
+        ENTERED.set(
+            _Entered(self, self._options if outer is None else self._options.over(outer.options), outer)
+        )
 
     def __exit__(self, *_: object) -> None:
-        entered = list(reversed(ENTERED.get()))
-        if self in entered:  # Not so in a generator that is closed in another context.
-            entered.remove(self)
-            ENTERED.set(tuple(reversed(entered)))
-
-
-def ambient() -> RequestOptions:
-    """The options of the blocks around a call, of which inner ones go before outer ones."""
-    options = NO_OPTIONS
-    for block in ENTERED.get():
-        options = block.options.over(options)
-    return options
+        entered = ENTERED.get()
+        if (
+            entered is not None and entered.block is self
+        ):  # Not so in a generator that is closed in another context.
+            ENTERED.set(entered.outer)
 
 
 def options(**given: Unpack[CallOptions]) -> _Block:
