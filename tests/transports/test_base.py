@@ -12,6 +12,7 @@ from stkai import CallRecord, ConfigurationError, Context, Layer, RequestOptions
 from stkai.testing import FakeClock
 from stkai.transports import (
     AsyncLayerTransport,
+    AsyncRetryTransport,
     Attempt,
     Call,
     Flow,
@@ -515,6 +516,13 @@ class Observing(LayerTransport):
         return super().handle_request(request)
 
 
+class OtherwiseAsync(httpx.MockTransport):
+    """Sends in its own way, but only for async clients."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        raise NotImplementedError
+
+
 def hello(request: httpx.Request) -> httpx.Response:
     return httpx.Response(200)
 
@@ -526,6 +534,7 @@ def hello(request: httpx.Request) -> httpx.Response:
         (httpx.MockTransport(hello), True),
         (httpx.WSGITransport(lambda *_: []), True),
         (Renamed(), True),
+        (OtherwiseAsync(hello), True),
         (Sending(), False),
         (Foreign(), False),
         (Foreign(httpx.HTTPTransport()), False),
@@ -541,6 +550,8 @@ def test_connection_errors_are_believed_of_known_wires_only(
     wire: httpx.BaseTransport, is_sound: bool
 ) -> None:
     assert RetryTransport(wire).wire_is_sound is is_sound
+    if isinstance(wire, OtherwiseAsync):
+        assert not AsyncRetryTransport(wire).wire_is_sound
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ class LayerBase:
             # Skip this method: each request would call it once per layer.
             object.__setattr__(self, "forward", inner.flow)
         self._is_direct = not joins and is_leaf(inner)
-        self.wire_is_sound = is_sound(inner) and getattr(inner, "wire_is_sound", True)
+        self.wire_is_sound = is_sound(inner, self._kind) and getattr(inner, "wire_is_sound", True)
         self.family = family_of_wire(inner)
         self._takes = object if self.family is None else self.family.Request
         self._closing = Job(lambda: None)

@@ -15,6 +15,7 @@ from ._operations import Flow, WrongOperationError
 _LEAVES: Final = (httpx.HTTPTransport, httpx.AsyncHTTPTransport, httpx.MockTransport)
 _SOUND: Final = (*_LEAVES, httpx.ASGITransport, httpx.WSGITransport)
 _OURS: Final = "stkai"
+_METHODS: Final = frozenset({"handle_request", "handle_async_request"})
 
 
 def is_leaf(wire: Any) -> bool:
@@ -22,15 +23,16 @@ def is_leaf(wire: Any) -> bool:
     return bool(getattr(wire, "is_leaf", type(wire) in alike(*_LEAVES)))
 
 
-def is_sound(wire: Any) -> bool:
-    """Whether a ConnectError or ConnectTimeout of the wire means that nothing was sent.
+def is_sound(wire: Any, kind: type | None = None) -> bool:
+    """Whether a ConnectError or ConnectTimeout of the wire, as a transport of this kind, means that nothing was sent.
 
     So it is with the transports of httpx and httpx2, with ours, and with subclasses that do not send in their own way.
     Others raise these errors for a connection that broke after the request.
     """
-    for kind in type(wire).__mro__:
-        if "handle_request" in vars(kind) or "handle_async_request" in vars(kind):
-            return kind in alike(*_SOUND) or kind.__module__.partition(".")[0] == _OURS
+    methods = _METHODS if kind is None else _METHODS & vars(kind).keys()
+    for base in type(wire).__mro__:
+        if methods & vars(base).keys():
+            return base in alike(*_SOUND) or base.__module__.partition(".")[0] == _OURS
     return False
 
 
