@@ -15,7 +15,8 @@ from .._config import STKAI
 from .._errors import ConfigurationError, hide_frames, missing_extra
 from .._families import HTTPX, Family, alike, error_for, family_of
 from .._urls import PROXIES, absolute_url, show_origin
-from .lifetimes import AsyncClosable, Closable, WirePerLoop
+from ..transports._call import cannot_send
+from .lifetimes import WirePerLoop
 from .network import mended
 from .pool import AsyncConnectionPool, ConnectionPool
 from .proxies import ProxyMap
@@ -80,6 +81,7 @@ class _Router:
 
     family = None
     is_leaf = True
+    _is_closed = False
 
     def __init__(self, config: "HttpConfig | None", make: MakeWire) -> None:
         self._config, self._make = config or STKAI.config.http, make
@@ -118,6 +120,8 @@ class _Router:
 
     def _wire_for(self, request: httpx.Request) -> Any:
         # Not where the request is sent: tracebacks show variables, and a proxy's URL may contain a password.
+        if self._is_closed:
+            raise cannot_send()
         family = family_of(request)
         wires = self._wires.get(family)
         if wires is None:
@@ -128,7 +132,9 @@ class _Router:
     def _proxy_for(self, request: httpx.Request) -> str:
         return self._proxies.proxy_for(request.url) or _DIRECT
 
-    def _all(self) -> list[Any]:
+    def _closing(self) -> list[Any]:
+        """All wires, which take no more requests."""
+        self._is_closed = True
         return [wire for wires in self._wires.values() for wire in wires.values()]
 
     def _name_proxy(self, error: Exception, request: httpx.Request) -> None:
@@ -147,7 +153,7 @@ class _Router:
             error.args = (f"{error} (through the proxy {name})".lstrip(),)
 
 
-class DefaultWire(_Router, Closable):
+class DefaultWire(_Router, httpx.BaseTransport):
     """A sync wire with the verification, limits, HTTP/2 and proxies of the settings.
 
     Args:
@@ -162,7 +168,6 @@ class DefaultWire(_Router, Closable):
         super().__init__(config, make)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        self.require_open()
         try:
             response: httpx.Response = self._wire_for(request).handle_request(request)
         except Exception as error:
@@ -170,19 +175,18 @@ class DefaultWire(_Router, Closable):
             raise
         return response
 
-    def _close(self) -> None:
-        for wire in self._all():
+    def close(self) -> None:
+        for wire in self._closing():
             wire.close()
 
 
-class AsyncDefaultWire(_Router, AsyncClosable):
+class AsyncDefaultWire(_Router, httpx.AsyncBaseTransport):
     """The async version of `DefaultWire`."""
 
     def __init__(self, config: "HttpConfig | None" = None, make: MakeWire = _make_async) -> None:
         super().__init__(config, make)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        self.require_open()
         try:
             response: httpx.Response = await self._wire_for(request).handle_async_request(request)
         except Exception as error:
@@ -190,8 +194,8 @@ class AsyncDefaultWire(_Router, AsyncClosable):
             raise
         return response
 
-    async def _aclose(self) -> None:
-        for wire in self._all():
+    async def aclose(self) -> None:
+        for wire in self._closing():
             await wire.aclose()
 
 

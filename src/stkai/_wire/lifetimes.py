@@ -1,4 +1,4 @@
-"""How long wires live: each is closed once, a forked child opens its own connections, and each event loop has its own.
+"""How long wires live: each event loop has its own, and a forked child opens its own connections.
 
 A connection works only in the process and in the event loop that opened it. httpx keeps the connections of a loop that
 has ended, and fails with "Event loop is closed" when it meets one. Here each loop gets its own wire, which is closed
@@ -8,68 +8,13 @@ when the loop ends, or dropped untouched if the loop gave no chance to close it.
 import threading
 import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
 from .._event_loops import anyio, running_loop
 from .._families import HTTPX, Family
 from .._forks import after_fork, never_finalize
-from ..transports._call import cannot_send
-
-
-class _ClosedOnce:
-    """A transport that knows whether it is closed.
-
-    Raises:
-        RuntimeError: it is entered, or `require_open` is called, after it was closed.
-    """
-
-    _closed = False
-
-    def require_open(self) -> None:
-        """Refuse a request if the transport is closed."""
-        if self._closed:
-            raise cannot_send()
-
-    def _reopen(self) -> Self:
-        if self._closed:
-            raise RuntimeError("Cannot reopen a transport that has been closed: build another one.")
-        return self
-
-    def _is_first_close(self) -> bool:
-        closed, self._closed = self._closed, True
-        return not closed
-
-
-class Closable(_ClosedOnce, httpx.BaseTransport):
-    """A sync transport that knows whether it is closed."""
-
-    def __enter__(self) -> Self:
-        return self._reopen()
-
-    def close(self) -> None:
-        if self._is_first_close():
-            self._close()
-
-    def _close(self) -> None:
-        """Close what is underneath; called once."""
-        raise NotImplementedError
-
-
-class AsyncClosable(_ClosedOnce, httpx.AsyncBaseTransport):
-    """The async version of `Closable`."""
-
-    async def __aenter__(self) -> Self:
-        return self._reopen()
-
-    async def aclose(self) -> None:
-        if self._is_first_close():
-            await self._aclose()
-
-    async def _aclose(self) -> None:
-        """Close what is underneath; called once."""
-        raise NotImplementedError
 
 
 class _OwnWire:
@@ -82,7 +27,7 @@ class _OwnWire:
 Closer = AsyncGenerator[None, None]
 
 
-class WirePerLoop(AsyncClosable):
+class WirePerLoop(httpx.AsyncBaseTransport):
     """Sends each request through the wire of its event loop; several loops may run at once.
 
     Args:
@@ -105,7 +50,6 @@ class WirePerLoop(AsyncClosable):
             never_finalize(closer)
 
     def handle_async_request(self, request: httpx.Request) -> Coroutine[Any, Any, httpx.Response]:
-        self.require_open()
         loop = running_loop()
         found = self._by_loop.get(loop)
         if found is not None and found[0].wire is not None:
@@ -134,7 +78,7 @@ class WirePerLoop(AsyncClosable):
                 own.wire = None
             del forgotten
 
-    async def _aclose(self) -> None:
+    async def aclose(self) -> None:
         self._forget_ended_loops()
         # Loops in other threads close their own wires, since their generators are dropped here.
         wires, self._by_loop = self._by_loop, {}

@@ -79,8 +79,8 @@ class Pool(AsyncConnectionPool):
         make = partial(OverAiohttp, self._connector, limits.keepalive_expiry, family, proxy)
         super().__init__(make, limits, family)
 
-    async def _aclose(self) -> None:
-        await super()._aclose()
+    async def aclose(self) -> None:
+        await super().aclose()
         await self._connector.close()
 
 

@@ -21,7 +21,6 @@ from .._headers import has_field
 from .._sending import Sending
 from .._signals import is_interrupt
 from ..transports._body_end import BRIEF, AsyncWatchedBody, BodyEnd, WatchedBody
-from .lifetimes import AsyncClosable, Closable
 from .network import connection_with_leftovers
 from .pool_state import Loan, PoolState
 
@@ -74,7 +73,7 @@ class _SyncState(PoolState[httpx.BaseTransport]):
             do_within(BRIEF, self.sweep)
 
 
-class ConnectionPool(Closable):
+class ConnectionPool(httpx.BaseTransport):
     """Sends each request through one of many wires, and never two at a time through the same one.
 
     Args:
@@ -128,7 +127,7 @@ class ConnectionPool(Closable):
             loan.end(_CLOCK.monotonic())
             raise GivenUpError
 
-    def _close(self) -> None:
+    def close(self) -> None:
         self._state.close()
         self._state.sweep()
 
@@ -150,7 +149,7 @@ class _AsyncState(PoolState[httpx.AsyncBaseTransport]):
                 await self.trash.popleft().aclose()
 
 
-class AsyncConnectionPool(AsyncClosable):
+class AsyncConnectionPool(httpx.AsyncBaseTransport):
     """The async version, for one event loop of asyncio or trio, which must be running when this is made."""
 
     def __init__(
@@ -186,7 +185,7 @@ class AsyncConnectionPool(AsyncClosable):
             await turn.wait()
         self._state.leave(loan)
 
-    async def _aclose(self) -> None:
+    async def aclose(self) -> None:
         self._state.close()
         await self._state.sweep()
 
