@@ -15,7 +15,7 @@ import httpx
 from aiohttp.http_writer import StreamWriter
 
 from .._families import alike, error_for
-from .aiohttp_exchange import BUFFER, Connection
+from .aiohttp_exchange import Connection
 
 
 class RequestWriter:
@@ -38,53 +38,39 @@ class RequestWriter:
             names = {name.lower() for name, _ in fields}
             own = [(name.encode(), value.encode()) for name, value in forwarding.items()]
             fields = [*(field for field in own if field[0].lower() not in names), *fields]
-        self._pending = b""
         with _refusing(request):
-            self._add(h11.Request(method=request.method.encode(), target=target, headers=fields))
+            self._head = self._bytes_of(
+                h11.Request(method=request.method.encode(), target=target, headers=fields)
+            )
 
     async def write_to(self, connection: Connection, seconds: float | None) -> None:
         """Send head and body. If the server stops listening, the rest is dropped: it may have answered already."""
         stream: Any = self._request.stream
+        data = self._head
         try:
             with _refusing(self._request):
                 if type(stream) in alike(httpx.ByteStream):
                     # All of it is there: to iterate asynchronously would take longer than to write it.
-                    for data in stream:
-                        self._add(h11.Data(data=data))
+                    for chunk in stream:
+                        data += self._bytes_of(h11.Data(data=chunk))
                 else:
-                    await self._collect(stream, connection, seconds)
-                self._add(h11.EndOfMessage())
-                await self._flush(connection, seconds)
+                    await self._write(connection, data, seconds)
+                    data = b""
+                    async for chunk in stream:
+                        await self._write(connection, self._bytes_of(h11.Data(data=chunk)), seconds)
+                await self._write(connection, data + self._bytes_of(h11.EndOfMessage()), seconds)
         except _NotListeningError:
             return
 
-    async def _collect(self, stream: Any, connection: Connection, seconds: float | None) -> None:
-        """Collect a body that comes in pieces. While it waits for one, the loop runs and sends what there is."""
-        loop = asyncio.get_running_loop()
-        loop.call_soon(self._write_pending, connection)
-        async for data in stream:
-            if not self._pending:
-                loop.call_soon(self._write_pending, connection)
-            self._add(h11.Data(data=data))
-            if len(self._pending) >= BUFFER:
-                await self._flush(connection, seconds)
+    def _bytes_of(self, event: h11.Event) -> bytes:
+        return self._machine.send(event) or b""
 
-    def _add(self, event: h11.Event) -> None:
-        self._pending += self._machine.send(event) or b""
-
-    def _write_pending(self, connection: Connection) -> bool:
-        """Write what has been collected; returns whether the server still listens."""
-        transport, data = connection.transport, self._pending
+    async def _write(self, connection: Connection, data: bytes, seconds: float | None) -> None:
+        transport = connection.transport
         if transport is None or transport.is_closing():
-            return False
-        self._pending = b""
+            raise _NotListeningError
         if data:
             transport.write(data)
-        return True
-
-    async def _flush(self, connection: Connection, seconds: float | None) -> None:
-        if not self._write_pending(connection):
-            raise _NotListeningError
         if not connection.writing_paused:
             return
         try:
