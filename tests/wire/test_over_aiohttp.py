@@ -14,7 +14,6 @@ import aiohttp
 import httpx
 import pytest
 from aiohttp import client_proto, http_parser
-from aiohttp.client_proto import ResponseHandler
 
 import stkai
 from stkai import ConfigurationError, HttpConfig
@@ -539,5 +538,3 @@ def test_the_private_parts_of_aiohttp_that_the_wire_uses_exist() -> None:
 
     asyncio.run(run())
     assert callable(aiohttp.StreamReader._read_nowait)
-    for name in ("_reschedule_timeout", "_drop_timeout", "_on_read_timeout"):
-        assert callable(getattr(ResponseHandler, name))

@@ -6,7 +6,7 @@ Every error is the one that httpx's own wire raises in the same case.
 import asyncio
 import select
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import aiohttp
@@ -36,6 +36,8 @@ class Connection(ResponseHandler):
         idle_since: when it became idle, in seconds of the loop's clock; None while in use.
         awaits_head: whether nothing of an answer has arrived yet.
         head_left: how many bytes of the head may still arrive; None once it is complete.
+        seconds: how long each part of the head may take; None for no limit.
+        timeout: that limit while the head is awaited.
         broken_by: the error that ended it, or None; aiohttp forgets it once a body without length has begun.
     """
 
@@ -43,8 +45,8 @@ class Connection(ResponseHandler):
     awaits_head = False
     head_left: int | None = None
     broken_by: BaseException | None = None
-    _expires: float | None = None
-    """When the time limit for reading ends, in seconds of the loop's clock."""
+    seconds: float | None = None
+    timeout: asyncio.Timeout | None = None
 
     def is_alive(self) -> bool:
         """Whether it can carry another request: it is open, and nothing has arrived that the loop has not seen yet.
@@ -83,6 +85,9 @@ class Connection(ResponseHandler):
             self.head_left = None if self._buffer else self.head_left - len(data)
             if self.head_left is not None and self.head_left < 0 and self.exception() is None:
                 self.set_exception(HttpProcessingError(message=f"its head is longer than {LONGEST} bytes"))
+            if self.head_left is not None and self.timeout is not None and self.seconds is not None:
+                with suppress(RuntimeError):  # It has just run out.
+                    self.timeout.reschedule(self._loop.time() + self.seconds)
         if self._exception is not None:
             self._end_body(self._exception)
 
@@ -95,33 +100,6 @@ class Connection(ResponseHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self.broken_by = exc
         super().connection_lost(exc)
-        if self._read_timeout_handle is not None:
-            self._read_timeout_handle.cancel()
-
-    # aiohttp sets a timer several times per answer, and cancels each. Here one timer serves until it runs out.
-
-    def _reschedule_timeout(self) -> None:
-        if not self._read_timeout:
-            self._expires = None
-            return
-        self._expires = self._loop.time() + self._read_timeout
-        timer = self._read_timeout_handle
-        if timer is not None and timer.when() > self._expires:
-            timer.cancel()
-            timer = None
-        self._read_timeout_handle = timer or self._loop.call_at(self._expires, self._on_read_timeout)
-
-    def _drop_timeout(self) -> None:
-        self._expires = None
-
-    def _on_read_timeout(self) -> None:
-        self._read_timeout_handle = None
-        if self._expires is None:
-            return
-        if self._loop.time() < self._expires:
-            self._read_timeout_handle = self._loop.call_at(self._expires, self._on_read_timeout)
-        else:
-            super()._on_read_timeout()
 
 
 class Body(httpx.AsyncByteStream):

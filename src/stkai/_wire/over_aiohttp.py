@@ -168,12 +168,12 @@ class OverAiohttp(httpx.AsyncBaseTransport):
     async def _receive(
         self, connection: Connection, request: httpx.Request, seconds: float | None
     ) -> httpx.Response:
-        connection.read_timeout = seconds
+        connection.seconds = seconds
         while True:
-            connection.start_timeout()  # aiohttp stops it after each head, also of a 103.
             connection.head_left = LONGEST
             try:
-                message, payload = await connection.read()
+                async with asyncio.timeout(seconds) as connection.timeout:
+                    message, payload = await connection.read()
             except NOT_READ as error:
                 raise unreadable(error, connection, request) from error
             if message.code not in _INFORMATIONAL or message.code == _SWITCHING:
@@ -182,9 +182,6 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         reason = _why_unreadable(message)
         if reason is not None:
             raise error_for(httpx.RemoteProtocolError, reason, request)
-        # From here on each read has its own time limit: the connection's own also runs while the caller pauses.
-        connection.read_timeout = None
-        connection.start_timeout()
         has_body = request.method != "HEAD" and message.code not in _NO_BODY
         # The parser that aiohttp uses without its C extensions has an object of its own for "no body".
         is_empty = not has_body or payload is aiohttp.EMPTY_PAYLOAD
