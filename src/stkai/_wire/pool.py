@@ -117,7 +117,8 @@ class ConnectionPool(httpx.BaseTransport):
         # no other lock.
         turn = threading.Lock()
         turn.acquire()
-        if self._state.join(loan, turn.release):
+        loan.wake = turn.release
+        if self._state.take(loan):
             return
         patience = _patience(request)
         turn.acquire(timeout=-1 if patience is None else min(max(patience, 0), threading.TIMEOUT_MAX))
@@ -179,7 +180,8 @@ class AsyncConnectionPool(httpx.AsyncBaseTransport):
 
     async def _wait(self, request: httpx.Request, loan: Loan[httpx.AsyncBaseTransport]) -> None:
         turn = anyio.Event()
-        if self._state.join(loan, turn.set):
+        loan.wake = turn.set
+        if self._state.take(loan):
             return
         with anyio.move_on_after(_patience(request)):
             await turn.wait()

@@ -115,17 +115,24 @@ class PoolState(Generic[Wire]):
         return len(self._waiting)
 
     def take(self, loan: Loan[Wire]) -> bool:
-        """Lend a wire if one is free.
+        """Lend a wire if one is free; otherwise put a loan with a `wake` in line.
 
         Raises:
             RuntimeError: the pool is closed, or a signal handler asks that interrupts it.
         """
-        return self._alone(self._lend, loan)
-
-    def join(self, loan: Loan[Wire], wake: Callable[[], object]) -> bool:
-        """Lend a wire, or put the loan in line; `wake` is called when it gets one, or when it never will."""
-        loan.wake = wake
-        return self._alone(self._lend_or_queue, loan)
+        with self._lock:
+            if self._busy:
+                raise RuntimeError(IN_HANDLER)
+            try:
+                self._busy = True
+                if self._back or self._dropped or self._closed:
+                    self._catch_up()
+                is_lent = self._lend(loan)
+            finally:
+                self._busy = False
+        if self._back or self._dropped or self._closed:
+            self.settle()
+        return is_lent
 
     def leave(self, loan: Loan[Wire]) -> None:
         """Leave the line.
@@ -133,7 +140,8 @@ class PoolState(Generic[Wire]):
         Raises:
             RuntimeError: the pool was closed.
         """
-        self._alone(self._unqueue, loan)
+        with self._lock:  # Another thread may be looking for the first in line.
+            self._waiting.pop(loan.number, None)
         if loan.wire is None and self._closed:
             raise cannot_send()
 
@@ -165,21 +173,6 @@ class PoolState(Generic[Wire]):
 
     # Everything below runs in one thread at a time, and never inside itself.
 
-    def _alone(self, step: Callable[[Loan[Wire]], bool], loan: Loan[Wire]) -> bool:
-        with self._lock:
-            if self._busy:
-                raise RuntimeError(IN_HANDLER)
-            try:
-                self._busy = True
-                if self._back or self._dropped or self._closed:
-                    self._catch_up()
-                answer = step(loan)
-            finally:
-                self._busy = False
-        if self._back or self._dropped or self._closed:
-            self.settle()
-        return answer
-
     def _is_used(self) -> bool:
         return bool(self._lent or self._idle or self._waiting)
 
@@ -206,26 +199,19 @@ class PoolState(Generic[Wire]):
                 # It goes elsewhere: with room for one connection, it closes that one and opens another.
                 wire = self._idle.least_useful()
             else:
+                if loan.wake is not None:
+                    self._waiting[loan.number] = ref(loan)
                 return False
         self._hand_over(loan, wire)
-        return True
-
-    def _lend_or_queue(self, loan: Loan[Wire]) -> bool:
-        if self._lend(loan):
-            return True
-        self._waiting[loan.number] = ref(loan)
-        return False
-
-    def _unqueue(self, loan: Loan[Wire]) -> bool:
-        self._waiting.pop(loan.number, None)
         return True
 
     def _hand_over(self, loan: Loan[Wire], wire: Wire, stream: Any = None) -> None:
         lent = _Lent(loan, self._note_dropped)
         lent.number, lent.wire = loan.number, wire
         self._lent[loan.number] = lent
-        loan.wire, loan.stream = wire, stream or self._idle.stream_of(wire)
-        self._idle.remove(wire)
+        idle = self._idle.get(wire)
+        loan.wire, loan.stream = wire, stream if idle is None else idle.stream
+        self._idle.pop(wire, None)
 
     def _take_back(self, number: int, loan: Loan[Wire] | None) -> None:
         """Take back the wire of a loan, which is None if nothing refers to it any more."""
@@ -245,7 +231,7 @@ class PoolState(Generic[Wire]):
             else:
                 self._hand_over(successor, wire, stream)
         elif loan is not None and idle_since is not None:
-            self._idle.add(wire, Idle(loan.place, idle_since, loan.stream))
+            self._idle.setdefault(wire, Idle(loan.place, idle_since, loan.stream))
         del self._lent[number]
         if loan is not None:
             loan.wire = None
@@ -282,7 +268,7 @@ class PoolState(Generic[Wire]):
 
     def _discard(self, wire: Wire) -> None:
         self.trash.append(wire)
-        self._idle.remove(wire)
+        self._idle.pop(wire, None)
 
     def _clear(self) -> None:
         for wire in self.wires:
