@@ -67,8 +67,8 @@ def test_time_adds_credit_of_at_most_ten_seconds() -> None:
     assert retries(budget, 10_000.0) == 20
 
 
-def test_the_credit_of_calls_lasts_ten_seconds_and_is_mostly_gone_after_twenty() -> None:
-    for later, left in ((0.0, 200), (10.0, 200), (21.0, 10), (1000.0, 10)):
+def test_the_credit_of_calls_halves_in_ten_seconds_but_for_the_last_ten_retries() -> None:
+    for later, left in ((0.0, 200), (10.0, 100), (20.0, 50), (1000.0, 10)):
         budget = RetryBudget(0.2, 0)
         for _ in range(1000):
             budget.deposit(0.0)

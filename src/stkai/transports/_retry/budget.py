@@ -12,10 +12,10 @@ from ..._checks import AT_LEAST_ZERO, Numbers, check_number, even_half_made
 from ..._forks import after_fork
 
 _MEMORY = 10.0
-"""Seconds that a call's credit is kept in full, and that time earns credit for at most: Finagle's TTL."""
+"""Seconds in which the credit of calls halves, and that time earns credit for at most: Finagle's TTL."""
 
 _SAVINGS = 10.0
-"""Retries. This much credit is kept longer: a program that makes one call a minute would otherwise never have any."""
+"""Retries. This much credit does not fade: a program that makes one call a minute would otherwise never have any."""
 
 _ROUNDING = 1e-9
 
@@ -40,8 +40,8 @@ class RetryBudget:
         )
         self.min_per_second = check_number("min_per_second", min_per_second, AT_LEAST_ZERO)
         self._most = self._steady = _MEMORY * min_per_second
-        self._fresh = self._older = self._saved = 0.0
-        self._at = self._turned_at = -math.inf
+        self._earned = 0.0
+        self._at = math.inf
         self._renew_lock()
         after_fork(self, RetryBudget._renew_lock)
 
@@ -52,33 +52,25 @@ class RetryBudget:
         """Add the credit of one call; `now` is an instant in seconds."""
         with self._lock:
             self._advance(now)
-            self._fresh += self.ratio
+            self._earned += self.ratio
 
     def withdraw(self, now: float) -> bool:
         """Whether a retry may be made; if so, it is paid for."""
         with self._lock:
             self._advance(now)
-            if self._steady + self._saved + self._older + self._fresh < 1 - _ROUNDING:
+            if self._steady + self._earned < 1 - _ROUNDING:
                 return False
-            # Spend first what expires first.
-            self._steady, owed = _pay(self._steady, 1.0)
-            self._older, owed = _pay(self._older, owed)
-            self._fresh, owed = _pay(self._fresh, owed)
-            self._saved, _ = _pay(self._saved, owed)
+            paid = min(self._steady, 1.0)
+            self._steady -= paid
+            self._earned -= 1 - paid
             return True
 
     def _advance(self, now: float) -> None:
-        if now <= self._at:
-            return
-        if self._at > -math.inf:
-            self._steady = min(self._most, self._steady + self.min_per_second * (now - self._at))
-        else:
-            self._turned_at = now
-        self._at = now
-        # Credit is kept in two generations: the older one expires when the younger has lasted for `_MEMORY`.
-        for _ in range(min(2, int((now - self._turned_at) / _MEMORY))):
-            self._saved = min(_SAVINGS, self._saved + self._older)
-            self._older, self._fresh, self._turned_at = self._fresh, 0.0, now
+        passed = max(0.0, now - self._at)
+        self._at = now if self._at == math.inf else max(self._at, now)
+        self._steady = min(self._most, self._steady + self.min_per_second * passed)
+        if self._earned > _SAVINGS:
+            self._earned = max(_SAVINGS, self._earned * 0.5 ** (passed / _MEMORY))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RetryBudget, (self.ratio, self.min_per_second)
@@ -86,9 +78,3 @@ class RetryBudget:
     @even_half_made
     def __repr__(self) -> str:
         return f"RetryBudget(ratio={self.ratio:g}, min_per_second={self.min_per_second:g})"
-
-
-def _pay(purse: float, owed: float) -> tuple[float, float]:
-    """What is left in the purse, and what is still owed."""
-    paid = min(purse, owed)
-    return purse - paid, owed - paid
