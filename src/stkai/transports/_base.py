@@ -14,7 +14,7 @@ from .._families import Family, alike, family_of_wire
 from .._signals import refuse_in_handler
 from ._async_driver import aclose_response, adrive
 from ._call import ATTEMPT, Attempt, Call, copy_request, ending_with
-from ._context import Context, attempt_finished, attempt_started, call_answered, call_failed, call_started
+from ._context import Context, attempt_finished, attempt_started, call_failed, call_finished, call_started
 from ._driver import close_response, drive
 from ._layer_checks import (
     FlowFunction,
@@ -217,7 +217,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         try:
             attempt.finish(response, context.now())
             if attempt.is_observed:
-                call_answered(context, attempt, response)
+                call_finished(context, attempt, status=response.status_code)
         except BaseException:  # An interrupt while a listener was notified.
             close_response(response)
             raise
@@ -276,7 +276,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         try:
             attempt.finish(response, context.now())
             if attempt.is_observed:
-                call_answered(context, attempt, response)
+                call_finished(context, attempt, status=response.status_code)
         except BaseException:  # An interrupt while a listener was notified.
             await aclose_response(response)
             raise

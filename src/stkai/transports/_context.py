@@ -74,11 +74,6 @@ def call_started(context: Context, attempt: Attempt) -> None:
         context.emit(events.CallStarted(call=attempt.info))
 
 
-def call_answered(context: Context, attempt: Attempt, response: httpx.Response) -> None:
-    """Report that a call has ended with a response."""
-    _call_finished(context, attempt, context.now(), status=response.status_code)
-
-
 def call_failed(context: Context, attempt: Attempt, error: BaseException) -> None:
     """Add the request to the error of a call, and report that it has ended."""
     call = attempt.call
@@ -95,21 +90,18 @@ def call_failed(context: Context, attempt: Attempt, error: BaseException) -> Non
             f"{_NOTE}{call.method} {call.host}: {number} attempt{'s' * (number != 1)}{'; ' * bool(cure)}{cure}"
         )
     if attempt.is_observed:
-        _call_finished(context, attempt, context.now(), error=type(error).__name__)
+        call_finished(context, attempt, error=type(error).__name__)
 
 
-def _call_finished(
-    context: Context, attempt: Attempt, now: float, *, status: int | None = None, error: str | None = None
+def call_finished(
+    context: Context, attempt: Attempt, *, status: int | None = None, error: str | None = None
 ) -> None:
+    """Report that a call has ended with a response, or an error."""
     record, info = attempt.record, attempt.info
     if record.attempts != info.attempt:
         info = replace(info, attempt=record.attempts)
+    seconds = context.now() - attempt.call.started
+    attempts = record.attempts
     context.emit(
-        events.CallFinished(
-            call=info,
-            status=status,
-            error=error,
-            attempts=record.attempts,
-            seconds=now - attempt.call.started,
-        )
+        events.CallFinished(call=info, status=status, error=error, attempts=attempts, seconds=seconds)
     )
