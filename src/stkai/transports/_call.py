@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import httpx
 
 from .._abandonable import Job
-from .._errors import ConfigurationError, DeadlineExceededError, digits
+from .._errors import ConfigurationError, DeadlineExceededError
 from .._families import family_of
 from .._log import events
 from .._urls import DEFAULT_PORTS
@@ -231,13 +231,6 @@ class Attempt:
         allowed, number = deadline - self.call.began, max(self.number, self.record.attempts)
         msg = f"no answer within the deadline of {allowed:g} s, at attempt number {number}"
         return DeadlineExceededError(msg)
-
-    def no_time_for(self, wait: float, left: float) -> DeadlineExceededError:
-        """The error to raise when a wait of `wait` seconds would not end before the deadline."""
-        left = max(0.0, left)
-        return DeadlineExceededError(
-            f"a permit takes {digits(wait)} s, and the call's deadline leaves {digits(left)} s: nothing was sent"
-        )
 
     def forget_places(self) -> None:
         """Let the limiters of the call go: a wire may keep the requests that it has sent, and these their attempts."""

@@ -4,7 +4,7 @@ import logging
 import math
 from typing import Any, Final
 
-from ..._errors import ConfigurationError, TokenAcquisitionTimeoutError
+from ..._errors import ConfigurationError, DeadlineExceededError, TokenAcquisitionTimeoutError, digits
 from ..._log import LONG_WAIT
 from ...events import Rejected, Waited
 from .._call import Attempt, SignatureExpired
@@ -84,7 +84,10 @@ class Waiting:
         """Report that the wait would take too long; returns the error for the caller."""
         if left < self._left - waited:
             self._refuse(wait, left)
-            return self._attempt.no_time_for(wait, left)
+            return DeadlineExceededError(
+                f"a permit takes {digits(wait)} s, and the call's deadline leaves {digits(max(0.0, left))} s:"
+                " nothing was sent"
+            )
         most = self._allowed or 0.0
         waited = most - self._left + waited  # Also at the redirects before this one.
         self._refuse(waited + wait, most)
