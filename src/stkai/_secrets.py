@@ -51,6 +51,13 @@ class Secret(HoldsSecret):
         return MASK
 
 
+class HiddenBytes(bytes):
+    """Bytes that show only a mask, for a library that logs what it is given."""
+
+    def __repr__(self) -> str:
+        return MASK
+
+
 def reveal(value: Any) -> Any:
     """The value inside a `Secret`; any other value is returned as it is."""
     return value.reveal() if isinstance(value, Secret) else value

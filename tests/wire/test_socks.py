@@ -1,6 +1,7 @@
 """What a SOCKS5 proxy may do, and what it is told."""
 
 import gc
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -100,7 +101,10 @@ def client_of(world: World, proxy: Scripted, timeout: float = 5.0) -> Any:
     )
 
 
-async def test_a_proxy_that_connects_serves_several_requests(world: World, proxy: Start) -> None:
+async def test_a_proxy_that_connects_serves_several_requests_and_no_log_shows_its_password(
+    world: World, proxy: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
     scripted = proxy(b"\x05\x02", b"\x01\x00", CONNECTED, WHOLE, WHOLE)
     client = client_of(world, scripted)
     for _ in range(2):
@@ -108,6 +112,8 @@ async def test_a_proxy_that_connects_serves_several_requests(world: World, proxy
     assert scripted.heard[1] == b"\x01\x02me\x06secret"
     assert scripted.heard[2] == b"\x05\x01\x00\x03\x10upstream.example\x00\x51"
     assert scripted.connections == 1
+    assert "auth=" in caplog.text
+    assert "secret" not in caplog.text
     await world.close(client)
     await world.until(lambda: scripted.open == 0)
 

@@ -17,6 +17,7 @@ from .._clock import SystemClock
 from .._errors import causes
 from .._event_loops import anyio
 from .._families import alike
+from .._secrets import HiddenBytes
 
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
@@ -34,6 +35,8 @@ def mended(transport: Transport) -> Transport:
         network = (Network if is_sync else AsyncNetwork)(pool, backend, errors)
         pool._network_backend = network  # noqa: SLF001 - httpx takes none
         setattr(pool, "close" if is_sync else "aclose", network.close)
+        if credentials := getattr(pool, "_proxy_auth", None):  # httpcore logs those for a SOCKS proxy.
+            pool._proxy_auth = tuple(map(HiddenBytes, credentials))  # noqa: SLF001
     return transport
 
 
