@@ -14,6 +14,7 @@ import pytest
 
 import stkai
 from stkai import AuthenticationError, BearerAuth, ClientCredentialsAuthProvider, RetryPolicy
+from stkai._auth import token_endpoint
 from stkai.testing import Answer, Edit, FakeClock, Hang, QuotaServer, Reset
 
 from ..support.secrecy import shown_by
@@ -39,19 +40,19 @@ def stranger() -> Iterator[QuotaServer]:
 async def test_a_token_endpoint_whose_head_arrives_byte_by_byte_holds_no_thread(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ClientCredentialsAuthProvider, "longest_fetch", 0.1)
+    monkeypatch.setattr(token_endpoint, "_TIMEOUT", 0.1)
 
     def talk(connection: socket.socket, stopped: threading.Event) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
         drip(connection, stopped, b"x" * 10_000, 0.02)
 
     with hostile(talk) as url:
-        provider = ClientCredentialsAuthProvider("id", "secret", url, clock=FakeClock())
+        provider = ClientCredentialsAuthProvider("id", "secret", url)
         client = world.client(transport_of(world, auth=provider, retry=None))
-        with pytest.raises(AuthenticationError, match=r"no access token came within 0\.1 s"):
+        with pytest.raises(AuthenticationError, match=r"no answer within the deadline of 0\.1 s"):
             await world.call(client.get, url)
         for thread in threading.enumerate():
-            if thread.name == "stkai-token":
+            if thread.name in {"stkai-token", "stkai-call"}:
                 thread.join(10)
                 assert not thread.is_alive()
         await world.close(client)

@@ -15,7 +15,7 @@ from .._log import logger
 from .._secrets import HoldsSecret, Secret
 from ..transports._auth.fetch import in_background, is_running, join
 from ..transports._auth.provider import AuthProvider
-from .token_endpoint import LONGEST_FETCH, TokenEndpoint
+from .token_endpoint import TokenEndpoint
 
 if TYPE_CHECKING:
     from .._config.models import AuthConfig, HttpConfig
@@ -55,7 +55,6 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
 
     DEFAULT_TOKEN_URL = DEFAULT_TOKEN_URL
     DEFAULT_REFRESH_MARGIN = DEFAULT_REFRESH_MARGIN
-    longest_fetch = LONGEST_FETCH
     token_is_for_all = True
 
     def __init__(
@@ -104,7 +103,7 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         if token is not None:
             return token
         self._endpoint.check_open()
-        fetch = join(self._renew, self.longest_fetch)
+        fetch = join(self._renew)
         fetch.wait()
         return cast("str", fetch.result())
 

@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 _TIMEOUT: Final = 30.0
 """Seconds for everything, including retries."""
 
-LONGEST_FETCH: Final = _TIMEOUT + 5.0
-"""Seconds of the system's clock after which a fetch is broken off; `_TIMEOUT` counts by the provider's."""
-
 _LONGEST_TOKEN: Final = 65_536
 """Characters; no server takes a header that is longer."""
 

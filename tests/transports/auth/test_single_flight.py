@@ -128,43 +128,6 @@ def test_a_program_that_gave_up_waiting_exits_at_once() -> None:
         assert done.stdout == "gave up\n"
 
 
-class Endless(Hanging):
-    """Nobody waits long for it."""
-
-    longest_fetch = 0.02
-
-
-async def test_waiting_for_a_fetch_is_bounded_and_the_next_caller_starts_a_new_one(world: World) -> None:
-    provider = Endless()
-    for number in (1, 2):
-        with pytest.raises(AuthenticationError, match=r"no access token came within 0\.02 s"):
-            await ask(world, provider, 10.0)
-        assert provider.asked == number
-    provider.go.set()
-    for thread in background():
-        thread.join(10)
-    assert not is_running(provider.get_access_token)
-
-
-async def test_callers_with_short_deadlines_are_not_held_up_by_a_fetch_that_has_taken_too_long(
-    world: World,
-) -> None:
-    provider = Endless()
-    too_late = (
-        DeadlineExceededError,
-        AuthenticationError,
-    )  # On a busy machine, the fetch itself has taken too long.
-    with pytest.raises(too_late):
-        await ask(world, provider, 0.001)
-    provider.go.wait(2 * Endless.longest_fetch)
-    with pytest.raises(too_late):
-        await ask(world, provider, 0.001)
-    assert provider.asked == 2
-    provider.go.set()
-    for thread in background():
-        thread.join(10)
-
-
 # Event loops
 
 

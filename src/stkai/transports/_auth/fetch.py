@@ -5,7 +5,6 @@ its parent's fetch.
 """
 
 import copy
-import math
 import os
 import sys
 import threading
@@ -14,12 +13,9 @@ from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final
 
 from ..._abandonable import Job
-from ..._clock import SystemClock
 from ..._errors import AuthenticationError, describe
 from ..._signals import raise_interrupt
 from .._options import ENTERED
-
-_now: Final = SystemClock.monotonic
 
 
 class Fetch(Job):
@@ -27,18 +23,15 @@ class Fetch(Job):
 
     Args:
         work: gets the token, usually a provider's method.
-        longest: seconds that it may take; then everyone stops waiting, it is given up, and the next caller starts
-            another one.
     """
 
-    def __init__(self, work: Callable[[], Any], longest: float) -> None:
+    def __init__(self, work: Callable[[], Any]) -> None:
         super().__init__(self._fetch, _outside_of_event_loops())
         self.key = key_of(work)
         self.starter: int | None = threading.get_ident()
-        self._fetches, self._longest = work, longest
-        self._until = _now() + longest
+        self._fetches = work
         self._token: Any = ""
-        self._failure: Exception | None = None
+        self._failure: AuthenticationError | None = None
 
     def _fetch(self) -> None:
         try:
@@ -48,46 +41,8 @@ class Fetch(Job):
         except Exception as error:  # noqa: BLE001 - raised in everyone who waits
             self._failure = failure_of(getattr(self._fetches, "__self__", self._fetches), error)
         finally:
-            self._leave()
-
-    def wait(self, seconds: float = math.inf) -> bool:
-        """Block for at most `seconds`; returns whether the fetch has ended.
-
-        Raises:
-            AuthenticationError: the fetch has taken longer than `longest`.
-        """
-        return super().wait(min(seconds, self.left())) or self._give_up_if_overdue()
-
-    async def await_(self, seconds: float = math.inf) -> bool:
-        """Suspend this task for at most `seconds`; returns whether the fetch has ended.
-
-        Raises:
-            AuthenticationError: the fetch has taken longer than `longest`.
-        """
-        return await super().await_(min(seconds, self.left())) or self._give_up_if_overdue()
-
-    def left(self) -> float:
-        """Seconds that it may still take."""
-        return self._until - _now()
-
-    def _give_up_if_overdue(self) -> bool:
-        if self.left() > 0:
-            return False
-        self.give_up()
-        raise self._too_long()
-
-    def give_up(self) -> None:
-        """Break it off, and let the next caller start another one."""
-        self._leave()
-        self.abandon()
-
-    def _too_long(self) -> AuthenticationError:
-        return AuthenticationError(f"no access token came within {self._longest:g} s")
-
-    def _leave(self) -> None:
-        """Let the next caller start another fetch."""
-        if _running.get(self.key) is self:
-            _running.pop(self.key, None)
+            if _running.get(self.key) is self:  # The next caller starts another fetch.
+                _running.pop(self.key, None)
 
     def result(self) -> Any:
         """The token, or the headers, of a fetch that has ended.
@@ -95,9 +50,7 @@ class Fetch(Job):
         Raises:
             AuthenticationError: a copy for each caller, since each error carries the request that failed with it.
         """
-        if self._failure is not None and self.is_abandoned:
-            raise self._too_long()
-        if isinstance(self._failure, AuthenticationError):
+        if self._failure is not None:
             raise copy.copy(self._failure) from self._failure.cause
         if self._error is not None:
             raise self._error
@@ -111,16 +64,13 @@ _running: Final[dict[Hashable, Fetch]] = {}
 """The fetches in progress, by process and by work."""
 
 
-def join(work: Callable[[], Any], longest: float = math.inf) -> Fetch:
-    """The fetch that does `work`: the one in progress, or a new one. It takes at most `longest` seconds.
+def join(work: Callable[[], Any]) -> Fetch:
+    """The fetch that does `work`: the one in progress, or a new one.
 
     Raises:
         RuntimeError: a signal handler asks for a token while it interrupts the start of this very fetch.
     """
-    mine = Fetch(work, longest)
-    found = _running.get(mine.key)
-    if found is not None and found.left() <= 0:
-        found.give_up()
+    mine = Fetch(work)
     try:
         fetch = _running.setdefault(mine.key, mine)
         if fetch is mine:

@@ -1,6 +1,5 @@
 """What the auth layer needs from a token source: `AuthProvider`, and `StaticToken`, the simplest one."""
 
-import math
 from abc import ABC, abstractmethod
 from typing import cast
 
@@ -19,13 +18,10 @@ class AuthProvider(ABC):
     `StaticToken`. To sign in another way than with a bearer token, override `get_auth_headers`.
 
     Attributes:
-        longest_fetch: seconds after which a background fetch is given up, and the next caller starts another one;
-            unlimited by default.
         token_is_for_all: whether every caller gets the same token, so that all share one fetch, whatever their context
             variables are. False by default: a provider may look up in a `ContextVar` for whom it gets a token.
     """
 
-    longest_fetch: float = math.inf
     token_is_for_all: bool = False
 
     @abstractmethod
@@ -65,7 +61,7 @@ class AuthProvider(ABC):
         token = self.cached_access_token()
         if token is not None:
             return token
-        fetch = join(self.get_access_token, self.longest_fetch)
+        fetch = join(self.get_access_token)
         await fetch.await_()
         return cast("str", fetch.result())
 

@@ -29,7 +29,7 @@ def get_token(provider: AuthProvider, seconds: float) -> Signature:
         if seconds == math.inf:
             with _named_errors(provider):
                 return _work(provider)()
-        fetch = join(_work(provider), provider.longest_fetch)
+        fetch = join(_work(provider))
         for patience in _patience(provider, seconds):
             if fetch.wait(patience):
                 return cast("Signature", fetch.result())
@@ -67,7 +67,7 @@ def _work(provider: AuthProvider) -> Callable[[], Signature]:
 async def _awork(provider: AuthProvider) -> Signature:
     if not has_own_headers(provider):
         return await provider.aget_access_token()
-    fetch = join(provider.get_auth_headers, provider.longest_fetch)
+    fetch = join(provider.get_auth_headers)
     await fetch.await_()
     return cast("Signature", fetch.result())
 
