@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 import httpx
 
+from ._clock import SystemClock
 from ._errors import RetryableError
 from ._event_loops import anyio, asyncio_loop, run_soon, running_loop
 
@@ -230,18 +231,13 @@ def do_within(seconds: float, work: Callable[[], Any]) -> Any:
     Raises:
         GivenUpError: it takes more than this many seconds.
     """
-    job, worker = Job(work), Worker()
+    worker, end = Worker(), SystemClock.monotonic() + seconds
     try:
-        worker.start(job)
+        return worker.do(work, lambda: end - SystemClock.monotonic())
     except NoThreadError:
         return work()
-    worker.release()
-    try:
-        if not job.wait(seconds):
-            raise GivenUpError
-        return job.result()
     finally:
-        job.abandon()
+        worker.release()
 
 
 def current_job() -> Job | None:

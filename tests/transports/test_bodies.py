@@ -9,7 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from stkai.transports._bodies import SHORT, BodyReader, adrain, aload, aread, drain, is_short, read
+from stkai.testing import FakeClock
+from stkai.transports import Attempt, Call, Drain, Flow, drive
+from stkai.transports._bodies import BodyReader, adrain, aload, aread, is_short, read
 
 from ..support.world import World
 
@@ -29,6 +31,14 @@ def forever() -> float:
     return 1.0
 
 
+def drain_in_thread(response: httpx.Response) -> None:
+    def flow() -> Flow:
+        yield Drain(response, 1.0)
+        return response
+
+    drive(flow(), Attempt(Call.start(httpx.Request("GET", "http://a/"), 0.0)), FakeClock())
+
+
 async def test_a_body_that_never_ends_is_loaded_up_to_the_limit(world: World) -> None:
     response = httpx.Response(401, stream=Endless())
     if world.is_async:
@@ -45,7 +55,7 @@ async def test_an_unwanted_body_that_never_ends_is_closed(world: World) -> None:
     if world.is_async:
         await adrain(response, 1.0)
     else:
-        drain(response, BodyReader(response, SHORT), forever)
+        drain_in_thread(response)
     assert response.is_closed
 
 

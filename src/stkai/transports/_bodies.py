@@ -146,14 +146,6 @@ class BodyReader:
         self._response.stream = family_of(self._response).ByteStream(b"".join(self.chunks))
 
 
-def drain(response: httpx.Response, reader: BodyReader, left: Callable[[], float]) -> None:
-    """Close the response, after reading a short body, if it comes quickly, so that the connection stays open."""
-    with suppress(Exception):  # The response is of no use any more, however it ends.
-        reader.fetch(left)
-    with suppress(Exception):
-        response.close()
-
-
 def is_short(response: httpx.Response) -> bool:
     """Whether a body is still to come, and not known to be long."""
     if response.is_closed or is_there(response):

@@ -10,8 +10,8 @@ except clean-up. The async driver does the same for tasks.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from .._families import alike
 from .._log import logger
 from .._sending import Sending
 from .._signals import raise_interrupt
-from ._bodies import SHORT, BodyReader, briefly, drain, is_short, is_there, limited, read, unlimited
+from ._bodies import SHORT, BodyReader, briefly, is_short, is_there, limited, read, unlimited
 from ._body_end import BRIEF, give_up
 from ._call import Attempt, require_open
 from ._operations import (
@@ -188,44 +188,32 @@ class _Bounded:
             unlimited(operation.request, request)
         return response
 
-    def _fetch(self, response: httpx.Response, limit: float, until: float) -> None:
-        """Make what arrives until then the body of the response."""
+    def _fetch(self, response: httpx.Response, limit: float, until: float, *, is_wanted: bool = True) -> None:
+        """Make what arrives until then the body of the response; to give up the rest is to close its connection."""
         reader = BodyReader(response, limit)
-        left = self._until(until)
+
+        def left() -> float:
+            return until - self._clock.monotonic()
+
         try:
             with self._in_time():
-                self._read(reader, partial(reader.fetch, left), left)
+                self.worker.do(partial(reader.fetch, left), left)
         except NoThreadError:
+            if not is_wanted:
+                raise
             reader.fetch(left)
-        except DeadlineExceededError:
-            if self.left() <= 0:
+        except BaseException as error:
+            reader.break_off()
+            if self.left() <= 0 or not isinstance(error, DeadlineExceededError):
                 raise
         reader.keep()
 
     def _drain(self, operation: Drain, seconds: float) -> None:
         response = operation.response
-        if seconds <= 0 or not is_short(response):
-            close_response(response)
-            return
-        reader = BodyReader(response, SHORT)
-        left = self._until(self._clock.monotonic() + seconds)
-        try:
-            self._read(reader, partial(drain, response, reader, left), left)
-        except GivenUpError:
-            pass
-        except NoThreadError:
-            close_response(response)
-
-    def _read(self, reader: BodyReader, work: Callable[[], Any], left: Callable[[], float]) -> None:
-        """Read a body in the other thread; to give it up is to close its connection."""
-        try:
-            self.worker.do(work, left)
-        except BaseException:
-            reader.break_off()
-            raise
-
-    def _until(self, instant: float) -> Callable[[], float]:
-        return lambda: instant - self._clock.monotonic()
+        if seconds > 0 and is_short(response):
+            with suppress(Exception):  # The response is of no use any more, however it ends.
+                self._fetch(response, SHORT, self._clock.monotonic() + seconds, is_wanted=False)
+        close_response(response)
 
     @contextmanager
     def _in_time(self) -> Iterator[None]:
