@@ -5,7 +5,7 @@ waiting. Nearly all calls are a single request: a chain is made only when an ans
 """
 
 import weakref
-from typing import Any, Final
+from typing import Final
 
 import httpx
 
@@ -59,15 +59,6 @@ class Chain:
         if self._is_challenged:
             request = self._request()
             self._signed = None if request is None else request.headers.get(_AUTHORIZATION)
-
-    def __copy__(self) -> "Chain":
-        return self
-
-    def __deepcopy__(self, memo: object) -> "Chain":
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()
 
 
 def chain_before(request: httpx.Request) -> Chain | None:
