@@ -67,21 +67,6 @@ def _unlisted(package: str, name: str, modules: tuple[str, ...]) -> Any:
     raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
 
 
-def import_whole(name: str) -> Any:
-    """Import a package completely or not at all.
-
-    When Ctrl-C interrupts an import, Python keeps the submodules that were complete, and does not set them as
-    attributes when the package is imported again: it would be broken for the rest of the process.
-    """
-    try:
-        return import_module(name)
-    except BaseException:
-        if name not in sys.modules:  # Otherwise another thread has started again.
-            for module in [module for module in sys.modules if module.startswith(f"{name}.")]:
-                sys.modules.pop(module, None)
-        raise
-
-
 def installed_version() -> str:
     """The version of stkai that is installed."""
     metadata = import_module("importlib.metadata")

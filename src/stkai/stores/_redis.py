@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from functools import cache
 from hashlib import sha1
+from importlib import import_module
 from importlib.resources import files
 from typing import Any, Final
 from urllib.parse import quote
@@ -18,7 +19,6 @@ from .._checks import SOME_SECONDS, check_number, even_half_made
 from .._clock import SystemClock
 from .._errors import ConfigurationError, missing_extra
 from .._forks import begin_in_each_process
-from .._lazy import import_whole
 from .._secrets import Secret, sealed
 from ._protocol import Ask, Law, Lease, Quota, Snapshot, check_share
 from ._share import FORGET
@@ -278,6 +278,6 @@ def connections(url: Secret, timeout: float) -> Connections:
 
 def _import_redis() -> Any:
     try:
-        return import_whole("redis")
+        return import_module("redis")
     except ImportError as error:
         raise missing_extra("sharing a quota through Redis", "redis") from error

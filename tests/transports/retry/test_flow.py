@@ -270,44 +270,6 @@ def test_tenacity_is_imported_only_for_a_second_attempt() -> None:
     assert output.stdout.split() == ["False", "True"]
 
 
-def test_an_interrupt_while_tenacity_is_imported_leaves_nothing_open_and_later_calls_are_retried() -> None:
-    program = """if True:
-        import sys, httpx, stkai
-        from stkai.transports import RetryTransport
-
-        class Interrupting:
-            def find_spec(self, name, path=None, target=None):
-                if name == "tenacity.tornadoweb" or name == "tenacity.wait":
-                    sys.meta_path.remove(self)
-                    raise KeyboardInterrupt
-
-        class Body(httpx.SyncByteStream):
-            is_open = True
-            def __iter__(self):
-                yield b""
-            def close(self):
-                self.is_open = False
-
-        sys.meta_path.insert(0, Interrupting())
-        bodies = [Body(), Body(), Body()]
-        answers = iter(zip([503, 503, 200], bodies))
-        def answer(request):
-            status, body = next(answers)
-            return httpx.Response(status, stream=body)
-        transport = RetryTransport(httpx.MockTransport(answer), stkai.RetryPolicy(initial_delay=0))
-        try:
-            transport.handle_request(httpx.Request("GET", "http://localhost"))
-        except KeyboardInterrupt:
-            print("interrupted", bodies[0].is_open)
-        print(transport.handle_request(httpx.Request("GET", "http://localhost")).status_code)
-        for attempt in stkai.Retrying():
-            with attempt:
-                print("attempted")
-    """
-    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert output.stdout.split() == ["interrupted", "False", "200", "attempted"]
-
-
 OUTCOMES = st.sampled_from(
     [
         200,

@@ -6,6 +6,7 @@ one nearly always succeeds and pays nothing for it.
 
 import warnings
 from functools import cache, partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
@@ -13,13 +14,12 @@ import httpx
 from ..._clock import unique_key
 from ..._errors import ConfigurationError
 from ..._families import alike
-from ..._lazy import import_whole
 from ...events import RetryScheduled
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._call import Attempt, can_resend, copy_request
 from .._context import Context
 from .._layer import Layer
-from .._operations import Close, Drain, Flow, Read, Sleep, Steps, Until
+from .._operations import Close, Drain, Flow, Read, Sleep, Until
 from .._options import NO_OPTIONS, UNSET
 from .policy import RetryPolicy, Situation
 
@@ -77,7 +77,8 @@ class _RetryFlow(LayerBase):
         else:
             if policy.is_final(response) or not can_resend(request):
                 return response
-            loop = yield from self._loop_after(response, policy, request, attempt)
+            loop = _Loop(policy, self, request, attempt)
+            loop.ended(response)
         return (yield from self._again(request, loop))
 
     def _prepared(self, request: httpx.Request, policy: RetryPolicy) -> httpx.Request:
@@ -90,17 +91,6 @@ class _RetryFlow(LayerBase):
             policy.budget.deposit(self.context.now())
         header = policy.idempotency_header
         return request if header is None else _keyed(request, header)
-
-    def _loop_after(
-        self, response: httpx.Response, policy: RetryPolicy, request: httpx.Request, attempt: Attempt
-    ) -> Steps["_Loop"]:
-        try:
-            loop = _Loop(policy, self, request, attempt)
-        except BaseException:  # An interrupt: tenacity is imported here.
-            yield Close(response)
-            raise
-        loop.ended(response)
-        return loop
 
     def _once(self, request: httpx.Request, attempt: Attempt, policy: RetryPolicy) -> Flow:
         """One attempt; reads the whole body if it is an answer that the caller wants whole."""
@@ -166,9 +156,9 @@ class _RetryFlow(LayerBase):
 @cache
 def _tenacity() -> Any:
     """tenacity, and its loop for one call, whose state need not be looked up by thread."""
-    tenacity = import_whole("tenacity")
+    tenacity: Any = import_module("tenacity")
 
-    class Retrying(tenacity.Retrying):  # type: ignore[misc, name-defined]
+    class Retrying(tenacity.Retrying):  # type: ignore[misc]
         iter_state: Any = None
         statistics: Any = None
 
