@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import httpx
 
@@ -35,14 +35,6 @@ class NoThreadError(RetryableError, httpx.ConnectError):
     """No thread could be started for a call with a deadline; nothing was sent."""
 
 
-class Breakable(Protocol):
-    """What a job sends, for those who give the job up."""
-
-    def break_off(self) -> None:
-        """Make the job fail, if it still waits for the head of the answer."""
-        ...
-
-
 class Job:
     """A piece of work for another thread; threads and tasks wait for its end, and may give it up.
 
@@ -54,7 +46,7 @@ class Job:
         self.is_done = False
         self._is_abandoned = False
         self._outer = current_job()
-        self._sending: Breakable | None = None
+        self._break_off: Callable[[], object] | None = None
         self._work: Callable[[], Any] | None = work
         self._context = context or copy_context()
         self._results: list[Any] = []
@@ -149,18 +141,18 @@ class Job:
                 del error
         return self._results.pop()
 
-    def sends(self, sending: Breakable | None) -> None:
-        """Note what it sends now, for those who give it up, or the job that it is a part of."""
-        self._sending = sending
+    def sends(self, break_off: Callable[[], object] | None) -> None:
+        """Note how to break off what it sends now, for those who give it up, or the job that it is a part of."""
+        self._break_off = break_off
         if self._outer is not None:
-            self._outer.sends(sending)
+            self._outer.sends(break_off)
 
     def abandon(self) -> None:
         """Give it up: it begins nothing new, what it sends is broken off, and a response that it returns is closed."""
         self._is_abandoned = True
-        sending = self._sending
-        if sending is not None:
-            sending.break_off()
+        break_off = self._break_off
+        if break_off is not None:
+            break_off()
         if self.is_done:
             self._discard()
 

@@ -48,7 +48,7 @@ class Sending:
         job = current_job()
         try:
             if job is not None:
-                job.sends(self)
+                job.sends(self.break_off)
             return send()
         finally:
             self.uses(None)
