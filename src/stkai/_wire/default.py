@@ -5,6 +5,8 @@ Each request leaves through the package that made it, httpx or httpx2.
 
 import os
 import ssl
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -41,36 +43,28 @@ class MakeWire(Protocol):
 def _make(
     config: "HttpConfig", family: Family, context: ssl.SSLContext, proxy: httpx.Proxy | None
 ) -> httpx.BaseTransport:
-    options = _options(config, family, context, proxy)
-    family.HTTPTransport(**options).close()  # An unusable proxy, for example, fails here.
-
-    def make() -> httpx.HTTPTransport:
-        return mended(family.HTTPTransport(**options))
-
+    make = _maker(family.HTTPTransport, config, family, context, proxy)
     return ConnectionPool(make, limits_of(config, family), family)
 
 
 def _make_async(
     config: "HttpConfig", family: Family, context: ssl.SSLContext, proxy: httpx.Proxy | None
 ) -> httpx.AsyncBaseTransport:
-    options = _options(config, family, context, proxy)
-    family.AsyncHTTPTransport(**options)  # It has no connection yet to close.
-
-    def make() -> httpx.AsyncHTTPTransport:
-        return mended(family.AsyncHTTPTransport(**options))
-
+    make = _maker(family.AsyncHTTPTransport, config, family, context, proxy)
     return WirePerLoop(lambda: AsyncConnectionPool(make, limits_of(config, family), family), family)
 
 
-def _options(
-    config: "HttpConfig", family: Family, context: ssl.SSLContext, proxy: httpx.Proxy | None
-) -> dict[str, Any]:
-    """The options of each of httpx's transports in a pool; it has room for one connection, and one request on it."""
+def _maker(
+    kind: Any, config: "HttpConfig", family: Family, context: ssl.SSLContext, proxy: httpx.Proxy | None
+) -> Callable[[], Any]:
+    """Makes httpx's transports of this kind; each has room for one connection, and one request on it."""
     if config.http2 and find_spec("h2") is None:
         raise missing_extra("HTTP/2 (STKAI_HTTP_HTTP2)", "http2")
     expiry = config.keepalive_expiry
     limits = family.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=expiry)
-    return {"verify": context, "http2": config.http2, "proxy": proxy, "limits": limits}
+    make = partial(kind, verify=context, http2=config.http2, proxy=proxy, limits=limits)
+    make()  # An unusable proxy, for example, fails here; there is no connection yet to close.
+    return lambda: mended(make())
 
 
 class _Router:
