@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from stkai.stores import Ask, Law, Refusal, _redis
-from stkai.stores._file import SLOT, Record, length_of, number_of, unpack
 from stkai.stores._share import State
 from stkai.stores._step import amend, forget, look, step
 
@@ -113,7 +112,7 @@ def check_one_sequence(lua: InLua, seed: int) -> None:
         group.leases[ask.member] = expected.id
         assert plain(astuple(lua.store.lease(ask))) == about(astuple(expected)), (seed, number, ask)
         assert astuple(step(stored, ask, lua.now)) == astuple(expected), (seed, number, ask)
-        stored = through_a_file(stored, chance.randrange(1000))
+        stored = State.unpack(stored.pack())
         epoch = expected.epoch
         if chance.random() < 0.1:
             version = state.version - (chance.random() < 0.2)
@@ -131,17 +130,6 @@ def check_one_sequence(lua: InLua, seed: int) -> None:
             assert lua.store.reset(ask.share) is was_used
             assert lua.store.look(ask.share) is None
             assert forget(state, lua.now) is forget(stored, lua.now) is was_used
-
-
-def through_a_file(state: State, number: int) -> State:
-    record = Record(number, "boot", 1.0, state)
-    content = record.pack()
-    assert number_of(content) == number
-    assert length_of(content) == len(content)
-    assert record.offset in (0, SLOT)
-    read = unpack(content)
-    assert read is not None
-    return read.state
 
 
 @pytest.mark.no_cover

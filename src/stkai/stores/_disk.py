@@ -22,9 +22,7 @@ _FLAGS: Final = (
     os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 )
 
-_SPINS: Final = 8
 _LONGEST_NAP: Final = 0.0005
-_YIELD: Final = getattr(os, "sched_yield", lambda: None)  # Windows has none.
 
 
 def default_directory() -> Path:
@@ -121,19 +119,8 @@ if sys.platform == "win32":
         os.lseek(fd, _BYTE, os.SEEK_SET)
         msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
 
-    def read_at(fd: int, size: int, offset: int) -> bytes:
-        os.lseek(fd, offset, os.SEEK_SET)
-        return os.read(fd, size)
-
-    def write_at(fd: int, content: bytes, offset: int) -> int:
-        os.lseek(fd, offset, os.SEEK_SET)
-        return os.write(fd, content)
-
 else:
     import fcntl
-
-    read_at = os.pread
-    write_at = os.pwrite
 
     def try_lock(fd: int) -> bool:
         """Take the lock if it is free."""
@@ -154,13 +141,7 @@ def lock(fd: int, timeout: float, clock: Clock) -> None:
     A blocking kernel lock has no timeout, and its holder may be stopped, so this polls: the lock is held for
     microseconds only.
     """
-    if try_lock(fd):
-        return
     until = clock.monotonic() + timeout
-    for _ in range(_SPINS):
-        _YIELD()
-        if try_lock(fd):
-            return
     nap = 1e-6
     while not try_lock(fd):
         if clock.monotonic() >= until:

@@ -32,12 +32,10 @@ _BACKWARDS: Final = 5.0
 SLOT: Final = 1 << 21
 """The offset of the second slot, and the size of both: for 12,000 members. What is not written takes no space."""
 
-_MAGIC: Final = b"stkai\x00\x00\x04"
-_ENVELOPE: Final = struct.Struct("<8sII")
-_NUMBER: Final = struct.Struct("<Q")
+_MAGIC: Final = b"stkai\x00\x00\x05"
 
-_PREFIX: Final = _ENVELOPE.size + _NUMBER.size
-"""Bytes that differ between one content of a slot and another: magic, checksum, length and number."""
+_HEAD: Final = struct.Struct("<8sII")
+"""What a slot begins with: magic, length and checksum of its text."""
 
 clock = SystemClock()
 
@@ -59,18 +57,27 @@ class FileStore(LocalStore):
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._private = path is None
         self.path = _disk.default_directory() if path is None else Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100
-        self._files: dict[str, _StateFile] = {}
         with suppress(OSError):  # Not available now; every lease tries again.
             _disk.make_directory(self.path, private=self._private)
 
     def _change(self, share: str, work: Callable[[State, float], T]) -> T:
-        return self._file(share).change(work)
+        # Opened anew in each step: a lock belongs to what was opened, which a fork would share.
+        with _disk.open_state(self._file(share), private=self._private) as file:
+            _disk.lock(file.fileno(), _LOCK_TIMEOUT, clock)
+            try:
+                now = clock.monotonic()
+                number, state = _read(file, now)
+                result = work(state, now)
+                _write(file, number + 1, state)
+            finally:
+                _disk.unlock(file.fileno())
+        return result
 
     def look(self, share: str) -> Snapshot | None:
-        return super().look(share) if self._file(share).path.is_file() else None
+        return super().look(share) if self._file(share).is_file() else None
 
     def reset(self, share: str) -> bool:
-        return self._file(share).path.is_file() and super().reset(share)
+        return self._file(share).is_file() and super().reset(share)
 
     def has_older_members(self, share: str) -> bool:
         """Whether members of version 2 use the share now; they keep their own state, and do not share with these."""
@@ -81,19 +88,14 @@ class FileStore(LocalStore):
         return clock.utcnow().timestamp() - written < FORGET
 
     def close(self) -> None:
-        """Forget what was read; no file stays open between two calls."""
-        self._files.clear()
+        """Do nothing: no file stays open between two calls."""
 
     @even_half_made
     def __repr__(self) -> str:
         return f"FileStore({str(self.path)!r})"
 
-    def _file(self, share: str) -> "_StateFile":
-        file = self._files.get(share)
-        if file is None:
-            path = self.path / file_name(check_share(share), ".share4")
-            file = self._files.setdefault(share, _StateFile(path, private=self._private))
-        return file
+    def _file(self, share: str) -> Path:
+        return self.path / file_name(check_share(share), ".share5")
 
 
 class Record(NamedTuple):
@@ -103,105 +105,53 @@ class Record(NamedTuple):
         number: counts the writes; the slot with the higher number is the newer.
         boot: identifies the boot of the machine that wrote it.
         wall: seconds since 1970 at the time of writing.
-        state: the share's state.
+        state: the share's state, packed.
     """
 
     number: int
     boot: str
     wall: float
-    state: State
-
-    @property
-    def offset(self) -> int:
-        """The offset of its slot in the file."""
-        return self.number % 2 * SLOT
-
-    def pack(self) -> bytes:
-        """The slot's content."""
-        text = f"{self.boot} {self.wall!r}\n{self.state.pack()}"
-        body = _NUMBER.pack(self.number) + text.encode()
-        if len(body) > SLOT - _ENVELOPE.size:
-            raise ValueError(f"the state has {len(body)} bytes; at most {SLOT - _ENVELOPE.size} are allowed")
-        return _ENVELOPE.pack(_MAGIC, crc32(body), len(body)) + body
+    state: str
 
 
-def number_of(prefix: bytes) -> int:
-    """The number of a slot that begins with this prefix; -1 if it is not a slot of ours."""
-    if len(prefix) < _PREFIX or not prefix.startswith(_MAGIC):
-        return -1
-    number: int = _NUMBER.unpack_from(prefix, _ENVELOPE.size)[0]
-    return number
+def _read(file: FileIO, now: float) -> tuple[int, State]:
+    """The number of the last write, and the state that it wrote, or a new one if that cannot be used."""
+    record = max(filter(None, (_slot(file, offset) for offset in (0, SLOT))), default=None)
+    if record is None:
+        return 0, State.new(now)
+    if record.boot != _boot_id():
+        _check_alone(record, now)
+    else:
+        state = State.unpack(record.state)
+        if state.at - state.offset <= now + _BACKWARDS:
+            return record.number, state
+    return record.number, State.new(now)
 
 
-def length_of(prefix: bytes) -> int:
-    """The length of the content of a slot that begins with this prefix."""
-    return min(SLOT, _ENVELOPE.size + int(_ENVELOPE.unpack_from(prefix)[2]))
-
-
-def unpack(content: bytes) -> Record | None:
-    """The record in a slot's content; None if it is damaged."""
-    magic, checksum, length = _ENVELOPE.unpack_from(content)
-    body = content[_ENVELOPE.size :]
-    if magic != _MAGIC or length != len(body) or crc32(body) != checksum:
+def _slot(file: FileIO, offset: int) -> Record | None:
+    """The record in a slot; None if it is damaged."""
+    file.seek(offset)
+    head = file.read(_HEAD.size)
+    if len(head) < _HEAD.size or not head.startswith(_MAGIC):
         return None
-    about, _, state = body[_NUMBER.size :].decode().partition("\n")
-    boot, wall = about.split(" ")
-    return Record(number_of(content), boot, float(wall), State.unpack(state))
+    _, length, checksum = _HEAD.unpack(head)
+    body = file.read(min(length, SLOT))
+    if crc32(body) != checksum:
+        return None
+    number, boot, wall, state = body.decode().split("\n", 3)
+    return Record(int(number), boot, float(wall), state)
 
 
-class _StateFile:
-    """The file of one share. Each step opens it anew: a lock belongs to what was opened, which a fork would share."""
-
-    def __init__(self, path: Path, *, private: bool) -> None:
-        self.path, self._private = path, private
-        # The record that was written last, with its beginning; None if a step failed.
-        self._known: tuple[Record, bytes] | None = None
-
-    def change(self, work: Callable[[State, float], T]) -> T:
-        """Lock the file, read the state, call `work(state, now)`, and write the state."""
-        with _disk.open_state(self.path, private=self._private) as file:
-            _disk.lock(file.fileno(), _LOCK_TIMEOUT, clock)
-            try:
-                now = clock.monotonic()
-                record = self._read(file, now)
-                result = work(record.state, now)
-                self._write(file, record)
-            finally:
-                _disk.unlock(file.fileno())
-        return result
-
-    def _read(self, file: FileIO, now: float) -> Record:
-        """The record in the file, or a new one if there is no usable record."""
-        prefixes = [_disk.read_at(file.fileno(), _PREFIX, offset) for offset in (0, SLOT)]
-        numbers = [number_of(prefix) for prefix in prefixes]
-        newer = int(numbers[1] > numbers[0])
-        known, self._known = self._known, None
-        if known is not None and known[1] == prefixes[newer]:
-            return known[0]
-        boot = _boot_id()
-        for slot in (newer, 1 - newer):
-            record = None
-            if numbers[slot] >= 0:
-                record = unpack(_disk.read_at(file.fileno(), length_of(prefixes[slot]), slot * SLOT))
-            if record is None:
-                continue
-            if record.boot != boot:
-                _check_alone(record, now)
-            elif record.state.at - record.state.offset <= now + _BACKWARDS:
-                return record
-            break
-        return Record(max(0, *numbers), boot, 0.0, State.new(now))
-
-    def _write(self, file: FileIO, record: Record) -> None:
-        """Write the state into the other slot."""
-        record = record._replace(number=record.number + 1, wall=clock.utcnow().timestamp())
-        content = record.pack()
-        written = _disk.write_at(file.fileno(), content, record.offset)
-        if written != len(content):
-            raise OSError(
-                f"only {written} of {len(content)} bytes of the state were written: is the disk full?"
-            )
-        self._known = record, content[:_PREFIX]
+def _write(file: FileIO, number: int, state: State) -> None:
+    """Write the state into the other slot."""
+    body = f"{number}\n{_boot_id()}\n{clock.utcnow().timestamp()!r}\n{state.pack()}".encode()
+    content = _HEAD.pack(_MAGIC, len(body), crc32(body)) + body
+    if len(content) > SLOT:
+        raise ValueError(f"the state has {len(content)} bytes; at most {SLOT} are allowed")
+    file.seek(number % 2 * SLOT)
+    written = file.write(content)
+    if written != len(content):
+        raise OSError(f"only {written} of {len(content)} bytes of the state were written: is the disk full?")
 
 
 def _check_alone(record: Record, now: float) -> None:
