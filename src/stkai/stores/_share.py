@@ -53,59 +53,41 @@ class MemberState:
     fresh: list[Range] = field(default_factory=list)  # Those of the last answer, which may not have arrived.
 
     def pack(self) -> str:
-        """The member as a line of JSON, which begins with `due`."""
-        return json.dumps(_values_of(self))
+        """The member as a list in JSON, which begins with `due`."""
+        return json.dumps(_values_of_member(self))
 
     @classmethod
     def unpack(cls, packed: str) -> "MemberState":
-        values = json.loads(packed)
-        values[-2:] = map(_tuples, values[-2:])
-        return cls(*values)
+        member = cls(*json.loads(packed))
+        member.old, member.fresh = _tuples(member.old), _tuples(member.fresh)
+        return member
+
+
+_values_of_member: Final = attrgetter(*(each.name for each in fields(MemberState)))
 
 
 def _tuples(rows: Iterable[Iterable[Any]]) -> list[Any]:
     """Rows that were read from JSON, which has no tuples."""
-    return [tuple(row) for row in rows]
+    return list(map(tuple, rows))
 
 
-_values_of: Final = attrgetter(*(each.name for each in fields(MemberState)))
-
-
-class Members:
+class Members(dict[str, str]):
     """The members of a share by name. They stay packed but for the one that a step needs, so that it costs about the
-    same for any number of them; a member that has changed must be stored again.
-
-    Args:
-        lines: of each member its name as JSON and what `MemberState.pack` made of it, separated by a tab.
+    same for any number of them; a member that has changed must be packed again.
     """
 
-    def __init__(self, lines: Iterable[str] = ()) -> None:
-        self._packed = dict(line.split("\t", 1) for line in lines)
-
-    def lines(self) -> list[str]:
-        return [f"{key}\t{packed}" for key, packed in self._packed.items()]
-
-    def get(self, name: str) -> MemberState | None:
-        packed = self._packed.get(json.dumps(name))
+    def find(self, name: str) -> MemberState | None:
+        packed = self.get(name)
         return None if packed is None else MemberState.unpack(packed)
-
-    def __setitem__(self, name: str, member: MemberState) -> None:
-        self._packed[json.dumps(name)] = member.pack()
-
-    def __delitem__(self, name: str) -> None:
-        self._packed.pop(json.dumps(name), None)
 
     def overdue(self, now: float, most: int) -> list[tuple[str, MemberState]]:
         """The first members whose `due` is not after `now`."""
-        dues = [(float(packed[1 : packed.index(",")]), key) for key, packed in self._packed.items()]
-        keys = sorted((due, key) for due, key in dues if due <= now)[:most]
-        return [(json.loads(key), MemberState.unpack(self._packed[key])) for _, key in keys]
-
-    def __len__(self) -> int:
-        return len(self._packed)
+        dues = [(float(packed[1 : packed.index(",")]), name) for name, packed in self.items()]
+        names = sorted((due, name) for due, name in dues if due <= now)[:most]
+        return [(name, MemberState.unpack(self[name])) for _, name in names]
 
     def all(self) -> list[MemberState]:
-        return list(map(MemberState.unpack, self._packed.values()))
+        return list(map(MemberState.unpack, self.values()))
 
 
 @dataclass(slots=True)
@@ -135,17 +117,18 @@ class State(Calendar):
         return cls(-now, epoch=epoch, version=epoch, id=epoch)
 
     def pack(self) -> str:
-        """A line of JSON, and one for each member."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        del values["members"]
-        return "\n".join([json.dumps(values), *self.members.lines()])
+        """The state as a list in JSON."""
+        return json.dumps(_values_of_state(self))
 
     @classmethod
     def unpack(cls, packed: str) -> "State":
-        first, *lines = packed.split("\n")
-        values = json.loads(first)
-        values.update({name: _tuples(values[name]) for name in ("free", "window")})
-        return cls(**values | {"quota": Quota(*values["quota"]), "members": Members(lines)})
+        state = cls(*json.loads(packed))
+        state.free, state.window = _tuples(state.free), _tuples(state.window)
+        state.quota, state.members = Quota(*state.quota), Members(state.members)
+        return state
+
+
+_values_of_state: Final = attrgetter(*(each.name for each in fields(State)))
 
 
 def settle(s: State, m: MemberState, ask: Ask, now: float) -> bool:
@@ -237,7 +220,7 @@ def sweep(s: State, now: float) -> None:
         m.old, m.fresh, m.units, m.units_fresh, m.waiting = [], [], 0.0, 0.0, 0
         m.due = m.seen + FORGET
         if m.due > now:
-            s.members[name] = m
+            s.members[name] = m.pack()
         else:
             del s.members[name]
 

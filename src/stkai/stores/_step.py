@@ -42,7 +42,7 @@ def step(s: State, ask: Ask, now: float) -> Lease:
         s.is_new = True
     now = advance(s, now)
     sweep(s, now)
-    m = s.members.get(ask.member)
+    m = s.members.find(ask.member)
     if m is None:
         m = MemberState(epoch=s.epoch, used=ask.used, lapsed=ask.lapsed, units_used=ask.units_used)
     elif ask.seq < m.seq or 0 < ask.seq == m.seq:
@@ -66,7 +66,7 @@ def step(s: State, ask: Ask, now: float) -> Lease:
     s.id += 1
     m.before, m.id = -1 if is_void else ask.lease_id, s.id
     m.due = due(m)
-    s.members[ask.member] = m
+    s.members[ask.member] = m.pack()
     lease = _answer(s, ask.share, m, now, is_void=is_void, again=again, new=True)
     if ask.leaving:
         uncount(s, m)
