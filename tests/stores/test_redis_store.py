@@ -221,7 +221,7 @@ def test_members_that_fell_silent_are_forgotten_a_few_at_a_time(server: Server) 
             now += 0.01
             one.lease()
         assert one.lease().members == 1
-        assert client.hlen("stkai:{team}:v4:members") == client.zcard("stkai:{team}:v4:dues") == 1
+        assert client.hlen("stkai:{team}:v5:members") == client.zcard("stkai:{team}:v5:dues") == 1
 
 
 def test_members_that_the_server_evicted_are_not_counted(server: Server) -> None:
@@ -231,7 +231,7 @@ def test_members_that_the_server_evicted_are_not_counted(server: Server) -> None
         store._instant = lambda: repr(now)  # type: ignore[method-assign]
         clients = [Client(store, name) for name in "abc"]
         assert [each.lease().members for each in clients] == [1, 2, 3]
-        client.delete("stkai:{team}:v4:members")
+        client.delete("stkai:{team}:v5:members")
         now += 1
         lease = clients[0].lease()
         assert (lease.members, lease.active) == (1, 1)

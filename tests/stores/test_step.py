@@ -178,12 +178,13 @@ def test_no_window_has_more_permits_than_promised(
         assert len(uses) >= 0.9 * rate * 5 * window
 
 
-def test_a_message_that_arrives_twice_gets_the_same_answer_and_changes_nothing() -> None:
+def test_a_message_that_arrives_twice_changes_nothing() -> None:
     state = State.new(0.0)
     client = Client("a")
     ask = client.ask({"rate": 10.0, "burst": 5.0}, 0, 3)
     first = step(state, ask, 1.0)
-    assert step(state, ask, 1.0) == first
+    again = step(state, ask, 1.0)
+    assert (again.id, again.count, again.void) == (first.id, 0, True)
     assert (state.leased, state.returned) == (3, 0)
     client.hear(first, 1.0)
     client.use(1.0, random.Random(1), 1.0)  # noqa: S311
@@ -203,6 +204,18 @@ def test_a_message_that_a_later_one_overtook_changes_nothing() -> None:
     before = state.credit, state.used, state.returned
     assert step(state, stale, 1.3).void
     assert (state.credit, state.used, state.returned) == before
+
+
+def test_what_was_sent_in_an_outage_is_charged_once_though_an_answer_is_lost() -> None:
+    state = State.new(0.0)
+    client = Client("a")
+    quota = {"rate": 50.0, "burst": 20.0}
+    client.hear(step(state, client.ask(quota, 0, 0), 1.0), 1.0)
+    step(state, client.ask(quota, 0, 0, own=5), 2.0)  # Its answer is lost.
+    client.hear(step(state, client.ask(quota, 0, 0, own=7), 2.1), 2.1)
+    assert (state.leased, state.used) == (7, 7)
+    client.hear(step(state, client.ask(quota, 0, 0, own=2), 3.0), 3.0)
+    assert (state.leased, state.used) == (9, 9)
 
 
 def test_an_older_state_that_is_restored_gives_no_permit_again() -> None:

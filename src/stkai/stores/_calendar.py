@@ -53,9 +53,7 @@ class Calendar:
     free: list[Range] = field(default_factory=list)  # Places that members gave back.
     credit: float = 0.0  # Permits that may be used at once.
     most: int = 0  # Permits that may be used in any window; 0 without such a promise.
-    # Permits of the last window or leased ahead, and their sum.
-    window: list[Entry] = field(default_factory=list)
-    within: int = 0
+    window: list[Entry] = field(default_factory=list)  # Permits of the last window or leased ahead.
     units: float = 0.0  # Left; negative while there is a debt.
     paused: float = NEVER  # When the pause ends.
     leased: int = 0  # Permits by what became of them.
@@ -93,8 +91,9 @@ def advance(s: Calendar, now: float) -> float:
         # The permit at `next` is part of the burst, too.
         s.credit += min((at - s.next) * s.rate, max(0.0, s.burst - 1 - s.credit))
         s.next = at
-    if s.window:
-        prune(s, at)
+    since = at - _length(s)
+    if s.window and s.window[0][0] <= since:
+        s.window = [entry for entry in s.window if entry[0] > since]
     return at
 
 
@@ -151,7 +150,7 @@ def place(s: Calendar, places: int, now: float) -> Range:
 
 def opening(s: Calendar) -> float:
     """The earliest instant at which the window has room for another permit."""
-    surplus = s.within - s.most
+    surplus = _within(s) - s.most
     if surplus < 0:
         return NEVER
     for instant, places in s.window:
@@ -161,17 +160,8 @@ def opening(s: Calendar) -> float:
     return NEVER
 
 
-def prune(s: Calendar, now: float) -> None:
-    """Drop what is a window old."""
-    since = now - _length(s)
-    if s.window[0][0] <= since:
-        s.window = [entry for entry in s.window if entry[0] > since]
-        s.within = sum(places for _, places in s.window)
-
-
 def note(s: Calendar, first: float, gap: float, places: int) -> None:
     """Enter permits into the window."""
-    s.within += places
     while places > 0:
         instant, together = _entry(s, first, gap, places)
         index = len(s.window)
@@ -184,28 +174,17 @@ def note(s: Calendar, first: float, gap: float, places: int) -> None:
         first, places = first + together * gap, places - together
 
 
-def forgive_latest(s: Calendar, places: int) -> None:
-    """Take permits that were given back out of the window, which were used a short while ago."""
-    for index in range(len(s.window) - 1, -1, -1):
-        instant, together = s.window[index]
-        if instant <= s.at and places > 0:
-            part = min(places, together)
-            s.window[index : index + 1] = [(instant, together - part)] if together > part else []
-            s.within -= part
-            places -= part
-
-
 def forgive(s: Calendar, first: float, gap: float, places: int) -> None:
-    """Take these permits out of the window."""
+    """Take permits out of the window, of each place the latest that is not after it."""
     while places > 0:
         instant, together = _entry(s, first, gap, places)
-        for index, (entered, number) in enumerate(s.window):
-            if abs(entered - instant) <= _SAME:
+        first, places = first + together * gap, places - together
+        for index in range(len(s.window) - 1, -1, -1):
+            entered, number = s.window[index]
+            if together and entered <= instant + _SAME:
                 part = min(number, together)
                 s.window[index : index + 1] = [(entered, number - part)] if number > part else []
-                s.within -= part
-                break
-        first, places = first + together * gap, places - together
+                together -= part
 
 
 def _entry(s: Calendar, first: float, gap: float, places: int) -> tuple[float, int]:
@@ -219,7 +198,7 @@ def _entry(s: Calendar, first: float, gap: float, places: int) -> tuple[float, i
 
 def fit(s: Calendar, first: float, gap: float, places: int) -> int:
     """How many of these permits the windows around them have room for."""
-    if s.within + places <= s.most:
+    if _within(s) + places <= s.most:
         return places
     length = _length(s)
     if gap and s.window and s.window[-1][0] > first + _SAME:
@@ -237,6 +216,11 @@ def fit(s: Calendar, first: float, gap: float, places: int) -> int:
                 left += 1
             most = max(most, inside)
     return min(places, s.most - most)
+
+
+def _within(s: Calendar) -> int:
+    """Permits of the last window or leased ahead."""
+    return sum(places for _, places in s.window)
 
 
 def _length(s: Calendar) -> float:

@@ -92,8 +92,8 @@ class Ask(NamedTuple):
         started: when the member started, or last changed its quota, in seconds since 1970.
         age: seconds since then. If quotas differ, the youngest member is right; `started` decides between members that
             started within a second of each other.
-        seq: numbers the calls of this member, from 1; a message that a later one overtook changes nothing, and one that
-            is repeated gets the same answer. 0 if the member does not number them.
+        seq: numbers the calls of this member, from 1; a message that is repeated, or that a later one overtook,
+            changes nothing. 0 if the member does not number them.
         lease_id: the lease that the member holds; 0 if it holds none.
         used: total of the permits used.
         lapsed: total of the permits that the member gave up because their time had passed.

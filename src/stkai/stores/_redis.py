@@ -87,7 +87,7 @@ class RedisStore:
 
     def has_older_members(self, share: str) -> bool:
         """Whether members of version 2 use the share now; they keep their own state, and do not share with these."""
-        members = _keys(share)[1].removesuffix(b"v4:members") + b"members"
+        members = _keys(share)[1].removesuffix(b"v5:members") + b"members"
         now, _ = self._server.run("TIME")
         return bool(self._server.run("ZCOUNT", members, int(now) - FORGET, "+inf"))
 
@@ -137,7 +137,7 @@ def _keys(share: str) -> tuple[bytes, ...]:
     name, kind = check_share(share), ""
     if "{" in name or "}" in name:
         name, kind = quote(name, safe=""), "encoded:"
-    return tuple(f"stkai:{{{name}}}:{kind}{part}".encode() for part in ("v4:state", "v4:members", "v4:dues"))
+    return tuple(f"stkai:{{{name}}}:{kind}{part}".encode() for part in ("v5:state", "v5:members", "v5:dues"))
 
 
 def _text(value: str | bytes) -> str:

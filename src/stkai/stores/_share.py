@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any, Final
 
-from ._calendar import NEVER, Calendar, Range, count, cut, end, forgive, forgive_latest, give, merged, release
+from ._calendar import NEVER, Calendar, Range, count, cut, end, forgive, give, merged, release
 from ._protocol import Ask, Quota
 
 FORGET: Final = 10.0
@@ -44,7 +44,7 @@ class MemberState:
     units: float = 0.0  # That it holds, without those of the last answer.
     units_fresh: float = 0.0
     waiting: int = 0  # Requests.
-    written_off: int = 0  # Permits that expired, and may still turn out to have been used.
+    own: int = 0  # What its last message said that it had sent without a lease.
     seq: int = 0  # Its last call.
     seen: float = 0.0  # When that came.
     counted: bool = False  # As active.
@@ -144,12 +144,9 @@ def settle(s: State, m: MemberState, ask: Ask, now: float) -> bool:
     ranges = merged(m.old, m.fresh)
     keeps = known and not ask.leaving
     held = min(ask.held, count(ranges)) if keeps else 0
-    late = min(m.written_off, max(0, used + lapsed))  # Of permits that expired, only the books change.
-    m.written_off = 0
-    front, rest = cut(ranges, max(0, used + lapsed - late))
-    ended = late + count(front)
+    front, rest = cut(ranges, max(0, used + lapsed))
+    ended = count(front)
     unused = ended - min(used, ended)
-    s.expired -= late
     s.used += ended - unused
     s.usage += max(0, ended - unused)
     if unused > 0:
@@ -157,10 +154,8 @@ def settle(s: State, m: MemberState, ask: Ask, now: float) -> bool:
         give(s, min(unused, max(0, lapsed)) if front else max(0, -used))
         if s.most:
             # Which of them were not used is unknown. To be safe, the earlier ones leave the window.
-            early = cut(front, unused)[0]
-            for first, gap, places in early:
+            for first, gap, places in [*cut(front, unused)[0], (s.at, 0.0, unused - ended)]:
                 forgive(s, first, gap, places)
-            forgive_latest(s, unused - count(early))
     kept, tail = cut(rest, held)
     release(s, tail, now)
     units = ask.units if keeps else 0.0
@@ -194,14 +189,12 @@ def void(s: State, now: float) -> None:
     s.next = max(now, s.paused)
     s.free = []
     s.window = [entry for entry in s.window if entry[0] <= now]
-    s.within = sum(places for _, places in s.window)
 
 
 def void_old(s: State, m: MemberState) -> bool:
     """Void the member's lease if it is of an older epoch."""
     if m.epoch == s.epoch:
         return False
-    m.written_off += count(m.old) + count(m.fresh)
     m.old, m.fresh, m.id, m.before, m.epoch = [], [], -1, -1, s.epoch
     return True
 
@@ -213,10 +206,9 @@ def sweep(s: State, now: float) -> None:
     overdue = s.members.overdue(now, _SWEPT)
     s.sweep_at = now if len(overdue) == _SWEPT else now + _SWEEP
     for name, m in overdue:
-        held = count(m.old) + count(m.fresh)
-        s.expired += held if m.epoch == s.epoch else 0
+        if m.epoch == s.epoch:
+            s.expired += count(m.old) + count(m.fresh)
         uncount(s, m)
-        m.written_off += held
         m.old, m.fresh, m.units, m.units_fresh, m.waiting = [], [], 0.0, 0.0, 0
         m.due = m.seen + FORGET
         if m.due > now:

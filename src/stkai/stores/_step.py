@@ -9,13 +9,13 @@ is the same code for Redis; a test checks that both agree. Stores in this proces
 import copy
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Final, TypeVar
 
 from .._checks import clock_or_system
 from .._clock import Clock
-from ._calendar import NEVER, ROUND, USAGE_SPAN, advance, count, merged, note, opening, place
+from ._calendar import NEVER, ROUND, USAGE_SPAN, Range, advance, count, merged, note, opening, place
 from ._protocol import AHEAD, BOOKS, Ask, Law, Lease, Snapshot
 from ._share import FORGET, MemberState, State, due, settle, sweep, uncount, void, void_old, wait
 
@@ -45,13 +45,14 @@ def step(s: State, ask: Ask, now: float) -> Lease:
     m = s.members.find(ask.member)
     if m is None:
         m = MemberState(epoch=s.epoch, used=ask.used, lapsed=ask.lapsed, units_used=ask.units_used)
-    elif ask.seq < m.seq or 0 < ask.seq == m.seq:
-        # A later message overtook it; or it is repeated, and gets the same answer.
-        is_valid = ask.seq == m.seq and m.epoch == s.epoch
-        return _answer(s, ask.share, m, now, is_void=not is_valid or m.before < 0, new=is_valid)
-    if ask.own and (ask.seq > m.seq or not m.seq):
-        _charge(s, ask.own, ask.own_seconds, now)
-    m.seq = ask.seq
+    elif 0 < ask.seq <= m.seq:
+        # A later message overtook it, or it came before.
+        return _answer(s, ask.share, m, now, is_void=True)
+    # What it has said without receiving the answer, it says again.
+    own = ask.own if ask.lease_id == m.id else max(0, ask.own - m.own)
+    if own:
+        _charge(s, own, ask.own_seconds, now)
+    m.seq, m.own = ask.seq, ask.own
     _agree(s, ask, now)
     if s.is_new:
         s.is_new = False
@@ -67,7 +68,7 @@ def step(s: State, ask: Ask, now: float) -> Lease:
     m.before, m.id = -1 if is_void else ask.lease_id, s.id
     m.due = due(m)
     s.members[ask.member] = m.pack()
-    lease = _answer(s, ask.share, m, now, is_void=is_void, again=again, new=True)
+    lease = _answer(s, ask.share, m, now, m.fresh, is_void=is_void, again=again)
     if ask.leaving:
         uncount(s, m)
         del s.members[ask.member]
@@ -223,9 +224,15 @@ def _queue(s: State, now: float) -> float:
 
 
 def _answer(
-    s: State, share: str, m: MemberState, now: float, *, is_void: bool, again: float = 0.0, new: bool = False
+    s: State,
+    share: str,
+    m: MemberState,
+    now: float,
+    fresh: Sequence[Range] = (),
+    *,
+    is_void: bool,
+    again: float = 0.0,
 ) -> Lease:
-    fresh = m.fresh if new else ()
     return Lease(
         m.id,
         Law(share, s.rate, s.burst, s.memory, s.version, now - s.written),

@@ -68,24 +68,14 @@ end
 -- The window.
 local function length(s) return s.window_seconds + min(LATE, s.window_seconds / 300) end
 
-local function sum(s)
-  s.within = 0
-  for _, entry in ipairs(s.window) do s.within = s.within + entry[2] end
-end
-
-local function prune(s, now)
-  local since = now - length(s)
-  if s.window[1][1] > since then return end
-  local left = {}
-  for _, entry in ipairs(s.window) do
-    if entry[1] > since then insert(left, entry) end
-  end
-  s.window = left
-  sum(s)
+local function within(s)
+  local places = 0
+  for _, entry in ipairs(s.window) do places = places + entry[2] end
+  return places
 end
 
 local function opening(s)
-  local surplus = s.within - s.most
+  local surplus = within(s) - s.most
   if s.most == 0 or surplus < 0 then return NEVER end
   for _, entry in ipairs(s.window) do
     surplus = surplus - entry[2]
@@ -102,7 +92,6 @@ local function entry_for(s, first, gap, places)
 end
 
 local function note(s, first, gap, places)
-  s.within = s.within + places
   while places > 0 do
     local instant, together = entry_for(s, first, gap, places)
     local index = #s.window
@@ -116,34 +105,23 @@ local function note(s, first, gap, places)
   end
 end
 
-local function take_out(s, index, places)
-  local part = min(places, s.window[index][2])
-  s.window[index][2], s.within = s.window[index][2] - part, s.within - part
-  if s.window[index][2] == 0 then table.remove(s.window, index) end
-  return part
-end
-
-local function forgive_latest(s, places)
-  for index = #s.window, 1, -1 do
-    if s.window[index][1] <= s.at and places > 0 then places = places - take_out(s, index, places) end
-  end
-end
-
 local function forgive(s, first, gap, places)
   while places > 0 do
     local instant, together = entry_for(s, first, gap, places)
-    for index, entry in ipairs(s.window) do
-      if math.abs(entry[1] - instant) <= SAME then
-        take_out(s, index, together)
-        break
+    first, places = first + together * gap, places - together
+    for index = #s.window, 1, -1 do
+      local entry = s.window[index]
+      if together > 0 and entry[1] <= instant + SAME then
+        local part = min(entry[2], together)
+        entry[2], together = entry[2] - part, together - part
+        if entry[2] == 0 then table.remove(s.window, index) end
       end
     end
-    first, places = first + together * gap, places - together
   end
 end
 
 local function fit(s, first, gap, places)
-  if s.most == 0 or s.within + places <= s.most then return places end
+  if s.most == 0 or within(s) + places <= s.most then return places end
   local seconds = length(s)
   if gap > 0 and #s.window > 0 and s.window[#s.window][1] > first + SAME then places = 1 end
   local near, all, inside, left = {}, 0, 0, 1
@@ -197,7 +175,13 @@ local function advance(s, now)
     s.credit = s.credit + min((at - s.next) * s.rate, max(0, s.burst - 1 - s.credit))
     s.next = at
   end
-  if #s.window > 0 then prune(s, at) end
+  local since, window = at - length(s), {}
+  if #s.window > 0 and s.window[1][1] <= since then
+    for _, entry in ipairs(s.window) do
+      if entry[1] > since then insert(window, entry) end
+    end
+    s.window = window
+  end
   return at
 end
 
@@ -261,7 +245,7 @@ local function fresh_state(now, epoch)
   return {
     offset = -now, epoch = epoch, version = epoch, id = epoch, memory = "", written = 0, at = 0, began = NEVER, started = 0,
     owner_seen = NEVER, rate = 0, burst = 0, quota_rate = 0, quota_burst = 0, window_seconds = 0, max_cost = 0, cost_rate = 0,
-    methods = "", next = 0, free = {}, credit = 0, most = 0, window = {}, within = 0, units = 0, paused = NEVER,
+    methods = "", next = 0, free = {}, credit = 0, most = 0, window = {}, units = 0, paused = NEVER,
     refused = NEVER, low_next = NEVER, active = 0, normal = 0, sweep_at = 0, leased = 0, used = 0, returned = 0, expired = 0,
     usage = 0, is_new = true,
   }
@@ -270,7 +254,7 @@ end
 local function fresh_member(ask, epoch)
   return {
     due = 0, id = 0, before = 0, epoch = epoch, used = ask.used, lapsed = ask.lapsed, units_used = ask.units_used, units = 0,
-    units_fresh = 0, waiting = 0, written_off = 0, seq = 0, seen = 0, counted = 0, normal = 0, old = {}, fresh = {},
+    units_fresh = 0, waiting = 0, own = 0, seq = 0, seen = 0, counted = 0, normal = 0, old = {}, fresh = {},
   }
 end
 
@@ -299,7 +283,6 @@ end
 
 local function void_old(s, m)
   if m.epoch == s.epoch then return false end
-  m.written_off = m.written_off + count(m.old) + count(m.fresh)
   m.old, m.fresh, m.id, m.before, m.epoch = {}, {}, -1, -1, s.epoch
   return true
 end
@@ -312,7 +295,6 @@ local function void(s, now)
     if entry[1] <= now then insert(window, entry) end
   end
   s.window = window
-  sum(s)
 end
 
 local function settle(s, m, ask, now)
@@ -328,19 +310,17 @@ local function settle(s, m, ask, now)
   local keeps = known and not ask.leaving
   local ranges = merged(m.old, m.fresh)
   local held = keeps and min(ask.held, count(ranges)) or 0
-  local late = min(m.written_off, max(0, used + lapsed))
-  m.written_off = 0
-  local front, rest = cut(ranges, max(0, used + lapsed - late))
-  local ended = late + count(front)
+  local front, rest = cut(ranges, max(0, used + lapsed))
+  local ended = count(front)
   local unused = ended - min(used, ended)
-  s.expired, s.used, s.usage = s.expired - late, s.used + ended - unused, s.usage + max(0, ended - unused)
+  s.used, s.usage = s.used + ended - unused, s.usage + max(0, ended - unused)
   if unused > 0 then
     s.returned = s.returned + unused
     give(s, #front > 0 and min(unused, max(0, lapsed)) or max(0, -used))
     if s.most > 0 then
       local early = cut(front, unused)
+      insert(early, {s.at, 0, unused - ended})
       for _, r in ipairs(early) do forgive(s, r[1], r[2], r[3]) end
-      forgive_latest(s, unused - count(early))
     end
   end
   local kept, tail = cut(rest, held)
@@ -373,10 +353,8 @@ local function sweep(s, now)
   for _, name in ipairs(names) do
     local m = unpacked(redis.call("HGET", MEMBERS, name))
     if m then
-      local held = count(m.old) + count(m.fresh)
-      if m.epoch == s.epoch then s.expired = s.expired + held end
+      if m.epoch == s.epoch then s.expired = s.expired + count(m.old) + count(m.fresh) end
       uncount(s, m)
-      m.written_off = m.written_off + held
       m.old, m.fresh, m.units, m.units_fresh, m.waiting = {}, {}, 0, 0, 0
       m.due = m.seen + FORGET
     end
@@ -491,15 +469,15 @@ local function step(s, ask, now)
   local m = unpacked(redis.call("HGET", MEMBERS, ask.member))
   if not m then
     m = fresh_member(ask, s.epoch)
-  elseif ask.seq < m.seq or ask.seq == m.seq and ask.seq > 0 then
-    local is_valid = ask.seq == m.seq and m.epoch == s.epoch
-    return answer(s, m, now, not is_valid or m.before < 0, 0, is_valid and m.fresh or {})
+  elseif ask.seq > 0 and ask.seq <= m.seq then
+    return answer(s, m, now, true, 0, {})
   end
-  if ask.own > 0 and (ask.seq > m.seq or m.seq == 0) then
-    s.leased, s.used, s.credit = s.leased + ask.own, s.used + ask.own, max(0, s.credit - ask.own)
-    if s.most > 0 then note(s, now - ask.own_seconds, ask.own_seconds / ask.own, ask.own) end
+  local own = ask.lease_id == m.id and ask.own or max(0, ask.own - m.own)
+  if own > 0 then
+    s.leased, s.used, s.credit = s.leased + own, s.used + own, max(0, s.credit - own)
+    if s.most > 0 then note(s, now - ask.own_seconds, ask.own_seconds / own, own) end
   end
-  m.seq = ask.seq
+  m.seq, m.own = ask.seq, ask.own
   agree(s, ask, now)
   if s.is_new then
     s.is_new = false
