@@ -518,7 +518,8 @@ class AnyOrder(RuleBasedStateMachine):
         assert {id(turn) for turn in line} <= {id(turn) for turn in self.waiting}
         for source in (self.slots, self.units, self.window, self.rate):
             assert source.waiting == sum(source in turn.sources for turn in line)
-        assert self.units._costs == [self.units.cost_of(turn) for turn in line if self.units in turn.sources]
+        costs = [self.units.cost_of(turn) for turn in line if self.units in turn.sources]
+        assert self.units.cost_before(len(costs)) == sum(costs)
         assert self.units.level <= 40.0
         assert sum(instant > self.now - 10.0 + 2e-6 for instant in self.went) <= 6
         assert -1e-6 <= self.rate.credit <= self.rate.burst + 1.1

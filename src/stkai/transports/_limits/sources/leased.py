@@ -56,14 +56,6 @@ class Leased(Member):
 
     # Permits
 
-    def join(self, turn: Turn, place: int) -> None:
-        super().join(turn, place)
-        self.outage.join(turn, place)
-
-    def drop(self, turn: Turn, place: int) -> None:
-        super().drop(turn, place)
-        self.outage.drop(turn, place)
-
     def recover(self, turns: Sequence[Turn]) -> None:
         super().recover(turns)
         self.outage.recover(turns)

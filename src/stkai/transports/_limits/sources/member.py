@@ -70,12 +70,6 @@ class Member(Source):
         self._reported: Ask | None = None  # The last message that has probably arrived.
 
     @property
-    def turns(self) -> Sequence[Turn]:
-        """The turns that wait for permits of this share, in their order."""
-        turns: list[Turn] = self.order.turns
-        return turns if self.waiting == len(turns) else [turn for turn in turns if self in turn.sources]
-
-    @property
     def has_joined(self) -> bool:
         """Whether the group counts it as a member."""
         return self.group.lease is not None and not (self._reported and self._reported.leaving)

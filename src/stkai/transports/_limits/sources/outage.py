@@ -44,8 +44,12 @@ class Outage:
 
     @property
     def sources(self) -> Sequence[Source]:
-        """The local sources in force."""
-        return self._local if self._until > -math.inf else ()
+        """The local sources in force. Those who wait for `leased` wait for them."""
+        if self._until == -math.inf:
+            return ()
+        for source in self._local:
+            source.waiting = self._leased.waiting
+        return self._local
 
     @property
     def probe_after(self) -> float:
@@ -73,9 +77,7 @@ class Outage:
         if not self._local or (adapts_alone and self.failures == _ALONE):
             self._local = leased.alone() if adapts_alone else self._part(now)
             for source in self._local:
-                source.order = leased.order
-            for turn in reversed(leased.turns):
-                self.join(turn, 0)
+                source.order = source.stands_for = leased
         self.is_on, self._until = True, math.inf
         return self.failures == self._announced
 
@@ -96,16 +98,6 @@ class Outage:
         return self.is_on and now > self.since + GIVE_UP
 
     # As sources
-
-    def join(self, turn: Turn, place: int) -> None:
-        for source in self._local:
-            if turn.costs is not None:
-                turn.costs[source] = self._leased.cost_of(turn)
-            source.join(turn, place)
-
-    def drop(self, turn: Turn, place: int) -> None:
-        for source in self._local:
-            source.drop(turn, place)
 
     def recover(self, turns: Sequence[Turn]) -> None:
         for source in self._local:

@@ -48,6 +48,7 @@ class Source:
         limit: what it allows, in words, for events; one of a few for each limiter, so that metrics may count by it.
         counts_units: whether it counts units of cost.
         is_exact: whether the seconds that it names are exact; otherwise they are a guess.
+        stands_for: the source in whose place it is asked, by which a turn knows what it costs; None for itself.
         is_remote: whether its permits come from a store: it is a `Leased`, whose `call`, `left` and `afterwards` the
             queue calls as well.
     """
@@ -55,6 +56,7 @@ class Source:
     order: Any
     waiting: int
     limit = ""
+    stands_for: Any = None
     counts_units = False
     is_exact = True
     is_remote = False
@@ -64,6 +66,12 @@ class Source:
         source = super().__new__(cls)
         source.order, source.waiting = None, 0
         return source
+
+    @property
+    def turns(self) -> Sequence[Turn]:
+        """The turns that wait for this source, in their order."""
+        turns: list[Turn] = self.order.turns
+        return turns if self.waiting == len(turns) else [turn for turn in turns if self in turn.sources]
 
     def count(self, place: int) -> int:
         """How many of the first `place` turns in the queue wait for this source."""
@@ -162,7 +170,7 @@ class Source:
         """Units that the turn takes from this source; 0.0 for a source that counts none."""
         if not self.counts_units:
             return 0.0
-        return turn.cost if turn.costs is None else turn.costs.get(self, turn.cost)
+        return turn.cost if turn.costs is None else turn.costs.get(self.stands_for or self, turn.cost)
 
 
 def listens_of(sources: Iterable[Source]) -> Callable[[float], bool] | None:
