@@ -176,6 +176,21 @@ def test_an_answer_to_nothing_is_not_taken_for_the_next_one(server: Server) -> N
     store.close()
 
 
+def test_an_error_of_the_client_is_not_taken_for_a_missing_connection(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> bool:
+        raise IndexError("a fault of redis-py")
+
+    store = RedisStore(server.url)
+    store.lease(ask())
+    monkeypatch.setattr(store._server._idle[0], "can_read", fail)
+    with pytest.raises(IndexError, match="redis-py"):
+        store.lease(ask())
+    assert store.lease(ask()).members == 1
+    store.close()
+
+
 def test_a_store_reconnects_any_number_of_times(server: Server) -> None:
     with server.client() as client:
         store = RedisStore(f"{server.url}?max_connections=2")

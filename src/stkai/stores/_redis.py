@@ -4,8 +4,9 @@ Every command has a time limit that covers everything.
 """
 
 import json
-import threading
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from hashlib import sha1
 from importlib import import_module
@@ -160,7 +161,7 @@ class Server:
 
     def _begin(self) -> None:
         """Begin anew in a forked child: its parent uses the connections, and has the threads."""
-        self._idle: list[Any] = []
+        self._idle = deque[Any](maxlen=_MOST_IDLE)
         self._stuck: Job | None = None
 
     def run(self, command: str, *words: Any) -> Any:
@@ -196,17 +197,18 @@ class Connections(Server):
 
     def run(self, command: str, *words: Any) -> Any:
         until = _clock.monotonic() + self._timeout
-        try:
-            connection = self._idle.pop()
-            if not connection.can_read():
+        connection = self._idle_one()
+        with suppress(self.errors.ConnectionError, OSError):  # The server closed it in the meantime.
+            # What could be read now would be taken for the answer.
+            if connection is not None and not connection.can_read():
                 return self._ask(connection, (command, *words))
-            connection.disconnect()  # What it says there would be taken for the next answer.
-        except self.errors.TimeoutError:
-            raise
-        except (IndexError, self.errors.ConnectionError, OSError):
-            pass  # There is none, or the server closed it in the meantime.
         left = until - _clock.monotonic()
         return self._in_time(lambda: self._ask(self._connected(), (command, *words)), left)
+
+    def _idle_one(self) -> Any | None:
+        with suppress(IndexError):
+            return self._idle.pop()
+        return None
 
     def _connected(self) -> Any:
         pool = self.client.connection_pool
@@ -227,53 +229,41 @@ class Connections(Server):
             connection.send_command(*words)
             answer = connection.read_response()
         except self.errors.NoScriptError:
-            self._keep(connection)
+            self._idle.append(connection)
             raise
         except BaseException:
             connection.disconnect()
             self.close()
             raise
-        self._keep(connection)
+        self._idle.append(connection)
         return answer
-
-    def _keep(self, connection: Any) -> None:
-        if len(self._idle) < _MOST_IDLE:
-            self._idle.append(connection)
-        else:
-            connection.disconnect()
 
     def close(self) -> None:
         """Close the idle connections; the next command opens another."""
-        idle, self._idle = self._idle, []
-        for connection in idle:
+        while (connection := self._idle_one()) is not None:
             connection.disconnect()
 
     __del__ = close
 
 
 _shared: "WeakValueDictionary[tuple[str, float], Connections]" = WeakValueDictionary()
-_lock = threading.Lock()
 
 
 def connections(url: Secret, timeout: float) -> Connections:
     """The connections of this process to the server at a URL."""
-    redis = _import_redis()
-    once = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
-    with _lock:
-        found = _shared.get((url.reveal(), timeout))
-        if found is None:
-            try:
-                client = redis.Redis.from_url(
-                    url.reveal(), socket_timeout=timeout, socket_connect_timeout=timeout, retry=once
-                )
-            except ValueError:
-                client = None
-            if client is None:  # Outside of the handler: redis-py's error may quote a password.
-                raise ConfigurationError(
-                    "the store's URL is invalid; it must look like redis://user:password@host:6379/0"
-                )
-            found = _shared[url.reveal(), timeout] = Connections(client, timeout)
+    redis, client = _import_redis(), None
+    if (found := _shared.get((url.reveal(), timeout))) is not None:
         return found
+    once = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
+    with suppress(ValueError):
+        client = redis.Redis.from_url(
+            url.reveal(), socket_timeout=timeout, socket_connect_timeout=timeout, retry=once
+        )
+    if client is None:  # Outside of the handler: redis-py's error may quote a password.
+        raise ConfigurationError(
+            "the store's URL is invalid; it must look like redis://user:password@host:6379/0"
+        )
+    return _shared.setdefault((url.reveal(), timeout), Connections(client, timeout))
 
 
 def _import_redis() -> Any:
