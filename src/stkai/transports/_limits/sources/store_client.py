@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 _PATIENCE: Final = 1.0
 """Seconds until its deadline below which a request leaves a call to a thread, since it may have to abandon it."""
 
-_ANOTHER: Final = 1.0
-"""Seconds by which the caller's clock differs if it is not the system's."""
-
 _STUCK: Final = 1.0
 """Seconds after which a call in the background that is overdue was lost: no thread could be started for it."""
 
@@ -111,14 +108,11 @@ class StoreClient:
 
     def _note_time(self, now: float) -> None:
         """Note the time of the caller's clock, which may be another one than the system's."""
-        ahead = now - _clock.monotonic()
-        self._noted, self._ahead = now, ahead if abs(ahead) > _ANOTHER else 0.0
+        self._noted, self._ahead = now, now - _clock.monotonic()
 
     def _now(self) -> float:
         """The time of the caller's clock."""
-        if self._is_instant and self._ahead:
-            return self._noted
-        return _clock.monotonic() + self._ahead
+        return self._noted if self._is_instant else _clock.monotonic() + self._ahead
 
     def schedule(self, seconds: float) -> None:
         """Arrange for a call that no request makes, after so many seconds."""
