@@ -9,13 +9,13 @@ is the same code for Redis; a test checks that both agree. Stores in this proces
 import copy
 import math
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Final, TypeVar
 
 from .._checks import clock_or_system
 from .._clock import Clock
-from ._calendar import NEVER, ROUND, USAGE_SPAN, Range, advance, count, merged, note, opening, place
+from ._calendar import NEVER, ROUND, USAGE_SPAN, advance, count, merged, note, opening, place
 from ._protocol import AHEAD, BOOKS, Ask, Law, Lease, Snapshot
 from ._share import FORGET, MemberState, State, due, settle, sweep, uncount, void, void_old, wait
 
@@ -47,7 +47,7 @@ def step(s: State, ask: Ask, now: float) -> Lease:
         m = MemberState(epoch=s.epoch, used=ask.used, lapsed=ask.lapsed, units_used=ask.units_used)
     elif 0 < ask.seq <= m.seq:
         # A later message overtook it, or it came before.
-        return _answer(s, ask.share, m, now, is_void=True)
+        return replace(_answer(s, ask.share, m, now, is_void=True), ranges=(), units=0.0)
     # What it has said without receiving the answer, it says again.
     own = ask.own if ask.lease_id == m.id else max(0, ask.own - m.own)
     if own:
@@ -68,7 +68,7 @@ def step(s: State, ask: Ask, now: float) -> Lease:
     m.before, m.id = -1 if is_void else ask.lease_id, s.id
     m.due = due(m)
     s.members[ask.member] = m.pack()
-    lease = _answer(s, ask.share, m, now, m.fresh, is_void=is_void, again=again)
+    lease = _answer(s, ask.share, m, now, is_void=is_void, again=again)
     if ask.leaving:
         uncount(s, m)
         del s.members[ask.member]
@@ -223,22 +223,13 @@ def _queue(s: State, now: float) -> float:
     return max(min(s.next, s.free[0][0]) if s.free else s.next, opens) - now
 
 
-def _answer(
-    s: State,
-    share: str,
-    m: MemberState,
-    now: float,
-    fresh: Sequence[Range] = (),
-    *,
-    is_void: bool,
-    again: float = 0.0,
-) -> Lease:
+def _answer(s: State, share: str, m: MemberState, now: float, *, is_void: bool, again: float = 0.0) -> Lease:
     return Lease(
         m.id,
         Law(share, s.rate, s.burst, s.memory, s.version, now - s.written),
         s.quota,
-        tuple([(first - now, gap, places) for first, gap, places in fresh]),
-        m.units_fresh if fresh else 0.0,
+        tuple([(first - now, gap, places) for first, gap, places in m.fresh]),
+        m.units_fresh,
         is_void, _queue(s, now), again, max(0.0, s.paused - now), s.epoch, max(1, s.active), len(s.members),
     )  # fmt: skip
 
