@@ -21,7 +21,7 @@ from stkai import (
 )
 from stkai.testing import FakeClock
 from stkai.transports import Turn, limiter
-from stkai.transports._limits.waiting import Waiting
+from stkai.transports._limits import flow, permit
 
 from ...support.crowd import took
 from ...support.world import World
@@ -195,7 +195,8 @@ async def test_an_interrupt_before_a_permit_is_waited_for_leaves_the_line(
 
     transport = world.build(StackBuilder([limiter(policy)], clock=clock), world.wire())
     with monkeypatch.context() as patch:
-        patch.setattr(Waiting, "__init__", interrupt)
+        for module in (flow, permit):
+            patch.setattr(module, "wait_for_permit", interrupt)
         with pytest.raises(KeyboardInterrupt):
             async with Block(world, policy.permit(clock=clock)):
                 pass

@@ -21,7 +21,7 @@ from .all_of import checked_limiter, plan_of_own
 from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, subscribe
 from .metering import Bill, Estimate, Meter, Settle
 from .queue_limiter import QueueLimiter, is_ours
-from .waiting import Waiting
+from .waiting import wait_for_permit
 
 AnyLimiter = Any
 """A limiter, one per host or key, or a list of limiters that all have to let a request go."""
@@ -72,12 +72,13 @@ class _LimitFlow(LayerBase):
         sent = context.now()
         try:
             wait = limiter.ask(turn, sent)
-            waiting = None if wait == 0.0 else Waiting(context, self.name, limiter, turn, plan, attempt)
-        except BaseException:  # An interrupt, or a limiter of the user's own.
-            limiter.leave(turn, sent)
+            if wait != 0.0:
+                sent = yield from wait_for_permit(
+                    context, self.name, limiter, turn, plan, attempt, wait, sent
+                )
+        except BaseException:  # An interrupt, a wait that takes too long, or a limiter of the user's own.
+            limiter.leave(turn, context.now())
             raise
-        if waiting is not None:
-            sent = yield from waiting.steps(wait, sent)
         attempt.place = (limiter, turn)
         try:
             response = yield from self.forward(request, attempt)

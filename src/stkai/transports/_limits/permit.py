@@ -18,7 +18,7 @@ from .._operations import Operation, Steps
 from .._options import Priority, RequestOptions, Unset, check_cost
 from .limiter import TOO_MANY_REQUESTS, Answer, Plan, Turn
 from .queue import Queue, was_never_sent
-from .waiting import Waiting
+from .waiting import wait_for_permit
 
 
 class Permit:
@@ -76,8 +76,8 @@ class Permit:
         if wait is not None:
             try:
                 drive(*wait, self._clock)
-            except BaseException:  # An interrupt, perhaps before the wait has begun.
-                self._limiter.leave(turn, self._sent)
+            except BaseException:  # An interrupt, or a wait that takes too long.
+                self._limiter.leave(turn, self._clock.monotonic())
                 raise
         self._is_open = True
         return self
@@ -88,8 +88,8 @@ class Permit:
         if wait is not None:
             try:
                 await adrive(*wait, self._clock)
-            except BaseException:  # An interrupt, perhaps before the wait has begun.
-                self._limiter.leave(turn, self._sent)
+            except BaseException:  # An interrupt, or a wait that takes too long.
+                self._limiter.leave(turn, self._clock.monotonic())
                 raise
         self._is_open = True
         return self
@@ -139,8 +139,9 @@ class Permit:
 
     def _wait(self, turn: Turn, wait: float | Operation, attempt: Attempt) -> Steps[None]:
         context = Context(clock=self._clock, listener=_hear_nothing)
-        waiting = Waiting(context, "permit", self._limiter, turn, self._plan, attempt)
-        self._sent = yield from waiting.steps(wait, self._sent)
+        self._sent = yield from wait_for_permit(
+            context, "permit", self._limiter, turn, self._plan, attempt, wait, self._sent
+        )
 
     def _learn(self, response: httpx.Response | None, error: BaseException | None) -> None:
         turn, clock = self._taken(), self._clock
