@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
-from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final
 
@@ -51,7 +50,8 @@ class Job:
         self._context = context or copy_context()
         self._results: list[Any] = []
         self._error: BaseException | None = None
-        self._waiting: dict[int, Callable[[], object]] = {}
+        # What each waiter waits for, and how to end that.
+        self._waiting: dict[Any, Callable[[Any], object]] = {}
 
     @property
     def is_abandoned(self) -> bool:
@@ -71,8 +71,8 @@ class Job:
         finally:
             _current.job = before
             self.is_done = True
-            for wake in list(self._waiting.values()):
-                wake()
+            for waiter, wake in list(self._waiting.items()):
+                wake(waiter)
             if self._is_abandoned:
                 self._discard()
 
@@ -80,27 +80,25 @@ class Job:
     def ending_also(self, other: "Job") -> Iterator[None]:
         """Meanwhile, run `other` as soon as this work has ended."""
         key = object()
-        self._waiting[id(key)] = other.run
+        self._waiting[key] = lambda _: other.run()
         try:
             if self.is_done:
                 other.run()
             yield
         finally:
-            self._waiting.pop(id(key), None)
+            self._waiting.pop(key, None)
 
     def wait(self, seconds: float = math.inf) -> bool:
         """Block for at most this many seconds; returns whether the work has ended."""
         # A lock and no queue or event: thousands of threads may wait here.
         ended = threading.Lock()
         ended.acquire()
-        self._waiting[id(ended)] = ended.release
+        self._waiting[ended] = lambda ended: ended.release()
         try:
-            if not self.is_done:
-                ended.acquire(
-                    timeout=-1 if seconds == math.inf else min(max(seconds, 0), threading.TIMEOUT_MAX)
-                )
+            if seconds > 0 and not self.is_done:
+                ended.acquire(True, min(seconds, threading.TIMEOUT_MAX))
         finally:
-            self._waiting.pop(id(ended), None)
+            self._waiting.pop(ended, None)
         return self.is_done
 
     async def await_(self, seconds: float = math.inf) -> bool:
@@ -109,23 +107,23 @@ class Job:
         if loop is None:
             loop = running_loop()
             event = anyio.Event()
-            self._waiting[id(event)] = partial(run_soon, loop, event.set)
+            self._waiting[event] = lambda event: run_soon(loop, event.set)
             try:
                 with anyio.move_on_after(seconds):
                     if not self.is_done:
                         await event.wait()
             finally:
-                self._waiting.pop(id(event), None)
+                self._waiting.pop(event, None)
             return self.is_done
         # Thousands of tasks may wait here: on asyncio, nothing comes between a task and its timer.
         done = loop.create_future()
         timer = None if seconds == math.inf else loop.call_at(loop.time() + seconds, _settle, done)
-        self._waiting[id(done)] = partial(run_soon, loop, _settle, done)
+        self._waiting[done] = lambda done: run_soon(loop, _settle, done)
         try:
             if not self.is_done:
                 await done
         finally:
-            self._waiting.pop(id(done), None)
+            self._waiting.pop(done, None)
             if timer is not None:
                 timer.cancel()
         return self.is_done

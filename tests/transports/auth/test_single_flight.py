@@ -178,15 +178,15 @@ def test_a_wake_up_for_a_loop_that_has_ended_is_dropped(hanging: Hanging) -> Non
             group.start_soon(join(hanging.get_access_token).await_)
             await anyio.wait_all_tasks_blocked()
             fetch.append(join(hanging.get_access_token))
-            wakes.extend(fetch[0]._waiting.values())
+            wakes.extend(fetch[0]._waiting.items())
             group.cancel_scope.cancel()
 
     fetch: list[Fetch] = []
     wakes: list[Any] = []
     asyncio.run(leave())
     trio.run(leave)
-    for wake in wakes:
-        wake()
+    for waiter, wake in wakes:
+        wake(waiter)
     assert not fetch[0]._waiting
 
 
