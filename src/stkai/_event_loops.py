@@ -62,6 +62,7 @@ def asyncio_loop() -> Any:
     try:
         if trio is not None and trio.in_trio_run():
             return None
-        return None if asyncio.current_task() is None else asyncio.get_running_loop()
+        task = asyncio.current_task()
+        return None if task is None else task.get_loop()
     except (AttributeError, RuntimeError):  # A trio that cannot tell, or no loop in this thread.
         return None

@@ -49,15 +49,15 @@ async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
             try:
                 if deadline is None and isinstance(operation, Send):
                     value = await operation.wire.handle_async_request(operation.request)
+                elif deadline is None and isinstance(operation, Sleep):
+                    # Thousands of tasks may sleep here: nothing comes between this task and its clock.
+                    value = await _sleeping(operation.seconds, attempt, clock)
+                    require_open(attempt)
                 elif isinstance(operation, Until):
                     deadline = operation.deadline if deadline is None else min(deadline, operation.deadline)
                     value = None
                 elif deadline is not None:
                     value = await _ain_time(operation, deadline, attempt, clock)
-                elif isinstance(operation, Sleep):
-                    # Thousands of tasks may sleep here: nothing comes between this task and its clock.
-                    value = await _sleeping(operation.seconds, attempt, clock)
-                    require_open(attempt)
                 else:
                     value = await _aperform(operation)
             except Exception as error:  # noqa: BLE001 - the flow decides

@@ -26,7 +26,7 @@ from .._sending import Sending
 from .._signals import raise_interrupt
 from ._bodies import SHORT, BodyReader, briefly, is_short, is_there, limited, read, unlimited
 from ._body_end import BRIEF, give_up
-from ._call import Attempt, require_open
+from ._call import Attempt, cannot_send, require_open
 from ._operations import (
     Close,
     Drain,
@@ -47,7 +47,7 @@ _BOUNDED: Final = (Drain, Load, Until)
 """What is bounded even without a deadline, in another thread, for it takes a second at most; and what sets one."""
 
 
-def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
+def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:  # noqa: PLR0912 - every call costs
     """Run a flow to its end in this thread, and return its response."""
     deadline = attempt.call.deadline
     bounded: _Bounded | None = None
@@ -57,8 +57,11 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
             try:
                 if deadline is None and isinstance(operation, Send):
                     value = operation.wire.handle_request(operation.request)
+                elif deadline is None and isinstance(operation, Sleep):
+                    _sleep(operation.seconds, attempt, clock)
+                    value = None
                 elif deadline is None and not isinstance(operation, _BOUNDED):
-                    value = _perform(operation, attempt, clock)
+                    value = _perform(operation)
                 elif isinstance(operation, Until):
                     deadline = operation.deadline if deadline is None else min(deadline, operation.deadline)
                     value = None
@@ -76,7 +79,7 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
         return response if deadline is None else _with_redirect(response, deadline, attempt, clock)
     except BaseException as error:
         if getattr(flow, "gi_frame", None) is not None:
-            _clean_up(flow, error, attempt, clock)
+            _clean_up(flow, error)
         raise
     finally:
         if bounded is not None:
@@ -100,15 +103,17 @@ def _with_redirect(
     return response
 
 
-def _perform(operation: Operation, attempt: Attempt, clock: Clock) -> Any:
+def _sleep(seconds: float, attempt: Attempt, clock: Clock) -> None:
+    closing = attempt.closing
+    if closing is None or not is_system_clock(clock):
+        clock.sleep(seconds)
+        require_open(attempt)
+    elif closing.wait(seconds):  # It ends early if the stack is closed.
+        raise cannot_send()
+
+
+def _perform(operation: Operation) -> Any:
     match operation:
-        case Sleep():
-            closing = attempt.closing
-            if closing is None or not is_system_clock(clock):
-                clock.sleep(operation.seconds)
-            else:  # It ends early if the stack is closed.
-                closing.wait(operation.seconds)
-            require_open(attempt)
         case Read():
             read(operation.response)
         case Close():
@@ -150,12 +155,12 @@ class _Bounded:
         if isinstance(operation, Drain):
             return self._drain(operation, min(operation.seconds, briefly(left)))
         if is_clean_up(operation):
-            return _perform(operation, self._attempt, self._clock)
+            return _perform(operation)
         if left <= 0:
             raise self._attempt.too_late(self.deadline)
         match operation:
             case Sleep():
-                _perform(Sleep(min(operation.seconds, left)), self._attempt, self._clock)
+                _sleep(min(operation.seconds, left), self._attempt, self._clock)
                 if operation.seconds and self.left() <= 0:
                     raise self._attempt.too_late(self.deadline)
                 return None
@@ -228,19 +233,19 @@ class _Bounded:
             raise self._attempt.too_late(self.deadline) from error
 
 
-def _clean_up(flow: Flow, error: BaseException, attempt: Attempt, clock: Clock) -> None:
+def _clean_up(flow: Flow, error: BaseException) -> None:
     """Carry out what the flow asks for when it is told that the call is over."""
     try:
         for operation in clean_ups(flow, error):
-            _try(operation, attempt, clock)
+            _try(operation)
     except BaseException:  # Another interrupt.
         logger.debug("the clean-up of a call failed", exc_info=True)
 
 
-def _try(operation: Operation, attempt: Attempt, clock: Clock) -> None:
+def _try(operation: Operation) -> None:
     """Carry out a clean-up, but not for ever: the interrupt may have left a lock of the wire taken."""
     try:
-        do_within(BRIEF, partial(_perform, operation, attempt, clock))
+        do_within(BRIEF, partial(_perform, operation))
     except GivenUpError:
         if isinstance(operation, Close):
             give_up(operation.response.stream)
