@@ -152,8 +152,8 @@ class Queue:
 
     def _has_to_wait(self, turn: Turn, place: int, now: float) -> float:
         """0.0 if there is a permit beyond those that turns before it claim now, or will need when they wake."""
-        turns, rank = turn.sources[0].order.turns, 0
-        while rank < place and turns[rank].told <= now + _EARLY:
+        turns, rank, due = turn.sources[0].order.turns, 0, now + _EARLY
+        while rank < place and turns[rank].told <= due:
             rank += 1
         for source in turn.sources:
             ahead = source.claims(rank, place) if rank or not source.is_exact else 0
@@ -179,7 +179,7 @@ class Queue:
             seconds = source.when(turn, ahead, now)
             if source.is_exact and seconds > exact:
                 exact, turn.held_by = seconds, source
-            elif seconds > max(guess, exact):
+            elif seconds > guess and seconds > exact:
                 guess, turn.held_by = seconds, source
         exact = max(exact, wait)
         wait = max(exact, guess)

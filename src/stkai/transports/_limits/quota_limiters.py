@@ -226,9 +226,9 @@ def _local_sources(limits: Limits) -> list[Source]:
     most, window = limits.max_requests, limits.time_window
     assert window is not None
     if most is not None:
-        sources.append(Window(most, window))
         if limits.burst is not None:  # Otherwise the window alone keeps to the rate.
             sources.append(Rate(limits.rate, limits.at_once, limit=in_words(limits)))
+        sources.append(Window(most, window))
     if limits.max_cost is not None:
         sources.append(Units(limits.max_cost, window))
     return sources

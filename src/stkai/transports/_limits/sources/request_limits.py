@@ -187,22 +187,20 @@ class Window(Source):
         return in_words(Limits(self.most, self.seconds))
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
-        self.forget(now)
-        first = self.used + ahead - self.most
-        if first < 0:
-            return 0.0
-        # Wait until the request that takes the place before in the window has left it: it was sent, or it is ahead.
-        windows = 1 + max(0, ahead) // self.most
-        first -= (windows - 1) * self.most
-        start = self.instant(first) if first >= 0 else now - self.seconds
-        return max(TICK, start + windows * self.seconds - now)
-
-    def forget(self, now: float) -> None:
-        """Drop the requests that have left the window."""
-        instants, out = self._instants, now - self.seconds + TICK
-        while instants and instants[0] <= out:
+        instants, most, seconds = self._instants, self.most, self.seconds
+        start = now - seconds
+        while instants and instants[0] <= start + TICK:
+            # It has left the window.
             instants.popleft()
             self.used -= self._counts.popleft()
+        if self.used + ahead < most:
+            return 0.0
+        # Wait until the request that takes the place before in the window has left it: it was sent, or it is ahead.
+        windows = ahead // most
+        first = self.used + ahead - (windows + 1) * most
+        if first >= 0:
+            start = self.instant(first)
+        return max(TICK, start + (windows + 1) * seconds - now)
 
     def recover(self, turns: Sequence[Turn]) -> None:
         super().recover(turns)
