@@ -91,7 +91,9 @@ class Order:
         while vacant and vacant[0].number < turn.number:
             # The turn that asks moves up, so these places are no longer free.
             vacant.pop(0)
-        place = self.place_of(turn)
+        place = len(turns)
+        if place and turns[-1].number >= turn.number:  # Most turns join at the end.
+            place = self.place_of(turn)
         if place == len(turns) or turns[place] is not turn:
             turn.told = math.inf
             turns.insert(place, turn)
@@ -140,8 +142,6 @@ class Order:
     def place_of(self, turn: Turn) -> int:
         """Where the turn is, or where it belongs."""
         turns, number = self.turns, turn.number
-        if not turns or turns[-1].number < number:
-            return len(turns)
         place = bisect_left(turns, number, key=_number)
         while place < len(turns) and turns[place].number == number and turns[place] is not turn:
             # Two parallel attempts of one call.
