@@ -180,7 +180,8 @@ class History:
         """Count a request sent at `sent` (seconds of the clock), or take one back with -1."""
         if self._began == math.inf:
             self._began = self._since = sent
-        self._advance(sent)
+        if sent - self._since >= self.span:
+            self._advance(sent)
         if sent >= self._since:
             self._latest += count
         elif sent >= max(self._began, self._since - self.span):
@@ -195,16 +196,16 @@ class History:
     def past(self, now: float, *, cold: bool) -> Past:
         """What a law needs to know about a refusal at `now`."""
         self._fade(now)
-        self._advance(now)
+        if now - self._since >= self.span:
+            self._advance(now)
         still = 1.0 - max(0.0, now - self._since) / self.span
         count = max(0.0, self._latest + still * self._before)
         return Past(count, min(now - self._began, self.span), self._held, cold)
 
     def _advance(self, now: float) -> None:
         passed = (now - self._since) // self.span
-        if passed >= 1:
-            self._before, self._latest = self._latest if passed < 2 else 0.0, 0.0
-            self._since += passed * self.span
+        self._before, self._latest = self._latest if passed < 2 else 0.0, 0.0
+        self._since += passed * self.span
 
     def _fade(self, now: float) -> None:
         if self._held_at > -math.inf and now > self._held_at:
