@@ -245,8 +245,8 @@ class Attempt:
         self.place = None
         if self._following is not None:
             self.forget_places()
-        waited = record.queued + record.backed_off + record.authenticating
-        record.on_wire = max(0.0, now - call.started - waited)
+        rest = now - call.started - record.queued - record.backed_off - record.authenticating
+        record.on_wire = rest if rest > 0.0 else 0.0  # noqa: FURB136 - a call takes longer
         response.extensions[OPTIONS] = record
         if response.status_code in CONTINUED or CHAIN in call.request.extensions:
             note_answer(call.request, call.started, record.queued, response)
