@@ -60,12 +60,12 @@ class SystemClock:
         return "SystemClock()"
 
 
-_sleep, _asleep = SystemClock.sleep, SystemClock.asleep
+_SLEEPS: Final = SystemClock.sleep, SystemClock.asleep
 
 
 def is_system_clock(clock: Clock) -> bool:
     """Whether a clock sleeps in real time, so that a sleep may be replaced by another wait of the same length."""
-    return type(clock) is SystemClock and SystemClock.sleep is _sleep and SystemClock.asleep is _asleep
+    return type(clock) is SystemClock and (SystemClock.sleep, SystemClock.asleep) == _SLEEPS
 
 
 uniform = random.random

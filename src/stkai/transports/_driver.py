@@ -26,7 +26,7 @@ from .._sending import Sending
 from .._signals import raise_interrupt
 from ._bodies import SHORT, BodyReader, briefly, is_short, is_there, limited, read, unlimited
 from ._body_end import BRIEF, give_up
-from ._call import Attempt, cannot_send, require_open
+from ._call import Attempt, require_open
 from ._operations import (
     Close,
     Drain,
@@ -45,6 +45,9 @@ from ._operations import (
 
 _BOUNDED: Final = (Drain, Load, Until)
 """What is bounded even without a deadline, in another thread, for it takes a second at most; and what sets one."""
+
+_NAP: Final = 0.5
+"""Seconds; a shorter sleep need not end early if the stack is closed, and then takes half of the processor time."""
 
 
 def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:  # noqa: PLR0912 - every call costs
@@ -105,11 +108,11 @@ def _with_redirect(
 
 def _sleep(seconds: float, attempt: Attempt, clock: Clock) -> None:
     closing = attempt.closing
-    if closing is None or not is_system_clock(clock):
+    if closing is None or seconds < _NAP or not is_system_clock(clock):
         clock.sleep(seconds)
-        require_open(attempt)
-    elif closing.wait(seconds):  # It ends early if the stack is closed.
-        raise cannot_send()
+    else:
+        closing.wait(seconds)
+    require_open(attempt)
 
 
 def _perform(operation: Operation) -> Any:
