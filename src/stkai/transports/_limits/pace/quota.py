@@ -178,11 +178,12 @@ class History:
 
     def add(self, sent: float, count: float = 1.0) -> None:
         """Count a request sent at `sent` (seconds of the clock), or take one back with -1."""
-        if self._began == math.inf:
-            self._began = self._since = sent
         if sent - self._since >= self.span:
             self._advance(sent)
         if sent >= self._since:
+            self._latest += count
+        elif self._began == math.inf:
+            self._began = self._since = sent
             self._latest += count
         elif sent >= max(self._began, self._since - self.span):
             self._before += count

@@ -121,9 +121,7 @@ class PacedRate(Rate):
             self.credit = credit if credit < most else most  # noqa: FURB136 - a call takes longer
 
     def _is_awaited(self) -> bool:
-        """Whether a turn waits for permits of this source, and not for those of another one."""
-        if not self.waiting:
-            return False
+        """Whether the first of those who wait does so for permits of this source, and not for those of another one."""
         source = self.order.turns[0].held_by
         return source is self or source is None or source.is_remote
 
@@ -156,7 +154,8 @@ class PacedRate(Rate):
             self._advance(now)
         change, before = self.pace.learn(turn, answer), self.credit
         mode = self.pace.mode
-        credit = mode.release(now, now, before, waiting=self._is_awaited())
+        is_awaited = self.waiting > 0 and self._is_awaited()
+        credit = mode.release(now, now, before, waiting=is_awaited)
         self.credit = min(credit, max(before, mode.burst))  # What an answer releases is owed to nobody.
         return change
 
