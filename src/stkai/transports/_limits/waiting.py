@@ -86,7 +86,8 @@ def _refused(
     if most is None or left < allowed - waited:
         limit = left
         error = DeadlineExceededError(
-            f"a permit takes {digits(wait)} s, and the call's deadline leaves {digits(max(0.0, left))} s: nothing was sent"
+            f"a permit takes {digits(wait)} s, and the call's deadline leaves {digits(max(0.0, left))} s:"
+            " nothing was sent"
         )
     else:
         waited += most - allowed  # Also at the redirects before this one.
