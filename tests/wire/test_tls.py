@@ -270,3 +270,33 @@ async def test_the_private_parts_of_httpx_that_are_mended_exist(world: World) ->
     pool = mended(plain)._pool
     assert isinstance(pool._network_backend, world.pick(Network, AsyncNetwork))
     await world.close(plain)
+
+
+async def test_a_connection_that_is_made_after_its_client_was_closed_is_closed_too(world: World) -> None:
+    plain: Any = world.pick(httpx.HTTPTransport, httpx.AsyncHTTPTransport)(verify=False)
+    transport = mended(plain)
+    network = transport._pool._network_backend
+    connected: list[socket.socket] = []
+
+    class Backend:
+        """Connects while another thread closes the client."""
+
+        def connect_tcp(self, *args: Any, **options: Any) -> Any:
+            stream = real.connect_tcp(*args, **options)
+            transport.close()
+            connected.append(stream.get_extra_info("socket"))
+            return stream
+
+    class AsyncBackend:
+        async def connect_tcp(self, *args: Any, **options: Any) -> Any:
+            stream = await real.connect_tcp(*args, **options)
+            await transport.aclose()
+            connected.append(stream.get_extra_info("socket"))
+            return stream
+
+    real, network._backend = network._backend, world.pick(Backend, AsyncBackend)()
+    with server(lambda connection: connection.recv(1)) as url:
+        request = httpx.Request("GET", url)
+        with pytest.raises(httpx.ConnectError, match="closed while it connected"):
+            await world.send(transport, request)
+    assert [each.fileno() for each in connected] == [-1]

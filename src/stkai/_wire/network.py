@@ -21,6 +21,8 @@ from .._secrets import HiddenBytes
 
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
+_CLOSED: Final = "the client was closed while it connected: nothing was sent"
+
 
 def mended(transport: Transport) -> Transport:
     """The same transport, whose one connection is made through a `Network`, and closed with the transport.
@@ -52,6 +54,8 @@ class Network:
     _stream: Any = None
     """The latest connection: httpcore forgets one whose handshake is cancelled or given up."""
 
+    _is_closed = False
+
     def __init__(self, pool: Any, backend: Any, errors: Any) -> None:
         self._close = getattr(pool, "close", None) or pool.aclose
         self._backend, self._errors, self._has_socks = backend, errors, "SOCKS" in type(pool).__name__
@@ -62,10 +66,14 @@ class Network:
         with _connecting(self._errors):
             stream = self._backend.connect_tcp(*args, **options)
         self._stream = SocksStream(stream, options.get("timeout")) if self._has_socks else stream
+        if self._is_closed:  # Meanwhile, by another thread.
+            self._stream.close()
+            raise self._errors.ConnectError(_CLOSED)
         return self._stream
 
     def close(self) -> Any:
         """Close the pool, and what it has forgotten."""
+        self._is_closed = True
         try:
             self._close()
         finally:
@@ -81,10 +89,14 @@ class AsyncNetwork(Network):
         with _connecting(self._errors):
             stream = Stream(await self._backend.connect_tcp(*args, **options), self._errors)
         self._stream = SocksStream(stream, options.get("timeout")) if self._has_socks else stream
+        if self._is_closed:
+            await self._stream.aclose()
+            raise self._errors.ConnectError(_CLOSED)
         return self._stream
 
     async def close(self) -> None:
         """Close the pool, and what it has forgotten."""
+        self._is_closed = True
         try:
             await self._close()
         finally:
