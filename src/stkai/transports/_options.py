@@ -145,9 +145,8 @@ class _Block:
 
     def __exit__(self, *_: object) -> None:
         entered = ENTERED.get()
-        if (
-            entered is not None and entered.block is self
-        ):  # Not so in a generator that is closed in another context.
+        # A generator may be closed in another context.
+        if entered is not None and entered.block is self:
             ENTERED.set(entered.outer)
 
 

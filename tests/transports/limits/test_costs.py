@@ -409,3 +409,20 @@ async def test_a_settle_that_always_fails_warns_once_for_each_stack(
         await world.read(response)
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert warnings == ["a call keeps its estimated cost: settle raised KeyError('usage')"]
+
+
+def test_a_long_line_is_not_asked_for_its_costs_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    def cost_of(units: Units, turn: Turn) -> float:
+        nonlocal asked
+        asked += 1
+        return turn.cost
+
+    monkeypatch.setattr(Units, "cost_of", cost_of)
+    limiter = TokenBucket(None, WINDOW, max_cost=MOST)
+    turns = [Turn(None, cost=MOST) for _ in range(500)]
+    for now in (1.0, 2.0):
+        for turn in turns:
+            limiter.ask(turn, now)
+    assert asked < 10 * 2 * len(turns)

@@ -1,6 +1,7 @@
 """The retry layer: what is retried, when, and that nothing is lost, left open or reported twice on the way."""
 
 import dataclasses
+import errno
 import subprocess
 import sys
 from typing import Any
@@ -268,6 +269,20 @@ def test_tenacity_is_imported_only_for_a_second_attempt() -> None:
     """
     output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert output.stdout.split() == ["False", "True"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), KeyboardInterrupt()])
+async def test_a_refused_answer_is_closed_if_tenacity_cannot_be_imported(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("stkai.transports._retry.flow._tenacity", fail)
+    bench = Bench(world, 503)
+    with pytest.raises(type(error)):
+        await bench.send()
+    assert (len(bench.wire.requests), bench.wire.open) == (1, 0)
 
 
 OUTCOMES = st.sampled_from(

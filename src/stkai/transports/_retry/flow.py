@@ -77,7 +77,11 @@ class _RetryFlow(LayerBase):
         else:
             if policy.is_final(response) or not can_resend(request):
                 return response
-            loop = _Loop(policy, self, request, attempt)
+            try:
+                loop = _Loop(policy, self, request, attempt)
+            except BaseException:  # tenacity is imported only now; that may fail, or be interrupted.
+                yield Close(response)
+                raise
             loop.ended(response)
         return (yield from self._again(request, loop))
 

@@ -48,7 +48,7 @@ class Source:
         limit: what it allows, in words, for events; one of a few for each limiter, so that metrics may count by it.
         counts_units: whether it counts units of cost.
         is_exact: whether the seconds that it names are exact; otherwise they are a guess.
-        stands_for: the source in whose place it is asked, by which a turn knows what it costs; None for itself.
+        stands_for: the source in whose place it is asked: turns name it, wait for it, and have their costs under it.
         is_remote: whether its permits come from a store: it is a `Leased`, whose `call`, `left` and `afterwards` the
             queue calls as well.
     """

@@ -46,15 +46,34 @@ class Units(Source):
         self._longest = longest(time_window)
         self._reads_headers = reads_headers
         self._worth = 1.0
+        # What waiting turns will take, in the order of the queue: thousands may wait, and each asks for their sum.
+        self._costs: list[float] = []
         self._at, self.level = (-math.inf, most) if start is None else start
 
     @property
     def limit(self) -> str:  # type: ignore[override]
         return f"{self.most:g} units per {self.most / self._own_rate:g} s"
 
+    def join(self, turn: Turn, place: int) -> None:
+        self.waiting += 1
+        self._costs.insert(self.count(place), self.cost_of(turn))
+
+    def drop(self, turn: Turn, place: int) -> None:
+        self.waiting -= 1
+        del self._costs[self.count(place)]
+
+    def recover(self, turns: Sequence[Turn]) -> None:
+        super().recover(turns)
+        self._costs = [self.cost_of(turn) for turn in turns]
+
+    def _costs_before(self, count: int) -> list[float]:
+        if self.stands_for is None:
+            return self._costs[:count]
+        return [self.cost_of(turn) for turn in self.turns[:count]]
+
     def cost_before(self, count: int) -> float:
         """Units that the first `count` turns that wait for this source take together."""
-        return sum(map(self.cost_of, self.turns[:count]))
+        return sum(self._costs_before(count))
 
     def _advance(self, now: float) -> None:
         if now > self._at:
@@ -79,7 +98,7 @@ class Units(Source):
 
     def _debt_of_last(self, count: int) -> float:
         """What the last of these turns that takes any units leaves as a debt: a call that costs nothing pays none."""
-        cost = next(filter(None, map(self.cost_of, reversed(self.turns[:count]))), 0.0)
+        cost = next(filter(None, reversed(self._costs_before(count))), 0.0)
         return max(0.0, cost - self.most)
 
     def _wait(self, turn: Turn, need: float, now: float) -> float:
