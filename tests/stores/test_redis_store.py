@@ -156,6 +156,26 @@ def test_shares_on_one_server_use_the_same_connections(server: Server) -> None:
         eventually(lambda: len(client.client_list()) <= before)
 
 
+def test_a_crowd_of_threads_leaves_few_connections_open(server: Server) -> None:
+    with server.client() as client:
+        before = len(client.client_list())
+        store = RedisStore(server.url)
+        barrier = threading.Barrier(40)
+
+        def look() -> None:
+            barrier.wait(10)
+            for _ in range(20):
+                store.look("x")
+
+        threads = [threading.Thread(target=look) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        eventually(lambda: len(client.client_list()) <= before + 12)
+        store.close()
+
+
 def test_a_connection_that_the_server_closed_costs_no_lease(server: Server) -> None:
     with server.client() as client:
         store = RedisStore(server.url)

@@ -161,7 +161,7 @@ class Server:
 
     def _begin(self) -> None:
         """Begin anew in a forked child: its parent uses the connections, and has the threads."""
-        self._idle = deque[Any](maxlen=_MOST_IDLE)
+        self._idle = deque[Any]()
         self._stuck: Job | None = None
 
     def run(self, command: str, *words: Any) -> Any:
@@ -200,8 +200,10 @@ class Connections(Server):
         connection = self._idle_one()
         with suppress(self.errors.ConnectionError, OSError):  # The server closed it in the meantime.
             # What could be read now would be taken for the answer.
-            if connection is not None and not connection.can_read():
-                return self._ask(connection, (command, *words))
+            if connection is not None:
+                if not connection.can_read():
+                    return self._ask(connection, (command, *words))
+                connection.disconnect()
         left = until - _clock.monotonic()
         return self._in_time(lambda: self._ask(self._connected(), (command, *words)), left)
 
@@ -229,14 +231,20 @@ class Connections(Server):
             connection.send_command(*words)
             answer = connection.read_response()
         except self.errors.NoScriptError:
-            self._idle.append(connection)
+            self._keep(connection)
             raise
         except BaseException:
             connection.disconnect()
             self.close()
             raise
-        self._idle.append(connection)
+        self._keep(connection)
         return answer
+
+    def _keep(self, connection: Any) -> None:
+        if len(self._idle) < _MOST_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.disconnect()
 
     def close(self) -> None:
         """Close the idle connections; the next command opens another."""
