@@ -63,8 +63,7 @@ def loaded_by(code: str) -> set[str]:
 
 ROOMS = """
 import stkai
-layers = "stkai.transports._retry", "stkai.transports._auth", "stkai.transports._limits"
-assert not [name for name in sys.modules if name.startswith(layers)]
+assert not {"stkai.transports", "stkai._builder", "stkai._client"} & set(sys.modules)
 import stkai.transports, stkai.wires, stkai._config
 stkai.STKAI
 """

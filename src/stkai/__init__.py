@@ -2,13 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from ._builder import StackBuilder as StackBuilder
-from ._builder import build_async_client as build_async_client
-from ._builder import build_async_transport as build_async_transport
-from ._builder import build_client as build_client
-from ._builder import build_transport as build_transport
-from ._client import AsyncHttpClient as AsyncHttpClient
-from ._client import HttpClient as HttpClient
 from ._clock import Clock as Clock
 from ._clock import SystemClock as SystemClock
 from ._config import STKAI as STKAI
@@ -24,16 +17,9 @@ from ._errors import RetryableError as RetryableError
 from ._errors import ServerSideRateLimitError as ServerSideRateLimitError
 from ._errors import StkaiError as StkaiError
 from ._errors import TokenAcquisitionTimeoutError as TokenAcquisitionTimeoutError
-from ._exchange import StreamedResponse as StreamedResponse
 from ._lazy import lazily as _lazily
 from ._log import Listener as Listener
 from ._log import log_events as log_events
-from .transports._context import Context as Context
-from .transports._layer import Layer as Layer
-from .transports._options import CallRecord as CallRecord
-from .transports._options import RequestOptions as RequestOptions
-from .transports._options import options as options
-from .transports._options import record as record
 
 if TYPE_CHECKING:
     from . import costs as costs
@@ -49,11 +35,19 @@ if TYPE_CHECKING:
     from ._batch.engine import Outcome as Outcome
     from ._batch.send_all import asend_all as asend_all
     from ._batch.send_all import send_all as send_all
+    from ._builder import StackBuilder as StackBuilder
+    from ._builder import build_async_client as build_async_client
+    from ._builder import build_async_transport as build_async_transport
+    from ._builder import build_client as build_client
+    from ._builder import build_transport as build_transport
+    from ._client import AsyncHttpClient as AsyncHttpClient
+    from ._client import HttpClient as HttpClient
     from ._config.models import AuthConfig as AuthConfig
     from ._config.models import HttpConfig as HttpConfig
     from ._config.models import RateLimitConfig as RateLimitConfig
     from ._config.models import RetryConfig as RetryConfig
     from ._config.models import Settings as Settings
+    from ._exchange import StreamedResponse as StreamedResponse
     from ._http import EnvironmentAwareHttpClient as EnvironmentAwareHttpClient
     from ._http import StandaloneHttpClient as StandaloneHttpClient
     from ._http import StkCLIHttpClient as StkCLIHttpClient
@@ -65,6 +59,12 @@ if TYPE_CHECKING:
     from .transports._auth.bearer import BearerAuth as BearerAuth
     from .transports._auth.provider import AuthProvider as AuthProvider
     from .transports._auth.provider import StaticToken as StaticToken
+    from .transports._context import Context as Context
+    from .transports._layer import Layer as Layer
+    from .transports._options import CallRecord as CallRecord
+    from .transports._options import RequestOptions as RequestOptions
+    from .transports._options import options as options
+    from .transports._options import record as record
     from .transports._retry.budget import RetryBudget as RetryBudget
     from .transports._retry.policy import RetryPolicy as RetryPolicy
 
@@ -75,6 +75,18 @@ else:  # Type checkers would take any name for one that exists.
     __getattr__, __dir__, __all__ = _lazily(
         __name__,
         {
+            "_builder": (
+                "StackBuilder",
+                "build_async_client",
+                "build_async_transport",
+                "build_client",
+                "build_transport",
+            ),
+            "_client": ("AsyncHttpClient", "HttpClient"),
+            "_exchange": ("StreamedResponse",),
+            "transports._context": ("Context",),
+            "transports._layer": ("Layer",),
+            "transports._options": ("CallRecord", "RequestOptions", "options", "record"),
             "_batch.engine": ("Outcome",),
             "_batch.send_all": ("asend_all", "send_all"),
             "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
