@@ -16,7 +16,7 @@ from ._client import HttpClient
 from ._config import STKAI
 from ._config.names import REFERENCE_METHODS
 from ._exchange import StreamedResponse
-from ._forks import begin_in_each_process
+from ._process import begin_in_each_process
 from ._wire.default import DefaultWire
 from .transports._auth.bearer import BearerAuth
 from .transports._auth.flow import AuthTransport

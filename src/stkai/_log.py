@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from ._clock import SystemClock
 from ._errors import ConfigurationError
 from ._lazy import LateModule
-from ._signals import raise_interrupt
+from ._process import raise_interrupt
 
 if TYPE_CHECKING:
     from . import events as events  # noqa: PLC0414 - for other modules

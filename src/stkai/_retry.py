@@ -23,8 +23,8 @@ from ._errors import (
 )
 from ._families import alike
 from ._log import logger
+from ._process import raise_interrupt
 from ._requests import as_httpx, httpx_kind
-from ._signals import raise_interrupt
 from .transports._context import Context
 from .transports._retry.policy import RETRY_ON_STATUS_CODES, Failure, RetryPolicy
 from .transports._retry.retry_after import retry_after

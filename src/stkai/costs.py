@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 import httpx
 
 from ._families import alike
-from ._signals import raise_interrupt
+from ._process import raise_interrupt
 
 __all__ = ["LlmTokens", "llm_tokens", "model_of"]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from stkai import RequestOptions, StackBuilder, _forks
+from stkai import RequestOptions, StackBuilder, _process
 from stkai.stores import Ask, Law, Lease
 from stkai.stores._step import amend
 from stkai.transports import limiter
@@ -163,7 +163,7 @@ class Process:
         child = Process(sim, len(sim.processes), policy)
         policy._leased.client.store = child.store
         sim.processes.append(child)
-        for thing, renew in list(_forks._renewals.items()):
+        for thing, renew in list(_process._renewals.items()):
             if memo.get(id(thing), thing) is not thing:
                 child.run(partial(renew, memo[id(thing)]))
         return child

@@ -14,7 +14,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 
-from stkai._signals import IN_HANDLER
+from stkai._process import IN_HANDLER
 from stkai._wire import idle as idle_module
 from stkai._wire import pool as pool_module
 from stkai._wire import pool_state as state_module

@@ -9,7 +9,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 
-from stkai import HttpConfig, SystemClock, _forks
+from stkai import HttpConfig, SystemClock, _process
 from stkai._wire.default import AsyncDefaultWire, DefaultWire
 from stkai.testing import QuotaServer
 
@@ -500,7 +500,7 @@ async def test_a_forked_child_has_none_of_its_parents_wires_locks_or_waiters(wor
     thread = threading.Thread(target=lock.acquire)
     thread.start()
     thread.join()
-    _forks._renewals[pool.state](pool.state)
+    _process._renewals[pool.state](pool.state)
     await pool.hurry()
     await world.read(held)
     assert [wire.closed for wire in pool.made] == [1, 0], "the parent's wire is not kept"

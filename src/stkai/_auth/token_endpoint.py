@@ -17,8 +17,8 @@ import httpx
 from .._client import HttpClient
 from .._clock import Clock
 from .._errors import AuthenticationError, ConfigurationError, hide_secrets
+from .._process import raise_interrupt
 from .._secrets import Secret
-from .._signals import raise_interrupt
 from .._urls import is_private, origin_of, parse_url, show_origin
 from .._wire import default
 from ..transports import Context, RetryTransport

@@ -10,9 +10,9 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, Final
 
 from .._errors import ConfigurationError
-from .._forks import begin_in_each_process
 from .._lazy import LateModule
 from .._log import logger
+from .._process import begin_in_each_process
 from .._secrets import reveal, sealed
 from .names import SECTIONS, full_path, not_a_setting
 

@@ -14,7 +14,7 @@ import httpx
 
 from .._event_loops import anyio, running_loop
 from .._families import HTTPX, Family
-from .._forks import after_fork, never_finalize
+from .._process import after_fork, never_finalize
 
 
 class _OwnWire:

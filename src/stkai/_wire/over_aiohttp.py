@@ -21,7 +21,7 @@ from yarl import URL
 from .._errors import ConfigurationError
 from .._event_loops import running_loop
 from .._families import Family, error_for, of_family
-from .._forks import after_fork, never_finalize
+from .._process import after_fork, never_finalize
 from .._urls import DEFAULT_PORTS, WEB
 from .aiohttp_exchange import (
     BUFFER,

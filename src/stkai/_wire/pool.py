@@ -18,8 +18,8 @@ from .._clock import SystemClock
 from .._event_loops import anyio, run_soon, running_loop
 from .._families import HTTPX, Family, of_family
 from .._headers import has_field
+from .._process import is_interrupt
 from .._sending import Sending
-from .._signals import is_interrupt
 from ..transports._body_end import BRIEF, AsyncWatchedBody, BodyEnd, WatchedBody
 from .network import connection_with_leftovers
 from .pool_state import Loan, PoolState

@@ -16,8 +16,7 @@ from weakref import ref
 
 import httpx
 
-from .._forks import begin_in_each_process
-from .._signals import IN_HANDLER
+from .._process import IN_HANDLER, begin_in_each_process
 from ..transports._call import cannot_send
 from .idle import Idle, IdleWires, Place
 

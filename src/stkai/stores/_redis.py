@@ -19,7 +19,7 @@ from .._abandonable import Job, Worker
 from .._checks import SOME_SECONDS, check_number, even_half_made
 from .._clock import SystemClock
 from .._errors import ConfigurationError, missing_extra
-from .._forks import begin_in_each_process
+from .._process import begin_in_each_process
 from .._secrets import Secret, sealed
 from ._protocol import Ask, Law, Lease, Quota, Snapshot, check_share
 from ._share import FORGET

@@ -16,7 +16,7 @@ from .._errors import DeadlineExceededError
 from .._event_loops import anyio
 from .._families import alike
 from .._log import logger
-from .._signals import raise_interrupt
+from .._process import raise_interrupt
 from ._bodies import SHORT, adrain, aload, aread, briefly, limited, unlimited
 from ._call import Attempt, require_open
 from ._operations import (

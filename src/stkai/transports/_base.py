@@ -11,7 +11,7 @@ import httpx
 from .._abandonable import Job
 from .._checks import even_half_made
 from .._families import Family, alike, family_of_wire
-from .._signals import refuse_in_handler
+from .._process import refuse_in_handler
 from ._async_driver import aclose_response, adrive
 from ._call import ATTEMPT, Attempt, Call, copy_request, ending_with
 from ._context import Context, attempt_finished, attempt_started, call_failed, call_finished, call_started

@@ -13,7 +13,7 @@ import httpx
 
 from .._abandonable import GivenUpError, do_within
 from .._families import Family, family_of, of_family
-from .._signals import is_interrupt, raise_interrupt
+from .._process import is_interrupt, raise_interrupt
 
 BRIEF: Final = 1.0
 """Seconds; the longest that a clean-up takes."""

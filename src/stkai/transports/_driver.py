@@ -22,8 +22,8 @@ from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._families import alike
 from .._log import logger
+from .._process import raise_interrupt
 from .._sending import Sending
-from .._signals import raise_interrupt
 from ._bodies import SHORT, BodyReader, briefly, is_short, is_there, limited, read, unlimited
 from ._body_end import BRIEF, give_up
 from ._call import Attempt, require_open

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from ..._abandonable import Job
 from ..._errors import AuthenticationError, describe
-from ..._signals import raise_interrupt
+from ..._process import raise_interrupt
 from .._options import ENTERED
 
 

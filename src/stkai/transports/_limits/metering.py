@@ -8,7 +8,7 @@ import httpx
 
 from ..._errors import InvalidArgumentError
 from ..._log import logger
-from ..._signals import raise_interrupt
+from ..._process import raise_interrupt
 from ...costs import Arrived
 from .._bodies import is_there
 from .._body_end import BodyEnd

@@ -11,7 +11,7 @@ import httpx
 
 from ..._checks import POSITIVE_COUNT, check_number, even_half_made
 from ..._errors import ConfigurationError
-from ..._forks import begin_in_each_process
+from ..._process import begin_in_each_process
 from ..._urls import DEFAULT_PORTS, show_origin
 from .all_of import checked_limiter
 from .limiter import Chooser, Limiter, subscribe

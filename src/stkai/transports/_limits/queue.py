@@ -17,8 +17,7 @@ from typing import Any, ClassVar, Final
 
 from ..._errors import ClientSideRateLimitError
 from ..._families import alike
-from ..._forks import after_fork
-from ..._signals import IN_HANDLER
+from ..._process import IN_HANDLER, after_fork
 from .._operations import Operation
 from .._retry.policy import NOT_SENT
 from .limiter import Answer, RateChange, Turn

@@ -9,7 +9,7 @@ import threading
 from typing import Any
 
 from ..._checks import AT_LEAST_ZERO, Numbers, check_number, even_half_made
-from ..._forks import after_fork
+from ..._process import after_fork
 
 _MEMORY = 10.0
 """Seconds in which the credit of calls halves, and that time earns credit for at most: Finagle's TTL."""

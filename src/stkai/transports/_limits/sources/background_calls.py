@@ -12,8 +12,8 @@ from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from ...._clock import SystemClock
-from ...._forks import begin_in_each_process
 from ...._log import logger
+from ...._process import begin_in_each_process
 
 LAST_REPORT: Final = 0.25
 """Seconds that the last report of a member may take, when its limiter is closed and at the end of the program."""

@@ -10,9 +10,8 @@ from ...._abandonable import GivenUpError, do_within
 from ...._clock import SystemClock, unique_key
 from ...._errors import ConfigurationError, describe
 from ...._event_loops import anyio
-from ...._forks import begin_in_each_process
 from ...._log import Listeners, logger
-from ...._signals import is_interrupt, raise_interrupt
+from ...._process import begin_in_each_process, is_interrupt, raise_interrupt
 from ....events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
 from ....stores import Ask, Lease, Quota, Store, store_from
 from ....stores._protocol import check_share, checked

@@ -1,19 +1,62 @@
-"""Recognises exceptions that a signal handler raised: they end a call, and are no failure of the code they interrupt.
+"""What the system does to this process: it is forked, and interrupted by signals.
 
-Celery's soft time limit and `signal.alarm` work that way. Python runs a handler between two steps of the main thread,
-so its exception comes out of whatever the thread is doing there, and wires wrap it like an error of their own: a
-TimeoutError raised while they read becomes a ReadTimeout.
+A forked child must not inherit the locks that its parent's threads hold, nor the connections that its parent uses. Two
+processes that write to one connection get each other's answers; a lock whose holder was not forked is never freed.
+
+An exception that a signal handler raised ends a call, and is no failure of the code that it interrupted. Celery's soft
+time limit and `signal.alarm` work that way. Python runs a handler between two steps of the main thread, so its
+exception comes out of whatever the thread is doing there, and wires wrap it like an error of their own: a TimeoutError
+raised while they read becomes a ReadTimeout.
 """
 
+import os
 import sys
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
 from types import CodeType, FrameType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
 from ._errors import causes
+
+T = TypeVar("T")
+
+_renewals: "WeakKeyDictionary[Any, Callable[[Any], None]]" = WeakKeyDictionary()
+
+
+def after_fork(thing: T, renew: Callable[[T], None]) -> None:
+    """Call `renew(thing)` in every child that is forked while `thing` lives."""
+    _renewals[thing] = renew
+
+
+def begin_in_each_process(thing: T, begin: Callable[[T], None]) -> None:
+    """Call `begin(thing)` here, and in every child that is forked while `thing` lives."""
+    begin(thing)
+    after_fork(thing, begin)
+
+
+_parents: list[object] = []
+
+
+def never_finalize(thing: object) -> None:
+    """Keep what belongs to an event loop of the parent: in a child, finalizing it would touch that loop."""
+    _parents.append(thing)
+
+
+def _renew_all() -> None:
+    with warnings.catch_warnings():
+        # Dropping sockets here closes them in the child only; they stay open in the parent.
+        warnings.simplefilter("ignore", ResourceWarning)
+        for thing, renew in list(_renewals.items()):
+            renew(thing)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)
+
 
 # The public module looks each number and each handler up in an enum, which takes twenty times as long.
 _signal: Final[Any] = import_module("_signal")
