@@ -22,9 +22,8 @@ from ._errors import (
     ServerSideRateLimitError,
     TokenAcquisitionTimeoutError,
 )
-from ._families import HTTPX
+from ._families import HTTPX, as_httpx, httpx_errors, httpx_kind, original
 from ._headers import check_headers
-from ._requests import as_httpx, httpx_errors, httpx_kind, original
 from ._urls import absolute_url, request_url
 from .transports._base import LayerTransport
 from .transports._bodies import timeouts

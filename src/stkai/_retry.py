@@ -21,10 +21,9 @@ from ._errors import (
     TokenAcquisitionTimeoutError,
     describe,
 )
-from ._families import alike
+from ._families import alike, as_httpx, httpx_kind
 from ._log import logger
 from ._process import raise_interrupt
-from ._requests import as_httpx, httpx_kind
 from .transports._context import Context
 from .transports._retry.policy import RETRY_ON_STATUS_CODES, Failure, RetryPolicy
 from .transports._retry.retry_after import retry_after

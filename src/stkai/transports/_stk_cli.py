@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 
 from .._errors import AuthenticationError, ConfigurationError, describe
-from .._families import Family, adopt, family_of, of_family
-from .._requests import httpx_errors
+from .._families import Family, adopt, family_of, httpx_errors, of_family
 from ._call import ATTEMPT, Attempt
 
 if TYPE_CHECKING:
