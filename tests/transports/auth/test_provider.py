@@ -52,9 +52,8 @@ class Unhashable(AuthProvider):
 async def test_a_provider_need_not_be_hashable(world: World) -> None:
     for options in (RequestOptions(), RequestOptions(deadline=60.0)):
         wire = world.wire(200)
-        transport = world.pick(stkai.transports.AuthTransport, stkai.transports.AsyncAuthTransport)(
-            wire, Unhashable("t")
-        )
+        kind: Any = world.pick(stkai.transports.AuthTransport, stkai.transports.AsyncAuthTransport)
+        transport = kind(wire, Unhashable("t"))
         await world.send(transport, httpx.Request("GET", URL, extensions={"stkai": options}))
         assert wire.requests[0].headers["authorization"] == "Bearer t"
 
@@ -64,9 +63,8 @@ async def test_a_provider_need_not_be_hashable(world: World) -> None:
 
 async def test_a_static_token_signs_every_request_without_a_thread(world: World) -> None:
     wire = world.wire(lambda _: 200)
-    transport = world.pick(stkai.transports.AuthTransport, stkai.transports.AsyncAuthTransport)(
-        wire, StaticToken("abc.def-_~+/=")
-    )
+    kind: Any = world.pick(stkai.transports.AuthTransport, stkai.transports.AsyncAuthTransport)
+    transport = kind(wire, StaticToken("abc.def-_~+/="))
     before = threading.active_count()
     for _ in range(3):
         await world.send(transport, httpx.Request("GET", URL))

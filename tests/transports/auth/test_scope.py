@@ -361,7 +361,8 @@ async def test_several_origins_all_see_the_token(world: World) -> None:
 
 async def test_a_redirect_followed_by_hand_takes_no_token_to_another_origin(world: World) -> None:
     web = Web(302, START, "https://evil.example.net/")
-    client = world.client(world.pick(AuthTransport, AsyncAuthTransport)(web, Fixed()))
+    kind: Any = world.pick(AuthTransport, AsyncAuthTransport)
+    client = world.client(kind(web, Fixed()))
     response = await world.call(client.get, START)
     await world.call(client.send, response.next_request)
     assert web.seen == [TOKEN, None]
@@ -369,7 +370,8 @@ async def test_a_redirect_followed_by_hand_takes_no_token_to_another_origin(worl
 
 async def test_two_calls_with_the_same_extensions_are_independent(world: World) -> None:
     wire, extensions = world.wire(200, 200), {"anything": 1}
-    client = world.client(world.pick(AuthTransport, AsyncAuthTransport)(wire, Fixed()))
+    kind: Any = world.pick(AuthTransport, AsyncAuthTransport)
+    client = world.client(kind(wire, Fixed()))
     await world.call(client.get, START, extensions=extensions)
     await world.call(client.get, "https://other.example.com/", extensions=extensions)
     assert [request.headers.get("authorization") for request in wire.requests] == [TOKEN, TOKEN]

@@ -5,7 +5,7 @@ if a server redirects elsewhere.
 """
 
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import httpx
 
@@ -35,7 +35,12 @@ class _AuthFlow(LayerBase):
     """The layer `auth`, for both drivers."""
 
     name = "auth"
-    policy: BearerAuth
+
+    def __init__(
+        self, inner: Any, policy: BearerAuth | AuthProvider, *, context: Context | None = None
+    ) -> None:
+        super().__init__(inner, context=context)
+        self.policy = _bearer(policy)
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         policy = self.policy
@@ -135,29 +140,9 @@ class AuthTransport(_AuthFlow, LayerTransport):
         AuthenticationError: (per request) there is no token, or it may not be sent.
     """
 
-    def __init__(
-        self,
-        inner: httpx.BaseTransport,
-        policy: BearerAuth | AuthProvider,
-        *,
-        context: Context | None = None,
-    ) -> None:
-        super().__init__(inner, context=context)
-        self.policy = _bearer(policy)
-
 
 class AsyncAuthTransport(_AuthFlow, AsyncLayerTransport):
     """The same as `AuthTransport`, for async clients; a sync-only provider runs in a worker thread."""
-
-    def __init__(
-        self,
-        inner: httpx.AsyncBaseTransport,
-        policy: BearerAuth | AuthProvider,
-        *,
-        context: Context | None = None,
-    ) -> None:
-        super().__init__(inner, context=context)
-        self.policy = _bearer(policy)
 
 
 def auth(policy: BearerAuth | AuthProvider) -> Layer:
