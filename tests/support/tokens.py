@@ -12,7 +12,7 @@ import pytest
 
 from stkai import AuthenticationError, ClientCredentialsAuthProvider
 from stkai.testing import FakeClock
-from stkai.transports._auth.fetch import join
+from stkai.transports._auth.provider import join
 
 from .wire import Wire
 

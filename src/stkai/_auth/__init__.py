@@ -13,8 +13,7 @@ from .._config.names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_U
 from .._errors import AuthenticationError, ConfigurationError
 from .._log import logger
 from .._secrets import HoldsSecret, Secret
-from ..transports._auth.fetch import in_background, is_running, join
-from ..transports._auth.provider import AuthProvider
+from ..transports._auth.provider import AuthProvider, in_background, is_running, join
 from .token_endpoint import TokenEndpoint
 
 if TYPE_CHECKING:

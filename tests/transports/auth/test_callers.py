@@ -21,7 +21,7 @@ from stkai import (
 from stkai._headers import with_fields
 from stkai.testing import FakeClock
 from stkai.transports import AsyncAuthTransport, AuthTransport
-from stkai.transports._auth.fetch import join, key_of
+from stkai.transports._auth.provider import join, key_of
 from stkai.transports._auth.single_flight import aget_token, get_token
 
 from ...support.tokens import LIFETIME, MARGIN, Issuer, provider_over

@@ -15,8 +15,8 @@ import pytest
 import trio
 
 from stkai import AuthenticationError, AuthProvider, DeadlineExceededError
-from stkai.transports._auth import fetch as fetches
-from stkai.transports._auth.fetch import Fetch, in_background, is_running, join
+from stkai.transports._auth import provider as providers
+from stkai.transports._auth.provider import Fetch, in_background, is_running, join
 from stkai.transports._auth.single_flight import aget_token, get_token
 
 from ...support.world import NAMES, World
@@ -219,16 +219,16 @@ def test_a_signal_handler_that_interrupts_the_start_of_a_fetch_gets_an_error_and
             return "token"
 
     provider, handled = Provider(), []
-    start = fetches._start
+    start = providers._start
 
     def interrupted(*arguments: Any) -> None:
-        monkeypatch.setattr(fetches, "_start", start)
+        monkeypatch.setattr(providers, "_start", start)
         with pytest.raises(AuthenticationError, match="a signal handler uses the client that it interrupted"):
             get_token(provider, 10.0)  # As a signal handler does, in this thread.
         handled.append(True)
         start(*arguments)
 
-    monkeypatch.setattr(fetches, "_start", interrupted)
+    monkeypatch.setattr(providers, "_start", interrupted)
     assert get_token(provider, 10.0) == "token"
     assert handled == [True]
     assert not is_running(provider.get_access_token)
@@ -237,13 +237,13 @@ def test_a_signal_handler_that_interrupts_the_start_of_a_fetch_gets_an_error_and
 def test_a_fetch_whose_start_was_interrupted_serves_those_who_wait_for_it(
     monkeypatch: pytest.MonkeyPatch, hanging: Hanging
 ) -> None:
-    start = fetches._start
+    start = providers._start
 
     def interrupted(*arguments: Any) -> None:
-        monkeypatch.setattr(fetches, "_start", start)
+        monkeypatch.setattr(providers, "_start", start)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fetches, "_start", interrupted)
+    monkeypatch.setattr(providers, "_start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         get_token(hanging, 10.0)
     assert is_running(hanging.get_access_token)

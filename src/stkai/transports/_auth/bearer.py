@@ -19,8 +19,7 @@ from ..._secrets import HoldsSecret, Secret, reveal
 from ..._urls import Origin, is_private, origin_of, parse_origin, show_origin
 from .._call import Attempt, copy_request
 from .._chain import CHAIN, is_home
-from .fetch import failure_of
-from .provider import AuthProvider, has_own_headers, is_sendable
+from .provider import AuthProvider, has_own_headers, is_sendable, named_errors
 
 _EXPOSED: Final = (
     "the token would travel unencrypted to {}: use https://, or allow it with BearerAuth(provider, allow_http=True)"
@@ -171,19 +170,12 @@ class BearerAuth(HoldsSecret):
         if cached is None:
             return None
         if self._has_own_headers:
-            return self._with_own_headers()
+            with named_errors(self.provider):
+                return self.token(self.provider.get_auth_headers())
         try:
             return self._tokens[cached]
         except KeyError:
             return self.token(cached)
-
-    def _with_own_headers(self) -> Token:
-        try:
-            return self.token(self.provider.get_auth_headers())
-        except AuthenticationError:
-            raise
-        except Exception as error:
-            raise failure_of(self.provider, error) from error
 
     def sign(self, request: httpx.Request, token: Token) -> httpx.Request:
         """A copy of the request with the token in place of its `Authorization`.

@@ -9,8 +9,7 @@ from weakref import WeakKeyDictionary
 
 from ..._errors import AuthenticationError, DeadlineExceededError
 from ..._event_loops import anyio, running_loop
-from .fetch import FETCHING, failure_of, join, key_of
-from .provider import AuthProvider, has_own_headers
+from .provider import FETCHING, AuthProvider, has_own_headers, join, key_of, named_errors
 
 Signature = str | Mapping[str, str]
 """What signs a request: an access token, or headers."""
@@ -27,7 +26,7 @@ def get_token(provider: AuthProvider, seconds: float) -> Signature:
         raise _too_late()
     with _fetching(provider):
         if seconds == math.inf:
-            with _named_errors(provider):
+            with named_errors(provider):
                 return _work(provider)()
         fetch = join(_work(provider))
         for patience in _patience(provider, seconds):
@@ -89,13 +88,6 @@ def _spare(provider: AuthProvider) -> Signature | None:
     return None
 
 
-class _Fetching:
-    """A provider that is getting a token."""
-
-    def __init__(self, provider: AuthProvider) -> None:
-        self.provider: AuthProvider | None = provider
-
-
 @contextmanager
 def _fetching(provider: AuthProvider) -> Iterator[None]:
     """Refuse to wait for a token of a provider that this very code is getting it for.
@@ -104,19 +96,19 @@ def _fetching(provider: AuthProvider) -> Iterator[None]:
         AuthenticationError: the provider sends through a client that it signs for, or a signal handler sends.
     """
     outer = FETCHING.get()
-    if any(each.provider is provider for each in outer):
+    if any(each is provider for fetching in outer for each in fetching):
         msg = (
             f"{type(provider).__name__} is asked for a token while it gets one: it sends its request through a client"
             " that it signs for (give it another one, without auth), or a signal handler uses the client that it"
             " interrupted"
         )
         raise AuthenticationError(msg)
-    mine = _Fetching(provider)
+    mine = [provider]
     token = FETCHING.set((*outer, mine))
     try:
         yield
     finally:
-        mine.provider = None  # A task that it has started goes on with a copy of the context.
+        mine.clear()  # A task that it has started goes on with a copy of the context.
         with suppress(ValueError):  # A coroutine that is closed in another context.
             FETCHING.reset(token)
 
@@ -144,7 +136,7 @@ async def _share_in_loop(provider: AuthProvider) -> Signature:
             return other.token
     shared = running[key] = _Shared(anyio.Event())
     try:
-        with _named_errors(provider):
+        with named_errors(provider):
             shared.token = await _awork(provider)
     except AuthenticationError as error:
         shared.error = error
@@ -153,17 +145,6 @@ async def _share_in_loop(provider: AuthProvider) -> Signature:
         del running[key]
         shared.done.set()
     return shared.token
-
-
-@contextmanager
-def _named_errors(provider: AuthProvider) -> Iterator[None]:
-    """Turn whatever the provider raises into an AuthenticationError that names the provider."""
-    try:
-        yield
-    except AuthenticationError:
-        raise
-    except Exception as error:
-        raise failure_of(provider, error) from error
 
 
 def _too_late() -> DeadlineExceededError:
