@@ -32,7 +32,7 @@ def aiohttp(config: "HttpConfig | None" = None) -> "AsyncTransport":
     """
     if find_spec("aiohttp") is None:
         raise missing_extra("stkai.wires.aiohttp()", "aiohttp")
-    from ._wire.over_aiohttp import aiohttp_wire
+    from ._wire.over_aiohttp import AiohttpWire
 
-    wire: Any = aiohttp_wire(config or STKAI.config.http)
+    wire: Any = AiohttpWire(config or STKAI.config.http)
     return cast("AsyncTransport", wire)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
@@ -32,57 +32,50 @@ _DIRECT: Final = ""
 """What stands for no proxy."""
 
 
-class MakeWire(Protocol):
-    """Makes the wire of a package, with the limits of the settings, that goes through a proxy or, with None, direct."""
-
-    def __call__(
-        self, config: "HttpConfig", family: Family, context: ssl.SSLContext, proxy: httpx.Proxy | None
-    ) -> Any: ...
-
-
-def _make(
-    config: "HttpConfig", family: Family, context: ssl.SSLContext, proxy: httpx.Proxy | None
-) -> httpx.BaseTransport:
-    make = _maker(family.HTTPTransport, config, family, context, proxy)
-    return ConnectionPool(make, limits_of(config, family), family)
-
-
-def _make_async(
-    config: "HttpConfig", family: Family, context: ssl.SSLContext, proxy: httpx.Proxy | None
-) -> httpx.AsyncBaseTransport:
-    make = _maker(family.AsyncHTTPTransport, config, family, context, proxy)
-    return WirePerLoop(lambda: AsyncConnectionPool(make, limits_of(config, family), family), family)
-
-
-def _maker(
-    kind: Any, config: "HttpConfig", family: Family, context: ssl.SSLContext, proxy: httpx.Proxy | None
-) -> Callable[[], Any]:
-    """Makes httpx's transports of this kind; each has room for one connection, and one request on it."""
-    if config.http2 and find_spec("h2") is None:
-        raise missing_extra("HTTP/2 (STKAI_HTTP_HTTP2)", "http2")
-    expiry = config.keepalive_expiry
-    limits = family.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=expiry)
-    make = partial(kind, verify=context, http2=config.http2, proxy=proxy, limits=limits)
-    make()  # An unusable proxy, for example, fails here; there is no connection yet to close.
-    return lambda: mended(make())
-
-
 class _Router:
     """A wire for each package and each proxy, and which of them a request takes.
 
     Those of httpx are made first, so that unusable settings fail there; those of httpx2 when its first request comes.
+
+    Args:
+        config: the settings; by default `STKAI.config.http`.
+
+    Raises:
+        ConfigurationError: the proxy or the certificates cannot be used, or a package is missing.
     """
 
     family = None
     is_leaf = True
     _is_closed = False
 
-    def __init__(self, config: "HttpConfig | None", make: MakeWire) -> None:
-        self._config, self._make = config or STKAI.config.http, make
-        self._context = context_of(self._config)
+    def __init__(self, config: "HttpConfig | None" = None) -> None:
+        self._config = config or STKAI.config.http
+        self._context = _context_of(self._config)
         self._proxies = ProxyMap.of(self._config)
         self._wires = {HTTPX: self._wires_of(HTTPX)}
         self._names = {url: show_origin(httpx.URL(url)) for url in self._proxies.urls}
+
+    def _make(self, family: Family, proxy: httpx.Proxy | None) -> Any:
+        """The wire of a package, with the limits of the settings, that goes through a proxy or, with None, direct."""
+        raise NotImplementedError
+
+    def _maker(self, kind: Any, family: Family, proxy: httpx.Proxy | None) -> Callable[[], Any]:
+        """Makes httpx's transports of this kind; each has room for one connection, and one request on it."""
+        http2, expiry = self._config.http2, self._config.keepalive_expiry
+        if http2 and find_spec("h2") is None:
+            raise missing_extra("HTTP/2 (STKAI_HTTP_HTTP2)", "http2")
+        limits = family.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=expiry)
+        make = partial(kind, verify=self._context, http2=http2, proxy=proxy, limits=limits)
+        make()  # An unusable proxy, for example, fails here; there is no connection yet to close.
+        return lambda: mended(make())
+
+    def _limits(self, family: Family) -> httpx.Limits:
+        """How many connections there may be, and how long they stay open while idle."""
+        return family.Limits(
+            max_connections=self._config.max_connections,
+            max_keepalive_connections=self._config.max_keepalive_connections,
+            keepalive_expiry=self._config.keepalive_expiry,
+        )
 
     def _wires_of(self, family: Family) -> dict[str, Any]:
         """The direct wire of a package, and one for each proxy, by the proxy's URL.
@@ -99,14 +92,13 @@ class _Router:
         return made
 
     def _try_wires_of(self, family: Family, problems: list[str]) -> dict[str, Any]:
-        made = {_DIRECT: self._make(self._config, family, self._context, None)}
+        made = {_DIRECT: self._make(family, None)}
         for url in self._proxies.urls:
             try:
                 absolute_url(url, PROXIES)
                 # The certificate of a proxy is checked like a server's.
                 context = self._context if url.lower().startswith("https://") else None
-                proxy = family.Proxy(url, ssl_context=context)
-                made[url] = self._make(self._config, family, self._context, proxy)
+                made[url] = self._make(family, family.Proxy(url, ssl_context=context))
             except alike(httpx.InvalidURL, ValueError, ImportError) as error:
                 problems.append(str(error))
                 return {}
@@ -148,18 +140,11 @@ class _Router:
 
 
 class DefaultWire(_Router, httpx.BaseTransport):
-    """A sync wire with the verification, limits, HTTP/2 and proxies of the settings.
+    """A sync wire with the verification, limits, HTTP/2 and proxies of the settings."""
 
-    Args:
-        config: the settings; by default `STKAI.config.http`.
-        make: makes the wires.
-
-    Raises:
-        ConfigurationError: the proxy or the certificates cannot be used, or a package is missing.
-    """
-
-    def __init__(self, config: "HttpConfig | None" = None, make: MakeWire = _make) -> None:
-        super().__init__(config, make)
+    def _make(self, family: Family, proxy: httpx.Proxy | None) -> httpx.BaseTransport:
+        make = self._maker(family.HTTPTransport, family, proxy)
+        return ConnectionPool(make, self._limits(family), family)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         try:
@@ -177,8 +162,9 @@ class DefaultWire(_Router, httpx.BaseTransport):
 class AsyncDefaultWire(_Router, httpx.AsyncBaseTransport):
     """The async version of `DefaultWire`."""
 
-    def __init__(self, config: "HttpConfig | None" = None, make: MakeWire = _make_async) -> None:
-        super().__init__(config, make)
+    def _make(self, family: Family, proxy: httpx.Proxy | None) -> httpx.AsyncBaseTransport:
+        make, limits = self._maker(family.AsyncHTTPTransport, family, proxy), self._limits(family)
+        return WirePerLoop(lambda: AsyncConnectionPool(make, limits, family), family)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         try:
@@ -193,16 +179,7 @@ class AsyncDefaultWire(_Router, httpx.AsyncBaseTransport):
             await wire.aclose()
 
 
-def limits_of(config: "HttpConfig", family: Family) -> httpx.Limits:
-    """How many connections there may be, and how long they stay open while idle."""
-    return family.Limits(
-        max_connections=config.max_connections,
-        max_keepalive_connections=config.max_keepalive_connections,
-        keepalive_expiry=config.keepalive_expiry,
-    )
-
-
-def context_of(config: "HttpConfig") -> ssl.SSLContext:
+def _context_of(config: "HttpConfig") -> ssl.SSLContext:
     """How TLS verifies the server. All wires share one context: loading the certificates is the slow part.
 
     Raises:

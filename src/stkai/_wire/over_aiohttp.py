@@ -33,7 +33,7 @@ from .aiohttp_exchange import (
     connecting,
     unreadable,
 )
-from .default import AsyncDefaultWire, limits_of
+from .default import AsyncDefaultWire
 from .lifetimes import WirePerLoop
 from .pool import AsyncConnectionPool
 from .proxies import ProxyMap
@@ -253,32 +253,32 @@ def _expect_response(connection: Connection, *, skip_body: bool) -> None:
     )
 
 
-def aiohttp_wire(config: "HttpConfig") -> httpx.AsyncBaseTransport:
-    """A wire with the verification, limits and proxies of `config`.
+class AiohttpWire(AsyncDefaultWire):
+    """A wire with the verification, limits and proxies of the settings.
 
     Raises:
-        ConfigurationError: `config` asks for what aiohttp cannot do, or its certificates cannot be read.
+        ConfigurationError: they ask for what aiohttp cannot do, or the certificates cannot be read.
     """
-    if config.http2:
-        raise ConfigurationError(
-            "aiohttp cannot send over HTTP/2: set http2 (STKAI_HTTP_HTTP2) to false, or use the default wire"
-        )
-    if ProxyMap.of(config).has_socks:
-        raise ConfigurationError(
-            "aiohttp cannot send through a SOCKS proxy: unset STKAI_HTTP_PROXY or ALL_PROXY, or use the default wire"
-        )
-    return AsyncDefaultWire(config, _make)
 
+    def __init__(self, config: "HttpConfig") -> None:
+        if config.http2:
+            raise ConfigurationError(
+                "aiohttp cannot send over HTTP/2: set http2 (STKAI_HTTP_HTTP2) to false, or use the default wire"
+            )
+        if ProxyMap.of(config).has_socks:
+            raise ConfigurationError(
+                "aiohttp cannot send through a SOCKS proxy: unset STKAI_HTTP_PROXY or ALL_PROXY, or use the default"
+                " wire"
+            )
+        super().__init__(config)
 
-def _make(
-    config: "HttpConfig", family: Family, context: ssl.SSLContext, proxy: httpx.Proxy | None
-) -> httpx.AsyncBaseTransport:
-    context.set_alpn_protocols(["http/1.1"])
-    limits = limits_of(config, family)
+    def _make(self, family: Family, proxy: httpx.Proxy | None) -> httpx.AsyncBaseTransport:
+        context, limits = self._context, self._limits(family)
+        context.set_alpn_protocols(["http/1.1"])
 
-    def make() -> Pool:
-        if not isinstance(running_loop(), asyncio.AbstractEventLoop):
-            raise ConfigurationError("aiohttp works on asyncio only: on trio, use the default wire")
-        return Pool(context, limits, family, proxy)
+        def make() -> Pool:
+            if not isinstance(running_loop(), asyncio.AbstractEventLoop):
+                raise ConfigurationError("aiohttp works on asyncio only: on trio, use the default wire")
+            return Pool(context, limits, family, proxy)
 
-    return WirePerLoop(make, family)
+        return WirePerLoop(make, family)
