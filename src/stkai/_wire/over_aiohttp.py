@@ -9,7 +9,6 @@ import asyncio
 import inspect
 import ssl
 from base64 import b64encode
-from collections.abc import Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +29,7 @@ from .aiohttp_exchange import (
     Body,
     Connection,
     NetworkStream,
+    RequestWriter,
     connecting,
     unreadable,
 )
@@ -37,7 +37,6 @@ from .default import AsyncDefaultWire
 from .lifetimes import WirePerLoop
 from .pool import AsyncConnectionPool
 from .proxies import ProxyMap
-from .request_writer import RequestWriter
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
@@ -111,22 +110,27 @@ class OverAiohttp(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         timeouts = request.extensions.get("timeout", {})
+        # Those for the proxy that carries this request in the clear; None if it goes direct or by a tunnel.
+        forwarding = None if self._proxy is None or request.url.scheme == "https" else self._proxy_headers
         # Checked before anything is opened: a request that h11 refuses leaves no trace on the network.
-        writer = RequestWriter(request, self._forwarding_headers(request))
+        writer = RequestWriter(request, forwarding)
         connection = self._reusable(request)
         if connection is None:  # It has a length, and is false while nothing waits in it.
             connection = await self._open(request, timeouts.get("connect"))
         try:
-            _expect_response(connection, skip_body=request.method == "HEAD")
+            connection.awaits_head = True
+            connection.set_response_params(
+                skip_payload=request.method == "HEAD",
+                read_until_eof=True,
+                auto_decompress=False,
+                read_bufsize=BUFFER,
+                **_roomy(),
+            )
             await writer.write_to(connection, timeouts.get("write"))
             return await self._receive(connection, request, timeouts.get("read"))
         except BaseException:
             connection.drop()
             raise
-
-    def _forwarding_headers(self, request: httpx.Request) -> Mapping[str, str] | None:
-        """Headers for the proxy that carries this request in the clear; None if it goes direct or by a tunnel."""
-        return None if self._proxy is None or request.url.scheme == "https" else self._proxy_headers
 
     def _reusable(self, request: httpx.Request) -> Connection | None:
         """The idle connection, if it leads to the right place and is still good."""
@@ -240,17 +244,6 @@ def _roomy() -> dict[str, Any]:
     limits = {"max_line_size": LONGEST, "max_field_size": LONGEST, "max_headers": LONGEST}
     known = inspect.signature(ResponseHandler.set_response_params).parameters
     return {name: value for name, value in limits.items() if name in known}
-
-
-def _expect_response(connection: Connection, *, skip_body: bool) -> None:
-    connection.awaits_head = True
-    connection.set_response_params(
-        skip_payload=skip_body,
-        read_until_eof=True,
-        auto_decompress=False,
-        read_bufsize=BUFFER,
-        **_roomy(),
-    )
 
 
 class AiohttpWire(AsyncDefaultWire):
