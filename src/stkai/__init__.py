@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from .transports._options import RequestOptions as RequestOptions
     from .transports._options import options as options
     from .transports._options import record as record
-    from .transports._retry.budget import RetryBudget as RetryBudget
+    from .transports._retry.policy import RetryBudget as RetryBudget
     from .transports._retry.policy import RetryPolicy as RetryPolicy
 
     __all__: list[str]
@@ -97,8 +97,7 @@ else:  # Type checkers would take any name for one that exists.
             "limiters": ("AimdLimiter", "TokenBucket"),
             "transports._auth.bearer": ("BearerAuth",),
             "transports._auth.provider": ("AuthProvider", "StaticToken"),
-            "transports._retry.budget": ("RetryBudget",),
-            "transports._retry.policy": ("RetryPolicy",),
+            "transports._retry.policy": ("RetryBudget", "RetryPolicy"),
         },
         submodules=("costs", "events", "limiters", "stores", "telemetry", "testing", "transports", "wires"),
         unlisted=("events", "limiters"),

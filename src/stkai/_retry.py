@@ -25,7 +25,8 @@ from ._families import alike, as_httpx, httpx_kind
 from ._log import logger
 from ._process import raise_interrupt
 from .transports._context import Context
-from .transports._retry.policy import RETRY_ON_STATUS_CODES, Failure, RetryPolicy
+from .transports._retry.errors import Failure
+from .transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from .transports._retry.retry_after import retry_after
 
 __all__ = ["MaxRetriesExceededError", "RetryableError", "Retrying"]

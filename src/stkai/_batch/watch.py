@@ -16,7 +16,8 @@ from .._families import alike
 from ..transports._call import Attempt, ending_with
 from ..transports._layer_checks import is_sound
 from ..transports._operations import Flow, Operation, Run, Send
-from ..transports._retry.policy import NOT_SENT, REFUSED_STATUS
+from ..transports._retry.errors import NOT_SENT
+from ..transports._retry.policy import REFUSED_STATUS
 from .append_file import WriteError
 from .journal import Journal
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import stkai
 from stkai import ConfigurationError, RetryPolicy, TokenAcquisitionTimeoutError
-from stkai.transports._retry.policy import Failure, Situation
+from stkai.transports._retry.errors import Failure
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 URL = "https://api.example.com/v1"
@@ -213,22 +213,24 @@ def test_a_failure_that_may_not_repeat_is_retried(error: Exception) -> None:
     assert RetryPolicy().failure_of(None, error, NOW) is not None
 
 
-def sent(method: str, policy: RetryPolicy, **headers: str) -> Situation:
-    return Situation.of(httpx.Request(method, URL, headers=headers), policy)
+def sent(method: str, policy: RetryPolicy, **headers: str) -> bool:
+    return policy.is_repeatable(httpx.Request(method, URL, headers=headers))
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"])
 def test_an_idempotent_method_is_sent_again_after_a_read_timeout(method: str) -> None:
     policy = RetryPolicy()
-    assert policy.failure_of(None, httpx.ReadTimeout("slow"), NOW, situation=sent(method, policy)) is not None
+    assert (
+        policy.failure_of(None, httpx.ReadTimeout("slow"), NOW, repeatable=sent(method, policy)) is not None
+    )
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH", "QUERY"])
 def test_another_method_is_not_sent_again_after_a_read_timeout(method: str) -> None:
     policy = RetryPolicy()
-    assert policy.failure_of(None, httpx.ReadTimeout("slow"), NOW, situation=sent(method, policy)) is None
+    assert policy.failure_of(None, httpx.ReadTimeout("slow"), NOW, repeatable=sent(method, policy)) is None
     for error in (httpx.ConnectTimeout("slow"), httpx.WriteTimeout("slow"), httpx.ReadError("reset")):
-        assert policy.failure_of(None, error, NOW, situation=sent(method, policy)) is not None
+        assert policy.failure_of(None, error, NOW, repeatable=sent(method, policy)) is not None
 
 
 def test_with_a_key_or_if_the_policy_says_so_any_method_is_sent_again_after_a_read_timeout() -> None:
@@ -239,7 +241,7 @@ def test_with_a_key_or_if_the_policy_says_so_any_method_is_sent_again_after_a_re
         (keyed, sent("POST", keyed, **{"x-key": "1"})),
         (RetryPolicy(retry_timeouts=True), sent("POST", RetryPolicy())),
     ):
-        failure = policy.failure_of(None, timeout, NOW, situation=sending)
+        failure = policy.failure_of(None, timeout, NOW, repeatable=sending)
         assert failure is not None
         assert failure.acted
 
@@ -260,13 +262,13 @@ def test_a_request_that_was_not_answered_is_repeated_only_if_that_does_no_harm(
 ) -> None:
     policy = RetryPolicy()
     for method, is_final in (("POST", True), ("PATCH", True), ("GET", False), ("PUT", False)):
-        failure = policy.failure_of(response, error, NOW, situation=sent(method, policy))
+        failure = policy.failure_of(response, error, NOW, repeatable=sent(method, policy))
         assert (failure is None) is is_final
         assert failure is None or failure.acted
     keyed = sent("POST", policy, **{"Idempotency-Key": "1"})
-    assert policy.failure_of(response, error, NOW, situation=keyed) is not None
+    assert policy.failure_of(response, error, NOW, repeatable=keyed) is not None
     policy = RetryPolicy(retry_timeouts=True)
-    assert policy.failure_of(response, error, NOW, situation=sent("POST", policy)) is not None
+    assert policy.failure_of(response, error, NOW, repeatable=sent("POST", policy)) is not None
 
 
 @pytest.mark.parametrize(
@@ -279,7 +281,7 @@ def test_a_request_that_was_not_answered_is_repeated_only_if_that_does_no_harm(
 )
 def test_a_connection_that_breaks_in_an_answer_is_retried(message: str) -> None:
     policy = RetryPolicy()
-    assert policy.failure_of(None, unreadable(message), NOW, situation=sent("POST", policy)) is not None
+    assert policy.failure_of(None, unreadable(message), NOW, repeatable=sent("POST", policy)) is not None
 
 
 # Errors by wire
@@ -292,22 +294,24 @@ def test_a_connection_that_breaks_in_an_answer_is_retried(message: str) -> None:
 )
 def test_a_connection_error_of_an_unknown_wire_may_come_after_the_request(error: Exception) -> None:
     policy = RetryPolicy()
-    failure = policy.failure_of(None, error, NOW, situation=Situation(sound_wire=False))
+    failure = policy.failure_of(None, error, NOW, sound_wire=False)
     assert failure is not None
     assert failure.acted
 
 
 @pytest.mark.parametrize("error", [httpx.PoolTimeout("full"), stkai.RetryableError("later")], ids=repr)
 def test_a_pool_timeout_of_any_wire_means_that_nothing_was_sent(error: Exception) -> None:
-    failure = RetryPolicy().failure_of(None, error, NOW, situation=Situation(sound_wire=False))
+    failure = RetryPolicy().failure_of(None, error, NOW, sound_wire=False)
     assert failure is not None
     assert not failure.acted
 
 
 def test_the_policy_may_trust_the_connection_errors_of_any_wire() -> None:
-    request = httpx.Request("POST", URL)
-    assert not Situation.of(request, RetryPolicy(), sound_wire=False).sound_wire
-    assert Situation.of(request, RetryPolicy(trust_connect_errors=True), sound_wire=False).sound_wire
+    for trusts in (False, True):
+        policy = RetryPolicy(trust_connect_errors=trusts)
+        failure = policy.failure_of(None, httpx.ConnectError("dropped"), NOW, sound_wire=False)
+        assert failure is not None
+        assert failure.acted is not trusts
 
 
 @pytest.mark.parametrize("status", [408, 429, 503])

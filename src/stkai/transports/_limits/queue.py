@@ -19,7 +19,7 @@ from ..._errors import ClientSideRateLimitError
 from ..._families import alike
 from ..._process import IN_HANDLER, after_fork
 from .._operations import Operation
-from .._retry.policy import NOT_SENT
+from .._retry.errors import NOT_SENT
 from .limiter import Answer, RateChange, Turn
 from .order import NORMAL, Order
 from .sources.source import TICK, Source

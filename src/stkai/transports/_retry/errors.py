@@ -1,14 +1,30 @@
-"""What an error of a wire is about: whether it would come again, and whether an answer came that nothing can read."""
+"""What an error says about a retry: whether it would come again, and whether the server may have acted."""
 
 import re
 import socket
 import ssl
-from typing import Final
+from datetime import datetime
+from typing import Final, NamedTuple
 
 import httpx
 
-from ..._errors import causes
+from ..._errors import (
+    ClientSideRateLimitError,
+    DeadlineExceededError,
+    RetryableError,
+    ServerSideRateLimitError,
+    causes,
+    describe,
+)
 from ..._families import alike
+from .retry_after import retry_after
+
+# A proxy error comes before the tunnel is open, so the server has seen nothing.
+_NO_CONNECTION: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
+NOT_SENT: Final = (*_NO_CONNECTION, httpx.PoolTimeout)
+"""The errors of a request that was not sent, if its wire means them so."""
+
+_UNKNOWN: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
 
 _PROXY_REFUSES: Final = r"4(?!08|29)\d\d\b|.*(username|password|credential|auth|rules)"
 """What httpx's ProxyError says if the proxy wants other credentials, or rejects us altogether.
@@ -36,6 +52,40 @@ _CONNECTION_CLOSED: Final = "ConnectionState.CLOSED"
 """The errors of h2 on a stream, and its words on a connection, that the server has closed, or has no room for."""
 
 _BREAKS: Final = ("peer closed connection", "disconnected", "ConnectionTerminated")
+
+
+class Failure(NamedTuple):
+    """An attempt that may be worth a retry: what went wrong, and what the server said about when to retry.
+
+    Attributes:
+        cause: for people to read.
+        acted: whether the server may have acted on the request.
+        asked: seconds for which somebody asked us to stay away, or None.
+        needed: seconds until the request's turn; coming back earlier does not change it.
+        paced: whether a limiter handles the wait and decides how long it is.
+    """
+
+    cause: str
+    acted: bool
+    asked: float | None = None
+    needed: float = 0.0
+    paced: bool = False
+
+
+def failure_of_error(error: BaseException, now: datetime, *, sound_wire: bool) -> Failure | None:
+    """What an error says about a retry; None if it is final. See `RetryPolicy.failure_of`."""
+    cause = describe(error)
+    if isinstance(error, ServerSideRateLimitError) and isinstance(error.response, alike(httpx.Response)):
+        return Failure(cause, acted=False, asked=retry_after(error.response.headers, now))
+    # Our own limiter knows best: a caller who limits the wait wants to know.
+    if isinstance(error, ClientSideRateLimitError | DeadlineExceededError) or is_hopeless(error):
+        return None
+    if isinstance(error, alike(RetryableError, httpx.PoolTimeout)):
+        return Failure(cause, acted=False)
+    if isinstance(error, alike(*_NO_CONNECTION)):
+        return Failure(cause, acted=not sound_wire)
+    is_unknown = isinstance(error, alike(*_UNKNOWN)) or breaks_http2(error)
+    return Failure(cause, acted=True) if is_unknown else None
 
 
 def is_hopeless(error: BaseException) -> bool:

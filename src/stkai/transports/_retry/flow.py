@@ -21,7 +21,7 @@ from .._context import Context
 from .._layer import Layer
 from .._operations import Close, Drain, Flow, Read, Sleep, Until
 from .._options import NO_OPTIONS, UNSET
-from .policy import RetryPolicy, Situation
+from .policy import RetryPolicy
 
 if TYPE_CHECKING:
     import tenacity
@@ -196,7 +196,7 @@ class _Loop:
         self.policy, self.context, self.attempt = policy, layer.context, attempt
         self.response: httpx.Response | None = None
         self._error: Exception | None = None
-        self._situation = Situation.of(request, policy, sound_wire=layer.wire_is_sound)
+        self._known = {"repeatable": policy.is_repeatable(request), "sound_wire": layer.wire_is_sound}
         self._seconds = 0.0
         self._excused = 0
         # tenacity itself never stops the loop and never classifies a failure: the policy does.
@@ -230,9 +230,7 @@ class _Loop:
         context, policy, attempt = self.context, self.policy, self.attempt
         response, error = self.response, self._error
         paced = response is not None and attempt.last.paced
-        failure = policy.failure_of(
-            response, error, context.clock.utcnow(), paced=paced, situation=self._situation
-        )
+        failure = policy.failure_of(response, error, context.clock.utcnow(), paced=paced, **self._known)
         if failure is None:
             return False
         now = context.now()

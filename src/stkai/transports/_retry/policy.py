@@ -1,4 +1,4 @@
-"""What to retry, and when: `RetryPolicy`.
+"""What to retry, and when: `RetryPolicy`; and how much of the traffic may be retries: `RetryBudget`.
 
 Failures are classified by whether the server may have acted on the request:
 
@@ -10,35 +10,37 @@ Failures are classified by whether the server may have acted on the request:
 
 That a connection error means "not sent" is true of httpx's own transports and of ours. Others raise it for connections
 that broke later; there it is "unknown".
+
+While a server is down, a policy of three retries sends it four times the load that it already could not handle. With a
+budget, as in Finagle, tower and the AWS SDKs, retries are at most a share of the calls; first attempts are never held
+back.
 """
 
+import math
+import threading
 from collections.abc import Collection
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
-from typing import Final, NamedTuple, Self
+from typing import Any, Final
 
 import httpx
 
-from ..._checks import AT_LEAST_ZERO, COUNT, SOME_SECONDS, check_flag, check_number, is_token
-from ..._errors import (
-    ClientSideRateLimitError,
-    ConfigurationError,
-    DeadlineExceededError,
-    RetryableError,
-    ServerSideRateLimitError,
-    describe,
+from ..._checks import (
+    AT_LEAST_ZERO,
+    COUNT,
+    SOME_SECONDS,
+    Numbers,
+    check_flag,
+    check_number,
+    even_half_made,
+    is_token,
 )
+from ..._errors import ConfigurationError
 from ..._families import alike
-from .budget import RetryBudget
-from .errors import breaks_http2, is_hopeless, is_unreadable
+from ..._process import after_fork
+from .errors import Failure, failure_of_error, is_unreadable
 from .retry_after import retry_after
 
-# A proxy error comes before the tunnel is open, so the server has seen nothing.
-_NO_CONNECTION: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
-NOT_SENT: Final = (*_NO_CONNECTION, httpx.PoolTimeout)
-"""The errors of a request that was not sent, if its wire means them so."""
-
-_UNKNOWN: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
 RETRY_ON_STATUS_CODES: Final = (408, 429, 500, 502, 503, 504)
 """Status codes that are retried by default."""
 
@@ -54,41 +56,73 @@ _KEY: Final = "idempotency-key"
 """The header that lets servers recognise a repeated request; draft-ietf-httpapi-idempotency-key-header."""
 
 
-class Situation(NamedTuple):
-    """What retry knows about a request and the wire that sends it.
+_MEMORY = 10.0
+"""Seconds in which the credit of calls halves, and that time earns credit for at most: Finagle's TTL."""
 
-    Attributes:
-        repeatable: the server gives a repeated request the same answer: its method is idempotent, or it has a key.
-        sound_wire: the wire's connection errors mean that nothing was sent.
+_SAVINGS = 10.0
+"""Retries. This much credit does not fade: a program that makes one call a minute would otherwise never have any."""
+
+_ROUNDING = 1e-9
+
+
+class RetryBudget:
+    """Limits retries to a share of the calls. Share the object between policies and stacks to share the budget.
+
+    A retry costs 1. Each call adds `ratio`, and each second adds `min_per_second`; the first 10 seconds' worth is there
+    from the start. When less than 1 is left, the caller gets a failure at once.
+
+    Args:
+        ratio: retries per call, from 0 to 1.
+        min_per_second: retries per second that are allowed even if there are few calls; at most 10 s of them add up.
+
+    Raises:
+        ConfigurationError: a number is out of range.
     """
 
-    repeatable: bool = True
-    sound_wire: bool = True
+    def __init__(self, ratio: float = 0.2, min_per_second: float = 10) -> None:
+        self.ratio = check_number(
+            "ratio", ratio, Numbers("a number from 0 to 1, the retries per call", high=1)
+        )
+        self.min_per_second = check_number("min_per_second", min_per_second, AT_LEAST_ZERO)
+        self._most = self._steady = _MEMORY * min_per_second
+        self._earned = 0.0
+        self._at = math.inf
+        self._renew_lock()
+        after_fork(self, RetryBudget._renew_lock)
 
-    @classmethod
-    def of(cls, request: httpx.Request, policy: "RetryPolicy", *, sound_wire: bool = True) -> Self:
-        """Look at `request` and the policy's idempotency header."""
-        headers, own = request.headers, policy.idempotency_header
-        repeatable = request.method in _IDEMPOTENT or _KEY in headers or (own is not None and own in headers)
-        return cls(repeatable, sound_wire or policy.trust_connect_errors)
+    def _renew_lock(self) -> None:
+        self._lock = threading.RLock()  # A signal handler that sends must not hang here.
 
+    def deposit(self, now: float) -> None:
+        """Add the credit of one call; `now` is an instant in seconds."""
+        with self._lock:
+            self._advance(now)
+            self._earned += self.ratio
 
-class Failure(NamedTuple):
-    """An attempt that may be worth a retry: what went wrong, and what the server said about when to retry.
+    def withdraw(self, now: float) -> bool:
+        """Whether a retry may be made; if so, it is paid for."""
+        with self._lock:
+            self._advance(now)
+            if self._steady + self._earned < 1 - _ROUNDING:
+                return False
+            paid = min(self._steady, 1.0)
+            self._steady -= paid
+            self._earned -= 1 - paid
+            return True
 
-    Attributes:
-        cause: for people to read.
-        acted: whether the server may have acted on the request.
-        asked: seconds for which somebody asked us to stay away, or None.
-        needed: seconds until the request's turn; coming back earlier does not change it.
-        paced: whether a limiter handles the wait and decides how long it is.
-    """
+    def _advance(self, now: float) -> None:
+        passed = max(0.0, now - self._at)
+        self._at = now if self._at == math.inf else max(self._at, now)
+        self._steady = min(self._most, self._steady + self.min_per_second * passed)
+        if self._earned > _SAVINGS:
+            self._earned = max(_SAVINGS, self._earned * 0.5 ** (passed / _MEMORY))
 
-    cause: str
-    acted: bool
-    asked: float | None = None
-    needed: float = 0.0
-    paced: bool = False
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RetryBudget, (self.ratio, self.min_per_second)
+
+    @even_half_made
+    def __repr__(self) -> str:
+        return f"RetryBudget(ratio={self.ratio:g}, min_per_second={self.min_per_second:g})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +209,11 @@ class RetryPolicy:
         """Whether a response is an answer and not a failure."""
         return response.status_code not in self.retry_on_status_codes
 
+    def is_repeatable(self, request: httpx.Request) -> bool:
+        """Whether the server gives it the same answer when repeated: its method is idempotent, or it has a key."""
+        headers, own = request.headers, self.idempotency_header
+        return request.method in _IDEMPOTENT or _KEY in headers or (own is not None and own in headers)
+
     def failure_of(
         self,
         response: httpx.Response | None,
@@ -182,17 +221,22 @@ class RetryPolicy:
         now: datetime,
         *,
         paced: bool = False,
-        situation: Situation = Situation(),  # noqa: B008 - immutable
+        repeatable: bool = True,
+        sound_wire: bool = True,
     ) -> Failure | None:
-        """What an attempt's outcome, a response or an error, says about a retry; None if it is final."""
-        may_repeat = situation.repeatable or self.retry_timeouts
+        """What an attempt's outcome, a response or an error, says about a retry; None if it is final.
+
+        `repeatable` is what `is_repeatable` says of the request. With a `sound_wire`, connection errors mean that
+        nothing was sent.
+        """
+        may_repeat = repeatable or self.retry_timeouts
         if error is not None:
             if isinstance(error, alike(httpx.HTTPStatusError)):
                 response = error.response
             elif not may_repeat and (isinstance(error, alike(httpx.ReadTimeout)) or is_unreadable(error)):
                 return None
             else:
-                return _error_failure(error, now, situation)
+                return failure_of_error(error, now, sound_wire=sound_wire or self.trust_connect_errors)
         if response is None or self.is_final(response):
             return None
         if response.status_code == _GATEWAY_TIMEOUT and not may_repeat:
@@ -200,21 +244,6 @@ class RetryPolicy:
         cause = f"{response.status_code} {response.reason_phrase}".strip()
         acted = response.status_code not in REFUSED_STATUS
         return Failure(cause, acted, retry_after(response.headers, now), paced=paced)
-
-
-def _error_failure(error: BaseException, now: datetime, situation: Situation) -> Failure | None:
-    cause = describe(error)
-    if isinstance(error, ServerSideRateLimitError) and isinstance(error.response, alike(httpx.Response)):
-        return Failure(cause, acted=False, asked=retry_after(error.response.headers, now))
-    # Our own limiter knows best: a caller who limits the wait wants to know.
-    if isinstance(error, ClientSideRateLimitError | DeadlineExceededError) or is_hopeless(error):
-        return None
-    if isinstance(error, alike(RetryableError, httpx.PoolTimeout)):
-        return Failure(cause, acted=False)
-    if isinstance(error, alike(*_NO_CONNECTION)):
-        return Failure(cause, acted=not situation.sound_wire)
-    is_unknown = isinstance(error, alike(*_UNKNOWN)) or breaks_http2(error)
-    return Failure(cause, acted=True) if is_unknown else None
 
 
 def _status_codes(given: Collection[int]) -> frozenset[int]:
