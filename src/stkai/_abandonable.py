@@ -2,10 +2,11 @@
 
 A blocking call cannot be interrupted, but the wait for it can: by a deadline, by cancellation, by Ctrl-C. Work that has
 been given up begins nothing new: before it sends, it asks whether it is `abandoned`. The threads are daemons, so that a
-program can exit while a server hangs.
+program can exit while a server hangs. A request that a thread sends is such work, too: see `Sending`.
 """
 
 import math
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,11 +20,14 @@ from ._clock import SystemClock
 from ._errors import RetryableError
 from ._event_loops import anyio, asyncio_loop, run_soon, running_loop
 
-_current: Final = threading.local()
-"""The job that a thread does."""
 
-_SHORTEST: Final = 1e-3
-"""Seconds; a wait by a clock of the caller's is checked no more often than that."""
+class _Current(threading.local):
+    """The job that a thread does, if it does one."""
+
+    job: "Job | None" = None
+
+
+_current: Final = _Current()
 
 
 class GivenUpError(Exception):
@@ -44,7 +48,7 @@ class Job:
     def __init__(self, work: Callable[[], Any], context: Context | None = None) -> None:
         self.is_done = False
         self._is_abandoned = False
-        self._outer = current_job()
+        self._outer = _current.job
         self._break_off: Callable[[], object] | None = None
         self._work: Callable[[], Any] | None = work
         self._context = context or copy_context()
@@ -63,7 +67,7 @@ class Job:
         work, self._work = self._work, None
         if work is None:  # It runs once.
             return
-        before, _current.job = current_job(), self
+        before, _current.job = _current.job, self
         try:
             self._results.append(self._context.run(work))
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits for it
@@ -139,7 +143,7 @@ class Job:
                 del error
         return self._results.pop()
 
-    def sends(self, break_off: Callable[[], object] | None) -> None:
+    def sends(self, break_off: Callable[[], object]) -> None:
         """Note how to break off what it sends now, for those who give it up, or the job that it is a part of."""
         self._break_off = break_off
         if self._outer is not None:
@@ -191,9 +195,9 @@ class Worker:
         job = Job(work)
         try:
             self.start(job)
-            # By the call's clock, which may differ from the system's.
+            # By the call's clock, which may differ from the system's: it is asked every millisecond at the most.
             while not job.is_done and (seconds := left()) > 0:
-                job.wait(max(seconds, _SHORTEST))
+                job.wait(max(seconds, 0.001))
             if not job.is_done:
                 raise GivenUpError
             return job.result()
@@ -230,13 +234,67 @@ def do_within(seconds: float, work: Callable[[], Any]) -> Any:
         worker.release()
 
 
-def current_job() -> Job | None:
-    """The job that this thread does, if it does one."""
-    job: Job | None = getattr(_current, "job", None)
-    return job
-
-
 def abandoned() -> bool:
-    """Whether that job has been given up."""
-    job = current_job()
+    """Whether the job that this thread does, if it does one, has been given up."""
+    job = _current.job
     return job is not None and job.is_abandoned
+
+
+class Sending:
+    """A request that a thread sends and its caller may give up. It is the `trace` that httpcore calls at each step.
+
+    Once given up, it neither connects nor sends, and releases the connection on which it waits for the head of its
+    answer: if that arrives byte by byte, no timeout ends the wait.
+
+    Args:
+        trace: the caller's own `trace`, or None.
+    """
+
+    def __init__(self, trace: Callable[[str, Any], object] | None) -> None:
+        self._trace = trace
+        self._stream: Any = None
+        self._lock = threading.Lock()
+
+    def __call__(self, name: str, info: Any) -> object:
+        """Note the connection.
+
+        Raises:
+            GivenUpError: the step would connect or send, and the request has been given up.
+        """
+        step, _, moment = name.rpartition(".")
+        connects = step.endswith(("connect_tcp", "connect_unix_socket", "start_tls"))
+        if moment == "started" and (connects or step.endswith("send_request_headers")) and abandoned():
+            raise GivenUpError
+        if moment == "complete" and connects:
+            self.uses(info["return_value"])
+        elif name.endswith("response_closed.started") or name.startswith("http2."):
+            self.uses(None)  # Other requests may use it.
+        return None if self._trace is None else self._trace(name, info)
+
+    def uses(self, stream: Any) -> None:
+        """Note on which connection, a network stream of httpcore's, the answer arrives; None for no longer."""
+        with self._lock:
+            self._stream = stream
+
+    def do(self, send: Callable[[], Any]) -> Any:
+        """Send it, in this thread; afterwards, its response has the connection."""
+        job = _current.job
+        assert job is not None
+        job.sends(self.break_off)
+        try:
+            return send()
+        finally:
+            self.uses(None)
+
+    def break_off(self) -> None:
+        """Make the other thread fail, if it still waits for the head of the answer."""
+        with self._lock:
+            shut_down(self._stream)
+
+
+def shut_down(stream: Any) -> None:
+    """Shut down the socket of a network stream, if there is one: whoever reads there fails."""
+    if stream is not None:
+        with suppress(Exception):  # Whatever a wire of the user's calls a stream.
+            # The method of an SSLSocket would change it under the thread that reads.
+            socket.socket.shutdown(stream.get_extra_info("socket"), socket.SHUT_RDWR)

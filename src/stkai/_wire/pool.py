@@ -13,22 +13,17 @@ from typing import Any
 
 import httpx
 
-from .._abandonable import GivenUpError, abandoned, do_within
+from .._abandonable import GivenUpError, Sending, abandoned, do_within
 from .._clock import SystemClock
 from .._event_loops import anyio, run_soon, running_loop
 from .._families import HTTPX, Family, of_family
 from .._headers import has_field
 from .._process import is_interrupt
-from .._sending import Sending
 from ..transports._body_end import BRIEF, AsyncWatchedBody, BodyEnd, WatchedBody
 from .network import connection_with_leftovers
 from .pool_state import Loan, PoolState
 
 _CLOCK = SystemClock()
-
-
-def _loan(state: PoolState[Any], request: httpx.Request) -> Loan[Any]:
-    return Loan(state, (request.url.scheme, request.url.netloc))
 
 
 def _patience(request: httpx.Request) -> float | None:
@@ -91,7 +86,7 @@ class ConnectionPool(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         state = self._state
-        loan = _loan(state, request)
+        loan = Loan(state, (request.url.scheme, request.url.netloc))
         try:
             if not state.take(loan):
                 self._wait(request, loan)
@@ -162,7 +157,7 @@ class AsyncConnectionPool(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         state = self._state
-        loan = _loan(state, request)
+        loan = Loan(state, (request.url.scheme, request.url.netloc))
         try:
             if not state.take(loan):
                 await self._wait(request, loan)

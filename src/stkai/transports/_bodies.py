@@ -9,11 +9,10 @@ from typing import Any, Final
 
 import httpx
 
-from .._abandonable import GivenUpError
+from .._abandonable import GivenUpError, Sending, shut_down
 from .._event_loops import anyio
 from .._families import family_of
 from .._headers import has_field
-from .._sending import Sending, shut_down
 from ._call import copy_request
 
 SHORT: Final = 65_536

@@ -17,13 +17,12 @@ from typing import Any, Final
 
 import httpx
 
-from .._abandonable import GivenUpError, NoThreadError, Worker, do_within
+from .._abandonable import GivenUpError, NoThreadError, Sending, Worker, do_within
 from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._families import alike
 from .._log import logger
 from .._process import raise_interrupt
-from .._sending import Sending
 from ._bodies import SHORT, BodyReader, briefly, is_short, is_there, limited, read, unlimited
 from ._body_end import BRIEF, give_up
 from ._call import Attempt, require_open
