@@ -78,7 +78,10 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:  # noqa
                 operation = flow.send(value)
     except StopIteration as stop:
         response: httpx.Response = stop.value
-        return response if deadline is None else _with_redirect(response, deadline, attempt, clock)
+        if deadline is not None and response.has_redirect_location:
+            bounded = bounded or _Bounded(attempt, clock)
+            bounded.load_redirect(response, deadline)
+        return response
     except BaseException as error:
         if getattr(flow, "gi_frame", None) is not None:
             _clean_up(flow, error)
@@ -86,23 +89,6 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:  # noqa
     finally:
         if bounded is not None:
             bounded.worker.release()
-
-
-def _with_redirect(
-    response: httpx.Response, deadline: float, attempt: Attempt, clock: Clock
-) -> httpx.Response:
-    """Fetch the body of a redirect within the deadline: an httpx client reads it before it sends the next request."""
-    if response.has_redirect_location:
-        bounded = _Bounded(attempt, clock)
-        bounded.deadline = deadline
-        try:
-            bounded.perform(Load(response, SHORT))
-        except BaseException:
-            close_response(response)
-            raise
-        finally:
-            bounded.worker.release()
-    return response
 
 
 def _sleep(seconds: float, attempt: Attempt, clock: Clock) -> None:
@@ -181,6 +167,15 @@ class _Bounded:
                 return None
             case _:
                 raise WrongOperationError(operation)
+
+    def load_redirect(self, response: httpx.Response, deadline: float) -> None:
+        """Fetch the body of a redirect: an httpx client reads it before it sends the next request."""
+        self.deadline = deadline
+        try:
+            self.perform(Load(response, SHORT))
+        except BaseException:
+            close_response(response)
+            raise
 
     def _send(self, operation: Send, left: float) -> httpx.Response:
         sending = Sending(operation.request.extensions.get("trace"))
