@@ -12,7 +12,7 @@ from ._errors import ConfigurationError
 from ._exchange import Exchange, StreamedResponse, entry
 from ._families import HTTPX, family_of_wire
 from .transports._base import AsyncLayerTransport, LayerBase, LayerTransport
-from .transports._options import CallOptions, RequestOptions, options_of
+from .transports._options import CallOptions
 
 Headers = Mapping[str, str] | None
 
@@ -25,7 +25,10 @@ class _Client:
     """The client of httpx that resembles this one."""
 
     _builder: str
+    _entry_kind: type[LayerBase]
+    transport: Any
     _transport: Any = None
+    _entry: Any = None
     _closed = False
 
     def _use(self, transport: object) -> None:
@@ -39,6 +42,13 @@ class _Client:
     def _require_open(self) -> None:
         if self._closed:
             raise RuntimeError("Cannot send a request, as the client has been closed.")
+
+    def _open_entry(self) -> Any:
+        """The layer through which calls enter the transport."""
+        if self._closed or self._entry is None:
+            self._require_open()
+            self._entry = entry(self._entry_kind, self.transport)
+        return self._entry
 
     def __getattr__(self, name: str) -> NoReturn:
         """Say how to get an httpx client over the same stack, if that would have the attribute."""
@@ -74,8 +84,8 @@ class HttpClient(_Client):
     """
 
     _kind, _twin, _builder = httpx.BaseTransport, httpx.Client, "build_transport"
+    _entry_kind = LayerTransport
     _transport: httpx.BaseTransport | None = None
-    _entry: LayerTransport | None = None
 
     def __init__(self, transport: httpx.BaseTransport | None = None) -> None:
         brings_its_own_verbs = type(self).post is not HttpClient.post
@@ -112,7 +122,7 @@ class HttpClient(_Client):
                 TokenAcquisitionTimeoutError, ServerSideRateLimitError (a 429 under the adaptive limiter, after retries)
                 and DeadlineExceededError.
         """
-        return self._send("GET", url, None, headers, timeout, options_of("get", options))
+        return self._send("get", url, None, headers, timeout, options)
 
     def post(
         self,
@@ -123,7 +133,7 @@ class HttpClient(_Client):
         **options: Unpack[CallOptions],
     ) -> httpx.Response:
         """Send a POST request with `data` as its JSON body, and read the answer; everything else is as for `get`."""
-        return self._send("POST", url, data, headers, timeout, options_of("post", options))
+        return self._send("post", url, data, headers, timeout, options)
 
     def post_stream(
         self,
@@ -141,9 +151,7 @@ class HttpClient(_Client):
         Raises:
             NotImplementedError: the client is a subclass with its own verbs that does not stream.
         """
-        given = options_of("post_stream", options)
-        response = self._send("POST", url, data, headers, timeout, given, buffered=False)
-        return cast(StreamedResponse, response)
+        return cast(StreamedResponse, self._send("post_stream", url, data, headers, timeout, options))
 
     def send(self, request: httpx.Request) -> httpx.Response:
         """Send a complete request, and read the answer.
@@ -155,26 +163,11 @@ class HttpClient(_Client):
         return exchange.finish(layer.carry_out(exchange.call, exchange.flow))
 
     def _send(
-        self,
-        method: str,
-        url: str,
-        data: Any,
-        headers: Headers,
-        timeout: float,
-        options: RequestOptions,
-        *,
-        buffered: bool = True,
+        self, verb: str, url: str, data: Any, headers: Headers, timeout: float, options: CallOptions
     ) -> httpx.Response:
         layer = self._open_entry()
-        exchange = Exchange(layer, method, url, data, headers, timeout, options, buffered=buffered)
-        response = layer.carry_out(exchange.call, exchange.flow)
-        return exchange.finish(response)
-
-    def _open_entry(self) -> LayerTransport:
-        self._require_open()
-        if self._entry is None:
-            self._entry = entry(LayerTransport, self.transport)
-        return self._entry
+        exchange = Exchange(layer, verb, url, data, headers, timeout, options)
+        return exchange.finish(layer.carry_out(exchange.call, exchange.flow))
 
     def close(self) -> None:
         """Close the transport, and with it all connections. Closing twice does no harm."""
@@ -208,11 +201,11 @@ class AsyncHttpClient(_Client):
     """
 
     _kind, _twin, _builder = httpx.AsyncBaseTransport, httpx.AsyncClient, "build_async_transport"
+    _entry_kind = AsyncLayerTransport
     _transport: httpx.AsyncBaseTransport
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
         self._use(transport)
-        self._entry = entry(AsyncLayerTransport, transport)
 
     @property
     def transport(self) -> httpx.AsyncBaseTransport:
@@ -223,8 +216,7 @@ class AsyncHttpClient(_Client):
         self, url: str, headers: Headers = None, timeout: float = 30, **options: Unpack[CallOptions]
     ) -> httpx.Response:
         """Send a GET request and read the answer; like `HttpClient.get`."""
-        given = options_of("get", options)
-        return await self._carry_out(Exchange(self._open_entry(), "GET", url, None, headers, timeout, given))
+        return await self._send("get", url, None, headers, timeout, options)
 
     async def post(
         self,
@@ -235,8 +227,7 @@ class AsyncHttpClient(_Client):
         **options: Unpack[CallOptions],
     ) -> httpx.Response:
         """Send a POST request with `data` as its JSON body, and read the answer; like `HttpClient.post`."""
-        given = options_of("post", options)
-        return await self._carry_out(Exchange(self._open_entry(), "POST", url, data, headers, timeout, given))
+        return await self._send("post", url, data, headers, timeout, options)
 
     async def post_stream(
         self,
@@ -247,20 +238,20 @@ class AsyncHttpClient(_Client):
         **options: Unpack[CallOptions],
     ) -> StreamedResponse:
         """Like `post`, but the body arrives while you iterate; see `HttpClient.post_stream`, with `async with`."""
-        given = options_of("post_stream", options)
-        exchange = Exchange(self._open_entry(), "POST", url, data, headers, timeout, given, buffered=False)
-        return cast(StreamedResponse, await self._carry_out(exchange))
+        return cast(StreamedResponse, await self._send("post_stream", url, data, headers, timeout, options))
 
     async def send(self, request: httpx.Request) -> httpx.Response:
         """Send a complete request, and read the answer; like `HttpClient.send`."""
-        return await self._carry_out(Exchange.of(self._open_entry(), request))
+        layer = self._open_entry()
+        exchange = Exchange.of(layer, request)
+        return exchange.finish(await layer.carry_out(exchange.call, exchange.flow))
 
-    async def _carry_out(self, exchange: Exchange) -> httpx.Response:
-        return exchange.finish(await self._entry.carry_out(exchange.call, exchange.flow))
-
-    def _open_entry(self) -> AsyncLayerTransport:
-        self._require_open()
-        return self._entry
+    async def _send(
+        self, verb: str, url: str, data: Any, headers: Headers, timeout: float, options: CallOptions
+    ) -> httpx.Response:
+        layer = self._open_entry()
+        exchange = Exchange(layer, verb, url, data, headers, timeout, options)
+        return exchange.finish(await layer.carry_out(exchange.call, exchange.flow))
 
     async def aclose(self) -> None:
         """Close the transport, and with it all connections. Closing twice does no harm."""

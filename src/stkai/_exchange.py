@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Final, Self, TypeVar, cast
+from typing import Any, Final, Self
 
 import httpx
 
@@ -17,9 +17,7 @@ from .transports._bodies import is_there, timeouts
 from .transports._call import Attempt, Call, copy_request
 from .transports._context import Context
 from .transports._operations import Close, Flow, Read
-from .transports._options import NO_OPTIONS, OPTIONS, RequestOptions
-
-L = TypeVar("L", bound=LayerBase)
+from .transports._options import NO_OPTIONS, OPTIONS, CallOptions, options_of
 
 _JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
@@ -51,16 +49,16 @@ class Exchange:
     def __init__(
         self,
         layer: LayerBase,
-        method: str,
+        verb: str,
         url: str,
         data: Any,
         headers: Mapping[str, str] | None,
         timeout: float,
-        options: RequestOptions,
-        *,
-        buffered: bool = True,
+        given: CallOptions,
     ) -> None:
         self._layer = layer
+        options = options_of(verb, given) if given else NO_OPTIONS
+        method = "GET" if verb == "get" else "POST"
         target = request_url(url)
         check_number("timeout", timeout, SOME_SECONDS, error=InvalidArgumentError)
         extensions: dict[str, Any] = {"timeout": timeouts(timeout)}
@@ -75,7 +73,7 @@ class Exchange:
             extensions=extensions,
         )
         self.request.read()
-        self.call = Call.start(self.request, self._layer.context.now(), buffered=buffered)
+        self.call = Call.start(self.request, layer.context.now(), buffered=verb != "post_stream")
 
     @classmethod
     def of(cls, layer: LayerBase, request: httpx.Request) -> Self:
@@ -108,7 +106,7 @@ class Exchange:
                 response.read()  # Under a deadline, the body has already been fetched, still encoded.
             response.request = self.request
             if refused:
-                self._note_elapsed(response)
+                self.finish(response)
                 attempt.finish(response, self._layer.context.now())
                 raise ServerSideRateLimitError(response, request=self.request)
         except BaseException as error:
@@ -119,23 +117,20 @@ class Exchange:
 
     def finish(self, response: httpx.Response) -> httpx.Response:
         """The response with everything that belongs to it: `elapsed` is the time until it is returned here."""
-        self._note_elapsed(response)
+        response.elapsed = timedelta(seconds=self._layer.context.now() - self.call.started)
         if self.call.buffered:
             return response
         streamed = object.__new__(StreamedResponse)
         streamed.__dict__.update(response.__dict__)
         return streamed
 
-    def _note_elapsed(self, response: httpx.Response) -> None:
-        response.elapsed = timedelta(seconds=self._layer.context.now() - self.call.started)
 
-
-def entry(kind: type[L], transport: Any) -> L:
+def entry(kind: type[LayerBase], transport: Any) -> Any:
     """The layer through which calls enter a transport: its outermost one, or a layer around it that does nothing."""
     context = getattr(transport, "context", None)
     around = kind(transport, context=context if isinstance(context, Context) else None, name="client")
     joins = around._joins(transport)  # noqa: SLF001
-    return cast("L", transport) if joins else around
+    return transport if joins else around
 
 
 def _name_timeout(error: BaseException, request: httpx.Request) -> None:

@@ -32,9 +32,9 @@ _MAX_REDIRECTS: Final = 30
 class _SendingHttpClient(HttpClient):
     """A client that follows the redirects of a GET, and whose responses resemble those of requests."""
 
-    def _send(self, method: str, *args: Any, **kinds: Any) -> httpx.Response:
-        response = super()._send(method, *args, **kinds)
-        if method == "GET":
+    def _send(self, verb: str, *args: Any) -> httpx.Response:
+        response = super()._send(verb, *args)
+        if verb == "get":
             response = _follow(self.transport, response)
         if type(response) in {httpx.Response, StreamedResponse}:
             response.__class__ = ReferenceResponse

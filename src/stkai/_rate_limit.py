@@ -30,7 +30,7 @@ from .transports._bodies import timeouts
 from .transports._call import ATTEMPT, Call, copy_request
 from .transports._limits.flow import AdaptiveTransport, TokenBucketTransport
 from .transports._limits.quota_limiters import AimdLimiter, TokenBucket
-from .transports._options import OPTIONS, UNSET, CallOptions, RequestOptions
+from .transports._options import OPTIONS, UNSET, CallOptions, RequestOptions, options_of
 from .transports._retry.flow import RetryTransport
 
 __all__ = [
@@ -101,29 +101,20 @@ class _RateLimitedHttpClient(HttpClient):
         return self._through(request, options, send)
 
     def _send(
-        self,
-        method: str,
-        url: str,
-        data: Any,
-        headers: Headers,
-        timeout: float,
-        options: RequestOptions,
-        *,
-        buffered: bool = True,
+        self, verb: str, url: str, data: Any, headers: Headers, timeout: float, options: CallOptions
     ) -> Any:
-        if method == "GET":
-            call: Callable[..., Any] = partial(self.delegate.get, url)
-        else:
-            call = partial(self.delegate.post if buffered else self.delegate.post_stream, url, data)
+        given = options_of(verb, options)
+        method, body = ("GET", ()) if verb == "get" else ("POST", (data,))
+        call = partial(getattr(self.delegate, verb), url, *body)
 
         def send(changed: httpx.Request) -> Any:
-            given = httpx.Headers(headers)
-            added = {name: value for name, value in changed.headers.items() if name not in {*given, *_OWN}}
+            known = {*httpx.Headers(headers), *_OWN}
+            added = {name: value for name, value in changed.headers.items() if name not in known}
             left = changed.extensions.get("timeout", {}).get("read", timeout)
             all_headers = {**(headers or {}), **added} if added else headers
             return call(headers=all_headers, timeout=left, **_taken_by(call, options))
 
-        return self._through(_request(method, url, headers, timeout), options, send)
+        return self._through(_request(method, url, headers, timeout), given, send)
 
     def _through(self, request: httpx.Request, options: RequestOptions, send: _Send) -> Any:
         """Send through the layers, which retry only if the call asks for it; errors of requests come out unchanged."""
@@ -282,14 +273,11 @@ def _request(verb: str, url: str, headers: Headers, timeout: float) -> httpx.Req
     return httpx.Request(verb, target, headers=check_headers(headers), extensions=extensions)
 
 
-def _taken_by(method: Callable[..., Any], options: RequestOptions) -> dict[str, Any]:
+def _taken_by(method: Callable[..., Any], given: CallOptions) -> dict[str, Any]:
     """The options that a call sets and a method takes. Retries are made here, where each of them takes a permit."""
-    given = {name: getattr(options, name) for name in CallOptions.__annotations__}
-    chosen = {name: value for name, value in given.items() if value is not UNSET}
-    if not chosen:
+    if not given:
         return {}
-    if "retry" in chosen:
-        chosen["retry"] = None
+    chosen = {name: None if name == "retry" else value for name, value in given.items()}
     parameters = inspect.signature(method).parameters
     takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     return {name: value for name, value in chosen.items() if takes_all or name in parameters}
