@@ -22,7 +22,6 @@ from stkai._checks import (
     SHARE,
     SOME_SECONDS,
     Numbers,
-    at_least,
     check_choice,
     check_flag,
     check_number,
@@ -100,14 +99,6 @@ def test_what_is_no_clock_is_refused_with_what_a_clock_needs(
 ) -> None:
     with pytest.raises(ConfigurationError, match=r"clock must be .* utcnow\(\), .*has no monotonic\(\)"):
         make(clock)
-
-
-def test_a_range_names_its_ends() -> None:
-    assert check_number("port", 80, at_least(0, 65_535)) == 80
-    with pytest.raises(ConfigurationError, match=r"^port must be from 0 to 65535, not 70000$"):
-        check_number("port", 70_000, at_least(0, 65_535))
-    with pytest.raises(ConfigurationError, match=r"^depth must be at least 1, not 0\.5$"):
-        check_number("depth", 0.5, at_least(1))
 
 
 def test_a_token_is_the_name_of_a_header_or_a_method() -> None:

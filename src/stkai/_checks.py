@@ -13,9 +13,6 @@ from ._errors import ConfigurationError, InvalidArgumentError, StkaiError
 T = TypeVar("T")
 N = TypeVar("N", bound=float | None)
 
-_WHOLE: Final = (int,)
-_REAL: Final = (int, float)
-
 _MOST: Final = sys.float_info.max
 """Excludes infinity, NaN, and integers that do not fit into a float."""
 
@@ -37,7 +34,7 @@ class Numbers(NamedTuple):
 
     def accept(self, value: object) -> bool:
         """Whether a value is one of them."""
-        if isinstance(value, bool) or not isinstance(value, _WHOLE if self.whole else _REAL):
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
         return self.low < value <= self.high if self.above else self.low <= value <= self.high
 
@@ -62,13 +59,6 @@ def check_number(
     if not allowed.accept(value):
         raise error(f"{name} must be {allowed.words}{hint}, not {_shown(value)}")
     return value
-
-
-def at_least(low: float, high: float | None = None) -> Numbers:
-    """The numbers from `low` on, up to `high`."""
-    if high is None:
-        return Numbers(f"at least {low}", low)
-    return Numbers(f"from {low} to {high}", low, high)
 
 
 def check_flag(name: str, value: object) -> None:

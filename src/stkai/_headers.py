@@ -36,7 +36,7 @@ def headers_of(
     Raises:
         InvalidArgumentError: the given ones cannot be sent.
     """
-    items = [(b"Host", b"host", url.netloc), *_default_items()]
+    items = [(b"Host", b"host", url.netloc), *default_items()]
     if content is not None or method == "POST":
         items.append((b"Content-Length", b"content-length", b"%d" % len(content or b"")))
     if content is not None:
@@ -126,11 +126,6 @@ def _is_known(kind: type[httpx.Headers]) -> bool:
     return vars(kind()).keys() == {"_list", "_encoding"}
 
 
-@cache
-def _default_items() -> list[_Item]:
-    return [(name, name.lower(), value) for name, value in default_headers()]
-
-
 def text_of(headers: httpx.Headers, name: bytes) -> str | None:
     """The value of the header of that name, in lower case, as httpx decodes it; None if there is none."""
     items: Sequence[_Item] = getattr(headers, "_list", ())
@@ -149,7 +144,7 @@ def has_field(headers: httpx.Headers, name: bytes) -> bool:
 
 
 @cache
-def default_headers() -> list[tuple[bytes, bytes]]:
+def default_items() -> list[_Item]:
     """What httpx itself sends: the content codings depend on what is installed."""
     with httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200))) as client:
-        return client.headers.raw
+        return [(name, name.lower(), value) for name, value in client.headers.raw]

@@ -3,6 +3,7 @@
 import httpx
 import pytest
 
+from stkai import HttpConfig
 from stkai._wire.proxies import ProxyMap
 
 ALL = {"all": "http://proxy:1"}
@@ -89,7 +90,7 @@ def test_the_variables_are_read_in_either_case_and_others_are_ignored(
     monkeypatch.setenv("https_proxy", "http://p:2")
     monkeypatch.setenv("FTP_PROXY", "http://p:3")
     monkeypatch.setenv("NO_PROXY", "example.org")
-    proxies = ProxyMap.from_environment()
+    proxies = ProxyMap.of(HttpConfig())
     assert proxies.urls == {"http://p:1", "http://p:2"}
     assert proxies.proxy_for(httpx.URL("https://example.com")) == "http://p:2"
     assert proxies.proxy_for(httpx.URL("https://example.org")) is None
@@ -97,7 +98,7 @@ def test_the_variables_are_read_in_either_case_and_others_are_ignored(
 
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "")
-    assert ProxyMap.from_environment().urls == frozenset()
+    assert ProxyMap.of(HttpConfig()).urls == frozenset()
 
 
 def test_many_hosts_do_not_fill_the_memory() -> None:

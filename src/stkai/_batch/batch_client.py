@@ -16,7 +16,7 @@ from .._config import STKAI
 from .._config.models import Settings
 from .._errors import ConfigurationError, DeadlineExceededError, StkaiError
 from .._families import alike
-from .._headers import default_headers
+from .._headers import default_items
 from .._standard import limiter_from
 from .._wire.default import AsyncDefaultWire
 from .._wire.proxies import ProxyMap
@@ -122,7 +122,8 @@ class BatchClient:
             await self._clock.asleep(pause)
             pause = min(pause * _GROWTH, _LONGEST_PAUSE)
             try:
-                response = await self._unlimited.send(httpx.Request("GET", url, headers=default_headers()))
+                headers = [(name, value) for name, _, value in default_items()]
+                response = await self._unlimited.send(httpx.Request("GET", url, headers=headers))
             except alike(
                 httpx.TimeoutException, httpx.NetworkError, httpx.ProtocolError, httpx.DecodingError
             ):

@@ -36,15 +36,10 @@ class ProxyMap:
 
     @classmethod
     def of(cls, config: "HttpConfig") -> Self:
-        """The proxies of the settings, or of the environment."""
+        """The proxy of `config`, or those of the environment (on macOS and Windows, also of the system's settings)."""
         if config.proxy is not None:
             return cls({"all": config.proxy})
-        return cls.from_environment() if config.trust_env else cls({})
-
-    @classmethod
-    def from_environment(cls) -> Self:
-        """The proxies in the environment variables, and on macOS and Windows in the system's settings."""
-        found = getproxies()
+        found = getproxies() if config.trust_env else {}
         proxies = {scheme: found[scheme] for scheme in ("http", "https", "all") if found.get(scheme)}
         return cls(proxies, found.get("no", ""))
 

@@ -8,12 +8,14 @@ import math
 from collections import deque
 from datetime import datetime
 from email.utils import formatdate
-from typing import Literal
+from typing import Final, Literal
 
-from .._checks import SOME_SECONDS, at_least, check_number
+from .._checks import SOME_SECONDS, Numbers, check_number
 from ._replies import Reply, error_reply
 
 RetryAfter = Literal["true", "date"] | float | None
+
+_AT_LEAST_ONE: Final = Numbers("at least 1", 1)
 
 _EPSILON = 1e-9  # of a permit: a client that waits exactly as long as the 429 says is admitted, whatever the rounding
 
@@ -22,7 +24,7 @@ class ServerQuota:
     """One quota, shared by all clients of the server."""
 
     def __init__(self, max_requests: int, time_window: float) -> None:
-        check_number("max_requests", max_requests, at_least(1))
+        check_number("max_requests", max_requests, _AT_LEAST_ONE)
         check_number("time_window", time_window, SOME_SECONDS)
         self.max_requests, self.time_window = max_requests, time_window
 
@@ -79,7 +81,7 @@ class Bucket(ServerQuota):
 
     def __init__(self, max_requests: int, time_window: float, *, depth: float = 10.0) -> None:
         super().__init__(max_requests, time_window)
-        check_number("depth", depth, at_least(1))
+        check_number("depth", depth, _AT_LEAST_ONE)
         self.depth = depth
         self._level = depth
         self._updated = -math.inf

@@ -60,7 +60,13 @@ class Call(NamedTuple):
         """
         options, deadline = NO_OPTIONS, None
         if OPTIONS in request.extensions or _entered():
-            options = _options_of(request)
+            options = request.extensions.get(OPTIONS, NO_OPTIONS)
+            if not isinstance(options, RequestOptions):
+                msg = f'extensions["stkai"] must be a stkai.RequestOptions, not {type(options).__name__}'
+                raise ConfigurationError(msg)
+            entered = _entered()
+            if entered is not None:
+                options = options.over(entered.options)
             if options.deadline is not UNSET and options.deadline is not None:
                 chain = chain_before(request)
                 deadline = (now if chain is None else chain.began) + options.deadline
@@ -96,16 +102,6 @@ class Call(NamedTuple):
     def time_left(self, now: float) -> float:
         """Seconds until the deadline; infinite without one."""
         return math.inf if self.deadline is None else self.deadline - now
-
-
-def _options_of(request: httpx.Request) -> RequestOptions:
-    """The options on the request, and those of `stkai.options` for what it leaves open."""
-    options = request.extensions.get(OPTIONS, NO_OPTIONS)
-    if not isinstance(options, RequestOptions):
-        msg = f'extensions["stkai"] must be a stkai.RequestOptions, not {type(options).__name__}'
-        raise ConfigurationError(msg)
-    entered = _entered()
-    return options if entered is None else options.over(entered.options)
 
 
 class SignatureExpired(Exception):  # noqa: N818 - not an error: the auth layer signs the request again

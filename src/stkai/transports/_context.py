@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from logging import DEBUG
 from typing import Final
 
@@ -40,17 +39,12 @@ class Context:
     ) -> None:
         self.clock, self.listener, self.random = clock_or_system(clock), listener, random or uniform
         self.now = self.clock.monotonic
-        self.hears: Callable[[int], bool] = partial(_hears, listener)
-        if listener is log_events:
-            self.hears = logger.isEnabledFor
+        is_heard = not isinstance(listener, Listeners) or bool(listener.each)
+        self.hears = logger.isEnabledFor if listener is log_events else lambda _: is_heard
 
     def emit(self, event: "events.Event") -> None:
         """Call the listener; what it raises is logged, but for interrupts."""
         notify(self.listener, event)
-
-
-def _hears(listener: Listener, _level: int) -> bool:
-    return not isinstance(listener, Listeners) or bool(listener.each)
 
 
 def attempt_started(context: Context, attempt: Attempt) -> dict[str, str]:
