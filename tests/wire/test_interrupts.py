@@ -117,7 +117,7 @@ def test_an_interrupt_before_any_line_loses_no_wire(
         pool.answer = None
         assert world.run(pool.hurry()) == b"body", places
         assert len(pool.state.wires) == 1, places
-        assert pool.state.waiting == 0, places
+        assert not pool.state._waiting, places
         assert max(wire.closed for wire in pool.made) <= 1, places
         return places
 
@@ -150,7 +150,7 @@ def test_a_signal_handler_before_any_line_is_served_or_gets_an_error_and_nothing
         assert served in ([b"body"] * len(places), [IN_HANDLER]), places
         assert world.run(pool.hurry()) == b"body", places
         assert len(pool.state.wires) <= 3, places
-        assert pool.state.waiting == 0, places
+        assert not pool.state._waiting, places
         return places
 
     every_line(run)
@@ -262,7 +262,7 @@ def test_a_thousand_threads_on_ten_connections_all_get_their_turn() -> None:
     assert served == [b"body"] * 1000
     assert most <= 10
     assert len(pool.made) <= 10
-    assert pool.state.waiting == 0
+    assert not pool.state._waiting
 
 
 @pytest.mark.worlds("asyncio", "trio")

@@ -237,7 +237,7 @@ async def test_a_response_dropped_in_another_thread_gives_its_wire_to_a_waiter(
     held = [await pool.open()]
 
     def drop() -> None:
-        while not pool.state.waiting:
+        while not pool.state._waiting:
             pass
         held.clear()
         gc.collect()
@@ -263,7 +263,7 @@ async def test_a_request_that_finds_all_wires_in_use_gets_the_first_returned(wor
     held = await pool.open()
 
     async def release() -> bytes:
-        while not pool.state.waiting:
+        while not pool.state._waiting:
             await _tick(world)
         return await world.read(held)
 
@@ -278,7 +278,7 @@ async def test_a_failed_request_makes_room_for_a_waiter(world: World) -> None:
     pool.answer = None
 
     async def fail() -> bytes:
-        while not pool.state.waiting:
+        while not pool.state._waiting:
             await _tick(world)
         with pytest.raises(httpx.ReadError):
             await world.read(held)
@@ -321,7 +321,7 @@ def test_threads_are_served_in_order() -> None:
     threads = [threading.Thread(target=send, args=(number,)) for number in range(20)]
     for number, thread in enumerate(threads, 1):
         thread.start()
-        while pool.state.waiting < number:
+        while len(pool.state._waiting) < number:
             pass
     held.read()
     for thread in threads:
@@ -336,7 +336,7 @@ async def test_a_wait_longer_than_the_pool_timeout_is_a_pool_timeout_and_leaves_
     response = await pool.open()
     with pytest.raises(httpx.PoolTimeout, match=r"in use for 0\.001 s.*STKAI_HTTP_MAX_CONNECTIONS"):
         await pool.hurry()
-    assert pool.state.waiting == 0
+    assert not pool.state._waiting
     await world.close(response)
     assert await pool.hurry() == b"body"
 
@@ -377,7 +377,7 @@ def test_an_interrupted_waiter_leaves_the_line_and_passes_its_wire_on(
         patch.setattr(threading, "Lock", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             world.run(pool.get())
-    assert pool.state.waiting == 0
+    assert not pool.state._waiting
     held.close()
     assert world.run(pool.hurry()) == b"body"
 
@@ -393,7 +393,7 @@ async def test_a_cancelled_waiter_leaves_the_line_and_passes_its_wire_on(world: 
         group.cancel_scope.cancel()
         if given:
             await world.read(held)  # The cancelled waiter has not run yet, and is first in line.
-    assert pool.state.waiting == 0
+    assert not pool.state._waiting
     await world.close(held)
     assert await pool.hurry() == b"body"
 
@@ -475,7 +475,7 @@ async def test_a_waiter_gets_an_error_when_the_pool_is_closed(world: World) -> N
     held = await pool.open()
 
     async def close() -> bytes:
-        while not pool.state.waiting:
+        while not pool.state._waiting:
             await _tick(world)
         await world.close(pool.transport)
         return b""

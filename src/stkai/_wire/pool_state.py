@@ -108,11 +108,6 @@ class PoolState(Generic[Wire]):
         """All wires, in use or idle."""
         return [*(lent.wire for lent in self._lent.values()), *self._idle]
 
-    @property
-    def waiting(self) -> int:
-        """How many are waiting for a wire."""
-        return len(self._waiting)
-
     def take(self, loan: Loan[Wire]) -> bool:
         """Lend a wire if one is free; otherwise put a loan with a `wake` in line.
 
