@@ -73,8 +73,7 @@ class _RateLimitedHttpClient(HttpClient):
         limiter: TokenBucket | AimdLimiter,
     ) -> None:
         self.delegate = _checked(delegate)
-        self._stack = RetryTransport(layer(_DelegateWire(delegate), limiter))
-        super().__init__(self._stack)
+        super().__init__(RetryTransport(layer(_DelegateWire(delegate), limiter)))
         self.max_requests = limiter.max_requests
         self.time_window = limiter.time_window
         self.max_wait_time = limiter.max_wait_time
@@ -122,7 +121,7 @@ class _RateLimitedHttpClient(HttpClient):
         retry = None if options.retry is UNSET else options.retry
         extensions = {**request.extensions, _SEND: send, OPTIONS: replace(options, retry=retry)}
         try:
-            return original(self._stack.handle_request(copy_request(request, extensions=extensions)))
+            return original(self.transport.handle_request(copy_request(request, extensions=extensions)))
         except httpx.RequestError as error:
             cause = error.__cause__
             if isinstance(cause, Exception) and httpx_kind(cause) is not None:

@@ -67,24 +67,22 @@ async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
                 operation = flow.send(value)
     except StopIteration as stop:
         response: httpx.Response = stop.value
-        return response if deadline is None else await _with_redirect(response, deadline, attempt, clock)
+        if deadline is not None and response.has_redirect_location:
+            await _load_redirect(response, deadline, attempt, clock)
+        return response
     except BaseException as error:
         if getattr(flow, "gi_frame", None) is not None:
             await _aclean_up(flow, error)
         raise
 
 
-async def _with_redirect(
-    response: httpx.Response, deadline: float, attempt: Attempt, clock: Clock
-) -> httpx.Response:
-    """Fetch the body of a redirect within the deadline: an httpx client reads it before it sends the next request."""
-    if response.has_redirect_location:
-        try:
-            await _ain_time(Load(response, SHORT), deadline, attempt, clock)
-        except BaseException:
-            await aclose_response(response)
-            raise
-    return response
+async def _load_redirect(response: httpx.Response, deadline: float, attempt: Attempt, clock: Clock) -> None:
+    """Fetch the body of a redirect: an httpx client reads it before it sends the next request."""
+    try:
+        await _ain_time(Load(response, SHORT), deadline, attempt, clock)
+    except BaseException:
+        await aclose_response(response)
+        raise
 
 
 def _sleeping(seconds: float, attempt: Attempt, clock: Clock) -> Awaitable[object]:
