@@ -3,7 +3,7 @@
 import pytest
 
 from stkai.transports import Turn
-from stkai.transports._limits.pace.silent_window import SilentWindow
+from stkai.transports._limits.pace.silent_servers import SilentWindow
 
 from ....support.gateways import FixedWindow, World, jain
 from ....support.sender import Sender

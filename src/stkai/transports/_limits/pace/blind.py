@@ -8,10 +8,9 @@ returns after an outage.
 import math
 
 from ..limiter import Turn
-from .equal_refusals import EqualRefusals
-from .pairs import InFlightLimit, PairOutcome, PairTest
+from .pairs import PairTest
 from .quota import KnownQuota
-from .silent_window import SilentWindow
+from .silent_servers import EqualRefusals, InFlightLimit, SilentWindow
 from .start import Found
 
 _START, _ADDED, _ADDED_SHARE, _DOUBLING = 2.0, 4.0, 0.1, 1.0
@@ -109,11 +108,6 @@ class BlindRate:
         numbers = f"{self._quota}, " if self._quota.is_given else "found: "
         return f"{numbers}{self.finding or ('short Retry-After' if self._asks else 'no Retry-After')}"
 
-    @property
-    def is_strict(self) -> bool:
-        """Whether the server spaces requests out: what it refuses are collisions."""
-        return self._test.is_strict
-
     def is_slow(self, now: float) -> bool:
         """Whether so little has been accepted that a wait of a second or two is not long."""
         seconds = now - self._began
@@ -122,12 +116,12 @@ class BlindRate:
     @property
     def _outage(self) -> int:
         """Refusals in a row that are an outage."""
-        return _STRICT_OUTAGE if self.is_strict else _OUTAGE
+        return _STRICT_OUTAGE if self._test.is_strict else _OUTAGE
 
     @property
     def finding(self) -> str:
         """What was found out about the server's refusals."""
-        if self.is_strict:
+        if self._test.is_strict:
             return "collisions, rate kept"
         if window := round(self._window.seconds, -1):
             return f"window of about {window:.0f} s"
@@ -137,7 +131,7 @@ class BlindRate:
     @property
     def news(self) -> float:
         """Share by which the rate must move before it is reported again."""
-        return _STRICT_NEWS if self.is_strict else _NEWS
+        return _STRICT_NEWS if self._test.is_strict else _NEWS
 
     @property
     def base(self) -> float:
@@ -200,7 +194,7 @@ class BlindRate:
         return min(wait, max(shortest, min(longest, wait / 2)))
 
     def _grow(self, seconds: float) -> None:
-        if self._starting or self.row > self._outage or (self.row > 1 and not self.is_strict):
+        if self._starting or self.row > self._outage or (self.row > 1 and not self._test.is_strict):
             return
         if self._back < math.inf:
             self.rate = min(self._back, self.rate * 2 ** (seconds / _REGAIN))
@@ -218,10 +212,9 @@ class BlindRate:
         self._in_flight.accepted(sent)
         self._accepted += 1
         self._test.accepted(sent)
-        if turn.mark is not None:
-            outcome = self._test.hear(turn.mark, now, accepted=True, starting=self._starting)
-            if outcome is PairOutcome.BOTH:
-                self._due += 1 / self.rate
+        mark, starting = turn.mark, self._starting
+        if mark is not None and self._test.hear(mark, now, accepted=True, starting=starting) == 2:
+            self._due += 1 / self.rate
         if self._starting and self._was_awaited and self._test.is_clear:
             added = max(min(_ADDED, _ADDED_SHARE * self._quota.ceiling), self.rate * math.log(2) / _DOUBLING)
             self.rate = self._bounded(self.rate + added * min(_REGAIN, now - self._accepted_at))
@@ -237,7 +230,7 @@ class BlindRate:
         """Return to most of the rate before the outage."""
         average, share = self._window.average(now), self._window.accepts_again(now, self._row_at)
         is_long = now - self._row_at > max(_RECENT, _RECENT_GAPS / self.rate)
-        if self.is_strict and self.law.refuses_most and not is_long:
+        if self._test.is_strict and self.law.refuses_most and not is_long:
             self._test.doubt()  # Collisions hardly make an outage.
         if is_long or share:
             self.law.forget()
@@ -253,10 +246,10 @@ class BlindRate:
         self._in_flight.ended(sent)
         self._in_flight.refused(now)
         if turn.mark is not None:
-            outcome = self._test.hear(turn.mark, now, accepted=False, starting=self._starting)
-            if outcome is PairOutcome.NEITHER:
+            good = self._test.hear(turn.mark, now, accepted=False, starting=self._starting)
+            if good == 0:
                 self._due = now + (0.5 + chance) / self.rate
-            if outcome is not None:
+            if good is not None:
                 return
         self.law.note(refused=True)
         if sent < self._cut_at and not self.row:
@@ -267,7 +260,7 @@ class BlindRate:
             self._window.refused(now)
             self._before = 0.0 if self._starting and not self._quota.is_given else self.rate
         if sent >= self._covered_until:
-            is_fast = self.rate >= _FAST and not self.is_strict
+            is_fast = self.rate >= _FAST and not self._test.is_strict
             self._covered_until = now + (asked or (_COVERED if is_fast else 0.0))
             self._cut(now)
         # A strict server wants another phase; a bucket wants time to refill.

@@ -2,14 +2,13 @@
 
 A server that spaces requests out, such as nginx's `limit_req` without a burst, refuses whatever comes too soon after
 what it accepted, so most refusals are mere collisions of several senders. Two requests at one instant tell: a bucket or
-a window that is not used up accepts both, such a server at most one.
+a window that is not used up accepts both, such a server at most one. How far apart requests must be, a refusal does not
+say, so pairs with a distance narrow down the range in which that lies.
 """
 
 import math
 from enum import Enum, auto
 from typing import NamedTuple
-
-from .spacing import INSTANT, Spacing
 
 TOGETHER = 0.01
 """Seconds between two requests that go at one instant, as far as a server can tell that spaces requests out."""
@@ -29,12 +28,18 @@ _REST, _LONGEST_REST = 5.0, 5.0
 _UNHEARD = 2
 """Pairs in a row, at a start, that may be refused altogether: several programs that start together collide."""
 
-_WAITED, _MISSED, _SURE = 16, 6, 30
-"""Requests that went through after a refusal, once another one had been answered, that show a limit of requests in
-flight. One that went through earlier takes back six. More than 30 are not counted."""
+INSTANT = 0.009
+"""Seconds: a server that accepts two requests so close together counts as one that does not space them out."""
 
-_SEVERAL, _GAIN = 2, 0.2
-"""Requests that must be in flight at a refusal for that, and the weight of each new count of them."""
+_SHORTEST = 0.005
+"""Seconds, the least that is looked for: senders cannot keep to less."""
+
+_CLOSE = 1.5
+"""The search ends when the shortest time that was accepted is at most this many times the longest that was refused."""
+
+_REFUSED = 2
+"""Pairs of which only the first request was accepted before a distance counts as too short: in one, another program's
+request may have come between."""
 
 
 class Pair(Enum):
@@ -56,12 +61,58 @@ class Paired(NamedTuple):
     answers: dict[Pair, bool]
 
 
-class PairOutcome(Enum):
-    """What the answer to one of a pair says: nothing more, that both were accepted, or that both were refused."""
+class Spacing:
+    """Finds the least time between two requests that a server accepts, where it spaces requests out.
 
-    NOTHING = auto()
-    BOTH = auto()
-    NEITHER = auto()
+    It has the range in which that lies, and what was found.
+    """
+
+    def __init__(self) -> None:
+        self._found = 0.0
+        self._least, self._most = _SHORTEST, math.inf
+        self._refused = 0
+        self._accepted_at = -math.inf
+
+    def is_found(self, gap: float) -> bool:
+        """Whether the range is narrow enough, for a sender whose requests are `gap` seconds apart."""
+        return min(self._most, gap) <= _CLOSE * self._least
+
+    def middle(self, gap: float) -> float:
+        """Seconds between the next two requests of a search."""
+        return math.sqrt(self._least * min(self._most, max(gap, 2 * self._least)))
+
+    def seconds(self, gap: float) -> float:
+        """The spacing as far as it is known."""
+        return self._found or self.middle(gap)
+
+    def accepted(self, sent: float, gap: float) -> None:
+        """Note that a request sent at `sent` was accepted."""
+        self.accepted_after(sent - self._accepted_at, gap)
+        self._accepted_at = sent
+
+    def accepted_after(self, seconds: float, gap: float) -> None:
+        """Note that a request was accepted so many seconds after another one."""
+        if INSTANT < seconds < self._most:
+            # What was refused at a longer distance has collided with others.
+            self._least = self._least if seconds > self._least else seconds / 2
+            self._most, self._refused = seconds, 0
+            self._conclude(gap)
+
+    def refused_after(self, seconds: float, gap: float) -> None:
+        """Note that a request was refused so many seconds after one that was accepted."""
+        self._refused += 1
+        if self._refused >= _REFUSED:
+            self._least, self._refused = max(self._least, min(seconds, self._most)), 0
+            self._conclude(gap)
+
+    def doubt(self) -> None:
+        """Search once more below what was found: it may be too long."""
+        if self._found:
+            self._least = max(_SHORTEST, self._least / 2)
+
+    def _conclude(self, gap: float) -> None:
+        if self.is_found(gap):
+            self._found = min(self._most, gap)
 
 
 class PairTest:
@@ -160,13 +211,18 @@ class PairTest:
         if paired.answers is self._answers:
             self._answers, self.is_open = None, False
 
-    def hear(self, paired: Paired, now: float, *, accepted: bool, starting: bool) -> PairOutcome | None:
-        """Note an answer to one of a pair; returns None if the pair was forgotten, or the answer is like any other."""
+    def hear(self, paired: Paired, now: float, *, accepted: bool, starting: bool) -> int | None:
+        """Note an answer to one of a pair.
+
+        Returns:
+            How many of the pair were accepted; 1 as long as that is open. None if the pair was forgotten, or the answer
+            is like any other.
+        """
         if paired.answers is not self._answers:
             return None
         self._answers[paired.which] = accepted
         if len(self._answers) < len(Pair):
-            return PairOutcome.NOTHING
+            return 1
         answers, self._answers = self._answers, None
         good = sum(answers.values())
         self._unheard = 0 if good else self._unheard + 1
@@ -174,68 +230,16 @@ class PairTest:
             if self._apart <= (INSTANT if self._distance else TOGETHER):
                 self.is_bursty, self._failed, self._at = True, 0, math.inf
             self._spacing.accepted_after(self._apart, self._gap)
-            return PairOutcome.BOTH
-        if good == 1 and self._distance:
+        elif good and self._distance:
             if answers[Pair.FIRST]:
                 self._spacing.refused_after(self._apart, self._gap)
-            return PairOutcome.NOTHING
-        if good == 1:
+        elif good:
             self.is_bursty = False
             self._failed += 1
             over = self._failed - _TESTS
             wait = min(_LATEST, max(_SOONEST, _AGAIN * self._gap) * 2.0 ** min(over, 9))
             self._at = -math.inf if over < 0 else now + wait
             self._spacing.doubt()
-            return PairOutcome.NOTHING
-        return PairOutcome.NEITHER if starting and self._unheard <= _UNHEARD else None
-
-
-class InFlightLimit:
-    """Finds out whether a server limits what is in flight, and how much of that this sender has when it is refused.
-
-    Such a server accepts a request again as soon as one has been answered, and not before. A bucket accepts at any
-    instant, so that sooner or later a request goes through between two answers.
-
-    Args:
-        now: the present; what was sent before is not counted.
-    """
-
-    def __init__(self, now: float) -> None:
-        self._since, self._now = now, 0
-        self._places = 0.0
-        self._refused_at = self._retried_at = math.inf
-        self._waited = False
-        self._score = 0
-
-    @property
-    def places(self) -> int:
-        """Requests in flight of this sender that the server allows; 0 if it does not limit them, as far as is known."""
-        return round(self._places) if self._score >= _WAITED else 0
-
-    def sent(self, now: float, answered_at: float) -> None:
-        """Note that a request goes; the last answer of success came at `answered_at`."""
-        self._now += 1
-        if self._refused_at < now:
-            self._retried_at, self._waited = now, answered_at >= self._refused_at
-            self._refused_at = math.inf
-
-    def ended(self, sent: float = math.inf) -> None:
-        """Note that a request sent at `sent` was answered, or given up."""
-        if sent >= self._since:
-            self._now = max(0, self._now - 1)
-
-    def accepted(self, sent: float) -> None:
-        """Note that a request sent at `sent` was accepted."""
-        if sent == self._retried_at:
-            self._retried_at = math.inf
-            step = 1 if self._waited else -_MISSED
-            self._score = max(0, min(_SURE, self._score + step))
-
-    def refused(self, now: float) -> None:
-        """Note a refusal, with the requests that are in flight besides."""
-        self._retried_at = math.inf
-        if self._now < _SEVERAL:
-            self._refused_at = math.inf
-            return
-        self._places += (self._now - self._places) * (_GAIN if self._places else 1.0)
-        self._refused_at = now
+        elif not starting or self._unheard > _UNHEARD:
+            return None
+        return good

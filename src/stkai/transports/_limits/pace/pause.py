@@ -68,10 +68,6 @@ class Congestion:
         self.is_answered = True
         self._cut_at = -math.inf
 
-    def is_fresh(self, sent: float) -> bool:
-        """Whether a request sent at `sent` went out at the current rate."""
-        return sent > self._cut_at
-
     def refused(self, sent: float) -> bool:
         """Note the refusal of a request sent at `sent`, and return whether it begins a new congestion event."""
         fresh = sent > self._cut_at

@@ -226,13 +226,13 @@ class WindowedRate:
         self.history.add(sent, -1.0)
         first = not self.start.over
         past = self.history.past(now, cold=first)
-        fresh, event = self._congestion.is_fresh(sent), self._congestion.refused(sent)
+        row, event = self._congestion.row, self._congestion.refused(sent)
         cut = event and not explained
         if cut:
             self._cut(now, asked or 0.0, past)
         if self._quota.asked(asked or 0.0) and cut:
             self._adopt()
-        again = fresh and self._congestion.row > 1
+        again = self._congestion.row > max(row, 1)
         self._stop(turn, now, asked, chance, explained=explained, severe=first or again)
 
     def found(self, now: float, sent: float) -> Found:
