@@ -20,8 +20,8 @@ from .._options import NO_OPTIONS
 from .all_of import checked_limiter, plan_of_own
 from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, subscribe
 from .metering import Bill, Estimate, Meter, Settle
+from .permit import wait_for_permit
 from .queue_limiter import QueueLimiter, is_ours
-from .waiting import wait_for_permit
 
 AnyLimiter = Any
 """A limiter, one per host or key, or a list of limiters that all have to let a request go."""

@@ -1,24 +1,138 @@
-"""Permits for other work than requests of httpx, in threads, on asyncio and on trio."""
+"""The wait for a permit: of a call, and of other work than requests of httpx, in threads, on asyncio and on trio."""
 
+import logging
+import math
 from functools import cache
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import httpx
 
 from ..._checks import SECONDS, check_number, clock_or_system, even_half_made
 from ..._clock import Clock, uniform
-from ..._errors import ConfigurationError, InvalidArgumentError, NotSent
+from ..._errors import (
+    ConfigurationError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    NotSent,
+    TokenAcquisitionTimeoutError,
+    digits,
+)
 from ..._event_loops import loop_has_ended
+from ..._log import LONG_WAIT, Listeners
+from ...events import Rejected, Waited
 from .._async_driver import adrive
-from .._call import Attempt, Call
+from .._call import Attempt, Call, SignatureExpired
 from .._context import Context
 from .._driver import drive
-from .._operations import Operation, Steps
-from .._options import Priority, RequestOptions, Unset, check_cost
+from .._operations import Operation, Sleep, Steps
+from .._options import UNSET, Priority, RequestOptions, Unset, check_cost
 from .limiter import TOO_MANY_REQUESTS, Answer, Plan, Turn
 from .queue import Queue, was_never_sent
-from .waiting import wait_for_permit
+from .sources.source import TICK, Source
+
+_REAL: Final = (int, float)
+
+_LONGEST: Final = 3600.0
+"""Seconds; a longer wait is slept in pieces: every system limits the length of a sleep."""
+
+
+def wait_for_permit(
+    context: Context,
+    layer: str,
+    limiter: Any,
+    turn: Turn,
+    plan: Plan,
+    attempt: Attempt,
+    wait: float | Operation,
+    start: float,
+) -> Steps[float]:
+    """Wait, as the limiter said at `start`; returns when the permit was taken. After an error, the caller has to leave.
+
+    The attempts of a call share its allowance, in seconds.
+
+    Raises:
+        TokenAcquisitionTimeoutError, DeadlineExceededError: it would take too long.
+        SignatureExpired: the token has expired meanwhile.
+    """
+    now, call = start, attempt.call
+    given, deadline = call.options.max_wait_time, call.deadline
+    most = plan.max_wait_time if given is UNSET else given
+    end = math.inf if most is None else start + attempt.allowance(most)
+    if deadline is not None and deadline < end:
+        end = deadline
+    if plan.sees_all or turn.guests or limiter.has_remote:
+        turn.call = attempt.info  # Thousands of others wait without it.
+    # Seconds for which each source held it up, if that is to be reported.
+    held: dict[Source | None, float] | None = {} if attempt.is_observed else None
+    try:
+        while wait != 0.0:
+            if isinstance(wait, _REAL) and wait > 0:
+                left = end - now
+                if wait > left + TICK and not (turn.is_guess and left > TICK):
+                    raise _refused(context, layer, attempt, most, wait, now - start, now)
+                yield Sleep(min(wait, turn.nap, left, _LONGEST))
+            elif isinstance(wait, Operation):
+                yield wait
+            else:
+                # One that returns nothing would let everything pass.
+                raise ConfigurationError(
+                    f"{type(limiter).__name__}.ask must return 0.0 to let a request go, the seconds that it must wait,"
+                    f" or an operation; not {wait!r}"
+                )
+            before, now = now, context.now()
+            if held is not None:
+                held[turn.held_by] = held.get(turn.held_by, 0.0) + now - before
+            wait = limiter.ask(turn, now)
+    except BaseException:
+        now = context.now()
+        raise
+    finally:
+        attempt.record.queued += now - start
+    if held is not None:
+        _report(context, layer, attempt, turn, now - start, held)
+    if attempt.is_signed is not None and not attempt.is_signed():
+        # Otherwise all requests that wait for a new token would leave together when it comes.
+        attempt.place = (limiter, turn)
+        raise SignatureExpired
+    return now
+
+
+def _refused(
+    context: Context, layer: str, attempt: Attempt, most: float | None, wait: float, waited: float, now: float
+) -> Exception:
+    """Report that the wait would take too long; returns the error for the caller."""
+    left, allowed = attempt.call.time_left(now), attempt.allowance(most)
+    error: Exception
+    if most is None or left < allowed - waited:
+        limit = left
+        error = DeadlineExceededError(
+            f"a permit takes {digits(wait)} s, and the call's deadline leaves {digits(max(0.0, left))} s:"
+            " nothing was sent"
+        )
+    else:
+        waited += most - allowed  # Also at the redirects before this one.
+        limit, wait = most, waited + wait
+        error = TokenAcquisitionTimeoutError(waited, most, required=wait)
+    context.emit(Rejected(call=attempt.info, layer=layer, wait=wait, limit=limit))
+    return error
+
+
+def _report(
+    context: Context,
+    layer: str,
+    attempt: Attempt,
+    turn: Turn,
+    waited: float,
+    held: dict[Source | None, float],
+) -> None:
+    if waited and context.hears(logging.INFO if waited > LONG_WAIT else logging.DEBUG):
+        limit = ""
+        if len({source.limit for source in turn.sources}) > 1:
+            # The limit that held it up for longest.
+            source: Any = max(held, key=held.__getitem__, default=None)
+            limit = "" if source is None else str(source.limit)
+        context.emit(Waited(call=attempt.info, layer=layer, seconds=waited, limit=limit))
 
 
 class Permit:
@@ -138,7 +252,7 @@ class Permit:
         return turn, (self._wait(turn, wait, attempt), attempt)
 
     def _wait(self, turn: Turn, wait: float | Operation, attempt: Attempt) -> Steps[None]:
-        context = Context(clock=self._clock, listener=_hear_nothing)
+        context = Context(clock=self._clock, listener=Listeners(()))  # No stack listens.
         self._sent = yield from wait_for_permit(
             context, "permit", self._limiter, turn, self._plan, attempt, wait, self._sent
         )
@@ -158,10 +272,6 @@ class Permit:
     @even_half_made
     def __repr__(self) -> str:
         return f"<Permit of {self._limiter!r}>"
-
-
-def _hear_nothing(event: object) -> None:
-    """No stack has a listener for permits."""
 
 
 @cache
