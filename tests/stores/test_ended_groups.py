@@ -59,7 +59,7 @@ def store(
     elif request.param == "file":
         monkeypatch.setattr("stkai.stores._file.clock", clock)
         # Members report in threads of their own, which wait for the lock in real time.
-        monkeypatch.setattr("stkai.stores._disk.lock", lambda fd, *_: fcntl.flock(fd, fcntl.LOCK_EX))
+        monkeypatch.setattr("stkai.stores._file.lock", lambda fd: fcntl.flock(fd, fcntl.LOCK_EX))
         yield FileStore(tmp_path / "store")
     else:
         server: Server = request.getfixturevalue("redis_server")

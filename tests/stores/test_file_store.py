@@ -273,7 +273,7 @@ def test_an_interrupt_at_any_point_leaves_no_file_open_and_no_lock(
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
     store, other = FileStore(tmp_path), FileStore(tmp_path)
     for number in count(1):
-        interrupt = Interrupt(number, "stores/_file", "stores/_disk")
+        interrupt = Interrupt(number, "stores/_file")
         with interrupt.during():
             store.lease(ask())
         assert not descriptors_of(tmp_path), number

@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 
 from .._errors import ConfigurationError, StkaiError
-from ..stores._disk import try_lock
+from ..stores._file import try_lock
 
 _BLOCK: Final = 1 << 16
 

@@ -1,27 +1,39 @@
-"""A quota that the processes of one machine share through a file. No server is needed."""
+"""A quota that the processes of one machine share through a file. No server is needed.
+
+State files are in a private directory, one per share, and a symbolic link is never followed.
+"""
 
 import os
+import stat
 import struct
+import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from getpass import getuser
 from io import FileIO
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final
 from zlib import crc32
 
 from .._checks import even_half_made
 from .._clock import SystemClock
 from .._errors import ConfigurationError
 from .._urls import file_name
-from . import _disk
 from ._protocol import Snapshot, check_share
 from ._share import FORGET, State
-from ._step import LocalStore
+from ._step import LocalStore, T
 
-T = TypeVar("T")
+_IS_UNIX: Final = sys.platform != "win32"
+
+_FLAGS: Final = (
+    os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+)
 
 _LOCK_TIMEOUT: Final = 0.25
+
+_LONGEST_NAP: Final = 0.0005
 
 _TWO_MACHINES: Final = 60.0
 """Seconds; a file that another boot wrote more recently is used by another machine."""
@@ -56,21 +68,24 @@ class FileStore(LocalStore):
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._private = path is None
-        self.path = _disk.default_directory() if path is None else Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100
+        if path is None:  # The same for all processes with the same TMPDIR.
+            user = getuser() if sys.platform == "win32" else str(os.getuid())
+            path = Path(tempfile.gettempdir()) / f"stkai-{user}"
+        self.path = Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100
         with suppress(OSError):  # Not available now; every lease tries again.
-            _disk.make_directory(self.path, private=self._private)
+            _make_directory(self.path, private=self._private)
 
     def _change(self, share: str, work: Callable[[State, float], T]) -> T:
         # Opened anew in each step: a lock belongs to what was opened, which a fork would share.
-        with _disk.open_state(self._file(share), private=self._private) as file:
-            _disk.lock(file.fileno(), _LOCK_TIMEOUT, clock)
+        with _open_state(self._file(share), private=self._private) as file:
+            lock(file.fileno())
             try:
                 now = clock.monotonic()
                 number, state = _read(file, now)
                 result = work(state, now)
                 _write(file, number + 1, state)
             finally:
-                _disk.unlock(file.fileno())
+                unlock(file.fileno())
         return result
 
     def look(self, share: str) -> Snapshot | None:
@@ -98,38 +113,31 @@ class FileStore(LocalStore):
         return self.path / file_name(check_share(share), ".share5")
 
 
-class Record(NamedTuple):
-    """What a slot of the file holds. The two are written in turn: if one write is interrupted, the other is intact.
-
-    Attributes:
-        number: counts the writes; the slot with the higher number is the newer.
-        boot: identifies the boot of the machine that wrote it.
-        wall: seconds since 1970 at the time of writing.
-        state: the share's state, packed.
-    """
-
-    number: int
-    boot: str
-    wall: float
-    state: str
-
-
 def _read(file: FileIO, now: float) -> tuple[int, State]:
-    """The number of the last write, and the state that it wrote, or a new one if that cannot be used."""
-    record = max(filter(None, (_slot(file, offset) for offset in (0, SLOT))), default=None)
-    if record is None:
+    """The number of the last write, and the state that it wrote, or a new one if that cannot be used.
+
+    The two slots are written in turn: if one write is interrupted, the other is intact.
+    """
+    found = max(filter(None, (_slot(file, offset) for offset in (0, SLOT))), default=None)
+    if found is None:
         return 0, State.new(now)
-    if record.boot != _boot_id():
-        _check_alone(record, now)
+    number, boot, wall, packed = found
+    if boot != _boot_id():
+        _check_alone(wall, now)
     else:
-        state = State.unpack(record.state)
+        state = State.unpack(packed)
         if state.at - state.offset <= now + _BACKWARDS:
-            return record.number, state
-    return record.number, State.new(now)
+            return number, state
+    return number, State.new(now)
 
 
-def _slot(file: FileIO, offset: int) -> Record | None:
-    """The record in a slot; None if it is damaged."""
+def _slot(file: FileIO, offset: int) -> tuple[int, str, float, str] | None:
+    """What a slot holds; None if it is damaged.
+
+    Returns:
+        The number of the write, of which the higher one is newer; the boot of the machine that wrote it; when, in
+        seconds since 1970; and the share's state, packed.
+    """
     file.seek(offset)
     head = file.read(_HEAD.size)
     if len(head) < _HEAD.size or not head.startswith(_MAGIC):
@@ -139,7 +147,7 @@ def _slot(file: FileIO, offset: int) -> Record | None:
     if crc32(body) != checksum:
         return None
     number, boot, wall, state = body.decode().split("\n", 3)
-    return Record(int(number), boot, float(wall), state)
+    return int(number), boot, float(wall), state
 
 
 def _write(file: FileIO, number: int, state: State) -> None:
@@ -154,12 +162,12 @@ def _write(file: FileIO, number: int, state: State) -> None:
         raise OSError(f"only {written} of {len(content)} bytes of the state were written: is the disk full?")
 
 
-def _check_alone(record: Record, now: float) -> None:
-    """Refuse a file that another machine wrote to while this one was running."""
+def _check_alone(written: float, now: float) -> None:
+    """Refuse a file that another machine has `written` to while this one was running."""
     wall = clock.utcnow().timestamp()
     # Earlier, it may have been this machine, before its restart.
     since = max(wall - now, wall - _TWO_MACHINES)
-    if since < record.wall <= wall + _BACKWARDS:
+    if since < written <= wall + _BACKWARDS:
         raise ConfigurationError(
             "two machines share one state file, but their clocks are unrelated;"
             " share the quota through Redis: store='redis://host:6379'"
@@ -173,3 +181,118 @@ def _boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:
         return ""
+
+
+def _open_state(path: Path, *, private: bool) -> FileIO:
+    """Open a state file; create it and its directory if they are missing.
+
+    With `private`, refuse a directory that other users own or may enter.
+    """
+    try:
+        file = _open(path, private=private)
+    except OSError as error:
+        if path.is_symlink() or path.is_dir():
+            raise ConfigurationError(_not_plain(path)) from error
+        raise
+    try:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise ConfigurationError(_not_plain(path))
+        if private and _IS_UNIX and about.st_uid != os.geteuid():
+            _make_directory(path.parent, private=True)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _open(path: Path, *, private: bool) -> FileIO:
+    if not _IS_UNIX and path.is_symlink():  # Windows has no O_NOFOLLOW.
+        raise FileExistsError(path)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        # pathlib takes ten times as long for the directory.
+        if stat.S_ISDIR(os.lstat(os.path.dirname(path)).st_mode):  # noqa: PTH120
+            return _file(path, _FLAGS)
+    _make_directory(path.parent, private=private)
+    return _file(path, _FLAGS | os.O_CREAT)
+
+
+def _file(path: Path, flags: int) -> FileIO:
+    """Open a file and make the object that closes it, in one call of a C function: no interrupt can come in between."""
+    return next(map(FileIO, map(os.open, (path,), (flags,), (0o600,)), ("rb+",)))
+
+
+def _make_directory(directory: Path, *, private: bool) -> None:
+    """Create the directory if it is missing, and check that it can hold state files."""
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        pass
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigurationError(
+            f"the store {str(directory)!r} cannot be created: {str(directory.parent)!r} is not a directory"
+        ) from error
+    about, problem = directory.lstat(), ""
+    if stat.S_ISLNK(about.st_mode):
+        problem = "is a symbolic link, which stkai never follows to a quota's state"
+    elif not stat.S_ISDIR(about.st_mode):
+        problem = "is not a directory"
+    elif private and _IS_UNIX and (about.st_uid != os.geteuid() or about.st_mode & 0o077):
+        problem = "is not private: it must belong to this user, with mode 0700"
+    if problem:
+        raise ConfigurationError(
+            f"{str(directory)!r} {problem}; correct that, or choose another directory: store='file:///directory'"
+        )
+
+
+def _not_plain(path: Path) -> str:
+    return f"{str(path)!r} is a symbolic link or not a regular file; remove it, or choose another directory"
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    _BYTE: Final = 1 << 30
+    """Windows locks also block reads, so this is a byte far beyond the record."""
+
+    def try_lock(fd: int) -> bool:
+        os.lseek(fd, _BYTE, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def unlock(fd: int) -> None:
+        os.lseek(fd, _BYTE, os.SEEK_SET)
+        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def try_lock(fd: int) -> bool:
+        """Take the lock if it is free."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def unlock(fd: int) -> None:
+        """Release the lock."""
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def lock(fd: int) -> None:
+    """Take the lock, waiting at most `_LOCK_TIMEOUT` seconds.
+
+    A blocking kernel lock has no timeout, and its holder may be stopped, so this polls: the lock is held for
+    microseconds only.
+    """
+    until = clock.monotonic() + _LOCK_TIMEOUT
+    nap = 1e-6
+    while not try_lock(fd):
+        if clock.monotonic() >= until:
+            raise TimeoutError(f"another process held the lock of the state file for {_LOCK_TIMEOUT:g} s")
+        clock.sleep(nap)
+        nap = min(nap * 1.2, _LONGEST_NAP)
