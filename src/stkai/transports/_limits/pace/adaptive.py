@@ -10,9 +10,9 @@ from collections.abc import Callable
 from ..._operations import Operation
 from ..._retry.retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn
-from . import pause
 from .blind import BlindRate
 from .headers import Reading, is_accepted
+from .law import SOFT, is_soft
 from .quota import KnownQuota
 from .saved_rate import LearnedRate
 from .windowed import WindowedRate
@@ -133,7 +133,7 @@ class Adaptive:
         windowed, first = self._windowed, not self._windowed.start.over
         self._refused_since = min(self._refused_since, now)
         explained = self._follow(reading, now, sent, refused=True)
-        if (asked or 0.0) <= pause.SOFT and not (explained or self._is_plain):
+        if (asked or 0.0) <= SOFT and not (explained or self._is_plain):
             turn.excused = self._is_bad_luck(turn, now)
         is_silent = asked is None or (not self.quota.was_asked and self._is_coarse(asked, now))
         if is_silent and reading is None and not explained and self._can_be_blind():
@@ -159,7 +159,7 @@ class Adaptive:
         if asked == 0:
             return True
         is_slow = isinstance(self.mode, BlindRate) and self.mode.is_slow(now)
-        return asked <= pause.SOFT and not (self.quota.is_given or is_slow)
+        return asked <= SOFT and not (self.quota.is_given or is_slow)
 
     def _is_bad_luck(self, turn: Turn, now: float) -> bool:
         """Whether a refusal uses up no attempt: a window that others have used up may soon end."""
@@ -168,7 +168,7 @@ class Adaptive:
 
     def _can_be_blind(self) -> bool:
         """Whether there is no better law for a refusal that says nothing: a long window that was given is a scale."""
-        return not self._is_plain and not (self.quota.is_given and not pause.is_soft(self.quota.window))
+        return not self._is_plain and not (self.quota.is_given and not is_soft(self.quota.window))
 
     def _follow(self, reading: Reading | None, now: float, sent: float, *, refused: bool = False) -> bool:
         """Take in the quota headers; returns whether they explain a refusal."""

@@ -12,10 +12,9 @@ from typing import Any, Final, NamedTuple
 from ....stores import Law, Lease
 from ..._retry.retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn
-from . import pause
 from .group_window import GroupWindow
 from .headers import is_accepted
-from .law import BURST, HISTORY, NEWS, Past
+from .law import BURST, HISTORY, LEAST_PAUSE, NEWS, Past, full_pause
 from .quota import KnownQuota
 from .saved_rate import BELIEVED
 from .start import SHARE
@@ -156,8 +155,8 @@ class GroupPace:
             self._refused = max(self._refused, epoch)
         window = self._quota.window
         asked = retry_after(response.headers, answer.date())
-        seconds = pause.LEAST * window if asked is None else asked
-        stop = pause.hard(seconds, self._row, window, rate, answer.chance)
+        seconds = LEAST_PAUSE * window if asked is None else asked
+        stop = full_pause(seconds, self._row, window, rate, answer.chance)
         return Stop(max(used_up or 0.0, stop), self._news(rate))
 
     def _news(self, rate: float) -> RateChange | None:

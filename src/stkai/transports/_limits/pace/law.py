@@ -1,13 +1,12 @@
-"""How the adaptive limiter's rate moves: the tuned law and textbook AIMD. Numbers in, numbers out.
+"""How the adaptive limiter's rate moves, and how long a refusal stops the program. Numbers in, numbers out.
 
-Rates are in requests per second. No constant of the tuned law is a number of seconds: its scales are the window of the
-quota and how many requests that window holds. Why each value is what it is: docs/research/adaptive.md.
+There are the tuned law and textbook AIMD. Rates are in requests per second. No constant of the tuned law is a number of
+seconds: its scales are the window of the quota and how many requests that window holds. Why each value is what it is:
+docs/research/adaptive.md.
 """
 
 import math
 from typing import NamedTuple
-
-from . import pause
 
 HISTORY = 2.0
 """Windows over which requests are counted. In one window, a small share is a few requests, which is mostly chance."""
@@ -58,6 +57,27 @@ _UNKNOWN_SHARE = 10.0
 
 _UNKNOWN_POWER = 0.8
 """The power of its own rate with which a sender grows if the quota is unknown; below 1, so that shares even out."""
+
+LEAST_PAUSE = 1 / 60
+"""Windows: the least jitter of a pause, and the shortest nap of a waiter."""
+
+UNASKED = 1.0
+"""Seconds for which the first 429 that asks for no wait stops a program; in short windows, the least pause."""
+
+ROWS = 3
+"""Refusals in a row up to which a pause that the server has not asked for doubles: no retry policy waits for longer."""
+
+PROBES = 0.5
+"""Requests per second that then probe, besides the pauses."""
+
+LONGEST_PAUSE = 3600.0
+"""Seconds, or the window if that is longer: no answer stops a program, or a group, for longer."""
+
+_TRIED_AFTER = 120.0
+"""Seconds, or the window: a server that asks for more than the longest pause is not believed, but probed after this."""
+
+SOFT = 2.0
+"""Seconds: in windows and for waits up to this long, `Retry-After` in whole seconds is too coarse."""
 
 
 class Past(NamedTuple):
@@ -110,7 +130,7 @@ class TunedLaw(NamedTuple):
         if past.seconds < self.history / HISTORY:
             # It is too early to know the goodput, but the requests accepted are at least this share of one window.
             return max(_FIRST_CUT * rate, min(eased, past.successes / self.window)) if past.cold else eased
-        if pause.is_soft(self.window):
+        if is_soft(self.window):
             # A few requests in a short window say too little about goodput, and a refusal may be a mere collision.
             return eased
         return min(eased, goodput) if goodput < _OVERSHOT * rate else eased
@@ -180,3 +200,62 @@ class PlainLaw(NamedTuple):
 
 RateLaw = TunedLaw | SearchingLaw | PlainLaw
 """How a rate moves; all have the same methods."""
+
+
+def longest_pause(window: float) -> float:
+    """The longest pause, in seconds."""
+    return max(window, LONGEST_PAUSE)
+
+
+def is_soft(window: float, asked: float = 0.0) -> bool:
+    """Whether only the refused request waits as long as asked, while the others continue at the reduced rate."""
+    return window <= SOFT and asked <= SOFT
+
+
+def full_pause(asked: float, row: int, window: float, rate: float, chance: float) -> float:
+    """Seconds for which all requests stop after `row` refusals in a row without a success.
+
+    Never less than a plausible wait that the server asked for. Doubles with each refusal, up to a window.
+    """
+    doubled = 2.0 ** max(0, min(row, 32) - 1)
+    bound = longest_pause(window)
+    if asked > bound:
+        return min(bound, max(window, _TRIED_AFTER) * doubled)
+    jitter = chance * min(1 / rate, asked / 2 + LEAST_PAUSE * window)
+    return min(bound, max(asked, min(asked * doubled, window)) + jitter)
+
+
+class Congestion:
+    """Tells congestion events apart: all refusals of one event count once.
+
+    A refusal of a request sent before the last cut says nothing about the current rate, nor do further refusals before
+    the server has accepted a request again.
+
+    Attributes:
+        row: refusals in a row, each of a request sent after the last cut.
+        is_answered: whether the server has accepted a request since the last cut.
+    """
+
+    def __init__(self) -> None:
+        self.row = 0
+        self.is_answered = True
+        self._cut_at = -math.inf
+
+    def refused(self, sent: float) -> bool:
+        """Note the refusal of a request sent at `sent`, and return whether it begins a new congestion event."""
+        fresh = sent > self._cut_at
+        self.row += fresh
+        return fresh and self.is_answered
+
+    def accepted(self, sent: float) -> bool:
+        """Note that a request sent at `sent` was accepted, and return whether that ends a row of refusals."""
+        if sent <= self._cut_at:
+            return False
+        self.is_answered = True
+        self.row = 0
+        return True
+
+    def cut(self, now: float) -> None:
+        """Note that the rate was cut."""
+        self._cut_at = now
+        self.is_answered = False

@@ -10,8 +10,7 @@ from datetime import datetime
 import httpx
 
 from .headers import Reading, read_rate_limit
-from .law import Past, PlainLaw, RateLaw, SearchingLaw, TunedLaw
-from .pause import longest
+from .law import Past, PlainLaw, RateLaw, SearchingLaw, TunedLaw, longest_pause
 
 _FIRST = 60.0
 """Seconds: the assumed window until something is known. Most quotas are per minute."""
@@ -105,7 +104,7 @@ class KnownQuota:
 
     def asked(self, seconds: float) -> bool:
         """Note the wait that a refusal asks for; returns whether the estimates have changed."""
-        if seconds > longest(0.0) or self.requests < math.inf:
+        if seconds > longest_pause(0.0) or self.requests < math.inf:
             return False
         self._waits.append(seconds)
         before = self.window, self._pace
@@ -123,7 +122,7 @@ class KnownQuota:
         reading = read_rate_limit(response.headers, now, self.window if self.is_given else math.inf)
         if reading is not None and reading.window == math.inf:
             reading = self._completed(reading)
-        return None if reading is None or reading.window > longest(self.window) else reading
+        return None if reading is None or reading.window > longest_pause(self.window) else reading
 
     def _completed(self, reading: Reading) -> Reading:
         """The reading with a window: the shortest common one that holds the server's resets."""
@@ -142,7 +141,7 @@ class KnownQuota:
     def resume(self, window: float) -> None:
         """Take over another program's estimate of the window, unless the quota was given."""
         if not self.is_given:
-            self._set(self.requests, min(window, longest(0.0)))
+            self._set(self.requests, min(window, longest_pause(0.0)))
 
     def update(self, max_requests: float, time_window: float) -> None:
         """Replace what is known by these numbers."""

@@ -3,9 +3,8 @@
 import math
 from typing import NamedTuple
 
-from .law import Past
+from .law import Past, is_soft
 from .pairs import TOGETHER
-from .pause import is_soft
 from .quota import KnownQuota
 
 SHARE = 0.2

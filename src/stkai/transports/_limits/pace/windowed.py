@@ -8,9 +8,8 @@ the number of processes. While the server describes its window in headers, the r
 import math
 
 from ..limiter import Turn
-from . import pause
+from . import law
 from .headers import Reading
-from .law import BURST, NEWS, Past
 from .quota import History, KnownQuota
 from .start import ColdStart, Found, first_estimate
 from .window_guide import WindowGuide
@@ -47,12 +46,12 @@ class WindowedRate:
         guide: follows the window that the server describes.
     """
 
-    news = NEWS
+    news = law.NEWS
     finding = ""
 
     def __init__(self, quota: KnownQuota, plain: tuple[float, float] | None = None) -> None:
         self._quota, self._plain, self.law = quota, plain, quota.law(plain)
-        self._spread = _SOFT_SPREAD if quota.is_given and pause.is_soft(quota.window) else _SPREAD
+        self._spread = _SOFT_SPREAD if quota.is_given and law.is_soft(quota.window) else _SPREAD
         self.start = ColdStart(quota)
         self.history = History(self.law.history, quota)
         self.guide = WindowGuide(quota.ceiling, quota.floor)
@@ -60,7 +59,7 @@ class WindowedRate:
         if plain is not None:
             self.start.over, self.guide.listening = True, False
             self.set(quota.ceiling)
-        self._congestion = pause.Congestion()
+        self._congestion = law.Congestion()
         self._quiet = self._released = self._resumes_at = 0.0
         self.paused_until = self._held_until = self._listens_at = -math.inf
 
@@ -85,7 +84,7 @@ class WindowedRate:
     def set(self, rate: float) -> None:
         """Continue at this rate."""
         self.rate = rate
-        self.burst = max(1.0, BURST * self._quota.window * rate)
+        self.burst = max(1.0, law.BURST * self._quota.window * rate)
 
     def resume(self, rate: float, *, refused: bool) -> None:
         """Continue at the rate of another program, or of another law; the limit is known if one was refused there."""
@@ -101,7 +100,7 @@ class WindowedRate:
         over, self.start = self.start.over, ColdStart(self._quota)
         self.start.over = over
         self.guide.ceiling = self._quota.ceiling
-        self._spread = _SOFT_SPREAD if pause.is_soft(self._quota.window) else _SPREAD
+        self._spread = _SOFT_SPREAD if law.is_soft(self._quota.window) else _SPREAD
         self._adopt()
         self.set(self._quota.bounded(self.rate * share))
 
@@ -161,7 +160,7 @@ class WindowedRate:
         """Sleep half of a long wait, then ask again: the rate may have grown, unless it is at its ceiling."""
         if self.rate >= self._quota.ceiling and not self.guide.in_force:
             return wait
-        return min(wait, max(min(1.0, pause.LEAST * self._quota.window), wait / 2))
+        return min(wait, max(min(1.0, law.LEAST_PAUSE * self._quota.window), wait / 2))
 
     # Answers
 
@@ -255,11 +254,12 @@ class WindowedRate:
         self._quiet += counted
         return (before + self.rate) / 2 * seconds
 
-    def _cut(self, now: float, asked: float, past: Past) -> None:
+    def _cut(self, now: float, asked: float, past: law.Past) -> None:
         if past.cold and self.start.excuses(past.successes, self.rate, past.seconds):
             self.burst = 1.0
         else:
-            if past.cold and self._quota.requests == math.inf and asked <= pause.longest(self._quota.window):
+            longest = law.longest_pause(self._quota.window)
+            if past.cold and self._quota.requests == math.inf and asked <= longest:
                 past = first_estimate(past, asked)
             self.set(max(self._quota.floor, self.law.cut(self.rate, past)))
             self.start.over = True
@@ -273,12 +273,12 @@ class WindowedRate:
         window, row = self._quota.window, self._congestion.row
         probes, floor = False, self._quota.floor
         if asked is None:
-            asked = pause.unasked(window)
+            asked = min(law.UNASKED, law.LEAST_PAUSE * window)
             # It may refuse everything for an hour, and accept again at any time.
-            probes, row, floor = row > pause.ROWS, min(row, pause.ROWS), max(floor, pause.PROBES)
-        if explained or not pause.is_soft(window, asked):
-            stop = pause.hard(asked, row, window, self.rate, chance)
-            probes = probes or asked > pause.longest(window)
+            probes, row, floor = row > law.ROWS, min(row, law.ROWS), max(floor, law.PROBES)
+        if explained or not law.is_soft(window, asked):
+            stop = law.full_pause(asked, row, window, self.rate, chance)
+            probes = probes or asked > law.longest_pause(window)
         else:
             # The others stop for up to a window after the very first refusal, because the rate has just doubled, and
             # after the second one in a row.

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from ....stores import Quota
 from ....stores._protocol import LATE, UNLIMITED
 from ..limiter import Answer, RateChange, Turn
-from ..pace.pause import LONGEST
+from ..pace.law import LONGEST_PAUSE
 from .holding import EPSILON
 from .member import SOON, Member
 from .outage import BOTH, window_of
@@ -118,7 +118,7 @@ class Leased(Member):
             return
         estimate = self.cost_of(turn)
         # No answer holds the others back for longer than the longest wait.
-        cost = min(cost, max(estimate, quota.max_cost, quota.cost_rate * LONGEST))
+        cost = min(cost, max(estimate, quota.max_cost, quota.cost_rate * LONGEST_PAUSE))
         turn.costs = {**(turn.costs or {}), self: cost}
         self.held.spent += cost - estimate
         self.call_soon()

@@ -6,7 +6,7 @@ from typing import Final
 
 from ..limiter import Answer, RateChange, Turn
 from ..pace.headers import read_cost_limit
-from ..pace.pause import longest
+from ..pace.law import longest_pause
 from .source import ROUNDING, TICK, Limits, Source
 
 _MINUTE: Final = 60.0
@@ -43,7 +43,7 @@ class Units(Source):
     ) -> None:
         self.most, self.rate = most, most / time_window
         self._own_rate = self.rate
-        self._longest = longest(time_window)
+        self._longest = longest_pause(time_window)
         self._reads_headers = reads_headers
         self._worth = 1.0
         # What waiting turns will take, in the order of the queue: thousands may wait, and each asks for their sum.
@@ -164,4 +164,4 @@ class Units(Source):
         self.level += max(0.0, limits.max_cost - self.most)
         self.level = min(self.level, limits.max_cost)
         self.most, self.rate = limits.max_cost, limits.max_cost / limits.time_window
-        self._own_rate, self._longest = self.rate, longest(limits.time_window)
+        self._own_rate, self._longest = self.rate, longest_pause(limits.time_window)
