@@ -56,6 +56,22 @@ class Client:
         return self.lease(want, **others).ranges[0][0]
 
 
+class OnClock:
+    """A redis-py client whose scripts get the time from `now`, not from the server."""
+
+    def __init__(self, client: Any, now: Callable[[], float]) -> None:
+        self.client, self.now, self.connection_pool = client, now, client.connection_pool
+
+    def evalsha(self, digest: str, count: int, *given: Any) -> Any:
+        return self.client.evalsha(digest, count, *self._dated(count, given))
+
+    def eval(self, source: str, count: int, *given: Any) -> Any:
+        return self.client.eval(source, count, *self._dated(count, given))
+
+    def _dated(self, count: int, given: tuple[Any, ...]) -> list[Any]:
+        return [*given[: count + 1], repr(self.now()), *given[count + 2 :]]
+
+
 def eventually(check: Callable[[], Any], seconds: float = 20) -> Any:
     """Call `check` until it returns something true, ignoring errors of the server; returns that."""
     until = time.monotonic() + seconds

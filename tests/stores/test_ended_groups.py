@@ -3,7 +3,6 @@
 import fcntl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -14,26 +13,11 @@ from stkai.testing import FakeClock
 from stkai.transports import Answer, Run, Turn
 
 from ..support.redis_servers import Server, installed
+from .clients import OnClock
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 COLD = 2.0
 """Requests per second at which a new group of 600 per minute starts."""
-
-
-class OnClock:
-    """A redis-py client whose scripts get the time from a clock, not from the server."""
-
-    def __init__(self, client: Any, clock: FakeClock) -> None:
-        self.client, self.clock, self.connection_pool = client, clock, client.connection_pool
-
-    def evalsha(self, digest: str, count: int, *given: Any) -> Any:
-        return self.client.evalsha(digest, count, *self._dated(count, given))
-
-    def eval(self, source: str, count: int, *given: Any) -> Any:
-        return self.client.eval(source, count, *self._dated(count, given))
-
-    def _dated(self, count: int, given: tuple[Any, ...]) -> list[Any]:
-        return [*given[: count + 1], repr(self.clock.monotonic()), *given[count + 2 :]]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +49,7 @@ def store(
         server: Server = request.getfixturevalue("redis_server")
         with server.client(socket_timeout=5) as client:
             client.flushall()
-            yield RedisStore(OnClock(client, clock))
+            yield RedisStore(OnClock(client, clock.monotonic))
 
 
 def a_member(store: Store, *, warm: bool = False) -> AimdLimiter:

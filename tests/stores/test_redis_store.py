@@ -19,7 +19,7 @@ from stkai import ConfigurationError
 from stkai.stores import Law, RedisStore, Refusal, Store, store_from
 
 from ..support.redis_servers import KINDS, Server, free_port, installed
-from .clients import Client, ask, eventually
+from .clients import Client, OnClock, ask, eventually
 
 INSTALLED = [kind for kind in KINDS if installed(kind)]
 
@@ -244,9 +244,8 @@ def test_a_step_costs_the_same_for_any_number_of_members(server: Server) -> None
 @pytest.mark.parametrize("shared_server", INSTALLED[:1], indirect=True)
 def test_members_that_fell_silent_are_forgotten_a_few_at_a_time(server: Server) -> None:
     with server.client() as client:
-        store = RedisStore(client)
         now = 1000.0
-        store._instant = lambda: repr(now)  # type: ignore[method-assign]
+        store = RedisStore(OnClock(client, lambda: now))
         for number in range(850):
             store.lease(ask(f"member {number}", 0))
         now += 11
@@ -261,9 +260,8 @@ def test_members_that_fell_silent_are_forgotten_a_few_at_a_time(server: Server) 
 
 def test_members_that_the_server_evicted_are_not_counted(server: Server) -> None:
     with server.client() as client:
-        store = RedisStore(client)
         now = 1000.0
-        store._instant = lambda: repr(now)  # type: ignore[method-assign]
+        store = RedisStore(OnClock(client, lambda: now))
         clients = [Client(store, name) for name in "abc"]
         assert [each.lease().members for each in clients] == [1, 2, 3]
         client.delete("stkai:{team}:v5:members")

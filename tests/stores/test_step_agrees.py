@@ -12,6 +12,7 @@ from stkai.stores._share import State
 from stkai.stores._step import amend, forget, look, step
 
 from ..support.redis_servers import Server
+from .clients import OnClock
 
 SEQUENCES = int(os.environ.get("STKAI_TEST_SEQUENCES", "12"))
 """How many sequences to try, of up to 200 steps each."""
@@ -21,9 +22,8 @@ class InLua:
     """The script, run by a real server on a clock that the test sets."""
 
     def __init__(self, client: Any) -> None:
-        self.store = _redis.RedisStore(client, timeout=10.0)
-        self.store._instant = lambda: repr(self.now)  # type: ignore[method-assign]
         self.now = 0.0
+        self.store = _redis.RedisStore(OnClock(client, lambda: self.now), timeout=10.0)
 
 
 class Group:
