@@ -115,7 +115,7 @@ def test_a_token_is_the_name_of_a_header_or_a_method() -> None:
         ("AllOf", lambda: stkai.AllOf(5)),
         ("PerKey", lambda: stkai.PerKey(cast("Any", 1), cast("Any", 2))),
         ("PerHost", lambda: stkai.PerHost(cast("Any", 1))),
-        ("Permit", lambda: stkai.InFlight(1).permit(cost=-1)),
+        ("Permit", lambda: stkai.TokenBucket(1, 1, max_cost=5).permit()),
         ("RetryBudget", lambda: stkai.RetryBudget(ratio=-1)),
         ("StackBuilder", lambda: stkai.StackBuilder(cast("Any", 5))),
         ("FileStore", lambda: stkai.stores.FileStore(cast("Any", 5))),

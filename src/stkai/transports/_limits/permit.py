@@ -26,7 +26,7 @@ from .._call import Attempt, Call, SignatureExpired
 from .._context import Context
 from .._driver import drive
 from .._operations import Operation, Sleep, Steps
-from .._options import UNSET, Priority, RequestOptions, Unset, check_cost
+from .._options import UNSET, Priority, RequestOptions, check_cost
 from .limiter import TOO_MANY_REQUESTS, Answer, Plan, Turn
 from .queue import Queue, was_never_sent
 from .sources.source import TICK, Source
@@ -139,25 +139,19 @@ class Permit:
     """A permit while its block runs: `with limiter.permit() as permit:`, or `async with`."""
 
     def __init__(
-        self,
-        limiter: Queue,
-        plan: Plan | None,
-        *,
-        cost: float | None,
-        priority: Priority,
-        max_wait_time: float | Unset | None,
-        clock: Clock | None,
+        self, limiter: Queue, plan: Plan | None, options: RequestOptions, clock: Clock | None
     ) -> None:
-        self._options = RequestOptions(cost=cost, priority=priority, max_wait_time=max_wait_time)
+        cost, priority = options.cost, options.priority
         if plan is None or not plan.sources:
             raise ConfigurationError(f"{limiter!r} has no permits without a request: ask one of its limiters")
         if cost is None and plan.priced:
             raise InvalidArgumentError(
                 "this limiter counts units, so a permit needs a cost: limiter.permit(cost=...)"
             )
-        self._limiter, self._plan = limiter, plan
+        self._limiter, self._plan, self._options = limiter, plan, options
         self._clock = clock_or_system(clock)
-        self._cost, self._priority = 1.0 if cost is None else float(cost), priority
+        self._cost = 1.0 if cost is None or cost is UNSET else float(cost)
+        self._priority: Priority = "low" if priority == "low" else "normal"
         self._turn: Turn | None = None
         self._sent = 0.0
         self._has_learned = self._is_open = False

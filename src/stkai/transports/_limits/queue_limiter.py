@@ -11,7 +11,7 @@ import httpx
 from ..._checks import POSITIVE, check_number, is_token
 from ..._clock import Clock
 from ..._errors import ConfigurationError
-from .._options import UNSET, Priority, Unset
+from .._options import UNSET, Priority, RequestOptions, Unset
 from .limiter import Cost, Plan, Pricing
 from .permit import Permit
 from .queue import Queue
@@ -90,9 +90,8 @@ class QueueLimiter(Queue):
             InvalidArgumentError: an argument is out of range, or `cost` is missing.
             TokenAcquisitionTimeoutError: (on entering) the wait would exceed `max_wait_time`.
         """
-        return Permit(
-            self, self.plan_for(None), cost=cost, priority=priority, max_wait_time=max_wait_time, clock=clock
-        )
+        options = RequestOptions(cost=cost, priority=priority, max_wait_time=max_wait_time)
+        return Permit(self, self.plan_for(None), options, clock)
 
     def _options(self) -> str:
         """The options that are not the default, for `repr`."""
