@@ -12,7 +12,7 @@ from ..._checks import even_half_made
 from ..._errors import ConfigurationError
 from .._operations import Operation
 from .limiter import Answer, Chooser, Limiter, Plan, RateChange, Turn, subscribe
-from .queue import READY, Queue, join_all
+from .queue import GLANCE, READY, Queue, join_all
 from .queue_limiter import QueueLimiter, is_ours
 from .sources.source import TICK, Source, listens_of
 
@@ -26,9 +26,6 @@ WANTED: Final = (
     " InFlight, PerHost, PerKey, or a stkai.Limiter of your own), a list of limiters such as [AimdLimiter(),"
     " InFlight(8)], or None; not "
 )
-
-_GLANCE: Final = 1.0
-"""Seconds; a limiter of the user's own is asked at least so often about the request that is next."""
 
 
 class AllOf(QueueLimiter):
@@ -258,7 +255,7 @@ class Guest(Source):
         inner = self.inner(turn)
         inner.nap, inner.call = math.inf, turn.call
         wait = self.limiter.ask(inner, now)
-        turn.nap = min(inner.nap, _GLANCE)
+        turn.nap = min(inner.nap, GLANCE)
         return wait
 
     def give_up(self, turn: Turn, now: float) -> None:

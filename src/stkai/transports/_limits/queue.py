@@ -30,7 +30,7 @@ _EARLY: Final = 0.0005
 _OVERSLEPT: Final = 5.0
 """Seconds after which a waiter that has not woken stops holding up those behind it: its loop may be stuck."""
 
-_GLANCE: Final = 1.0
+GLANCE: Final = 1.0
 """Seconds; a waiter asks at least so often, since quotas may change and permits may be returned ..."""
 
 _GLANCERS: Final = 200
@@ -187,7 +187,7 @@ class Queue:
         if turn.is_guess and guess <= TICK:
             # It claims its permit at once, though it does not ask before the source expects one.
             wait = max(wait, turn.nap)
-        turn.nap = min(turn.nap, _GLANCE if place < _GLANCERS else max(_QUIET, exact / 4))
+        turn.nap = min(turn.nap, GLANCE if place < _GLANCERS else max(_QUIET, exact / 4))
         if turn.priority == "low":
             # The normal turns before it may leave, and then nobody would wake it.
             turn.nap = min(turn.nap, max(0.05, min(exact / 2, now - turn.asked)))

@@ -24,7 +24,7 @@ from stkai.testing import FakeClock
 from stkai.transports import Turn, adaptive, retry, token_bucket
 
 from ....support.heard import CALL, Heard
-from ....support.sender import QUOTA
+from ....support.sender import QUOTA, answered
 from ....support.wire import Wire
 from ....support.world import World
 
@@ -95,8 +95,8 @@ def test_one_factor_alone_implies_the_default_of_the_other(
 ) -> None:
     rates = []
     for policy in (limiter(**factors), limiter(**factors, **other)):
-        policy.ask(turn := Turn(), 0.0)
-        policy._pace.refused(turn, 1.0, 0.0, asked=0.0)
+        policy.ask(turn := Turn(), 1.0)
+        policy._pace.learn(turn, answered(429, 1.0, retry_after="0"))
         policy._pace.mode.release(1.0, 31.0, waiting=True)
         rates.append(policy.rate)
     assert rates[0] == rates[1] < QUOTA

@@ -12,7 +12,7 @@ from stkai.transports import Turn
 from stkai.transports._limits.pace import law as laws
 from stkai.transports._limits.pace.law import HISTORY, Past, PlainLaw, SearchingLaw, TunedLaw
 
-from ....support.sender import QUOTA, Sender, plain, sender
+from ....support.sender import QUOTA, Sender, answered, plain, sender
 
 # Growth
 
@@ -278,10 +278,10 @@ def test_the_law_is_told_the_share_of_the_last_time_that_was_spent_holding_back(
     pace.mode.take(Turn(), 0.0)
     pace.mode.release(0.0, 10.0, waiting=True)
     pace.mode.release(10.0, 70.0, waiting=False)
-    pace.refused(Turn(), 70.0, 70.0, asked=0.0)
-    pace.accepted(Turn(), 71.0, 71.0)
+    pace.learn(Turn(), answered(429, 70.0, retry_after="0"))
+    pace.learn(Turn(), answered(200, 71.0))
     pace.mode.release(70.0, 130.0, waiting=True)
-    pace.refused(Turn(), 130.0, 130.0, asked=0.0)
+    pace.learn(Turn(), answered(429, 130.0, retry_after="0"))
     fading = 1 / math.e
     assert [past.held for past in law.pasts] == pytest.approx([fading, 1 - (1 - fading) * fading])
 

@@ -86,9 +86,9 @@ class Adaptive:
             reading = self.quota.read(answer.response, answer.date())
         if turn.paced:
             asked = retry_after(answer.response.headers, answer.date())
-            change = self.refused(turn, answer.now, answer.sent, asked, answer.chance, reading)
+            change = self._refused(turn, answer, asked, reading)
         else:
-            change = self.accepted(turn, answer.now, answer.sent, reading)
+            change = self._accepted(turn, answer, reading)
         if change is not None and self._save is not None:
             rate, refused = self.mode.lasting, self._windowed.start.over
             learned = LearnedRate(rate, self.quota.window, refused, finding=self.mode.finding)
@@ -105,13 +105,11 @@ class Adaptive:
 
     # What the server says.
 
-    def accepted(
-        self, turn: Turn, now: float, sent: float, reading: Reading | None = None
-    ) -> RateChange | None:
-        """Note that the server accepted a request sent at `sent`, with `reading` from its quota headers."""
+    def _accepted(self, turn: Turn, answer: Answer, reading: Reading | None) -> RateChange | None:
+        """Note that the server accepted a request, with `reading` from its quota headers."""
         if reading is not None:
-            self._follow(reading, now, sent)
-        self.mode.accepted(turn, now, sent)
+            self._follow(reading, answer)
+        self.mode.accepted(turn, answer.now, answer.sent)
         self._has_accepted, self._refused_since = True, math.inf
         change = None
         if self._has_moved() or self.mode.finding not in ("", self._finding):
@@ -120,19 +118,14 @@ class Adaptive:
         self.ignores_successes_until = self.mode.ignores_successes_until
         return change
 
-    def refused(
-        self,
-        turn: Turn,
-        now: float,
-        sent: float,
-        asked: float | None = None,
-        chance: float = 0.5,
-        reading: Reading | None = None,
+    def _refused(
+        self, turn: Turn, answer: Answer, asked: float | None, reading: Reading | None
     ) -> RateChange | None:
-        """Note that the server answered 429 to a request sent at `sent`, asking for a wait of `asked` seconds."""
+        """Note that the server answered 429, asking for a wait of `asked` seconds."""
+        now, sent, chance = answer.now, answer.sent, answer.chance
         windowed, first = self._windowed, not self._windowed.start.over
         self._refused_since = min(self._refused_since, now)
-        explained = self._follow(reading, now, sent, refused=True)
+        explained = self._follow(reading, answer)
         if (asked or 0.0) <= SOFT and not (explained or self._is_plain):
             turn.excused = self._is_bad_luck(turn, now)
         is_silent = asked is None or (not self.quota.was_asked and self._is_coarse(asked, now))
@@ -170,14 +163,14 @@ class Adaptive:
         """Whether there is no better law for a refusal that says nothing: a long window that was given is a scale."""
         return not self._is_plain and not (self.quota.is_given and not is_soft(self.quota.window))
 
-    def _follow(self, reading: Reading | None, now: float, sent: float, *, refused: bool = False) -> bool:
+    def _follow(self, reading: Reading | None, answer: Answer) -> bool:
         """Take in the quota headers; returns whether they explain a refusal."""
         windowed = self._windowed
         if windowed is not self.mode:
             windowed.rate = self.mode.rate
-        explained = windowed.follow(reading, now, sent, refused=refused)
+        explained = windowed.follow(reading, answer.now, answer.sent, refused=answer.is_refusal)
         if windowed.guide.in_force:
-            self._open_eyes(now)
+            self._open_eyes(answer.now)
         return explained
 
     def _open_eyes(self, now: float) -> None:

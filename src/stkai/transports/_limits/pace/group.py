@@ -93,13 +93,6 @@ class GroupState(NamedTuple):
             return None
 
 
-class Stop(NamedTuple):
-    """What follows from an answer: seconds for which the group must stop, and a change of its rate to report."""
-
-    seconds: float
-    change: RateChange | None
-
-
 class GroupPace:
     """Steers the group's rate by the answers that this member receives. The caller holds a lock.
 
@@ -133,7 +126,7 @@ class GroupPace:
             self._quota.update(ceiling * window, window)
             self._set_up()
 
-    def learn(self, turn: Turn, answer: Answer, epoch: int, rate: float) -> Stop:
+    def learn(self, turn: Turn, answer: Answer, epoch: int, rate: float) -> tuple[float, RateChange | None]:
         """Note the answer to a request of this epoch, sent while the group's rate was `rate`.
 
         Returns:
@@ -141,13 +134,13 @@ class GroupPace:
         """
         response, turn.paced = answer.response, answer.is_refusal
         if response is None or not (turn.paced or is_accepted(answer)):
-            return Stop(0.0, None)
+            return 0.0, None
         used_up = self._guided.note(response, answer)
         if not turn.paced:
             self._row = 0
             self._accepted += 1
             self._answered = max(self._answered, epoch)
-            return Stop(used_up or 0.0, self._news(rate))
+            return used_up or 0.0, self._news(rate)
         if epoch > self._row_epoch:
             self._row_epoch = epoch
             self._row += 1
@@ -157,7 +150,7 @@ class GroupPace:
         asked = retry_after(response.headers, answer.date())
         seconds = LEAST_PAUSE * window if asked is None else asked
         stop = full_pause(seconds, self._row, window, rate, answer.chance)
-        return Stop(max(used_up or 0.0, stop), self._news(rate))
+        return max(used_up or 0.0, stop), self._news(rate)
 
     def _news(self, rate: float) -> RateChange | None:
         before = self._reported or rate

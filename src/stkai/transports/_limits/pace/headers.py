@@ -16,6 +16,9 @@ import httpx
 from ..._retry.retry_after import seconds_until
 from ..limiter import Answer
 
+TOLERANCE = 1.6
+"""Seconds by which readings of one instant may differ, because of rounding and latency."""
+
 _NOT_COUNTED = frozenset({401, 403, 407, 408, 425})
 """Refusals for a reason other than the quota, before the quota was asked."""
 

@@ -9,7 +9,7 @@ from datetime import datetime
 
 import httpx
 
-from .headers import Reading, read_rate_limit
+from .headers import TOLERANCE, Reading, read_rate_limit
 from .law import Past, PlainLaw, RateLaw, SearchingLaw, TunedLaw, longest_pause
 
 _FIRST = 60.0
@@ -26,9 +26,6 @@ _REMEMBERED = 8
 
 _USUAL = (1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 900.0, 1800.0, 3600.0)
 """Seconds: common windows. A reset lies within its window, so the shortest window that fits is chosen."""
-
-_TOLERANCE = 1.6
-"""Seconds by which a rounded reset may exceed its window."""
 
 _FLOOR = 0.5
 """Requests per window below which no rate falls ..."""
@@ -127,7 +124,7 @@ class KnownQuota:
     def _completed(self, reading: Reading) -> Reading:
         """The reading with a window: the shortest common one that holds the server's resets."""
         self._reset = max(self._reset, reading.reset)
-        fitting = (window for window in _USUAL if self._reset <= window + _TOLERANCE)
+        fitting = (window for window in _USUAL if self._reset <= window + TOLERANCE)
         return reading._replace(window=next(fitting, reading.window))
 
     def stated(self, reading: Reading) -> bool:

@@ -127,7 +127,7 @@ class SavedRate:
         if answer.now < self._due and learned.refused <= self._has_limit:
             return None
         self._due, self._has_limit = answer.now + _BETWEEN, learned.refused
-        return Run(self._save, self._asave)
+        return Run(lambda _left: self.save(), self._asave)
 
     def save(self) -> None:
         """Save what was noted last, unless it is saved. Others that read at the same time find a complete file."""
@@ -139,20 +139,12 @@ class SavedRate:
         """Write the file."""
         if self.path is None:
             return
-        content = {
-            "rate": learned.rate,
-            "window": learned.window,
-            "refused": learned.refused,
-            "finding": learned.finding,
-            "saved": saved.timestamp(),
-        }
+        content = learned._asdict() | {"saved": saved.timestamp()}
+        del content["age"]
         try:
             _replace(self.path, json.dumps(content).encode())
         except OSError as error:
             self._warn(f"warm_start: cannot save the rate in {str(self.path)!r}: {error}")
-
-    def _save(self, _left: float) -> None:
-        self.save()
 
     async def _asave(self, _left: float) -> None:
         await anyio.to_thread.run_sync(self.save, abandon_on_cancel=True)

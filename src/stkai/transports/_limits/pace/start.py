@@ -62,11 +62,6 @@ class Found(NamedTuple):
     is_bursty: bool
 
 
-def first_estimate(past: Past, asked: float) -> Past:
-    """What is known of an unknown quota: the server accepts no more until the wait is over, and then something."""
-    return past._replace(successes=max(1.0, past.successes), seconds=past.seconds + asked)
-
-
 class ColdStart:
     """The rate doubles with time while requests wait, and successes release permits at once, as in TCP's slow start.
 

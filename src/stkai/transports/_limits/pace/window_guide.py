@@ -8,10 +8,7 @@ import math
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
-from .headers import Reading
-
-_TOLERANCE = 1.6
-"""Seconds by which readings of one instant may differ, because of rounding and latency."""
+from .headers import TOLERANCE, Reading
 
 _STANDING = 5.0
 """Seconds for which a reset must not move before it is believed."""
@@ -61,18 +58,13 @@ class _End(NamedTuple):
     first: float = -math.inf
     before: float = -math.inf
 
-    @property
-    def likely(self) -> float:
-        """The middle of the range: servers may round up or down."""
-        return (self.earliest + self.latest) / 2
-
     def compare(self, now: float, instant: float, window: float) -> _Move:
-        if abs(instant - self.first) <= _TOLERANCE:
+        if abs(instant - self.first) <= TOLERANCE:
             return _Move.SAME
-        if abs(instant - self.before) <= _TOLERANCE:
+        if abs(instant - self.before) <= TOLERANCE:
             return _Move.OLD
-        ended = now >= self.first - _TOLERANCE
-        return _Move.NEXT if ended and instant >= self.first + window - _TOLERANCE else _Move.WRONG
+        ended = now >= self.first - TOLERANCE
+        return _Move.NEXT if ended and instant >= self.first + window - TOLERANCE else _Move.WRONG
 
     def confirmed(self, instant: float) -> "_End":
         return self._replace(earliest=min(self.earliest, instant), latest=max(self.latest, instant))
@@ -140,7 +132,7 @@ class WindowGuide:
         used_up = False
         if reading is not None and self._is_followed(reading):
             used_up = reading.remaining < 1
-            if now - sent > _SLOW or reading.reset > reading.window + _TOLERANCE:
+            if now - sent > _SLOW or reading.reset > reading.window + TOLERANCE:
                 self._doubt()
             else:
                 self._place(reading, now, rate)
@@ -173,7 +165,7 @@ class WindowGuide:
     def left_if_used_up(self, reading: Reading, now: float, sent: float) -> float | None:
         """Seconds until the window ends, if it is believed and the answer says that it is used up."""
         followed = self.in_force and (reading.name, reading.window) == (self._name, self._window)
-        plausible = now - sent <= _SLOW and reading.reset <= reading.window + _TOLERANCE
+        plausible = now - sent <= _SLOW and reading.reset <= reading.window + TOLERANCE
         if not followed or not plausible or reading.remaining >= 1:
             return None
         move = self._end.compare(now, now + reading.reset, self._window)
@@ -242,7 +234,8 @@ class WindowGuide:
             self._learn(reading, now)
 
     def _learn(self, reading: Reading, now: float) -> None:
-        left = max(_COARSE, self._end.likely - now) / self._window
+        end = (self._end.earliest + self._end.latest) / 2  # Servers may round up or down.
+        left = max(_COARSE, end - now) / self._window
         ahead = max(0.0, reading.remaining - _RESERVE) / reading.limit / left
         # Assume that the present factor has held since the previous answer.
         self._factor = min(ahead, _MOST_AHEAD) ** _STEEPNESS

@@ -11,7 +11,7 @@ from ..limiter import Turn
 from . import law
 from .headers import Reading
 from .quota import History, KnownQuota
-from .start import ColdStart, Found, first_estimate
+from .start import ColdStart, Found
 from .window_guide import WindowGuide
 
 _AT_ONCE = 0.001
@@ -260,7 +260,8 @@ class WindowedRate:
         else:
             longest = law.longest_pause(self._quota.window)
             if past.cold and self._quota.requests == math.inf and asked <= longest:
-                past = first_estimate(past, asked)
+                # The server accepts no more until the wait is over, and then something.
+                past = past._replace(successes=max(1.0, past.successes), seconds=past.seconds + asked)
             self.set(max(self._quota.floor, self.law.cut(self.rate, past)))
             self.start.over = True
         self._congestion.cut(now)

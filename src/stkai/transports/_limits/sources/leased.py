@@ -138,17 +138,18 @@ class Leased(Member):
             return next((change for change in changes if change is not None), None)
         if self.pace is None:
             return None
-        stop = self.pace.learn(turn, answer, use.epoch, self.rate)
-        if stop.seconds:
-            self.group.paused_until = max(self.group.paused_until, answer.now + stop.seconds)
+        change: RateChange | None
+        seconds, change = self.pace.learn(turn, answer, use.epoch, self.rate)
+        if seconds:
+            until = answer.now + seconds
+            self.group.paused_until = max(self.group.paused_until, until)
             self.refused = max(self.refused, use.epoch)
             self.call_soon()
             for source in local:
                 if isinstance(source, Rate):
-                    source.pause(answer.now + stop.seconds)
+                    source.pause(until)
                     if turn.paced and not isinstance(source, PacedRate):
                         source.rate *= _EASED
-        change: RateChange | None = stop.change
         return change
 
     def soon(self, now: float, seconds: float) -> float:
