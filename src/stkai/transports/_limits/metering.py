@@ -113,7 +113,8 @@ class Bill:
 
         None, a bad number, an exception or a huge body leaves the estimate in place: the caller gets the answer anyway.
         """
-        if how is BodyEnd.DROPPED or (how is not BodyEnd.WHOLE and not self._is_event_stream()):
+        is_event_stream = self._headers.get("content-type", "").startswith("text/event-stream")
+        if how is BodyEnd.DROPPED or (how is not BodyEnd.WHOLE and not is_event_stream):
             return
         try:
             response = self._whole()
@@ -138,10 +139,6 @@ class Bill:
             except Exception as error:  # noqa: BLE001 - user code; whatever it raises
                 raise_interrupt(error)
                 self._meter.complain(f"settle raised {error!r}")
-
-    def _is_event_stream(self) -> bool:
-        kind: str = self._headers.get("content-type", "")
-        return kind.startswith("text/event-stream")
 
     def _whole(self) -> httpx.Response | None:
         """The same response with its whole body, decoded; None if that is too long."""

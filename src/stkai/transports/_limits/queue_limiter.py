@@ -129,9 +129,9 @@ class QuotaLimiter(QueueLimiter):
     ) -> None:
         self._leased: Leased | None = None
         if share is not None:
-            from .sources.store_client import leased_from
+            from .sources.store_client import StoreClient
 
-            self._leased = leased_from(store, share, limits, alone, pace)
+            self._leased = StoreClient(store, share, limits, alone, pace).member
             sources = [self._leased, *beside]
         elif store is not None:
             raise ConfigurationError("store= needs share=, the name of the quota to share")

@@ -13,7 +13,7 @@ from ...._event_loops import anyio
 from ...._log import Listeners, logger
 from ...._process import begin_in_each_process, is_interrupt, raise_interrupt
 from ....events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
-from ....stores import Ask, Lease, Quota, Store, store_from
+from ....stores import Ask, Lease, Quota, store_from
 from ....stores._protocol import check_share, checked
 from ..._operations import Run
 from ..queue import Queue
@@ -39,15 +39,24 @@ _clock = SystemClock()
 class StoreClient:
     """Calls a store: in the request's thread, in a worker thread of its event loop, or in the background."""
 
-    def __init__(self, member: Leased, store: Store) -> None:
-        self.member, self.store = member, store
-        self._is_instant = getattr(store, "blocks", True) is False
+    def __init__(
+        self,
+        store: Any,
+        share: str,
+        limits: Limits,
+        alone: Callable[[], Sequence[Source]],
+        pace: "GroupPace | None",
+    ) -> None:
+        quota = quota_of(limits, promises=pace is None)
+        self.member = Leased(check_share(share), quota, _identity, alone, pace)
+        self.store = store_from(store)
+        self._is_instant = getattr(self.store, "blocks", True) is False
         # By id, and not a WeakSet: threads may add to it while another one looks at all of it.
         self._audience: WeakValueDictionary[int, Any] = WeakValueDictionary()
         self._last_call = _NOBODY
         self._disagreed: Quota | None = None
         self._noted, self._ahead = _clock.monotonic(), 0.0
-        member.client = self
+        self.member.client = self
         begin_in_each_process(self, StoreClient._begin)
 
     def _begin(self) -> None:
@@ -209,16 +218,6 @@ def _work_if_due(client: "ref[StoreClient]") -> None:
     found = client()
     if found is not None and _clock.monotonic() >= found._due:  # noqa: SLF001 - its own
         found.work()
-
-
-def leased_from(
-    store: Any, share: str, limits: Limits, alone: Callable[[], Sequence[Source]], pace: "GroupPace | None"
-) -> Leased:
-    """The source of a group's permits; `alone` makes the sources to use until the store is first reached."""
-    quota = quota_of(limits, promises=pace is None)
-    leased = Leased(check_share(share), quota, _identity, alone, pace)
-    StoreClient(leased, store_from(store))
-    return leased
 
 
 def _identity() -> tuple[str, float, float]:
