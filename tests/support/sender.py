@@ -6,11 +6,10 @@ from typing import Any
 import httpx
 
 from stkai.transports import Answer, RateChange, Turn
-from stkai.transports._limits.pace.adaptive import Adaptive
 from stkai.transports._limits.pace.headers import Reading
 from stkai.transports._limits.pace.quota import KnownQuota
 from stkai.transports._limits.queue import Queue
-from stkai.transports._limits.sources.request_limits import PacedRate
+from stkai.transports._limits.sources.adaptive import AdaptiveRate
 
 QUOTA = 100 / 60
 """Requests per second of the quota of most tests: 100 per minute."""
@@ -41,24 +40,23 @@ class Sender:
     """One process at an adaptive pace; without numbers, the quota is unknown.
 
     Attributes:
-        pace: its pace.
+        source: where its permits come from.
         queue: where its requests wait.
     """
 
     def __init__(self, *numbers: float, floor_share: float = 0.0, **options: Any) -> None:
         max_requests, time_window = numbers or (None, None)
-        self.pace = Adaptive(KnownQuota(max_requests, time_window, floor_share), **options)
-        self.source = PacedRate(self.pace)
+        self.source = AdaptiveRate(KnownQuota(max_requests, time_window, floor_share), **options)
         self.queue = Queue(self.source)
         self._turns: dict[float, Turn] = {}
 
     @property
     def rate(self) -> float:
-        return self.pace.rate
+        return self.source.rate
 
     @property
     def burst(self) -> float:
-        return self.pace.mode.burst
+        return self.source.burst
 
     def take(self, now: float, chance: float = 0.5) -> Turn | None:
         """A permit that is free and that no request waits for, or None."""

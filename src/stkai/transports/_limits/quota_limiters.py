@@ -8,11 +8,11 @@ from ..._checks import SHARE, check_number, even_half_made
 from ..._errors import ConfigurationError, digits
 from ..._secrets import sealed
 from .limiter import Cost
-from .pace.adaptive import Adaptive
 from .pace.quota import KnownQuota
 from .pace.saved_rate import SavedRate, check_warm_start
 from .queue_limiter import QuotaLimiter, check_limits
-from .sources.request_limits import PacedRate, Rate, Window
+from .sources.adaptive import AdaptiveRate
+from .sources.request_limits import Rate, Window
 from .sources.source import Limits, Source, in_words
 from .sources.units import Units
 
@@ -68,7 +68,7 @@ class TokenBucket(QuotaLimiter):
             """While the store was never reached: nobody knows how many share the quota."""
             sources = _local_sources(limits)
             if max_requests is not None:
-                sources.append(PacedRate(Adaptive(KnownQuota(max_requests, time_window))))
+                sources.append(AdaptiveRate(KnownQuota(max_requests, time_window)))
             return sources
 
         super().__init__(
@@ -159,7 +159,7 @@ class AimdLimiter(QuotaLimiter):
         floor = min_rate_floor or 0.0
         saved = SavedRate(warm_start) if warm_start is not None and share is None else None
         self._parts = parts
-        self._pace = Adaptive(
+        self._pace = AdaptiveRate(
             KnownQuota(max_requests, time_window, floor, leaves_some=plain is None),
             plain=plain,
             learned=None if saved is None else saved.read(),
@@ -173,7 +173,7 @@ class AimdLimiter(QuotaLimiter):
 
         def alone() -> Sequence[Source]:
             """The sources of a process that shares nothing."""
-            return [PacedRate(self._pace), *units()]
+            return [self._pace, *units()]
 
         group = None
         if share is not None:

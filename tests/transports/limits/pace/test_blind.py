@@ -164,12 +164,12 @@ def test_a_refusal_without_a_word_brings_the_blind_law_and_one_with_retry_after_
     one = Sender()
     turn = one.force(0.0)
     one.refuse(0.1, sent=0.0, asked=None, turn=turn)
-    assert isinstance(one.pace.mode, BlindRate)
+    assert isinstance(one.source.mode, BlindRate)
     rate = one.rate
-    assert str(one.pace) == "found: no Retry-After"
+    assert str(one.source) == "found: no Retry-After"
     turn = one.force(1.0)
     one.refuse(1.1, sent=1.0, asked=5.0, turn=turn)
-    assert isinstance(one.pace.mode, WindowedRate)
+    assert isinstance(one.source.mode, WindowedRate)
     assert one.rate <= rate
     assert one.wait(1.1) >= 5.0
 
@@ -181,13 +181,13 @@ def test_successes_are_heard_until_two_requests_at_one_instant_were_accepted() -
         assert one.queue.listens(now + 0.2)
     one.accept(1.1, sent=1.0)
     one.refuse(1.3, sent=1.2, asked=None, turn=one.force(1.2))
-    assert one.pace.mode._test.is_bursty  # type: ignore[union-attr]
+    assert one.source.mode._test.is_bursty  # type: ignore[union-attr]
 
 
 def test_a_long_window_that_was_given_and_plain_aimd_keep_their_laws() -> None:
     for one in (sender(), plain()):
         one.refuse(0.1, sent=0.0, asked=None, turn=one.force(0.0))
-        assert one.pace.mode is one.pace._windowed
+        assert one.source.mode is one.source._windowed
 
 
 def test_the_rate_stays_between_floor_and_ceiling_whatever_is_refused() -> None:
@@ -445,7 +445,7 @@ def test_a_late_answer_to_a_forgotten_pair_is_not_one_to_the_next_pair() -> None
 
 def test_collisions_are_named_as_the_reason() -> None:
     world = run(LeakyBucket(20), 1, workers=8)
-    pace = world.senders[0].pace
+    pace = world.senders[0].source
     assert str(pace) == "found: collisions, rate kept"
     assert any("collisions, rate kept" in change.reason for change in world.changes)
     assert pace.rate > 10
@@ -454,7 +454,7 @@ def test_collisions_are_named_as_the_reason() -> None:
 @pytest.mark.no_cover
 def test_a_limit_of_requests_in_flight_is_named_with_its_places() -> None:
     world = run(Places(8), 1, workers=32, service=0.2, until=120.0)
-    assert str(world.senders[0].pace) == "found: in flight: 8"
+    assert str(world.senders[0].source) == "found: in flight: 8"
     reasons = {change.reason for change in world.changes}
     assert {"no refusal since: in flight: 8", "429 Too Many Requests: in flight: 8"} & reasons
 
@@ -463,7 +463,7 @@ def test_a_limit_of_requests_in_flight_is_named_with_its_places() -> None:
 @pytest.mark.parametrize("numbers", [(), (20.0, 1.0)])
 def test_a_bucket_with_slow_answers_is_no_limit_of_requests_in_flight(numbers: tuple[float, ...]) -> None:
     world = run(LeakyBucket(20, 5), 1, *numbers, workers=32, service=0.2, until=90.0)
-    assert "in flight" not in str(world.senders[0].pace)
+    assert "in flight" not in str(world.senders[0].source)
 
 
 @pytest.mark.no_cover

@@ -61,8 +61,8 @@ def test_a_long_wait_within_a_window_is_slept_in_halves_also_at_the_whole_quota(
     for end in (WINDOW, 2 * WINDOW):
         for now in (end - 50, end - 5):
             one.accept(now, reading=reading(now, LIMIT, end=end))
-    assert one.rate == one.pace.quota.ceiling
-    assert one.pace.mode.nap(20.0) == 10.0
+    assert one.rate == one.source.quota.ceiling
+    assert one.source.mode.nap(20.0) == 10.0
 
 
 def test_a_used_up_window_pauses_all_requests_until_its_end() -> None:
@@ -87,9 +87,9 @@ def test_a_refusal_that_the_window_does_not_explain_cuts_and_two_end_the_belief(
     change = one.refuse(20.0, 19.9, reading=reading(20.0, 50))
     assert change is not None
     assert change.new < rate
-    assert one.pace._windowed.listens(20.0)
+    assert one.source._windowed.listens(20.0)
     one.refuse(21.0, 20.9)
-    assert not one.pace._windowed.listens(30.0)
+    assert not one.source._windowed.listens(30.0)
 
 
 def test_when_the_window_is_no_longer_believed_the_law_continues_from_its_base() -> None:
@@ -126,16 +126,16 @@ def test_changes_of_the_base_are_reported_and_not_every_move_within_a_window() -
 def test_without_quota_headers_answers_are_checked_once_a_second_and_at_each_refusal() -> None:
     one = sender()
     instants = [now / 100 for now in range(300)]
-    assert [now for now in instants if one.pace._windowed.listens(now)] == [0.0, 1.0, 2.0]
-    assert one.pace._windowed.listens(2.995, refused=True)
+    assert [now for now in instants if one.source._windowed.listens(now)] == [0.0, 1.0, 2.0]
+    assert one.source._windowed.listens(2.995, refused=True)
     one.accept(4.0, reading=reading(4.0, 50))
-    assert all(one.pace._windowed.listens(4.0 + now) for now in instants)
+    assert all(one.source._windowed.listens(4.0 + now) for now in instants)
     assert one.queue.listens(4.0)
 
 
 def test_plain_aimd_reads_no_headers() -> None:
     one = plain()
-    assert not one.pace._windowed.listens(0.0, refused=True)
+    assert not one.source._windowed.listens(0.0, refused=True)
     for now in (1.0, 6.0, 7.0):
         one.accept(now, reading=reading(now, 1))
     assert one.rate == QUOTA

@@ -19,10 +19,10 @@ from ....support.sender import QUOTA, Sender, answered, plain, sender
 
 def test_the_rate_grows_with_the_integral_of_the_law_while_requests_wait() -> None:
     one, law = sender().settle(10.0), TunedLaw(QUOTA, 60)
-    assert one.pace._windowed.law == law
+    assert one.source._windowed.law == law
     start = one.rate
     for seconds in (1.0, 30.0, 90.0, 240.0):
-        pace = sender().settle(10.0).pace
+        pace = sender().settle(10.0).source
         pace.mode.release(10.0, 10.0 + seconds, waiting=True)
         # dr/dt = slope * C/W * (1 + (t / patience)^steepness), in a thousand small steps.
         steps = [seconds / 60 * (number + 0.5) / 1000 for number in range(1000)]
@@ -32,7 +32,7 @@ def test_the_rate_grows_with_the_integral_of_the_law_while_requests_wait() -> No
 
 @given(st.lists(st.floats(0, 100), max_size=10))
 def test_the_growth_does_not_depend_on_how_often_it_is_computed(instants: list[float]) -> None:
-    often, once = sender().settle().pace.mode, sender().settle().pace.mode
+    often, once = sender().settle().source.mode, sender().settle().source.mode
     before = 0.0
     for instant in [*sorted(instants), 100.0]:
         often.release(before, instant, waiting=True)
@@ -64,10 +64,10 @@ def test_a_cut_restarts_the_growth() -> None:
     late = law.grown(0.5, 180.0, 10.0) - 0.5
     assert late > 2 * early
     one = sender().settle()
-    one.pace.mode.release(0.0, 180.0, waiting=True)
+    one.source.mode.release(0.0, 180.0, waiting=True)
     one.refuse(180.0)
     rate = one.rate
-    one.pace.mode.release(180.0, 190.0, waiting=True)
+    one.source.mode.release(180.0, 190.0, waiting=True)
     assert one.rate - rate == pytest.approx(early, rel=1e-3)
 
 
@@ -192,7 +192,7 @@ def test_the_rate_never_falls_below_its_floor_and_requests_still_get_through(
 
 @pytest.mark.parametrize("quota", [0.25, 1, 10])
 def test_the_floor_lets_fifty_share_a_quota_however_small(quota: float) -> None:
-    assert Sender(quota, 60).pace.quota.floor == pytest.approx(quota / 50 / 60)
+    assert Sender(quota, 60).source.quota.floor == pytest.approx(quota / 50 / 60)
 
 
 # What the law is told
@@ -216,7 +216,7 @@ class Recorder:
 
 def recorded(**options: Any) -> tuple[Sender, Recorder]:
     one, law = plain(**options), Recorder()
-    one.pace._windowed.law = law  # type: ignore[assignment]
+    one.source._windowed.law = law  # type: ignore[assignment]
     return one, law
 
 
@@ -266,22 +266,22 @@ def test_the_law_is_told_how_short_the_past_is() -> None:
 
 def test_a_million_requests_take_no_more_memory_than_one() -> None:
     one = Sender(1_000_000, 60)
-    before = len(pickle.dumps(one.pace._windowed.history))
+    before = len(pickle.dumps(one.source._windowed.history))
     for number in range(20_000):
-        one.pace._windowed.history.add(number / 1000)
-    assert len(pickle.dumps(one.pace._windowed.history)) <= before + 100
+        one.source._windowed.history.add(number / 1000)
+    assert len(pickle.dumps(one.source._windowed.history)) <= before + 100
 
 
 def test_the_law_is_told_the_share_of_the_last_time_that_was_spent_holding_back() -> None:
     one, law = recorded()
-    pace = one.pace
-    pace.mode.take(Turn(), 0.0)
-    pace.mode.release(0.0, 10.0, waiting=True)
-    pace.mode.release(10.0, 70.0, waiting=False)
-    pace.learn(Turn(), answered(429, 70.0, retry_after="0"))
-    pace.learn(Turn(), answered(200, 71.0))
-    pace.mode.release(70.0, 130.0, waiting=True)
-    pace.learn(Turn(), answered(429, 130.0, retry_after="0"))
+    source = one.source
+    source.mode.take(Turn(), 0.0)
+    source.mode.release(0.0, 10.0, waiting=True)
+    source.mode.release(10.0, 70.0, waiting=False)
+    source._learn(Turn(), answered(429, 70.0, retry_after="0"))
+    source._learn(Turn(), answered(200, 71.0))
+    source.mode.release(70.0, 130.0, waiting=True)
+    source._learn(Turn(), answered(429, 130.0, retry_after="0"))
     fading = 1 / math.e
     assert [past.held for past in law.pasts] == pytest.approx([fading, 1 - (1 - fading) * fading])
 
@@ -306,11 +306,11 @@ def test_given_factors_mean_plain_aimd_from_the_whole_quota() -> None:
     assert one.rate == QUOTA
     one.refuse(0.0)
     assert one.rate == pytest.approx(0.6 * QUOTA)
-    one.pace.mode.release(0.0, 30.0, waiting=True)
+    one.source.mode.release(0.0, 30.0, waiting=True)
     assert one.rate == pytest.approx(0.65 * QUOTA)
-    one.pace.mode.release(30.0, 60.0, waiting=True)
+    one.source.mode.release(30.0, 60.0, waiting=True)
     assert one.rate == pytest.approx(0.7 * QUOTA)
-    one.pace.mode.release(60.0, 6000.0, waiting=True)
+    one.source.mode.release(60.0, 6000.0, waiting=True)
     assert one.rate == QUOTA
 
 

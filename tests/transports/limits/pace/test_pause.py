@@ -12,7 +12,7 @@ from ....support.sender import Sender, plain, sender
 def pause_of(one: Sender, now: float, asked: float | None) -> float:
     """How many seconds no request may go after a refusal at `now`."""
     one.refuse(now, asked=asked)
-    return one.pace.mode.paused_until - now
+    return one.source.mode.paused_until - now
 
 
 def test_a_refusal_pauses_as_long_as_the_server_asked() -> None:
@@ -129,16 +129,16 @@ def test_a_refusal_of_an_old_request_counts_for_the_pause_but_not_for_the_row() 
     one = sender()
     for _ in range(8):
         one.refuse(1.0, sent=0.5, asked=5.0)
-    assert one.pace.mode.paused_until == 6.0
+    assert one.source.mode.paused_until == 6.0
     one.refuse(3.0, sent=0.5, asked=5.0)
-    assert one.pace.mode.paused_until == 8.0
+    assert one.source.mode.paused_until == 8.0
 
 
 def test_a_shorter_pause_does_not_end_a_longer_one() -> None:
     one = sender()
     one.refuse(0.0, sent=-1.0, asked=20.0)
     one.refuse(1.0, sent=-1.0, asked=2.0)
-    assert one.pace.mode.paused_until == 20.0
+    assert one.source.mode.paused_until == 20.0
 
 
 @given(st.floats(0, 1, exclude_max=True), st.floats(0, 1000), st.integers(1, 10))
@@ -150,6 +150,6 @@ def test_the_jitter_of_a_pause_is_on_top_and_within_its_bounds(
         one.refuse(float(number - refusals))
     one.refuse(0.0, asked=asked, chance=chance)
     without = max(asked, min(asked * 2 ** (refusals - 1), 60.0))
-    jitter = one.pace.mode.paused_until - without
+    jitter = one.source.mode.paused_until - without
     assert jitter == pytest.approx(chance * min(1 / one.rate, asked / 2 + 1), abs=1e-6)
     assert jitter >= -1e-6

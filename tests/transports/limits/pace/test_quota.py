@@ -7,6 +7,7 @@ from stkai import AimdLimiter
 from stkai.transports import Answer, Turn
 from stkai.transports._limits.pace.headers import Reading
 from stkai.transports._limits.pace.quota import KnownQuota
+from stkai.transports._limits.sources.source import Limits
 
 from ....support.sender import Sender, date, quota_headers
 
@@ -85,8 +86,8 @@ def test_the_counts_are_kept_when_the_window_turns_out_to_be_different() -> None
     send(one, 10.0, 50)
     one.force(20.0)
     one.refuse(20.0, asked=600.0)
-    assert one.pace.quota.window == 600.0
-    assert one.pace._windowed.history.past(20.0, cold=False).successes == 50
+    assert one.source.quota.window == 600.0
+    assert one.source._windowed.history.past(20.0, cold=False).successes == 50
 
 
 @pytest.mark.parametrize(
@@ -113,18 +114,18 @@ def test_headers_give_the_quota() -> None:
         now = float(second)
         if one.take(now):
             one.accept(now, reading=Reading("default", 600.0, 590.0 - second, 60.0 - second, 60.0))
-    assert one.pace.quota.ceiling == 10.0
-    assert one.pace.quota.window == 60.0
+    assert one.source.quota.ceiling == 10.0
+    assert one.source.quota.window == 60.0
     assert 0 < one.rate <= 10.0
-    assert str(one.pace) == "found: 600, 60"
+    assert str(one.source) == "found: 600, 60"
 
 
 def test_a_pace_without_numbers_says_what_it_found() -> None:
     one = Sender()
-    assert str(one.pace) == "quota not found yet"
+    assert str(one.source) == "quota not found yet"
     send(one, 0.0, 10)
     one.refuse(1.0, asked=59.0)
-    assert str(one.pace) == "found: time_window=59"
+    assert str(one.source) == "found: time_window=59"
 
 
 # Another quota
@@ -134,24 +135,24 @@ def test_a_pace_without_numbers_says_what_it_found() -> None:
 def test_a_sender_gets_the_same_share_of_another_quota(quota: float) -> None:
     one = Sender(100, 60).settle()
     rate = one.rate
-    one.pace.update(quota, 60)
+    one.source.update(Limits(quota, 60))
     assert one.rate == pytest.approx(rate * quota / 100)
-    assert one.pace.quota.ceiling == quota / 60
+    assert one.source.quota.ceiling == quota / 60
 
 
 def test_the_start_goes_on_to_the_new_quota() -> None:
     one = Sender(100, 60)
-    one.pace.update(1000, 60)
+    one.source.update(Limits(1000, 60))
     one.hold_back(0.0)
     assert one.look(120.0) == pytest.approx(1000 / 60)
 
 
 def test_plain_aimd_regains_the_new_quota_at_its_own_rate() -> None:
     one = Sender(100, 60, plain=(0.5, 0.1))
-    one.pace.update(1000, 60)
+    one.source.update(Limits(1000, 60))
     assert one.rate == pytest.approx(1000 / 60)
     one.refuse(0.0)
-    one.pace.mode.release(0.0, 60.0, waiting=True)
+    one.source.mode.release(0.0, 60.0, waiting=True)
     assert one.rate == pytest.approx(0.6 * 1000 / 60)
 
 

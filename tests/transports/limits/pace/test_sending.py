@@ -78,13 +78,13 @@ def test_after_the_start_six_seconds_of_the_rate_may_go_at_once_and_at_least_one
 
 
 def test_a_long_wait_is_slept_in_halves_since_the_rate_may_grow() -> None:
-    pace = sender().pace
+    pace = sender().source
     assert pace.rate < QUOTA
     assert [pace.mode.nap(wait) for wait in (40.0, 3.0, 2.0, 1.5, 0.2)] == [20.0, 1.5, 1.0, 1.0, 0.2]
 
 
 def test_a_wait_at_the_whole_quota_is_slept_through_since_the_rate_cannot_grow() -> None:
-    assert [plain().pace.mode.nap(wait) for wait in (40.0, 3.0)] == [40.0, 3.0]
+    assert [plain().source.mode.nap(wait) for wait in (40.0, 3.0)] == [40.0, 3.0]
 
 
 # Reports

@@ -92,7 +92,7 @@ def test_a_window_that_the_server_never_mentions_is_named() -> None:
     world = World(FixedWindow(100, 60.0))
     world.add(workers=8)
     world.run(600.0)
-    assert str(world.senders[0].pace) == "found: window of about 60 s"
+    assert str(world.senders[0].source) == "found: window of about 60 s"
     assert any("window of about 60 s" in change.reason for change in world.changes)
 
 

@@ -49,7 +49,7 @@ def test_the_start_rate_does_not_double_while_no_request_waits() -> None:
 def test_the_permits_of_the_start_are_the_integral_of_its_rate_however_often_they_are_computed(
     looks: int,
 ) -> None:
-    pace = Sender(6000, 60).pace
+    pace = Sender(6000, 60).source
     instants = [40.0 * number / looks for number in range(looks + 1)]
     released = sum(pace.mode.release(start, end, waiting=True) for start, end in pairwise(instants))
     # From its first rate, doubling all the time, to 100 per second, and on at 100.
@@ -115,12 +115,12 @@ def test_a_burst_that_meets_a_small_bucket_is_no_reason_to_lower_the_rate(window
 
 def test_a_sender_that_had_the_whole_quota_in_its_first_window_keeps_most_of_it() -> None:
     cold = Sender(10, 60)
-    cold.pace._windowed.rate = cold.pace.quota.ceiling
+    cold.source._windowed.rate = cold.source.quota.ceiling
     for number in range(10):
         cold.force(4.0 * number)
         cold.accept(4.0 * number)
     cold.refuse(40.0, asked=20.0)
-    assert cold.rate > 0.9 * cold.pace.quota.ceiling
+    assert cold.rate > 0.9 * cold.source.quota.ceiling
 
 
 @pytest.mark.no_cover
@@ -165,7 +165,7 @@ def test_a_short_wait_says_nothing_unless_longer_ones_were_asked_for(short: floa
         one = Sender()
         for now, asked in enumerate([*earlier, short]):
             one.refuse(10.0 * now + 0.1, sent=10.0 * now, asked=asked, turn=one.force(10.0 * now))
-        assert finding in str(one.pace)
+        assert finding in str(one.source)
 
 
 def test_a_refused_request_waits_as_asked_although_a_short_wait_says_nothing() -> None:
@@ -173,7 +173,7 @@ def test_a_refused_request_waits_as_asked_although_a_short_wait_says_nothing() -
     for now in (0.0, 10.0):  # The refusal that brings the law of servers that just refuse, and one under it.
         turn = one.force(now)
         one.refuse(now + 0.1, sent=now, asked=1.0, turn=turn)
-        assert "short Retry-After" in str(one.pace)
+        assert "short Retry-After" in str(one.source)
         assert turn.again().not_before == now + 1.1
     assert one.wait(10.1, turn.again()) == pytest.approx(1.0)
 
@@ -187,4 +187,4 @@ def test_a_short_wait_says_something_to_a_sender_with_few_requests(gap: float, f
         one.force(now)
         one.accept(now)
     one.refuse(now + 1.1, sent=now + 1.0, asked=1.0, turn=one.force(now + 1.0))
-    assert finding in str(one.pace)
+    assert finding in str(one.source)

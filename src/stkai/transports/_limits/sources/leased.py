@@ -9,10 +9,11 @@ from ....stores import Quota
 from ....stores._protocol import LATE, UNLIMITED
 from ..limiter import Answer, RateChange, Turn
 from ..pace.law import LONGEST_PAUSE
+from .adaptive import AdaptiveRate
 from .holding import EPSILON
 from .member import SOON, Member
 from .outage import BOTH, window_of
-from .request_limits import PacedRate, Rate
+from .request_limits import Rate
 from .source import ROUNDING, TICK, Limits
 
 _BUSY: Final = 0.002
@@ -148,7 +149,7 @@ class Leased(Member):
             for source in local:
                 if isinstance(source, Rate):
                     source.pause(until)
-                    if turn.paced and not isinstance(source, PacedRate):
+                    if turn.paced and not isinstance(source, AdaptiveRate):
                         source.rate *= _EASED
         return change
 

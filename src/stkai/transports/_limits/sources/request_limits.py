@@ -1,4 +1,4 @@
-"""Limits of requests: a rate, constant or adaptive, and the promise that no window of time has more than a number."""
+"""Limits of requests: a constant rate, and the promise that no window of time has more than a number."""
 
 import math
 from bisect import bisect_left, bisect_right
@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from itertools import accumulate, islice
 from typing import Any, Final
 
-from ..limiter import Answer, RateChange, Turn
-from ..pace.adaptive import Adaptive
+from ..limiter import Turn
 from .source import ROUNDING, TICK, Limits, Source, in_words
 
 LATE: Final = 0.05
 """Seconds, beyond the burst, for which the permit of a waiter that wakes late is kept for it."""
 
-_NEVER: Final = -math.inf
+NEVER: Final = -math.inf
 
 _EXACT: Final = 2048
 """Up to this number, each request has its own instant ..."""
@@ -36,14 +35,14 @@ class Rate(Source):
     ) -> None:
         self.rate, self.burst, self.limit = rate, burst, limit or f"{rate:g} requests/s"
         # The credit is below 1 while the next permit is not due.
-        self._at, self.credit = (_NEVER, 0.0) if start is None else start
-        self.paused_until = _NEVER
+        self._at, self.credit = (NEVER, 0.0) if start is None else start
+        self.paused_until = NEVER
 
     def _advance(self, now: float) -> None:
         """Release what is due since the last time, which was before `now`."""
         start = self._at
         self._at = now
-        if start == _NEVER:
+        if start == NEVER:
             self.credit = self.burst
             return
         if start < self.paused_until:
@@ -85,83 +84,9 @@ class Rate(Source):
 
     def update(self, limits: Limits) -> None:
         self.limit = in_words(limits)
-        if self._at > _NEVER:
+        if self._at > NEVER:
             self.credit = self.credit + max(0.0, limits.at_once - self.burst)
         self.rate, self.burst = limits.rate, limits.at_once
-
-
-class PacedRate(Rate):
-    """A bucket whose rate and burst a pace moves."""
-
-    def __init__(self, pace: Adaptive) -> None:
-        self.pace, self.limit = pace, "adaptive rate"
-        self._at, self.credit, self.paused_until = _NEVER, 0.0, _NEVER
-
-    @property
-    def rate(self) -> float:  # type: ignore[override]
-        return self.pace.mode.rate
-
-    @property
-    def burst(self) -> float:  # type: ignore[override]
-        return self.pace.mode.burst
-
-    def _advance(self, now: float) -> None:
-        start, mode = self._at, self.pace.mode
-        self._at = now
-        if start == _NEVER:
-            self.credit = mode.burst
-        elif self.waiting:
-            before, is_awaited = mode.rate, self._is_awaited()
-            credit = mode.release(start, now, self.credit, waiting=is_awaited)
-            if is_awaited and mode.rate != before:
-                self.pace.moved()
-            self.credit = self._kept(credit, mode.burst) if credit > mode.burst else credit
-        else:
-            credit, most = mode.release(start, now, self.credit, waiting=False), mode.burst
-            self.credit = credit if credit < most else most  # noqa: FURB136 - a call takes longer
-
-    def _is_awaited(self) -> bool:
-        """Whether the first of those who wait does so for permits of this source, and not for those of another one."""
-        source = self.order.turns[0].held_by
-        return source is self or source is None or source.is_remote
-
-    def when(self, turn: Turn, ahead: int, now: float) -> float:
-        if now > self._at:
-            self._advance(now)
-        mode, missing = self.pace.mode, ahead + 1 - self.credit
-        if missing <= ROUNDING and now >= self.paused_until and now >= mode.paused_until:
-            return 0.0
-        wait = mode.time_for(missing, now) if missing > 0.0 else 0.0
-        wait = max(TICK, wait + max(0.0, self.paused_until - now, mode.paused_until - now))
-        turn.nap = min(turn.nap, mode.nap(wait))
-        return wait
-
-    def take(self, turn: Turn, now: float) -> None:
-        self.credit -= self.pace.mode.take(turn, now)
-
-    def give_back(self, turn: Turn, now: float) -> None:
-        if now > self._at:
-            self._advance(now)
-        self.pace.mode.give_back(turn)
-        super().give_back(turn, now)
-
-    def listens(self, now: float) -> bool:
-        return now >= self.pace.ignores_successes_until
-
-    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
-        now = answer.now
-        if now > self._at:
-            self._advance(now)
-        change, before = self.pace.learn(turn, answer), self.credit
-        mode = self.pace.mode
-        is_awaited = self.waiting > 0 and self._is_awaited()
-        credit = mode.release(now, now, before, waiting=is_awaited)
-        self.credit = min(credit, max(before, mode.burst))  # What an answer releases is owed to nobody.
-        return change
-
-    def update(self, limits: Limits) -> None:
-        assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
-        self.pace.update(limits.max_requests, limits.time_window)
 
 
 class Window(Source):

@@ -1,4 +1,4 @@
-"""The adaptive pace: finds the rate at which a shared quota can be used from the server's answers, and keeps to it.
+"""Permits at a rate that is found from the server's answers, at which a shared quota can be used.
 
 Several processes share one quota, and none knows about the others. What a server says decides which law is in force:
 `WindowedRate` where it asks for a wait or describes its window, `BlindRate` where it just refuses.
@@ -10,12 +10,14 @@ from collections.abc import Callable
 from ..._operations import Operation
 from ..._retry.retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn
-from .blind import BlindRate
-from .headers import Reading, is_accepted
-from .law import SOFT, is_soft
-from .quota import KnownQuota
-from .saved_rate import LearnedRate
-from .windowed import WindowedRate
+from ..pace.blind import BlindRate
+from ..pace.headers import Reading, is_accepted
+from ..pace.law import SOFT, is_soft
+from ..pace.quota import KnownQuota
+from ..pace.saved_rate import LearnedRate
+from ..pace.windowed import WindowedRate
+from .request_limits import NEVER, Rate
+from .source import ROUNDING, TICK, Limits
 
 _FOUND = "429 Too Many Requests: a first estimate of the quota"
 
@@ -27,8 +29,8 @@ Save = Callable[[LearnedRate, Answer], Operation | None]
 """Notes what was learned; returns an operation that saves it, if that is due."""
 
 
-class Adaptive:
-    """A pace that adapts to what the server accepts.
+class AdaptiveRate(Rate):
+    """A bucket whose rate and burst follow what the server accepts.
 
     Args:
         quota: what is known about the quota: the ceiling, if it was given.
@@ -41,6 +43,8 @@ class Adaptive:
         ignores_successes_until: when a success may say something again; until then, none needs to be reported.
         quota: what is known about the quota.
     """
+
+    limit = "adaptive rate"
 
     def __init__(
         self,
@@ -61,21 +65,85 @@ class Adaptive:
         self._reported, self._finding = self._windowed.rate, ""
         self.ignores_successes_until = -math.inf
         self._has_accepted, self._refused_since = False, math.inf
+        self._at, self.credit, self.paused_until = NEVER, 0.0, NEVER
 
     def __str__(self) -> str:
         return str(self.mode)
 
     @property
-    def rate(self) -> float:
-        """Requests per second in force now."""
+    def rate(self) -> float:  # type: ignore[override]
         return self.mode.rate
 
-    def moved(self) -> None:
-        """Note that the rate has grown while requests waited; if that is news, the next success reports it."""
-        if self._has_moved():
-            self.ignores_successes_until = -math.inf
+    @property
+    def burst(self) -> float:  # type: ignore[override]
+        return self.mode.burst
+
+    def _advance(self, now: float) -> None:
+        start, mode = self._at, self.mode
+        self._at = now
+        if start == NEVER:
+            self.credit = mode.burst
+        elif self.waiting:
+            before, is_awaited = mode.rate, self._is_awaited()
+            credit = mode.release(start, now, self.credit, waiting=is_awaited)
+            if is_awaited and mode.rate != before and self._has_moved():  # The next success reports it.
+                self.ignores_successes_until = -math.inf
+            self.credit = self._kept(credit, mode.burst) if credit > mode.burst else credit
+        else:
+            credit, most = mode.release(start, now, self.credit, waiting=False), mode.burst
+            self.credit = credit if credit < most else most  # noqa: FURB136 - a call takes longer
+
+    def _is_awaited(self) -> bool:
+        """Whether the first of those who wait does so for permits of this source, and not for those of another one."""
+        source = self.order.turns[0].held_by
+        return source is self or source is None or source.is_remote
+
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
+        if now > self._at:
+            self._advance(now)
+        mode, missing = self.mode, ahead + 1 - self.credit
+        if missing <= ROUNDING and now >= self.paused_until and now >= mode.paused_until:
+            return 0.0
+        wait = mode.time_for(missing, now) if missing > 0.0 else 0.0
+        wait = max(TICK, wait + max(0.0, self.paused_until - now, mode.paused_until - now))
+        turn.nap = min(turn.nap, mode.nap(wait))
+        return wait
+
+    def take(self, turn: Turn, now: float) -> None:
+        self.credit -= self.mode.take(turn, now)
+
+    def give_back(self, turn: Turn, now: float) -> None:
+        if now > self._at:
+            self._advance(now)
+        self.mode.give_back(turn)
+        super().give_back(turn, now)
+
+    def listens(self, now: float) -> bool:
+        return now >= self.ignores_successes_until
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
+        now = answer.now
+        if now > self._at:
+            self._advance(now)
+        change, before = self._learn(turn, answer), self.credit
+        mode = self.mode
+        is_awaited = self.waiting > 0 and self._is_awaited()
+        credit = mode.release(now, now, before, waiting=is_awaited)
+        self.credit = min(credit, max(before, mode.burst))  # What an answer releases is owed to nobody.
+        return change
+
+    def update(self, limits: Limits) -> None:
+        """Adapt to another quota from now on, of which this sender gets the same share."""
+        assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
+        before = self.quota.ceiling
+        self.quota.update(limits.max_requests, limits.time_window)
+        self._windowed.update(self.quota.ceiling / before)
+        if isinstance(self.mode, BlindRate):
+            self.mode.update(self.quota.ceiling / before)
+
+    # What the server says.
+
+    def _learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Let the answer move the rate: a 429 slows all requests down, and a success shows how much gets through."""
         turn.paced = answer.is_refusal
         if answer.response is None or not (turn.paced or is_accepted(answer)):
@@ -94,16 +162,6 @@ class Adaptive:
             learned = LearnedRate(rate, self.quota.window, refused, finding=self.mode.finding)
             turn.errand = self._save(learned, answer)
         return change
-
-    def update(self, max_requests: float, time_window: float) -> None:
-        """Adapt to another quota from now on, of which this sender gets the same share."""
-        before = self.quota.ceiling
-        self.quota.update(max_requests, time_window)
-        self._windowed.update(self.quota.ceiling / before)
-        if isinstance(self.mode, BlindRate):
-            self.mode.update(self.quota.ceiling / before)
-
-    # What the server says.
 
     def _accepted(self, turn: Turn, answer: Answer, reading: Reading | None) -> RateChange | None:
         """Note that the server accepted a request, with `reading` from its quota headers."""
