@@ -113,6 +113,9 @@ class QuotaLimiter(QueueLimiter):
             cannot be used; or the name is invalid.
     """
 
+    _pace: Any = None
+    """What sets the rate of a process that shares nothing, if it is not constant."""
+
     def __init__(
         self,
         limits: Limits,
@@ -169,11 +172,8 @@ class QuotaLimiter(QueueLimiter):
     @property
     def rate(self) -> float:
         """Requests per second in force now; for the whole group if the quota is shared."""
-        return self._rate() if self._leased is None else self._leased.rate
-
-    def _rate(self) -> float:
-        """Requests per second in force in a process that shares nothing."""
-        raise NotImplementedError
+        rate: float = (self._leased or self._pace or self._limits).rate
+        return rate
 
     @property
     def share(self) -> str | None:

@@ -81,9 +81,6 @@ class TokenBucket(QuotaLimiter):
         """Requests that may go at once after a quiet time."""
         return self._limits.at_once
 
-    def _rate(self) -> float:
-        return self._limits.rate
-
     @even_half_made
     def __repr__(self) -> str:
         limits = self._limits
@@ -122,6 +119,8 @@ class AimdLimiter(QuotaLimiter):
         ConfigurationError: a number is out of range or missing, the store cannot be used, or there is nothing that
             `warm_start` could save.
     """
+
+    _pace: AdaptiveRate
 
     def __init__(
         self,
@@ -186,9 +185,6 @@ class AimdLimiter(QuotaLimiter):
             limits, alone(), share=share, store=store, alone=alone, beside=units(), pace=group,
             methods=methods, max_wait_time=max_wait_time, cost=cost,
         )  # fmt: skip
-
-    def _rate(self) -> float:
-        return self._pace.rate
 
     @property
     def min_rate_floor(self) -> float | None:
