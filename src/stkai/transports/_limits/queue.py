@@ -144,7 +144,7 @@ class Queue:
         wait = self._tell(turn, place, wait, now)
         if self.has_remote:
             for source in turn.sources:
-                operation: Operation | None = source.call(turn, place, now) if source.is_remote else None
+                operation: Operation | None = source.call(turn, now) if source.is_remote else None
                 if operation is not None:
                     return operation
         return wait
@@ -207,7 +207,7 @@ class Queue:
         if self.has_remote:
             for source in turn.sources:
                 if source.is_remote:
-                    source.left(turn, now)
+                    source.left(turn)
 
     def listens(self, now: float) -> bool:
         """Whether an answer of success at `now` could teach any of the sources anything."""

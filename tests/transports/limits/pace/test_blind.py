@@ -302,7 +302,7 @@ def test_after_refusals_no_request_goes_sooner_than_at_the_rate() -> None:
 def equal_refusals(quota: KnownQuota, *, window: float = 0.0) -> EqualRefusals:
     found = SilentWindow(0.0, 0.0)
     found.seconds = window
-    return EqualRefusals(quota, PairTest(0.0, is_bursty=True), found)
+    return EqualRefusals(quota, PairTest(is_bursty=True), found)
 
 
 def test_a_refusal_takes_less_from_a_sender_that_has_most_of_a_known_quota() -> None:
@@ -349,7 +349,7 @@ def test_a_row_of_refusals_is_forgotten_only_if_it_also_takes_eight_gaps(rate: f
 
 @pytest.mark.parametrize(("gap", "pairs"), [(2.0, 3), (2.1, 6)])
 def test_a_slow_sender_needs_twice_as_many_pairs_for_the_verdict(gap: float, pairs: int) -> None:
-    test, now, tried = PairTest(0.0, is_bursty=False), 0.0, 0
+    test, now, tried = PairTest(is_bursty=False), 0.0, 0
     while not test.is_strict:
         now, tried = now + 100.0, tried + 1
         test.rest(now)
@@ -373,7 +373,7 @@ def try_pair(test: PairTest, now: float, gap: float, *accepted: bool) -> float:
 @pytest.mark.parametrize("spacing", [0.012, 0.05, 0.3])
 @pytest.mark.parametrize("gap", [0.4, 1.0])
 def test_pairs_find_the_spacing_of_a_server_within_half_of_it(spacing: float, gap: float) -> None:
-    test, now = PairTest(0.0, is_bursty=False), 0.0
+    test, now = PairTest(is_bursty=False), 0.0
     for _ in range(3):
         now += 10.0
         try_pair(test, now, gap, True, False)
@@ -418,7 +418,7 @@ def test_a_quota_that_is_given_says_the_spacing_also_after_it_has_changed() -> N
 
 
 def test_two_requests_that_were_nearly_at_one_instant_show_that_there_is_no_spacing() -> None:
-    test, now = PairTest(0.0, is_bursty=False), 0.0
+    test, now = PairTest(is_bursty=False), 0.0
     for _ in range(3):
         now += 10.0
         try_pair(test, now, 0.4, True, False)
@@ -430,7 +430,7 @@ def test_two_requests_that_were_nearly_at_one_instant_show_that_there_is_no_spac
 
 
 def test_a_late_answer_to_a_forgotten_pair_is_not_one_to_the_next_pair() -> None:
-    test = PairTest(0.0, is_bursty=False)
+    test = PairTest(is_bursty=False)
     old = test.take(1.0, 0.4, False)
     assert old is not None
     first, second = test.take(2.0, 0.4, False), test.take(2.0, 0.4, False)  # Too late to be its second.

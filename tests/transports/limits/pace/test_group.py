@@ -224,7 +224,7 @@ def test_a_member_that_asks_just_after_another_still_has_its_successes_counted(c
     written = [pace.steer(lease(now), 1, now) for now in (0.5, 1.0, 1.4)]
     for law in written:
         if law is not None:
-            pace.steered(lease(1.0), law, done=True)
+            pace.steered(law, done=True)
     (law,) = [law for law in written if law is not None]
     after = GroupState.of(law.memory)
     assert after is not None

@@ -89,7 +89,7 @@ class BlindRate:
         self._quota, self._starting, self._asks = quota, found.is_open, asked is not None
         is_small = found.is_open and not quota.is_given and found.accepted < _BURST
         rate = _START if is_small else found.rate
-        self._test = PairTest(now, is_bursty=found.is_bursty, searches=not quota.is_given)
+        self._test = PairTest(is_bursty=found.is_bursty, searches=not quota.is_given)
         self._in_flight = InFlightLimit(now)
         self._window = SilentWindow(found.since, found.accepted)
         self.law = EqualRefusals(quota, self._test, self._window)

@@ -201,7 +201,7 @@ class GroupPace:
             state = state._replace(window=guide.state(now))
         return self._state(before, rate, state, lease.members)
 
-    def steered(self, lease: Lease, law: Law, *, done: bool) -> None:
+    def steered(self, law: Law, *, done: bool) -> None:
         """Forget what the state holds now; what another member wrote in its place does not hold it."""
         if done:
             self._accepted -= self._counted

@@ -119,7 +119,6 @@ class PairTest:
     """Decides when two requests go at one instant, and concludes from their answers.
 
     Args:
-        now: the present.
         is_bursty: whether two requests at one instant are known to have been accepted.
         searches: whether to look for the spacing of a server that spaces requests out: a quota that is given says it.
 
@@ -128,7 +127,7 @@ class PairTest:
         is_open: whether the second of a pair may go.
     """
 
-    def __init__(self, now: float, *, is_bursty: bool, searches: bool = True) -> None:
+    def __init__(self, *, is_bursty: bool, searches: bool = True) -> None:
         self.is_bursty, self.is_open = is_bursty, False
         self._spacing, self._searches = Spacing(), searches
         self._at = math.inf if is_bursty else -math.inf

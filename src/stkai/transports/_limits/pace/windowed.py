@@ -234,8 +234,8 @@ class WindowedRate:
         again = self._congestion.row > max(row, 1)
         self._stop(turn, now, asked, chance, explained=explained, severe=first or again)
 
-    def found(self, now: float, sent: float) -> Found:
-        """What was found until a request sent at `sent` was refused without a word about how long to wait."""
+    def found(self, now: float) -> Found:
+        """What was found until a request was refused without a word about how long to wait."""
         past, start = self.history.past(now, cold=not self.start.over), self.start
         rate, is_open = start.found(past, self.rate) if past.cold else (self.rate, False)
         return Found(rate, is_open, past.successes, now - past.seconds, start.is_bursty)

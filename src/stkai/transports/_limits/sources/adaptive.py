@@ -191,7 +191,7 @@ class AdaptiveRate(Rate):
             if isinstance(self.mode, BlindRate):
                 self.mode.refused(turn, now, sent, chance, asked)
             else:
-                self.mode = BlindRate(self.quota, windowed.found(now, sent), now, asked=asked)
+                self.mode = BlindRate(self.quota, windowed.found(now), now, asked=asked)
             if asked:  # The refused request itself waits as asked, whatever that says about the rate.
                 turn.not_before = now + asked
             is_news = self._has_moved()

@@ -168,7 +168,7 @@ class Leased(Member):
 
     # Calls
 
-    def call(self, turn: Turn, place: int, now: float) -> Any:
+    def call(self, turn: Turn, now: float) -> Any:
         """The operation that calls the store, if that is due and no other turn does it; the turn has to wait."""
         group = self.group
         if self.outage.is_on or (now < group.paused_until and self.refused < 0):
@@ -181,7 +181,7 @@ class Leased(Member):
             return None
         return self.client.operation(self.reserve_call(turn, now), now)
 
-    def left(self, turn: Turn, now: float) -> None:
+    def left(self, turn: Turn) -> None:
         """Let another turn make the call that this one has reserved; return permits that no turn is left to use."""
         call = self.calling
         if call is not None and call.turn is turn and call.ask is None:

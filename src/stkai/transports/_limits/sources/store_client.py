@@ -195,7 +195,7 @@ class StoreClient:
             logger.debug("cannot write the adaptive state", exc_info=True)
         finally:
             with Queue.lock:
-                pace.steered(lease, law, done=done)
+                pace.steered(law, done=done)
 
     # Events
 
