@@ -206,12 +206,13 @@ class Permit:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._is_open = False
-        turn, now = self._taken(), self._clock.monotonic()
+        turn, now, listens = self._taken(), self._clock.monotonic(), self._plan.listens
         if isinstance(error, NotSent):
             self._limiter.leave(turn, now)
             return
         try:
-            if not self._has_learned and (error is not None or self._limiter.listens(now)):
+            teaches = error is not None or (listens is not None and listens(now))
+            if teaches and not self._has_learned:
                 # Whatever the block has raised, it has used its permit.
                 unused = was_never_sent(error)
                 self._learn(httpx.Response(200) if error is None else None, None if unused else error)

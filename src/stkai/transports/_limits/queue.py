@@ -209,13 +209,6 @@ class Queue:
                 if source.is_remote:
                     source.left(turn)
 
-    def listens(self, now: float) -> bool:
-        """Whether an answer of success at `now` could teach any of the sources anything."""
-        for source in self.sources:  # noqa: SIM110 - a generator would cost as much again
-            if source.listens(now):
-                return True
-        return False
-
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Take note of the answer's head, or of the error in its place; what was never sent is given back."""
         if answer.response is None and was_never_sent(answer.error):

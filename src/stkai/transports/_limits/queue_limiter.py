@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .pace.group import GroupPace
     from .sources.leased import Leased
 
-_HOOKS: Final = ("ask", "leave", "listens", "learn", "end", "settle")
+_HOOKS: Final = ("ask", "leave", "learn", "end", "settle")
 
 
 class QueueLimiter(Queue):

@@ -178,7 +178,7 @@ def test_successes_are_heard_until_two_requests_at_one_instant_were_accepted() -
     one = Sender()
     for now in (0.0, 1.0):
         one.accept(now + 0.1, sent=now)
-        assert one.queue.listens(now + 0.2)
+        assert one.source.listens(now + 0.2)
     one.accept(1.1, sent=1.0)
     one.refuse(1.3, sent=1.2, asked=None, turn=one.force(1.2))
     assert one.source.mode._test.is_bursty  # type: ignore[union-attr]

@@ -130,7 +130,7 @@ def test_without_quota_headers_answers_are_checked_once_a_second_and_at_each_ref
     assert one.source._windowed.listens(2.995, refused=True)
     one.accept(4.0, reading=reading(4.0, 50))
     assert all(one.source._windowed.listens(4.0 + now) for now in instants)
-    assert one.queue.listens(4.0)
+    assert one.source.listens(4.0)
 
 
 def test_plain_aimd_reads_no_headers() -> None:

@@ -104,11 +104,11 @@ def test_growth_is_reported_when_it_reaches_a_tenth() -> None:
     one.hold_back(0.0)
     one.refuse(0.0)
     one.accept(0.1)
-    assert not one.queue.listens(0.1)
+    assert not one.source.listens(0.1)
     one.look(60.0)
     assert one.accept(60.0) is None
     one.look(120.0)
-    assert one.queue.listens(120.0)
+    assert one.source.listens(120.0)
     change = one.accept(120.0)
     assert change is not None
     assert (change.old, change.new) == pytest.approx((0.7 * QUOTA, 0.8 * QUOTA))
@@ -121,11 +121,11 @@ def test_growth_is_reported_when_it_reaches_a_tenth() -> None:
 def test_while_nothing_can_be_learned_successes_need_not_be_reported() -> None:
     one = plain()
     one.accept(0.0)
-    assert not one.queue.listens(1e9)
+    assert not one.source.listens(1e9)
     one.refuse(1.0)
-    assert one.queue.listens(1.0)
+    assert one.source.listens(1.0)
     one.accept(2.0)
-    assert not one.queue.listens(2.0)
+    assert not one.source.listens(2.0)
 
 
 def test_a_success_is_read_for_quota_headers_once_a_second() -> None:
@@ -133,7 +133,7 @@ def test_a_success_is_read_for_quota_headers_once_a_second() -> None:
     heard = []
     for tenth in range(25):
         now = 10 + tenth / 10
-        if one.queue.listens(now):
+        if one.source.listens(now):
             heard.append(now)
             one.accept(now)
     assert heard == [10.0, 11.0, 12.0]

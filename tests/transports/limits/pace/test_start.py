@@ -146,10 +146,10 @@ def test_a_program_that_stood_still_for_an_hour_goes_on() -> None:
 def test_a_start_whose_rate_brings_its_burst_back_at_once_need_not_hear_of_successes() -> None:
     slow, fast = sender(), Sender(1e9, 1.0)
     for cold in (slow, fast):
-        assert cold.queue.listens(0.0)
+        assert cold.source.listens(0.0)
         cold.accept(0.0)
-    assert slow.queue.listens(0.1)
-    assert not fast.queue.listens(0.1)
+    assert slow.source.listens(0.1)
+    assert not fast.source.listens(0.1)
 
 
 @pytest.mark.parametrize(("asked", "rate"), [(3, 1 / 3.1), (4, 1 / 4.1)])
