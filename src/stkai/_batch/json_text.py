@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from .._errors import ConfigurationError
 
-_SPACE: Final = re.compile(r"[ \t\n\r]*")
+_SPACE: Final = " \t\n\r"
 _UNSAFE: Final = re.compile("[\n\r\x7f-\x9f\u2028\u2029]")
 """Line breaks, and characters that terminals interpret. In valid JSON the first two occur only between tokens."""
 
@@ -57,17 +57,18 @@ class Part(NamedTuple):
     text: str
 
 
-def parse(text: str) -> Part:
-    """One JSON value, without surrounding whitespace. A ValueError says where it is not JSON."""
-    start = _skip(text, 0)
-    value, end = _scan(text, start)
-    if _skip(text, end) != len(text):
-        raise ValueError(f"there is more after the end of the JSON, at column {_skip(text, end) + 1}")
-    return Part(value, text[start:end])
+def parse(text: str, decoder: json.JSONDecoder = _LENIENT) -> Part:
+    """One JSON value, without surrounding whitespace.
+
+    Raises:
+        ValueError: it is not JSON.
+        RecursionError: it is nested too deeply.
+    """
+    return Part(decoder.decode(text), text.strip(_SPACE))
 
 
 def members(text: str) -> dict[str, Part] | None:
-    """The members of a JSON object, the last one of duplicates; None for any other JSON."""
+    """The members of a JSON object, the last one of duplicates; None for any other JSON. Raises like `parse`."""
     found: dict[str, Part] = {}
     end, before = 0, _OPENING.match(text)
     while before is not None:
@@ -75,26 +76,14 @@ def members(text: str) -> dict[str, Part] | None:
         if name is None:
             break
         start, written = name.end(), name[1]
-        key = _scan(text, name.start(1))[0] if "\\" in written else written[1:-1]
-        value, end = _scan(text, start)
+        key = parse(written).value if "\\" in written else written[1:-1]
+        value, end = _LENIENT.raw_decode(text, start)
         found[key] = Part(value, text[start:end])
         before = _COMMA.match(text, end)
     if before is None and found and _CLOSING.fullmatch(text, end) is not None:
         return found
     # It is empty, or no object, or no JSON, which raises.
     return {} if parse(text).value == {} else None
-
-
-def _scan(text: str, place: int) -> tuple[Any, int]:
-    try:
-        return _LENIENT.raw_decode(text, place)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-
-
-def _skip(text: str, place: int) -> int:
-    found = _SPACE.match(text, place)
-    return place if found is None else found.end()
 
 
 def one_line(text: str) -> str:
@@ -134,16 +123,15 @@ class Template:
     def read(cls, path: Path) -> "Template":
         """The template in a file."""
         try:
-            text = path.read_text("utf-8-sig")
-            parse(text)
+            text = parse(path.read_text("utf-8-sig")).text
         except OSError as error:
             raise ConfigurationError(f"the template {path} cannot be read: {error.strerror}") from error
         except UnicodeError as error:
             msg = f"the template {path} is not in UTF-8: save the file as UTF-8"
             raise ConfigurationError(msg) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigurationError(f"the template {path} is not JSON: {error}") from error
-        return cls(text.strip())
+        return cls(text)
 
     def fill(self, values: Mapping[str, Part]) -> str:
         """The document with the values filled in: strings as text, everything else as JSON.

@@ -12,7 +12,7 @@ import httpx
 
 from .._families import alike
 from .._headers import text_of
-from .json_text import STRICT, Part, one_line
+from .json_text import STRICT, Part, one_line, parse
 
 BEGINNING: Final = re.compile(rb'\{"id": "line-([1-9][0-9]*)", "custom_id": ')
 """How each line of an output begins."""
@@ -82,7 +82,8 @@ def body_of(response: httpx.Response) -> Part:
     content = response.content
     try:
         text = content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
-        return Part(STRICT.decode(text), one_line(text.strip(" \t\r\n")))
+        value, written = parse(text, STRICT)
+        return Part(value, one_line(written))
     except (ValueError, RecursionError):
         pass
     for charset in (response.charset_encoding or "utf-8", "utf-8"):

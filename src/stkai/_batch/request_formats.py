@@ -65,6 +65,8 @@ def values_of(raw: bytes) -> Values | None:
         raise InvalidLineError(msg) from error
     try:
         return members(text)
+    except RecursionError as error:
+        raise InvalidLineError("this is nested too deeply for a parser of JSON") from error
     except ValueError as error:
         what = (
             f"{error.msg}, at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
