@@ -238,14 +238,18 @@ def test_a_system_without_file_locks_is_a_configuration_error(
 ) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(ConfigurationError, match="Linux"):
-        Journal.open(tmp_path / "journal")
+        Journal(tmp_path / "journal")
 
 
-def test_a_file_system_without_locks_is_a_configuration_error(tmp_path: Path) -> None:
-    file = AppendFile(tmp_path / "file")
-    file.close()
-    with pytest.raises(ConfigurationError, match="Bad file descriptor"):
-        file.lock()
+def test_a_file_system_without_locks_is_a_configuration_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> bool:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("stkai._batch.journal.try_lock", fail)
+    with pytest.raises(ConfigurationError, match="No locks available"):
+        Journal(tmp_path / "journal")
 
 
 def test_a_dry_run_lists_its_first_findings_and_counts_them_all(job: Job) -> None:

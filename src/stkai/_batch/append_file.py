@@ -1,7 +1,6 @@
 """An append-only file: each record is one write, so that a kill can tear only the last record."""
 
 import os
-import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,6 @@ import anyio
 import anyio.to_thread
 
 from .._errors import ConfigurationError, StkaiError
-from ..stores._file import try_lock
 
 _BLOCK: Final = 1 << 16
 
@@ -85,19 +83,6 @@ class AppendFile:
             raise WriteError(self.path, error) from error
         self.size = size
         self._changes += 1
-
-    def lock(self) -> bool:
-        """Lock the file for this process; return False if another process holds the lock.
-
-        The system releases the lock when the process ends, even by a kill.
-        """
-        if sys.platform == "win32":
-            raise ConfigurationError("a batch needs Linux, macOS or WSL, whose files it can lock and cut")
-        try:
-            return try_lock(self.descriptor)
-        except OSError as error:
-            msg = f"{self.path} cannot be locked ({error.strerror}): choose a file system with locks for -o"
-            raise ConfigurationError(msg) from error
 
     def sync(self) -> None:
         """Return once everything written so far would survive a power failure.

@@ -55,7 +55,7 @@ class BatchJob:
         _check_paths(options, paths)
         if not paths.journal.exists() or read_header(paths.journal) is None:
             _check_ours(options, paths)
-        self.journal = journal = self._stack.enter_context(closing(Journal.open(paths.journal)))
+        self.journal = journal = self._stack.enter_context(closing(Journal(paths.journal)))
         if journal.header is not None and not options.goes_on and not options.restart:
             msg = f"{paths.journal} is the journal of a job: pass --resume to continue it, or --restart to start over"
             raise ConfigurationError(msg)
@@ -76,7 +76,7 @@ class BatchJob:
         options = self.plan.options
         self._survey_file()
         # In this order, a kill in between leaves either a complete job or none.
-        journal.file.truncate()
+        journal.truncate()
         for path in (paths.out, paths.failed):
             if path.exists():  # Not replaced, so that it keeps its mode.
                 os.truncate(path, 0)
@@ -133,7 +133,7 @@ class BatchJob:
     def sync(self) -> None:
         """Return once everything written would survive a power failure."""
         if self.journal is not None:
-            self.journal.file.sync()
+            self.journal.sync()
         self.outputs.sync()
 
     def sort(self) -> None:

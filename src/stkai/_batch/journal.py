@@ -15,15 +15,17 @@ bodies and no credentials.
 
 import json
 import re
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 from .._clock import unique_key
 from .._errors import ConfigurationError
+from ..stores._file import try_lock
 from .append_file import AppendFile
 from .input_lines import Survey
 
@@ -126,41 +128,45 @@ class Header(NamedTuple):
     version: object = VERSION
 
 
-class Journal:
-    """An open, locked journal; its header is None if no job has begun yet."""
+class Journal(AppendFile):
+    """An open, locked journal, created if it is missing; its header is None if no job has begun yet."""
 
-    def __init__(self, file: AppendFile) -> None:
-        self.file = file
-        self.header: Header | None = None
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self._before_next = b""
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open and lock the journal at `path`, and create it if it is missing."""
-        journal = cls(AppendFile(path))
         try:
-            if not journal.file.lock():
-                msg = f"another process is working on this job: it holds {path}; wait for it, or stop it"
-                raise ConfigurationError(msg)
-            journal.header = read_header(path)
+            self._lock()
+            self.header = read_header(path)
         except BaseException:
-            journal.close()
+            self.close()
             raise
-        return journal
+
+    def _lock(self) -> None:
+        """Lock the file for this process. The system releases the lock when the process ends, even by a kill."""
+        if sys.platform == "win32":
+            raise ConfigurationError("a batch needs Linux, macOS or WSL, whose files it can lock and cut")
+        try:
+            is_free = try_lock(self.descriptor)
+        except OSError as error:
+            msg = f"{self.path} cannot be locked ({error.strerror}): choose a file system with locks for -o"
+            raise ConfigurationError(msg) from error
+        if not is_free:
+            msg = f"another process is working on this job: it holds {self.path}; wait for it, or stop it"
+            raise ConfigurationError(msg)
 
     def begin(self, kind: str, facts: Mapping[str, Any], survey: Survey | None = None) -> Header:
         """Start a new job, and discard the journal's contents."""
         header = Header(kind, uuid.UUID(hex=unique_key(), version=4), dict(facts))
-        self.file.truncate()
+        self.truncate()
         first = {"stkai": kind, "version": VERSION, "job": str(header.job), **header.facts}
-        self.file.append(json.dumps(first).encode() + b"\n" + (b"" if survey is None else bytes(survey)))
+        self.append(json.dumps(first).encode() + b"\n" + (b"" if survey is None else bytes(survey)))
         self.header = header
         return header
 
     def recover(self, states: LineStates) -> Recovered:
         """What the journal knows in addition to `states`, which the outputs say; cuts off a torn tail."""
         found, in_flight = Recovered(states), 0
-        for kind, number, rest in records(self.file.path, self.header):
+        for kind, number, rest in records(self.path, self.header):
             if kind == b"s":
                 states.move(number, LineState.NEW, LineState.SENT)
             elif kind == b"n":
@@ -176,7 +182,7 @@ class Journal:
                 found.usage = (number, int(rest))
             elif kind == b"i":
                 found.survey = Survey.of_record(number, rest)
-        torn = _TORN.fullmatch(self.file.cut_torn_tail())
+        torn = _TORN.fullmatch(self.cut_torn_tail())
         if torn is not None:
             found.torn, found.suspects = (torn[1] or b"").decode(), in_flight
         return found
@@ -187,32 +193,28 @@ class Journal:
 
     def sent(self, number: int) -> None:
         """The line is about to be sent. If this fails, it must not be."""
-        self.file.append(b"%bs %d\n" % (self._before_next, number))
+        self.append(b"%bs %d\n" % (self._before_next, number))
         self._before_next = b""
 
     def not_sent(self, *numbers: int) -> None:
         """The lines were refused, or are new again; one write."""
-        self.file.append(b"".join(b"n %d\n" % number for number in numbers))
+        self.append(b"".join(b"n %d\n" % number for number in numbers))
 
     def execution(self, number: int, name: str) -> None:
         """The line has created an execution."""
-        self.file.append(b"x %d %s\n" % (number, name.encode()))
+        self.append(b"x %d %s\n" % (number, name.encode()))
 
     def handed_out(self, number: int) -> None:
         """The outcome was handed out."""
-        self.file.append(b"d %d\n" % number)
+        self.append(b"d %d\n" % number)
 
     def used(self, asked: int, answered: int) -> None:
         """The answers so far have used these tokens."""
-        self.file.append(b"u %d %d\n" % (asked, answered))
+        self.append(b"u %d %d\n" % (asked, answered))
 
     def surveyed(self, survey: Survey) -> None:
         """The run reads this input."""
-        self.file.append(bytes(survey))
-
-    def close(self) -> None:
-        """Close the file and release the lock."""
-        self.file.close()
+        self.append(bytes(survey))
 
 
 def records(path: Path, header: Header | None) -> Iterator[tuple[bytes, int, bytes]]:

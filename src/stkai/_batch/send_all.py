@@ -104,7 +104,7 @@ class _OutcomeLog(RunState):
     """What is known about the requests by index; kept in a journal, if there is one."""
 
     def __init__(self, path: JournalPath | None, max_in_flight: int) -> None:
-        super().__init__(None if path is None else Journal.open(Path(path)))
+        super().__init__(None if path is None else Journal(Path(path)))
         self._recovered = Recovered()
         self._unknown: set[int] = set()
         if self.journal is not None:
@@ -162,7 +162,7 @@ def _recovered(journal: Journal) -> Recovered:
     if journal.header is None:
         journal.begin("send_all", {})
     elif journal.header.kind != "send_all":
-        msg = f"{journal.file.path} is the journal of `stkai batch`; choose another file for send_all"
+        msg = f"{journal.path} is the journal of `stkai batch`; choose another file for send_all"
         raise ConfigurationError(msg)
     return journal.recover(LineStates())
 

@@ -48,8 +48,7 @@ class RunState:
         self.journal = journal
         self.commit: Run | None = None
         if journal is not None and needs_commit:
-            file = journal.file
-            self.commit = Run(lambda _: file.sync(), lambda _: file.commit())
+            self.commit = Run(lambda _: journal.sync(), lambda _: journal.commit())
         self.ending = Job(lambda: None)
 
 
@@ -119,7 +118,7 @@ class LineInFlight(Watch):
         if self.run.journal is not None:
             self.run.journal.execution(self.number, execution)
             if self.run.commit is not None:
-                await self.run.journal.file.commit()
+                await self.run.journal.commit()
         self._may_be_dropped()
 
     def _may_be_dropped(self) -> None:
