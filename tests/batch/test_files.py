@@ -14,8 +14,7 @@ from stkai import ConfigurationError
 from stkai._batch.append_file import AppendFile, WriteError
 from stkai._batch.input_lines import StdinCopy
 from stkai._batch.journal import Journal
-from stkai._batch.output_lines import LineFailure, OutputLine
-from stkai._batch.outputs import StdoutOutputs
+from stkai._batch.outputs import LineFailure, OutputLine, StdoutOutputs
 
 from .job import Job, Server, echo, summary
 

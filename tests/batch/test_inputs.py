@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stkai._batch.input_lines import CsvRecords, JsonLines
 from stkai._batch.json_text import Part, Template, members, one_line, parse
-from stkai._batch.output_lines import body_of
+from stkai._batch.outputs import body_of
 
 from .job import Job, Server
 

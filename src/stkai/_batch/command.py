@@ -19,10 +19,9 @@ from .batch_client import BatchClient
 from .job import BatchJob
 from .merge import merge
 from .options import Options
-from .output_lines import escaped
 from .outputs import FileOutputs
 from .preflight import JobPlan, dry_run
-from .progress import Display, Progress, display, listed
+from .progress import Display, Progress, display, escaped, listed
 from .runner import Runner
 
 SOME_FAILED: Final = 1

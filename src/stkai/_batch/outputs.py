@@ -1,7 +1,13 @@
-"""The outputs of a job: a file of answers and one of failures, which decide which lines are done; or stdout."""
+"""The outputs of a job: a file of answers and one of failures, which decide which lines are done; or stdout.
 
+In each line the id comes first and the error last, so that reading it again needs no JSON parser.
+"""
+
+import json
 import os
+import re
 import sys
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,14 +16,24 @@ from typing import Final, NamedTuple
 
 import anyio
 import anyio.to_thread
+import httpx
 
 from .._errors import ConfigurationError
+from .._headers import text_of
 from .append_file import AppendFile, WriteError
 from .journal import LineState, LineStates
-from .output_lines import BEGINNING, UNKNOWN, OutputLine, code_in
+from .json_text import STRICT, Part, one_line, parse
 
 SUFFIX: Final = ".jsonl"
 _STDOUT: Final = 1
+
+_BEGINNING: Final = re.compile(rb'\{"id": "line-([1-9][0-9]*)", "custom_id": ')
+"""How each line of an output begins."""
+
+_CODE: Final = b'"error": {"code": "'
+
+UNKNOWN: Final = "unknown"
+"""The code of lines that were in flight when an earlier run was killed."""
 
 
 class Paths(NamedTuple):
@@ -34,6 +50,75 @@ class Paths(NamedTuple):
             raise ConfigurationError(f"{name} is a directory: name a file in it, such as answers{SUFFIX}")
         stem = name.removesuffix(SUFFIX)
         return cls(*(Path(stem + end) for end in (SUFFIX, f".failed{SUFFIX}", ".journal", f".stdin{SUFFIX}")))
+
+
+class LineFailure(NamedTuple):
+    """Why a line failed: a code for programs, a message for people."""
+
+    code: str
+    message: str
+
+
+class OutputLine(NamedTuple):
+    """The outcome of a line, as it is written to an output; an answer has no failure."""
+
+    number: int
+    line: bytes
+    failure: LineFailure | None
+
+    @property
+    def code(self) -> str | None:
+        """The code of a failure; None for an answer."""
+        return None if self.failure is None else self.failure.code
+
+    @classmethod
+    def of(
+        cls,
+        number: int,
+        custom_id: str,
+        failure: LineFailure | None,
+        response: httpx.Response | None = None,
+        body: Part | None = None,
+    ) -> "OutputLine":
+        """The entry for an answer, or for a failure with the answer where there was one; the id is JSON."""
+        answer = error = "null"
+        if response is not None and body is not None:
+            request_id = json.dumps(text_of(response.headers, b"x-request-id"))
+            answer = (
+                f'{{"status_code": {response.status_code}, "request_id": {request_id}, "body": {body.text}}}'
+            )
+        if failure is not None:
+            error = f'{{"code": {json.dumps(failure.code)}, "message": {json.dumps(failure.message)}}}'
+        own_id = one_line(custom_id)
+        line = f'{{"id": "line-{number}", "custom_id": {own_id}, "response": {answer}, "error": {error}}}\n'
+        return cls(number, line.encode(), failure)
+
+
+def code_in(entry: bytes) -> str:
+    """The code in the line of a failure."""
+    start = entry.rfind(_CODE)
+    return entry[start + len(_CODE) :].partition(b'"')[0].decode() if start >= 0 else "other"
+
+
+def body_of(response: httpx.Response) -> Part:
+    """The body of an answer as JSON.
+
+    What is no strict JSON is a string; what is no text is an object with its `content_type` and its bytes in `base64`.
+    """
+    content = response.content
+    try:
+        text = content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
+        value, written = parse(text, STRICT)
+        return Part(value, one_line(written))
+    except (ValueError, RecursionError):
+        pass
+    for charset in (response.charset_encoding or "utf-8", "utf-8"):
+        try:
+            return Part(None, json.dumps(content.decode(charset)))
+        except (LookupError, ValueError):
+            continue
+    kind = response.headers.get("content-type", "application/octet-stream")
+    return Part(None, json.dumps({"content_type": kind, "base64": b64encode(content).decode()}))
 
 
 class Outputs:
@@ -131,7 +216,7 @@ class FileOutputs(Outputs):
 
 def entries_in(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines of an output with their numbers."""
-    match = BEGINNING.match
+    match = _BEGINNING.match
     with path.open("rb") as lines:
         for place, line in enumerate(lines, 1):
             if line[-1:] != b"\n":

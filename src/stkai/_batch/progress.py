@@ -1,5 +1,6 @@
 """The progress of a run on stderr: lines, tokens and dollars; a bar in a terminal, plain lines elsewhere."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,6 +19,9 @@ _EVERY: Final = 10.0
 """Seconds between plain lines."""
 
 _MILLION: Final = 1_000_000
+
+_LONGEST: Final = 500
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def count(number: int, what: str) -> str:
@@ -48,6 +52,16 @@ def show_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def visible(text: str) -> str:
+    """Text from elsewhere on one line, cut to a readable length, with control characters escaped."""
+    return escaped(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
+
+
+def escaped(text: str) -> str:
+    """Text in which characters that a terminal would interpret, such as line breaks, are shown as escapes."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,18 @@
-"""One run of a job: sends the lines that have no outcome yet, writes their outcomes, and decides when to halt."""
+"""One run of a job: sends the lines that have no outcome yet, writes their outcomes, and decides when to halt.
+
+A failure is reported as a code for programs and a message for people.
+"""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from uuid import uuid5
 
 import httpx
 
 from .._clock import SystemClock
 from .._errors import AuthenticationError
+from .._families import alike
 from ..transports._auth.bearer import ExposedTokenError
 from .append_file import WriteError
 from .batch_client import FAILURE, BatchClient, status_of
@@ -16,15 +20,9 @@ from .engine import Outcome, OutcomesInTasks
 from .input_lines import ReadLine
 from .job import BatchJob
 from .journal import LineState
-from .output_lines import (
-    UNKNOWN,
-    LineFailure,
-    OutputLine,
-    body_of,
-    failure_of_answer,
-    failure_of_error,
-    visible,
-)
+from .json_text import Part
+from .outputs import UNKNOWN, LineFailure, OutputLine, body_of
+from .progress import visible
 from .request_formats import InvalidLineError
 from .watch import DroppedError, LineInFlight, RunState, line_of
 
@@ -34,6 +32,7 @@ _PAUSE: Final = 0.05
 _HELD: Final = 4
 """Outcomes that may wait for an earlier one, per request in flight."""
 
+_SHOWS_URL: Final = frozenset({404, 405, 410})
 _MAY_HAVE_ACTED: Final = "; the server may have executed it: to send it again, pass --retry-failed"
 
 
@@ -200,3 +199,46 @@ class Runner:
 def _may_have_acted(line: LineInFlight, failure: LineFailure) -> LineFailure:
     """The failure, with a hint if the server may have executed the line."""
     return failure if line.may_drop else failure._replace(message=failure.message + _MAY_HAVE_ACTED)
+
+
+def failure_of_answer(response: httpx.Response, body: Part) -> LineFailure:
+    """The code and the message for an answer that is a failure."""
+    status = response.status_code
+    message = f"the server answered {status} {visible(response.reason_phrase)}".rstrip()
+    said = _said(body.value)
+    message += f": {said}" if said else ""
+    if 300 <= status < 400:
+        message += f"; a batch follows no redirects{_redirect(response)}"
+    if status in _SHOWS_URL:
+        message += f"; the request was sent to {_shown(response.request.url)}"
+    return LineFailure(f"http_{status}", message)
+
+
+def failure_of_error(error: Exception, timeouts: dict[str, Any]) -> LineFailure:
+    """The code and the message for a call that raised."""
+    message = visible(str(error))
+    if isinstance(error, alike(httpx.ReadTimeout, httpx.WriteTimeout)):
+        message = f"no answer for {timeouts['read']:g} s: to wait longer, pass --deadline SECONDS"
+    elif isinstance(error, alike(httpx.ConnectTimeout)):
+        message = f"no connection within {timeouts['connect']:g} s: check the host and the network"
+    return LineFailure(type(error).__name__, message or f"{type(error).__name__}, without a message")
+
+
+def _said(body: Any) -> str:
+    """The message in an error body, where most servers put it."""
+    for name in ("error", "message", "detail", "details"):
+        body = body.get(name, body) if isinstance(body, dict) else body
+    return visible(body) if isinstance(body, str) else ""
+
+
+def _redirect(response: httpx.Response) -> str:
+    location = response.headers.get("location", "")
+    try:
+        target = response.url.join(location)
+    except (httpx.InvalidURL, ValueError, RuntimeError):
+        return ""
+    return f": use {_shown(target)} instead" if location else ""
+
+
+def _shown(url: httpx.URL) -> str:
+    return visible(str(url.copy_with(userinfo=b"", query=None, fragment=None)))
