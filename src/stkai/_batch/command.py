@@ -16,11 +16,10 @@ from .._errors import ConfigurationError, StkaiError
 from .._log import logger
 from .append_file import WriteError
 from .batch_client import BatchClient
-from .job import BatchJob
+from .job import BatchJob, dry_run
 from .merge import merge
-from .options import Options
+from .options import JobPlan, Options
 from .outputs import FileOutputs
-from .preflight import JobPlan, dry_run
 from .progress import Display, Progress, display, escaped, listed
 from .runner import Runner
 

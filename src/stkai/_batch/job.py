@@ -1,21 +1,28 @@
-"""A job: its files, opened, locked and read, so that it begins or continues; or only stdout."""
+"""A job: its files, opened, locked and read, so that it begins or continues; a dry run only reads its input."""
 
 import os
 import tempfile
 import uuid
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 from .._clock import unique_key
+from .._config import STKAI
 from .._errors import ConfigurationError
 from .input_lines import Lines, StdinCopy, Survey, ends_complete, sha256
 from .journal import Header, Journal, LineState, Recovered, read_header
 from .merge import sort_file
-from .options import Options
+from .options import JobPlan, Options
 from .outputs import FileOutputs, Outputs, Paths, StdoutOutputs
-from .preflight import JobPlan
-from .progress import Usage
+from .progress import Usage, count, show_count, show_dollars, show_time
+from .request_formats import InvalidLineError
+
+_SHOWN: Final = 20
+"""How many lines a dry run lists for each kind of problem."""
+
+_BYTES_PER_TOKEN: Final = 4
 
 
 class BatchJob:
@@ -32,7 +39,7 @@ class BatchJob:
 
     def __init__(self, plan: JobPlan, stack: ExitStack) -> None:
         """Start or resume the job that writes to `-o`; the stack closes its files."""
-        self.plan, self._stack = plan, stack
+        self.plan, self._options, self._stack = plan, plan.options, stack
         self.id = uuid.UUID(hex=unique_key(), version=4)
         self.journal: Journal | None = None
         self.recovered, self.usage = Recovered(), Usage()
@@ -44,14 +51,14 @@ class BatchJob:
 
     def _to_stdout(self) -> Outputs:
         folder = ""
-        if self.plan.options.from_stdin:
+        if self._options.from_stdin:
             folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="stkai-batch-"))
         self._survey_file()
         self._read_input(Path(folder, "stdin.jsonl"))
-        return StdoutOutputs(in_order=self.plan.options.order == "input")
+        return StdoutOutputs(in_order=self._options.order == "input")
 
     def _to_files(self) -> Outputs:
-        options, paths = self.plan.options, Paths.of(self.plan.options.out or "")
+        options, paths = self._options, Paths.of(self._options.out or "")
         _check_paths(options, paths)
         if not paths.journal.exists() or read_header(paths.journal) is None:
             _check_ours(options, paths)
@@ -59,21 +66,19 @@ class BatchJob:
         if journal.header is not None and not options.goes_on and not options.restart:
             msg = f"{paths.journal} is the journal of a job: pass --resume to continue it, or --restart to start over"
             raise ConfigurationError(msg)
-        header, facts = None if options.restart else journal.header, options.facts(self.plan.template)
-        if header is None:
-            header = self._begin(journal, paths, facts)
-            outputs = self._stack.enter_context(closing(FileOutputs(paths)))
+        before = None if options.restart else journal.header
+        if before is not None:
+            _check_same(self.plan, before, paths)
+        self.id = (before or self._begin(journal, paths)).job
+        outputs = self._stack.enter_context(closing(FileOutputs(paths)))
+        if before is None:
             self._read_input(paths.stdin)
         else:
-            _check_same(options, header, facts, paths)
-            outputs = self._stack.enter_context(closing(FileOutputs(paths)))
             self._resume(journal, outputs, paths.stdin if options.from_stdin else Path(options.source))
-        self.id = header.job
         journal.limit(options.max_in_flight)
         return outputs
 
-    def _begin(self, journal: Journal, paths: Paths, facts: dict[str, Any]) -> Header:
-        options = self.plan.options
+    def _begin(self, journal: Journal, paths: Paths) -> Header:
         self._survey_file()
         # In this order, a kill in between leaves either a complete job or none.
         journal.truncate()
@@ -81,36 +86,35 @@ class BatchJob:
             if path.exists():  # Not replaced, so that it keeps its mode.
                 os.truncate(path, 0)
         # A job that is no longer there may have left its copy of stdin behind.
-        if options.restart or options.from_stdin:
+        if self._options.restart or self._options.from_stdin:
             paths.stdin.unlink(missing_ok=True)
-        facts = {"options": facts, "input": "stdin" if options.from_stdin else "file"}
+        facts = {"options": self.plan.facts, "input": "stdin" if self._options.from_stdin else "file"}
         return journal.begin("batch", facts, self.survey)
 
     def _survey_file(self) -> None:
-        if not self.plan.options.from_stdin:
-            self.survey = _survey(self.plan, Path(self.plan.options.source))
+        if not self._options.from_stdin:
+            self.survey = self.plan.survey(Path(self._options.source))
 
     def _read_input(self, copy: Path) -> None:
         """Read the file, or stdin while it is copied."""
         if self.survey is not None:
-            self.lines = self.plan.lines(Path(self.plan.options.source), self.survey.size)
+            self.lines = self.plan.lines(Path(self._options.source), self.survey.size)
         else:
-            self.stdin = StdinCopy(copy, self.plan.options.part)
+            self.stdin = StdinCopy(copy, self._options.part)
             self.stdin.start()
             self.lines = self.stdin.lines
 
     def _resume(self, journal: Journal, outputs: FileOutputs, source: Path) -> None:
-        options = self.plan.options
         self.recovered = recovered = journal.recover(outputs.read())
         self.usage = Usage(*recovered.usage)
         survey = recovered.survey
         self.is_cut_off = survey is None
-        _check_unchanged(source, survey, is_copy=options.from_stdin)
+        _check_unchanged(source, survey, is_copy=self._options.from_stdin)
         if survey is None or source.stat().st_size > survey.size:
-            survey = _survey(self.plan, source)
+            survey = self.plan.survey(source)
             journal.surveyed(survey)
         self.survey, self.lines = survey, self.plan.lines(source, survey.size)
-        if options.retry_failed:
+        if self._options.retry_failed:
             failed = recovered.states.numbers(LineState.FAILED)
             # After a kill before the truncation they are still failures; after it they are new.
             if failed:
@@ -143,11 +147,6 @@ class BatchJob:
                 sort_file(file.path)
 
 
-def _survey(plan: JobPlan, source: Path) -> Survey:
-    size = source.stat().st_size
-    return Survey.of(source, size, plan.lines(source, size), plan.options.part)
-
-
 def _check_paths(options: Options, paths: Paths) -> None:
     """Refuse outputs that cannot be written, or would overwrite the input."""
     folder = paths.out.parent
@@ -177,14 +176,14 @@ def _check_ours(options: Options, paths: Paths) -> None:
             )
 
 
-def _check_same(options: Options, header: Header, facts: dict[str, Any], paths: Paths) -> None:
+def _check_same(plan: JobPlan, header: Header, paths: Paths) -> None:
     """Continue only the job that the journal belongs to."""
     if header.kind != "batch":
         raise ConfigurationError(
             f"{paths.journal} is the journal of a program that uses stkai.send_all: choose another name with -o"
         )
     before = header.facts.get("options", {})
-    for name, value in facts.items():
+    for name, value in plan.facts.items():
         if before.get(name) != value:
             shown = (
                 "" if name in {"--base-url", "--body"} else f": it was {before.get(name)!r}, not {value!r}"
@@ -195,7 +194,7 @@ def _check_same(options: Options, header: Header, facts: dict[str, Any], paths: 
     if source not in ("stdin", "file"):
         msg = f"{paths.journal} was begun by stkai 2: finish the job with that version, or pass --restart to start over"
         raise ConfigurationError(msg)
-    if (source == "stdin") != options.from_stdin:
+    if (source == "stdin") != plan.options.from_stdin:
         was = "stdin: pass - instead of a file" if source == "stdin" else "a file: pass it instead of -"
         raise ConfigurationError(f"the input of this job was {was}, or pass --restart to start over")
 
@@ -217,3 +216,62 @@ def _check_unchanged(source: Path, before: Survey | None, *, is_copy: bool) -> N
             f"the last line of {what} has changed since the job began: it had no line break, and what was added"
             f" continues it; {restore}"
         )
+
+
+def dry_run(plan: JobPlan, say: Callable[[str], None]) -> bool:
+    """Report on the input; whether every line is a valid request."""
+    options = plan.options
+    with tempfile.TemporaryDirectory(prefix="stkai-batch-") as folder:
+        source = Path(options.source)
+        if options.from_stdin:
+            source = Path(folder, "stdin.jsonl")
+            StdinCopy(source).copy()
+        return _report(plan, plan.lines(source), say)
+
+
+def _report(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
+    options, shard = plan.options, plan.options.part
+    invalid = duplicates = requests = size = 0
+    first: dict[int, int] = {}  # The first line with an id, by the id's hash.
+    for item in lines:
+        if item is None or not shard.has(item[0]):
+            continue
+        number, read = item
+        where = f"{options.source}, line {number}"
+        try:
+            target = plan.form.target(read())
+        except InvalidLineError as error:
+            invalid += 1
+            if invalid <= _SHOWN:
+                say(f"{where}: {error}")
+            continue
+        requests += 1
+        size += len(target.content or b"")
+        own_id = target.custom_id
+        earlier = number if own_id == "null" else first.setdefault(hash(own_id), number)
+        if earlier != number:
+            duplicates += 1
+            if duplicates <= _SHOWN:
+                say(f"{where}: duplicate custom_id {own_id}, as in line {earlier}")
+    if duplicates:
+        say(f"{count(duplicates, 'duplicate id')}, which is allowed; use `id` to tell the lines apart")
+    if invalid:
+        say(f"{count(invalid, 'invalid line')}, which would be reported as failures")
+    _estimate(options, requests, size, say)
+    return not invalid
+
+
+def _estimate(options: Options, requests: int, size: int, say: Callable[[str], None]) -> None:
+    tokens, price = size / _BYTES_PER_TOKEN, options.prices
+    cost = "" if price is None else f", {show_dollars(price.dollars(round(tokens), 0))} for the input alone"
+    say(
+        f"{count(requests, 'request')}, {show_count(size)} bytes, about {show_count(tokens)} input tokens{cost}"
+    )
+    limit = STKAI.config.rate_limit
+    quotas = [(options.rpm, 60.0)]
+    if limit.enabled:
+        quotas.append((limit.max_requests, limit.time_window or 0.0))
+    for most, window in quotas:
+        if most and window and requests * window > most:  # It takes longer than a second.
+            least = show_time(requests * window / most)
+            say(f"at {count(most, 'request')} per {window:g} s: at least {least}")

@@ -1,7 +1,8 @@
-"""The options of the command, checked before anything is read or written."""
+"""The options of the command, and the plan of a job: both are checked before anything is written."""
 
 import hashlib
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -11,10 +12,10 @@ import typer
 
 from .._checks import SOME_SECONDS, check_number
 from .._errors import ConfigurationError
-from .input_lines import ALL_LINES, Shard
+from .input_lines import ALL_LINES, CsvRecords, JsonLines, Lines, Shard, Survey
 from .json_text import Template
 from .progress import Price
-from .request_formats import Format, InvalidLineError, check_url, join_url, parse_url
+from .request_formats import Format, InvalidLineError, Values, check_url, join_url, parse_url
 
 QUICK_COMMANDS: Final = "https://genai-code-buddy-api.stackspot.com"
 """Where StackSpot runs quick commands."""
@@ -150,23 +151,91 @@ class Options:
         """Where quick commands are: `path` is what follows `/v1/quick-commands/`."""
         return join_url(self.base_url or QUICK_COMMANDS, f"/v1/quick-commands/{path}")
 
-    def format(self, template: Template | None) -> Format:
-        """How lines are read."""
-        to = None if template is None else self.base_url
-        if self.quick_command is not None:
-            to = self.url_of_commands(f"create-execution/{self.quick_command}")
-        url = None if to is None else parse_url(to)
-        return Format(base_url=self.base_url, url=url, template=template, id_name=self.id_column)
 
-    def facts(self, template: Template | None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """What a job reads, and how its lines become requests."""
+
+    options: Options
+    form: Format
+
+    @classmethod
+    def of(cls, options: Options) -> "JobPlan":
+        """Check everything that can be checked without writing anything."""
+        template = None if options.body is None else Template.read(options.body)
+        first: Values = {}
+        if not options.from_stdin:
+            path = Path(options.source)
+            _check_file(path)
+            first = {} if options.is_csv else _first_object(path)
+            columns = CsvRecords(path).names if options.is_csv else list(first)
+            if template is not None:
+                template = Template(template.text, columns)
+            if options.is_csv:
+                _check_columns(path, columns, options, template)
+        to = None if template is None else options.base_url
+        if options.quick_command is not None:
+            to = options.url_of_commands(f"create-execution/{options.quick_command}")
+        url = None if to is None else parse_url(to)
+        relative = first["url"].value if "url" in first else None
+        if isinstance(relative, str) and "://" not in relative and not (options.base_url or url):
+            raise ConfigurationError(
+                f"{options.source}, line 1: the url is relative ({relative}): pass --base-url"
+            )
+        form = Format(base_url=options.base_url, url=url, template=template, id_name=options.id_column)
+        return cls(options, form)
+
+    def lines(self, source: Path, size: int | None = None) -> Lines:
+        """The lines of the first `size` bytes of the input, or of the copy of stdin."""
+        return CsvRecords(source, size) if self.options.is_csv else JsonLines(source, size)
+
+    def survey(self, source: Path) -> Survey:
+        """The input, or the copy of stdin, as it is now."""
+        size = source.stat().st_size
+        return Survey.of(source, size, self.lines(source, size), self.options.part)
+
+    @property
+    def facts(self) -> dict[str, Any]:
         """What changes the requests, and must stay what it was when the job began. Holds no secrets."""
+        options, template = self.options, self.form.template
         return {
-            "--base-url": None if self.base_url is None else _digest(_without_user(self.base_url)),
-            "--quick-command": self.quick_command,
+            "--base-url": None if options.base_url is None else _digest(_without_user(options.base_url)),
+            "--quick-command": options.quick_command,
             "--body": None if template is None else _digest(template.text),
-            "--id-column": self.id_column,
-            "--shard": None if self.shard is None else "{}/{}".format(*self.part),
+            "--id-column": options.id_column,
+            "--shard": None if options.shard is None else "{}/{}".format(*options.part),
         }
+
+
+def _check_file(path: Path) -> None:
+    if path.exists() and not path.is_file():  # Opening a named pipe would wait for a writer.
+        raise ConfigurationError(
+            f"the input {path} cannot be read: it is not a file; for a pipe, pass - as the input"
+        )
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise ConfigurationError(f"the input {path} cannot be read: {error.strerror}") from error
+    if b"\0" in start or start[:2] in {b"\xff\xfe", b"\xfe\xff"}:
+        raise ConfigurationError(f"the input {path} is in UTF-16 or UTF-32: save the file as UTF-8")
+
+
+def _check_columns(path: Path, columns: list[str], options: Options, template: Template | None) -> None:
+    wanted = {} if template is None else {name: f"the template uses {{{name}}}" for name in template.names}
+    if options.id_column is not None:
+        wanted[options.id_column] = f"--id-column {options.id_column}"
+    for name, what in wanted.items():
+        if name not in columns:
+            raise ConfigurationError(f"{what}, but {path} has no such column; it has: {', '.join(columns)}")
+
+
+def _first_object(path: Path) -> Values:
+    """The members of the first line, if it has any."""
+    with suppress(InvalidLineError):
+        for item in JsonLines(path):
+            return (None if item is None else item[1]()) or {}
+    return {}
 
 
 def _without_user(url: str) -> str:
