@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 from aiohttp import web
 
-from stkai._batch.command import run_batch
+from stkai._cli.batch import run_batch
 
 from .job import HANGS, Job, Server, echo, entries, summary, until
 
