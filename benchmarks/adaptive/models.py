@@ -1,4 +1,4 @@
-"""How servers count that never say how long to wait: numbers in, numbers out, like `stkai.testing._quota`.
+"""How servers count that never say how long to wait: numbers in, numbers out, like `stkai.testing._service`.
 
 `admit(now)` returns 0.0 if a request that arrives at `now` is accepted, otherwise the seconds until one would be; a
 server may keep that to itself.
@@ -6,7 +6,7 @@ server may keep that to itself.
 
 import math
 
-from stkai.testing._quota import ServerQuota
+from stkai.testing._service import ServerQuota
 
 
 class LeakyBucket(ServerQuota):

@@ -4,7 +4,7 @@ import math
 from datetime import datetime
 from typing import Literal
 
-from stkai.testing._quota import FixedWindow
+from stkai.testing._service import FixedWindow
 
 RateHeaders = Literal["ietf", "github", "openai"]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from stkai.testing._quota import RetryAfter
+from stkai.testing._service import RetryAfter
 
 from .rate_headers import RateHeaders
 

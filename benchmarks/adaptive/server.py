@@ -7,8 +7,8 @@ from typing import NamedTuple
 import httpx
 import trio
 
-from stkai.testing._quota import Bucket, FixedWindow, ServerQuota, SlidingWindow, refusal
 from stkai.testing._replies import Reply
+from stkai.testing._service import Bucket, FixedWindow, ServerQuota, SlidingWindow, refusal
 
 from .models import CountingWindow, LeakyBucket
 from .rate_headers import rate_headers

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stkai._errors import ConfigurationError
-from stkai.testing._quota import Bucket, FixedWindow, ServerQuota, SlidingWindow
+from stkai.testing._service import Bucket, FixedWindow, ServerQuota, SlidingWindow
 
 KINDS = [FixedWindow, SlidingWindow, Bucket]
 

@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 from .._checks import SECONDS, check_choice, check_number, clock_or_system
 from .._clock import Clock
 from .._errors import missing_extra
-from ._quota import Bucket, FixedWindow, RetryAfter, ServerQuota, SlidingWindow
 from ._replies import Fault, FaultQueue, RequestRecord
-from ._service import API, TOKEN_PATH, Service
+from ._service import (
+    API,
+    TOKEN_PATH,
+    Bucket,
+    FixedWindow,
+    RetryAfter,
+    ServerQuota,
+    Service,
+    SlidingWindow,
+)
 
 if TYPE_CHECKING:
     from ._app import App

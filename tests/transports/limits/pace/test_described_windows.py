@@ -9,7 +9,7 @@ from benchmarks.adaptive.rate_headers import rate_headers
 
 from stkai import AimdLimiter, Event, RateChanged, StackBuilder
 from stkai.testing import FakeClock
-from stkai.testing._quota import FixedWindow
+from stkai.testing._service import FixedWindow
 from stkai.transports import adaptive
 from stkai.transports._limits.pace.headers import Reading
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stkai import AimdLimiter
 from stkai.stores import Law, Lease, MemoryStore, Quota
 from stkai.testing import FakeClock
-from stkai.testing._quota import FixedWindow
+from stkai.testing._service import FixedWindow
 from stkai.transports import Answer, Run, Turn
 from stkai.transports._limits.pace.group import GroupPace, GroupState
 from stkai.transports._limits.pace.headers import Reading

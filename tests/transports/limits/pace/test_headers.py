@@ -9,7 +9,7 @@ from benchmarks.adaptive.rate_headers import rate_headers
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stkai.testing._quota import FixedWindow
+from stkai.testing._service import FixedWindow
 from stkai.transports._limits.pace.headers import Reading, read_rate_limit
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
