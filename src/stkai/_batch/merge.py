@@ -1,11 +1,12 @@
 """Sorts outputs, and joins those of several jobs, usually the shards of one input."""
 
+import heapq
 import os
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
-from functools import cache, reduce
-from itertools import pairwise
+from functools import reduce
+from itertools import chain, pairwise
 from operator import and_
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -27,84 +28,81 @@ _OFFSET_BITS: Final = 48
 _FILE_BITS: Final = 16
 
 
-class Index:
-    """Where each entry of some outputs is."""
+class Entries:
+    """The entries of some outputs, by the number of their line.
+
+    Attributes:
+        counts: how many are in each output.
+    """
 
     def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
+        self._paths = paths
         self._places: list[int] = []
         """The line's number, the index of the file and the offset in it: a tuple would take three times the memory."""
+        self.counts: Counter[Path] = Counter()
         for file, path in enumerate(paths):
             offset = 0
             for number, entry in entries_in(path):
                 self._places.append((number << _FILE_BITS | file) << _OFFSET_BITS | offset)
+                self.counts[path] += 1
                 offset += len(entry)
         self.is_sorted = all(place < following for place, following in pairwise(self._places))
         self._places.sort()
 
-    def in_order(self) -> Iterator[tuple[int, int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, Path, int]]:
         """The number, the file and the offset of all entries, by number."""
         for place in self._places:
             line, offset = divmod(place, 1 << _OFFSET_BITS)
-            yield *divmod(line, 1 << _FILE_BITS), offset
+            number, file = divmod(line, 1 << _FILE_BITS)
+            yield number, self._paths[file], offset
 
-    def copy(self, target: Path, files: Container[int]) -> int:
-        """Write the entries of these files by number into `target`; returns how many there are."""
-        # The copy is readable to those who may read all of its sources.
-        modes = [path.stat().st_mode for file, path in enumerate(self.paths) if file in files]
-        mode = reduce(and_, modes, 0o666)
-        written = 0
+    def copy(self, target: Path) -> None:
+        """Write them by number into `target`, readable to those who may read all of their outputs."""
+        mode = reduce(and_, [path.stat().st_mode for path in self._paths], 0o666)
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with os.fdopen(descriptor, "wb") as sorted_file, ExitStack() as stack:
-            if modes:
+        with os.fdopen(descriptor, "wb") as copy, ExitStack() as stack:
+            if self._paths:
                 target.chmod(mode)
-            sources: dict[int, BinaryIO] = {}
-            for _, file, offset in self.in_order():
-                if file not in files:
-                    continue
-                if file not in sources:
+            sources: dict[Path, BinaryIO] = {}
+            for _, path, offset in self:
+                if path not in sources:
                     if len(sources) == _OPEN_FILES:
                         stack.close()
                         sources.clear()
-                    sources[file] = stack.enter_context(self.paths[file].open("rb"))
-                sources[file].seek(offset)
-                sorted_file.write(sources[file].readline())
-                written += 1
-            sorted_file.flush()
+                    sources[path] = stack.enter_context(path.open("rb"))
+                sources[path].seek(offset)
+                copy.write(sources[path].readline())
+            copy.flush()
             os.fsync(descriptor)
-        return written
 
-    def write(self, contents: Mapping[Path, Container[int]]) -> list[int]:
-        """Write entries by number: for each target, those of some files; returns how many each has.
 
-        The targets are created or replaced only once all are complete.
+def _write(contents: Mapping[Path, Entries]) -> None:
+    """Write entries by number into their targets, which are created or replaced only once all are complete.
 
-        Raises:
-            WriteError: a target cannot be written.
-        """
-        targets = {Path(os.path.realpath(target)): files for target, files in contents.items()}
-        copies = {target: target.with_name(f"{target.name}.{os.getpid()}.sorting") for target in targets}
-        counts = []
-        target = Path()
-        try:
-            for target, copy in copies.items():
-                counts.append(self.copy(copy, targets[target]))
-            for target, copy in copies.items():
-                copy.replace(target)
-        except OSError as error:
-            raise WriteError(target, error) from error
-        finally:
-            for copy in copies.values():
-                with suppress(OSError):
-                    copy.unlink(missing_ok=True)
-        return counts
+    Raises:
+        WriteError: a target cannot be written.
+    """
+    targets = {Path(os.path.realpath(target)): entries for target, entries in contents.items()}
+    copies = {target: target.with_name(f"{target.name}.{os.getpid()}.sorting") for target in targets}
+    target = Path()
+    try:
+        for target, copy in copies.items():
+            targets[target].copy(copy)
+        for target, copy in copies.items():
+            copy.replace(target)
+    except OSError as error:
+        raise WriteError(target, error) from error
+    finally:
+        for copy in copies.values():
+            with suppress(OSError):
+                copy.unlink(missing_ok=True)
 
 
 def sort_file(path: Path) -> None:
     """Sort an output into input order, in place; nothing changes if there is no room for a second copy."""
-    index = Index([path])
-    if not index.is_sorted:
-        index.write({path: {0}})
+    entries = Entries([path])
+    if not entries.is_sorted:
+        _write({path: entries})
 
 
 def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int, int]:
@@ -129,39 +127,31 @@ def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int,
     for output in outputs:
         if not output.out.is_file():
             raise ConfigurationError(f"{output.out} does not exist: is that job done?")
-    answers = [output.out for output in outputs]
-    failures = [output.failed for output in outputs if output.failed.exists()]
-    index = Index([*answers, *failures])
-    present = _check_once(index)
-    if not partial:
-        _check_complete(outputs, present)
-    contents = {merged.failed: range(len(answers), len(index.paths)), merged.out: range(len(answers))}
-    failed, done = index.write(contents)
-    return done, failed
-
-
-def _check_once(index: Index) -> set[int]:
-    """The numbers of all entries; refuses outputs in which one occurs twice."""
-    for (number, file, _), (following, other, _) in pairwise(index.in_order()):
+    answers = Entries([output.out for output in outputs])
+    failures = Entries([output.failed for output in outputs if output.failed.exists()])
+    for (number, path, _), (following, other, _) in pairwise(heapq.merge(answers, failures)):
         if number == following:
-            msg = f"line {number} is in two outputs, {index.paths[file]} and {index.paths[other]}"
-            raise ConfigurationError(f"{msg}: pass each shard of one input once")
-    return {number for number, _, _ in index.in_order()}
+            msg = f"line {number} is in two outputs, {path} and {other}: pass each shard of one input once"
+            raise ConfigurationError(msg)
+    if not partial:
+        _check_complete(outputs, answers, failures)
+    _write({merged.failed: failures, merged.out: answers})
+    return answers.counts.total(), failures.counts.total()
 
 
-def _check_complete(outputs: list[Paths], present: set[int]) -> None:
+def _check_complete(outputs: list[Paths], answers: Entries, failures: Entries) -> None:
     """Refuse outputs in which lines of the input are missing.
 
     Without a journal, which may be deleted once a job is done, only the numbers are left; blank lines have no outcome.
     """
+    present = {number for number, *_ in chain(answers, failures)}
     last = max(present, default=0)
-    counts = cache(lambda parts: Counter((number - 1) % parts for number in present))
     complete: list[Shard] = []
     for output in outputs:
         shard, survey = _input_of(output.journal)
         if survey is not None:
             last = max(last, survey.last)
-            if counts(shard.parts)[shard.place] >= survey.lines:
+            if answers.counts[output.out] + failures.counts[output.failed] >= survey.lines:
                 complete.append(shard)
     missing = [
         number
