@@ -15,7 +15,7 @@ from .._errors import ConfigurationError
 from .input_lines import ALL_LINES, CsvRecords, JsonLines, Lines, Shard, Survey
 from .json_text import Template
 from .progress import Price
-from .request_formats import Format, InvalidLineError, Values, check_url, join_url, parse_url
+from .request_formats import Format, InvalidLineError, Values, join_url, parse_url
 
 QUICK_COMMANDS: Final = "https://genai-code-buddy-api.stackspot.com"
 """Where StackSpot runs quick commands."""
@@ -111,9 +111,9 @@ class Options:
                 raise ConfigurationError("--body needs a url: pass --base-url")
             return
         try:
-            check_url(self.base_url, "--base-url")
-        except InvalidLineError as error:
-            raise ConfigurationError(str(error)) from error
+            parse_url(self.base_url)
+        except ValueError as error:
+            raise ConfigurationError(f"--base-url is not a url: {error}") from error
         unwanted = _UNWANTED.search(self.base_url)
         if unwanted is not None:
             raise ConfigurationError(

@@ -144,7 +144,10 @@ class Format:
             if self.base_url is None:
                 raise InvalidLineError(f'"url" is relative ({url}): pass --base-url')
             url = join_url(self.base_url, url)
-        return check_url(url, '"url"')
+        try:
+            return parse_url(url)
+        except ValueError as error:
+            raise InvalidLineError(f'"url" is not a url: {error}') from None
 
 
 def _body(values: Values, method: str) -> bytes | None:
@@ -162,14 +165,6 @@ def join_url(base: str, path: str) -> str:
     base, _, query = base.partition("?")
     url = base.rstrip("/") + ("" if path.startswith(("/", "?")) else "/") + path
     return url if not query else f"{url}{'&' if '?' in url else '?'}{query}"
-
-
-def check_url(url: str, what: str) -> httpx.URL:
-    """The url, if requests can be sent to it."""
-    try:
-        return parse_url(url)
-    except ValueError as error:
-        raise InvalidLineError(f"{what} is not a url: {error}") from None
 
 
 # Parsing is slow, and most inputs use a single url.
