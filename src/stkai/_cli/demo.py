@@ -21,12 +21,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from .._auth import ClientCredentialsAuthProvider
 from .._builder import build_client
 from .._clock import SystemClock
 from .._errors import digits
 from ..stores import FileStore
 from ..testing import QuotaServer
+from ..transports._auth.provider import StaticToken
 from ..transports._limits.quota_limiters import AimdLimiter, TokenBucket
 
 SEARCHING: Final = "adaptive, no numbers"
@@ -96,16 +96,16 @@ class Batch:
         `show` is called ten times a second, with how many requests the server has accepted and refused so far.
         """
         with (
-            QuotaServer(self.quota, self.window, latency=(0.01, 0.03)) as server,
+            QuotaServer(self.quota, self.window, latency=(0.01, 0.03), auth_required=False) as server,
             tempfile.TemporaryDirectory(prefix="stkai-demo-") as directory,
             ProcessPoolExecutor(
                 self.processes, multiprocessing.get_context("spawn"), max_tasks_per_child=1
             ) as pool,
         ):
-            target = _Endpoint(
-                server.create_url(), server.token_url, server.client_id, server.client_secret, directory
-            )
-            workers = [pool.submit(_work, self, strategy, target) for _ in range(self.processes)]
+            url = server.create_url()
+            workers = [
+                pool.submit(_work, self, strategy, number, url, directory) for number in range(self.processes)
+            ]
             while wait(workers, _REFRESH).not_done:
                 show(*(server.count(path=_PATH, status=status) for status in _STATUSES))
             reports = [worker.result() for worker in workers if worker.exception() is None]
@@ -135,17 +135,6 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class _Endpoint:
-    """Where a worker sends, its credentials, and the directory of the shared quota."""
-
-    url: str
-    token_url: str
-    client_id: str
-    client_secret: str
-    directory: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Report:
     """How long a process's successful calls took, how many failed, and the rate that it has found, if it had to."""
 
@@ -154,21 +143,17 @@ class _Report:
     rate: float | None
 
 
-def _work(batch: Batch, strategy: str, target: _Endpoint) -> _Report:
-    """One process: a client of its own, shared by its threads."""
-    clock = SystemClock()
-    provider = ClientCredentialsAuthProvider(target.client_id, target.client_secret, target.token_url)
-    limiter = _limiter(batch, strategy, target.directory)
-    with (
-        build_client(auth=provider, rate_limit=limiter) as client,
-        ThreadPoolExecutor(batch.threads) as pool,
-    ):
+def _work(batch: Batch, strategy: str, number: int, url: str, directory: str) -> _Report:
+    """One process: a client with a token of its own, shared by its threads; the directory is that of the share."""
+    clock, token = SystemClock(), StaticToken(f"process-{number}")
+    limiter = _limiter(batch, strategy, directory)
+    with build_client(auth=token, rate_limit=limiter) as client, ThreadPoolExecutor(batch.threads) as pool:
 
         def send(request: int) -> float | None:
             """The duration of a call; None if it failed."""
             start = clock.monotonic()
             try:
-                answer = client.post(target.url, {"input_data": f"request {request}"})
+                answer = client.post(url, {"input_data": f"request {request}"})
             except httpx.HTTPError:
                 return None
             return clock.monotonic() - start if answer.is_success else None
