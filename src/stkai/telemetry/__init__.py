@@ -3,10 +3,10 @@
 Each listener imports what it needs when it is created.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from .._errors import missing_extra
 from ..events import Event
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class OpenTelemetryListener:
         tracer_provider: where spans go; by default the global one.
 
     Raises:
-        ImportError: opentelemetry-api is missing.
+        ConfigurationError: opentelemetry-api is missing.
     """
 
     def __init__(
@@ -37,8 +37,10 @@ class OpenTelemetryListener:
         meter_provider: "MeterProvider | None" = None,
         tracer_provider: "TracerProvider | None" = None,
     ) -> None:
-        with _needing("OpenTelemetryListener", "otel"):
+        try:
             from ._opentelemetry import Spans, recorder_of
+        except ImportError as error:
+            raise missing_extra("OpenTelemetryListener", "otel") from error
         self._record: Callable[[Event], None] = recorder_of(meter_provider)
         self._spans: Callable[[Event], None] = Spans(tracer_provider)
 
@@ -57,22 +59,15 @@ class PrometheusListener:
         registry: where the metrics are registered; by default `prometheus_client.REGISTRY`.
 
     Raises:
-        ImportError: prometheus-client is missing.
+        ConfigurationError: prometheus-client is missing.
     """
 
     def __init__(self, registry: "CollectorRegistry | None" = None) -> None:
-        with _needing("PrometheusListener", "prometheus"):
+        try:
             from ._prometheus import recorder_of
+        except ImportError as error:
+            raise missing_extra("PrometheusListener", "prometheus") from error
         self._record: Callable[[Event], None] = recorder_of(registry)
 
     def __call__(self, event: Event) -> None:
         self._record(event)
-
-
-@contextmanager
-def _needing(name: str, extra: str) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        msg = f"{name} needs more packages: pip install 'stkai[{extra}]' ({error})"
-        raise ImportError(msg, name=error.name) from error
