@@ -31,7 +31,7 @@ from ..transports._options import OPTIONS, UNSET, RequestOptions
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES
 from ..transports._retry.retry_after import retry_after
 from .options import Options
-from .watch import LINE, LineInFlight, asend_watched
+from .watch import LineInFlight, asend_watched
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
@@ -87,9 +87,10 @@ class BatchClient:
         self._client = AsyncHttpClient(stack.build_async(wire))
         self._unlimited = AsyncHttpClient(StackBuilder(signed).build_async(wire))
 
-    def extensions(self, line: LineInFlight) -> dict[str, Any]:
+    @property
+    def extensions(self) -> dict[str, Any]:
         """The extensions of a line's request."""
-        return {OPTIONS: self._call, "timeout": self.timeouts, LINE: line}
+        return {OPTIONS: self._call, "timeout": self.timeouts}
 
     async def send(self, line: LineInFlight, request: httpx.Request) -> httpx.Response:
         """The answer to a line's request, which is sent with retries and within the limits.

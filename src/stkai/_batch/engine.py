@@ -3,15 +3,7 @@
 import asyncio
 import sys
 from collections import deque
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterable,
-)
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from contextvars import copy_context
@@ -26,8 +18,6 @@ from .._event_loops import asyncio_loop
 
 AsyncSend = Callable[[int, httpx.Request], Awaitable[httpx.Response]]
 """Sends the request with this index."""
-
-Requests = Iterable[httpx.Request] | AsyncIterable[httpx.Request]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +35,6 @@ class Outcome:
     request: httpx.Request
     response: httpx.Response | None
     error: Exception | None
-
-
-Wants = Callable[[int], bool]
-"""Whether to send the request with this index; asked in the order of the indices."""
 
 
 class BackgroundTask:
@@ -89,28 +75,16 @@ async def _acquire(semaphore: anyio.Semaphore) -> None:
         await semaphore.acquire()
 
 
-async def _numbered(requests: Requests, wants: Wants) -> AsyncGenerator[tuple[int, httpx.Request], None]:
-    """The requests to send, with their indices."""
-    index = 0
-    if isinstance(requests, AsyncIterable):
-        async for request in requests:
-            if wants(index):
-                yield index, request
-            index += 1
-    else:
-        for index, request in enumerate(requests):
-            if wants(index):
-                yield index, request
-
-
 class OutcomesInTasks:
-    """Sends all requests, at most `most` at a time, in an `async with` block; iterate over their outcomes in it.
+    """Sends requests with their indices, at most `most` at a time, in an `async with` block; iterate over the outcomes.
 
     It is no async generator, since asyncio closes all of these at once when its loop ends: one inside another fails.
     """
 
-    def __init__(self, send: AsyncSend, requests: Requests, most: int, wants: Wants) -> None:
-        self._send, self._requests, self._wants = send, requests, wants
+    def __init__(
+        self, send: AsyncSend, requests: AsyncGenerator[tuple[int, httpx.Request], None], most: int
+    ) -> None:
+        self._send, self._requests = send, requests
         self._places = anyio.Semaphore(most)
         """One is taken for each request that is read, and given back when its outcome is handed out."""
         self._finished: deque[Outcome | BaseException | None] = deque()
@@ -146,8 +120,8 @@ class OutcomesInTasks:
             async with anyio.create_task_group() as group:
                 try:
                     await _acquire(self._places)
-                    async with aclosing(_numbered(self._requests, self._wants)) as numbered:
-                        async for index, request in numbered:
+                    async with aclosing(self._requests) as requests:
+                        async for index, request in requests:
                             self._new[index] = self._work(index, request)
                             group.start_soon(self._new.__getitem__, index)
                             await _acquire(self._places)
@@ -185,22 +159,20 @@ class OutcomesInTasks:
 
 def outcomes_in_threads(
     send: Callable[[int, httpx.Request], httpx.Response],
-    requests: Iterable[httpx.Request],
+    requests: Iterator[tuple[int, httpx.Request]],
     most: int,
-    wants: Wants,
     end: Callable[[], object],
 ) -> Generator[Outcome, None, None]:
     """The same in threads; the requests are read in the caller's. `end` drops those that have not been sent."""
     finished: SimpleQueue[Future[httpx.Response]] = SimpleQueue()
     pending: dict[Future[httpx.Response], tuple[int, httpx.Request]] = {}
-    reading = ((index, request) for index, request in enumerate(requests) if wants(index))
     has_ended, failure = False, None
     pool = ThreadPoolExecutor(most, thread_name_prefix="stkai.send_all")
     try:
         while True:
             while len(pending) < most and not has_ended:
                 try:
-                    index, request = next(reading)
+                    index, request = next(requests)
                 except StopIteration:
                     has_ended = True
                 except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes

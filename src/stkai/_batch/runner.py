@@ -3,7 +3,7 @@
 A failure is reported as a code for programs and a message for people.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from uuid import uuid5
@@ -24,7 +24,7 @@ from .json_text import Part
 from .outputs import UNKNOWN, LineFailure, OutputLine, body_of
 from .progress import visible
 from .request_formats import InvalidLineError
-from .watch import DroppedError, LineInFlight, RunState, line_of
+from .watch import DroppedError, LineInFlight, RunState
 
 _PAUSE: Final = 0.05
 """Seconds between checks of an input that is still being copied."""
@@ -72,14 +72,14 @@ class Runner:
     async def run(self) -> None:
         """Work until every line has an outcome, or the run must end."""
         most = self._options.max_in_flight
-        async with OutcomesInTasks(self._send, self._requests(), most, lambda _: True) as outcomes:
+        async with OutcomesInTasks(self._send, self._requests(), most) as outcomes:
             async for outcome in outcomes:
-                await self._settle(line_of(outcome.request).number, self._entry(outcome))
+                await self._settle(outcome.index, self._entry(outcome))
 
     # From a line to its request
 
-    async def _requests(self) -> AsyncIterator[httpx.Request]:
-        """The requests of lines that have no outcome yet, until the run is ending."""
+    async def _requests(self) -> AsyncGenerator[tuple[int, httpx.Request], None]:
+        """The requests of lines that have no outcome yet, with their numbers, until the run is ending."""
         for item in self._job.lines:
             while self._outputs.held > _HELD * self._options.max_in_flight and self.ending is None:
                 await self._clock.asleep(_PAUSE)
@@ -92,7 +92,7 @@ class Runner:
             if isinstance(made, OutputLine):
                 await self._settle(made.number, made)
             elif made is not None:
-                yield made
+                yield item[0], made
 
     def _request(self, number: int, read: ReadLine) -> httpx.Request | OutputLine | None:
         """The request for a line, or its failure if it is not sent; None if there is nothing to do."""
@@ -114,11 +114,11 @@ class Runner:
         except InvalidLineError as error:
             failure = LineFailure("invalid_line", f"{where}: {error}")
             return OutputLine.of(number, error.custom_id, failure)
-        line = self.in_flight[number] = LineInFlight(self._state, number, target.custom_id, execution)
-        return target.request(str(uuid5(job.id, f"line-{number}")), self._client.extensions(line))
+        self.in_flight[number] = LineInFlight(self._state, number, target.custom_id, execution)
+        return target.request(str(uuid5(job.id, f"line-{number}")), self._client.extensions)
 
-    async def _send(self, _: int, request: httpx.Request) -> httpx.Response:
-        line = line_of(request)
+    async def _send(self, number: int, request: httpx.Request) -> httpx.Response:
+        line = self.in_flight[number]
         with line.scope:
             return await self._client.send(line, request)
         raise DroppedError
@@ -127,8 +127,7 @@ class Runner:
 
     def _entry(self, outcome: Outcome) -> OutputLine | None:
         """What to write for a line; None if it was not sent, so that a resumed job sends it."""
-        line, error, response = line_of(outcome.request), outcome.error, outcome.response
-        del self.in_flight[line.number]
+        line, error, response = self.in_flight.pop(outcome.index), outcome.error, outcome.response
         if response is None:
             response = getattr(error, "response", None)
         if isinstance(error, WriteError):

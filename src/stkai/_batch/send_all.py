@@ -24,11 +24,13 @@ from .._errors import ConfigurationError, InvalidArgumentError, OutcomeUnknownEr
 from .._families import alike
 from ..transports._call import ATTEMPT, copy_request
 from .append_file import WriteError
-from .engine import Outcome, OutcomesInTasks, Requests, outcomes_in_threads
+from .engine import Outcome, OutcomesInTasks, outcomes_in_threads
 from .journal import Journal, LineState, LineStates, Recovered
 from .watch import RunState, Watch, asend_watched, send_watched
 
 T = TypeVar("T")
+
+Requests = Iterable[httpx.Request] | AsyncIterable[httpx.Request]
 
 JournalPath = str | os.PathLike[str]
 
@@ -167,6 +169,20 @@ def _recovered(journal: Journal) -> Recovered:
     return journal.recover(LineStates())
 
 
+async def _wanted(requests: Requests, log: _OutcomeLog) -> AsyncGenerator[tuple[int, httpx.Request], None]:
+    """The requests to send, with their indices."""
+    index = 0
+    if isinstance(requests, AsyncIterable):
+        async for request in requests:
+            if log.wants(index):
+                yield index, request
+            index += 1
+    else:
+        for index, request in enumerate(requests):
+            if log.wants(index):
+                yield index, request
+
+
 async def _asend_all(
     send: Callable[[httpx.Request, Watch], Awaitable[httpx.Response]],
     requests: Requests,
@@ -174,7 +190,7 @@ async def _asend_all(
     path: JournalPath | None,
 ) -> AsyncGenerator[Outcome, None]:
     with closing(_OutcomeLog(path, most)) as log:
-        async with OutcomesInTasks(partial(log.send, send), requests, most, log.wants) as outcomes:
+        async with OutcomesInTasks(partial(log.send, send), _wanted(requests, log), most) as outcomes:
             async for outcome in outcomes:
                 with log.handing_out(outcome):
                     yield outcome
@@ -187,7 +203,8 @@ def _send_all(
     path: JournalPath | None,
 ) -> Generator[Outcome, None, None]:
     with closing(_OutcomeLog(path, most)) as log:
-        sent = outcomes_in_threads(partial(log.send, send), requests, most, log.wants, log.ending.run)
+        wanted = (item for item in enumerate(requests) if log.wants(item[0]))
+        sent = outcomes_in_threads(partial(log.send, send), wanted, most, log.ending.run)
         with closing(sent) as outcomes:
             for outcome in outcomes:
                 with log.handing_out(outcome):

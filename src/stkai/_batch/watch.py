@@ -21,9 +21,6 @@ from ..transports._retry.policy import REFUSED_STATUS
 from .append_file import WriteError
 from .journal import Journal
 
-LINE: Final = "stkai.batch.line"
-"""The request extension that holds the line."""
-
 _REFUSED: Final = REFUSED_STATUS | {httpx.codes.UNAUTHORIZED}
 """Answers that prove that the request did not run."""
 
@@ -125,12 +122,6 @@ class LineInFlight(Watch):
         self.may_drop = True
         if self.run.ending.is_done:
             self.drop()
-
-
-def line_of(request: httpx.Request) -> LineInFlight:
-    """The line that a request is for."""
-    line: LineInFlight = request.extensions[LINE]
-    return line
 
 
 def send_watched(client: HttpClient, request: httpx.Request, watch: Watch) -> httpx.Response:
