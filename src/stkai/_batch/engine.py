@@ -1,6 +1,5 @@
 """Sends many requests, a few at a time, in tasks or in threads, and yields their outcomes as calls finish."""
 
-import asyncio
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterator
@@ -37,36 +36,6 @@ class Outcome:
     error: Exception | None
 
 
-class BackgroundTask:
-    """A task that is cancelled when it is closed, on asyncio and trio.
-
-    A task group would stay open while the async generator around it is suspended, and its cancel scope would then
-    enclose the caller's code. This task belongs to the event loop instead. It must raise nothing but the
-    cancellation.
-    """
-
-    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._scope, self._has_ended = anyio.CancelScope(), anyio.Event()
-        if asyncio_loop() is not None:
-            self._task = asyncio.get_running_loop().create_task(self._run(work))
-        else:
-            trio: Any = sys.modules["trio"]
-            trio.lowlevel.spawn_system_task(self._run, work, context=copy_context())
-
-    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        try:
-            with self._scope:
-                await work()
-        finally:
-            self._has_ended.set()
-
-    async def close(self) -> None:
-        """Cancel it, and return when it has ended."""
-        self._scope.cancel()
-        with anyio.CancelScope(shield=True):
-            await self._has_ended.wait()
-
-
 async def _acquire(semaphore: anyio.Semaphore) -> None:
     """Acquire it without letting other tasks run if that is possible."""
     try:
@@ -79,6 +48,8 @@ class OutcomesInTasks:
     """Sends requests with their indices, at most `most` at a time, in an `async with` block; iterate over the outcomes.
 
     It is no async generator, since asyncio closes all of these at once when its loop ends: one inside another fails.
+    The work is a task of the event loop, on asyncio and trio. A task group would stay open while the async generator
+    around it is suspended, and its cancel scope would then enclose the caller's code.
     """
 
     def __init__(
@@ -91,13 +62,21 @@ class OutcomesInTasks:
         self._arrivals = anyio.Semaphore(0)
         self._new: dict[int, Coroutine[Any, Any, None]] = {}
         """The work whose task has not begun."""
+        self._scope, self._has_ended = anyio.CancelScope(), anyio.Event()
 
     async def __aenter__(self) -> Self:
-        self._task = BackgroundTask(self._feed)
+        loop = asyncio_loop()
+        if loop is not None:
+            self._task = loop.create_task(self._run())
+        else:
+            trio: Any = sys.modules["trio"]
+            trio.lowlevel.spawn_system_task(self._run, context=copy_context())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._task.close()
+        self._scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await self._has_ended.wait()
 
     def __aiter__(self) -> Self:
         return self
@@ -112,6 +91,13 @@ class OutcomesInTasks:
             raise outcome
         self._places.release()
         return outcome
+
+    async def _run(self) -> None:
+        try:
+            with self._scope:
+                await self._feed()
+        finally:
+            self._has_ended.set()
 
     async def _feed(self) -> None:
         """Read the requests to their end, start each once there is a place, and wait until all have ended."""
