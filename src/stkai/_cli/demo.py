@@ -29,20 +29,10 @@ from ..testing import QuotaServer
 from ..transports._auth.provider import StaticToken
 from ..transports._limits.quota_limiters import AimdLimiter, TokenBucket
 
-SEARCHING: Final = "adaptive, no numbers"
-STRATEGIES: Final = ("no limiter", "token bucket", "adaptive", SEARCHING, "shared")
 _PATH: Final = "/v1/quick-commands"
 _STATUSES: Final = (httpx.codes.OK, httpx.codes.TOO_MANY_REQUESTS)
 _REFRESH: Final = 0.1
 """Seconds between two reports of the progress."""
-_KNOWS: Final = {
-    "no limiter": "retries only",
-    "token bucket": "given its part",
-    "adaptive": "given the quota",
-    SEARCHING: "given nothing",
-    "shared": "permits through a file",
-}
-"""What each process of a strategy knows of the quota and of the others."""
 _FIGURES: Final = ("sent", "ok", "429", "failed", "p50 s", "p95 s")
 _NAMES: Final = 23
 """Width of the first column, in characters."""
@@ -134,6 +124,27 @@ class Batch:
         )
 
 
+SEARCHING: Final = "adaptive, no numbers"
+_LIMITERS: Final[dict[str, tuple[str, Callable[[Batch, str], TokenBucket | AimdLimiter | None]]]] = {
+    "no limiter": ("retries only", lambda *_: None),
+    "token bucket": (
+        "given its part",
+        lambda batch, _: TokenBucket(batch.quota / batch.processes, batch.window, burst=1),
+    ),
+    "adaptive": ("given the quota", lambda batch, _: AimdLimiter(batch.quota, batch.window)),
+    SEARCHING: ("given nothing", lambda *_: AimdLimiter()),
+    "shared": (
+        "permits through a file",
+        lambda batch, folder: TokenBucket(
+            batch.quota, batch.window, burst=1, share="demo", store=FileStore(folder)
+        ),
+    ),
+}
+"""For each strategy, what each process knows of the quota and of the others, and its limiter."""
+
+STRATEGIES: Final = tuple(_LIMITERS)
+
+
 @dataclass(frozen=True, slots=True)
 class _Report:
     """How long a process's successful calls took, how many failed, and the rate that it has found, if it had to."""
@@ -146,7 +157,7 @@ class _Report:
 def _work(batch: Batch, strategy: str, number: int, url: str, directory: str) -> _Report:
     """One process: a client with a token of its own, shared by its threads; the directory is that of the share."""
     clock, token = SystemClock(), StaticToken(f"process-{number}")
-    limiter = _limiter(batch, strategy, directory)
+    limiter = _LIMITERS[strategy][1](batch, directory)
     with build_client(auth=token, rate_limit=limiter) as client, ThreadPoolExecutor(batch.threads) as pool:
 
         def send(request: int) -> float | None:
@@ -162,19 +173,6 @@ def _work(batch: Batch, strategy: str, number: int, url: str, directory: str) ->
     seconds = [duration for duration in durations if duration is not None]
     rate = limiter.rate if limiter is not None and strategy == SEARCHING else None
     return _Report(seconds, len(durations) - len(seconds), rate)
-
-
-def _limiter(batch: Batch, strategy: str, directory: str) -> TokenBucket | AimdLimiter | None:
-    """What each process knows: its part of the quota, the quota, or nothing."""
-    if strategy == "token bucket":
-        return TokenBucket(batch.quota / batch.processes, batch.window, burst=1)
-    if strategy == "adaptive":
-        return AimdLimiter(batch.quota, batch.window)
-    if strategy == SEARCHING:
-        return AimdLimiter()
-    if strategy == "shared":
-        return TokenBucket(batch.quota, batch.window, burst=1, share="demo", store=FileStore(directory))
-    return None
 
 
 def demo(
@@ -234,7 +232,7 @@ def _table(runs: Sequence[StrategyRun], batch: Batch, width: int) -> Table:
 def _knowledge(run: StrategyRun, batch: Batch) -> str:
     """What the processes knew, or what they have found."""
     if run.found is None:
-        return _KNOWS.get(run.name, "")
+        return _LIMITERS[run.name][0]
     return f"found {digits(run.found)} of {digits(batch.quota / batch.window)}/s"
 
 
