@@ -60,8 +60,13 @@ class BatchJob:
     def _to_files(self) -> Outputs:
         options, paths = self._options, Paths.of(self._options.out or "")
         _check_paths(options, paths)
-        if not paths.journal.exists() or read_header(paths.journal) is None:
-            _check_ours(options, paths)
+        is_job = paths.journal.exists() and read_header(paths.journal) is not None
+        for path in (paths.out, paths.failed):
+            if path.exists() and not is_job and not options.restart:
+                raise ConfigurationError(
+                    f"{path} exists but has no journal next to it, so it is not the output of a job:"
+                    " choose another name with -o, or pass --restart to overwrite it"
+                )
         self.journal = journal = self._stack.enter_context(closing(Journal(paths.journal)))
         if journal.header is not None and not options.goes_on and not options.restart:
             msg = f"{paths.journal} is the journal of a job: pass --resume to continue it, or --restart to start over"
@@ -164,16 +169,6 @@ def _check_paths(options: Options, paths: Paths) -> None:
                 raise ConfigurationError(
                     f"{path} is both an input and an output: choose another name with -o"
                 )
-
-
-def _check_ours(options: Options, paths: Paths) -> None:
-    """Refuse to overwrite files that are not outputs of a job."""
-    for path in (paths.out, paths.failed):
-        if path.exists() and not options.restart:
-            raise ConfigurationError(
-                f"{path} exists but has no journal next to it, so it is not the output of a job:"
-                " choose another name with -o, or pass --restart to overwrite it"
-            )
 
 
 def _check_same(plan: JobPlan, header: Header, paths: Paths) -> None:
