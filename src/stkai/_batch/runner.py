@@ -67,7 +67,7 @@ class Runner:
             self.ending = Ending(kind, message)
             self._state.ending.run()
             for line in list(self.in_flight.values()):
-                line.drop()
+                line.end_with_run()
 
     async def run(self) -> None:
         """Work until every line has an outcome, or the run must end."""

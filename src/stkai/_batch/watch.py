@@ -52,11 +52,12 @@ class RunState:
 class Watch:
     """Watches one request: the journal, if there is one, records that it goes to the wire, or did not run.
 
-    Its number is that of its line; for `send_all`, its index.
+    Its number is that of its line; for `send_all`, its index. It `may_drop` while it was not sent, or was refused.
     """
 
     def __init__(self, run: RunState, number: int) -> None:
         self.run, self.number = run, number
+        self.may_drop = True
 
     def about_to_send(self) -> Operation | None:
         """Called right before an attempt goes to the wire; may ask for an operation first.
@@ -69,7 +70,8 @@ class Watch:
             raise DroppedError
         if self.run.journal is not None:
             self.run.journal.sent(self.number)
-        return None
+        self.may_drop = False
+        return self.run.commit
 
     def not_sent(self) -> None:
         """Called after an attempt, if all attempts so far prove that the request did not run."""
@@ -77,6 +79,7 @@ class Watch:
             # If that fails, it counts as sent, which is safe, and the next one is not sent.
             with suppress(WriteError):
                 self.run.journal.not_sent(self.number)
+        self.may_drop = True
 
 
 class LineInFlight(Watch):
@@ -85,29 +88,23 @@ class LineInFlight(Watch):
     Attributes:
         custom_id: as JSON.
         execution: the id of the execution that it created, once known.
-        may_drop: whether it can be dropped when the run ends: it was not sent, or was refused, or can be polled later.
+        may_drop: also once it can be polled later.
         scope: of its task.
     """
 
     def __init__(self, run: RunState, number: int, custom_id: str, execution: str | None = None) -> None:
         super().__init__(run, number)
         self.custom_id, self.execution = custom_id, execution
-        self.may_drop = True
         self.scope = anyio.CancelScope()
 
-    def drop(self) -> None:
-        """End its task, if the line may be dropped."""
-        if self.may_drop:
+    def end_with_run(self) -> None:
+        """End its task if the run is ending, and the line may be dropped."""
+        if self.may_drop and self.run.ending.is_done:
             self.scope.cancel()
-
-    def about_to_send(self) -> Operation | None:
-        super().about_to_send()
-        self.may_drop = False
-        return self.run.commit
 
     def not_sent(self) -> None:
         super().not_sent()
-        self._may_be_dropped()
+        self.end_with_run()
 
     async def created(self, execution: str) -> None:
         """The line has created an execution, which a resumed job goes on polling."""
@@ -116,12 +113,8 @@ class LineInFlight(Watch):
             self.run.journal.execution(self.number, execution)
             if self.run.commit is not None:
                 await self.run.journal.commit()
-        self._may_be_dropped()
-
-    def _may_be_dropped(self) -> None:
         self.may_drop = True
-        if self.run.ending.is_done:
-            self.drop()
+        self.end_with_run()
 
 
 def send_watched(client: HttpClient, request: httpx.Request, watch: Watch) -> httpx.Response:
