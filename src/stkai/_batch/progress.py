@@ -132,7 +132,7 @@ class Progress:
     waiting: int = 0
     tokens: str = ""
 
-    def text(self, rate: float, left: float | None) -> str:
+    def text(self, rate: float) -> str:
         """One line: `41 % 872/3,000 | 812/s | 9 waiting for quota | 3 failed | 12.4M tokens $1.86 | ETA 12:04`."""
         total = self.total
         share = "" if total is None else f"{100 * self.finished // total if total else 100} % "
@@ -144,8 +144,8 @@ class Progress:
         parts.append(f"{self.failed:,} failed")
         if self.tokens:
             parts.append(self.tokens)
-        if left is not None:
-            parts.append(f"ETA {show_time(left)}")
+        if rate and total is not None:
+            parts.append(f"ETA {show_time((total - self.finished) / rate)}")
         return " | ".join(parts)
 
 
@@ -161,10 +161,8 @@ class Display:
 
     def text(self, now: float, progress: Progress) -> str:
         """The progress at an instant (monotonic seconds), with the rate of this run."""
-        finished, total = progress.finished, progress.total
-        began, before = self._start = self._start or (now, finished)
-        rate = (finished - before) / (now - began) if now > began else 0.0
-        return progress.text(rate, (total - finished) / rate if rate and total is not None else None)
+        began, before = self._start = self._start or (now, progress.finished)
+        return progress.text((progress.finished - before) / (now - began) if now > began else 0.0)
 
     def show(self, now: float, progress: Progress) -> None:
         """Show the progress."""
