@@ -236,6 +236,7 @@ def test_a_system_without_file_locks_is_a_configuration_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.delattr(os, "O_CLOEXEC")  # Windows has none.
     with pytest.raises(ConfigurationError, match="Linux"):
         Journal(tmp_path / "journal")
 
