@@ -28,7 +28,7 @@ def __dir__() -> list[str]:
 
 Count = Literal["total", "input", "output"]
 
-_CHARACTERS_PER_TOKEN: Final = 4
+CHARACTERS_PER_TOKEN: Final = 4
 """OpenAI's rule of thumb for English text: https://help.openai.com/en/articles/4936856"""
 
 _MOST_OUTPUT: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
@@ -107,7 +107,7 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
                 return float(len(self._tokenizer(text)))
             except Exception as error:  # noqa: BLE001 - user code; a rough estimate is better than a call that fails
                 raise_interrupt(error)
-        return len(text) / _CHARACTERS_PER_TOKEN
+        return len(text) / CHARACTERS_PER_TOKEN
 
     def __repr__(self) -> str:
         return f"llm_tokens({self._count!r})"
@@ -169,7 +169,7 @@ def _tokens_of_length(request: httpx.Request, length: int | str | None) -> float
         known = int(length or 0)
     except ValueError:
         known = 0
-    return (_number(known) or 0.0) / _CHARACTERS_PER_TOKEN if _TEXTUAL.match(kind) else 0.0
+    return (_number(known) or 0.0) / CHARACTERS_PER_TOKEN if _TEXTUAL.match(kind) else 0.0
 
 
 def _texts(body: object) -> Iterator[str | None]:

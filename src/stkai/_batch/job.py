@@ -11,6 +11,7 @@ from typing import Final
 from .._clock import unique_key
 from .._config import STKAI
 from .._errors import ConfigurationError
+from ..costs import CHARACTERS_PER_TOKEN
 from .input_lines import Lines, StdinCopy, Survey, ends_complete, sha256
 from .journal import Header, Journal, LineState, Recovered, read_header
 from .merge import sort_file
@@ -21,8 +22,6 @@ from .request_formats import InvalidLineError
 
 _SHOWN: Final = 20
 """How many lines a dry run lists for each kind of problem."""
-
-_BYTES_PER_TOKEN: Final = 4
 
 
 class BatchJob:
@@ -257,7 +256,7 @@ def _report(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
 
 
 def _estimate(options: Options, requests: int, size: int, say: Callable[[str], None]) -> None:
-    tokens, price = size / _BYTES_PER_TOKEN, options.prices
+    tokens, price = size / CHARACTERS_PER_TOKEN, options.prices
     cost = "" if price is None else f", {show_dollars(price.dollars(round(tokens), 0))} for the input alone"
     say(
         f"{count(requests, 'request')}, {show_count(size)} bytes, about {show_count(tokens)} input tokens{cost}"
