@@ -14,7 +14,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from .._clock import Clock, uniform
-from ._replies import Answer, Fault, FaultQueue, Hang, Reply, RequestRecord, Reset
+from ._replies import Answer, Fault, Hang, Reply, RequestRecord, Reset
 from ._service import API, Service
 
 _SETTLE = 0.01  # seconds before a reset, so that the client has taken in the bytes that came before it
@@ -28,7 +28,8 @@ class App:
     """Everything that makes up one running server."""
 
     service: Service
-    faults: FaultQueue
+    faults: list[tuple[str, Fault]]
+    """Those that wait for requests, and where the paths of these begin."""
     log: deque[RequestRecord]
     clock: Clock
     latency: tuple[float, float]
@@ -54,7 +55,7 @@ class App:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         record = await self._record(request)
         self.log.append(record)
-        fault = self.faults.take(record.path)
+        fault = self._fault_for(record.path)
         if isinstance(fault, Reset) and fault.at == "start":
             return _reset(request)
         if isinstance(fault, Hang):
@@ -86,6 +87,14 @@ class App:
             body=body,
             connection=self.connections[connection],
         )
+
+    def _fault_for(self, path: str) -> Fault:
+        """The next fault for such a request. Only this thread takes any; others add some."""
+        for index, (prefix, fault) in enumerate(self.faults):
+            if path.startswith(prefix):
+                del self.faults[index]
+                return fault
+        return Fault()
 
     def _reply(self, record: RequestRecord, fault: Fault) -> Reply:
         """The answer, dated by this server's clock, whatever time that shows."""

@@ -6,7 +6,6 @@ quota is used); with the others the service has done its work, and only the answ
 
 import gzip
 import json
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from http.client import responses
@@ -212,29 +211,3 @@ class Edit(Fault):
         content = {**json.loads(reply.body), **self.fields}
         body = json.dumps({key: value for key, value in content.items() if value is not None})
         return replace(reply, pieces=(body.encode(),))
-
-
-class FaultQueue:
-    """The faults that wait for requests, in order."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._faults: list[tuple[str, Fault]] = []
-
-    def add(self, faults: Iterable[Fault | int | None], path: str) -> None:
-        """Queue one fault for each of the next requests whose path starts with `path`."""
-        wanted = [Answer(fault) if isinstance(fault, int) else fault or Fault() for fault in faults]
-        with self._lock:
-            self._faults.extend((path, fault) for fault in wanted)
-
-    def take(self, path: str) -> Fault:
-        """The fault for a request."""
-        with self._lock:
-            for index, (prefix, fault) in enumerate(self._faults):
-                if path.startswith(prefix):
-                    del self._faults[index]
-                    return fault
-        return Fault()
-
-    def __len__(self) -> int:
-        return len(self._faults)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 from .._checks import SECONDS, check_choice, check_number, clock_or_system
 from .._clock import Clock
 from .._errors import missing_extra
-from ._replies import Fault, FaultQueue, RequestRecord
+from ._replies import Answer, Fault, RequestRecord
 from ._service import (
     API,
     TOKEN_PATH,
@@ -90,7 +90,7 @@ class QuotaServer:
         self.client_id = client_id
         self.client_secret = client_secret
         self._clock = clock_or_system(clock)
-        self._faults = FaultQueue()
+        self._faults: list[tuple[str, Fault]] = []
         self._log: deque[RequestRecord] = deque()
         self._connection_numbers = count(1)
         self._port: int | None = None
@@ -179,7 +179,8 @@ class QuotaServer:
         None lets one through. A status, an `Answer` and `Reset("start")` replace the service, which does not see the
         request; with the others, it has done its work (and counted the request), and only the answer suffers.
         """
-        self._faults.add(faults, path)
+        wanted = [Answer(fault) if isinstance(fault, int) else fault or Fault() for fault in faults]
+        self._faults += [(path, fault) for fault in wanted]
 
     @property
     def faults_left(self) -> int:
