@@ -2,7 +2,7 @@
 
 import pytest
 
-from stkai.telemetry._metrics import OTHER, BoundedWords, cause_of, error_type
+from stkai.telemetry._metrics import OTHER, bounded, cause_of, error_type
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_an_error_is_a_class_or_a_status_from_400_up() -> None:
 
 
 def test_values_beyond_the_two_hundredth_share_one_label() -> None:
-    bounded = BoundedWords()
-    assert len({bounded(str(number)) for number in range(1000)}) == 201
-    assert bounded("7") == "7"
-    assert bounded("700") == OTHER
+    known = set[str]()
+    assert len({bounded(str(number), known) for number in range(1000)}) == 201
+    assert bounded("7", known) == "7"
+    assert bounded("700", known) == OTHER

@@ -135,19 +135,12 @@ METRICS: Final = (
 # fmt: on
 
 
-class BoundedWords:
-    """Lets through a limited number of distinct words, and returns `_OTHER` for the rest."""
-
-    def __init__(self) -> None:
-        self._known: set[str] = set()
-
-    def __call__(self, word: str) -> str:
-        if word in self._known:
-            return word
-        if len(self._known) >= _MOST:
-            return OTHER
-        self._known.add(word)
-        return word
+def bounded(word: str, known: set[str]) -> str:
+    """The word if it is one of the known ones, which it may join while they are few; else what stands for the rest."""
+    if word not in known and len(known) >= _MOST:
+        return OTHER
+    known.add(word)
+    return word
 
 
 def method_of(method: str) -> str:
@@ -203,13 +196,13 @@ class Recorder:
 
     def __init__(self, made: Callable[[Metric], Callable[[float, Labels], object]]) -> None:
         self._record = {metric: made(metric) for metric in METRICS}
-        self._bounded = {name: BoundedWords() for name in _WORDS}
+        self._known: dict[str, set[str]] = {name: set() for name in _WORDS}
 
     def __call__(self, event: Event) -> None:
         for metric, measure in _BY_EVENT.get(type(event), ()):
             value = measure(event)
             if value is not None:
                 labels = labels_of(event, *metric.labels)
-                for name in labels.keys() & self._bounded.keys():
-                    labels[name] = self._bounded[name](str(labels[name]))
+                for name in labels.keys() & self._known.keys():
+                    labels[name] = bounded(str(labels[name]), self._known[name])
                 self._record[metric](value, labels)
