@@ -102,15 +102,14 @@ class Batch:
             return self._judge(strategy, reports, server)
 
     def _judge(self, strategy: str, reports: list["_Report"], server: QuotaServer) -> StrategyRun:
-        rates = [report.rate for report in reports if report.rate is not None]
+        rates = [rate for _, rate in reports if rate is not None]
         records = [record for record in server.requests if record.path.startswith(_PATH)]
         records.sort(key=lambda record: record.time)
         start = records[0].time if records else 0.0
         accepted, refused = (
             [record for record in records if record.status == status] for status in _STATUSES
         )
-        seconds = sorted(duration for report in reports for duration in report.seconds)
-        failed = sum(report.failed for report in reports)
+        seconds = sorted(duration for durations, _ in reports for duration in durations)
         return StrategyRun(
             strategy,
             sent=len(records),
@@ -118,8 +117,8 @@ class Batch:
             refused=[record.time - start for record in refused],
             seconds=seconds,
             senders=[record.authorization for record in accepted],
-            failed=failed,
-            lost=self.requests * self.processes - len(seconds) - failed,
+            failed=self.requests * len(reports) - len(seconds),
+            lost=self.requests * (self.processes - len(reports)),
             found=sum(rates) if rates else None,
         )
 
@@ -145,13 +144,8 @@ _LIMITERS: Final[dict[str, tuple[str, Callable[[Batch, str], TokenBucket | AimdL
 STRATEGIES: Final = tuple(_LIMITERS)
 
 
-@dataclass(frozen=True, slots=True)
-class _Report:
-    """How long a process's successful calls took, how many failed, and the rate that it has found, if it had to."""
-
-    seconds: list[float]
-    failed: int
-    rate: float | None
+_Report = tuple[list[float], float | None]
+"""How long a process's successful calls took, in seconds, and the rate that it has found, if it had to."""
 
 
 def _work(batch: Batch, strategy: str, number: int, url: str, directory: str) -> _Report:
@@ -170,9 +164,8 @@ def _work(batch: Batch, strategy: str, number: int, url: str, directory: str) ->
             return clock.monotonic() - start if answer.is_success else None
 
         durations = list(pool.map(send, range(batch.requests)))
-    seconds = [duration for duration in durations if duration is not None]
     rate = limiter.rate if limiter is not None and strategy == SEARCHING else None
-    return _Report(seconds, len(durations) - len(seconds), rate)
+    return [duration for duration in durations if duration is not None], rate
 
 
 def demo(
