@@ -67,7 +67,9 @@ class BatchClient:
         self.timeouts = {"connect": 30.0, "read": read, "write": read, "pool": None}
         """Of each attempt, in seconds, as httpx takes them."""
         # A batch waits for its permits as long as it takes.
-        self._call = RequestOptions(deadline=UNSET if deadline is None else deadline, max_wait_time=None)
+        call = RequestOptions(deadline=UNSET if deadline is None else deadline, max_wait_time=None)
+        self.extensions = {OPTIONS: call, "timeout": self.timeouts}
+        """Those of a line's request."""
         given: StackOptions = {"rate_limit": limits(options, STKAI.config)}
         if options.no_auth:
             given["auth"] = None
@@ -86,11 +88,6 @@ class BatchClient:
             raise ConfigurationError(f"{error}{hint}") from error
         self._client = AsyncHttpClient(stack.build_async(wire))
         self._unlimited = AsyncHttpClient(StackBuilder(signed).build_async(wire))
-
-    @property
-    def extensions(self) -> dict[str, Any]:
-        """The extensions of a line's request."""
-        return {OPTIONS: self._call, "timeout": self.timeouts}
 
     async def send(self, line: LineInFlight, request: httpx.Request) -> httpx.Response:
         """The answer to a line's request, which is sent with retries and within the limits.
