@@ -3,7 +3,7 @@
 import json
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -99,13 +99,6 @@ class Format:
     url: httpx.URL | None = None
     template: Template | None = None
     id_name: str | None = None
-
-    def id_of(self, read: Callable[[], Values | None]) -> str:
-        """The id of a line, as far as it can be read."""
-        try:
-            return custom_id(read(), self.id_name)
-        except InvalidLineError as error:
-            return error.custom_id
 
     def target(self, values: Values | None) -> Target:
         """The request for a line with these members; pass None for a line that is not an object."""

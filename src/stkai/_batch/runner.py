@@ -104,16 +104,16 @@ class Runner:
             return None
         self._outputs.expect(number)
         where = f"{self._options.source}, line {number}"
-        execution = job.recovered.executions.pop(number, None)
-        if state is LineState.SENT and execution is None and self._options.unknown == "report":
-            what = "this was in flight when an earlier run was killed"
-            failure = LineFailure(UNKNOWN, f"{where}: {what}{_MAY_HAVE_ACTED}")
-            return OutputLine.of(number, form.id_of(read), failure)
         try:
             target = form.target(read())
         except InvalidLineError as error:
             failure = LineFailure("invalid_line", f"{where}: {error}")
             return OutputLine.of(number, error.custom_id, failure)
+        execution = job.recovered.executions.pop(number, None)
+        if state is LineState.SENT and execution is None and self._options.unknown == "report":
+            what = "this was in flight when an earlier run was killed"
+            failure = LineFailure(UNKNOWN, f"{where}: {what}{_MAY_HAVE_ACTED}")
+            return OutputLine.of(number, target.custom_id, failure)
         self.in_flight[number] = LineInFlight(self._state, number, target.custom_id, execution)
         return target.request(str(uuid5(job.id, f"line-{number}")), self._client.extensions)
 
