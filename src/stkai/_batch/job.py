@@ -123,7 +123,8 @@ class BatchJob:
             # After a kill before the truncation they are still failures; after it they are new.
             if failed:
                 journal.not_sent(*failed)
-            outputs.forget_failures()
+            outputs.failures.truncate()
+            outputs.codes.clear()
             for number in failed:
                 recovered.states[number] = LineState.NEW
 

@@ -23,7 +23,6 @@ _OPEN_FILES: Final = 64
 
 _SHOWN: Final = 10
 
-
 _OFFSET_BITS: Final = 48
 _FILE_BITS: Final = 16
 
@@ -159,9 +158,14 @@ def _check_complete(outputs: list[Paths], answers: Entries, failures: Entries) -
         if number not in present and not any(shard.has(number) for shard in complete)
     ]
     if missing:
+        shown, count = listed(list(map(str, missing)), _SHOWN), len(missing)
+        what = (
+            f"line {shown} of the input has"
+            if count == 1
+            else f"lines {shown} ({count:,} lines) of the input have"
+        )
         raise ConfigurationError(
-            f"{_lines(missing)} of the input {'has' if len(missing) == 1 else 'have'} no outcome: resume the jobs that"
-            " halted, pass all shards, or pass --partial to join what there is"
+            f"{what} no outcome: resume the jobs that halted, pass all shards, or pass --partial to join what there is"
         )
 
 
@@ -175,9 +179,3 @@ def _input_of(journal: Path) -> tuple[Shard, Survey | None]:
         if kind == b"i":
             survey = Survey.of_record(number, rest)
     return Shard.parse(header.facts.get("options", {}).get("--shard") or "0/1"), survey
-
-
-def _lines(numbers: list[int]) -> str:
-    """Numbers for people: `lines 3, 7, 8 (3 lines)`."""
-    shown = listed(list(map(str, numbers)), _SHOWN)
-    return f"line {shown}" if len(numbers) == 1 else f"lines {shown} ({len(numbers):,} lines)"

@@ -197,9 +197,11 @@ class JobPlan:
     @property
     def facts(self) -> dict[str, Any]:
         """What changes the requests, and must stay what it was when the job began. Holds no secrets."""
-        options, template = self.options, self.form.template
+        options, template, base = self.options, self.form.template, None
+        if options.base_url is not None:  # Its user and password may change.
+            base = _digest(str(httpx.URL(options.base_url).copy_with(userinfo=b"")))
         return {
-            "--base-url": None if options.base_url is None else _digest(_without_user(options.base_url)),
+            "--base-url": base,
             "--quick-command": options.quick_command,
             "--body": None if template is None else _digest(template.text),
             "--id-column": options.id_column,
@@ -236,11 +238,6 @@ def _first_object(path: Path) -> Values:
         for item in JsonLines(path):
             return (None if item is None else item[1]()) or {}
     return {}
-
-
-def _without_user(url: str) -> str:
-    """The url without user and password, which may change and must stay secret."""
-    return str(httpx.URL(url).copy_with(userinfo=b""))
 
 
 def _digest(text: str) -> str:

@@ -200,11 +200,6 @@ class FileOutputs(Outputs):
     async def _append(self, entry: OutputLine) -> None:
         (self.answers if entry.code is None else self.failures).append(entry.line)
 
-    def forget_failures(self) -> None:
-        """Empty the file of failures."""
-        self.failures.truncate()
-        self.codes.clear()
-
     def sync(self) -> None:
         self.answers.sync()
         self.failures.sync()
