@@ -60,11 +60,11 @@ def test_an_epoch_without_a_time_zone_is_refused() -> None:
 @pytest.mark.parametrize("autojump", [True, False])
 def test_an_impossible_duration_is_refused(seconds: float, autojump: bool) -> None:
     clock = FakeClock(autojump=autojump)
-    with pytest.raises(ValueError, match="seconds must be a finite, non-negative number"):
+    with pytest.raises(ValueError, match="seconds must be a non-negative number"):
         clock.advance(seconds)
-    with pytest.raises(ValueError, match="seconds must be a finite, non-negative number"):
+    with pytest.raises(ValueError, match="seconds must be a non-negative number"):
         clock.sleep(seconds)
-    with pytest.raises(ValueError, match="seconds must be a finite, non-negative number"):
+    with pytest.raises(ValueError, match="seconds must be a non-negative number"):
         World("trio").run(clock.asleep(seconds))
     assert clock.sleeps == []
 

@@ -11,6 +11,7 @@ import anyio
 import anyio.lowlevel
 
 from .._abandonable import Job
+from .._checks import SECONDS, check_number
 from .._errors import ConfigurationError
 
 _EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
@@ -65,7 +66,7 @@ class FakeClock:
 
     def advance(self, seconds: float) -> None:
         """Move the clock, and wake the sleepers that have slept long enough."""
-        _check(seconds)
+        check_number("seconds", seconds, SECONDS)
         with self._changed:
             self._now += seconds
         self._wake_first()
@@ -101,7 +102,7 @@ class FakeClock:
 
     def sleep(self, seconds: float) -> None:
         """Sleep in a thread: moves the clock (`autojump`), or blocks until it is moved."""
-        _check(seconds)
+        check_number("seconds", seconds, SECONDS)
         if self._autojump or seconds == 0:
             with self._changed:
                 self.sleeps.append(seconds)
@@ -119,7 +120,7 @@ class FakeClock:
 
     async def asleep(self, seconds: float) -> None:
         """Sleep in a task: moves the clock when every task sleeps (`autojump`), or waits until it is moved."""
-        _check(seconds)
+        check_number("seconds", seconds, SECONDS)
         if seconds == 0:
             self.sleeps.append(seconds)
             await anyio.lowlevel.checkpoint()
@@ -224,8 +225,3 @@ async def _all_tasks_wait(still_wanted: Callable[[], bool]) -> None:
         idle = 0 if ready else idle + 1
         if idle == needed or not still_wanted():
             return
-
-
-def _check(seconds: float) -> None:
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"seconds must be a finite, non-negative number, not {seconds}")
