@@ -11,7 +11,6 @@ from rich.console import Console
 from stkai._batch.progress import (
     Bar,
     Display,
-    Plain,
     Price,
     Progress,
     Usage,
@@ -41,7 +40,7 @@ def test_the_share_is_that_of_the_finished_lines(finished: int, shown: str) -> N
 
 def test_without_a_terminal_there_is_a_plain_line_every_ten_seconds() -> None:
     said: list[str] = []
-    plain = Plain(said.append)
+    plain = Display(said.append, 10.0)
     for second in range(31):
         plain.show(100.0 + second, Progress(second * 10, 400))
     assert said == [

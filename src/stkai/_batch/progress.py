@@ -1,5 +1,6 @@
 """The progress of a run on stderr: lines, tokens and dollars; a bar in a terminal, plain lines elsewhere."""
 
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -150,14 +151,15 @@ class Progress:
 
 
 class Display:
-    """Shows no progress, only messages."""
+    """Says how far the run is in a plain line, without escape codes, every so many seconds; by default never."""
 
     pause = 0.25
     """Seconds between updates."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self, say: Callable[[str], None], every: float = math.inf) -> None:
+        self.say, self._every = say, every
         self._start: tuple[float, int] | None = None
+        self._said: float | None = None
 
     def text(self, now: float, progress: Progress) -> str:
         """The progress at an instant (monotonic seconds), with the rate of this run."""
@@ -166,23 +168,15 @@ class Display:
 
     def show(self, now: float, progress: Progress) -> None:
         """Show the progress."""
+        text = self.text(now, progress)
+        if self._said is None:
+            self._said = now
+        elif now - self._said >= self._every:
+            self._said = now
+            self.say(text)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-
-
-class Plain(Display):
-    """A line every ten seconds, without escape codes."""
-
-    _last: float | None = None
-
-    def show(self, now: float, progress: Progress) -> None:
-        text = self.text(now, progress)
-        if self._last is None:
-            self._last = now
-        elif now - self._last >= _EVERY:
-            self._last = now
-            self.say(text)
 
 
 class Bar(Display):
@@ -215,4 +209,4 @@ def display(*, quiet: bool, say: Callable[[str], None]) -> Display:
         return Display(say)
     if sys.stderr is not None and sys.stderr.isatty():
         return Bar(Console(stderr=True))
-    return Plain(say)
+    return Display(say, _EVERY)
