@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import suppress
 from itertools import chain
 from typing import Any, Final, Literal
 
@@ -83,7 +84,8 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         unsaid = 0.0 if is_refused else None
         if not _USAGE.search(content):
             return unsaid
-        messages = list(_messages(content))
+        # The JSON object in the body, or those in its server-sent events.
+        messages = [body for body in _parsed(content) or _events(content) if isinstance(body, dict)]
         said = _said(messages)
         pieces = [texts for message in messages if (texts := _delta_texts(message)) is not None]
         text = "".join(chain.from_iterable(pieces))
@@ -95,7 +97,9 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
             return used
         if not pieces:
             return unsaid
-        request = _request_of(response)
+        request = None
+        with suppress(RuntimeError):  # A response that was made by hand has none.
+            request = response.request
         arrived = 0.0 if self._count == "input" else self._tokens(text)
         if self._count != "output" and request is not None:
             arrived += LlmTokens("input", self._tokenizer).estimate(request)
@@ -193,12 +197,6 @@ def _speaks(key: str, value: object) -> bool:
     return not (key == "data" and isinstance(value, str) and _BASE64.fullmatch(value))
 
 
-def _messages(content: bytes) -> Iterator[dict[str, Any]]:
-    """The JSON object in a body, or those in its server-sent events."""
-    bodies = _parsed(content) or _events(content)
-    yield from (body for body in bodies if isinstance(body, dict))
-
-
 def _events(content: bytes) -> Iterator[Any]:
     """The data of server-sent events (WHATWG HTML, section 9.2.6)."""
     for event in re.split(rb"\r\n\r\n|\n\n|\r\r", content):
@@ -221,13 +219,6 @@ def _delta_texts(message: dict[str, Any]) -> list[str] | None:
     else:
         return None
     return [text for text in texts if isinstance(text, str)]
-
-
-def _request_of(response: httpx.Response) -> httpx.Request | None:
-    try:
-        return response.request
-    except RuntimeError:
-        return None
 
 
 def _asks_for_usage(request: httpx.Request | None) -> bool:

@@ -215,18 +215,14 @@ def _table(runs: Sequence[StrategyRun], batch: Batch, width: int) -> Table:
     cells = width - _NAMES - sum(len(name) for name in _FIGURES) - _GAP * (len(_FIGURES) + 2) + 1
     table.add_column(Text.assemble(("429", "red"), " / ", ("accepted", "green")), no_wrap=True)
     for run, plot in zip(runs, _plots(runs, batch, max(12, cells)), strict=True):
-        cell = Text.assemble((run.name, "bold"), f"\n{_knowledge(run, batch)}")
+        known = _LIMITERS[run.name][0]
+        if run.found is not None:
+            known = f"found {digits(run.found)} of {digits(batch.quota / batch.window)}/s"
+        cell = Text.assemble((run.name, "bold"), f"\n{known}")
         numbers = (run.sent, len(run.seconds), len(run.refused), run.failed)
         figures = (*(f"{count:,}" for count in numbers), f"{run.quantile(50):.1f}", f"{run.quantile(95):.1f}")
         table.add_row(cell, *figures, plot)
     return table
-
-
-def _knowledge(run: StrategyRun, batch: Batch) -> str:
-    """What the processes knew, or what they have found."""
-    if run.found is None:
-        return _LIMITERS[run.name][0]
-    return f"found {digits(run.found)} of {digits(batch.quota / batch.window)}/s"
 
 
 def _plots(runs: Sequence[StrategyRun], batch: Batch, cells: int) -> list[Text]:

@@ -40,7 +40,8 @@ def quota(
     """Show a shared quota: members, rate, use, units of cost, queue, pause and the last 429."""
     console = Console()
     try:
-        share, found = check_share(name), _open(store)
+        share, found = check_share(name), store_from(store)
+        assert isinstance(found, FileStore | RedisStore)
         is_known = reset and found.reset(share)
         seen = None if reset else found.look(share)
     except ConfigurationError as error:
@@ -86,6 +87,7 @@ def as_table(share: str, seen: Snapshot | None) -> Table | Text:
         return Text(_unused(share))
     quota = seen.quota
     refused = "none" if seen.refused is None else f"{seen.refused:.0f} s ago"
+    wait = f"wait for {digits(seen.queue)} s" if seen.queue >= _AT_ONCE else "not have to wait"
     terms = [f"quota {digits(quota.rate, 4)}", f"burst {digits(quota.burst, 4)}"]
     if quota.window:
         terms.append(f"at most {digits(quota.rate * quota.window, 6)} in {digits(quota.window, 4)} s")
@@ -94,7 +96,7 @@ def as_table(share: str, seen: Snapshot | None) -> Table | Text:
         "rate": f"{digits(seen.rate, 4)} requests/s ({', '.join(terms)})",
         "in use": f"{digits(seen.used, 4)} requests/s",
         "units": f"{seen.units:,.0f} of {quota.max_cost:,.0f} left; {digits(quota.cost_rate, 4)} more per second",
-        "queue": f"{count(seen.waiting, 'request')} waiting; {_new_request(seen.queue)}",
+        "queue": f"{count(seen.waiting, 'request')} waiting; a new one would {wait}",
         "pause": f"{digits(seen.pause)} s" if seen.pause else "none",
         "last 429": refused,
     }
@@ -110,20 +112,8 @@ def as_table(share: str, seen: Snapshot | None) -> Table | Text:
     return table
 
 
-def _new_request(seconds: float) -> str:
-    if seconds < _AT_ONCE:
-        return "a new one would not have to wait"
-    return f"a new one would wait for {digits(seconds)} s"
-
-
 def _unused(share: str) -> str:
     return f"No process has used the quota {share!r} recently."
-
-
-def _open(store: str) -> FileStore | RedisStore:
-    found = store_from(store)
-    assert isinstance(found, FileStore | RedisStore)
-    return found
 
 
 def _watch(console: Console, share: str, store: FileStore | RedisStore) -> None:
