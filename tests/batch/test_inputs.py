@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stkai._batch.input_lines import CsvRecords, JsonLines
+from stkai._batch.input_lines import csv_records, json_lines
 from stkai._batch.json_text import Part, Template, members, one_line, parse
 from stkai._batch.outputs import body_of
 
@@ -134,7 +134,7 @@ def test_rows_that_do_not_fit_fail_alone(job: Job, tmp_path: Path) -> None:
 def test_a_cell_of_any_size_is_read(tmp_path: Path) -> None:
     path = tmp_path / "big.csv"
     path.write_text("a\n" + "x" * 1_000_000 + "\n")
-    ((_, read),) = [item for item in CsvRecords(path) if item]
+    ((_, read),) = [item for item in csv_records(path) if item]
     values = read()
     assert values is not None
     assert len(values["a"].value) == 1_000_000
@@ -177,7 +177,7 @@ def test_lines_are_awaited_while_the_input_still_grows(tmp_path: Path) -> None:
     path = tmp_path / "grows.jsonl"
     path.write_bytes(b'{"a": 1}\n{"b"')
     complete = False
-    lines = iter(JsonLines(path, is_complete=lambda: complete))
+    lines = iter(json_lines(path, is_complete=lambda: complete))
     first = next(lines)
     assert first is not None
     assert first[0] == 1
@@ -275,7 +275,7 @@ def test_stdin_in_utf_16_fails_with_the_remedy(job: Job, counting: Server) -> No
 def test_a_csv_with_the_line_breaks_of_old_macs_is_read(tmp_path: Path) -> None:
     path = tmp_path / "old.csv"
     path.write_bytes(b"a,b\r1,2\r3,4")
-    rows = [item[1]() for item in CsvRecords(path) if item]
+    rows = [item[1]() for item in csv_records(path) if item]
     assert [{name: part.value for name, part in (row or {}).items()} for row in rows] == [
         {"a": "1", "b": "2"},
         {"a": "3", "b": "4"},

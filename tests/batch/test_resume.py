@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from stkai._batch.input_lines import JsonLines, Shard, Survey
+from stkai._batch.input_lines import Shard, Survey, json_lines
 
 from .job import Job, RefusalError, Server, echo, summary
 
@@ -104,8 +104,8 @@ def test_the_lines_of_a_shard_are_counted_without_blank_ones(tmp_path: Path) -> 
     path.write_text("\n".join([LINE.format(1, ""), "", LINE.format(3, ""), " ", LINE.format(5, "")]))
     size = path.stat().st_size
     for shard, expected in (((0, 1), (3, 5)), ((0, 4), (2, 5)), ((1, 4), (0, 5))):
-        assert Survey.of(path, size, JsonLines(path, size), Shard(*shard))[2:] == expected
-    assert Survey.of(path, 5, JsonLines(path, 5), Shard(0, 1))[2:] == (1, 1)
+        assert Survey.of(path, size, json_lines(path, size), Shard(*shard))[2:] == expected
+    assert Survey.of(path, 5, json_lines(path, 5), Shard(0, 1))[2:] == (1, 1)
 
 
 def test_a_journal_of_another_major_version_is_refused(job: Job) -> None:

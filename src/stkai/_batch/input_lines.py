@@ -30,37 +30,33 @@ Lines = Iterable[tuple[int, ReadLine] | None]
 """The number of each line and how to read it; None while the next one has not arrived yet."""
 
 
-class JsonLines:
+def json_lines(
+    path: Path, size: int | None = None, is_complete: Callable[[], bool] = lambda: True
+) -> Iterator[tuple[int, ReadLine] | None]:
     """The lines of a JSONL file, numbered from 1 as in an editor; blank lines are numbered but skipped.
 
     Args:
+        path: the file.
         size: how many of its bytes to read; by default all.
-        is_complete: whether nothing more will be appended; None means that the file is complete.
+        is_complete: whether nothing more will be appended.
     """
-
-    def __init__(
-        self, path: Path, size: int | None = None, is_complete: Callable[[], bool] | None = None
-    ) -> None:
-        self._path, self._size, self._is_complete = path, size, is_complete
-
-    def __iter__(self) -> Iterator[tuple[int, ReadLine] | None]:
-        number = place = 0
-        with self._path.open("rb") as file:
-            while True:
-                # Ask before reading: then nothing can be appended after the end that we read.
-                is_complete = self._is_complete is None or self._is_complete()
-                for raw in _up_to(self._size, file):
-                    if not is_complete and raw[-1:] != b"\n":
-                        file.seek(place)
-                        break
-                    number += 1
-                    place += len(raw)
-                    line = raw.removeprefix(_BOM) if number == 1 else raw
-                    if line and not line.isspace():
-                        yield number, partial(values_of, line)
-                if is_complete:
-                    return
-                yield None
+    number = place = 0
+    with path.open("rb") as file:
+        while True:
+            # Ask before reading: then nothing can be appended after the end that we read.
+            ends_here = is_complete()
+            for raw in _up_to(size, file):
+                if not ends_here and raw[-1:] != b"\n":
+                    file.seek(place)
+                    break
+                number += 1
+                place += len(raw)
+                line = raw.removeprefix(_BOM) if number == 1 else raw
+                if line and not line.isspace():
+                    yield number, partial(values_of, line)
+            if ends_here:
+                return
+            yield None
 
 
 def _up_to(size: int | None, file: BinaryIO) -> Iterator[bytes]:
@@ -75,41 +71,41 @@ def _up_to(size: int | None, file: BinaryIO) -> Iterator[bytes]:
         yield raw
 
 
-class CsvRecords:
-    """The records of a CSV file, numbered from 1; the header is not counted, and names the columns."""
+def csv_columns(path: Path) -> list[str]:
+    """The names of the columns of a CSV file, from its header."""
+    csv.field_size_limit(_ANY_SIZE)
+    try:
+        with path.open("rb") as file:
+            names: list[str] = next(csv.reader(_texts(file), strict=True), [])
+    except csv.Error as error:
+        raise ConfigurationError(f"{path}, line 1: this is not a CSV header: {error}") from error
+    if not names:
+        raise ConfigurationError(f"{path} has no header: its first line must name the columns")
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ConfigurationError(f"{path} has two columns named {min(twice)!r}: rename one")
+    return names
 
-    def __init__(self, path: Path, size: int | None = None) -> None:
-        self._path, self._size = path, size
-        csv.field_size_limit(_ANY_SIZE)
-        try:
-            with path.open("rb") as file:
-                self.names: list[str] = next(csv.reader(_texts(file), strict=True), [])
-        except csv.Error as error:
-            raise ConfigurationError(f"{path}, line 1: this is not a CSV header: {error}") from error
-        if not self.names:
-            raise ConfigurationError(f"{path} has no header: its first line must name the columns")
-        twice = {name for name in self.names if self.names.count(name) > 1}
-        if twice:
-            raise ConfigurationError(f"{path} has two columns named {min(twice)!r}: rename one")
 
-    def __iter__(self) -> Iterator[tuple[int, ReadLine] | None]:
-        number = 0
-        with self._path.open("rb") as file:
-            rows = csv.reader(_texts(_up_to(self._size, file)), strict=True)
-            next(rows, None)
-            while True:
-                try:
-                    row = next(rows)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    number += 1
-                    message = f"line {rows.line_num}: {error}: double the quotes inside a cell"
-                    yield number, partial(_broken, message)
-                    continue
-                if row:
-                    number += 1
-                    yield number, partial(_row, self.names, row)
+def csv_records(path: Path, size: int | None = None) -> Iterator[tuple[int, ReadLine]]:
+    """The records in the first bytes of a CSV file, by default in all, numbered from 1; the header is not counted."""
+    names, number = csv_columns(path), 0
+    with path.open("rb") as file:
+        rows = csv.reader(_texts(_up_to(size, file)), strict=True)
+        next(rows, None)
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                number += 1
+                message = f"line {rows.line_num}: {error}: double the quotes inside a cell"
+                yield number, partial(_broken, message)
+                continue
+            if row:
+                number += 1
+                yield number, partial(_row, names, row)
 
 
 def _texts(lines: Iterable[bytes]) -> Iterator[str]:
@@ -211,7 +207,7 @@ class StdinCopy:
     @property
     def lines(self) -> Lines:
         """The lines, as they arrive."""
-        return JsonLines(self.path, is_complete=lambda: self.is_complete)
+        return json_lines(self.path, is_complete=lambda: self.is_complete)
 
     def start(self) -> None:
         """Start copying."""
@@ -224,7 +220,7 @@ class StdinCopy:
                 while block := os.read(self._descriptor, _BLOCK):
                     self._file.append(block)
             self._file.sync()
-            self.survey = Survey.of(self.path, self._file.size, JsonLines(self.path), self._shard)
+            self.survey = Survey.of(self.path, self._file.size, json_lines(self.path), self._shard)
         except StkaiError as error:
             self.error = error
         finally:

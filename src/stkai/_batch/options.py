@@ -12,7 +12,7 @@ import typer
 
 from .._checks import SOME_SECONDS, check_number
 from .._errors import ConfigurationError
-from .input_lines import ALL_LINES, CsvRecords, JsonLines, Lines, Shard, Survey
+from .input_lines import ALL_LINES, Lines, Shard, Survey, csv_columns, csv_records, json_lines
 from .json_text import Template
 from .progress import Price
 from .request_formats import Format, InvalidLineError, Values, join_url, parse_url
@@ -168,7 +168,7 @@ class JobPlan:
             path = Path(options.source)
             _check_file(path)
             first = {} if options.is_csv else _first_object(path)
-            columns = CsvRecords(path).names if options.is_csv else list(first)
+            columns = csv_columns(path) if options.is_csv else list(first)
             if template is not None:
                 template = Template(template.text, columns)
             if options.is_csv:
@@ -187,7 +187,7 @@ class JobPlan:
 
     def lines(self, source: Path, size: int | None = None) -> Lines:
         """The lines of the first `size` bytes of the input, or of the copy of stdin."""
-        return CsvRecords(source, size) if self.options.is_csv else JsonLines(source, size)
+        return csv_records(source, size) if self.options.is_csv else json_lines(source, size)
 
     def survey(self, source: Path) -> Survey:
         """The input, or the copy of stdin, as it is now."""
@@ -235,7 +235,7 @@ def _check_columns(path: Path, columns: list[str], options: Options, template: T
 def _first_object(path: Path) -> Values:
     """The members of the first line, if it has any."""
     with suppress(InvalidLineError):
-        for item in JsonLines(path):
+        for item in json_lines(path):
             return (None if item is None else item[1]()) or {}
     return {}
 
