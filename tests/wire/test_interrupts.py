@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from stkai._process import IN_HANDLER
-from stkai._wire import idle as idle_module
+from stkai._wire import lifetimes as lifetimes_module
 from stkai._wire import pool as pool_module
 from stkai._wire import pool_state as state_module
 from stkai.transports import _body_end as body_module
@@ -23,7 +23,7 @@ from stkai.transports import _body_end as body_module
 from ..support.world import World
 from .fakes import Body, Pool
 
-FILES = {module.__file__ for module in (idle_module, pool_module, state_module, body_module)}
+FILES = {module.__file__ for module in (lifetimes_module, pool_module, state_module, body_module)}
 
 
 @contextlib.contextmanager

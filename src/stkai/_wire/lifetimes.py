@@ -1,4 +1,4 @@
-"""How long wires live: each event loop has its own, and a forked child opens its own connections.
+"""How long wires live: idle ones; and each event loop has its own, and a forked child opens its own connections.
 
 A connection works only in the process and in the event loop that opened it. httpx keeps the connections of a loop that
 has ended, and fails with "Event loop is closed" when it meets one. Here each loop gets its own wire, which is closed
@@ -7,8 +7,9 @@ when the loop ends, or dropped untouched if the loop gave no chance to close it.
 
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 
@@ -100,3 +101,51 @@ async def _close_with_the_loop(own: _OwnWire) -> Closer:
         if wire is not None:
             with anyio.CancelScope(shield=True):
                 await wire.aclose()
+
+
+Wire = TypeVar("Wire")
+
+Place = tuple[str, bytes]
+"""Scheme, and host with port: where a connection goes."""
+
+
+class Idle(NamedTuple):
+    """An idle wire's destination, since when it is idle, and the connection underneath."""
+
+    place: Place
+    since: float
+    stream: Any
+
+
+class IdleWires(OrderedDict[Wire, Idle]):
+    """Unused wires, the most recently used last. Every step may be interrupted and then repeated from its beginning."""
+
+    def last_at(self, place: Place) -> Wire | None:
+        """The most recently used wire to that place."""
+        for wire in reversed(self):
+            if self[wire].place == place:
+                return wire
+        return None
+
+    def least_useful(self) -> Wire:
+        """The wire to part with: one whose connection the server has closed, or the one idle for longest."""
+        dead = (wire for wire, idle in self.items() if _is_dead(idle.stream))
+        return next(dead, next(iter(self)))
+
+    def surplus(self, now: float, most: float, expiry: float) -> Wire | None:
+        """A wire above the limit, or idle for too long."""
+        if len(self) > most:
+            return self.least_useful()
+        oldest = next(iter(self), None)
+        return None if oldest is None or now - self[oldest].since <= expiry else oldest
+
+
+def _is_dead(stream: Any) -> bool:
+    """Whether the other end has closed an idle connection; False if that is unknown."""
+    if stream is None:
+        return False
+    try:
+        # An idle server sends nothing but the end of the connection.
+        return bool(stream.get_extra_info("is_readable"))
+    except Exception:  # noqa: BLE001 - a closed socket raises whatever the library that holds it likes
+        return True

@@ -18,7 +18,7 @@ import httpx
 
 from .._process import IN_HANDLER, begin_in_each_process
 from ..transports._call import cannot_send
-from .idle import Idle, IdleWires, Place
+from .lifetimes import Idle, IdleWires, Place
 
 Wire = TypeVar("Wire", bound=httpx.BaseTransport | httpx.AsyncBaseTransport)
 
