@@ -197,6 +197,13 @@ def test_a_crowd_with_little_patience_does_not_stop_the_traffic() -> None:
     assert [waiter.went for waiter in gone[:61]] == pytest.approx(range(61), abs=0.5)
 
 
+@pytest.mark.parametrize("rate", [1.0, 50.0])
+def test_when_the_front_of_a_long_line_gives_up_those_behind_have_all_permits_soon(rate: float) -> None:
+    crowd = [Waiter(0.0, patience=2.0) for _ in range(1000)] + [Waiter(0.0) for _ in range(100)]
+    gone = drive(bucket(rate), crowd)
+    assert gone[-1].went < 2.0 + 1.5 + 100 / rate + 1
+
+
 def test_a_turn_that_comes_back_with_its_number_goes_first() -> None:
     queue = bucket()
     number = took(queue, 0.0)
