@@ -405,3 +405,10 @@ def test_the_same_seed_gives_the_same_run(monkeypatch: pytest.MonkeyPatch) -> No
             sim.end()
     assert runs[0] == runs[1]
     assert len(runs[0]) > 100
+
+
+def test_the_permits_of_a_slow_store_find_somebody_awake(simulate: Any) -> None:
+    sim = simulate(latency=0.1, processes=1)
+    sim.processes[0].loops(16, 8)
+    sim.run(9)
+    assert sum(sim.per_second(2, 6)) >= 0.85 * sim.rate * 6
