@@ -228,7 +228,8 @@ class Snapshot(NamedTuple):
 class Store(Protocol):
     """Holds the state of shared quotas. It must be thread-safe.
 
-    A store that cannot be reached raises any exception; the limiter then continues with its local share.
+    A store that cannot be reached raises any exception, or takes longer than 0.8 s; the limiter then continues with its
+    local share.
     """
 
     def lease(self, ask: Ask) -> Lease:

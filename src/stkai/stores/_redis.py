@@ -5,7 +5,6 @@ Every command has a time limit that covers everything.
 
 import json
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from hashlib import sha1
@@ -15,7 +14,6 @@ from typing import Any, Final
 from urllib.parse import quote
 from weakref import WeakValueDictionary
 
-from .._abandonable import Job, Worker
 from .._checks import SOME_SECONDS, check_number, even_half_made
 from .._clock import SystemClock
 from .._errors import ConfigurationError, missing_extra
@@ -23,6 +21,7 @@ from .._process import begin_in_each_process
 from .._secrets import Secret, sealed
 from ._protocol import Ask, Law, Lease, Quota, Snapshot, check_share
 from ._share import FORGET
+from ._time_limit import TimeLimit
 
 SCHEMES: Final = ("redis", "rediss", "unix")
 
@@ -152,36 +151,19 @@ class Server:
                 "RedisStore takes a URL or a synchronous redis-py client (redis.Redis, redis.RedisCluster, or"
                 f" the result of Sentinel.master_for), not {type(client).__module__}.{type(client).__qualname__}"
             )
-        self.client, self._timeout = client, timeout
+        self.client, self._limit = client, TimeLimit(timeout, "the server")
         begin_in_each_process(self, Server._begin)
 
     def _begin(self) -> None:
-        """Begin anew in a forked child: its parent uses the connections, and has the threads."""
+        """Begin anew in a forked child: its parent uses the connections."""
         self._idle = deque[Any]()
-        self._stuck: Job | None = None
 
     def run(self, command: str, *words: Any) -> Any:
         """The server's answer to a command, if it arrives in time."""
-        return self._in_time(lambda: getattr(self.client, command.lower())(*words), self._timeout)
+        return self._limit.run(lambda: getattr(self.client, command.lower())(*words))
 
     def close(self) -> None:
         """Do nothing: the client belongs to the user."""
-
-    def _in_time(self, work: Callable[[], Any], seconds: float) -> Any:
-        """The result of `work` in another thread, which cannot limit its time itself.
-
-        While a call is stuck, further calls fail at once, so that threads do not pile up.
-        """
-        if self._stuck is not None and not self._stuck.is_done:
-            raise TimeoutError("the server has not answered an earlier call yet")
-        self._stuck = None
-        job, worker = Job(work), Worker()
-        worker.start(job)
-        worker.release()
-        if not job.wait(max(0.0, seconds)):
-            self._stuck = job
-            raise TimeoutError(f"the server did not answer within {self._timeout:.3g} s")
-        return job.result()
 
 
 class Connections(Server):
@@ -192,7 +174,7 @@ class Connections(Server):
     """
 
     def run(self, command: str, *words: Any) -> Any:
-        until = _clock.monotonic() + self._timeout
+        until = _clock.monotonic() + self._limit.seconds
         connection = self._idle_one()
         with suppress(self.errors.ConnectionError, OSError):  # The server closed it in the meantime.
             # What could be read now would be taken for the answer.
@@ -201,7 +183,7 @@ class Connections(Server):
                     return self._ask(connection, (command, *words))
                 connection.disconnect()
         left = until - _clock.monotonic()
-        return self._in_time(lambda: self._ask(self._connected(), (command, *words)), left)
+        return self._limit.run(lambda: self._ask(self._connected(), (command, *words)), left)
 
     def _idle_one(self) -> Any | None:
         with suppress(IndexError):

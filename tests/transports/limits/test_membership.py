@@ -364,6 +364,47 @@ def test_a_deadline_is_kept_while_the_store_does_not_answer(clock: FakeClock) ->
     assert time.monotonic() - start < 2.0
 
 
+@pytest.mark.real_time
+def test_a_store_that_hangs_at_once_is_lost_and_holds_no_request(clock: FakeClock) -> None:
+    store, events = Blocking(clock), list[Event]()
+    store.hangs = 30.0
+    builder = StackBuilder(
+        [limiter(TokenBucket(10, 1.0, share="team", store=store))], listener=[events.append]
+    )
+    transport = builder.build(httpx.MockTransport(lambda _: httpx.Response(200)))
+    start = time.monotonic()
+    for _ in range(2):
+        assert transport.handle_request(httpx.Request("POST", "https://api.test/")).status_code == 200
+    assert time.monotonic() - start < 10
+    (lost,) = [event for event in events if isinstance(event, StoreLost)]
+    assert "the store did not answer within 0.8 s" in lost.reason
+
+
+def test_a_store_whose_long_timeout_does_not_pass_is_lost_with_an_event(clock: FakeClock) -> None:
+    store, events, answered = Blocking(clock), list[Event](), threading.Event()
+    policy = TokenBucket(10, 1.0, share="team", store=store)
+    transport = StackBuilder([limiter(policy)], listener=[events.append], clock=clock).build(
+        httpx.MockTransport(lambda _: httpx.Response(200))
+    )
+    assert policy._leased is not None
+    policy._leased.client._limit = None  # As for a RedisStore, whose user says how long it may take.
+    store.lease = lambda ask: answered.wait(60)  # type: ignore[method-assign, assignment, return-value]
+    turn, calls = Turn(), list[threading.Thread]()
+    for _ in range(6):
+        operation: Any = policy.ask(turn, clock.monotonic())
+        if isinstance(operation, Run):
+            calls.append(threading.Thread(target=operation.sync, args=(60.0,)))
+            calls[-1].start()
+            while policy._leased.calling.ask is None:  # type: ignore[union-attr]
+                time.sleep(0)
+        clock.advance(1.1)
+    answered.set()
+    for call in calls:
+        call.join()
+    transport.close()
+    assert [type(event) for event in events] == [StoreLost]
+
+
 @needs_fork
 def test_a_forked_child_is_a_new_member_and_holds_nothing(clock: FakeClock, store: Noted) -> None:
     policy = TokenBucket(100, 1.0, share="team", store=store)

@@ -130,7 +130,7 @@ class Member(Source):
             return False
         self._hung += call.ask is not None
         if self._hung > _HUNG:
-            self.fail_call(call, now)
+            self.client.was_lost = self.fail_call(call, now) or self.client.was_lost
             return False
         self.calling = None
         return True

@@ -13,8 +13,9 @@ from ...._event_loops import anyio
 from ...._log import Listeners, logger
 from ...._process import begin_in_each_process, is_interrupt, raise_interrupt
 from ....events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
-from ....stores import Ask, Lease, Quota, store_from
+from ....stores import Ask, FileStore, Lease, Quota, RedisStore, store_from
 from ....stores._protocol import check_share, checked
+from ....stores._time_limit import TimeLimit
 from ..._operations import Run
 from ..queue import Queue
 from .background_calls import LAST_REPORT, background, close_at_exit
@@ -24,6 +25,9 @@ from .source import Limits, Source
 
 if TYPE_CHECKING:
     from ..pace.group import GroupPace
+
+_LIMIT: Final = 0.8
+"""Seconds for a call to a store of the user's own; less than those after which another call may begin."""
 
 _PATIENCE: Final = 1.0
 """Seconds until its deadline below which a request leaves a call to a thread, since it may have to abandon it."""
@@ -51,6 +55,9 @@ class StoreClient:
         self.member = Leased(check_share(share), quota, _identity, alone, pace)
         self.store = store_from(store)
         self._is_instant = getattr(self.store, "blocks", True) is False
+        is_limited = self._is_instant or type(self.store) in {FileStore, RedisStore}
+        self._limit = None if is_limited else TimeLimit(_LIMIT, "the store")
+        self.was_lost = False  # Found by a request in the queue, which cannot report it.
         # By id, and not a WeakSet: threads may add to it while another one looks at all of it.
         self._audience: WeakValueDictionary[int, Any] = WeakValueDictionary()
         self._last_call = _NOBODY
@@ -86,6 +93,11 @@ class StoreClient:
     def afterwards(self, now: float) -> None:
         """Carry out what is due, if the store never blocks; otherwise a thread does."""
         self._note_time(now)
+        if self.was_lost:
+            with Queue.lock:
+                lost, self.was_lost = self.was_lost, False
+            if lost:
+                self._emit(StoreLost, store=repr(self.store), reason="it does not answer")
         if self._is_instant and now >= self._due:
             self.work()
 
@@ -152,7 +164,7 @@ class StoreClient:
         """Send the message and take in the answer."""
         member = self.member
         try:
-            answer = checked(self.store.lease(ask))
+            answer = checked(self._call(self.store.lease, ask))
         except BaseException as error:
             ends_call = is_interrupt(error)
             with Queue.lock:
@@ -179,6 +191,9 @@ class StoreClient:
         self._disagreed = None if theirs == mine else theirs  # Each is reported once.
         self._amend_law(answer)
 
+    def _call(self, method: Callable[..., Any], *words: Any) -> Any:
+        return method(*words) if self._limit is None else self._limit.run(partial(method, *words))
+
     def _amend_law(self, lease: Lease) -> None:
         pace: GroupPace | None = self.member.pace
         if pace is None:
@@ -189,7 +204,7 @@ class StoreClient:
             return
         done = False
         try:
-            done = self.store.amend(lease.epoch, law)
+            done = self._call(self.store.amend, lease.epoch, law)
         except Exception as error:  # Any error, as for a lease; the next lease notices an outage.
             raise_interrupt(error)
             logger.debug("cannot write the adaptive state", exc_info=True)
