@@ -67,6 +67,7 @@ def law(name: str, value: Any) -> Any:
             field("ranges", (each,))
             for each in (
                 (0.0, 0.0, -5),
+                (0.0, 0.0, 10**9),
                 (0.0, 0.0, 1.5),
                 (-1e9, 0.0, 1),
                 (0.0, -1.0, 1),

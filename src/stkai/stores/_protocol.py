@@ -264,8 +264,8 @@ def check_share(share: object) -> str:
     return share
 
 
-def checked(lease: Any) -> Lease:
-    """The store's answer, if a limiter can calculate with it; a ValueError says that it cannot."""
+def checked(lease: Any, want: int) -> Lease:
+    """The store's answer to a call for so many permits, if a limiter can use it; a ValueError says that it cannot."""
     try:
         law, quota, ranges = lease.law, lease.quota, lease.ranges
         # If one of them is infinite or not a number, so is the sum.
@@ -276,6 +276,7 @@ def checked(lease: Any) -> Lease:
         makes_sense = (
             math.isfinite(total)
             and all(first > -1 and gap >= 0 and count == int(count) > 0 for first, gap, count in ranges)
+            and sum(count for _, _, count in ranges) <= want
             and lease.units >= 0
             and lease.pause >= 0
             and min(lease.members, lease.active) >= 1
@@ -285,5 +286,7 @@ def checked(lease: Any) -> Lease:
     except (TypeError, AttributeError, ValueError, OverflowError):
         makes_sense = False
     if not makes_sense:
-        raise ValueError(f"the store must answer with a Lease of finite numbers, not {lease!r:.300}")
+        raise ValueError(
+            f"the store must answer with a Lease of finite numbers, and of at most {want} permits, not {lease!r:.300}"
+        )
     return lease  # type: ignore[no-any-return]

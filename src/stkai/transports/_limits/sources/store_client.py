@@ -164,7 +164,7 @@ class StoreClient:
         """Send the message and take in the answer."""
         member = self.member
         try:
-            answer = checked(self._call(self.store.lease, ask))
+            answer = checked(self._call(self.store.lease, ask), ask.want)
         except BaseException as error:
             ends_call = is_interrupt(error)
             with Queue.lock:
