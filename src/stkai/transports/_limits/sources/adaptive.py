@@ -95,7 +95,7 @@ class AdaptiveRate(Rate):
 
     def _is_awaited(self) -> bool:
         """Whether the first of those who wait does so for permits of this source, and not for those of another one."""
-        source = self.order.turns[0].held_by
+        source = (self.stands_for or self.order).turns[0].held_by
         return source is self or source is None or source.is_remote
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:

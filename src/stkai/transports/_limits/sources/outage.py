@@ -77,8 +77,7 @@ class Outage:
         if not self._local or (adapts_alone and self.failures == _ALONE):
             self._local = leased.alone() if adapts_alone else self._part(now)
             for source in self._local:
-                # Who waits for it is who waits for the share.
-                source.order = source.stands_for = leased
+                source.stands_for = leased
         self.is_on, self._until = True, math.inf
         return self.failures == self._announced
 

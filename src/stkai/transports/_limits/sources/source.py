@@ -43,7 +43,8 @@ class Source:
     """Decides when a turn is admitted, takes a permit for it, and takes one back. The queue holds the lock.
 
     Attributes:
-        order: the turns that wait, for this source and for those it is used with; set by the queue.
+        order: the turns that wait, for this source and for those it is used with; set by the queue. None if it stands
+            for another source: then those wait that wait for that one.
         waiting: how many of them wait for this source.
         limit: what it allows, in words, for events; one of a few for each limiter, so that metrics may count by it.
         counts_units: whether it counts units of cost.
@@ -70,7 +71,7 @@ class Source:
     @property
     def turns(self) -> Sequence[Turn]:
         """The turns that wait for this source, in their order."""
-        turns: list[Turn] = self.order.turns
+        turns: list[Turn] = (self.stands_for or self.order).turns
         return turns if self.waiting == len(turns) else [turn for turn in turns if self in turn.sources]
 
     def count(self, place: int) -> int:
