@@ -19,9 +19,9 @@ from .._clock import SystemClock
 from .._errors import ConfigurationError, missing_extra
 from .._process import begin_in_each_process
 from .._secrets import Secret, sealed
+from ._calls import TimeLimit
 from ._protocol import Ask, Law, Lease, Quota, Snapshot, check_share
 from ._share import FORGET
-from ._time_limit import TimeLimit
 
 SCHEMES: Final = ("redis", "rediss", "unix")
 

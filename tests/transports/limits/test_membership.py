@@ -25,9 +25,9 @@ from stkai import (
     TokenBucket,
 )
 from stkai.stores import Ask, FileStore, Law, Lease, MemoryStore
+from stkai.stores import _calls as calls_of_stores
 from stkai.testing import FakeClock
 from stkai.transports import Run, Turn, limiter
-from stkai.transports._limits.sources import background_calls
 
 from ...support.forked import Forked
 from ...support.shares import answer, wait_for
@@ -314,7 +314,7 @@ def _post_and_settle(place: str) -> None:
 def test_a_child_of_multiprocessing_reports_at_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background_calls, "LAST_REPORT", 30.0)  # Enough on a busy machine, too.
+    monkeypatch.setattr(calls_of_stores, "LAST_REPORT", 30.0)  # Enough on a busy machine, too.
     place = f"file://{tmp_path}/store"
     child = multiprocessing.get_context("fork").Process(target=_post_and_settle, args=(place,))
     child.start()
@@ -331,7 +331,7 @@ def test_interrupts_while_threads_are_started_leave_the_calls_of_no_request_aliv
     def interrupt(_: threading.Thread) -> None:
         raise KeyboardInterrupt
 
-    calls, done = background_calls.BackgroundCalls(), threading.Event()
+    calls, done = calls_of_stores.BackgroundCalls(), threading.Event()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", interrupt)
         for _ in range(10):

@@ -14,11 +14,10 @@ from ...._log import Listeners, logger
 from ...._process import begin_in_each_process, is_interrupt, raise_interrupt
 from ....events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
 from ....stores import Ask, FileStore, Lease, Quota, RedisStore, store_from
+from ....stores._calls import LAST_REPORT, TimeLimit, background, close_at_exit
 from ....stores._protocol import check_share, checked
-from ....stores._time_limit import TimeLimit
 from ..._operations import Run
 from ..queue import Queue
-from .background_calls import LAST_REPORT, background, close_at_exit
 from .holding import StoreCall
 from .leased import Leased, quota_of
 from .source import Limits, Source

@@ -1,4 +1,4 @@
-"""Calls to the store that no request makes: later, in daemon threads, and at the end of the program."""
+"""How stores are called: within a time limit; later, in daemon threads; and at the end of the program."""
 
 import atexit
 import heapq
@@ -11,9 +11,10 @@ from functools import cache
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from ...._clock import SystemClock
-from ...._log import logger
-from ...._process import begin_in_each_process
+from .._abandonable import Job, Worker
+from .._clock import SystemClock
+from .._log import logger
+from .._process import begin_in_each_process
 
 LAST_REPORT: Final = 0.25
 """Seconds that the last report of a member may take, when its limiter is closed and at the end of the program."""
@@ -24,8 +25,47 @@ _MOST: Final = 4
 Work = Callable[[], None]
 
 
+class TimeLimit:
+    """Calls in another thread, which end or are given up within so many seconds; for what has no limit of its own.
+
+    While a call is stuck, further calls fail at once, so that threads do not pile up.
+
+    Args:
+        seconds: for a call.
+        who: what is called, in words.
+    """
+
+    def __init__(self, seconds: float, who: str) -> None:
+        self.seconds, self._who = seconds, who
+        begin_in_each_process(self, TimeLimit._begin)
+
+    def _begin(self) -> None:
+        """Begin anew in a forked child: its parent has the threads."""
+        self._stuck: Job | None = None
+
+    def run(self, work: Callable[[], Any], seconds: float | None = None) -> Any:
+        """The result of `work`.
+
+        Args:
+            seconds: what is left of the time; all of it by default.
+
+        Raises:
+            TimeoutError: it takes too long, or an earlier call is still stuck.
+        """
+        if self._stuck is not None and not self._stuck.is_done:
+            raise TimeoutError(f"{self._who} has not answered an earlier call yet")
+        self._stuck = None
+        job, worker = Job(work), Worker()
+        worker.start(job)
+        worker.release()
+        if not job.wait(self.seconds if seconds is None else max(0.0, seconds)):
+            self._stuck = job
+            raise TimeoutError(f"{self._who} did not answer within {self.seconds:.3g} s")
+        return job.result()
+
+
 class BackgroundCalls:
-    """Calls in the order of the instants at which they are due."""
+    """Calls that no request makes, in the order of the instants at which they are due."""
 
     def __init__(self) -> None:
         self._monotonic = SystemClock.monotonic
