@@ -132,6 +132,26 @@ def test_success_is_any_2xx() -> None:
     assert "answered 204 with something that is not a JSON object" in str(failure(204))
 
 
+class Endless(httpx.SyncByteStream):
+    pieces = 0
+
+    def __iter__(self) -> Any:
+        while self.pieces < 1000:
+            self.pieces += 1
+            yield b" " * 65_536
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(200, "answered 200 with something that is not a JSON object"), (400, "answered 400")],
+)
+def test_no_more_than_256_kib_of_an_answer_are_read(status: int, said: str) -> None:
+    body = Endless()
+    error = failure(httpx.Response(status, stream=body))
+    assert said in str(error)
+    assert body.pieces == 4
+
+
 class Dripping(httpx.SyncByteStream):
     def __init__(self, clock: FakeClock) -> None:
         self._clock = clock

@@ -21,10 +21,10 @@ from .._process import raise_interrupt
 from .._secrets import Secret
 from .._urls import is_private, origin_of, parse_url, show_origin
 from .._wire import default
-from ..transports import Context, RetryTransport
+from ..transports import Attempt, Context, Flow, LayerTransport, Load, RetryTransport
 from ..transports._auth.provider import is_sendable
 from ..transports._bodies import json_of
-from ..transports._retry.policy import RetryPolicy
+from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from ..transports._retry.retry_after import retry_after
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 _TIMEOUT: Final = 30.0
 """Seconds for everything, including retries."""
+
+_MOST: Final = 262_144
+"""Bytes of an answer; a usual one is a hundred times shorter."""
 
 _LONGEST_TOKEN: Final = 65_536
 """Characters; no server takes a header that is longer."""
@@ -206,7 +209,8 @@ class TokenEndpoint:
         wire = self.transport or default.DefaultWire(self.http)
         asked_at = self.clock.monotonic()
         try:
-            client = HttpClient(RetryTransport(wire, policy, context=Context(clock=self.clock)))
+            reader = LayerTransport(wire, _load)
+            client = HttpClient(RetryTransport(reader, policy, context=Context(clock=self.clock)))
             response = client.send(self._request())
         finally:
             if wire is not self.transport:
@@ -249,3 +253,10 @@ class TokenEndpoint:
 
     def _forms_of_secret(self) -> tuple[str, ...]:
         return self.client_secret.reveal(), quote_plus(self.client_secret.reveal()), self._basic
+
+
+def _load(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> Flow:
+    """Read no more of an answer than one with a token can have, and a refusal for a second at most."""
+    response = yield from layer.forward(request, attempt)
+    yield Load(response, _MOST, brief=response.status_code in RETRY_ON_STATUS_CODES)
+    return response
