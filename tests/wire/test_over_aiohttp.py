@@ -454,6 +454,25 @@ def test_a_response_dropped_unread_gives_its_connection_back() -> None:
         assert server.requests == 3
 
 
+def test_a_deadline_does_not_shorten_the_read_timeout_of_a_returned_stream() -> None:
+    async def pauses(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD + b"Content-Length: 4\r\n\r\nab")
+        await asyncio.sleep(0.6)
+        writer.write(b"cd")
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(pauses, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        async with stkai.build_async_client(auth=None, transport=stkai.wires.aiohttp()) as client:
+            response = await client.post_stream(url, deadline=0.3, timeout=30)
+            assert await response.aread() == b"abcd"
+        server.close()
+
+    asyncio.run(run())
+
+
 def test_requests_beyond_the_limit_wait_for_a_connection_and_then_fail() -> None:
     async def run(url: str) -> None:
         wire: Any = stkai.wires.aiohttp(HttpConfig(max_connections=1))

@@ -186,10 +186,8 @@ class Body(httpx.AsyncByteStream):
 
     ends_with_connection = False
 
-    def __init__(
-        self, connection: Connection, payload: Any, request: httpx.Request, seconds: float | None
-    ) -> None:
-        self._connection, self._payload, self._request, self._seconds = connection, payload, request, seconds
+    def __init__(self, connection: Connection, payload: Any, request: httpx.Request) -> None:
+        self._connection, self._payload, self._request = connection, payload, request
         self._whole = payload is None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -216,7 +214,8 @@ class Body(httpx.AsyncByteStream):
         data: bytes = payload._read_nowait(-1)  # noqa: SLF001 - the public one raises first
         if data or (payload.at_eof() and payload.exception() is None):
             return data
-        async with asyncio.timeout(self._seconds):
+        # Looked up anew: a deadline shortens it only until the caller has the response.
+        async with asyncio.timeout(self._request.extensions.get("timeout", {}).get("read")):
             return bytes(await payload.readany())
 
     async def aclose(self) -> None:

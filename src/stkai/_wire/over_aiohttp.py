@@ -189,7 +189,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         has_body = request.method != "HEAD" and message.code not in _NO_BODY
         # The parser that aiohttp uses without its C extensions has an object of its own for "no body".
         is_empty = not has_body or payload is aiohttp.EMPTY_PAYLOAD
-        body = self._body(connection, None if is_empty else payload, request, seconds)
+        body = self._body(connection, None if is_empty else payload, request)
         body.ends_with_connection = (
             has_body and not message.chunked and "Content-Length" not in message.headers
         )
