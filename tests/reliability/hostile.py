@@ -50,7 +50,7 @@ def drip(connection: socket.socket, stopped: threading.Event, text: bytes, every
 
 
 def read_request(connection: socket.socket) -> bool:
-    """Read one request; returns whether there was one."""
+    """Read one request; returns whether there was a whole one."""
     data = b""
     while b"\r\n\r\n" not in data:
         piece = connection.recv(65_536)
@@ -61,5 +61,8 @@ def read_request(connection: socket.socket) -> bool:
     _, named, rest = head.lower().partition(b"content-length: ")
     length = int(rest.split(b"\r\n")[0]) if named else 0
     while len(body) < length:
-        body += connection.recv(65_536)
+        piece = connection.recv(65_536)
+        if not piece:
+            return False
+        body += piece
     return True
