@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -172,6 +172,11 @@ def test_an_invalid_origin_is_refused_when_the_policy_is_created(origin: Any) ->
     assert "hunter2" not in str(caught.value)
     with pytest.raises(ConfigurationError):
         parse_origin(origin)
+
+
+def test_what_is_neither_an_origin_nor_several_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"an origin must be scheme://host.*, not 7"):
+        BearerAuth(Fixed(), cast("str", 7))
 
 
 # Encryption

@@ -112,8 +112,9 @@ class BearerAuth(HoldsSecret):
         self.provider = provider
         self._has_own_headers = has_own_headers(provider)
         self.allow_http = allow_http
-        names = (origins,) if isinstance(origins, str) else origins
-        urls = None if names is None else [parse_origin(name) for name in names]
+        if isinstance(origins, str) or not isinstance(origins, Iterable | None):
+            origins = (origins,)
+        urls = None if origins is None else [parse_origin(name) for name in origins]
         self.origins = None if urls is None else frozenset(origin_of(url) for url in urls)
         exposed = [show_origin(url) for url in urls or () if not self._is_safe(origin_of(url))]
         if exposed:
