@@ -1,4 +1,4 @@
-"""Tokens over real sockets: never sent to another origin, renewed, never visible, and fetched once for all callers."""
+"""Tokens over real sockets: never sent to another origin, renewed, and never visible."""
 
 import logging
 import pickle
@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-import anyio
 import httpx
 import pytest
 
 import stkai
-from stkai import AuthenticationError, BearerAuth, ClientCredentialsAuthProvider, RetryPolicy
+from stkai import AuthenticationError, ClientCredentialsAuthProvider, RetryPolicy
 from stkai._auth import token_endpoint
-from stkai.testing import Answer, Edit, FakeClock, Hang, QuotaServer, Reset
+from stkai.testing import Answer, Edit, FakeClock, QuotaServer, Reset
 
 from ..support.secrecy import shown_by
 from ..support.world import World
@@ -60,8 +59,6 @@ async def test_a_token_endpoint_whose_head_arrives_byte_by_byte_holds_no_thread(
 
 # Redirects
 
-REDIRECTS = pytest.mark.parametrize("status", [303, 307])  # A GET follows, or the POST again.
-
 PLACES: dict[str, Callable[[QuotaServer, QuotaServer], str]] = {
     "another port": lambda _, stranger: f"{stranger.url}/echo",
     "another name of the same machine": lambda server, _: f"{server.url}/echo".replace(
@@ -81,7 +78,7 @@ def tokens_at(server: QuotaServer, path: str = "/echo") -> list[str]:
     return [value for value in seen if value is not None and value.startswith("Bearer ")]
 
 
-@REDIRECTS
+@pytest.mark.parametrize("status", [303, 307])  # A GET follows, or the POST again.
 @pytest.mark.parametrize("place", PLACES)
 async def test_no_redirect_takes_the_token_to_another_origin(
     world: World, server: QuotaServer, stranger: QuotaServer, status: int, place: str
@@ -93,18 +90,6 @@ async def test_no_redirect_takes_the_token_to_another_origin(
     assert (response.status_code, len(response.history)) == (200, 1)
     assert len(tokens_at(server, server.create_url().removeprefix(server.url))) == 1
     assert tokens_at(server) + tokens_at(stranger) == []
-    await world.close(client)
-
-
-@REDIRECTS
-async def test_with_a_scope_of_both_origins_both_see_the_token(
-    world: World, server: QuotaServer, stranger: QuotaServer, status: int
-) -> None:
-    server.fail_with(Answer(status, headers={"location": f"{stranger.url}/echo"}))
-    auth = BearerAuth(provider_of(server), [server.url, stranger.url])
-    client = world.client(transport_of(world, auth=auth), follow_redirects=True)
-    await world.call(client.post, server.create_url(), json={})
-    assert len(tokens_at(stranger)) == 1
     await world.close(client)
 
 
@@ -143,17 +128,13 @@ async def test_a_token_that_is_always_refused_is_renewed_once_per_call(
 
 USELESS: dict[str, Answer | Edit | Reset] = {
     "down": Answer(500),
-    "forbidding": Answer(403),
     "redirecting": Answer(302, headers={"location": "/elsewhere"}),
-    "garbage": Answer(200, body="{]"),
     "a page": Answer(200, headers={"content-type": "text/html"}, body="<html>Please log in</html>"),
     "huge": Answer(200, body=b'{"access_token": "' + b"x" * 1_000_000 + b'"}'),
-    "empty": Answer(200, body=""),
-    "a list": Answer(200, body="[]"),
-    "without a token": Edit({"access_token": None}),
     "a token with a line break": Edit({"access_token": "a\r\nX-Evil: 1"}),
     "breaking off": Reset("body", after=4),
 }
+"""One of each kind; tests/auth/test_endpoint_answers.py has all of them."""
 
 
 @pytest.mark.parametrize("kind", USELESS)
@@ -180,125 +161,6 @@ async def test_a_useless_token_endpoint_is_a_clear_error_and_nothing_is_sent(
             httpx.post(server.token_url)  # noqa: ASYNC210
     assert (await world.call(client.post, server.create_url())).status_code == 200, "and then as usual"
     await world.close(client)
-
-
-@pytest.mark.parametrize("life", [None, 0, -1, "soon", "1e400", True, [], {"a": 1}], ids=repr)
-async def test_a_nonsensical_token_lifetime_neither_fails_calls_nor_fetches_a_token_for_each(
-    world: World, server: QuotaServer, life: Any
-) -> None:
-    server.fail_with(Edit({"expires_in": life}), path=server.token_path)
-    client = client_of(world, auth=provider_of(server), transport=wire_of(world))
-    for _ in range(3):
-        assert (await world.call(client.post, server.create_url())).status_code == 200
-    assert server.token_requests == 1
-    await world.close(client)
-
-
-@pytest.mark.real_time
-async def test_all_callers_share_one_request_to_a_slow_token_endpoint(
-    world: World, server: QuotaServer
-) -> None:
-    server.fail_with(Hang(0.2), path=server.token_path)
-    wire = wire_of(world, limits=MANY)
-    client = client_of(world, auth=provider_of(server), transport=wire)
-    responses = await world.gather(*[lambda: world.call(client.post, server.create_url(), timeout=30)] * 30)
-    assert [response.status_code for response in responses] == [200] * 30
-    assert server.token_requests == 1
-    await world.close(client)
-
-
-@pytest.mark.real_time
-@pytest.mark.parametrize("name", ["asyncio", "trio"])
-def test_cancelling_the_task_that_fetches_a_token_strands_no_other(server: QuotaServer, name: Any) -> None:
-    world = World(name)
-    server.fail_with(Hang(0.2), path=server.token_path)
-    statuses: list[int] = []
-
-    async def main() -> None:
-        client = client_of(world, auth=provider_of(server), transport=wire_of(world, limits=MANY))
-        leader = anyio.CancelScope()
-
-        async def lead() -> None:
-            with leader:
-                await client.post(server.create_url())
-
-        async def follow() -> None:
-            statuses.append((await client.post(server.create_url())).status_code)
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(lead)
-            await anyio.sleep(0.05)
-            for _ in range(10):
-                group.start_soon(follow)
-            await anyio.sleep(0.05)
-            leader.cancel()
-        await client.aclose()
-
-    world.run(main())
-    assert statuses == [200] * 10
-    assert server.token_requests <= 2
-
-
-def test_a_failed_token_fetch_fails_all_waiters_and_the_next_caller_tries_again(
-    server: QuotaServer,
-) -> None:
-    world = World("sync")
-    server.fail_with(400, path=server.token_path)
-    client = client_of(world, auth=provider_of(server), transport=wire_of(world, limits=MANY))
-    outcomes: list[object] = []
-    start = threading.Barrier(10)
-
-    def post() -> None:
-        start.wait()
-        try:
-            outcomes.append(client.post(server.create_url(), timeout=30).status_code)
-        except AuthenticationError as error:
-            outcomes.append(str(error.request.url))
-
-    threads = [threading.Thread(target=post) for _ in range(10)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert set(outcomes) <= {200, server.create_url()}
-    assert len(outcomes) == 10
-    assert server.count(path=server.token_path, status=400) == 1
-    assert client.post(server.create_url()).status_code == 200
-    client.close()
-
-
-# The way there
-
-
-@pytest.mark.parametrize("allowed", [False, True])
-async def test_nothing_is_sent_over_http_to_another_machine_unless_allowed(
-    world: World, monkeypatch: pytest.MonkeyPatch, allowed: bool
-) -> None:
-    asked: list[str] = []
-
-    def answer(request: httpx.Request) -> int:
-        asked.append(request.headers.get("authorization", "none"))
-        return 200
-
-    wire = world.wire(answer)
-    provider = ClientCredentialsAuthProvider("id", "secret", "https://id.example.com/token")
-    monkeypatch.setattr(type(provider), "get_access_token", lambda _: "the-token")
-    auth = BearerAuth(provider, allow_http=True) if allowed else provider
-    client = client_of(world, auth=auth, retry=RetryPolicy(), transport=wire)
-    if allowed:
-        await world.call(client.post, "http://api.example.com/v1")
-        assert asked == ["Bearer the-token"]
-    else:
-        with pytest.raises(AuthenticationError, match="https://"):
-            await world.call(client.post, "http://api.example.com/v1")
-        assert asked == []
-    monkeypatch.setenv("STKAI_AUTH_TOKEN_URL", "http://id.example.com/token")
-    monkeypatch.setenv("STKAI_AUTH_CLIENT_ID", "id")
-    monkeypatch.setenv("STKAI_AUTH_CLIENT_SECRET", "s3cret-of-the-client")
-    stkai.STKAI.reset()
-    with pytest.raises(stkai.ConfigurationError, match="unencrypted") as caught:
-        client_of(world, auth="auto")
-    assert "s3cret" not in str(caught.value)
 
 
 # Secrets

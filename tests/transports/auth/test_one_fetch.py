@@ -139,7 +139,9 @@ async def test_while_one_caller_renews_the_others_use_the_expiring_token(world: 
     assert issuer.fetches == 2
 
 
-async def test_a_failed_fetch_wakes_all_waiters_and_each_error_names_its_own_request(world: World) -> None:
+async def test_a_failed_fetch_fails_all_waiters_with_their_own_request_and_the_next_caller_tries_again(
+    world: World,
+) -> None:
     crowd = Crowd(50)
 
     class Failing(Static):
@@ -148,7 +150,7 @@ async def test_a_failed_fetch_wakes_all_waiters_and_each_error_names_its_own_req
             return super().get_access_token()
 
     provider = Failing(*[AuthenticationError("no token", OSError("down"))] * 50)
-    transport = layer(world, Wire(), provider)
+    transport = layer(world, Wire(200), provider)
 
     def call(number: int) -> Callable[[], Awaitable[None]]:
         async def body() -> None:
@@ -163,6 +165,8 @@ async def test_a_failed_fetch_wakes_all_waiters_and_each_error_names_its_own_req
     if world.is_async:
         assert [error.request.url.path for error in errors] == [f"/v1/chat/{n}" for n in range(50)]
         assert provider.asked == 1
+    provider.tokens = iter(["later"])
+    assert (await world.send(transport, post())).status_code == 200
 
 
 # Async providers, and cancelled leaders
