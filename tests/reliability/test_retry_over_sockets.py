@@ -325,28 +325,6 @@ async def test_a_retry_after_beyond_the_cap_or_the_deadline_returns_the_response
     await world.close(client)
 
 
-@pytest.mark.real_time
-async def test_a_refusal_whose_body_never_arrives_does_not_delay_the_next_attempt(world: World) -> None:
-    attempts = itertools.count(1)
-    came = threading.Event()
-    in_time: list[bool] = []
-
-    def talk(connection: socket.socket, _: threading.Event) -> None:
-        if next(attempts) == 1:
-            connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 10\r\n\r\n")
-            in_time.append(came.wait(20.0))
-        else:
-            came.set()
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-
-    with hostile(talk) as url:
-        client = client_of(world, retry=NO_DELAY)
-        response = await world.call(client.post, url, timeout=60)
-        await world.close(client)
-    assert response.status_code == 200
-    assert in_time == [True]
-
-
 @pytest.mark.parametrize("options", [{"timeout": 1e300}, {"timeout": 1e300, "deadline": 1e300}], ids=spelled)
 async def test_any_timeout_works_on_a_socket(
     world: World, server: QuotaServer, options: dict[str, float]

@@ -1,5 +1,6 @@
 """What would fail again, or may do twice what it did, is tried once: over real sockets."""
 
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 from stkai import HttpConfig
 from stkai._wire.default import AsyncDefaultWire, DefaultWire
 
+from ..support.servers import tls_server
 from ..support.world import World
 from .hostile import hostile
 from .stacks import NO_DELAY, transport_of, wire_of
@@ -27,7 +29,8 @@ async def attempts(world: World, method: str, url: str, **wire: Any) -> tuple[in
     if isinstance(outcome, httpx.Response):
         return outcome.extensions["stkai"].attempts, outcome.status_code
     (note,) = outcome.__notes__
-    return int(note.rpartition(": ")[2].split()[0]), type(outcome)
+    (times,) = re.findall(r": (\d+) attempt", note)
+    return int(times), type(outcome)
 
 
 ANSWERS: dict[str, tuple[bytes, object]] = {
@@ -61,6 +64,20 @@ async def test_a_post_that_got_no_answer_is_sent_once_and_a_get_again(
     with hostile(saying(text, arrived)) as url:
         assert await attempts(world, method, url) == (times, outcome)
     assert len(arrived) == times
+
+
+async def test_an_untrusted_certificate_is_tried_once(world: World) -> None:
+    with tls_server() as url:
+        assert await attempts(world, "GET", url) == (1, httpx.ConnectError)
+
+
+async def test_credentials_that_a_proxy_rejects_are_tried_once(world: World) -> None:
+    arrived: list[int] = []
+    refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
+    with hostile(saying(refusal, arrived)) as proxy:
+        outcome = await attempts(world, "GET", "https://api.example.com/", proxy=proxy)
+    assert outcome == (1, httpx.ProxyError)
+    assert len(arrived) == 1
 
 
 async def test_a_host_that_does_not_exist_is_looked_for_once(

@@ -26,7 +26,7 @@ def stack_of(world: World, wire: Wire, *layers: Any, clock: FakeClock | None = N
 class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
     """Chunks, one of which may be an error; an action may precede each."""
 
-    def __init__(self, *chunks: bytes | Exception, before: Callable[[], object] = int) -> None:
+    def __init__(self, *chunks: bytes | BaseException, before: Callable[[], object] = int) -> None:
         self._chunks = iter(chunks)
         self._before = before
 
@@ -36,7 +36,7 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
     def __next__(self) -> bytes:
         self._before()
         chunk = next(self._chunks)
-        if isinstance(chunk, Exception):
+        if isinstance(chunk, BaseException):
             raise chunk
         return chunk
 
