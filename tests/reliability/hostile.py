@@ -1,44 +1,27 @@
 """A server on loopback that sends, byte by byte, whatever a test wants."""
 
-import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ..support.listening import listening
 
 Talk = Callable[[socket.socket, threading.Event], object]
 """Called after one request has been read: writes to the socket until the event is set; then the connection closes."""
 
 
-@contextlib.contextmanager
+@contextmanager
 def hostile(talk: Talk) -> Iterator[str]:
     """The URL of the server; `talk` runs once for each request, one request for each connection."""
     stopped = threading.Event()
-    threads: list[threading.Thread] = []
 
     def serve(connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            if read_request(connection):
-                talk(connection, stopped)
+        if read_request(connection):
+            talk(connection, stopped)
 
-    def accept() -> None:
-        while not stopped.is_set():
-            connection, _ = listener.accept()
-            thread = threading.Thread(target=serve, args=(connection,))
-            threads.append(thread)
-            thread.start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        acceptor = threading.Thread(target=accept)
-        acceptor.start()
-        address = listener.getsockname()
-        try:
-            yield f"http://127.0.0.1:{address[1]}/"
-        finally:
-            stopped.set()
-            socket.create_connection(address).close()  # wakes the thread that waits in accept()
-            acceptor.join()
-    for thread in threads:
-        thread.join()
+    with listening(serve, ending=stopped.set) as port:
+        yield f"http://127.0.0.1:{port}/"
 
 
 def drip(connection: socket.socket, stopped: threading.Event, text: bytes, every: float) -> None:

@@ -3,8 +3,7 @@
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -13,6 +12,7 @@ import pytest
 from stkai import HttpConfig
 from stkai._wire.default import AsyncDefaultWire, DefaultWire
 
+from ..support.listening import listening, speaks_plain_http
 from ..support.servers import tls_server
 from ..support.world import World
 from .hostile import hostile
@@ -104,31 +104,8 @@ async def test_a_host_or_port_that_cannot_be_is_a_connect_error(world: World, ur
     await world.close(client)
 
 
-@contextmanager
-def plain_port() -> Iterator[int]:
-    """The port of a server that answers a TLS greeting in plain HTTP."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def run() -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                with connection:
-                    connection.recv(65_536)
-                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join()
-
-
 async def test_https_to_a_port_without_tls_is_tried_once(world: World) -> None:
-    with plain_port() as port:
+    with listening(speaks_plain_http) as port:
         assert await attempts(world, "GET", f"https://127.0.0.1:{port}/") == (1, httpx.ConnectError)
 
 

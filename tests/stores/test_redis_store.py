@@ -1,6 +1,5 @@
 """RedisStore against real Redis and Valkey servers."""
 
-import contextlib
 import gc
 import signal
 import socket
@@ -18,6 +17,7 @@ import redis.asyncio
 from stkai import ConfigurationError
 from stkai.stores import Law, RedisStore, Refusal, Store, store_from
 
+from ..support.listening import listening
 from ..support.redis_servers import KINDS, Server, free_port, installed
 from .clients import Client, OnClock, ask, eventually
 
@@ -274,31 +274,18 @@ SOON = 2.0
 """Seconds: many times the timeout of a call, and less than the calls here would take without one."""
 
 
-class Slow:
-    """A server that answers each command after a time, with an error."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.socket = seconds, socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self.socket.getsockname()[1]}/0"
-        threading.Thread(target=self.serve, daemon=True).start()
-
-    def serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=self.answer, args=(self.socket.accept()[0],), daemon=True).start()
-
-    def answer(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection:
-            while connection.recv(65536):
-                time.sleep(self.seconds)
-                connection.sendall(b"-ERR not now\r\n")
-
-
 @pytest.fixture
-def slow_server() -> Iterator[Slow]:
-    slow = Slow(2.0)
-    yield slow
-    slow.socket.close()
+def slow_server() -> Iterator[str]:
+    """A server that answers each command after two seconds, with an error."""
+    ended = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        while connection.recv(65536):
+            ended.wait(2.0)
+            connection.sendall(b"-ERR not now\r\n")
+
+    with listening(answer, ending=ended.set) as port:
+        yield f"redis://127.0.0.1:{port}/0"
 
 
 def patient(url: str) -> Any:
@@ -309,8 +296,8 @@ def patient(url: str) -> Any:
 
 @pytest.mark.real_time
 @pytest.mark.parametrize("given", [str, patient])
-def test_slow_answers_together_take_no_longer_than_the_timeout(slow_server: Slow, given: Any) -> None:
-    store = RedisStore(given(slow_server.url))
+def test_slow_answers_together_take_no_longer_than_the_timeout(slow_server: str, given: Any) -> None:
+    store = RedisStore(given(slow_server))
     assert seconds_of(store) < SOON
 
 

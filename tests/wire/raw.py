@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from ..support.listening import listening
+
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody"
 ENDLESS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nbo\r\n2\r\ndy\r\n"
 """The head and some chunks; the end never comes."""
@@ -24,34 +26,24 @@ class RawServer:
         connections: how many there have been.
     """
 
-    def __init__(self, listener: socket.socket) -> None:
-        self._listener = listener
+    def __init__(self) -> None:
         self.url = ""
-        if listener.family == socket.AF_INET:
-            self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         self.answer: Answer = lambda _: (WHOLE, True)
         self.requests = self.open = self.connections = 0
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
 
-    def run(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
+    def serve(self, client: socket.socket) -> None:
+        with self._lock:
             self._sockets.append(client)
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with self._lock:
             self.open += 1
-        with client, suppress(OSError):
-            client.settimeout(30)
+            self.connections += 1
+        try:
             self._talk(client)
-        with self._lock:
-            self.open -= 1
+        finally:
+            client.close()
+            with self._lock:
+                self.open -= 1
 
     def _talk(self, client: socket.socket) -> None:
         data = b""
@@ -76,25 +68,11 @@ class RawServer:
             with suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
 
-    def stop(self) -> None:
-        """Stop listening, and close all connections."""
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self.hang_up()
-
 
 @contextmanager
 def raw_server(path: str | None = None) -> Iterator[RawServer]:
     """Serve on loopback, or on a Unix socket."""
-    listener = socket.socket(socket.AF_INET if path is None else socket.AF_UNIX)
-    listener.bind(("127.0.0.1", 0) if path is None else path)
-    listener.listen(512)
-    server = RawServer(listener)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
+    server = RawServer()
+    with listening(server.serve, path) as port:
+        server.url = f"http://127.0.0.1:{port}/"
         yield server
-    finally:
-        server.stop()
-        thread.join()

@@ -3,9 +3,8 @@
 import gc
 import logging
 import socket
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import anyio
@@ -16,6 +15,7 @@ import stkai
 from stkai import HttpConfig, RetryPolicy
 from stkai._wire.default import AsyncDefaultWire, DefaultWire
 
+from ..support.listening import listening
 from ..support.secrecy import shown_by
 from ..support.world import NAMES, World
 from .raw import WHOLE
@@ -36,23 +36,15 @@ class Scripted:
     """
 
     def __init__(self, *answers: bytes) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
         self._answers = answers
-        self.url = f"socks5://me:secret@127.0.0.1:{self._listener.getsockname()[1]}"
+        self.url = ""
         self.heard: list[bytes] = []
         self.open = self.connections = 0
 
-    def run(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                self.open += 1
-                self.connections += 1
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
+    def serve(self, client: socket.socket) -> None:
+        self.open += 1
+        self.connections += 1
         with client, suppress(OSError):
-            client.settimeout(10)
             for answer in self._answers:
                 self.heard.append(client.recv(65_536))
                 if answer == CLOSES:
@@ -63,11 +55,6 @@ class Scripted:
                     pass
         self.open -= 1
 
-    def stop(self) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
 
 Start = Callable[..., Scripted]
 
@@ -75,20 +62,19 @@ Start = Callable[..., Scripted]
 @pytest.fixture
 def proxy() -> Iterator[Start]:
     """Starts proxies; meanwhile the garbage collector closes nothing."""
-    started: list[Scripted] = []
+    with ExitStack() as started:
 
-    def start(*answers: bytes) -> Scripted:
-        started.append(Scripted(*answers))
-        threading.Thread(target=started[-1].run, daemon=True).start()
-        return started[-1]
+        def start(*answers: bytes) -> Scripted:
+            scripted = Scripted(*answers)
+            port = started.enter_context(listening(scripted.serve))
+            scripted.url = f"socks5://me:secret@127.0.0.1:{port}"
+            return scripted
 
-    gc.disable()
-    try:
-        yield start
-    finally:
-        gc.enable()
-        for each in started:
-            each.stop()
+        gc.disable()
+        try:
+            yield start
+        finally:
+            gc.enable()
 
 
 def client_of(world: World, proxy: Scripted, timeout: float = 5.0) -> Any:

@@ -6,7 +6,7 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -19,6 +19,7 @@ from stkai import DeadlineExceededError, HttpConfig, RequestOptions, RetryPolicy
 from stkai._wire.default import AsyncDefaultWire, DefaultWire
 from stkai._wire.network import AsyncNetwork, Network, mended
 
+from ..support.listening import Serve, listening, speaks_plain_http
 from ..support.servers import CERTIFICATE, KEY
 from ..support.world import NAMES, World
 
@@ -26,36 +27,12 @@ pytestmark = [pytest.mark.real_time, pytest.mark.worlds(*NAMES)]
 
 AGAIN = RetryPolicy(1, initial_delay=0)
 
-Talk = Callable[[socket.socket], object]
-
 
 @contextmanager
-def server(talk: Talk) -> Iterator[str]:
-    """Runs `talk` for each connection, in a thread, and then closes it; yields the URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    threads: list[threading.Thread] = []
-
-    def serve(connection: socket.socket) -> None:
-        with connection, suppress(OSError):
-            connection.settimeout(10)
-            talk(connection)
-
-    def accept() -> None:
-        with suppress(OSError):
-            while True:
-                threads.append(threading.Thread(target=serve, args=(listener.accept()[0],)))
-                threads[-1].start()
-
-    acceptor = threading.Thread(target=accept)
-    acceptor.start()
-    try:
-        yield f"https://127.0.0.1:{listener.getsockname()[1]}/"
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        acceptor.join()
-        for thread in threads:
-            thread.join()
+def server(talk: Serve) -> Iterator[str]:
+    """Runs `talk` for each connection; yields the URL."""
+    with listening(talk) as port:
+        yield f"https://127.0.0.1:{port}/"
 
 
 def context(**options: Any) -> ssl.SSLContext:
@@ -165,7 +142,7 @@ def wants_a_certificate(connection: socket.socket) -> None:
 @pytest.mark.parametrize("kind", ["default", "http2", "aiohttp"])
 @pytest.mark.parametrize("talk", [breaks_off, wants_a_certificate], ids=["a broken record", "an alert"])
 async def test_an_error_of_tls_after_the_handshake_is_one_of_httpx(
-    world: World, talk: Talk, kind: str
+    world: World, talk: Serve, kind: str
 ) -> None:
     if kind == "aiohttp" and world.name != "asyncio":
         return
@@ -193,11 +170,6 @@ def needs_a_certificate_at_once(connection: socket.socket) -> None:
     strict = context(verify_mode=ssl.CERT_REQUIRED, maximum_version=ssl.TLSVersion.TLSv1_2)
     strict.load_verify_locations(CERTIFICATE)
     strict.wrap_socket(connection, server_side=True)
-
-
-def speaks_plain_http(connection: socket.socket) -> None:
-    connection.recv(65_536)
-    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
 
 
 def presents_its_certificate(connection: socket.socket) -> None:

@@ -6,7 +6,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from stkai import HttpConfig
 from stkai._wire.default import AsyncDefaultWire, DefaultWire
 
 from ..support import servers
+from ..support.listening import listening
 from ..support.servers import CERTIFICATE, KEY, Proxy
 from ..support.world import NAMES, World
 from .raw import WHOLE, RawServer, raw_server
@@ -88,24 +89,6 @@ def pump(source: socket.socket, sink: socket.socket) -> None:
             sink.sendall(data)
     with suppress(OSError):
         sink.shutdown(socket.SHUT_WR)
-
-
-@contextmanager
-def listening(serve: Any) -> Iterator[int]:
-    """Serve each connection in a thread; yields the port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def accept() -> None:
-            with suppress(OSError):
-                while True:
-                    client, _ = listener.accept()
-                    threading.Thread(target=serve, args=(client,), daemon=True).start()
-
-        thread = threading.Thread(target=accept, daemon=True)
-        thread.start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
 
 
 @pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
