@@ -233,15 +233,8 @@ async def test_a_timeout_names_its_number_and_what_to_set(
 
 
 async def test_a_timeout_while_the_body_arrives_names_its_number_too(world: World) -> None:
-    class Stuck(httpx.SyncByteStream, httpx.AsyncByteStream):
-        def __iter__(self) -> Iterator[bytes]:
-            raise httpx.ReadTimeout("timed out")
-
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            raise httpx.ReadTimeout("timed out")
-            yield b""
-
-    client = client_of(world, world.wire(httpx.Response(200, stream=Stuck())))
+    stuck = httpx.Response(200, stream=Body(httpx.ReadTimeout("timed out")))
+    client = client_of(world, world.wire(stuck))
     with pytest.raises(httpx.ReadTimeout, match="timed out, after timeout=5 seconds"):
         await world.call(client.get, URL, timeout=5)
 

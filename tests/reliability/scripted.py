@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import httpx
 from stkai import AuthProvider
 from stkai.testing import FakeClock
 
+from ..support.clients import Body
 from ..support.crowd import took
 from ..support.wire import Answer, Wire
 from ..support.world import World
@@ -82,22 +83,14 @@ class Ledger:
             return httpx.Response(step.status, headers=headers, content=b"whole")
         if step.breaks == "gzip":
             headers["Content-Encoding"] = "gzip"
-        return httpx.Response(step.status, headers=headers, stream=_Broken())
+        return httpx.Response(
+            step.status,
+            headers=headers,
+            stream=Body(b"\x1f\x8b\x08\x00", httpx.ReadError("connection reset")),
+        )
 
     def of(self, call: str) -> list[Sending]:
         return [sending for sending in self.sendings if sending.call == call]
-
-
-class _Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body that breaks off."""
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield b"\x1f\x8b\x08\x00"
-        raise httpx.ReadError("connection reset")
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self:
-            yield piece
 
 
 class Tokens(AuthProvider):

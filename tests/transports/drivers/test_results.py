@@ -1,6 +1,5 @@
 """What a driver sends back into a flow, and what it raises; it may be called by another transport."""
 
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
@@ -36,6 +35,7 @@ from stkai.transports import (
     token_bucket,
 )
 
+from ...support.clients import Body
 from ...support.ids import spelled
 from ...support.wire import of_streams
 from ...support.world import NAMES, World
@@ -59,10 +59,6 @@ async def test_the_result_of_an_operation_is_sent_back_into_the_flow(world: Worl
         seen.append((yield Close(response)))
         return response
 
-    clock = FakeClock()
-    transport = world.layer(
-        Layer("own", flow), world.wire(httpx.Response(200, content=b"body")), context=Context(clock=clock)
-    )
     for deadline in (None, 60.0):
         seen.clear()
         transport = world.layer(
@@ -129,13 +125,7 @@ async def test_a_flow_that_yields_something_else_gets_an_error_that_names_the_la
 
 
 async def test_an_error_while_closing_is_ignored(world: World) -> None:
-    class Stuck(httpx.SyncByteStream, httpx.AsyncByteStream):
-        def __iter__(self) -> Iterator[bytes]:
-            yield b""
-
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            yield b""
-
+    class Stuck(Body):
         def close(self) -> None:
             raise OSError("stuck")
 
@@ -169,16 +159,8 @@ async def test_a_body_can_be_loaded_in_part_and_read_afterwards(world: World, li
         assert wire.open == 0, "the connection is free"
         return response
 
-    class Pieces(httpx.SyncByteStream, httpx.AsyncByteStream):
-        def __iter__(self) -> Iterator[bytes]:
-            yield from (b"12", b"34", b"56")
-
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            for piece in self:
-                yield piece
-
     for deadline in (None, 60.0):
-        wire = world.wire(httpx.Response(200, stream=of_streams(Pieces)()))
+        wire = world.wire(httpx.Response(200, stream=of_streams(Body)(b"12", b"34", b"56")))
         transport = world.layer(Layer("own", flow), wire, context=Context(clock=FakeClock()))
         request = httpx.Request("GET", URL, extensions={"stkai": RequestOptions(deadline=deadline)})
         response = await world.send(transport, request)

@@ -1,6 +1,5 @@
 """A retry layer over a scripted wire, in virtual time, and bodies that break."""
 
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
@@ -18,6 +17,7 @@ from stkai.transports import (
 )
 from stkai.transports._call import ATTEMPT
 
+from ...support.clients import Body
 from ...support.heard import Heard
 from ...support.wire import Answer, Handler
 from ...support.world import World
@@ -60,20 +60,6 @@ def busy(status: int = 503, after: float | str | None = None) -> httpx.Response:
     return httpx.Response(status, headers=headers, content=b"busy")
 
 
-class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body that breaks after its first bytes."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield b"half"
-        raise self.error
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield b"half"
-        raise self.error
-
-
 def broken(error: BaseException | None = None) -> httpx.Response:
-    return httpx.Response(200, stream=Broken(error or httpx.ReadError("reset")))
+    """An answer whose body breaks after its first bytes."""
+    return httpx.Response(200, stream=Body(b"half", error or httpx.ReadError("reset")))
