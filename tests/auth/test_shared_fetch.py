@@ -1,7 +1,6 @@
 """One fetch for all callers: threads that start together, those that wait, interrupts and forks."""
 
 import os
-import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +9,7 @@ import pytest
 
 from stkai.testing import FakeClock
 
+from ..support.interrupts import ctrl_c
 from ..support.tokens import (
     Issuer,
     in_threads,
@@ -50,18 +50,17 @@ def test_the_error_of_a_waiter_keeps_its_cause() -> None:
 
 
 def test_ctrl_c_ends_the_wait_of_the_main_thread_and_leaves_the_fetch_to_the_others() -> None:
-    def interrupt(_: int) -> None:
+    def hang(_: int) -> None:
         wait_for_callers(provider, 2)
-        # As Ctrl-C does, also while the main thread waits in C: `_thread.interrupt_main` would not wake it.
-        signal.pthread_kill(main.ident or 0, signal.SIGINT)
-        interrupted.wait(60)
+        both_wait.set()
+        assert interrupted.wait(60)
 
-    main, interrupted = threading.current_thread(), threading.Event()
-    issuer = Issuer(interrupt)
+    both_wait, interrupted = threading.Event(), threading.Event()
+    issuer = Issuer(hang)
     provider = provider_over(issuer)
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(provider.get_access_token)
-        with pytest.raises(KeyboardInterrupt):
+        with ctrl_c(both_wait.is_set):
             provider.get_access_token()
         interrupted.set()
         assert other.result(timeout=60) == "token-1"

@@ -1,6 +1,5 @@
 """What a call has given up is never sent, and holds no connection: over real sockets."""
 
-import os
 import signal
 import socket
 import threading
@@ -19,6 +18,7 @@ from stkai._wire.pool import ConnectionPool
 from stkai.stores import Ask, Lease, MemoryStore
 from stkai.testing import FakeClock
 
+from ..support.interrupts import ctrl_c
 from ..support.world import NAMES, World
 from ..wire.raw import WHOLE, RawServer, raw_server
 from .hostile import drip, hostile, read_request
@@ -121,15 +121,8 @@ async def test_ctrl_c_during_a_wait_for_a_full_pool_sends_nothing_later(
     client = client_of(world, transport=wires(world)[kind]())
     earlier = set(calls_in_progress())
     held = client.post_stream(server.url)
-    timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer.start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            client.post(server.url, deadline=30)
-    finally:
-        timer.join()
-        signal.signal(signal.SIGINT, handler)
+    with ctrl_c(lambda: not earlier.issuperset(calls_in_progress())):
+        client.post(server.url, deadline=30)
     held.close()
     await wait_for(lambda: earlier.issuperset(calls_in_progress()), world)
     assert server.requests == 1

@@ -1,7 +1,6 @@
 """One limiter under everything that real programs do: a caller that gives up returns its permit, and nothing stalls."""
 
 import asyncio
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from stkai import AimdLimiter, RetryPolicy, TokenBucket
 from stkai.testing import FakeClock, QuotaServer
 from stkai.transports import Turn
 
+from ..support.interrupts import ctrl_c
 from ..support.wire import Wire
 from ..support.world import World
 from .stacks import busy_connections, client_of, provider_of, until, wire_of
@@ -159,24 +159,8 @@ def test_a_keyboard_interrupt_ends_a_real_wait_and_returns_the_permit() -> None:
     policy = TokenBucket(1, 30.0)
     client = client_of(World("sync"), rate_limit=policy, transport=Wire(lambda _: 200))
     client.post(URL)
-
-    def interrupt() -> None:
-        while not policy.waiting:
-            time.sleep(0.001)
-        time.sleep(0.05)
-        signal.pthread_kill(main_thread, signal.SIGINT)
-
-    main_thread = threading.get_ident()
-    thread = threading.Thread(target=interrupt)
-    # Tests that run in the background may inherit an ignored interrupt.
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    thread.start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            client.post(URL)
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    thread.join()
+    with ctrl_c(lambda: policy.waiting):
+        client.post(URL)
     assert policy.waiting == 0
 
 

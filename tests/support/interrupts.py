@@ -1,8 +1,11 @@
 """Interrupts (Ctrl-C, the exception of a signal handler) at a given point of the code."""
 
 import dis
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -64,3 +67,34 @@ class Interrupt:
             pass
         finally:
             sys.settrace(before)
+
+
+@contextmanager
+def ctrl_c(when: Callable[[], object]) -> Iterator[None]:
+    """Press Ctrl-C once the condition holds; the block must end with the KeyboardInterrupt."""
+    main, is_over, pressed = threading.main_thread(), threading.Event(), list[bool]()
+
+    def handle(*_: object) -> None:
+        if not pressed:
+            pressed.append(True)
+            raise KeyboardInterrupt
+
+    def press() -> None:
+        while not when() and not is_over.is_set():
+            time.sleep(0)
+        # Also while the main thread waits in C: `_thread.interrupt_main` would not wake it. Python misses a signal that
+        # arrives when it has just looked for one and is about to wait, so there are several.
+        while not is_over.wait(0.01):
+            signal.pthread_kill(main.ident or 0, signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    # Tests that run in the background may inherit an ignored interrupt.
+    before = signal.signal(signal.SIGINT, handle)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        is_over.set()
+        thread.join()
+        signal.signal(signal.SIGINT, before)
