@@ -33,7 +33,7 @@ from stkai.testing import FakeClock
 from stkai.transports import Context, adaptive, auth, retry, token_bucket
 
 from .support.heard import CALL, Heard
-from .support.wire import Answer
+from .support.wire import Answer, Foreign
 from .support.world import World
 
 pytestmark = pytest.mark.both_packages
@@ -187,23 +187,9 @@ async def test_a_cancelled_call_also_reports_its_end(world: World) -> None:
 
 async def test_layers_on_both_sides_of_another_transport_report_one_call(world: World) -> None:
     heard = Heard()
-    kind = world.pick(httpx.BaseTransport, httpx.AsyncBaseTransport)
-
-    class Between(kind):  # type: ignore[misc, valid-type]
-        def __init__(self, inner: Any) -> None:
-            self.inner = inner
-
-        def handle_request(self, request: httpx.Request) -> httpx.Response:
-            response: httpx.Response = self.inner.handle_request(request)
-            return response
-
-        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            response: httpx.Response = await self.inner.handle_async_request(request)
-            return response
-
     context = Context(clock=FakeClock(), listener=heard)
     inner = world.layer(token_bucket(TokenBucket(1, 2.0)), world.wire(503, 200), context=context)
-    transport = world.layer(retry(), Between(inner), context=context)
+    transport = world.layer(retry(), Foreign(inner), context=context)
     response = await world.send(transport, httpx.Request("POST", URL))
     assert response.extensions["stkai"].attempts == 2
     assert response.extensions["stkai"].queued == pytest.approx(1.5, abs=0.2)

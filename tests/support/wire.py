@@ -152,3 +152,32 @@ class _Stream(BothStreams):
 
     async def aclose(self) -> None:
         self.closed = True
+
+
+class Foreign(BothTransports):
+    """A transport around another one that knows nothing of stkai, and passes everything on.
+
+    Attributes:
+        log: "in" and "out" for each request.
+    """
+
+    def __new__(cls, *_: Any) -> Self:
+        return object.__new__(of_package(cls, httpx, "BaseTransport", "AsyncBaseTransport"))
+
+    def __init__(self, inner: Any = None) -> None:
+        self.inner, self.log = inner, list[str]()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.log.append("in")
+        response: httpx.Response = self.inner.handle_request(request)
+        self.log.append("out")
+        return response
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.log.append("in")
+        response: httpx.Response = await self.inner.handle_async_request(request)
+        self.log.append("out")
+        return response
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)

@@ -26,7 +26,7 @@ from stkai.transports._options import OPTIONS
 
 from ..support.heard import CALL, Heard
 from ..support.ids import spelled
-from ..support.wire import Wire
+from ..support.wire import Foreign, Wire
 from ..support.world import World
 
 pytestmark = pytest.mark.both_packages
@@ -495,18 +495,6 @@ class Sending(httpx.HTTPTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         return super().handle_request(request)
-
-
-class Foreign(httpx.BaseTransport):
-    def __init__(self, inner: Any = None) -> None:
-        self.inner = inner
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        response: httpx.Response = self.inner.handle_request(request)
-        return response
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
 
 
 class Observing(LayerTransport):

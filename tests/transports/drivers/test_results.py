@@ -37,7 +37,7 @@ from stkai.transports import (
 
 from ...support.clients import Body
 from ...support.ids import spelled
-from ...support.wire import of_streams
+from ...support.wire import Foreign, of_streams
 from ...support.world import NAMES, World
 from .bench import URL, Bench
 
@@ -185,39 +185,19 @@ def test_one_driver_runs_all_layers_of_a_stack(monkeypatch: pytest.MonkeyPatch) 
 # Other transports in between
 
 
-def plain(world: World, inner: Any, log: list[str]) -> Any:
-    """A transport of the package that is not a layer."""
-    base: Any = world.pick(httpx.BaseTransport, httpx.AsyncBaseTransport)
-
-    class Plain(base):  # type: ignore[misc]
-        def handle_request(self, request: httpx.Request) -> httpx.Response:
-            log.append("in")
-            response: httpx.Response = inner.handle_request(request)
-            log.append("out")
-            return response
-
-        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            log.append("in")
-            response: httpx.Response = await inner.handle_async_request(request)
-            log.append("out")
-            return response
-
-    return Plain()
-
-
 async def test_one_call_passes_layers_on_both_sides_of_another_transport(world: World) -> None:
-    log: list[str] = []
     clock = FakeClock()
     context = Context(clock=clock, random=lambda: 0.0)
     wire = world.wire(200, httpx.ConnectError("refused"), 503, 200)
     inner = world.layer(token_bucket(TokenBucket(1, 10.0)), wire, context=context)
-    transport = world.layer(retry(RetryPolicy(initial_delay=1.0)), plain(world, inner, log), context=context)
+    between = Foreign(inner)
+    transport = world.layer(retry(RetryPolicy(initial_delay=1.0)), between, context=context)
     await world.send(transport, httpx.Request("POST", URL))
     response = await world.send(transport, httpx.Request("POST", URL))
     record = response.extensions["stkai"]
     assert record.attempts == 3
     assert record.backed_off + record.queued == pytest.approx(clock.monotonic())
-    assert log == ["in", "out", "in", "in", "out", "in", "out"]
+    assert between.log == ["in", "out", "in", "in", "out", "in", "out"]
     assert wire.open == 2
 
 
@@ -225,7 +205,7 @@ async def test_the_deadline_holds_below_another_transport(world: World) -> None:
     clock = FakeClock()
     context = Context(clock=clock)
     inner = world.layer(token_bucket(TokenBucket(1, 10.0)), world.wire(200), context=context)
-    transport = world.layer(retry(RetryPolicy(deadline=5.0)), plain(world, inner, []), context=context)
+    transport = world.layer(retry(RetryPolicy(deadline=5.0)), Foreign(inner), context=context)
     await world.send(transport, httpx.Request("POST", URL))
     with pytest.raises(DeadlineExceededError, match="a permit takes 10 s"):
         await world.send(transport, httpx.Request("POST", URL))
@@ -235,15 +215,13 @@ async def test_the_deadline_holds_below_another_transport(world: World) -> None:
 @pytest.mark.worlds("asyncio", "trio")
 async def test_a_cancellation_passes_through_all_drivers_and_each_cleans_up(world: World) -> None:
     bench = Bench(world, "send")
-    log: list[str] = []
+    between = Foreign(bench.transport())
     policy = TokenBucket(1, 10.0)
-    outer = world.layer(
-        token_bucket(policy), plain(world, bench.transport(), log), context=Context(clock=bench.clock)
-    )
+    outer = world.layer(token_bucket(policy), between, context=Context(clock=bench.clock))
     async with anyio.create_task_group() as group:
         group.start_soon(world.send, outer, httpx.Request("POST", URL))
         await bench.stalled()
         group.cancel_scope.cancel()
-    assert log == ["in"]
+    assert between.log == ["in"]
     bench.assert_cleaned_up(anyio.get_cancelled_exc_class().__name__)
     assert policy.waiting == 0
