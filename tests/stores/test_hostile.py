@@ -25,22 +25,15 @@ from ..support.redis_servers import Server
 from .clients import Client, ask
 
 
-class Lying:
+class Lying(MemoryStore):
     """A store whose answers are changed on the way."""
 
-    blocks = False
-
     def __init__(self, clock: FakeClock, change: Callable[[Lease], Any]) -> None:
-        self.inner, self.change = MemoryStore(clock), change
+        super().__init__(clock)
+        self.change = change
 
     def lease(self, ask: Ask) -> Any:
-        return self.change(self.inner.lease(ask))
-
-    def amend(self, epoch: int, law: Law) -> bool:
-        return self.inner.amend(epoch, law)
-
-    def close(self) -> None:
-        """Nothing is open."""
+        return self.change(super().lease(ask))
 
 
 def field(name: str, value: Any) -> Any:

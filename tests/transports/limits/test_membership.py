@@ -57,24 +57,15 @@ class Noted(MemoryStore):
         return super().lease(ask)
 
 
-class Blocking:
+class Blocking(Noted):
     """A store that may block, so that a thread calls it; in virtual time, it answers at once unless it hangs."""
 
-    def __init__(self, clock: FakeClock) -> None:
-        self.inner = MemoryStore(clock)
-        self.asked: list[Ask] = []
-        self.hangs: float = 0.0
+    blocks = True
+    hangs: float = 0.0
 
     def lease(self, ask: Ask) -> Lease:
-        self.asked.append(ask)
         time.sleep(self.hangs)
-        return self.inner.lease(ask)
-
-    def amend(self, epoch: int, law: Law) -> bool:
-        return self.inner.amend(epoch, law)
-
-    def close(self) -> None:
-        """Nothing is open."""
+        return super().lease(ask)
 
 
 def test_a_permit_leased_at_a_low_rate_is_exchanged_when_the_rate_rises(

@@ -17,7 +17,7 @@ from stkai import (
     StoreRestored,
     TokenBucket,
 )
-from stkai.stores import Ask, Law, Lease, MemoryStore, Store
+from stkai.stores import Ask, Lease, MemoryStore, Store
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Context, Run, Turn, limiter
 from stkai.transports._limits.sources.store_client import StoreClient
@@ -28,14 +28,11 @@ from ...support.world import World
 TIMES = 12
 
 
-class Scripted:
+class Scripted(MemoryStore):
     """A store that counts its calls and fails when told to."""
 
-    blocks = False
-
     def __init__(self, clock: FakeClock) -> None:
-        self.clock = clock
-        self.inner = MemoryStore(clock)
+        super().__init__(clock)
         self.asked: list[Ask] = []
         self.fails = False
 
@@ -43,13 +40,7 @@ class Scripted:
         self.asked.append(ask)
         if self.fails:
             raise ConnectionError("nobody is there")
-        return self.inner.lease(ask)
-
-    def amend(self, epoch: int, law: Law) -> bool:
-        return self.inner.amend(epoch, law)
-
-    def close(self) -> None:
-        self.inner.close()
+        return super().lease(ask)
 
 
 @pytest.fixture
@@ -318,7 +309,7 @@ def test_what_was_used_in_an_outage_and_comes_back_later_unbalances_no_book(
     for _ in range(3):
         wait_for(policy, clock)
     assert min(ask.own for ask in store.asked) == 0
-    snapshot = store.inner.look("team")
+    snapshot = store.look("team")
     assert snapshot is not None
     books = snapshot.books
     assert books["leased"] == books["used"] + books["returned"] + books["expired"] + books["held"]
@@ -361,7 +352,7 @@ def test_a_lost_state_is_no_outage(clock: FakeClock, store: Scripted) -> None:
     transport = limiter(policy).sync(httpx.MockTransport(lambda _: httpx.Response(200)), context=context)
     for _ in range(3):
         transport.handle_request(httpx.Request("POST", "https://api.test/"))
-        store.inner._states.clear()
+        store._states.clear()
     assert [event for event in events if isinstance(event, StoreLost | StoreRestored)] == []
 
 
@@ -524,22 +515,18 @@ def test_an_interrupt_while_the_store_is_asked_leaves_the_queue_as_it_was(
 
 
 @pytest.mark.real_time
-def test_a_thread_tells_a_blocking_store_what_no_request_will(clock: FakeClock, store: Scripted) -> None:
+def test_a_thread_tells_a_blocking_store_what_no_request_will(clock: FakeClock) -> None:
     told = threading.Event()
 
-    class Blocking:
+    class Blocking(MemoryStore):
+        blocks = True
+
         def lease(self, ask: Ask) -> Lease:
             if ask.refused is not None:
                 told.set()
-            return store.lease(ask)
+            return super().lease(ask)
 
-        def amend(self, epoch: int, law: Law) -> bool:
-            return store.amend(epoch, law)
-
-        def close(self) -> None:
-            """Nothing to close."""
-
-    policy = AimdLimiter(600, 60, share="team", store=Blocking())
+    policy = AimdLimiter(600, 60, share="team", store=Blocking(clock))
     turn = Turn()
     wait_for(policy, clock, turn)
     policy.learn(turn, answer(clock, 429))

@@ -23,24 +23,20 @@ LEAST = 0.001
 QUOTAS = [(100, 60.0), (10, 1.0), (5, 10.0), (1000, 60.0), (3, 60.0)]
 
 
-class Flaky:
+class Flaky(MemoryStore):
     """A store that fails with a probability that changes."""
 
-    blocks = False
-
     def __init__(self, clock: FakeClock, chance: random.Random) -> None:
-        self.inner, self.chance, self.failing = MemoryStore(clock), chance, 0.0
+        super().__init__(clock)
+        self.chance, self.failing = chance, 0.0
 
     def lease(self, ask: Ask) -> Lease:
         self._perhaps_fail()
-        return self.inner.lease(ask)
+        return super().lease(ask)
 
     def amend(self, epoch: int, law: Law) -> bool:
         self._perhaps_fail()
-        return self.inner.amend(epoch, law)
-
-    def close(self) -> None:
-        """Nothing is open."""
+        return super().amend(epoch, law)
 
     def _perhaps_fail(self) -> None:
         if self.chance.random() < self.failing:
