@@ -19,7 +19,7 @@ from aiohttp import web
 import stkai
 from tests.support.command_line import invoke
 from tests.support.forked import Forked
-from tests.support.servers import serve
+from tests.support.servers import broken, serve
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -134,17 +134,6 @@ def descriptors(stdin: bytes) -> Iterator[IO[bytes]]:
             for descriptor, saved in enumerate(before):
                 os.dup2(saved, descriptor)
                 os.close(saved)
-
-
-async def broken(request: web.BaseRequest) -> web.StreamResponse:
-    """An answer whose body breaks off."""
-    response = web.StreamResponse()
-    response.content_length = 1000
-    await response.prepare(request)
-    await response.write(b'{"half": ')
-    assert request.transport is not None
-    request.transport.close()
-    return response
 
 
 @dataclass

@@ -50,6 +50,17 @@ def _stop(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> None:
     loop.call_soon_threadsafe(stopped.set)
 
 
+async def broken(request: web.BaseRequest) -> web.StreamResponse:
+    """An answer whose body breaks off."""
+    response = web.StreamResponse()
+    response.content_length = 1000
+    await response.prepare(request)
+    await response.write(b'{"half": ')
+    assert request.transport is not None
+    request.transport.close()
+    return response
+
+
 class Proxy:
     """A real forward proxy.
 

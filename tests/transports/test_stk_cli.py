@@ -23,7 +23,7 @@ from stkai.transports import StkCLITransport, retry
 from stkai.transports._stk_cli import cli_is_available
 
 from ..support import stand_in_cli
-from ..support.servers import serve
+from ..support.servers import broken, serve
 
 
 @pytest.fixture
@@ -341,16 +341,7 @@ def test_a_broken_connection_is_the_matching_httpx_error(
 
 
 def test_a_body_shorter_than_promised_is_an_error(server: QuotaServer, client: HttpClient) -> None:
-    async def liar(request: web.BaseRequest) -> web.StreamResponse:
-        response = web.StreamResponse()
-        response.content_length = 100
-        await response.prepare(request)
-        await response.write(b"half")
-        assert request.transport is not None
-        request.transport.close()
-        return response
-
-    with serve(liar) as url:
+    with serve(broken) as url:
         with client.post_stream(url) as response, pytest.raises(httpx.RemoteProtocolError):
             response.read()
         with pytest.raises(httpx.RemoteProtocolError):
