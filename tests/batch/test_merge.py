@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from .job import Job, RefusalError, Server, echo, entries, summary
+from ..support.forked import Forked
+from .job import HANGS, Job, RefusalError, Server, echo, entries, summary
 
 pytestmark = pytest.mark.real_time
 
@@ -83,8 +84,8 @@ def test_a_merge_that_is_killed_leaves_no_incomplete_output(job: Job) -> None:
     job.run()
     for step, made in (("fsync", set[str]()), ("replace", {"all.failed.jsonl"})):
         command = [sys.executable, "-c", KILLED, step, "batch", "merge", "out", "-o", "all"]
-        killed = subprocess.run(command, cwd=job.folder, env=job.environment(), check=False)
-        assert killed.returncode == -signal.SIGKILL
+        with Forked(command, cwd=job.folder, env=job.environment()) as killed:
+            assert killed.wait(HANGS) == -signal.SIGKILL
         assert {path.name for path in job.folder.glob("all*.jsonl")} == made
     assert list(entries(job.folder / "all.failed.jsonl")) == [2]
 

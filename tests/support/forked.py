@@ -145,8 +145,8 @@ def _end(code: int) -> None:
     """End as Python does, but leave all that was imported to the system: to free it takes 0.2 s."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
     os._exit(code)
 
 
