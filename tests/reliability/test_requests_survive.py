@@ -170,7 +170,7 @@ async def test_a_401_is_read_to_its_end_before_the_provider_is_asked(world: Worl
 def test_a_signal_handler_that_uses_the_client_it_interrupted_gets_an_error_and_no_deadlock(
     make: Any, share: str | None, tmp_path: Path
 ) -> None:
-    """A thousand interrupts, at any line, some of them while a lock is held."""
+    """Hundreds of interrupts, at any line, some of them while a lock is held."""
     options: Any = {} if share is None else {"share": share, "store": f"file://{tmp_path}"}
     client = client_of(
         World("sync"),
@@ -197,7 +197,7 @@ def test_a_signal_handler_that_uses_the_client_it_interrupted_gets_an_error_and_
     before = signal.signal(signal.SIGALRM, handle)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
-        while len(handled) + len(refused) < 1000 or not refused:
+        while len(handled) + len(refused) < 300 or not refused:
             assert client.post("https://api.example.com/").status_code == 200
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
@@ -257,7 +257,7 @@ async def test_an_endless_refusal_holds_no_call_beyond_its_deadline(
     with hostile(talk) as url:
         client = client_of(world, retry=NO_DELAY, transport=wire_of(world))
         start = time.monotonic()
-        (outcome,) = await world.outcomes(lambda: world.call(getattr(client, verb), url, deadline=0.5))
+        (outcome,) = await world.outcomes(lambda: world.call(getattr(client, verb), url, deadline=0.2))
         assert time.monotonic() - start < SOON
         if isinstance(outcome, httpx.Response):
             assert outcome.status_code == 429

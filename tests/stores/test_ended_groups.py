@@ -88,15 +88,26 @@ def a_group_that_ended(store: Store, clock: FakeClock) -> float:
 
 @pytest.mark.no_cover
 @pytest.mark.parametrize(
-    ("after", "warm", "goes_on"),
+    ("store", "after", "warm", "goes_on"),
     [
-        (11.0, True, True),
-        (50 * MINUTE, False, True),
-        (HOUR + MINUTE, False, False),
-        (HOUR + MINUTE, True, True),
-        (23 * HOUR, True, True),
-        (DAY + MINUTE, True, False),
+        ("memory", 11.0, True, True),
+        ("memory", 50 * MINUTE, False, True),
+        ("memory", HOUR + MINUTE, False, False),
+        ("memory", HOUR + MINUTE, True, True),
+        ("memory", 23 * HOUR, True, True),
+        ("memory", DAY + MINUTE, True, False),
+        (
+            "file",
+            HOUR + MINUTE,
+            False,
+            False,
+        ),  # The limits are in the step; each store keeps its state for long enough.
+        ("file", 23 * HOUR, True, True),
+        ("redis", HOUR + MINUTE, False, False),
+        ("redis", 23 * HOUR, True, True),
+        ("redis", DAY + MINUTE, True, False),
     ],
+    indirect=["store"],
 )
 def test_a_group_goes_on_where_the_last_one_ended_within_an_hour_or_within_a_day_if_it_starts_warm(
     store: Store, clock: FakeClock, after: float, warm: bool, goes_on: bool
