@@ -1,10 +1,8 @@
 """Shared by every test: a clean environment, a guard against real sleeps, and the three worlds."""
 
 import asyncio
-import gc
 import inspect
 import os
-import pkgutil
 import sys
 import threading
 import time
@@ -27,11 +25,12 @@ import trio
 import trio.testing
 from hypothesis import HealthCheck
 
-import stkai
 from stkai import STKAI, SystemClock
 from stkai.testing import QuotaServer
 
 from .support.world import NAMES, World
+
+pytest_plugins = ["tests.support.running"]
 
 MORE = int(os.environ.get("STKAI_TEST_SEEDS", "1"))
 """How many times as many examples to try; then, they are not the same in each run."""
@@ -52,10 +51,7 @@ MAY_SLEEP = ("stkai.testing.", "subprocess.", "multiprocessing.")
 
 PACKAGES = ("httpx", "httpx2") if find_spec("httpx2") else ("httpx",)
 
-NOT_IMPORTED = {"stkai.__main__", "stkai.testing.pytest"}
-"""Modules that only other processes import, so that they do not count as covered."""
-
-UNTRACED = tuple(f"tests/{folder}/" for folder in ("benchmarks", "examples", "simulation"))
+UNTRACED = tuple(f"tests/{folder}/" for folder in ("benchmarks", "examples", "reliability", "simulation"))
 """Folders whose tests run what those of single modules have run."""
 
 AGAINST_HTTPX = {"tests.support.tokens", "tests.transports.hedge", "tests.transports.test_own_layers"}
@@ -86,68 +82,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("event_loop", [loop for loop in loops if loop != "sync"], indirect=True)
     elif "package" in metafunc.fixturenames and len(packages) > 1:
         metafunc.parametrize("package", packages, indirect=True)
-
-
-def _coverage(config: pytest.Config) -> Any:
-    """What measures coverage in this process: the only one, or one of those that xdist starts to run the tests."""
-    is_controller = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
-    return None if is_controller else getattr(config.pluginmanager.get_plugin("_cov"), "cov_controller", None)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """End the tracing that pytest-cov begins in xdist's controller, and in its workers as if they were this."""
-    plugin: Any = session.config.pluginmanager.get_plugin("_cov")
-    is_worker = hasattr(session.config, "workerinput")
-    if plugin is not None and (is_worker or getattr(session.config.option, "numprocesses", None)):
-        plugin.cov_controller.cov.stop()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_collection(session: pytest.Session) -> Iterator[None]:
-    """Trace imports of the library once, and from then on only the tests: pytest, too, would run half as fast."""
-    if coverage := _coverage(session.config):
-        if os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0":
-            for module in pkgutil.walk_packages(stkai.__path__, "stkai."):
-                if module.name not in NOT_IMPORTED:
-                    import_module(module.name)
-        coverage.cov.stop()
-    return (yield)
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Trace a test, unless it is marked `no_cover`."""
-    coverage = _coverage(item.config)
-    if coverage and not item.get_closest_marker("no_cover"):
-        coverage.cov.start()
-    try:
-        return (yield)
-    finally:
-        if coverage:  # Also after an untraced test: pytest-cov has begun again.
-            coverage.cov.stop()
-
-
-gc.disable()
-"""Nothing of what is collected here is garbage, and to look for it takes a sixth of the time."""
-
-
-def pytest_collection_finish() -> None:
-    """Spare the garbage collector the tests themselves: several collect, and each would look at all of them."""
-    gc.enable()
-    gc.collect()
-    gc.freeze()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """Spare it what tests of a file have imported and kept as well."""
-    try:
-        return (yield)
-    finally:
-        if nextitem is not None and nextitem.path != item.path:
-            gc.collect()
-            gc.freeze()
 
 
 def _without_repeats(items: list[pytest.Item]) -> list[pytest.Item]:
@@ -184,8 +118,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )
     for item in items:
         case = item.callspec.params if hasattr(item, "callspec") else {}
-        is_repeated = case.get("world") == "trio" and bool(item.get_closest_marker("worlds"))
-        is_repeated = is_repeated or item.nodeid.startswith(UNTRACED)
+        is_repeated = case.get("world") == "trio" or item.nodeid.startswith(UNTRACED)
         if is_repeated or hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.no_cover)
 
