@@ -33,7 +33,9 @@ def client_of(world: World, **options: Any) -> Any:
     return make(**options)
 
 
-async def test_sequential_requests_share_one_connection(world: World, server: QuotaServer) -> None:
+async def test_sequential_requests_and_server_sent_events_share_one_connection(
+    world: World, server: QuotaServer
+) -> None:
     client = build(world)
     for _ in range(5):
         execution = (await world.call(client.post, server.create_url(), data={"input_data": "x"})).json()
@@ -41,7 +43,10 @@ async def test_sequential_requests_share_one_connection(world: World, server: Qu
         streamed = await world.call(
             client.post_stream, server.chat_url(), data={"user_prompt": "a b", "streaming": True}
         )
-        await world.read(streamed)
+        assert streamed.headers["content-type"].startswith("text/event-stream")
+        lines = [line async for line in streamed.aiter_lines()] if world.is_async else streamed.iter_lines()
+        events = [json.loads(line.removeprefix("data: ")) for line in lines if line]
+        assert "".join(event["message"] for event in events) == "a b"
     assert (len(server.requests), server.connections) == (15, 1)
     await world.close(client)
 
@@ -72,17 +77,6 @@ async def test_a_streamed_body_arrives_before_it_is_complete(world: World, serve
     assert response.num_bytes_downloaded == 20, "they had been handed up when the connection broke"
     assert server.count(method="POST") == 1, "what has been handed up is not sent again"
     await world.close(response)
-    await world.close(client)
-
-
-async def test_server_sent_events_come_through(world: World, server: QuotaServer) -> None:
-    client = build(world)
-    prompt = {"user_prompt": "one two", "streaming": True}
-    response = await world.call(client.post_stream, server.chat_url(), data=prompt)
-    assert response.headers["content-type"].startswith("text/event-stream")
-    lines = [line async for line in response.aiter_lines()] if world.is_async else list(response.iter_lines())
-    events = [json.loads(line.removeprefix("data: ")) for line in lines if line]
-    assert "".join(event["message"] for event in events) == "one two"
     await world.close(client)
 
 

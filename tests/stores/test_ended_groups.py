@@ -10,9 +10,10 @@ import pytest
 from stkai import AimdLimiter
 from stkai.stores import FileStore, MemoryStore, RedisStore, Store
 from stkai.testing import FakeClock
-from stkai.transports import Answer, Run, Turn
+from stkai.transports import Answer, Turn
 
 from ..support.redis_servers import Server, installed
+from ..support.shares import wait_for
 from .clients import OnClock
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
@@ -59,12 +60,7 @@ def a_member(store: Store, *, warm: bool = False) -> AimdLimiter:
 def send(policy: AimdLimiter, clock: FakeClock, status: int | None = None) -> None:
     """Take a permit and hear an answer, as a flow does."""
     turn = Turn()
-    while wait := policy.ask(turn, clock.monotonic()):
-        if isinstance(wait, Run):
-            wait.sync(60.0)
-        else:
-            assert isinstance(wait, float)
-            clock.sleep(min(wait, turn.nap))
+    wait_for(policy, clock, turn)
     now = clock.monotonic()
     clock.sleep(0.01)
     response = httpx.Response(status or 200, headers={"Retry-After": "1"})

@@ -1,14 +1,17 @@
-"""Members of a share, one permit after the other, in virtual time."""
+"""Members of a share, one permit after the other."""
 
 from typing import Any
 
 import httpx
 
+from stkai import Clock, SystemClock
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Operation, Run, Turn
 
+REAL = SystemClock()
 
-def wait_for(policy: Any, clock: FakeClock, turn: Turn | None = None) -> float:
+
+def wait_for(policy: Any, clock: Clock = REAL, turn: Turn | None = None) -> float:
     """Take a permit as a flow does; return the seconds it took."""
     turn = turn or Turn()
     start = clock.monotonic()

@@ -290,13 +290,7 @@ def test_short_programs_are_charged_what_their_calls_really_cost(tmp_path: Path)
 def _post_and_settle(place: str) -> None:
     policy = TokenBucket(1000, 1.0, max_cost=1000, share="pool", store=place)
     turn = Turn(cost=1)
-    wait: Any
-    while wait := policy.ask(turn, time.monotonic()):
-        if isinstance(wait, Run):
-            wait.sync(60.0)
-        else:
-            assert isinstance(wait, float)
-            time.sleep(min(wait, turn.nap))
+    wait_for(policy, turn=turn)
     policy.settle(turn, 500, time.monotonic())
 
 
@@ -432,18 +426,7 @@ def test_many_threads_make_one_call_at_a_time(clock: FakeClock) -> None:
 
     store.lease = lease  # type: ignore[method-assign]
     policy = TokenBucket(200, 1.0, share="team", store=store)
-
-    def work() -> None:
-        turn = Turn()
-        wait: Any
-        while wait := policy.ask(turn, time.monotonic()):
-            if isinstance(wait, Run):
-                wait.sync(60.0)
-            else:
-                assert isinstance(wait, float)
-                time.sleep(min(wait, turn.nap, 0.01))
-
-    threads = [threading.Thread(target=work) for _ in range(40)]
+    threads = [threading.Thread(target=wait_for, args=(policy,)) for _ in range(40)]
     for thread in threads:
         thread.start()
     for thread in threads:

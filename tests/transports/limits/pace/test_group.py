@@ -15,11 +15,13 @@ from stkai import AimdLimiter
 from stkai.stores import Law, Lease, MemoryStore, Quota
 from stkai.testing import FakeClock
 from stkai.testing._service import FixedWindow
-from stkai.transports import Answer, Run, Turn
+from stkai.transports import Answer, Turn
 from stkai.transports._limits.pace.group import GroupPace, GroupState
 from stkai.transports._limits.pace.headers import Reading
 from stkai.transports._limits.pace.quota import KnownQuota
 from stkai.transports._limits.pace.window_guide import WindowGuide
+
+from ....support.shares import wait_for
 
 LIMIT, WINDOW = 100, 60.0
 QUOTA = LIMIT / WINDOW
@@ -44,13 +46,8 @@ class Team:
 
     def go(self, member: int) -> Turn:
         """Wait for a permit."""
-        limiter, turn = self.members[member], Turn()
-        while wait := limiter.ask(turn, self.clock.monotonic()):
-            if isinstance(wait, Run):
-                wait.sync(60.0)
-            else:
-                assert isinstance(wait, float)
-                self.clock.sleep(min(wait, turn.nap))
+        turn = Turn()
+        wait_for(self.members[member], self.clock, turn)
         return turn
 
     def learn(self, member: int, turn: Turn, status: int, headers: Any) -> None:
