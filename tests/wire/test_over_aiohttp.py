@@ -24,10 +24,11 @@ from stkai.testing import QuotaServer
 
 from ..support import servers
 from ..support.servers import CERTIFICATE, KEY, Proxy
+from ..support.world import World
 from .differential import CHUNKED, LIMIT, OK, Case, Peer, answers, many, pieces, play
-from .raw import RawServer, raw_server
+from .raw import raw_server
 
-pytestmark = pytest.mark.real_time
+pytestmark = [pytest.mark.real_time, pytest.mark.worlds("asyncio")]
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 SHORT = HEAD + b"Content-Length: 10\r\n\r\nbody"
@@ -248,85 +249,77 @@ def test_an_answer_before_the_end_of_a_long_request_reaches_the_caller(ends: str
 
 
 @pytest.mark.parametrize("secure", [False, True])
-def test_a_cancelled_upload_is_not_completed_later(secure: bool) -> None:
+async def test_a_cancelled_upload_is_not_completed_later(world: World, secure: bool) -> None:
     """The server stalls, and reads on once the call is cancelled."""
     body, read = b"x" * 30_000_000, 0
+    began, cancelled, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def run() -> None:
-        began, cancelled, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal read
+        await reader.read(1)
+        began.set()
+        await cancelled.wait()
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                read += len(data)
+        ended.set()
+        writer.close()
 
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            nonlocal read
-            await reader.read(1)
-            began.set()
-            await cancelled.wait()
-            with contextlib.suppress(OSError):
-                while data := await reader.read(65_536):
-                    read += len(data)
-            ended.set()
-            writer.close()
-
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(CERTIFICATE, KEY)
-        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context if secure else None)
-        place = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        wire: Any = stkai.wires.aiohttp(HttpConfig(verify=False))
-        request = httpx.Request("POST", f"http{'s' * secure}://{place}/", content=body)
-        sending = asyncio.create_task(wire.handle_async_request(request))
-        await began.wait()
-        sending.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await sending
-        cancelled.set()
-        await asyncio.wait_for(ended.wait(), 10)
-        await wire.aclose()
-        server.close()
-
-    asyncio.run(run())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE, KEY)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context if secure else None)
+    place = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    wire: Any = stkai.wires.aiohttp(HttpConfig(verify=False))
+    request = httpx.Request("POST", f"http{'s' * secure}://{place}/", content=body)
+    sending = asyncio.create_task(wire.handle_async_request(request))
+    await began.wait()
+    sending.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await sending
+    cancelled.set()
+    await asyncio.wait_for(ended.wait(), 10)
+    await wire.aclose()
+    server.close()
     assert read < len(body)
 
 
-def test_the_request_of_the_caller_is_unchanged() -> None:
-    async def run() -> None:
-        with raw_server() as server:
-            request = httpx.Request("POST", server.url, json={"a": 1})
-            before = list(request.headers.raw), dict(request.extensions), request.url
-            wire: Any = stkai.wires.aiohttp(HttpConfig())
+@contextlib.asynccontextmanager
+async def over_aiohttp(**config: Any) -> AsyncIterator[Any]:
+    wire: Any = stkai.wires.aiohttp(HttpConfig(**config))
+    yield wire
+    await wire.aclose()
+
+
+async def test_the_request_of_the_caller_is_unchanged(world: World) -> None:
+    with raw_server() as server:
+        request = httpx.Request("POST", server.url, json={"a": 1})
+        before = list(request.headers.raw), dict(request.extensions), request.url
+        async with over_aiohttp() as wire:
             await (await wire.handle_async_request(request)).aread()
-            assert (list(request.headers.raw), dict(request.extensions), request.url) == before
-            await wire.aclose()
-
-    asyncio.run(run())
+        assert (list(request.headers.raw), dict(request.extensions), request.url) == before
 
 
-def connect_error(url: str, config: HttpConfig, **options: Any) -> BaseException:
-    async def run() -> BaseException:
-        client = stkai.build_async_client(auth=None, transport=stkai.wires.aiohttp(config))
-        try:
-            await client.post(url, timeout=2, **options)
-        except httpx.HTTPError as error:
-            return error
-        finally:
-            await client.close()
-        raise AssertionError("no error")
-
-    return asyncio.run(run())
+async def error_of(url: str, config: HttpConfig, **options: Any) -> httpx.HTTPError:
+    client = stkai.build_async_client(auth=None, transport=stkai.wires.aiohttp(config))
+    with pytest.raises(httpx.HTTPError) as caught:
+        await client.post(url, timeout=2, **options)
+    await client.close()
+    return caught.value
 
 
-def test_a_server_that_is_not_there_is_a_connect_error() -> None:
+async def test_a_server_that_is_not_there_is_a_connect_error(world: World) -> None:
     with raw_server() as server:
         url = server.url
     for unreachable in (url, "http://no-such-host.invalid/"):
-        assert isinstance(connect_error(unreachable, HttpConfig(), retry=None), httpx.ConnectError)
+        assert isinstance(await error_of(unreachable, HttpConfig(), retry=None), httpx.ConnectError)
 
 
-async def body_of_a_request(url: str, config: HttpConfig) -> tuple[bytes, str]:
+async def body_of_a_request(url: str, config: HttpConfig) -> bytes:
     async with httpx.AsyncClient(transport=stkai.wires.aiohttp(config), trust_env=False) as client:
-        response = await client.get(url)
-        return response.content, response.http_version
+        return (await client.get(url)).content
 
 
-def test_certificates_are_verified_as_the_settings_say() -> None:
+async def test_certificates_are_verified_as_the_settings_say(world: World) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE, KEY)
 
@@ -335,35 +328,35 @@ def test_certificates_are_verified_as_the_settings_say() -> None:
 
     with servers.serve(answer, context) as url:
         for verify in (False, str(CERTIFICATE)):
-            assert asyncio.run(body_of_a_request(url, HttpConfig(verify=verify)))[0] == b"private"
-        error = connect_error(url, HttpConfig())
+            assert await body_of_a_request(url, HttpConfig(verify=verify)) == b"private"
+        error = await error_of(url, HttpConfig())
     assert isinstance(error, httpx.ConnectError)
     assert "1 attempt" in error.__notes__[0], "a certificate that is refused once is refused again"
 
 
 @pytest.mark.parametrize("password", ["secret", "p%40ss%2Fword"])
-def test_a_proxy_carries_plain_requests_and_tunnels_others(password: str) -> None:
+async def test_a_proxy_carries_plain_requests_and_tunnels_others(world: World, password: str) -> None:
     log = Proxy()
     with servers.serve(log.handle) as url:
         proxy = url.replace("http://", f"http://me:{password}@")
         config = HttpConfig(proxy=proxy)
-        body, _ = asyncio.run(body_of_a_request("http://service.example/x?y=1", config))
+        body = await body_of_a_request("http://service.example/x?y=1", config)
         assert body.startswith(b"by proxy")
         assert log.asked == [("GET", "http://service.example/x?y=1")]
         expected = httpx.Proxy(proxy).raw_auth
         assert expected is not None
         assert log.credentials == [httpx.BasicAuth(*expected)._auth_header]
-        error = connect_error("https://service.example/", config)
+        error = await error_of("https://service.example/", config)
     assert isinstance(error, httpx.ProxyError)
     assert str(error)[:3].isdecimal()
     assert "secret" not in repr(error)
     assert password not in repr(error)
 
 
-def test_requests_to_this_machine_use_no_proxy() -> None:
+async def test_requests_to_this_machine_use_no_proxy(world: World) -> None:
     with QuotaServer(10, 60) as server:
         config = HttpConfig(proxy="http://127.0.0.1:9")
-        assert b"nothing at" in asyncio.run(body_of_a_request(server.url, config))[0]
+        assert b"nothing at" in await body_of_a_request(server.url, config)
 
 
 @pytest.mark.parametrize(
@@ -385,25 +378,18 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         stkai.wires.aiohttp()
 
 
-def test_trio_is_refused_at_the_first_request() -> None:
-    import trio
-
-    async def run() -> None:
-        wire: Any = stkai.wires.aiohttp(HttpConfig())
-        with pytest.raises(ConfigurationError, match="trio"):
-            await wire.handle_async_request(httpx.Request("GET", "http://127.0.0.1:9/"))
-
-    trio.run(run)
+@pytest.mark.worlds("trio")
+async def test_trio_is_refused_at_the_first_request(world: World) -> None:
+    wire: Any = stkai.wires.aiohttp(HttpConfig())
+    with pytest.raises(ConfigurationError, match="trio"):
+        await wire.handle_async_request(httpx.Request("GET", "http://127.0.0.1:9/"))
 
 
-def test_a_closed_wire_raises() -> None:
-    async def run() -> None:
-        wire: Any = stkai.wires.aiohttp(HttpConfig())
-        await wire.aclose()
-        with pytest.raises(RuntimeError, match="closed"):
-            await wire.handle_async_request(httpx.Request("GET", "http://127.0.0.1:9/"))
-
-    asyncio.run(run())
+async def test_a_closed_wire_raises(world: World) -> None:
+    async with over_aiohttp() as wire:
+        pass
+    with pytest.raises(RuntimeError, match="closed"):
+        await wire.handle_async_request(httpx.Request("GET", "http://127.0.0.1:9/"))
 
 
 def test_the_connections_of_a_loop_end_with_it() -> None:
@@ -421,40 +407,33 @@ def test_the_connections_of_a_loop_end_with_it() -> None:
         gc.collect()
 
 
-def test_a_connection_that_the_server_closed_while_the_program_computed_is_not_used_again() -> None:
+async def test_a_connection_that_the_server_closed_while_the_program_computed_is_not_used_again(
+    world: World,
+) -> None:
     """The event loop had no chance to notice."""
-
-    async def run(server: RawServer) -> None:
-        wire: Any = stkai.wires.aiohttp(HttpConfig())
-        post = httpx.Request("POST", server.url)
-        for number in range(1, 4):
-            assert await (await wire.handle_async_request(post)).aread() == b"body"
-            assert server.connections == number
-            server.hang_up()
-            while server.open:  # Computes: nothing here awaits.
-                time.sleep(0.001)  # noqa: ASYNC251
-        await wire.aclose()
-
     with raw_server() as server:
-        asyncio.run(run(server))
+        async with over_aiohttp() as wire:
+            post = httpx.Request("POST", server.url)
+            for number in range(1, 4):
+                assert await (await wire.handle_async_request(post)).aread() == b"body"
+                assert server.connections == number
+                server.hang_up()
+                while server.open:  # Computes: nothing here awaits.
+                    time.sleep(0.001)  # noqa: ASYNC251
 
 
-def test_a_response_dropped_unread_gives_its_connection_back() -> None:
-    async def run(url: str) -> None:
-        wire: Any = stkai.wires.aiohttp(HttpConfig(max_connections=1))
-        request = httpx.Request("GET", url, extensions={"timeout": {"pool": 2}})
-        for _ in range(3):
-            await wire.handle_async_request(request)
-            gc.collect()
-            await asyncio.sleep(0.01)
-        await wire.aclose()
-
+async def test_a_response_dropped_unread_gives_its_connection_back(world: World) -> None:
     with raw_server() as server:
-        asyncio.run(run(server.url))
+        async with over_aiohttp(max_connections=1) as wire:
+            request = httpx.Request("GET", server.url, extensions={"timeout": {"pool": 2}})
+            for _ in range(3):
+                await wire.handle_async_request(request)
+                gc.collect()
+                await asyncio.sleep(0.01)
         assert server.requests == 3
 
 
-def test_a_deadline_does_not_shorten_the_read_timeout_of_a_returned_stream() -> None:
+async def test_a_deadline_does_not_shorten_the_read_timeout_of_a_returned_stream(world: World) -> None:
     async def pauses(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(HEAD + b"Content-Length: 4\r\n\r\nab")
@@ -462,59 +441,45 @@ def test_a_deadline_does_not_shorten_the_read_timeout_of_a_returned_stream() -> 
         writer.write(b"cd")
         writer.close()
 
-    async def run() -> None:
-        server = await asyncio.start_server(pauses, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-        async with stkai.build_async_client(auth=None, transport=stkai.wires.aiohttp()) as client:
-            response = await client.post_stream(url, deadline=0.3, timeout=30)
-            assert await response.aread() == b"abcd"
-        server.close()
-
-    asyncio.run(run())
+    server = await asyncio.start_server(pauses, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with stkai.build_async_client(auth=None, transport=stkai.wires.aiohttp()) as client:
+        response = await client.post_stream(url, deadline=0.3, timeout=30)
+        assert await response.aread() == b"abcd"
+    server.close()
 
 
-def test_requests_beyond_the_limit_wait_for_a_connection_and_then_fail() -> None:
-    async def run(url: str) -> None:
-        wire: Any = stkai.wires.aiohttp(HttpConfig(max_connections=1))
-        request = httpx.Request("GET", url, extensions={"timeout": {"pool": 0.05}})
-        response = await wire.handle_async_request(request)
-        with pytest.raises(httpx.PoolTimeout):
-            await wire.handle_async_request(request)
-        await response.aread()
-        await (await wire.handle_async_request(request)).aread()
-        await wire.aclose()
-
+async def test_requests_beyond_the_limit_wait_for_a_connection_and_then_fail(world: World) -> None:
     with raw_server() as server:
-        asyncio.run(run(server.url))
+        async with over_aiohttp(max_connections=1) as wire:
+            request = httpx.Request("GET", server.url, extensions={"timeout": {"pool": 0.05}})
+            response = await wire.handle_async_request(request)
+            with pytest.raises(httpx.PoolTimeout):
+                await wire.handle_async_request(request)
+            await response.aread()
+            await (await wire.handle_async_request(request)).aread()
         assert server.connections == 1
 
 
-def test_a_forked_child_leaves_the_connections_of_its_parent_alone() -> None:
-    async def run(url: str) -> None:
-        wire: Any = stkai.wires.aiohttp(HttpConfig())
-
-        async def once() -> None:
-            await (await wire.handle_async_request(httpx.Request("GET", url))).aread()
-
-        await once()
-        child = os.fork()
-        if not child:
-            with contextlib.suppress(BaseException):
-                gc.collect()
-            os._exit(0)
-        await asyncio.to_thread(os.waitpid, child, 0)
-        await once()
-        await wire.aclose()
-
+async def test_a_forked_child_leaves_the_connections_of_its_parent_alone(world: World) -> None:
     with raw_server() as server, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside other threads
-        asyncio.run(run(server.url))
+        request = httpx.Request("GET", server.url)
+        async with over_aiohttp() as wire:
+            await (await wire.handle_async_request(request)).aread()
+            child = os.fork()
+            if not child:
+                with contextlib.suppress(BaseException):
+                    gc.collect()
+                os._exit(0)
+            await asyncio.to_thread(os.waitpid, child, 0)
+            await (await wire.handle_async_request(request)).aread()
         assert server.connections == 1
 
 
-def test_each_request_on_a_connection_has_its_own_time_limit_and_a_closed_connection_leaves_no_timer() -> (
-    None
-):
+async def test_each_request_on_a_connection_has_its_own_time_limit_and_a_closed_connection_leaves_no_timer(
+    world: World,
+) -> None:
     async def serve(peer: Peer) -> None:
         await peer.head()
         await peer.send(OK)
@@ -522,38 +487,30 @@ def test_each_request_on_a_connection_has_its_own_time_limit_and_a_closed_connec
             pass
         peer.close()
 
-    async def run() -> None:
-        def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            tasks.append(asyncio.create_task(serve(Peer(reader, writer))))
+    def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.append(asyncio.create_task(serve(Peer(reader, writer))))
 
-        tasks = list[asyncio.Task[None]]()
-        server = await asyncio.start_server(talk, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        wire: Any = stkai.wires.aiohttp(HttpConfig())
+    def request(seconds: float) -> httpx.Request:
+        return httpx.Request("GET", url, extensions={"timeout": {"read": seconds}})
 
-        def request(seconds: float) -> httpx.Request:
-            return httpx.Request("GET", url, extensions={"timeout": {"read": seconds}})
-
+    tasks = list[asyncio.Task[None]]()
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with over_aiohttp() as wire:
         assert await (await wire.handle_async_request(request(600))).aread() == b"body"
         with pytest.raises(httpx.ReadTimeout):
             await wire.handle_async_request(request(LIMIT))
         assert len(tasks) == 1
         assert await (await wire.handle_async_request(request(600))).aread() == b"body"
-        await wire.aclose()
-        await asyncio.gather(*tasks)
-        server.close()
-        gc.collect()
-        assert [found for found in gc.get_objects() if type(found) is Connection] == []
-
-    asyncio.run(run())
+    await asyncio.gather(*tasks)
+    server.close()
+    gc.collect()
+    assert [found for found in gc.get_objects() if type(found) is Connection] == []
 
 
-def test_the_private_parts_of_aiohttp_that_the_wire_uses_exist() -> None:
-    async def run() -> None:
-        connector = Connector()
-        assert callable(connector._create_connection)
-        assert connector._factory().idle_since is None
-        await connector.close()
-
-    asyncio.run(run())
+async def test_the_private_parts_of_aiohttp_that_the_wire_uses_exist(world: World) -> None:
+    connector = Connector()
+    assert callable(connector._create_connection)
+    assert connector._factory().idle_since is None
+    await connector.close()
     assert callable(aiohttp.StreamReader._read_nowait)
