@@ -151,7 +151,7 @@ def world(request: pytest.FixtureRequest, package: str) -> World:
 
 @pytest.fixture
 def event_loop(request: pytest.FixtureRequest) -> World:
-    """The world of one event loop, which the test runs itself."""
+    """The world of one event loop: that of asyncio, or of trio."""
     return World(request.param)
 
 
@@ -165,7 +165,7 @@ def server() -> Iterator[QuotaServer]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run an `async def` test in its world."""
-    world = pyfuncitem.funcargs.get("world")
+    world = pyfuncitem.funcargs.get("world") or pyfuncitem.funcargs.get("event_loop")
     if not isinstance(world, World) or not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}

@@ -47,7 +47,7 @@ LIMITERS: dict[str, Callable[[], TokenBucket | AimdLimiter]] = {
 
 
 @pytest.mark.parametrize("limiter", LIMITERS)
-def test_permits_of_cancelled_requests_go_to_later_ones(event_loop: World, limiter: str) -> None:
+async def test_permits_of_cancelled_requests_go_to_later_ones(event_loop: World, limiter: str) -> None:
     policy, clock = LIMITERS[limiter](), FakeClock()
     arrivals = Arrivals(clock)
     client = client_of(
@@ -60,26 +60,23 @@ def test_permits_of_cancelled_requests_go_to_later_ones(event_loop: World, limit
     )
     burst = int(policy.burst)
 
-    async def main() -> None:
-        async with anyio.create_task_group() as group:
-            for _ in range(burst):
-                await client.post(URL)
-            scopes = [anyio.CancelScope() for _ in range(20)]
-            for scope in scopes:
-                group.start_soon(post_within, scope)
-            await until(lambda: policy.waiting == 20)
-            await clock.asleep(0.05)
-            for scope in scopes[::2]:
-                scope.cancel()
-            await until(lambda: policy.waiting == 10)
-            for _ in range(10):
-                group.start_soon(client.post, URL)
-
     async def post_within(scope: anyio.CancelScope) -> None:
         with scope:
             await client.post(URL)
 
-    event_loop.run(main())
+    async with anyio.create_task_group() as group:
+        for _ in range(burst):
+            await client.post(URL)
+        scopes = [anyio.CancelScope() for _ in range(20)]
+        for scope in scopes:
+            group.start_soon(post_within, scope)
+        await until(lambda: policy.waiting == 20)
+        await clock.asleep(0.05)
+        for scope in scopes[::2]:
+            scope.cancel()
+        await until(lambda: policy.waiting == 10)
+        for _ in range(10):
+            group.start_soon(client.post, URL)
     assert len(arrivals.instants) == burst + 20
     assert policy.waiting == 0
     gaps = [number * 0.1 for number in range(1, 21)]
@@ -232,26 +229,23 @@ def test_threads_event_loops_and_a_sync_client_share_one_rate_and_lose_no_reques
 
 @pytest.mark.no_cover
 @pytest.mark.parametrize("jump", [1.0, 3600.0, 30 * 86_400.0])
-def test_after_a_suspend_waiters_neither_burst_nor_stall(event_loop: World, jump: float) -> None:
+async def test_after_a_suspend_waiters_neither_burst_nor_stall(event_loop: World, jump: float) -> None:
     clock, policy = FakeClock(), TokenBucket(10, 1.0, burst=2, max_wait_time=None)
     arrivals = Arrivals(clock)
     client = client_of(event_loop, rate_limit=policy, transport=arrivals.wire, clock=clock)
 
-    async def main() -> None:
-        async with anyio.create_task_group() as group:
-            for _ in range(40):
-                group.start_soon(client.post, URL)
-            await until(lambda: policy.waiting == 38)
-            clock.advance(jump)
-
-    event_loop.run(main())
+    async with anyio.create_task_group() as group:
+        for _ in range(40):
+            group.start_soon(client.post, URL)
+        await until(lambda: policy.waiting == 38)
+        clock.advance(jump)
     assert len(arrivals.instants) == 40
     at_once = [instant for instant in arrivals.instants if instant == jump]
     assert len(at_once) <= 2 + 10 * 0.25 + 1, "the burst, and what a quarter of a second is worth"
     assert arrivals.instants[-1] <= jump + 4.0, "and then as before"
 
 
-def test_a_clock_that_goes_back_delays_requests_by_no_more_than_that(event_loop: World) -> None:
+async def test_a_clock_that_goes_back_delays_requests_by_no_more_than_that(event_loop: World) -> None:
     class Swinging(FakeClock):
         back = 0.0
 
@@ -262,15 +256,12 @@ def test_a_clock_that_goes_back_delays_requests_by_no_more_than_that(event_loop:
     arrivals = Arrivals(clock)
     client = client_of(event_loop, rate_limit=policy, transport=arrivals.wire, clock=clock)
 
-    async def main() -> None:
-        await client.post(URL)
-        await client.post(URL)
-        clock.back = 5.0
-        async with anyio.create_task_group() as group:
-            for _ in range(3):
-                group.start_soon(client.post, URL)
-
-    event_loop.run(main())
+    await client.post(URL)
+    await client.post(URL)
+    clock.back = 5.0
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(client.post, URL)
     assert len(arrivals.instants) == 5
     assert clock.monotonic() <= 1000.0 + 5.0 + 0.5
 

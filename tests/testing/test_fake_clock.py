@@ -87,7 +87,7 @@ def test_threads_that_sleep_together_lose_no_time() -> None:
 
 
 @pytest.mark.no_cover
-def test_a_thousand_concurrent_sleepers_wake_by_time_then_by_arrival(event_loop: World) -> None:
+async def test_a_thousand_concurrent_sleepers_wake_by_time_then_by_arrival(event_loop: World) -> None:
     clock = FakeClock()
     arrived: list[int] = []
     woken: list[tuple[float, int]] = []
@@ -99,19 +99,16 @@ def test_a_thousand_concurrent_sleepers_wake_by_time_then_by_arrival(event_loop:
         assert clock.monotonic() == seconds
         woken.append((seconds, number))
 
-    async def main() -> None:
-        async with anyio.create_task_group() as group:
-            for number in range(1_000):
-                group.start_soon(task, number)
-
-    event_loop.run(main())
+    async with anyio.create_task_group() as group:
+        for number in range(1_000):
+            group.start_soon(task, number)
     place = {number: index for index, number in enumerate(arrived)}
     assert woken == sorted(woken, key=lambda item: (item[0], place[item[1]]))
     assert len(woken) == len(clock.sleeps) == 1_000
     assert clock.monotonic() == 100.0
 
 
-def test_a_later_sleeper_with_an_earlier_instant_wakes_first(event_loop: World) -> None:
+async def test_a_later_sleeper_with_an_earlier_instant_wakes_first(event_loop: World) -> None:
     clock = FakeClock()
     woken: list[str] = []
 
@@ -122,17 +119,14 @@ def test_a_later_sleeper_with_an_earlier_instant_wakes_first(event_loop: World) 
             await clock.asleep(seconds)
             woken.append(f"{name} {clock.monotonic():g}")
 
-    async def main() -> None:
-        async with anyio.create_task_group() as group:
-            group.start_soon(task, "late", 5.0)
-            group.start_soon(task, "quick", 1.0, 1.0, 3.5)
-            group.start_soon(lambda: task("slow to start", 0.5, hurdles=40))
-
-    event_loop.run(main())
+    async with anyio.create_task_group() as group:
+        group.start_soon(task, "late", 5.0)
+        group.start_soon(task, "quick", 1.0, 1.0, 3.5)
+        group.start_soon(lambda: task("slow to start", 0.5, hurdles=40))
     assert woken == ["slow to start 0.5", "quick 1", "quick 2", "late 5", "quick 5.5"]
 
 
-def test_the_clock_waits_for_tasks_that_queue_for_a_lock(event_loop: World) -> None:
+async def test_the_clock_waits_for_tasks_that_queue_for_a_lock(event_loop: World) -> None:
     clock = FakeClock()
     starts: list[float] = []
 
@@ -142,27 +136,21 @@ def test_the_clock_waits_for_tasks_that_queue_for_a_lock(event_loop: World) -> N
         starts.append(clock.monotonic())
         await clock.asleep(1.0)
 
-    async def main() -> None:
-        lock = anyio.Lock()
-        async with anyio.create_task_group() as group:
-            for _ in range(100):
-                group.start_soon(task, lock)
-
-    event_loop.run(main())
+    lock = anyio.Lock()
+    async with anyio.create_task_group() as group:
+        for _ in range(100):
+            group.start_soon(task, lock)
     assert starts == [0.0] * 100
     assert clock.monotonic() == 1.0
 
 
-def test_cancelled_sleepers_are_forgotten(event_loop: World) -> None:
+async def test_cancelled_sleepers_are_forgotten(event_loop: World) -> None:
     clock = FakeClock()
 
-    async def main() -> None:
-        async with anyio.create_task_group() as group:
-            for seconds in (1.0, 2.0, 3.0):
-                group.start_soon(clock.asleep, seconds)
-            group.cancel_scope.cancel()
-
-    event_loop.run(main())
+    async with anyio.create_task_group() as group:
+        for seconds in (1.0, 2.0, 3.0):
+            group.start_soon(clock.asleep, seconds)
+        group.cancel_scope.cancel()
     assert clock.monotonic() == 0.0
     assert clock.sleepers == 0
 
@@ -214,19 +202,17 @@ def test_a_task_that_never_sleeps_does_not_stop_the_clock() -> None:
 @pytest.mark.no_cover
 def test_an_event_loop_without_a_visible_queue_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stkai.testing._fake_clock.getattr", lambda *_: None, raising=False)
-    test_a_thousand_concurrent_sleepers_wake_by_time_then_by_arrival(World("asyncio"))
+    world = World("asyncio")
+    world.run(test_a_thousand_concurrent_sleepers_wake_by_time_then_by_arrival(world))
 
 
-def test_a_thread_that_sleeps_wakes_the_tasks_it_passes(event_loop: World) -> None:
+async def test_a_thread_that_sleeps_wakes_the_tasks_it_passes(event_loop: World) -> None:
     clock = FakeClock()
 
-    async def main() -> None:
-        async with anyio.create_task_group() as group:
-            for seconds in (1.0, 2.0):
-                group.start_soon(clock.asleep, seconds)
-            clock.sleep(10.0)
-
-    event_loop.run(main())
+    async with anyio.create_task_group() as group:
+        for seconds in (1.0, 2.0):
+            group.start_soon(clock.asleep, seconds)
+        clock.sleep(10.0)
     assert clock.monotonic() == 12.0  # the thread had slept before the tasks began
     clock.advance(1.0)
     assert clock.monotonic() == 13.0
@@ -266,7 +252,9 @@ def test_without_autojump_many_threads_can_be_stepped() -> None:
     assert clock.sleeps == [1.0] * 192
 
 
-def test_without_autojump_tasks_can_be_woken_from_their_own_loop_and_from_a_thread(event_loop: World) -> None:
+async def test_without_autojump_tasks_can_be_woken_from_their_own_loop_and_from_a_thread(
+    event_loop: World,
+) -> None:
     clock = FakeClock(autojump=False)
     woken: list[float] = []
 
@@ -278,17 +266,14 @@ def test_without_autojump_tasks_can_be_woken_from_their_own_loop_and_from_a_thre
         clock.wait_for_sleepers(3)
         clock.advance_to_next()
 
-    async def main() -> None:
-        async with anyio.create_task_group() as group:
-            for seconds in (3.0, 1.0, 2.0):
-                group.start_soon(task, seconds)
-            await anyio.to_thread.run_sync(from_a_thread)
-            while len(woken) < 1:
-                await anyio.lowlevel.checkpoint()
-            assert clock.sleepers == 2
-            clock.advance(2.0)
-
-    event_loop.run(main())
+    async with anyio.create_task_group() as group:
+        for seconds in (3.0, 1.0, 2.0):
+            group.start_soon(task, seconds)
+        await anyio.to_thread.run_sync(from_a_thread)
+        while len(woken) < 1:
+            await anyio.lowlevel.checkpoint()
+        assert clock.sleepers == 2
+        clock.advance(2.0)
     assert woken == [1.0, 2.0, 3.0]
 
 

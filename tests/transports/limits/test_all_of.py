@@ -367,7 +367,7 @@ async def test_an_adaptive_part_learns(world: World) -> None:
     assert clock.monotonic() >= 5.0
 
 
-def test_first_come_first_served_over_all(event_loop: World) -> None:
+async def test_first_come_first_served_over_all(event_loop: World) -> None:
     clock, sent = FakeClock(), list[tuple[float, int]]()
 
     def answer(request: httpx.Request) -> int:
@@ -386,20 +386,17 @@ def test_first_come_first_served_over_all(event_loop: World) -> None:
         await clock.asleep(0.5)
         await response.aread()
 
-    async def main() -> None:
-        async with anyio.create_task_group() as group:
-            for number in range(12):
-                group.start_soon(one, number)
-                await clock.asleep(0.0001)
-
-    event_loop.run(main())
+    async with anyio.create_task_group() as group:
+        for number in range(12):
+            group.start_soon(one, number)
+            await clock.asleep(0.0001)
     assert [number for _, number in sent] == list(range(12))
     for start, _ in sent:
         assert sum(start <= instant < start + 8 - 1e-3 for instant, _ in sent) <= 4
 
 
 @pytest.mark.no_cover
-def test_a_crowd_that_is_cancelled_together_does_not_stop_the_others(event_loop: World) -> None:
+async def test_a_crowd_that_is_cancelled_together_does_not_stop_the_others(event_loop: World) -> None:
     clock, sent = FakeClock(), list[float]()
 
     def answer(request: httpx.Request) -> int:
@@ -414,17 +411,14 @@ def test_a_crowd_that_is_cancelled_together_does_not_stop_the_others(event_loop:
             response = await event_loop.send(transport, post())
             await response.aread()
 
-    async def main() -> None:
-        async with anyio.create_task_group() as crowd:
-            for _ in range(120):
-                crowd.start_soon(event_loop.send, transport, post())
-            await clock.asleep(2.0)
-            crowd.cancel_scope.cancel()
-        async with anyio.create_task_group() as rest:
-            for _ in range(4):
-                rest.start_soon(loop, 6.0)
-
-    event_loop.run(main())
+    async with anyio.create_task_group() as crowd:
+        for _ in range(120):
+            crowd.start_soon(event_loop.send, transport, post())
+        await clock.asleep(2.0)
+        crowd.cancel_scope.cancel()
+    async with anyio.create_task_group() as rest:
+        for _ in range(4):
+            rest.start_soon(loop, 6.0)
     for second in range(2, 6):
         assert 48 <= sum(second <= instant < second + 1 for instant in sent) <= 51
 

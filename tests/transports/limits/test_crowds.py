@@ -61,38 +61,32 @@ def _ignore(event: object) -> None:
     """A listener that is not interested."""
 
 
-def test_a_crowd_makes_one_call_for_all(event_loop: World) -> None:
+async def test_a_crowd_makes_one_call_for_all(event_loop: World) -> None:
     team = Team(50.0, members=1)
 
-    async def main() -> None:
-        async with anyio.create_task_group() as group:
-            for _ in range(200):
-                group.start_soon(team.send, 0)
-
-    event_loop.run(main())
+    async with anyio.create_task_group() as group:
+        for _ in range(200):
+            group.start_soon(team.send, 0)
     assert len(team.sent) == 200
     assert team.store.calls <= 70
 
 
-def test_what_a_crowd_has_leased_and_does_not_use_goes_to_the_others_at_once(event_loop: World) -> None:
+async def test_what_a_crowd_has_leased_and_does_not_use_goes_to_the_others_at_once(event_loop: World) -> None:
     team = Team(10.0, burst=10.0)
 
-    async def main() -> None:
-        await team.send(0)
-        await team.send(1)
-        await team.clock.asleep(5)
-        now, turns = team.clock.monotonic(), [Turn() for _ in range(20)]
-        for turn in turns:
-            answer = team.policies[0].ask(turn, now)
-            if isinstance(answer, Run):
-                answer.sync(60.0)
-        for turn in turns:
-            team.policies[0].leave(turn, now)
-        async with anyio.create_task_group() as group:
-            for _ in range(9):
-                group.start_soon(team.send, 1)
-
-    event_loop.run(main())
+    await team.send(0)
+    await team.send(1)
+    await team.clock.asleep(5)
+    now, turns = team.clock.monotonic(), [Turn() for _ in range(20)]
+    for turn in turns:
+        answer = team.policies[0].ask(turn, now)
+        if isinstance(answer, Run):
+            answer.sync(60.0)
+    for turn in turns:
+        team.policies[0].leave(turn, now)
+    async with anyio.create_task_group() as group:
+        for _ in range(9):
+            group.start_soon(team.send, 1)
     assert team.sent[-1] - team.sent[2] < 0.1
 
 

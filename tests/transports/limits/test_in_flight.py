@@ -150,7 +150,7 @@ async def test_no_more_than_n_are_on_their_way_at_once_and_all_get_their_turn(wo
     assert (policy.busy, policy.waiting) == (0, 0)
 
 
-def test_first_come_first_served_and_a_free_place_is_noticed_within_a_second(event_loop: World) -> None:
+async def test_first_come_first_served_and_a_free_place_is_noticed_within_a_second(event_loop: World) -> None:
     clock, policy, sent = FakeClock(), InFlight(1), list[tuple[int, float]]()
     transport = event_loop.build(
         StackBuilder([limiter(policy)], clock=clock), event_loop.wire(*[streamed()] * 6)
@@ -162,38 +162,32 @@ def test_first_come_first_served_and_a_free_place_is_noticed_within_a_second(eve
         await clock.asleep(10.0)
         await response.aclose()
 
-    async def main() -> None:
-        async with anyio.create_task_group() as group:
-            for number in range(6):
-                group.start_soon(one, number)
-                await clock.asleep(0.001)
-
-    event_loop.run(main())
+    async with anyio.create_task_group() as group:
+        for number in range(6):
+            group.start_soon(one, number)
+            await clock.asleep(0.001)
     assert [number for number, _ in sent] == list(range(6))
     gaps = [later - earlier for (_, earlier), (_, later) in pairwise(sent)]
     assert all(10.0 <= gap <= 11.0 for gap in gaps)
     assert len(clock.sleeps) < 500, "no busy loop"
 
 
-def test_cancelled_requests_lose_no_place(event_loop: World) -> None:
+async def test_cancelled_requests_lose_no_place(event_loop: World) -> None:
     clock, policy = FakeClock(), InFlight(2)
     held = [streamed() for _ in range(40)]
     transport = event_loop.build(StackBuilder([limiter(policy)], clock=clock), event_loop.wire(*held))
 
-    async def main() -> None:
-        responses = [await event_loop.send(transport, post()) for _ in range(2)]
-        async with anyio.create_task_group() as group:
-            for _ in range(20):
-                group.start_soon(event_loop.send, transport, post())
-            await clock.asleep(5.0)
-            group.cancel_scope.cancel()
-        assert (policy.busy, policy.waiting) == (2, 0)
-        for response in responses:
-            await response.aclose()
-        response = await event_loop.send(transport, post())
+    responses = [await event_loop.send(transport, post()) for _ in range(2)]
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(event_loop.send, transport, post())
+        await clock.asleep(5.0)
+        group.cancel_scope.cancel()
+    assert (policy.busy, policy.waiting) == (2, 0)
+    for response in responses:
         await response.aclose()
-
-    event_loop.run(main())
+    response = await event_loop.send(transport, post())
+    await response.aclose()
     assert policy.busy == 0
 
 

@@ -167,19 +167,16 @@ def test_a_limiter_that_counts_by_request_needs_no_cost_without_max_cost() -> No
         pass
 
 
-def test_cancelled_permits_leave_the_line(event_loop: World) -> None:
+async def test_cancelled_permits_leave_the_line(event_loop: World) -> None:
     policy, clock = InFlight(1), FakeClock()
 
-    async def main() -> None:
-        async with policy.permit(clock=clock):
-            async with anyio.create_task_group() as group:
-                for _ in range(10):
-                    group.start_soon(event_loop.call, policy.permit(clock=clock).__aenter__)
-                await clock.asleep(3.0)
-                group.cancel_scope.cancel()
-            assert (policy.busy, policy.waiting) == (1, 0)
-
-    event_loop.run(main())
+    async with policy.permit(clock=clock):
+        async with anyio.create_task_group() as group:
+            for _ in range(10):
+                group.start_soon(event_loop.call, policy.permit(clock=clock).__aenter__)
+            await clock.asleep(3.0)
+            group.cancel_scope.cancel()
+        assert (policy.busy, policy.waiting) == (1, 0)
     assert (policy.busy, policy.waiting) == (0, 0)
 
 

@@ -204,7 +204,7 @@ async def test_a_request_that_failed_uses_its_permit_if_it_was_sent(
     assert clock.monotonic() == instant
 
 
-def test_a_retried_call_keeps_its_place_before_later_calls(event_loop: World) -> None:
+async def test_a_retried_call_keeps_its_place_before_later_calls(event_loop: World) -> None:
     clock, sent = FakeClock(), []
 
     def answer(request: httpx.Request) -> int:
@@ -214,14 +214,11 @@ def test_a_retried_call_keeps_its_place_before_later_calls(event_loop: World) ->
     layers = (retry(RetryPolicy(initial_delay=0.1)), token_bucket(TokenBucket(1, 1.0)))
     transport = event_loop.build(StackBuilder(layers, clock=clock), Wire(answer))
 
-    async def main() -> None:
-        async with anyio.create_task_group() as group:
-            for number in range(3):
-                group.start_soon(event_loop.send, transport, post(number))
-                while not sent:
-                    await anyio.lowlevel.checkpoint()
-
-    event_loop.run(main())
+    async with anyio.create_task_group() as group:
+        for number in range(3):
+            group.start_soon(event_loop.send, transport, post(number))
+            while not sent:
+                await anyio.lowlevel.checkpoint()
     assert sent[:2] == [(0.0, "/0"), (1.0, "/0")]
     assert [instant for instant, _ in sent] == pytest.approx([0, 1, 2, 3])
 

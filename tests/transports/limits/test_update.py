@@ -26,7 +26,7 @@ from ...support.world import World
         (lambda: AllOf(TokenBucket(1, 3600), InFlight(50)), {"max_requests": 100}, 1.0),
     ],
 )
-def test_requests_that_wait_go_by_the_new_numbers_within_a_second(
+async def test_requests_that_wait_go_by_the_new_numbers_within_a_second(
     event_loop: World, make: Any, change: dict[str, Any], within: float
 ) -> None:
     policy, clock, sent = make(), FakeClock(), list[float]()
@@ -36,15 +36,12 @@ def test_requests_that_wait_go_by_the_new_numbers_within_a_second(
             sent.append(clock.monotonic())
             await clock.asleep(1000.0)
 
-    async def main() -> None:
-        async with anyio.create_task_group() as group:
-            for _ in range(5):
-                group.start_soon(one)
-            await clock.asleep(10.0)
-            assert len(sent) == 1
-            (policy.parts[0] if isinstance(policy, AllOf) else policy).update(**change)
-
-    event_loop.run(main())
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(one)
+        await clock.asleep(10.0)
+        assert len(sent) == 1
+        (policy.parts[0] if isinstance(policy, AllOf) else policy).update(**change)
     assert len(sent) == 5
     assert max(sent) <= 10.0 + within
 

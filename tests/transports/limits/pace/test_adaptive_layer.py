@@ -223,25 +223,22 @@ async def test_a_pause_as_long_as_the_limit_is_waited_for(world: World, start: f
     assert bench.sent[1][0] == pytest.approx(start + 33.3)
 
 
-def test_a_refused_call_comes_back_at_the_head_of_the_queue(event_loop: World) -> None:
+async def test_a_refused_call_comes_back_at_the_head_of_the_queue(event_loop: World) -> None:
     policy = plain(max_wait_time=None)
     bench = Bench(event_loop, policy, [refusal("10")], retry=RetryPolicy())
     use_up(policy, 0.0)
 
-    async def main() -> None:
-        async with anyio.create_task_group() as group:
-            for number in range(5):
-                group.start_soon(bench.send, number)
-                while policy.waiting <= number:
-                    await anyio.lowlevel.checkpoint()
-
-    event_loop.run(main())
+    async with anyio.create_task_group() as group:
+        for number in range(5):
+            group.start_soon(bench.send, number)
+            while policy.waiting <= number:
+                await anyio.lowlevel.checkpoint()
     assert [number for _, number in bench.sent] == [0, 0, 1, 2, 3, 4]
     refused, again = bench.sent[0][0], bench.sent[1][0]
     assert again >= refused + 10.0
 
 
-def test_eight_refusals_at_once_cut_once_and_come_back_in_their_order(event_loop: World) -> None:
+async def test_eight_refusals_at_once_cut_once_and_come_back_in_their_order(event_loop: World) -> None:
     policy, clock = plain(), FakeClock()
     heard = Heard()
     sent: list[tuple[float, int]] = []
@@ -259,14 +256,11 @@ def test_eight_refusals_at_once_cut_once_and_come_back_in_their_order(event_loop
     )
     transport = event_loop.build(stack, Wire(answer))
 
-    async def main() -> None:
-        async with anyio.create_task_group() as group:
-            for number in range(8):
-                group.start_soon(event_loop.send, transport, httpx.Request("POST", f"{URL}{number}"))
-                while len(sent) <= number:
-                    await anyio.lowlevel.checkpoint()
-
-    event_loop.run(main())
+    async with anyio.create_task_group() as group:
+        for number in range(8):
+            group.start_soon(event_loop.send, transport, httpx.Request("POST", f"{URL}{number}"))
+            while len(sent) <= number:
+                await anyio.lowlevel.checkpoint()
     assert len(heard.of(RateChanged)) == 1
     assert [number for _, number in sorted(sent[8:])] == list(range(8))
     assert sent[8][0] == pytest.approx(10.0)
