@@ -1,13 +1,14 @@
 """FileStore: where it keeps the file, what it refuses to open, and how it recovers from damage."""
 
 import fcntl
+import itertools
 import os
 import resource
 import stat
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from stkai.stores import FileStore, Law, Quota, Refusal, Store, _file, store_fro
 from stkai.stores._file import SLOT
 
 from ..support.interrupts import Interrupt, needs_opcodes
+from ..support.threads import together
 from .clients import Client, ask
 
 
@@ -342,18 +344,13 @@ def test_a_child_that_is_forked_during_a_step_does_not_share_the_lock(
 @pytest.mark.real_time
 def test_threads_get_each_permit_once(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
-    places: list[float] = []
 
-    def take(name: str) -> None:
+    def take(name: str) -> list[float]:
         client = Client(store, name, rate=0.001)
-        places.extend(client.wait() for _ in range(50))
+        return [client.wait() for _ in range(50)]
 
-    threads = [threading.Thread(target=take, args=(f"t{number}",)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [round(place / 1000) for place in sorted(places)] == list(range(200))
+    places = together(*[partial(take, name) for name in "abcd"])
+    assert [round(place / 1000) for place in sorted(itertools.chain(*places))] == list(range(200))
 
 
 def test_a_closed_store_opens_again(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from stkai.stores import Law, RedisStore, Refusal, Store, store_from
 
 from ..support.listening import listening
 from ..support.redis_servers import KINDS, Server, free_port, installed
+from ..support.threads import together
 from .clients import Client, OnClock, ask, eventually
 
 INSTALLED = [kind for kind in KINDS if installed(kind)]
@@ -160,18 +161,12 @@ def test_a_crowd_of_threads_leaves_few_connections_open(server: Server) -> None:
     with server.client() as client:
         before = len(client.client_list())
         store = RedisStore(server.url)
-        barrier = threading.Barrier(40)
 
         def look() -> None:
-            barrier.wait(10)
             for _ in range(20):
                 store.look("x")
 
-        threads = [threading.Thread(target=look) for _ in range(40)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        together(*[look] * 40)
         eventually(lambda: len(client.client_list()) <= before + 12)
         store.close()
 

@@ -4,7 +4,6 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -14,6 +13,7 @@ from stkai import AuthenticationError, ClientCredentialsAuthProvider
 from stkai.testing import FakeClock
 from stkai.transports._auth.provider import join
 
+from .threads import together
 from .wire import Wire
 
 ID = "the-client"
@@ -75,17 +75,14 @@ def wait_for_callers(provider: ClientCredentialsAuthProvider, count: int) -> Non
 
 def in_threads(count: int, work: Callable[[], Any]) -> list[Any]:
     """What `work` returns or raises in this many threads that start together."""
-    together = threading.Barrier(count)
 
     def run() -> Any:
-        together.wait()
         try:
             return work()
         except AuthenticationError as error:
             return error
 
-    with ThreadPoolExecutor(count) as pool:
-        return [future.result() for future in [pool.submit(run) for _ in range(count)]]
+    return together(*[run] * count)
 
 
 class Crowd:

@@ -3,7 +3,7 @@
 import contextvars
 import itertools
 import sys
-import threading
+from functools import partial
 from typing import Any
 
 import anyio
@@ -31,6 +31,7 @@ from stkai.telemetry import OpenTelemetryListener
 from stkai.testing import FakeClock, QuotaServer
 from stkai.transports import adaptive, auth, retry, token_bucket
 
+from ..support.threads import together
 from ..support.wire import Answer
 from ..support.world import World
 from .conftest import Telemetry
@@ -318,11 +319,7 @@ def test_one_listener_serves_several_threads(telemetry: Telemetry) -> None:
             telemetry.listener(CallStarted(call=call))
             telemetry.listener(CallFinished(call=call, status=200, seconds=1.0))
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*[partial(work, number) for number in range(4)])
     assert len(telemetry.spans()) == 200
     assert all(span.parent is None for span in telemetry.spans())
 

@@ -2,11 +2,11 @@
 
 import asyncio
 import gc
-import sys
 import threading
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, closing, suppress
+from functools import partial
 from typing import Any
 
 import anyio
@@ -19,6 +19,7 @@ from stkai import HttpConfig
 from stkai._wire.default import AsyncDefaultWire, DefaultWire
 from stkai._wire.lifetimes import WirePerLoop
 
+from ..support.threads import together
 from ..support.world import NAMES, World
 from .raw import ENDLESS, WHOLE, RawServer, raw_server
 
@@ -318,7 +319,6 @@ def test_connections_of_a_loop_that_ends_without_a_goodbye_are_dropped(
 
 
 def test_two_concurrent_event_loops_do_not_interfere(server: RawServer) -> None:
-    import threading
 
     client = stkai.AsyncHttpClient(AsyncDefaultWire(HttpConfig(verify=False)))
     answers: list[bytes] = []
@@ -329,11 +329,7 @@ def test_two_concurrent_event_loops_do_not_interfere(server: RawServer) -> None:
         both.wait()
         answers.append((await client.post(server.url)).content)
 
-    threads = [threading.Thread(target=World(name).run, args=(use(),)) for name in ("asyncio", "trio")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*[partial(World(name).run, use()) for name in ("asyncio", "trio")])
     assert answers == [b"body"] * 42
     assert server.connections == 2
     World("sync").run(World("sync").until(lambda: server.open == 0))
@@ -341,7 +337,6 @@ def test_two_concurrent_event_loops_do_not_interfere(server: RawServer) -> None:
 
 @pytest.mark.no_cover
 def test_many_event_loops_may_begin_and_end_at_the_same_moment() -> None:
-    """With a switch interval of a microsecond, threads meet between any two lines."""
     made: list[object] = []
 
     class Wire(httpx.AsyncBaseTransport):
@@ -353,27 +348,13 @@ def test_many_event_loops_may_begin_and_end_at_the_same_moment() -> None:
         return Wire()
 
     transport = WirePerLoop(make)
-    errors: list[BaseException] = []
 
     async def call() -> None:
         await transport.handle_async_request(httpx.Request("GET", "http://a/"))
 
     def run() -> None:
-        try:
-            for _ in range(20):
-                asyncio.run(call())
-        except BaseException as error:
-            errors.append(error)
+        for _ in range(20):
+            asyncio.run(call())
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=run) for _ in range(24)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert errors == []
+    together(*[run] * 24, switching=1e-6)
     assert len(made) == 24 * 20

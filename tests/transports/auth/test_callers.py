@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping
 from contextvars import ContextVar, copy_context
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -24,6 +25,7 @@ from stkai.transports import AsyncAuthTransport, AuthTransport
 from stkai.transports._auth.provider import join, key_of
 from stkai.transports._auth.single_flight import aget_token, get_token
 
+from ...support.threads import together
 from ...support.tokens import LIFETIME, MARGIN, Issuer, provider_over
 from ...support.world import World
 
@@ -81,18 +83,14 @@ async def test_concurrent_callers_with_different_context_variables_get_their_own
 
 @pytest.mark.real_time
 def test_threads_with_different_context_variables_get_their_own_tokens() -> None:
-    provider, tokens = PerUser(), dict[str, Any]()
+    provider = PerUser()
 
-    def call(name: str) -> None:
+    def call(name: str) -> Any:
         user.set(name)
-        tokens[name] = get_token(provider, 10.0)
+        return get_token(provider, 10.0)
 
-    threads = [threading.Thread(target=call, args=(name,)) for name in ("alice", "bob")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert tokens == {"alice": "token-of-alice", "bob": "token-of-bob"}
+    names = "alice", "bob"
+    assert together(*[partial(call, name) for name in names]) == [f"token-of-{name}" for name in names]
 
 
 def test_callers_share_a_fetch_if_their_variables_are_the_same_or_the_token_is_for_all() -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from stkai.transports import Run, Turn, limiter
 
 from ...support.forked import Forked
 from ...support.shares import answer, wait_for
+from ...support.threads import together
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -426,11 +428,7 @@ def test_many_threads_make_one_call_at_a_time(clock: FakeClock) -> None:
 
     store.lease = lease  # type: ignore[method-assign]
     policy = TokenBucket(200, 1.0, share="team", store=store)
-    threads = [threading.Thread(target=wait_for, args=(policy,)) for _ in range(40)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    together(*[partial(wait_for, policy)] * 40)
     policy.close()
     assert policy.waiting == 0
     assert most[0] == 1

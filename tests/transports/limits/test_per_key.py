@@ -1,10 +1,9 @@
 """One limiter for each key of a request, such as its model or its host."""
 
 import json
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import httpx
@@ -17,6 +16,7 @@ from stkai.testing import FakeClock
 from stkai.transports import LimiterTransport, limiter
 
 from ...support.gap_limiter import Gap
+from ...support.threads import together
 from ...support.wire import Wire
 from ...support.world import World
 
@@ -153,18 +153,8 @@ async def test_each_origin_gets_its_own_limiter_when_it_is_first_seen(world: Wor
 
 
 def test_threads_that_see_a_new_origin_together_share_one_limiter() -> None:
-    policy, url, together = PerHost(lambda _: Gap(1.0)), httpx.URL(URL), threading.Barrier(16)
-    found: list[object] = []
-
-    def look() -> None:
-        together.wait(10)
-        found.append(policy.limiter_for(httpx.Request("POST", url)))
-
-    threads = [threading.Thread(target=look) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    policy, request = PerHost(lambda _: Gap(1.0)), httpx.Request("POST", URL)
+    found = together(*[lambda: policy.limiter_for(request)] * 16)
     assert len({id(one) for one in found}) == 1
 
 
@@ -244,7 +234,6 @@ def test_model_of_leaves_a_generator_unread() -> None:
 
 @pytest.mark.no_cover
 def test_stacks_may_be_built_while_threads_make_limiters_and_drop_them() -> None:
-    failed: list[Exception] = []
     policy = PerHost(lambda _: InFlight(1), max_origins=2)
 
     def send(number: int) -> None:
@@ -255,22 +244,4 @@ def test_stacks_may_be_built_while_threads_make_limiters_and_drop_them() -> None
         for _ in range(100):
             LimiterTransport(httpx.MockTransport(lambda _: httpx.Response(200)), policy)
 
-    def run(work: Callable[[int], None], number: int) -> None:
-        try:
-            work(number)
-        except RuntimeError as error:
-            failed.append(error)
-
-    threads = [
-        threading.Thread(target=run, args=(work, number)) for work in (send, build) for number in range(4)
-    ]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert failed == []
+    together(*[partial(work, number) for work in (send, build) for number in range(4)], switching=1e-6)

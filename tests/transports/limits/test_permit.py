@@ -24,6 +24,7 @@ from stkai.transports import Turn, limiter
 from stkai.transports._limits import flow, permit
 
 from ...support.crowd import took
+from ...support.threads import together
 from ...support.world import World
 
 
@@ -215,11 +216,7 @@ def test_threads_share_the_places() -> None:
                 with lock:
                     now -= 1
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*[work] * 8)
     assert most <= 3
     assert policy.busy == 0
 

@@ -22,6 +22,7 @@ from stkai.transports._limits.sources.source import TICK, Source
 from stkai.transports._limits.sources.units import Units
 
 from ...support.crowd import Waiter, drive, most_in_excess, took
+from ...support.threads import together
 
 rates = st.floats(0.01, 10_000)
 bursts = st.floats(1, 50)
@@ -381,19 +382,13 @@ def test_a_sleep_is_never_too_short_to_move_a_clock_that_has_run_for_years() -> 
 
 def test_threads_that_ask_at_the_same_time_get_no_permit_twice() -> None:
     queue = bucket(rate=1.0, burst=500.0)
-    start = threading.Barrier(8)
     numbers: list[int] = []
 
     def grab() -> None:
-        start.wait()
         while number := took(queue, 0.0):
             numbers.append(number)
 
-    threads = [threading.Thread(target=grab) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*[grab] * 8)
     assert len(numbers) == len(set(numbers)) == 500
 
 

@@ -4,13 +4,14 @@ import copy
 import math
 import os
 import pickle
-import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stkai import ConfigurationError, RetryBudget
+
+from ...support.threads import together
 
 
 def retries(budget: RetryBudget, now: float, most: int = 10_000) -> int:
@@ -114,20 +115,11 @@ def test_an_invalid_rate_is_refused_by_name(value: float) -> None:
 
 @pytest.mark.no_cover
 def test_threads_spend_each_retry_once() -> None:
-    budget, start, made = RetryBudget(1, 0), threading.Barrier(8), list[int]()
+    budget = RetryBudget(1, 0)
     for _ in range(1000):
         budget.deposit(0.0)
 
-    def spend() -> None:
-        start.wait()
-        made.append(retries(budget, 0.0))
-
-    threads = [threading.Thread(target=spend) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sum(made) == 1000
+    assert sum(together(*[lambda: retries(budget, 0.0)] * 8)) == 1000
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
