@@ -83,21 +83,16 @@ def test_a_batch_that_adapts_sends_all_lines(job: Job, counting: Server) -> None
     assert len(counting.seen) == 5
 
 
-def test_lines_beyond_the_requests_per_minute_wait(job: Job, counting: Server) -> None:
-    process = job.start("--rpm", "3")
-    until(lambda: len(counting.seen) >= 3, process)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=HANGS)
-    assert summary(stderr.decode()) == "3 done, 0 failed (0 unknown)"
-
-
-def test_lines_beyond_the_tokens_per_minute_wait(job: Job, counting: Server) -> None:
+@pytest.mark.parametrize(("limit", "count"), [(("--rpm", "3"), 3), (("--tpm", "250"), 2)])
+def test_lines_beyond_the_requests_or_tokens_per_minute_wait(
+    job: Job, counting: Server, limit: tuple[str, str], count: int
+) -> None:
     job.write(5, text="x" * 400)
-    process = job.start("--tpm", "250")
-    until(lambda: len(counting.seen) >= 2, process)
+    process = job.start(*limit)
+    until(lambda: len(counting.seen) >= count, process)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=HANGS)
-    assert summary(stderr.decode()) == "2 done, 0 failed (0 unknown)"
+    assert summary(stderr.decode()) == f"{count} done, 0 failed (0 unknown)"
 
 
 def test_at_most_so_many_requests_are_at_the_server(job: Job, counting: Server) -> None:
