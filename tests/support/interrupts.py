@@ -88,7 +88,6 @@ def ctrl_c(when: Callable[[], object]) -> Iterator[None]:
             signal.pthread_kill(main.ident or 0, signal.SIGINT)
 
     thread = threading.Thread(target=press)
-    # Tests that run in the background may inherit an ignored interrupt.
     before = signal.signal(signal.SIGINT, handle)
     thread.start()
     try:

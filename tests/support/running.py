@@ -3,6 +3,7 @@
 import gc
 import os
 import pkgutil
+import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
@@ -27,6 +28,12 @@ def _coverage(config: pytest.Config) -> Any:
     """What measures coverage in this process: the only one, or one of those that xdist starts to run the tests."""
     is_controller = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
     return None if is_controller else getattr(config.pluginmanager.get_plugin("_cov"), "cov_controller", None)
+
+
+def pytest_configure() -> None:
+    """Let tests interrupt themselves and what they start, also in a job that a shell starts in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
