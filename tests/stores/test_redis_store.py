@@ -160,7 +160,7 @@ def test_shares_on_one_server_use_the_same_connections(server: Server) -> None:
 def test_a_crowd_of_threads_leaves_few_connections_open(server: Server) -> None:
     with server.client() as client:
         before = len(client.client_list())
-        store = RedisStore(server.url)
+        store = RedisStore(server.url, timeout=30)  # For a busy machine.
 
         def look() -> None:
             for _ in range(20):
