@@ -1,8 +1,10 @@
 """What a server may send: nothing of it ends a batch, counts as done if it is not, or reaches the terminal as it is."""
 
 import base64
+import gc
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -251,3 +253,19 @@ def test_a_halt_counts_only_failures_of_the_same_kind(job: Job, counting: Server
     result = job.run("--halt-after", "1", "--max-in-flight", "1")
     assert result.returncode == 3
     assert "stkai batch: a failure with the code http_400" in result.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="Linux shows what is open")
+def test_a_run_that_halts_closes_its_input(job: Job, counting: Server) -> None:
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        return web.Response(status=400)
+
+    counting.answer = answer
+    job.write(6)
+    gc.disable()
+    try:
+        assert job.run("--halt-after", "1", "--max-in-flight", "1").returncode == 3
+        opened = [link.resolve().name for link in Path("/proc/self/fd").iterdir()]
+    finally:
+        gc.enable()
+    assert "in.jsonl" not in opened

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,13 +26,11 @@ ReadLine = Callable[[], Values | None]
 """Reads the members of a line; raises InvalidLineError."""
 
 
-Lines = Iterable[tuple[int, ReadLine] | None]
-"""The number of each line and how to read it; None while the next one has not arrived yet."""
+Lines = Generator[tuple[int, ReadLine] | None, None, None]
+"""The number of each line and how to read it; None while the next one has not arrived yet. It holds a file open."""
 
 
-def json_lines(
-    path: Path, size: int | None = None, is_complete: Callable[[], bool] = lambda: True
-) -> Iterator[tuple[int, ReadLine] | None]:
+def json_lines(path: Path, size: int | None = None, is_complete: Callable[[], bool] = lambda: True) -> Lines:
     """The lines of a JSONL file, numbered from 1 as in an editor; blank lines are numbered but skipped.
 
     Args:
@@ -87,7 +85,7 @@ def csv_columns(path: Path) -> list[str]:
     return names
 
 
-def csv_records(path: Path, size: int | None = None) -> Iterator[tuple[int, ReadLine]]:
+def csv_records(path: Path, size: int | None = None) -> Lines:
     """The records in the first bytes of a CSV file, by default in all, numbered from 1; the header is not counted."""
     names, number = csv_columns(path), 0
     with path.open("rb") as file:

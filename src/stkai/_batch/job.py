@@ -43,7 +43,7 @@ class BatchJob:
         self.journal: Journal | None = None
         self.recovered, self.usage = Recovered(), Usage()
         self.survey: Survey | None = None
-        self.lines: Lines = ()
+        self.lines: Lines
         self.stdin: StdinCopy | None = None
         self.is_cut_off = False
         self.outputs: Outputs = self._to_stdout() if plan.options.to_stdout else self._to_files()

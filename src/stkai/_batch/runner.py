@@ -4,6 +4,7 @@ A failure is reported as a code for programs and a message for people.
 """
 
 from collections.abc import AsyncGenerator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from uuid import uuid5
@@ -80,19 +81,20 @@ class Runner:
 
     async def _requests(self) -> AsyncGenerator[tuple[int, httpx.Request], None]:
         """The requests of lines that have no outcome yet, with their numbers, until the run is ending."""
-        for item in self._job.lines:
-            while self._outputs.held > _HELD * self._options.max_in_flight and self.ending is None:
-                await self._clock.asleep(_PAUSE)
-            if self.ending is not None:
-                return
-            if item is None:
-                await self._clock.asleep(_PAUSE)
-                continue
-            made = self._request(*item)
-            if isinstance(made, OutputLine):
-                await self._settle(made.number, made)
-            elif made is not None:
-                yield item[0], made
+        with closing(self._job.lines) as lines:
+            for item in lines:
+                while self._outputs.held > _HELD * self._options.max_in_flight and self.ending is None:
+                    await self._clock.asleep(_PAUSE)
+                if self.ending is not None:
+                    return
+                if item is None:
+                    await self._clock.asleep(_PAUSE)
+                    continue
+                made = self._request(*item)
+                if isinstance(made, OutputLine):
+                    await self._settle(made.number, made)
+                elif made is not None:
+                    yield item[0], made
 
     def _request(self, number: int, read: ReadLine) -> httpx.Request | OutputLine | None:
         """The request for a line, or its failure if it is not sent; None if there is nothing to do."""
