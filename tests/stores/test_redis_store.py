@@ -8,6 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,6 +181,18 @@ def test_an_answer_to_nothing_is_not_taken_for_the_next_one(server: Server) -> N
     assert store.lease(ask("b")).epoch == epoch
     assert store.lease(ask("c")).members == 3
     store.close()
+
+
+@pytest.mark.parametrize("kind", INSTALLED)
+def test_a_connection_that_the_server_has_closed_is_closed_at_once(tmp_path: Path, kind: str) -> None:
+    with Server(kind, tmp_path / "closing") as server:
+        store = RedisStore(server.url)
+        store.lease(ask())
+        (connection,) = store._server._idle
+        server.kill()
+        with pytest.raises(redis.ConnectionError):
+            store.lease(ask())
+        assert connection._sock is None
 
 
 def test_an_error_of_the_client_is_not_taken_for_a_missing_connection(

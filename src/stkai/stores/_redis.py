@@ -177,11 +177,8 @@ class Connections(Server):
         until = _clock.monotonic() + self._limit.seconds
         connection = self._idle_one()
         with suppress(self.errors.ConnectionError, OSError):  # The server closed it in the meantime.
-            # What could be read now would be taken for the answer.
-            if connection is not None:
-                if not connection.can_read():
-                    return self._ask(connection, (command, *words))
-                connection.disconnect()
+            if connection is not None and _is_clean(connection):
+                return self._ask(connection, (command, *words))
         left = until - _clock.monotonic()
         return self._limit.run(lambda: self._ask(self._connected(), (command, *words)), left)
 
@@ -230,6 +227,17 @@ class Connections(Server):
             connection.disconnect()
 
     __del__ = close
+
+
+def _is_clean(connection: Any) -> bool:
+    """Whether nothing can be read, which would be taken for the answer; otherwise it is disconnected."""
+    is_clean = False
+    try:
+        is_clean = not connection.can_read()
+    finally:
+        if not is_clean:
+            connection.disconnect()
+    return is_clean
 
 
 _shared: "WeakValueDictionary[tuple[str, float], Connections]" = WeakValueDictionary()
