@@ -4,6 +4,7 @@ The server mixes in 500s, 429s and bodies that break off. `python -m tests.batch
 fifty kills, two thousand lines.
 """
 
+import asyncio
 import json
 import random
 import sys
@@ -31,6 +32,7 @@ class Unreliable:
         """How often each body was executed without an answer; a policy that repeats such requests may repeat these."""
 
     async def answer(self, request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        await asyncio.sleep(0.01)  # Otherwise a fast machine is done before it can be killed.
         chance = self.chance.random()
         if chance < 0.05:
             raise RefusalError(429, retry_after="0")
