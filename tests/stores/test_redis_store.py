@@ -15,7 +15,7 @@ import pytest
 import redis
 import redis.asyncio
 
-from stkai import ConfigurationError
+from stkai import ConfigurationError, TokenBucket
 from stkai.stores import Law, RedisStore, Refusal, Store, store_from
 
 from ..support.listening import listening
@@ -156,6 +156,23 @@ def test_shares_on_one_server_use_the_same_connections(server: Server) -> None:
         del store, stores
         gc.collect()
         eventually(lambda: len(client.client_list()) <= before)
+
+
+@pytest.mark.real_time
+def test_a_limiter_that_nobody_uses_any_more_leaves_no_connection_to_the_garbage_collector(
+    server: Server,
+) -> None:
+    with server.client() as client:
+        before = len(client.client_list())
+        bucket = TokenBucket(10, 1, share="dropped", store=server.url)
+        with bucket.permit():
+            assert len(client.client_list()) > before
+        gc.disable()
+        try:
+            del bucket
+            eventually(lambda: len(client.client_list()) <= before)
+        finally:
+            gc.enable()
 
 
 def test_a_crowd_of_threads_leaves_few_connections_open(server: Server) -> None:

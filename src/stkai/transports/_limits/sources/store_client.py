@@ -123,7 +123,13 @@ class StoreClient:
     def retire(self) -> None:
         """Leave the group, in another thread: the limiter was collected, perhaps in the middle of something."""
         if not self._is_instant and self.member.has_joined:
-            background.later(0.0, self.close)
+            background.later(0.0, self._retire)
+
+    def _retire(self) -> None:
+        self.close()
+        # Nobody calls the store any more. Its connections end now, and not when the garbage collector comes.
+        self._due = float("inf")
+        del self.store
 
     def _note_time(self, now: float) -> None:
         """Note the time of the caller's clock, which may be another one than the system's."""
