@@ -194,6 +194,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in os.environ:
         if name.upper().startswith("STKAI_") or name.upper().endswith("_PROXY"):
             monkeypatch.delenv(name)
+    vars(STKAI).update(UNCONFIGURED)  # A module of tests may have read the settings when it was imported.
     yield
     vars(STKAI).update(UNCONFIGURED)
 
