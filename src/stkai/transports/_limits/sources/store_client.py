@@ -127,9 +127,9 @@ class StoreClient:
 
     def _retire(self) -> None:
         self.close()
-        # Nobody calls the store any more. Its connections end now, and not when the garbage collector comes.
-        self._due = float("inf")
-        del self.store
+        # Nobody asks the member any more. Without this cycle, the client and the connections of its store end now, and
+        # not when the garbage collector comes.
+        del self.member.client
 
     def _note_time(self, now: float) -> None:
         """Note the time of the caller's clock, which may be another one than the system's."""
