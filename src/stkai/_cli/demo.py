@@ -21,12 +21,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from .._auth import ClientCredentialsAuthProvider
 from .._builder import build_client
 from .._clock import SystemClock
 from .._errors import digits
 from ..stores import FileStore
 from ..testing import QuotaServer
-from ..transports._auth.provider import StaticToken
 from ..transports._limits.quota_limiters import AimdLimiter, TokenBucket
 
 _PATH: Final = "/v1/quick-commands"
@@ -86,15 +86,15 @@ class Batch:
         `show` is called ten times a second, with how many requests the server has accepted and refused so far.
         """
         with (
-            QuotaServer(self.quota, self.window, latency=(0.01, 0.03), auth_required=False) as server,
+            QuotaServer(self.quota, self.window, latency=(0.01, 0.03)) as server,
             tempfile.TemporaryDirectory(prefix="stkai-demo-") as directory,
             ProcessPoolExecutor(
                 self.processes, multiprocessing.get_context("spawn"), max_tasks_per_child=1
             ) as pool,
         ):
-            url = server.create_url()
+            url, credentials = server.create_url(), (server.client_id, server.client_secret, server.token_url)
             workers = [
-                pool.submit(_work, self, strategy, number, url, directory) for number in range(self.processes)
+                pool.submit(_work, self, strategy, url, credentials, directory) for _ in range(self.processes)
             ]
             while wait(workers, _REFRESH).not_done:
                 show(*(server.count(path=_PATH, status=status) for status in _STATUSES))
@@ -148,11 +148,13 @@ _Report = tuple[list[float], float | None]
 """How long a process's successful calls took, in seconds, and the rate that it has found, if it had to."""
 
 
-def _work(batch: Batch, strategy: str, number: int, url: str, directory: str) -> _Report:
-    """One process: a client with a token of its own, shared by its threads; the directory is that of the share."""
-    clock, token = SystemClock(), StaticToken(f"process-{number}")
+def _work(
+    batch: Batch, strategy: str, url: str, credentials: tuple[str, str, str], directory: str
+) -> _Report:
+    """One process: a client of its own, shared by its threads; the directory is that of the share."""
+    clock, auth = SystemClock(), ClientCredentialsAuthProvider(*credentials)
     limiter = _LIMITERS[strategy][1](batch, directory)
-    with build_client(auth=token, rate_limit=limiter) as client, ThreadPoolExecutor(batch.threads) as pool:
+    with build_client(auth=auth, rate_limit=limiter) as client, ThreadPoolExecutor(batch.threads) as pool:
 
         def send(request: int) -> float | None:
             """The duration of a call; None if it failed."""
