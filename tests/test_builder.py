@@ -110,7 +110,16 @@ def test_an_argument_that_belongs_elsewhere_is_a_type_error_that_says_where(buil
     ):
         build(auth=None, verify=False)
     with pytest.raises(
-        TypeError, match=rf"{build.__name__}\(\) got an unexpected keyword argument 'ratelimit'$"
+        TypeError, match=r"'max_retries': it belongs to the policy: .*RetryPolicy\(max_retries="
+    ):
+        build(auth=None, max_retries=3)
+    with pytest.raises(
+        TypeError, match=r"'max_requests': it belongs to a limiter, .*TokenBucket\(.*max_requests="
+    ):
+        build(auth=None, max_requests=100)
+    with pytest.raises(
+        TypeError,
+        match=rf"{build.__name__}\(\) got an unexpected keyword argument 'ratelimit'; .* auth, rate_limit, retry",
     ):
         build(ratelimit=None)
 

@@ -82,11 +82,11 @@ def check_options(caller: str, options: Any, known: Collection[str]) -> None:
         options["auth"] = Secret(options["auth"])  # In place: tracebacks show variables.
     for name in options:
         if name not in known:
-            raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}{_where(name)}")
+            raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}{_where(name, known)}")
 
 
-def _where(name: str) -> str:
-    """Where an argument belongs that a stack does not take; empty for an unknown one."""
+def _where(name: str, known: Collection[str]) -> str:
+    """Where an argument belongs that a stack does not take, or else what a stack takes."""
     if name == "timeout":
         return (
             ": it belongs to each call, as in client.post(url, timeout=60), or to an httpx client over the stack:"
@@ -94,14 +94,21 @@ def _where(name: str) -> str:
         )
     if name == "transport":
         return ": it belongs to build(transport) or build_async(transport)"
-    if name in inspect.signature(httpx.HTTPTransport).parameters:
-        return f": it belongs to the wire: transport=httpx.HTTPTransport({name}=...), or to the settings STKAI_HTTP_*"
-    if name in inspect.signature(httpx.Client).parameters:
-        return (
-            f": it belongs to an httpx client over the stack: httpx.Client(transport=stkai.build_transport(...),"
-            f" {name}=...)"
-        )
-    return ""
+    for owner, place in (
+        (RetryPolicy, f"the policy: retry=stkai.RetryPolicy({name}=...)"),
+        (TokenBucket, f"a limiter, such as rate_limit=stkai.TokenBucket(...) with {name}=..."),
+        (
+            httpx.HTTPTransport,
+            f"the wire: transport=httpx.HTTPTransport({name}=...), or to the settings STKAI_HTTP_*",
+        ),
+        (
+            httpx.Client,
+            f"an httpx client over the stack: httpx.Client(transport=stkai.build_transport(...), {name}=...)",
+        ),
+    ):
+        if name in inspect.signature(owner).parameters:
+            return f": it belongs to {place}"
+    return f"; a stack takes {', '.join(known)}"
 
 
 def standard_layers(
