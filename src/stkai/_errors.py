@@ -23,6 +23,8 @@ import httpx
 
 from ._lazy import LateModule
 
+E = TypeVar("E", bound=Exception)
+
 _pickle: Final = LateModule("pickle")
 
 
@@ -36,17 +38,15 @@ class StkaiError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: _portable(value) for name, value in self.__dict__.items()}
-        return _restore, (type(self), self.args, state)
+        return rebuilt, (type(self), self.args, state)
 
     def __copy__(self) -> Self:
-        return _restore(type(self), self.args, self.__dict__)
+        return rebuilt(type(self), self.args, self.__dict__)
 
 
-_E = TypeVar("_E", bound=StkaiError)
-
-
-def _restore(cls: type[_E], args: tuple[Any, ...], state: dict[str, Any]) -> _E:
-    error = cls.__new__(cls, *args)
+def rebuilt(kind: type[E], args: tuple[Any, ...], state: dict[str, Any]) -> E:
+    """An error with these arguments and attributes, without calling its constructor."""
+    error = kind.__new__(kind, *args)
     error.args = args
     error.__dict__.update(state)
     return error

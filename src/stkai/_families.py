@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 import httpx
 
+from ._errors import rebuilt
+
 T = TypeVar("T")
 
 if TYPE_CHECKING:
@@ -144,15 +146,11 @@ def _both(kind: Any, family: Family) -> Any:
     names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     if issubclass(kind, Exception):
         # A class that was made at run time cannot be unpickled by name.
-        names["__reduce__"] = lambda error: (_restore, (_plain(error, kind), family.__name__))
+        names["__reduce__"] = lambda error: (
+            _restore,
+            (rebuilt(kind, error.args, error.__dict__), family.__name__),
+        )
     return type(kind.__name__, (kind, twin), names)
-
-
-def _plain(error: Exception, kind: type[Exception]) -> Exception:
-    plain = kind.__new__(kind, *error.args)
-    plain.args = error.args
-    plain.__dict__.update(error.__dict__)
-    return plain
 
 
 def _restore(error: Exception, name: str) -> Exception:
