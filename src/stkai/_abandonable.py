@@ -82,7 +82,7 @@ class Job:
 
     @contextmanager
     def ending_also(self, other: "Job") -> Iterator[None]:
-        """Meanwhile, run `other` as soon as this work has ended."""
+        """While in the block, run `other` as soon as this work has ended."""
         key = object()
         self._waiting[key] = lambda _: other.run()
         try:
@@ -220,7 +220,7 @@ def _serve(jobs: "SimpleQueue[Job | None]") -> None:
 
 
 def do_within(seconds: float, work: Callable[[], Any]) -> Any:
-    """The result of `work` in another thread, or here if there is none.
+    """The result of `work`, in another thread, or in this one if no thread can be started.
 
     Raises:
         GivenUpError: it takes more than this many seconds.

@@ -96,15 +96,15 @@ def hide_secrets(error: BaseException, request: httpx.Request) -> None:
 def causes(error: BaseException) -> Iterator[BaseException]:
     """An error, and what caused it.
 
-    An error also refers to whatever the program was handling when it came; that is no cause.
+    An error also refers to whatever the program was handling when it was raised, which is not a cause.
     """
     below: BaseException | None = error
     for _ in range(_DEEPEST):
         if below is None:
             return
         yield below
-        # These raise errors again without their cause; only the context is left. What they find wrong themselves, such
-        # as a bad URL, is a ValueError.
+        # These packages raise errors again without their cause, so only the context is left. Their own complaints, such
+        # as about a bad URL, are ValueErrors.
         is_raised_again = type(below).__module__.startswith(_WRAPPERS) and not isinstance(below, ValueError)
         below = below.__cause__ or (below.__context__ if is_raised_again else None)
 

@@ -133,14 +133,14 @@ def _follow(transport: httpx.BaseTransport, response: httpx.Response) -> httpx.R
     if not response.has_redirect_location:
         return response
     client = httpx.Client(
-        transport=_From(response, transport), follow_redirects=True, max_redirects=_MAX_REDIRECTS
+        transport=_Resumed(response, transport), follow_redirects=True, max_redirects=_MAX_REDIRECTS
     )
     # Do not close the client: the transport is not its own.
     return client.send(response.request, auth=httpx.Auth())
 
 
-class _From(httpx.BaseTransport):
-    """Answers the first request with a response that is already there, and sends the others."""
+class _Resumed(httpx.BaseTransport):
+    """Answers the first request with a response that it already has, and sends the others."""
 
     def __init__(self, response: httpx.Response, transport: httpx.BaseTransport) -> None:
         self._first: httpx.Response | None = response

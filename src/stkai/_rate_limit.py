@@ -49,7 +49,7 @@ _MAX_WAIT_TIME: Final = 45.0
 _SEND: Final = "stkai.send"
 """The extension of a request that holds the call to the other client."""
 
-_OWN: Final = frozenset({"host", "content-length"})
+_SET_BY_DELEGATE: Final = frozenset({"host", "content-length"})
 """Headers that a request gets here, and that the other client sets itself."""
 
 _Send = Callable[[httpx.Request], Any]
@@ -107,11 +107,11 @@ class _RateLimitedHttpClient(HttpClient):
         call = partial(getattr(self.delegate, verb), url, *body)
 
         def send(changed: httpx.Request) -> Any:
-            known = {*httpx.Headers(headers), *_OWN}
+            known = {*httpx.Headers(headers), *_SET_BY_DELEGATE}
             added = {name: value for name, value in changed.headers.items() if name not in known}
             left = changed.extensions.get("timeout", {}).get("read", timeout)
             all_headers = {**(headers or {}), **added} if added else headers
-            return call(headers=all_headers, timeout=left, **_taken_by(call, options))
+            return call(headers=all_headers, timeout=left, **_accepted_by(call, options))
 
         return self._through(_request(method, url, headers, timeout), given, send)
 
@@ -272,8 +272,8 @@ def _request(verb: str, url: str, headers: Headers, timeout: float) -> httpx.Req
     return httpx.Request(verb, target, headers=check_headers(headers), extensions=extensions)
 
 
-def _taken_by(method: Callable[..., Any], given: CallOptions) -> dict[str, Any]:
-    """The options that a call sets and a method takes. Retries are made here, where each of them takes a permit."""
+def _accepted_by(method: Callable[..., Any], given: CallOptions) -> dict[str, Any]:
+    """The options that a call sets and a method accepts. Retries are made here, where each of them takes a permit."""
     if not given:
         return {}
     chosen = {name: None if name == "retry" else value for name, value in given.items()}

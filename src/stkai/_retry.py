@@ -172,7 +172,7 @@ class RetryingAttempt:
         if not isinstance(error, Exception):
             return False
         raise_interrupt(error)
-        return self._loop.goes_on(error, self.attempt_number)
+        return self._loop.will_retry(error, self.attempt_number)
 
 
 class _AttemptLoop:
@@ -211,7 +211,7 @@ class _AttemptLoop:
         self._attempts += 1
         return RetryingAttempt(self, self._attempts)
 
-    def goes_on(self, error: Exception, number: int) -> bool:
+    def will_retry(self, error: Exception, number: int) -> bool:
         """Whether to retry after attempt `number`, which raised `error`; also decides how long to wait.
 
         Raises:

@@ -81,22 +81,22 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         """
         content = response.content
         is_refused = response.is_client_error and response.status_code != httpx.codes.TOO_MANY_REQUESTS
-        unsaid = 0.0 if is_refused else None
+        unreported = 0.0 if is_refused else None
         if not _USAGE.search(content):
-            return unsaid
+            return unreported
         # The JSON object in the body, or those in its server-sent events.
         messages = [body for body in _parsed(content) or _events(content) if isinstance(body, dict)]
-        said = _said(messages)
+        reported = _reported(messages)
         pieces = [texts for message in messages if (texts := _delta_texts(message)) is not None]
         text = "".join(chain.from_iterable(pieces))
         if any(message.get("type") == "message_start" for message in messages):
             # Anthropic's stream starts with the input, and ends with the output; it may have been closed before.
-            said["output_tokens"] = max(said.get("output_tokens", 0.0), self._tokens(text))
-        used = _used(said, self._count)
+            reported["output_tokens"] = max(reported.get("output_tokens", 0.0), self._tokens(text))
+        used = _used(reported, self._count)
         if used is not None:
             return used
         if not pieces:
-            return unsaid
+            return unreported
         request = None
         with suppress(RuntimeError):  # A response that was made by hand has none.
             request = response.request
@@ -187,10 +187,10 @@ def _texts(body: object) -> Iterator[str | None]:
             stack += value
             yield from (None for item in value if type(item) is int)
         elif isinstance(value, dict):
-            stack += (item for key, item in value.items() if _speaks(key, item))
+            stack += (item for key, item in value.items() if _is_read(key, item))
 
 
-def _speaks(key: str, value: object) -> bool:
+def _is_read(key: str, value: object) -> bool:
     """Whether the model reads a value under that key."""
     if key in _NO_TEXT or key == "id" or key.endswith(("_id", "_ids")):
         return False
@@ -228,7 +228,7 @@ def _asks_for_usage(request: httpx.Request | None) -> bool:
 
 
 def _usages(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Where usage may be: at the top, or in what a stream wraps it in."""
+    """The places of a usage: at the top, or inside an event of a stream."""
     # Anthropic and OpenAI's responses start or end a stream with the whole message; Cohere and Groq with a part of it.
     places = [message, *(message.get(name) for name in ("message", "response", "delta", "x_groq"))]
     for place in places:
@@ -251,31 +251,31 @@ _INPUT: Final = (
 _OUTPUT: Final = (("output_tokens",), ("completion_tokens",), ("output",))
 
 
-def _said(messages: Iterable[dict[str, Any]]) -> dict[str, float]:
+def _reported(messages: Iterable[dict[str, Any]]) -> dict[str, float]:
     """The numbers in all usages; what a stream repeats is cumulative, so the last one counts."""
-    said: dict[str, float] = {}
+    reported: dict[str, float] = {}
     for message in messages:
         for usage in _usages(message):
             for name, value in usage.items():
                 number = _number(value)
                 if number is not None:
-                    said[name] = number
-    return said
+                    reported[name] = number
+    return reported
 
 
 def used_tokens(body: object) -> tuple[int, int]:
     """The tokens of the question and of the answer that the body of an answer reports; 0 if it does not."""
-    said = _said([body]) if isinstance(body, dict) else {}
-    return int(_used(said, "input") or 0), int(_used(said, "output") or 0)
+    reported = _reported([body]) if isinstance(body, dict) else {}
+    return int(_used(reported, "input") or 0), int(_used(reported, "output") or 0)
 
 
-def _used(said: dict[str, float], count: Count) -> float | None:
+def _used(reported: dict[str, float], count: Count) -> float | None:
     """The tokens of that kind in a usage; None if it does not name them."""
-    if count == "total" and "total_tokens" in said:
-        return said["total_tokens"]
+    if count == "total" and "total_tokens" in reported:
+        return reported["total_tokens"]
     for into, out in zip(_INPUT, _OUTPUT, strict=True):
         names = into if count == "input" else out if count == "output" else (*into, *out)
-        numbers = [said[name] for name in names if name in said]
+        numbers = [reported[name] for name in names if name in reported]
         if numbers:
             return sum(numbers)
     return None

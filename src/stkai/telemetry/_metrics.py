@@ -184,8 +184,8 @@ _WORDS: Final = ("server.address", "stkai.cause", "stkai.layer", "stkai.limit", 
 
 def labels_of(event: Event, *names: str) -> Labels:
     """Those of the labels that apply to an event."""
-    said = {name: _LABELS[name](event) for name in names}
-    return {name: label for name, label in said.items() if label}
+    labels = {name: _LABELS[name](event) for name in names}
+    return {name: label for name, label in labels.items() if label}
 
 
 class Recorder:
