@@ -4,9 +4,8 @@ r"""A batch split over the workers of Ray or Dask, with one quota for all of the
     python examples/batch_shards.py ray prompts.jsonl -o answers.jsonl --base-url https://api.example.com \
         --shards 8 --store redis://quota.internal --share team
 
-Each shard is the command `stkai batch --shard I/N --resume`. A worker that dies takes nothing with it: the engine
-starts the shard again somewhere else, and `--resume` goes on where it was. So the outputs must be on storage that all
-workers see.
+Each shard is the command `stkai batch --shard I/N --resume`. If a worker dies, the engine starts its shard again
+elsewhere, and `--resume` continues where it stopped. The outputs must therefore be on storage that all workers see.
 """
 
 import argparse
@@ -14,11 +13,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 RESUMABLE = (3, 130)
-"""Exit codes of a shard that can go on: halted, interrupted."""
+"""Exit codes of a shard that can be resumed: halted, interrupted."""
 
 ATTEMPTS = 3
 
@@ -27,7 +25,7 @@ def run_shard(command: list[str], settings: dict[str, str], number: int, count: 
     """Send one shard; returns its exit code, 0 or 1.
 
     Raises:
-        RuntimeError: the shard can go on, so that the engine is to start it again; or it was used wrongly.
+        RuntimeError: the shard can be resumed, so the engine has to start it again; or its usage is wrong.
     """
     shard = [*command, "-o", out, "--shard", f"{number}/{count}", "--resume"]
     done = subprocess.run(shard, env={**os.environ, **settings}, check=False, capture_output=True, text=True)  # noqa: S603
@@ -70,9 +68,9 @@ def main() -> int:
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--share", default="batch", help="the name of the quota")
     parser.add_argument(
-        "--store", help="where the quota is, such as redis://host; none: each shard has its own"
+        "--store", help="where the quota is, such as redis://host; by default, each shard has its own"
     )
-    parser.add_argument("--address", help="of the cluster; none: this machine")
+    parser.add_argument("--address", help="of the cluster; by default, this machine")
     options, more = parser.parse_known_args()
 
     source, out = Path(options.input).resolve(), Path(options.out).resolve()
@@ -85,8 +83,8 @@ def main() -> int:
     def work(number: int) -> int:
         return run_shard(command, settings, number, options.shards, outs[number])
 
-    run = partial(on_ray if options.engine == "ray" else on_dask, work, options.shards, options.address)
-    run()
+    on_engine = on_ray if options.engine == "ray" else on_dask
+    on_engine(work, options.shards, options.address)
     merge = [sys.executable, "-m", "stkai", "batch", "merge", *outs, "-o", str(out)]
     return subprocess.run(merge, check=False).returncode  # noqa: S603
 
