@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 
-from .._abandonable import GivenUpError
+from .._abandonable import NEVER, GivenUpError
 from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
-from .._event_loops import anyio
+from .._event_loops import anyio, run_soon, running_loop
 from .._families import alike
 from .._log import logger
 from .._process import raise_interrupt
@@ -51,7 +51,7 @@ async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
                     value = await operation.wire.handle_async_request(operation.request)
                 elif deadline is None and isinstance(operation, Sleep):
                     # Thousands of tasks may sleep here: nothing comes between this task and its clock.
-                    value = await _sleeping(operation.seconds, attempt, clock)
+                    value = await _sleeping(operation, operation.seconds, attempt, clock)
                     require_open(attempt)
                 elif isinstance(operation, Until):
                     deadline = operation.deadline if deadline is None else min(deadline, operation.deadline)
@@ -85,12 +85,21 @@ async def _load_redirect(response: httpx.Response, deadline: float, attempt: Att
         raise
 
 
-def _sleeping(seconds: float, attempt: Attempt, clock: Clock) -> Awaitable[object]:
-    """A sleep that ends early if the stack is closed."""
-    closing = attempt.closing
-    if closing is None or not is_system_clock(clock):
+def _sleeping(operation: Sleep, seconds: float, attempt: Attempt, clock: Clock) -> Awaitable[object]:
+    """A sleep that ends early if the stack is closed, or the sleeper is woken."""
+    closing, sleeper = attempt.closing, operation.sleeper
+    if not is_system_clock(clock):
+        return clock.asleep(seconds) if sleeper is None else _asleep(seconds, sleeper, clock)
+    if closing is None and sleeper is None:
         return clock.asleep(seconds)
-    return closing.await_(seconds)
+    return (closing or NEVER).await_(seconds, sleeper)
+
+
+async def _asleep(seconds: float, sleeper: Any, clock: Clock) -> None:
+    with anyio.CancelScope() as scope:
+        sleeper.wake = partial(run_soon, running_loop(), scope.cancel)
+        if not sleeper.is_woken:
+            await clock.asleep(seconds)
 
 
 async def _aperform(operation: Operation, left: float = math.inf) -> Any:
@@ -132,7 +141,7 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
     match operation:
         case Sleep():
             # By the call's clock, which may differ from the event loop's.
-            await _sleeping(min(operation.seconds, seconds), attempt, clock)
+            await _sleeping(operation, min(operation.seconds, seconds), attempt, clock)
             require_open(attempt)
             if operation.seconds and left() <= 0:
                 raise attempt.too_late(deadline)

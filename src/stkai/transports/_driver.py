@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import httpx
 
-from .._abandonable import GivenUpError, NoThreadError, Sending, Worker, do_within
+from .._abandonable import NEVER, GivenUpError, NoThreadError, Sending, Worker, do_within
 from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._families import alike
@@ -60,7 +60,7 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:  # noqa
                 if deadline is None and isinstance(operation, Send):
                     value = operation.wire.handle_request(operation.request)
                 elif deadline is None and isinstance(operation, Sleep):
-                    _sleep(operation.seconds, attempt, clock)
+                    _sleep(operation, operation.seconds, attempt, clock)
                     value = None
                 elif deadline is None and not isinstance(operation, _BOUNDED):
                     value = _perform(operation)
@@ -91,12 +91,12 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:  # noqa
             bounded.worker.release()
 
 
-def _sleep(seconds: float, attempt: Attempt, clock: Clock) -> None:
-    closing = attempt.closing
-    if closing is None or seconds < _NAP or not is_system_clock(clock):
+def _sleep(operation: Sleep, seconds: float, attempt: Attempt, clock: Clock) -> None:
+    closing, sleeper = attempt.closing, operation.sleeper
+    if not is_system_clock(clock) or (sleeper is None and (closing is None or seconds < _NAP)):
         clock.sleep(seconds)
     else:
-        closing.wait(seconds)
+        (closing or NEVER).wait(seconds, sleeper)
     require_open(attempt)
 
 
@@ -148,7 +148,7 @@ class _Bounded:
             raise self._attempt.too_late(self.deadline)
         match operation:
             case Sleep():
-                _sleep(min(operation.seconds, left), self._attempt, self._clock)
+                _sleep(operation, min(operation.seconds, left), self._attempt, self._clock)
                 if operation.seconds and self.left() <= 0:
                     raise self._attempt.too_late(self.deadline)
                 return None

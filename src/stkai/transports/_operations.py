@@ -37,12 +37,18 @@ class Send(Operation):
 
 
 class Sleep(Operation):
-    """Wait for this many seconds."""
+    """Wait for this many seconds, or until `sleeper` is woken.
 
-    __slots__ = ("seconds",)
+    Args:
+        sleeper: the driver sets its `wake`, which ends the wait; it does not wait if `is_woken` is set already. In a
+            thread, only sleeps of the system's clock can be woken.
+    """
 
-    def __init__(self, seconds: float) -> None:
+    __slots__ = ("seconds", "sleeper")
+
+    def __init__(self, seconds: float, sleeper: Any = None) -> None:
         self.seconds = seconds
+        self.sleeper = sleeper
 
 
 class Read(Operation):

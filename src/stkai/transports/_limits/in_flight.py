@@ -3,7 +3,8 @@
 import math
 from collections import deque
 from collections.abc import Iterable
-from typing import Final
+from itertools import islice
+from typing import Any, Final
 from weakref import ref
 
 from ..._checks import POSITIVE_COUNT, check_number, even_half_made
@@ -17,19 +18,28 @@ _LEARNING: Final = 0.1
 _SHORTEST: Final = 0.001
 
 _LOOK: Final = 1.0
-"""Seconds from one search for slots of ended event loops to the next."""
+"""Seconds from one search for slots of ended event loops to the next; and the shortest nap of who can be woken."""
+
+_PROMPT: Final = 0.05
+"""Seconds for which a free slot is kept for the turn that was woken for it; later ones may have another one then."""
+
+_LOOKED_AT: Final = 30
+"""How far to look for one that waits for a slot: in a long line, nearly all may wait for other sources."""
 
 
 class Slots(Source):
     """At most `most` at once: a slot is taken when a request goes, and is free when its answer has ended.
 
-    When that will be is unknown: its seconds are a guess, from how long the last ones took. A slot is also free when
+    When that will be is unknown: its seconds are a guess, from how long the last ones took. So it wakes the first that
+    waits for it, who takes the slot and wakes the next if there are more. Sleeps that cannot be woken, such as those of
+    a thread on a user's clock, end after a guess, and by then others may be awake. A slot is also free when
     its turn is collected, since an interrupt may cut off whatever was to free it; the callback of a weak reference is a
     method of a C type, which no interrupt can cut off. Layers and permits keep their turns until then. And it is free
     when the event loop of its turn was closed: no task of that loop will ever free it.
     """
 
     is_exact = False
+    wakes = True
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -38,6 +48,7 @@ class Slots(Source):
         self._note_lost = self._lost.append
         self._mean = _FIRST_GUESS
         self._freed_at, self._looked_at = 0.0, -math.inf
+        self._woken: Turn | None = None
 
     @property
     def busy(self) -> int:
@@ -55,19 +66,45 @@ class Slots(Source):
             self._looked_at = now
             self._taken = {taken for taken in self._taken if not _has_ended(taken)}
         if self.busy + ahead < self.most:
-            return 0.0
+            first = self._woken
+            if (
+                first is None or not first.is_woken
+                or turn.number <= first.number or now >= first.told + _PROMPT
+            ):  # fmt: skip
+                return 0.0
+            turn.nap = min(turn.nap, _PROMPT)
+            return TICK
         # If they take longer than the last ones did, look ever more rarely.
         idle = now - max(self._freed_at, turn.asked)
         each = max(self._mean, idle) / self.most
-        turn.nap = min(turn.nap, max(_SHORTEST, each * (ahead or 0.5) / 2, idle / 4))
+        shortest = _SHORTEST if turn.wake is None else _LOOK
+        turn.nap = min(turn.nap, max(shortest, each * (ahead or 0.5) / 2, idle / 4))
         return max(TICK, each * (self.busy + ahead - self.most + 1))
 
     def take(self, turn: Turn, now: float) -> None:
         self._taken.add(turn if turn.is_by_hand else ref(turn, self._note_lost))
+        self.pass_on(turn, now)
 
     def give_back(self, turn: Turn, now: float) -> None:
         self._taken.discard(turn if turn.is_by_hand else ref(turn))
         self._freed_at = now
+        self.pass_on(turn, now)
+
+    def pass_on(self, turn: Turn, now: float, but: tuple[Any, ...] = ()) -> None:
+        """Wake the first other turn that waits for a slot, if one is free. Those who are slow to wake are skipped."""
+        if turn is self._woken:
+            self._woken = None
+        if not self.waiting or self.busy >= self.most:
+            return
+        for other in islice(self.order.turns, _LOOKED_AT):
+            if other.held_by is not self or other is turn or other.sources == but:
+                continue
+            if not other.is_woken:
+                other.is_woken, other.told = True, now
+                self._woken = other
+                self.order.woken.append(other)
+            if now < other.told + _PROMPT:
+                return
 
     def end(self, turn: Turn, now: float) -> None:
         self._mean += _LEARNING * (max(0.0, now - turn.since) - self._mean)
@@ -79,6 +116,7 @@ class Slots(Source):
     def forked(self) -> None:
         self._taken.clear()
         self._lost.clear()
+        self._woken = None
 
 
 def _has_ended(taken: "ref[Turn] | Turn") -> bool:

@@ -50,6 +50,8 @@ class Turn:
         sources: the sources that it takes its permits from.
         asked, told, since: when it first asked; when it may go, as it was last told; when it got its permit.
         held_by: the source that held it up when it last asked.
+        is_woken: whether that source has ended its sleep, so that it asks at once.
+        wake: ends its sleep, from any thread; set by the driver, if it can do that.
         leases: what shared sources keep for this turn.
         guests, inner: limiters of the user's own that it asks as well, and the turns that these see.
         is_admitted: whether the guests have let it go.
@@ -72,6 +74,8 @@ class Turn:
     told: float = math.inf
     since: float = 0.0
     held_by: Any = None
+    is_woken: bool = False
+    wake: Callable[[], object] | None = None
     leases: dict[Any, Any] | None = None
     guests: tuple[Any, ...] = ()
     inner: "dict[Any, Turn]" = {}  # noqa: RUF012 - never changed; a turn with guests gets its own
@@ -112,7 +116,7 @@ class Turn:
 # Python gives the objects of a class room for the attributes that the first few of them have had; one that gets more is
 # given a dict of its own, of 400 bytes. So the first turn has all that a turn gets while it waits and goes.
 _first = Turn()
-for _name in ("granted", "since", "asked", "told", "nap", "is_guess", "held_by"):
+for _name in ("granted", "since", "asked", "told", "nap", "is_guess", "held_by", "is_woken", "wake"):
     setattr(_first, _name, getattr(Turn, _name))
 del _first
 

@@ -3,14 +3,15 @@
 Normal numbers are even and low-priority ones odd, eighteen apart: nine normal turns go between two low ones while both
 wait, and a low one that is alone has nobody before it.
 
-A sleeper cannot be woken. So when a turn leaves, its place goes to the next that comes, while it is still ahead of
-time: those behind go when they were told to, and no permit is lost.
+Sleepers are not woken for a permit. So when a turn leaves, its place goes to the next that comes, while it is still
+ahead of time: those behind go when they were told to, and no permit is lost.
 """
 
 import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from operator import attrgetter
 from typing import Final
 from weakref import WeakSet
@@ -35,12 +36,14 @@ class Order:
         vacant: the places of those who left, the first one first; without their requests, which may hold long bodies.
         deferred: what a finalizer or a signal handler found to do while the lock was held, and `recover` after an
             interrupt.
+        woken: those who are to be woken.
     """
 
     def __init__(self) -> None:
         self.turns: list[Turn] = []
         self.members: WeakSet[Source] = WeakSet()
         self.deferred: deque[Callable[[], object]] = deque()
+        self.woken: deque[Turn] = deque()
         self.vacant: list[Turn] = []
         # The last number of normal and of low priority, and the highest number that has gone.
         self.last = self._low = self._gone = 0
@@ -50,6 +53,7 @@ class Order:
         self.turns.clear()
         self.vacant.clear()
         self.deferred.clear()
+        self.woken.clear()
         self.recover()
 
     def recover(self) -> None:
@@ -74,6 +78,14 @@ class Order:
                 self.deferred[0] = self.recover
                 raise
             self.deferred.popleft()
+
+    def wake(self) -> None:
+        """Wake those who are to be woken; to be called without the lock."""
+        while self.woken:
+            with suppress(IndexError):  # Another thread was faster.
+                turn = self.woken.popleft()
+                if turn.wake is not None:
+                    turn.wake()
 
     def join(self, turn: Turn, now: float) -> int:
         """The place of a turn, counted from 0; a turn that is not in the order joins it where its number belongs."""

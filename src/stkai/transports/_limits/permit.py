@@ -71,7 +71,8 @@ def wait_for_permit(
                 left = end - now
                 if wait > left + TICK and not (turn.is_guess and left > TICK):
                     raise _refused(context, layer, attempt, most, wait, now - start, now)
-                yield Sleep(min(wait, turn.nap, left, _LONGEST))
+                sleeper = turn if getattr(turn.held_by, "wakes", False) else None
+                yield Sleep(min(wait, turn.nap, left, _LONGEST), sleeper)
             elif isinstance(wait, Operation):
                 yield wait
             else:

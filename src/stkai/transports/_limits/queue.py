@@ -4,9 +4,9 @@ A queue has one or more sources of permits. A turn goes when all of its sources 
 of them in one step; while it waits it holds nothing. All state is numbers under one lock that is held for arithmetic
 only, so that threads, event loops and stacks can share a queue.
 
-A sleeper cannot be woken. So each turn is told when it may go, and *claims* its permit from that instant on. A permit
-that no turn before it claims or will need goes to the turn that asks. So a crowd that gives up cannot stop the line,
-and no sleeper loses its permit to one that is awake.
+A sleeper is not woken, except for a place in flight. So each turn is told when it may go, and *claims* its permit from
+that instant on. A permit that no turn before it claims or will need goes to the turn that asks. So a crowd that gives
+up cannot stop the line, and no sleeper loses its permit to one that is awake.
 """
 
 import math
@@ -112,6 +112,8 @@ class Queue:
             except BaseException:  # An interrupt, perhaps between two numbers that must agree.
                 order.deferred.append(order.recover)
                 raise
+        if order.woken:
+            order.wake()
         if self.has_remote:
             self._afterwards(turn, now)
         return wait
@@ -128,6 +130,7 @@ class Queue:
 
     def _stand_in_line(self, turn: Turn, now: float, order: Order) -> float | Operation:
         """What `ask` returns if somebody waits, or if there is no permit."""
+        turn.is_woken = False
         place, turns = order.join(turn, now), order.turns
         while place and turns[0].told + _OVERSLEPT < now:
             # When it wakes, it returns to the head.
@@ -172,7 +175,7 @@ class Queue:
 
     def _tell(self, turn: Turn, place: int, wait: float, now: float) -> float:
         """Note when a turn that has to wait may go, and when it asks again; returns the seconds it has to wait."""
-        sources = turn.sources
+        sources, before = turn.sources, turn.held_by
         first = turn.held_by = sources[0]
         turn.nap = math.inf
         exact = guess = 0.0
@@ -184,6 +187,8 @@ class Queue:
                 exact, turn.held_by = seconds, source
             elif seconds > guess and seconds > exact:
                 guess, turn.held_by = seconds, source
+        if before is not None and before is not turn.held_by:
+            before.pass_on(turn, now, sources)
         exact = max(exact, wait)
         wait = max(exact, guess)
         turn.told = now + wait
@@ -209,6 +214,8 @@ class Queue:
                 source.give_back(turn, now)
         elif turn.sources:
             turn.sources[0].order.leave(turn)
+            for source in turn.sources:
+                source.pass_on(turn, now)
         if self.has_remote:
             for source in turn.sources:
                 if source.is_remote:
@@ -264,6 +271,8 @@ class Queue:
                 except BaseException:  # See `ask`.
                     order.deferred.append(order.recover)
                     raise
+        if order is not None and order.woken:
+            order.wake()
         if self.has_remote:
             self._afterwards(turn, now)
 

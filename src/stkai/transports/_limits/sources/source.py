@@ -50,6 +50,7 @@ class Source:
         counts_units: whether it counts units of cost.
         is_exact: whether the seconds that it names are exact; otherwise they are a guess.
         stands_for: the source in whose place it is asked: turns name it, wait for it, and have their costs under it.
+        wakes: whether it wakes those who wait for it; otherwise they wake when they were told to.
         is_remote: whether its permits come from a store: it is a `Leased`, whose `call`, `left` and `afterwards` the
             queue calls as well.
     """
@@ -60,6 +61,7 @@ class Source:
     stands_for: Any = None
     counts_units = False
     is_exact = True
+    wakes = False
     is_remote = False
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
@@ -153,6 +155,12 @@ class Source:
 
     def end(self, turn: Turn, now: float) -> None:
         """Note that the turn's answer has ended."""
+
+    def pass_on(self, turn: Turn, now: float, but: tuple[Any, ...] = ()) -> None:
+        """Note that the turn no longer waits for this source: what it would have taken is for the next one.
+
+        That is one which does not take its permits from the sources `but`.
+        """
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         """Correct the units that the turn took to its real cost."""
