@@ -412,3 +412,18 @@ def test_the_permits_of_a_slow_store_find_somebody_awake(simulate: Any) -> None:
     sim.processes[0].loops(16, 8)
     sim.run(9)
     assert sum(sim.per_second(2, 6)) >= 0.85 * sim.rate * 6
+
+
+@pytest.mark.parametrize(("tasks", "goal"), [([6], 0.95), ([1], 0.95), ([2, 30], 0.95)])
+def test_few_requests_use_the_quota_of_a_store_that_is_far_away(
+    simulate: Any, tasks: list[int], goal: float
+) -> None:
+    """They hold permits for the next ones, so that these need not wait for its answer."""
+    sim = simulate(latency=0.1, processes=len(tasks), burst=1.0)
+    for process, number in zip(sim.processes, tasks, strict=True):
+        process.loops(number, 8)
+    sim.run(12)
+    sim.finish(2, 6, goal=0.0)
+    assert sum(sim.per_second(2, 6)) >= goal * sim.rate * 6
+    assert sim.state.returned <= 0.1 * sim.state.leased
+    assert sim.fairness(2, 6) > 0.99

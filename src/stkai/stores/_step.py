@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 from .._checks import clock_or_system
 from .._clock import Clock
-from ._calendar import NEVER, ROUND, USAGE_SPAN, advance, count, merged, note, opening, place
+from ._calendar import NEVER, ROUND, USAGE_SPAN, advance, count, merged, note, opening, past, place
 from ._protocol import AHEAD, BOOKS, Ask, Law, Lease, Snapshot
 from ._share import FORGET, MemberState, State, due, settle, sweep, uncount, void, void_old, wait
 
@@ -175,7 +175,9 @@ def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
     """Lease permits, and pay for their units of cost. Returns seconds after which to ask again, if there are none."""
     # Its share of what is left of the burst is used at once, so it is not held in advance.
     share = max(1, math.floor(max(s.rate * AHEAD, s.credit) / max(1, s.active) + ROUND))
-    want = min(ask.want, share + 1 - count(m.old))
+    # Permits whose time came while the message was on its way do not count as held.
+    held = count(m.old) - sum(past(*each, now) for each in m.old)
+    want = min(ask.want, share + 1 - held)
     if max(s.next, opening(s) if s.most else NEVER) - now > 1.5 * AHEAD:
         want = min(want, 1)  # The calendar stays short, also while the group grows.
     if ask.low and s.normal > m.normal:

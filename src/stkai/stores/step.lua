@@ -418,7 +418,9 @@ end
 
 local function grant(s, m, ask, now)
   local share = max(1, floor(max(s.rate * AHEAD, s.credit) / max(1, s.active) + ROUND))
-  local want = min(ask.want, share + 1 - count(m.old))
+  local held = 0
+  for _, r in ipairs(m.old) do held = held + r[3] - past(r[1], r[2], r[3], now) end
+  local want = min(ask.want, share + 1 - held)
   if max(s.next, opening(s)) - now > 1.5 * AHEAD then want = min(want, 1) end
   if ask.low and s.normal > m.normal then
     if s.low_next > now then return s.low_next - now end

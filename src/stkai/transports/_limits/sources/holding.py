@@ -114,15 +114,23 @@ class Demand:
         self.used_at = self._asked_at = -math.inf
         self.steady = 0  # How many requests will come before the next call.
         self._usage = 0.0
-        self._counted = (0, 0)
+        self._last, self._counted = 0, (0, 0)
 
-    def update(self, held: Holding, now: float) -> None:
-        """Look back at a call to the store. While none of its permits lapse, more requests are expected each time."""
+    def update(self, held: Holding, now: float, group: "GroupStatus", waiting: int) -> None:
+        """Look back at a call to the store. While none of its permits lapse, more requests are expected each time.
+
+        If the store is far, a few are enough for that, also those that are `waiting`: others that come before it
+        answers could use no permit. As calls follow each other closely then, the one before counts as well.
+        """
         used, lapsed = held.used - self._counted[0], held.lapsed - self._counted[1]
         self._counted = held.used, held.lapsed
         fading = max(0.0, 1 - (now - self._asked_at) / _SPAN)
         self._usage, self._asked_at = self._usage * fading + used, now
-        is_steady = self._usage > _STEADY and now < self.used_at + LATE
+        least, recent = _STEADY, LATE
+        if group.is_far:
+            least, recent = 0, max(LATE, group.lead())
+            used, self._last = max(used, self._last, waiting), used
+        is_steady = self._usage > least and now < self.used_at + recent
         self.steady = (max(0, used - lapsed) if lapsed else 2 * used) if is_steady else 0
 
 
@@ -170,6 +178,11 @@ class GroupStatus:
         if lease.pause:
             self.paused_until = max(self.paused_until, now + lease.pause)
         self.retry_at = now + max(lease.again, _RETRY if is_empty else 0.0)
+
+    @property
+    def is_far(self) -> bool:
+        """Whether calls to the store take so long that no request should wait for one without need."""
+        return self.latency > _LEAD
 
     def lead(self, *, short: bool = False) -> float:
         """Seconds before an instant at which to ask the store, to have its answer by then."""

@@ -39,6 +39,10 @@ class Leased(Member):
     is_remote = True
 
     @property
+    def wakes(self) -> bool:  # type: ignore[override]
+        return self.group.is_far
+
+    @property
     def limit(self) -> str:  # type: ignore[override]
         return f"{self.rate:g} requests/s, shared as {self.share!r}"
 
@@ -178,6 +182,11 @@ class Leased(Member):
         if now > group.as_of + BOTH:
             group.active = 1  # What was known of the others is old.
         if not self._is_due(now):
+            return None
+        if group.is_far and self.count(self.order.place_of(turn)) < len(self.held.due):
+            # It would miss its own permit: a thread makes the call.
+            self.is_early = True
+            self.client.schedule(0.0)
             return None
         return self.client.operation(self.reserve_call(turn, now), now)
 

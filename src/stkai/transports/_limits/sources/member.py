@@ -66,6 +66,8 @@ class Member(Source):
         self.history = Window(1, self.quota.window) if self.quota.window else None
         self.demand = Demand()
         self.refused = -1  # The epoch of a refusal to report.
+        self.passing = 0  # Permits that will be used before the store answers, if that is far.
+        self.is_early = False  # Whether a call is due that no request should wait for.
         self._sequence = self._hung = 0
         self._reported: Ask | None = None  # The last message that has probably arrived.
 
@@ -91,11 +93,12 @@ class Member(Source):
         """How many requests will probably come, besides those that wait."""
         if self.max_cost:
             return 0  # What they cost is unknown.
-        return max(0, min(self.group.most(self.rate), self.demand.steady) - len(self.turns))
+        return max(0, min(self.group.most(self.rate) + self.passing, self.demand.steady) - len(self.turns))
 
     def wanted(self, now: float) -> tuple[int, int, float]:
         """How many more permits to ask for, and how many permits and units to keep for the first in the queue."""
         turns, held, cost_of = self.turns, self.held, self.cost_of
+        self.passing = bisect_right(held.due, now + self.group.latency) if self.group.is_far else 0
         # What the other sources of the waiting requests could match.
         sources = [*turns[0].sources, self.outage] if turns else [self.outage]
         usable = min(source.soon(now, AHEAD) for source in sources if source is not self)
@@ -112,7 +115,7 @@ class Member(Source):
                 units += cost_of(turns[paid])
                 paid += 1
             kept = paid
-        return min(most, self.group.most(self.rate)) - kept, kept, units
+        return min(most, self.group.most(self.rate) + self.passing) - kept, kept, units
 
     # Calls
 
@@ -141,9 +144,10 @@ class Member(Source):
             return None
         held, group = self.held, self.group
         held.lapse(now)
+        self.is_early = False
         self._sequence += 1
         self._started = min(self._started, now)  # The caller's clock may be another one.
-        self.demand.update(held, now)
+        self.demand.update(held, now, group, len(self.turns))
         want, kept, units = (0, 0, 0.0) if call.is_last or self.outage.is_on else self.wanted(now)
         if now < group.paused_until or (self.pace is not None and group.lease is None):
             want = 0
@@ -196,6 +200,10 @@ class Member(Source):
         arrived = now - GIVE_UP if now - call.sent > GIVE_UP else now
         got = self.held.add(lease.ranges, lease.units, arrived)
         group.update(lease, call.sent, now, is_empty=bool(ask.want and not got))
+        if group.is_far:  # Those who wait could only guess when it would answer.
+            for turn in self.turns[: len(self.held.due)]:
+                turn.is_woken = True
+                self.order.woken.append(turn)
         if self.needs_call():
             self.client.schedule(0.0)
         return restored
@@ -248,10 +256,10 @@ class Member(Source):
 
     def background_call(self, now: float) -> StoreCall | None:
         """The call to make in the background; None if there is nothing to do any more."""
-        if not self.needs_call():
+        if not self.is_early and not self.needs_call():
             return None
         steady = self.expected and now < self.demand.used_at + LATE
-        if steady and self.refused < 0 and not self.outage.is_on:
+        if steady and self.refused < 0 and not self.outage.is_on and not self.is_early:
             self.client.schedule(LATE)  # The next request will probably come.
             return None
         return self.reserve_call(None, now) if self.is_free(now) else None

@@ -187,6 +187,7 @@ class StoreClient:
             return
         with Queue.lock:
             restored = member.end_call(call, answer, self._now())
+        member.order.wake()
         if restored:
             self._emit(StoreRestored, store=repr(self.store))
         mine, theirs = ask.quota, answer.quota
