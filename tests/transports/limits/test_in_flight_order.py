@@ -86,6 +86,20 @@ def test_the_first_is_woken_and_the_next_when_that_one_has_its_place_or_gives_up
     assert policy.ask(waiters[2], 5.1) == 0.0
 
 
+def test_more_places_wake_the_first_and_that_one_the_next() -> None:
+    policy, waiters = InFlight(1), [Turn() for _ in range(3)]
+    woken: list[int] = []
+    assert policy.ask(Turn(), 0.0) == 0.0
+    for number, turn in enumerate(waiters):
+        assert policy.ask(turn, 0.0) != 0.0
+        turn.wake = lambda number=number: woken.append(number)
+    policy.update(n=3)
+    for number in range(2):
+        assert woken == list(range(number + 1))
+        assert policy.ask(waiters[number], 20.0) == 0.0
+    assert woken == [0, 1]
+
+
 def test_who_does_not_wake_holds_up_nobody_else() -> None:
     policy = InFlight(2)
     holders, stuck, other = [Turn() for _ in range(2)], Turn(), Turn()

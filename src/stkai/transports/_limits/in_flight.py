@@ -47,7 +47,7 @@ class Slots(Source):
         self._lost: deque[ref[Turn]] = deque()
         self._note_lost = self._lost.append
         self._mean = _FIRST_GUESS
-        self._freed_at, self._looked_at = 0.0, -math.inf
+        self.freed_at, self._looked_at = 0.0, -math.inf
         self._woken: Turn | None = None
 
     @property
@@ -75,7 +75,7 @@ class Slots(Source):
             turn.nap = min(turn.nap, _PROMPT)
             return TICK
         # If they take longer than the last ones did, look ever more rarely.
-        idle = now - max(self._freed_at, turn.asked)
+        idle = now - max(self.freed_at, turn.asked)
         each = max(self._mean, idle) / self.most
         shortest = _SHORTEST if turn.wake is None else _LOOK
         turn.nap = min(turn.nap, max(shortest, each * (ahead or 0.5) / 2, idle / 4))
@@ -87,7 +87,7 @@ class Slots(Source):
 
     def give_back(self, turn: Turn, now: float) -> None:
         self._taken.discard(turn if turn.is_by_hand else ref(turn))
-        self._freed_at = now
+        self.freed_at = now
         self.pass_on(turn, now)
 
     def pass_on(self, turn: Turn, now: float, but: tuple[Any, ...] = ()) -> None:
@@ -161,8 +161,11 @@ class InFlight(QueueLimiter):
             ConfigurationError: `n` is not a whole number of at least 1; nothing has changed.
         """
         check_number("n", n, POSITIVE_COUNT)
+        slots = self._slots
         with Queue.lock:
-            self._slots.most = n
+            slots.most = n
+            slots.pass_on(Turn(), slots.freed_at)
+        slots.order.wake()
 
     @even_half_made
     def __repr__(self) -> str:
