@@ -1,10 +1,12 @@
 """Real Redis and Valkey servers on a free loopback port, each in its own directory."""
 
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,10 +21,12 @@ def installed(kind: str) -> bool:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+    """A port that is not in use, from below those that the system gives to all who ask for any: it stays free."""
+    while True:
+        with socket.socket() as found, suppress(OSError):
+            found.bind(("127.0.0.1", random.SystemRandom().randrange(20_000, 32_000)))
+            port: int = found.getsockname()[1]
+            return port
 
 
 class Server:
@@ -54,7 +58,8 @@ class Server:
         with self.client() as client:
             for _ in range(500):
                 try:
-                    client.ping()
+                    found = client.info("server")["process_id"]
+                    assert found == self._process.pid, f"another server has the port {self.port}"
                     return
                 except redis.RedisError:
                     time.sleep(0.01)

@@ -161,5 +161,5 @@ def test_threads_get_a_place_at_once_and_in_order() -> None:
         thread.join()
     assert [number for number, _ in started] == list(range(8))
     waits = sorted(began - free for free, (_, began) in zip(freed, started[2:], strict=True))
-    assert waits[3] < 0.1, waits
+    assert waits[3] < 0.5, waits
     assert (policy.busy, policy.waiting) == (0, 0)
