@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stkai import StackBuilder, TokenBucket
+from stkai.stores import MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Turn, token_bucket
 from stkai.transports._limits.queue import Queue
 from stkai.transports._limits.sources.request_limits import Window
 
 from ...support.crowd import Waiter, drive, took
+from ...support.shares import wait_for
 from ...support.world import World
 
 gaps = st.lists(st.sampled_from([0.0, 0.0, 0.01, 1.0, 7.0]) | st.floats(0, 20), min_size=1, max_size=30)
@@ -147,3 +149,18 @@ def test_those_far_back_in_the_line_are_told_windows_that_are_still_to_come() ->
     queue = TokenBucket(2, 10)
     turns = [Turn() for _ in range(7)]
     assert [queue.ask(turn, 0.0) for turn in turns] == [0, 0, 10, 10, 20, 20, 30]
+
+
+def test_a_member_of_a_share_counts_what_it_sent_and_nothing_else() -> None:
+    """Not what was given up, nor what was sent before the share was reset."""
+    clock = FakeClock()
+    store = MemoryStore(clock)
+    policy = TokenBucket(3, 60, share="team", store=store)
+    for _ in range(5):
+        turn = Turn()
+        assert wait_for(policy, clock, turn) == 0.0
+        policy.leave(turn, clock.monotonic())
+    for wait in (0.0, 20.0, 20.0):
+        assert wait_for(policy, clock) == pytest.approx(wait)
+    store.reset("team")
+    assert wait_for(policy, clock) == 0.0

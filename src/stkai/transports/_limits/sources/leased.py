@@ -72,6 +72,8 @@ class Leased(Member):
         wait = outage.when(turn, ahead, now) if outage.sources else 0.0
         if outage.is_on:
             return wait
+        if self.history is not None and now >= self.guards_from and self.history not in outage.sources:
+            wait = max(wait, self.history.when(turn, ahead, now))
         held.lapse(now)
         if now < group.paused_until:
             return max(wait, group.paused_until - now)
@@ -98,7 +100,6 @@ class Leased(Member):
         self.held.use(self.cost_of(turn))
         self.demand.used_at = now
         if self.history is not None and self.history not in self.outage.sources:
-            self.history.when(turn, 0, now)  # Drop what is out of the window.
             self.history.take(turn, now)
         if self.held.due and len(self.turns) < 2:
             # Perhaps no request comes that uses the others.
@@ -112,6 +113,8 @@ class Leased(Member):
             self.outage.give_back(turn, now)
         else:
             self.held.put_back(self.cost_of(turn))
+            if self.history is not None:
+                self.history.give_back(turn, now)
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         use, quota = self._use_of(turn), self.quota

@@ -13,7 +13,7 @@ from ....stores import Ask, Lease, Quota, Refusal
 from ....stores._protocol import AHEAD, LATE
 from ..limiter import Turn
 from .holding import GIVE_UP, Demand, GroupStatus, Holding, StoreCall
-from .outage import Outage
+from .outage import Outage, window_of
 from .request_limits import Window
 from .source import ROUNDING, Source
 
@@ -62,8 +62,9 @@ class Member(Source):
         self._name, self._date, self._started = self._identity()
         self.held, self.group, self.outage = Holding(), GroupStatus(), Outage(self)
         self.calling: StoreCall | None = None
-        # What this member used in the last window, if the quota promises one.
+        # What this member used in the last window, if the quota promises one; answers may be late, and not equally.
         self.history = Window(1, self.quota.window) if self.quota.window else None
+        self.guards_from = -math.inf  # Since when the window of what it used holds it back.
         self.demand = Demand()
         self.refused = -1  # The epoch of a refusal to report.
         self.passing = 0  # Permits that will be used before the store answers, if that is far.
@@ -196,10 +197,14 @@ class Member(Source):
         restored = self.outage.end(now, ask)
         if lease.void:
             self.held.rewind(ask.used, ask.lapsed)
+            # The quota was changed or reset, and the store knows what that means for the window.
+            self.guards_from = now + self.quota.window
         # The permits of an answer that was read after a suspension are already due.
         arrived = now - GIVE_UP if now - call.sent > GIVE_UP else now
         got = self.held.add(lease.ranges, lease.units, arrived)
         group.update(lease, call.sent, now, is_empty=bool(ask.want and not got))
+        if self.history is not None and lease.quota.window and not self.outage.sources:
+            self.history.update(window_of(lease.quota))
         if group.is_far:  # Those who wait could only guess when it would answer.
             for turn in self.turns[: len(self.held.due)]:
                 turn.is_woken = True
