@@ -83,12 +83,14 @@ class Slots(Source):
 
     def take(self, turn: Turn, now: float) -> None:
         self._taken.add(turn if turn.is_by_hand else ref(turn, self._note_lost))
-        self.pass_on(turn, now)
+        if self.waiting:
+            self.pass_on(turn, now)
 
     def give_back(self, turn: Turn, now: float) -> None:
         self._taken.discard(turn if turn.is_by_hand else ref(turn))
         self.freed_at = now
-        self.pass_on(turn, now)
+        if self.waiting:
+            self.pass_on(turn, now)
 
     def pass_on(self, turn: Turn, now: float, but: tuple[Any, ...] = ()) -> None:
         """Wake the first other turn that waits for a slot, if one is free. Those who are slow to wake are skipped."""
