@@ -61,7 +61,9 @@ def end(process: "subprocess.Popen[bytes]") -> tuple[int, str]:
 def test_a_signal_drains_what_is_in_flight_and_a_resume_sends_the_rest_once(
     name: str, job: Job, gate: Gate, counting: Server
 ) -> None:
-    process = job.start("--max-in-flight", "3")
+    # Under `nohup`, the tests and what they start would ignore SIGHUP.
+    before = f"import signal; signal.signal(signal.{name}, signal.SIG_DFL)"
+    process = job.start("--max-in-flight", "3", before=before)
     gate.wait_for(3)
     process.send_signal(getattr(signal, name))
     gate.opened.set()
