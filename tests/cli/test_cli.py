@@ -297,6 +297,34 @@ def test_without_its_extra_the_command_says_what_to_install(monkeypatch: pytest.
         main()
 
 
+@pytest.mark.parametrize("swallowed", [(), (KeyboardInterrupt,)], ids=["raised", "swallowed"])
+def test_an_interrupt_while_modules_are_imported_ends_the_command(swallowed: tuple[type, ...]) -> None:
+    # A module may swallow what a signal handler raises; pydantic does, while it makes a model.
+    program = f"""if True:
+        import contextlib, runpy, signal, sys
+        class Interrupting:
+            def find_spec(name, *_):
+                if name == "typer":
+                    with contextlib.suppress({", ".join(each.__name__ for each in swallowed)}):
+                        signal.raise_signal(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.meta_path.insert(0, Interrupting)
+        runpy.run_module("stkai", run_name="__main__")
+    """
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=60)
+    assert (result.returncode, result.stderr) == (130, b"")
+
+
+def test_an_interrupt_before_a_command_begins_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stkai._cli.app", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 130
+
+
 def test_the_command_is_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[bool] = []
     monkeypatch.setattr("stkai._cli.app", lambda: called.append(True))
