@@ -165,6 +165,15 @@ def test_a_disk_that_is_full_from_the_start_halts_the_run_before_anything_is_sen
     assert job.run().returncode == 0
 
 
+def test_a_dry_run_that_cannot_copy_stdin_says_so(job: Job) -> None:
+    with job.input.open("rb") as stdin:
+        process = job.start("-", "--dry-run", before=limit_files(100), stdin=stdin)
+    stdout, stderr = process.communicate(timeout=HANGS)
+    assert (process.returncode, stdout) == (3, b""), stderr
+    assert b"File too large" in stderr
+    assert b"request" not in stderr, "that would be an estimate of what was copied"
+
+
 def test_stdin_that_was_cut_off_is_reported_and_what_was_copied_is_sent(job: Job, counting: Server) -> None:
     process = job.start("-", stdin=subprocess.PIPE)
     assert isinstance(process.stdin, io.BufferedIOBase)

@@ -220,7 +220,10 @@ def dry_run(plan: JobPlan, say: Callable[[str], None]) -> bool:
         source = Path(options.source)
         if options.from_stdin:
             source = Path(folder, "stdin.jsonl")
-            StdinCopy(source).copy()
+            stdin = StdinCopy(source)
+            stdin.copy()
+            if stdin.error is not None:
+                raise stdin.error
         return _report(plan, plan.lines(source), say)
 
 
