@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,6 +173,29 @@ def test_a_dry_run_that_cannot_copy_stdin_says_so(job: Job) -> None:
     assert (process.returncode, stdout) == (3, b""), stderr
     assert b"File too large" in stderr
     assert b"request" not in stderr, "that would be an estimate of what was copied"
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout"])
+def test_a_stream_that_is_closed_is_wrong_usage(stream: str, job: Job, counting: Server) -> None:
+    close = f"import os, sys; os.close({int(stream == 'stdout')}); sys.{stream} = None"
+    arguments = ["-"] if stream == "stdin" else ["-o", "-"]
+    before = job.snapshot()
+    process = job.start(*arguments, before=close)
+    _, stderr = process.communicate(timeout=HANGS)
+    assert (process.returncode, f"{stream} is closed" in stderr.decode()) == (2, True), stderr
+    assert (job.snapshot(), counting.seen) == (before, [])
+
+
+@pytest.mark.parametrize("option", ["--quiet", "--dry-run"])
+def test_stdin_that_cannot_be_read_to_its_end_is_no_complete_input(option: str, job: Job) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    process = job.start("-", option, stdin=reading)
+    _, stderr = process.communicate(timeout=HANGS)
+    os.close(reading)
+    os.close(writing)
+    assert process.returncode == 3
+    assert "stkai batch: stdin cannot be read: Resource temporarily unavailable" in stderr.decode()
 
 
 def test_stdin_that_was_cut_off_is_reported_and_what_was_copied_is_sent(job: Job, counting: Server) -> None:

@@ -213,11 +213,13 @@ def test_a_copy_copies_to_the_end_and_reports_what_went_wrong(
     wait_for(copy)
     assert copy.path.read_bytes() == b"some more"
     os.close(reading)
-    closed = StdinCopy(tmp_path / "none", descriptor=reading)
-    closed.start()
-    wait_for(closed)
-    assert closed.error is None
     reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    empty = StdinCopy(tmp_path / "none", descriptor=reading)
+    empty.start()
+    wait_for(empty)
+    assert "stdin cannot be read: Resource temporarily unavailable" in str(empty.error)
+    os.set_blocking(reading, True)
 
     def fail(_: AppendFile, record: bytes) -> None:
         raise WriteError("copy", OSError(errno.ENOSPC, "No space left on device"))

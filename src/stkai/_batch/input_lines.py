@@ -7,7 +7,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -214,13 +213,14 @@ class StdinCopy:
     def copy(self) -> None:
         """Copy to the end, in this thread."""
         try:
-            with suppress(OSError):  # stdin was closed: there is nothing more to read.
-                while block := os.read(self._descriptor, _BLOCK):
-                    self._file.append(block)
+            while block := os.read(self._descriptor, _BLOCK):
+                self._file.append(block)
             self._file.sync()
             self.survey = Survey.of(self.path, self._file.size, json_lines(self.path), self._shard)
         except StkaiError as error:
             self.error = error
+        except OSError as error:  # Such as that of a pipe which another process has made non-blocking.
+            self.error = StkaiError(f"stdin cannot be read: {error.strerror}")
         finally:
             self._file.close()
             self.is_complete = True

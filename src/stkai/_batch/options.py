@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,10 @@ class JobPlan:
     @classmethod
     def of(cls, options: Options) -> "JobPlan":
         """Check everything that can be checked without writing anything."""
+        reads_stdin = options.from_stdin and not options.goes_on
+        for name, is_used in (("stdin", reads_stdin), ("stdout", options.to_stdout)):
+            if is_used and getattr(sys, name) is None:  # Some other file will have its descriptor.
+                raise ConfigurationError(f"{name} is closed: pass the name of a file instead of -")
         template = None if options.body is None else Template.read(options.body)
         first: Values = {}
         if not options.from_stdin:

@@ -90,8 +90,7 @@ def merge_outputs(
     try:
         done, failed = merge(outs, out, partial=partial)
     except StkaiError as error:
-        complain(str(error))
-        raise typer.Exit(REFUSED if isinstance(error, ConfigurationError) else HALTED) from error
+        raise typer.Exit(_refused(error)) from error
     say(f"{done} done, {failed} failed")
     raise typer.Exit(SOME_FAILED if failed else 0)
 
@@ -128,17 +127,22 @@ def run_batch(given: Mapping[str, Any]) -> int:
         if plan.options.dry_run:
             return 0 if dry_run(plan, say) else SOME_FAILED
         return _run_job(plan, warnings)
-    except ConfigurationError as error:
-        complain(str(error))
-        return REFUSED
     except WriteError as error:
         complain(f"{error}. Nothing was sent; free some disk space and run the command again")
         return HALTED
+    except StkaiError as error:
+        return _refused(error)
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
     finally:
         logger.removeHandler(warnings)
+
+
+def _refused(error: StkaiError) -> int:
+    """Report what prevents the command; returns the exit code."""
+    complain(str(error))
+    return REFUSED if isinstance(error, ConfigurationError) else HALTED
 
 
 def _signals() -> list[signal.Signals]:
