@@ -169,6 +169,17 @@ def test_a_deadline_bounds_the_whole_execution(job: Job, executions: Executions)
     assert set(job.codes().values()) == {"DeadlineExceededError"}
 
 
+def test_an_execution_that_never_ends_is_a_failure_that_says_how_to_wait_longer(
+    job: Job, executions: Executions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stkai._batch.batch_client._EXECUTION", 0.2)
+    executions.needed = 10_000
+    assert job.run().returncode == 1
+    error = job.failures()[1]["error"]
+    assert error["code"] == "DeadlineExceededError"
+    assert " did not end within 0.2 s: to wait longer, pass --deadline" in error["message"]
+
+
 def test_a_template_makes_the_body_of_the_creation(job: Job, executions: Executions, tmp_path: Path) -> None:
     (tmp_path / "body.json").write_text('{"input_data": "check: {code}"}')
     (tmp_path / "code.csv").write_text("code\nx = 1\n")

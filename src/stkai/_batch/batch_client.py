@@ -1,6 +1,5 @@
 """The stack of a batch, that of the settings; and the quick commands that are executed through it."""
 
-import math
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -39,6 +38,9 @@ if TYPE_CHECKING:
 
 _READ: Final = 600.0
 """Seconds that a batch waits for an answer; longer if `--deadline` is."""
+
+_EXECUTION: Final = _READ
+"""Seconds that a batch waits for an execution to end, unless `--deadline` says how long."""
 
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 5.0
@@ -96,21 +98,24 @@ class BatchClient:
 
         Raises:
             NoExecutionError: the creation succeeded but returned no execution id.
-            DeadlineExceededError: the execution took too long.
+            DeadlineExceededError: the execution did not end in time.
         """
         if self._options.quick_command is None:
             return await asend_watched(self._client, request, line)
-        deadline = math.inf if self._options.deadline is None else self._options.deadline
-        end = self._clock.monotonic() + deadline
+        start, deadline = self._clock.monotonic(), self._options.deadline
         if line.execution is None:
             created = await asend_watched(self._client, request, line)
             if created.status_code >= 300:
                 return created
             await line.created(_execution_of(created))
-        with anyio.move_on_after(end - self._clock.monotonic()):
+        if deadline is None:  # A line may have waited for its permit as long as it took.
+            start, deadline = self._clock.monotonic(), _EXECUTION
+        with anyio.move_on_after(start + deadline - self._clock.monotonic()):
             return await self._poll(line.execution or "")
-        msg = f"the execution {line.execution} did not end within {deadline:g} s; a resumed job does not poll it"
-        raise DeadlineExceededError(msg)
+        raise DeadlineExceededError(
+            f"the execution {line.execution} did not end within {deadline:g} s: to wait longer, pass --deadline SECONDS"
+            " (it may still end; --retry-failed creates another one)"
+        )
 
     async def _poll(self, execution: str) -> httpx.Response:
         """The last callback. Polls need no permit; one that fails is repeated."""
