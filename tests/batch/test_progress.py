@@ -14,6 +14,7 @@ from stkai._batch.progress import (
     Price,
     Progress,
     Usage,
+    display,
     show_count,
     show_dollars,
     show_time,
@@ -122,6 +123,30 @@ def test_a_price_is_dollars_per_million_tokens(text: str) -> None:
     assert Price.parse("output=2") == Price(0.0, 2.0)
     with pytest.raises(ValueError, match="--price"):
         Price.parse(text)
+
+
+class Terminal(io.TextIOWrapper):
+    def __init__(self, encoding: str = "utf-8") -> None:
+        super().__init__(io.BytesIO(), encoding, errors="backslashreplace")
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", Terminal())
+    for term, kind in (("dumb", Display), ("xterm", Bar)):
+        monkeypatch.setenv("TERM", term)
+        assert type(display(quiet=False, say=print)) is kind
+
+
+def test_a_bar_is_ascii_where_the_terminal_takes_nothing_else() -> None:
+    terminal = Terminal("latin-1")
+    bar = Bar(Console(file=terminal, force_terminal=True))
+    bar.show(0.0, Progress(finished=1, total=2))
+    bar.close()
+    terminal.flush()
+    assert b"\\u" not in terminal.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def test_on_a_terminal_there_is_a_bar_and_the_summary_comes_last(tmp_path: Path) -> None:

@@ -184,7 +184,8 @@ class Bar(Display):
 
     def __init__(self, console: Console) -> None:
         super().__init__(partial(console.print, markup=False, highlight=False))  # Above the bar.
-        columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
+        spinner = SpinnerColumn("line" if console.options.ascii_only else "dots")
+        columns = (spinner, BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
         # Refresh by hand: a thread that draws ten times a second would cost more than everything else.
         self._bars = Bars(
             *columns, console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
@@ -208,5 +209,7 @@ def display(*, quiet: bool, say: Callable[[str], None]) -> Display:
     if quiet:
         return Display(say)
     if sys.stderr is not None and sys.stderr.isatty():
-        return Bar(Console(stderr=True))
+        console = Console(stderr=True)
+        if not console.is_dumb_terminal:  # Rich would draw nothing there until the end.
+            return Bar(console)
     return Display(say, _EVERY)
