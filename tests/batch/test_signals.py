@@ -134,6 +134,18 @@ def test_lines_that_back_off_after_a_refusal_are_dropped(job: Job, counting: Ser
     assert summary(job.run("--resume").stderr) == "10 done, 0 failed (0 unknown)"
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_that_comes_when_all_is_sent_interrupts_the_sorting(name: str, job: Job) -> None:
+    before = (
+        f"import signal, stkai._batch.job as job; signal.signal(signal.{name}, signal.SIG_DFL);"
+        f" job.sort_file = lambda _: signal.raise_signal(signal.{name})"
+    )
+    code, stderr = end(job.start("--order", "input", before=before))
+    assert (code, stderr.splitlines()[-1]) == (130, "stkai batch: interrupted")
+    assert job.run("--resume", "--order", "input").returncode == 0
+    assert list(job.done()) == list(range(1, 11))
+
+
 def test_ignored_signals_stay_ignored(job: Job, gate: Gate) -> None:
     process = job.start(before="import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)")
     gate.wait_for(3)

@@ -120,8 +120,7 @@ def run_batch(given: Mapping[str, Any]) -> int:
     """Run the command with these values of its options; returns its exit code."""
     warnings = _Warnings(logging.WARNING)
     logger.addHandler(warnings)
-    for each in _signals():  # Before and after a run, all interrupt alike.
-        signal.signal(each, signal.default_int_handler)
+    _interrupt_at_signals()
     try:
         plan = JobPlan.of(Options(**given))
         if plan.options.dry_run:
@@ -153,6 +152,12 @@ def _signals() -> list[signal.Signals]:
     return [each for each in wanted if signal.getsignal(each) is not signal.SIG_IGN]
 
 
+def _interrupt_at_signals() -> None:
+    """Before and after a run, all signals raise KeyboardInterrupt."""
+    for each in _signals():
+        signal.signal(each, signal.default_int_handler)
+
+
 def _run_job(plan: JobPlan, warnings: _Warnings) -> int:
     """Open the job and run it; returns the exit code."""
     client = BatchClient(plan.options)
@@ -175,6 +180,7 @@ class _JobRun:
 
     def run(self) -> int:
         anyio.run(self._work)
+        _interrupt_at_signals()  # The event loop has left them to the system.
         self._display.close()
         self._finish_files()
         return self._conclude()
