@@ -29,6 +29,8 @@ def job(counting: Server, tmp_path: Path) -> Job:
         (("--base-url", "ftp://host"), "--base-url"),
         (("-o", "nowhere/out"), "nowhere"),
         (("-o", "./"), "is a directory"),
+        (("-o", "/dev/null"), "is not a file"),
+        (("-o", "x" * 300), "File name too long"),
         (("-o", "in.jsonl"), "both an input and an output"),
         (("-o", "in.jsonl", "--restart"), "both an input and an output"),
         (("--resume", "--restart"), "--restart"),

@@ -48,6 +48,8 @@ class Paths(NamedTuple):
     def of(cls, name: str) -> "Paths":
         if Path(name).is_dir():  # Otherwise `-o answers/` would write hidden files there.
             raise ConfigurationError(f"{name} is a directory: name a file in it, such as answers{SUFFIX}")
+        if Path(name).exists() and not Path(name).is_file():  # Such as /dev/stdout.
+            raise ConfigurationError(f"{name} is not a file: name one with -o, or pass - for stdout")
         stem = name.removesuffix(SUFFIX)
         return cls(*(Path(stem + end) for end in (SUFFIX, f".failed{SUFFIX}", ".journal", f".stdin{SUFFIX}")))
 

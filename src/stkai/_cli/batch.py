@@ -131,6 +131,9 @@ def run_batch(given: Mapping[str, Any]) -> int:
         return HALTED
     except StkaiError as error:
         return _refused(error)
+    except OSError as error:
+        name = error.filename or given["source"]
+        return _refused(ConfigurationError(f"{name} cannot be used: {error.strerror}"))
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
