@@ -1,16 +1,19 @@
 """What a batch does when files are torn, a disk is full, or stdin ends early."""
 
+import errno
 import io
+import itertools
 import json
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import pytest
 from aiohttp import web
 
+from stkai._batch import input_lines
 from stkai._cli.batch import run_batch
 
 from .job import HANGS, Job, Server, echo, entries, summary, until
@@ -196,6 +199,43 @@ def test_stdin_that_cannot_be_read_to_its_end_is_no_complete_input(option: str, 
     os.close(writing)
     assert process.returncode == 3
     assert "stkai batch: stdin cannot be read: Resource temporarily unavailable" in stderr.decode()
+
+
+def test_an_input_that_loses_lines_during_the_run_is_not_done(job: Job, counting: Server) -> None:
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        os.truncate(job.input, 100)
+        return await echo(request, body)
+
+    counting.answer = answer
+    job.write(1000, text="x" * 1000)
+    whole = job.input.read_bytes()
+    result = job.run("--max-in-flight", "1", "--order", "input")
+    assert result.returncode == 3
+    assert f" lines of {job.input} could not be read: it has changed during the run" in result.stderr
+    job.input.write_bytes(whole)
+    counting.answer = echo
+    # The last one that was read may have been cut off.
+    assert job.run("--retry-failed").returncode == 0
+    assert len(job.done()) == len(counting.seen) == 1000
+
+
+def test_an_input_that_cannot_be_read_to_its_end_halts_the_run(
+    job: Job, counting: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(size: int | None, file: BinaryIO) -> Iterator[bytes]:
+        yield from itertools.islice(whole(size, file), 3)
+        if next(passes):  # The first one is that of the survey, before anything is sent.
+            raise OSError(errno.EIO, "Input/output error")
+        yield from whole(size, file)
+
+    whole, passes = input_lines._up_to, itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(input_lines, "_up_to", failing)
+        result = job.run()
+    assert result.returncode == 3
+    assert f"{job.input} cannot be read: Input/output error" in result.stderr
+    assert summary(job.run("--resume").stderr) == "5 done, 0 failed (0 unknown)"
+    assert set(counting.executed.values()) == {1}
 
 
 def test_stdin_that_was_cut_off_is_reported_and_what_was_copied_is_sent(job: Job, counting: Server) -> None:

@@ -81,20 +81,24 @@ class Runner:
 
     async def _requests(self) -> AsyncGenerator[tuple[int, httpx.Request], None]:
         """The requests of lines that have no outcome yet, with their numbers, until the run is ending."""
-        with closing(self._job.lines) as lines:
-            for item in lines:
-                while self._outputs.held > _HELD * self._options.max_in_flight and self.ending is None:
-                    await self._clock.asleep(_PAUSE)
-                if self.ending is not None:
-                    return
-                if item is None:
-                    await self._clock.asleep(_PAUSE)
-                    continue
-                made = self._request(*item)
-                if isinstance(made, OutputLine):
-                    await self._settle(made.number, made)
-                elif made is not None:
-                    yield item[0], made
+        try:
+            with closing(self._job.lines) as lines:
+                for item in lines:
+                    while self._outputs.held > _HELD * self._options.max_in_flight and self.ending is None:
+                        await self._clock.asleep(_PAUSE)
+                    if self.ending is not None:
+                        return
+                    if item is None:
+                        await self._clock.asleep(_PAUSE)
+                        continue
+                    made = self._request(*item)
+                    if isinstance(made, OutputLine):
+                        await self._settle(made.number, made)
+                    elif made is not None:
+                        yield item[0], made
+        except OSError as error:
+            what = f"{self._options.source} cannot be read: {error.strerror}"
+            self.end("halted", f"{what}; nothing more is sent")
 
     def _request(self, number: int, read: ReadLine) -> httpx.Request | OutputLine | None:
         """The request for a line, or its failure if it is not sent; None if there is nothing to do."""

@@ -20,7 +20,7 @@ from .._batch.job import BatchJob, dry_run
 from .._batch.merge import merge
 from .._batch.options import JobPlan, Options
 from .._batch.outputs import FileOutputs
-from .._batch.progress import Display, Progress, display, escaped, listed
+from .._batch.progress import Display, Progress, count, display, escaped, listed
 from .._batch.runner import Runner
 from .._clock import SystemClock
 from .._errors import ConfigurationError, StkaiError
@@ -242,6 +242,11 @@ class _JobRun:
             job.note()
             if self._options.sync != "never":
                 job.sync()
+            progress = self._progress()
+            missing = (progress.total or 0) - progress.finished
+            if missing > 0:  # It ends a run that nothing else has ended.
+                what = f"{count(missing, 'line')} of {self._options.source} could not be read"
+                runner.end("halted", f"{what}: it has changed during the run; restore it")
             if self._options.order == "input" and runner.ending is None:
                 job.sort()
         except WriteError as error:
