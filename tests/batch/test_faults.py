@@ -201,6 +201,17 @@ def test_stdin_that_cannot_be_read_to_its_end_is_no_complete_input(option: str, 
     assert "stkai batch: stdin cannot be read: Resource temporarily unavailable" in stderr.decode()
 
 
+def test_outputs_that_are_gone_when_they_are_to_be_sorted_halt_the_run(job: Job, counting: Server) -> None:
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        job.out.unlink(missing_ok=True)
+        return await echo(request, body)
+
+    counting.answer = answer
+    result = job.run("--order", "input")
+    assert (result.returncode, summary(result.stderr)) == (3, "5 done, 0 failed (0 unknown)")
+    assert f"No such file or directory: '{job.out}'" in result.stderr
+
+
 def test_an_input_that_loses_lines_during_the_run_is_not_done(job: Job, counting: Server) -> None:
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
         os.truncate(job.input, 100)

@@ -249,7 +249,7 @@ class _JobRun:
                 runner.end("halted", f"{what}: it has changed during the run; restore it")
             if self._options.order == "input" and runner.ending is None:
                 job.sort()
-        except WriteError as error:
+        except (WriteError, OSError) as error:
             runner.end("halted", str(error))
 
     def _conclude(self) -> int:
