@@ -1,7 +1,9 @@
 """The command line: what it prints, and how it ends."""
 
+import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -37,6 +39,22 @@ def test_the_demo_runs_every_strategy_and_accounts_for_every_call(monkeypatch: p
     assert [" ".join(row)[: len(name)] for row, name in zip(rows, STRATEGIES, strict=True)] == [*STRATEGIES]
     assert [row[-6:-2] for row in rows] == [["4", "4", "0", "0"]] * 5
     assert re.search(r"^found [\d.,]+ of 100/s", result.output, re.MULTILINE)
+
+
+@pytest.mark.real_time
+def test_an_interrupted_demo_ends_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multiprocessing.get_context", forkserver)
+    started: list[Any] = []
+
+    def interrupt(*_: int) -> None:
+        started.extend(multiprocessing.active_children())
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        Batch(requests=500, processes=2, threads=1, quota=10_000, window=1.0).run("no limiter", interrupt)
+    assert [process.exitcode for process in started] == [-signal.SIGKILL] * 2
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def a_run(name: str) -> StrategyRun:

@@ -5,6 +5,7 @@ They send real requests to an embedded server.
 
 import math
 import multiprocessing
+import signal
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -93,11 +94,19 @@ class Batch:
             ) as pool,
         ):
             url, credentials = server.create_url(), (server.client_id, server.client_secret, server.token_url)
+            # Ctrl-C reaches every process: the new ones inherit that they ignore it, and this one ends them.
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
             workers = [
                 pool.submit(_work, self, strategy, url, credentials, directory) for _ in range(self.processes)
             ]
-            while wait(workers, _REFRESH).not_done:
-                show(*(server.count(path=_PATH, status=status) for status in _STATUSES))
+            signal.signal(signal.SIGINT, before)
+            try:
+                while wait(workers, _REFRESH).not_done:
+                    show(*(server.count(path=_PATH, status=status) for status in _STATUSES))
+            except BaseException:
+                for process in multiprocessing.active_children():
+                    process.kill()
+                raise
             reports = [worker.result() for worker in workers if worker.exception() is None]
             return self._judge(strategy, reports, server)
 
