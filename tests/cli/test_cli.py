@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import stkai
 from stkai.__main__ import main
-from stkai._cli import demo
+from stkai._cli import app, demo
 from stkai._cli.demo import STRATEGIES, Batch, StrategyRun
 from stkai.transports._limits.pace.saved_rate import LearnedRate, SavedRate
 
@@ -70,6 +71,15 @@ def test_the_demo_fits_the_screen_with_its_plots(monkeypatch: pytest.MonkeyPatch
     assert not any("…" in line for line in lines)
     assert "".join(lines).count("▁") >= 5
     assert any(line.startswith("given nothing") for line in lines)
+
+
+def test_the_demo_draws_its_plots_in_ascii_where_the_terminal_takes_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Batch, "run", lambda self, strategy, show: a_run(strategy))
+    result = CliRunner(charset="ascii").invoke(app, ["demo", "--quota", "10"])
+    assert result.exit_code == 0, result.output
+    assert "@" in result.output
 
 
 @pytest.mark.parametrize(

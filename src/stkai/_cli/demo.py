@@ -40,6 +40,7 @@ _NAMES: Final = 23
 _GAP: Final = 2
 """Characters between two columns."""
 _EIGHTHS: Final = " ▁▂▃▄▅▆▇█"
+_ASCII: Final = " .:-=+*#@"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +202,9 @@ def demo(
     with Live(console=console, refresh_per_second=8) as live:
         for strategy in STRATEGIES:
             bar, advance = _bar(batch, strategy)
-            live.update(Group(_table(runs, batch, console.width), "", bar))
+            live.update(Group(_table(runs, batch, console), "", bar))
             runs.append(batch.run(strategy, advance))
-        live.update(_table(runs, batch, console.width))
+        live.update(_table(runs, batch, console))
     lost = sum(run.lost for run in runs)
     if lost:
         console.print(f"\n[bold red]{lost} calls were lost: their outcome is unknown.[/]")
@@ -215,7 +216,7 @@ def demo(
     )
 
 
-def _table(runs: Sequence[StrategyRun], batch: Batch, width: int) -> Table:
+def _table(runs: Sequence[StrategyRun], batch: Batch, console: Console) -> Table:
     """A row of two lines for each strategy so far: its name and what it knows, its figures, its plot."""
     table = Table(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), leading=1
@@ -223,9 +224,10 @@ def _table(runs: Sequence[StrategyRun], batch: Batch, width: int) -> Table:
     table.add_column("strategy", width=_NAMES)
     for name in _FIGURES:
         table.add_column(name, justify="right", no_wrap=True)
-    cells = width - _NAMES - sum(len(name) for name in _FIGURES) - _GAP * (len(_FIGURES) + 2) + 1
+    cells = console.width - _NAMES - sum(len(name) for name in _FIGURES) - _GAP * (len(_FIGURES) + 2) + 1
     table.add_column(Text.assemble(("429", "red"), " / ", ("accepted", "green")), no_wrap=True)
-    for run, plot in zip(runs, _plots(runs, batch, max(12, cells)), strict=True):
+    plots = _plots(runs, batch, max(12, cells), _ASCII if console.options.ascii_only else _EIGHTHS)
+    for run, plot in zip(runs, plots, strict=True):
         known = _LIMITERS[run.name][0]
         if run.found is not None:
             known = f"found {digits(run.found)} of {digits(batch.quota / batch.window)}/s"
@@ -236,7 +238,7 @@ def _table(runs: Sequence[StrategyRun], batch: Batch, width: int) -> Table:
     return table
 
 
-def _plots(runs: Sequence[StrategyRun], batch: Batch, cells: int) -> list[Text]:
+def _plots(runs: Sequence[StrategyRun], batch: Batch, cells: int, levels: str) -> list[Text]:
     """One plot per run, all to the same scale: refused requests above accepted ones."""
     end = max((instant for run in runs for instant in (*run.accepted, *run.refused)), default=0.0)
     # A bucket is never shorter than a window: within one, accepted requests may come in any pattern.
@@ -244,7 +246,7 @@ def _plots(runs: Sequence[StrategyRun], batch: Batch, cells: int) -> list[Text]:
     width = max(batch.window, end / buckets)
 
     def drawn(instants: Sequence[float]) -> str:
-        return columns(counts(instants, width, buckets), batch.quota * width / batch.window, cells)
+        return columns(counts(instants, width, buckets), batch.quota * width / batch.window, cells, levels)
 
     return [Text.assemble((drawn(run.refused), "red"), "\n", (drawn(run.accepted), "green")) for run in runs]
 
@@ -270,7 +272,7 @@ def counts(instants: Sequence[float], width: float, buckets: int) -> list[int]:
     return found
 
 
-def columns(counts: Sequence[int], top: float, cells: int) -> str:
+def columns(counts: Sequence[int], top: float, cells: int, levels: str = _EIGHTHS) -> str:
     """A column for each count, in one line; `top` fills it, higher ones are cut off, and a single request shows."""
     heights = [min(8, math.ceil(8 * count / top - 1e-9)) for count in counts]
-    return "".join(_EIGHTHS[heights[cell * len(heights) // cells]] for cell in range(cells))
+    return "".join(levels[heights[cell * len(heights) // cells]] for cell in range(cells))
