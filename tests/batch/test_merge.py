@@ -101,6 +101,12 @@ def test_a_merge_overwrites_no_file(name: str, job: Job) -> None:
     assert job.snapshot() == before
 
 
+def test_an_output_that_the_system_refuses_is_wrong_usage(job: Job) -> None:
+    result = merge(job, "x" * 300, "-o", "all")
+    assert (result.returncode, "File name too long" in result.stderr) == (2, True)
+    assert "xxx" in result.stderr
+
+
 def test_merge_reports_failures_and_refuses_to_lose_or_duplicate_lines(job: Job) -> None:
     lines(job, {"url": "/x", "body": {}}, "oops", {"url": "/x", "body": {}})
     job.run("--shard", "0/2", "-o", "a")

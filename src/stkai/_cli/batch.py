@@ -89,7 +89,7 @@ def merge_outputs(
     """
     try:
         done, failed = merge(outs, out, partial=partial)
-    except StkaiError as error:
+    except (StkaiError, OSError) as error:
         raise typer.Exit(_refused(error)) from error
     say(f"{done} done, {failed} failed")
     raise typer.Exit(SOME_FAILED if failed else 0)
@@ -129,11 +129,8 @@ def run_batch(given: Mapping[str, Any]) -> int:
     except WriteError as error:
         complain(f"{error}. Nothing was sent; free some disk space and run the command again")
         return HALTED
-    except StkaiError as error:
+    except (StkaiError, OSError) as error:
         return _refused(error)
-    except OSError as error:
-        name = error.filename or given["source"]
-        return _refused(ConfigurationError(f"{name} cannot be used: {error.strerror}"))
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
@@ -141,8 +138,10 @@ def run_batch(given: Mapping[str, Any]) -> int:
         logger.removeHandler(warnings)
 
 
-def _refused(error: StkaiError) -> int:
+def _refused(error: StkaiError | OSError) -> int:
     """Report what prevents the command; returns the exit code."""
+    if isinstance(error, OSError):
+        error = ConfigurationError(f"{error.filename or 'a file'} cannot be used: {error.strerror}")
     complain(str(error))
     return REFUSED if isinstance(error, ConfigurationError) else HALTED
 
