@@ -8,6 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from stkai import RetryPolicy
+from stkai.transports._retry.errors import Failure
 from stkai.transports._retry.retry_after import retry_after
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -29,6 +31,14 @@ def test_without_the_header_no_wait_is_asked_for() -> None:
 )
 def test_seconds_are_read_with_and_without_decimals(value: str, seconds: float) -> None:
     assert read(value) == seconds
+
+
+@pytest.mark.parametrize("value", ["9" * 309, "9" * 5000, "9" * 400 + ".5", "5, " + "1" * 400])
+def test_seconds_too_many_for_a_float_are_longer_than_any_limit(value: str) -> None:
+    seconds = read(value)
+    assert seconds is not None
+    assert 1e300 < seconds < math.inf
+    assert RetryPolicy(max_retry_after=1e300).delay(Failure("503", False, seconds), 1, math.inf) is None
 
 
 @pytest.mark.parametrize(
@@ -104,7 +114,7 @@ def test_of_several_header_lines_the_longest_counts() -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        "", " ", ",", "nan", "NaN", "inf", "-inf", "Infinity", "-5", "-0", "+5", "1e400", "1e3", "9" * 400, ".5", "5.",
+        "", " ", ",", "nan", "NaN", "inf", "-inf", "Infinity", "-5", "-0", "+5", "1e400", "1e3", ".5", "5.",
         "1.2.3", "0x10", "1_000", "5s", "5 seconds", "soon", "\u0667", "\uff17", "\u00b2", "1\u0660",
         "2030-01-01T00:01:30Z", "1 Jan", "Jan", "Tue, 01 Jan 2030 25:00:00 GMT", "Tue, 01 Foo 2030 00:00:00 GMT",
         "Tue, \u0660\u0661 Jan 2030 00:01:30 GMT",

@@ -1,7 +1,7 @@
 """Reads `Retry-After` (RFC 9110, section 10.2.3) as servers really send it."""
 
-import math
 import re
+import sys
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -19,7 +19,8 @@ def retry_after(headers: httpx.Headers, now: datetime) -> float | None:
     """Seconds for which the server asks us to stay away, or None if it says nothing that can be understood.
 
     Takes seconds, with decimals too, and HTTP-dates in all three forms; `seconds_until` measures a date. Of several
-    values the longest counts. Negative and non-finite numbers and garbage are ignored.
+    values the longest counts. A number too large for a float is the largest float; negative numbers and garbage are
+    ignored.
     """
     values = headers.get("retry-after")
     if values is None:
@@ -30,8 +31,7 @@ def retry_after(headers: httpx.Headers, now: datetime) -> float | None:
 
 def _read(value: str, headers: httpx.Headers, now: datetime) -> float | None:
     if re.fullmatch(_SECONDS, value):
-        seconds = float(value)
-        return seconds if math.isfinite(seconds) else None
+        return min(float(value), sys.float_info.max)
     date = parse_date(value)
     return None if date is None else seconds_until(date, headers, now)
 
