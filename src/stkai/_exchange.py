@@ -106,7 +106,7 @@ class Exchange:
                 response.read()  # Under a deadline, the body has already been fetched, still encoded.
             response.request = self.request
             if refused:
-                self.finish(response)
+                response.elapsed = self._elapsed()
                 attempt.finish(response, self._layer.context.now())
                 raise ServerSideRateLimitError(response, request=self.request)
         except BaseException as error:
@@ -117,12 +117,15 @@ class Exchange:
 
     def finish(self, response: httpx.Response) -> httpx.Response:
         """The response with everything that belongs to it: `elapsed` is the time until it is returned here."""
-        response.elapsed = timedelta(seconds=self._layer.context.now() - self.call.started)
+        response.elapsed = self._elapsed()
         if self.call.buffered:
             return response
         streamed = object.__new__(StreamedResponse)
         streamed.__dict__.update(response.__dict__)
         return streamed
+
+    def _elapsed(self) -> timedelta:
+        return timedelta(seconds=self._layer.context.now() - self.call.started)
 
 
 def entry(kind: type[LayerBase], transport: Any) -> Any:
