@@ -1,6 +1,9 @@
 """What a token endpoint can do wrong, and what the error says about it."""
 
+import gzip
 import re
+import tracemalloc
+import zlib
 from base64 import b64encode
 from html import escape
 from typing import Any
@@ -162,12 +165,33 @@ class Dripping(httpx.SyncByteStream):
             yield b" "
 
 
-def test_an_unrequested_compressed_answer_is_still_read() -> None:
-    import gzip
+def packed(body: bytes, coding: str = "gzip") -> httpx.Response:
+    return httpx.Response(200, headers={"content-encoding": coding}, stream=httpx.ByteStream(body))
 
-    body = gzip.compress(grant().content)
-    answer = httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(body))
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+def test_an_unrequested_compressed_answer_is_still_read(pack: Any) -> None:
+    answer = packed(pack(grant().content), "gzip" if pack is gzip.compress else "deflate")
     assert provider_over(Wire(answer)).get_access_token() == "token-1"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "gzip, gzip"])
+def test_no_more_than_256_kib_of_a_compressed_answer_are_unpacked(coding: str) -> None:
+    bomb = gzip.compress(b"{" + b" " * 2**25)
+    for _ in coding.split(",")[1:]:
+        bomb = gzip.compress(bomb)
+    assert len(bomb) < 2**16
+    tracemalloc.start()
+    error = failure(packed(bomb, coding))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert str(error).endswith("with something that is not a JSON object: check token_url")
+    assert peak < 2**22
+
+
+def test_a_compressed_answer_that_cannot_be_unpacked_is_reported_without_its_content() -> None:
+    error = failure(packed(b"not gzip"))
+    assert str(error).endswith("with something that is not a JSON object: check token_url")
 
 
 def test_an_answer_that_drips_is_abandoned_after_30_seconds() -> None:

@@ -5,11 +5,13 @@ formatter would show.
 """
 
 import math
+import zlib
 from base64 import b64encode
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html import unescape
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote_plus, unquote, unquote_plus
 
 import httpx
@@ -23,7 +25,7 @@ from .._urls import is_private, origin_of, parse_url, show_origin
 from .._wire import default
 from ..transports import Attempt, Context, Flow, LayerTransport, Load, RetryTransport
 from ..transports._auth.provider import is_sendable
-from ..transports._bodies import json_of
+from ..transports._bodies import is_there, json_of
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from ..transports._retry.retry_after import retry_after
 
@@ -34,7 +36,9 @@ _TIMEOUT: Final = 30.0
 """Seconds for everything, including retries."""
 
 _MOST: Final = 262_144
-"""Bytes of an answer; a usual one is a hundred times shorter."""
+"""Bytes of an answer, also unpacked; a usual one is a hundred times shorter."""
+
+_ZLIB_OR_GZIP: Final = zlib.MAX_WBITS | 32
 
 _LONGEST_TOKEN: Final = 65_536
 """Characters; no server takes a header that is longer."""
@@ -259,4 +263,9 @@ def _load(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> Fl
     """Read no more of an answer than one with a token can have, and a refusal for a second at most."""
     response = yield from layer.forward(request, attempt)
     yield Load(response, _MOST, brief=response.status_code in RETRY_ON_STATUS_CODES)
+    if not is_there(response) and response.headers.pop("content-encoding", ""):
+        # Nobody asked for it, and a short body may unpack to gigabytes.
+        with suppress(zlib.error):
+            text = zlib.decompressobj(_ZLIB_OR_GZIP).decompress(b"".join(cast(Any, response.stream)), _MOST)
+            response.stream = httpx.ByteStream(text)
     return response
