@@ -18,7 +18,8 @@ from ._call import copy_request
 SHORT: Final = 65_536
 """Bytes; an unwanted body is read up to this size."""
 
-_DIGITS: Final = len(str(SHORT))
+_DIGITS: Final = 16
+"""No body has a length with more; Python refuses to convert thousands of digits."""
 
 _BRIEF: Final = 1.0
 """Seconds; an unwanted body is read for at most this long."""
@@ -147,12 +148,13 @@ class BodyReader:
 
 def is_short(response: httpx.Response) -> bool:
     """Whether a body is still to come, and not known to be long."""
-    if response.is_closed or is_there(response):
-        return False
+    return not (response.is_closed or is_there(response) or exceeds(response, SHORT))
+
+
+def exceeds(response: httpx.Response, most: int) -> bool:
+    """Whether the headers say that a body has more than this many bytes."""
     length = response.headers.get("content-length", "")
-    if len(length) > _DIGITS:  # Python refuses to convert thousands of digits.
-        return False
-    return not length.isdecimal() or int(length) <= SHORT
+    return length.isdecimal() and (len(length) > _DIGITS or int(length) > most)
 
 
 async def aread(response: httpx.Response) -> None:

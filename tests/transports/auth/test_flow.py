@@ -24,6 +24,7 @@ from stkai.transports import (
     retry,
 )
 
+from ...support.clients import Body
 from ...support.heard import CALL, Heard
 from ...support.tokens import Issuer, provider_over
 from ...support.wire import Answer, Wire
@@ -112,6 +113,16 @@ async def test_a_provider_without_another_token_is_not_asked_again(world: World)
     assert response.status_code == 401
     assert await world.read(response) == b"no entry"
     assert provider.forgotten == ["same"]
+
+
+async def test_a_long_401_is_returned_whole_where_there_is_no_other_token(world: World) -> None:
+    parts = [b"no entry " * 10_000] * 20
+    headers = {"content-length": "1800000"}
+    wire = world.wire(lambda _: httpx.Response(401, headers=headers, stream=Body(*parts)))
+    response = await world.send(layer(world, wire, Static("same")), post())
+    assert (response.status_code, len(wire.requests)) == (401, 1)
+    assert await world.read(response) == b"".join(parts)
+    assert wire.open == 0
 
 
 async def test_a_one_shot_body_is_sent_once_and_the_next_call_gets_a_new_token(world: World) -> None:

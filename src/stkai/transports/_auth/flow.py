@@ -13,6 +13,7 @@ from ..._errors import DeadlineExceededError, hide_frames
 from ..._families import alike
 from ...events import TokenRenewed
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
+from .._bodies import exceeds
 from .._call import Attempt, SignatureExpired, can_resend
 from .._context import Context
 from .._layer import Layer
@@ -28,7 +29,8 @@ _UNAUTHORIZED: Final = 401
 """The status of a refused token; RFC 6750, section 3.1."""
 
 _MOST: Final = 1_048_576
-"""How many bytes of a 401's body are kept while the token is renewed."""
+"""How many bytes of a 401's body are kept while the token is renewed. A longer body, if its length is known, is not
+read before it is clear that the caller gets it."""
 
 
 class _AuthFlow(LayerBase):
@@ -91,7 +93,8 @@ class _AuthFlow(LayerBase):
         if token is None:
             try:
                 # Return the connection first: the renewal may need it.
-                yield Load(response, _MOST, brief=True)
+                if not exceeds(response, _MOST):
+                    yield Load(response, _MOST, brief=True)
             except Exception as error:
                 if isinstance(error, DeadlineExceededError):
                     raise
