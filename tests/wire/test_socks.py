@@ -138,8 +138,9 @@ async def test_a_proxy_that_says_nothing_has_as_long_as_the_connect_timeout(
 ) -> None:
     scripted = proxy()
     client = client_of(world, scripted)
-    with pytest.raises(httpx.ReadTimeout):
+    with pytest.raises(httpx.ConnectTimeout):
         await world.call(client.post, "http://upstream.example/", timeout=httpx.Timeout(None, connect=0.1))
+    assert scripted.connections == 2, "nothing was sent"
     await world.until(lambda: scripted.open == 0)
     await world.close(client)
 

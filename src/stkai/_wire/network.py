@@ -13,11 +13,11 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
-from .._clock import SystemClock
 from .._errors import causes
 from .._event_loops import anyio
 from .._families import alike
 from .._secrets import HiddenBytes
+from .proxies import AsyncProxyStream, ProxyStream
 
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
@@ -58,14 +58,16 @@ class Network:
 
     def __init__(self, pool: Any, backend: Any, errors: Any) -> None:
         self._close = getattr(pool, "close", None) or pool.aclose
-        self._backend, self._errors, self._has_socks = backend, errors, "SOCKS" in type(pool).__name__
+        self._backend, self._errors, self._has_proxy = backend, errors, "Proxy" in type(pool).__name__
         self.sleep, self.connect_unix_socket = backend.sleep, backend.connect_unix_socket
 
     def connect_tcp(self, *args: Any, **options: Any) -> Any:
         """A connection to a host."""
         with _connecting(self._errors):
             stream = self._backend.connect_tcp(*args, **options)
-        self._stream = SocksStream(stream, options.get("timeout")) if self._has_socks else stream
+        self._stream = (
+            ProxyStream(stream, self._errors, options.get("timeout")) if self._has_proxy else stream
+        )
         if self._is_closed:  # Meanwhile, by another thread.
             self._stream.close()
             raise self._errors.ConnectError(_CLOSED)
@@ -88,7 +90,9 @@ class AsyncNetwork(Network):
         """A connection to a host."""
         with _connecting(self._errors):
             stream = Stream(await self._backend.connect_tcp(*args, **options), self._errors)
-        self._stream = SocksStream(stream, options.get("timeout")) if self._has_socks else stream
+        self._stream = (
+            AsyncProxyStream(stream, self._errors, options.get("timeout")) if self._has_proxy else stream
+        )
         if self._is_closed:
             await self._stream.aclose()
             raise self._errors.ConnectError(_CLOSED)
@@ -180,34 +184,6 @@ class Stream:
         except self._errors.ConnectError as error:
             explain(error, "the server closed the connection during the TLS handshake")
             raise
-
-
-_HANDSHAKE: Final[Any] = object()
-
-
-class SocksStream:
-    """A connection to a SOCKS proxy, sync or async.
-
-    httpcore gives no time limit to what it says to the proxy: it has what is left of the connect timeout.
-    """
-
-    def __init__(self, stream: Any, seconds: float | None) -> None:
-        self._stream = stream
-        self._end = None if seconds is None else SystemClock.monotonic() + seconds
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def read(self, max_bytes: int, timeout: float | None = _HANDSHAKE) -> Any:
-        return self._stream.read(max_bytes, self._limit(timeout))
-
-    def write(self, buffer: bytes, timeout: float | None = _HANDSHAKE) -> Any:
-        return self._stream.write(buffer, self._limit(timeout))
-
-    def _limit(self, timeout: float | None) -> float | None:
-        if timeout is not _HANDSHAKE:
-            return timeout
-        return None if self._end is None else max(0.001, self._end - SystemClock.monotonic())
 
 
 def explain(error: BaseException, otherwise: str = "") -> None:
