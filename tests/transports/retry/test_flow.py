@@ -77,6 +77,15 @@ async def test_an_sdk_that_retries_above_the_stack_is_a_warning_once_if_the_stac
     await bench.send(httpx.Request("POST", URL, headers={"x-stainless-retry-count": "1"}))
 
 
+async def test_threads_that_look_for_an_sdk_at_the_same_moment_do_not_look_for_ever(world: World) -> None:
+    bench = Bench(world, 200)
+    bench.transport._looks = 1
+    for _ in range(2):  # Both have seen the 1.
+        bench.transport._look_above(httpx.Request("POST", URL))
+    await bench.send()
+    assert bench.transport._is_plain
+
+
 async def test_the_record_separates_waits_from_time_on_the_wire(world: World) -> None:
     statuses = iter([503, 503, 200])
 

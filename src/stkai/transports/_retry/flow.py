@@ -87,7 +87,7 @@ class _RetryFlow(LayerBase):
 
     def _prepared(self, request: httpx.Request, policy: RetryPolicy) -> httpx.Request:
         """Add the call's credit to the budget; returns the request with its idempotency key."""
-        if self._looks:
+        if self._looks > 0:  # Two threads may count at once.
             self._look_above(request)
         else:
             self._is_plain = not self._has_extras
