@@ -28,6 +28,7 @@ from ._urls import absolute_url, request_url
 from .transports._base import LayerTransport
 from .transports._bodies import timeouts
 from .transports._call import ATTEMPT, Call, copy_request
+from .transports._layer_checks import signature_of
 from .transports._limits.flow import AdaptiveTransport, TokenBucketTransport
 from .transports._limits.quota_limiters import AimdLimiter, TokenBucket
 from .transports._options import OPTIONS, UNSET, CallOptions, RequestOptions, options_of
@@ -277,6 +278,6 @@ def _accepted_by(method: Callable[..., Any], given: CallOptions) -> dict[str, An
     if not given:
         return {}
     chosen = {name: None if name == "retry" else value for name, value in given.items()}
-    parameters = inspect.signature(method).parameters
+    parameters = signature_of(method).parameters
     takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     return {name: value for name, value in chosen.items() if takes_all or name in parameters}

@@ -1,5 +1,6 @@
 """Layers as their authors write them: against httpx, and run in httpx and in httpx2, with every mistake explained."""
 
+import sys
 from collections.abc import AsyncIterator, Callable
 from importlib import import_module
 from typing import Any
@@ -174,6 +175,13 @@ def test_a_callable_that_shows_no_signature_is_taken() -> None:
     assert Layer(
         "own", type("Flow", (dict,), {"__call__": lambda self, *_: None, "__signature__": None})()
     ).name
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="such annotations are an error of the definition")
+def test_annotations_of_a_flow_may_name_what_only_type_checkers_import() -> None:
+    names: dict[str, Any] = {}
+    exec("def flow(layer, request: Nowhere, attempt) -> Nowhere: yield", names)  # noqa: S102
+    assert Layer("own", names["flow"]).name
 
 
 # Mistakes that only a request shows

@@ -1,8 +1,10 @@
 """What a layer knows and checks of its flow, and of the transport inside it; the messages say what to do instead."""
 
 import inspect
+import sys
 from collections.abc import Callable, Generator
 from functools import wraps
+from importlib import import_module
 from typing import Any, Final
 
 import httpx
@@ -16,6 +18,9 @@ _LEAVES: Final = (httpx.HTTPTransport, httpx.AsyncHTTPTransport, httpx.MockTrans
 _SOUND: Final = (*_LEAVES, httpx.ASGITransport, httpx.WSGITransport)
 _OURS: Final = "stkai"
 _METHODS: Final = frozenset({"handle_request", "handle_async_request"})
+_AS_TEXT: Final[dict[str, Any]] = (
+    {} if sys.version_info < (3, 14) else {"annotation_format": import_module("annotationlib").Format.STRING}
+)
 
 
 def is_leaf(wire: Any) -> bool:
@@ -97,6 +102,11 @@ _FORM: Final = (
 )
 
 
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a function; its annotations may name what is imported for type checkers only (PEP 649)."""
+    return inspect.signature(function, **_AS_TEXT)
+
+
 def check_flow(name: str, flow: FlowFunction) -> FlowFunction:
     """The flow; refuses what can be seen to be none before the first request."""
     if not callable(flow):
@@ -104,7 +114,7 @@ def check_flow(name: str, flow: FlowFunction) -> FlowFunction:
     if inspect.iscoroutinefunction(flow) or inspect.isasyncgenfunction(flow):
         raise _wrong(name, "is async, and nothing awaits it")
     try:
-        inspect.signature(flow).bind("layer", "request", "attempt")
+        signature_of(flow).bind("layer", "request", "attempt")
     except ValueError:  # Some callables have no signature to show.
         pass
     except TypeError as error:
