@@ -127,6 +127,11 @@ SAME = {
     "a second encoding of the transfer": Case(
         answers(HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n")
     ),
+    "a hundred informational answers": Case(answers(b"HTTP/1.1 102 P\r\n\r\n" * 100 + OK, end="keep"), times=2),
+    "zeros and an extension around a chunk's size": Case(
+        answers(CHUNKED + b"0004;ext=1\r\nbody\r\n0\r\n\r\n", end="keep"), times=2
+    ),
+    "204 with a length": Case(answers(b"HTTP/1.1 204 N\r\nContent-Length: 4\r\n\r\n", end="keep"), times=2),
     "more than its length says": Case(answers(OK + b"more")),
     "more after the last chunk": Case(answers(CHUNKED + b"4\r\nbody\r\n0\r\n\r\nmore")),
     "100, then the end": Case(answers(b"HTTP/1.1 100 Continue\r\n\r\n")),
@@ -171,7 +176,10 @@ SAME = {
     "a body that waits for the server": Case(
         answers_a_first_part, body=waits_between_parts, method="POST"
     ),
-    "a request that closes": Case(headers={"Connection": "close"}),
+    "a request that closes": Case(answers(OK, end="keep"), headers={"Connection": "close"}, times=2),
+    "a coding that is not quite chunked": Case(
+        answers(HEAD + b"Transfer-Encoding: \x0bchunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n")
+    ),
     "a request that expects 100": Case(body=b"x", headers={"Expect": "100-continue"}, method="POST"),
 }  # fmt: skip
 

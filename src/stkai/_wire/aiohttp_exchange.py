@@ -144,6 +144,11 @@ class RequestWriter:
         except _NotListeningError:
             return
 
+    @property
+    def must_close(self) -> bool:
+        """Whether no request may follow on the connection: it says so, or was not sent whole; RFC 9112, section 9.6."""
+        return self._machine.our_state is not h11.DONE
+
     def _bytes_of(self, event: h11.Event) -> bytes:
         return self._machine.send(event) or b""
 

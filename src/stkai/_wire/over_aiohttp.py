@@ -127,7 +127,10 @@ class OverAiohttp(httpx.AsyncBaseTransport):
                 **_roomy(),
             )
             await writer.write_to(connection, timeouts.get("write"))
-            return await self._receive(connection, request, timeouts.get("read"))
+            response = await self._receive(connection, request, timeouts.get("read"))
+            if writer.must_close:
+                connection.force_close()
+            return response
         except BaseException:
             connection.drop()
             raise
@@ -232,9 +235,10 @@ def _why_unreadable(message: Any) -> str | None:
         return "the server switched to another protocol, which this wire cannot speak"
     if message.code < _INFORMATIONAL.start:
         return f"the answer has an impossible status: {message.code}"
-    encodings = message.headers.getall("Transfer-Encoding", [])
-    if encodings and [encoding.strip().lower() for encoding in encodings] != ["chunked"]:
-        return f"the answer has an unknown Transfer-Encoding: {', '.join(encodings)}"
+    if "Transfer-Encoding" in message.headers:  # aiohttp takes more for white space than HTTP does.
+        fields = [value for name, value in message.raw_headers if name.lower() == b"transfer-encoding"]
+        if [value.strip(b" \t").lower() for value in fields] != [b"chunked"]:
+            return f"the answer has an unknown Transfer-Encoding: {b', '.join(fields).decode('latin-1')}"
     return None
 
 
