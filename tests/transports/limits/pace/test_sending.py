@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stkai.transports import Turn
 
 from ....support.crowd import Waiter, drive
-from ....support.sender import QUOTA, plain, sender
+from ....support.sender import QUOTA, answered, plain, sender
 
 SEEDED = st.integers(0, 2**32).map(Random)
 
@@ -75,6 +75,22 @@ def test_after_the_start_six_seconds_of_the_rate_may_go_at_once_and_at_least_one
     for number in range(1, 20):
         one.settle(float(number))
     assert one.burst == 1
+
+
+@given(st.lists(st.tuples(st.floats(0, 30), st.floats(0, 1), st.sampled_from((200, 200, 200, 429)))))
+def test_a_quiet_limiter_admits_as_many_as_one_that_looks_at_everything_each_time(
+    requests: list[tuple[float, float, int]],
+) -> None:
+    quick, careful, now = sender(), sender(), 0.0
+    for seconds, chance, status in requests:
+        now += seconds
+        careful.source._is_quiet = False
+        taken = [one.take(now, chance) for one in (quick, careful)]
+        assert (taken[0] is None) is (taken[1] is None)
+        for one, turn in zip((quick, careful), taken, strict=True):
+            if turn is not None:
+                one.queue.learn(turn, answered(status, now, retry_after="1"))
+        assert quick.source.credit == careful.source.credit
 
 
 def test_a_long_wait_is_slept_in_halves_since_the_rate_may_grow() -> None:

@@ -144,7 +144,7 @@ class WindowedRate:
 
     def take(self, turn: Turn, now: float) -> float:
         """Count a request that goes now; returns the permits that it takes: one, give or take some jitter."""
-        self.history.add(now)
+        self.history.add(now, 1.0)
         if self.rate >= self._quota.ceiling:
             return 1.0
         return 1.0 + self._spread * (2.0 * turn.chance - 1.0)

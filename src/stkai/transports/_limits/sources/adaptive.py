@@ -65,7 +65,8 @@ class AdaptiveRate(Rate):
         self._reported, self._finding = self._windowed.rate, ""
         self.ignores_successes_until = -math.inf
         self._has_accepted, self._refused_since = False, math.inf
-        self._at, self.credit, self.paused_until = NEVER, 0.0, NEVER
+        # Quiet: until a request waits or an answer comes, nothing but time and the rate moves the credit.
+        self._at, self.credit, self.paused_until, self._is_quiet = NEVER, 0.0, NEVER, False
 
     def __str__(self) -> str:
         return str(self.mode)
@@ -80,7 +81,7 @@ class AdaptiveRate(Rate):
 
     def _advance(self, now: float) -> None:
         start, mode = self._at, self.mode
-        self._at = now
+        self._at, self._is_quiet = now, False
         if start == NEVER:
             self.credit = mode.burst
         elif self.waiting:
@@ -92,6 +93,8 @@ class AdaptiveRate(Rate):
         else:
             credit, most = mode.release(start, now, self.credit, waiting=False), mode.burst
             self.credit = credit if credit < most else most  # noqa: FURB136 - a call takes longer
+            if isinstance(mode, WindowedRate) and now >= mode.paused_until:
+                self._is_quiet = not (mode.history.holds or mode.guide.in_force)
 
     def _is_awaited(self) -> bool:
         """Whether the first of those who wait does so for permits of this source, and not for those of another one."""
@@ -99,9 +102,14 @@ class AdaptiveRate(Rate):
         return source is self or source is None or source.is_remote
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
-        if now > self._at:
+        mode = self.mode
+        if now > self._at and self._is_quiet and not self.waiting:
+            # What `_advance` would do: most permits are released here.
+            credit, most = self.credit + mode.rate * (now - self._at), mode.burst
+            self._at, self.credit = now, credit if credit < most else most  # noqa: FURB136
+        elif now > self._at:
             self._advance(now)
-        mode, missing = self.mode, ahead + 1 - self.credit
+        missing = ahead + 1 - self.credit
         if missing <= ROUNDING and now >= self.paused_until and now >= mode.paused_until:
             return 0.0
         wait = mode.time_for(missing, now) if missing > 0.0 else 0.0
@@ -125,6 +133,7 @@ class AdaptiveRate(Rate):
         now = answer.now
         if now > self._at:
             self._advance(now)
+        self._is_quiet = False
         change, before = self._learn(turn, answer), self.credit
         mode = self.mode
         is_awaited = self.waiting > 0 and self._is_awaited()
