@@ -197,7 +197,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
     def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
         """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
         context = self.context
-        attempt = Attempt(call, 1, None, self._closing, context.hears(INFO))
+        attempt = Attempt(call, self._closing, is_observed := context.hears(INFO))
         is_nested: bool | None = None
         if get_ident() == _MAIN:
             is_nested = self._is_in_main_thread
@@ -205,7 +205,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
                 refuse_in_handler()
             self._is_in_main_thread = True
         try:
-            if attempt.is_observed:
+            if is_observed:
                 call_started(context, attempt)
             response = drive(flow(call.request, attempt), attempt, context.clock)
         except BaseException as error:
@@ -216,7 +216,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
                 self._is_in_main_thread = is_nested
         try:
             attempt.finish(response, context.now())
-            if attempt.is_observed:
+            if is_observed:
                 call_finished(context, attempt, status=response.status_code)
         except BaseException:  # An interrupt while a listener was notified.
             close_response(response)
@@ -265,9 +265,9 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
     async def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
         """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
         context = self.context
-        attempt = Attempt(call, 1, None, self._closing, context.hears(INFO))
+        attempt = Attempt(call, self._closing, is_observed := context.hears(INFO))
         try:
-            if attempt.is_observed:
+            if is_observed:
                 call_started(context, attempt)
             response = await adrive(flow(call.request, attempt), attempt, context.clock)
         except BaseException as error:
@@ -275,7 +275,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
             raise
         try:
             attempt.finish(response, context.now())
-            if attempt.is_observed:
+            if is_observed:
                 call_finished(context, attempt, status=response.status_code)
         except BaseException:  # An interrupt while a listener was notified.
             await aclose_response(response)

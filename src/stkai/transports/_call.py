@@ -114,7 +114,6 @@ class Attempt:
     Attributes:
         call: the call it belongs to.
         number: 1 for the first.
-        record: what the caller will see; successive attempts share it.
         place: a limiter and a turn: the place in its queue to which this attempt returns, or None; once a limiter has
             admitted it, that one and its turn. Written by the limiter layer.
         paced: whether the limiter handles the wait after the refusal of this attempt. Written by the limiter layer.
@@ -126,27 +125,27 @@ class Attempt:
     """
 
     paced = excused = False
+    number = 1
     _numbers: Iterator[int] | None = None
-    _following: "Attempt | None" = None
     _info: "events.CallInfo | None" = None
 
-    def __init__(
-        self,
-        call: Call,
-        number: int = 1,
-        record: CallRecord | None = None,
-        closing: Job | None = None,
-        is_observed: bool = True,
-    ) -> None:
+    def __init__(self, call: Call, closing: Job | None = None, is_observed: bool = True) -> None:
         # Python reads what has a default on the class more slowly: these are read in every call. And it makes an object
         # faster if its `__init__` gets each argument, and all by position.
         self.call = call
-        self.number = number
         self.closing = closing
         self.is_observed = is_observed
         self.place: tuple[object, Any] | None = None
         self.is_signed: Callable[[], bool] | None = None
-        self.record = CallRecord(1, 0.0, 0.0, 0.0, 0.0) if record is None else record
+        self._record: CallRecord | None = None
+        self._following: Attempt | None = None
+
+    @property
+    def record(self) -> CallRecord:
+        """What the caller will see; successive attempts share it."""
+        if self._record is None:  # Most calls write nothing into it until they end.
+            self._record = CallRecord()
+        return self._record
 
     def again(self) -> "Attempt":
         """The attempt that follows this one; it returns to its place in the queue."""
@@ -193,7 +192,8 @@ class Attempt:
         return replace(self.record, attempts=0)
 
     def _with(self, call: Call, number: int, record: CallRecord) -> "Attempt":
-        other = Attempt(call, number, record, self.closing, self.is_observed)
+        other = Attempt(call, self.closing, self.is_observed)
+        other.number, other._record = number, record
         other.is_signed, other._numbers = self.is_signed, self._numbers
         return other
 
@@ -237,12 +237,15 @@ class Attempt:
 
     def finish(self, response: httpx.Response, now: float) -> None:
         """Attach the record to the response."""
-        record, call = self.record, self.call
+        record, call = self._record, self.call
         self.place = None
         if self._following is not None:
             self.forget_places()
-        rest = now - call.started - record.queued - record.backed_off - record.authenticating
-        record.on_wire = rest if rest > 0.0 else 0.0  # noqa: FURB136 - a call takes longer
+        if record is None:
+            record = self._record = CallRecord(1, 0.0, 0.0, 0.0, now - call.started)
+        else:
+            rest = now - call.started - record.queued - record.backed_off - record.authenticating
+            record.on_wire = max(0.0, rest)
         response.extensions[OPTIONS] = record
         if response.status_code in CONTINUED or CHAIN in call.request.extensions:
             note_answer(call.request, call.started, record.queued, response)

@@ -243,7 +243,7 @@ class Permit:
         if wait == 0:
             return turn, None
         call = Call.start(_request(), now)._replace(options=self._options, deadline=None)
-        attempt = Attempt(call, 1, None, None, False)
+        attempt = Attempt(call, None, False)
         turn.call = attempt.info
         return turn, (self._wait(turn, wait, attempt), attempt)
 
