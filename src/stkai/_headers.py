@@ -47,7 +47,9 @@ def headers_of(
     kind = type(_NO_HEADERS)
     if not _is_known(kind):
         return kind([(name, value) for name, _, value in items])
-    return _made_of(kind, items, None)
+    made = _new(kind)
+    made._list, made._encoding = items, None  # noqa: SLF001
+    return made
 
 
 def check_headers(given: Mapping[str, str] | None) -> httpx.Headers:
@@ -87,12 +89,12 @@ class Fields:
     """
 
     names: frozenset[bytes]
-    items: tuple[_Item, ...]
+    items: list[_Item]
 
     @classmethod
     def of(cls, given: Mapping[str, str]) -> Self:
         """The headers in `given`, checked like those of a call."""
-        items = tuple((name, name.lower(), value) for name, value in check_headers(given).raw)
+        items = [(name, name.lower(), value) for name, value in check_headers(given).raw]
         return cls(frozenset(name for _, name, _ in items), items)
 
 
@@ -109,14 +111,8 @@ def with_fields(headers: httpx.Headers, fields: Fields) -> httpx.Headers:
         map(_lower_name, kept)
     ):  # Rarely so, and to ask costs less than to filter.
         kept = [each for each in kept if each[1] not in fields.names]
-    return _made_of(kind, [*kept, *fields.items], headers._encoding)  # noqa: SLF001
-
-
-def _made_of(kind: type[httpx.Headers], items: list[_Item], encoding: str | None) -> httpx.Headers:
-    """Headers of a kind that is known, with these items, which need not be encoded again."""
-    made = _new(kind)
-    made._list = items  # noqa: SLF001
-    made._encoding = encoding  # noqa: SLF001
+    made = _new(kind)  # The items need not be encoded again.
+    made._list, made._encoding = kept + fields.items, headers._encoding  # noqa: SLF001
     return made
 
 

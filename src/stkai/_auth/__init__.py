@@ -77,7 +77,8 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         self.token_url = _text("token_url", Secret(token_url))
         self.refresh_margin = check_number("refresh_margin", refresh_margin, SECONDS)
         check_choice("client_auth", client_auth, *CLIENT_AUTH)
-        self._clock = clock_or_system(clock)
+        clock = clock_or_system(clock)
+        self._now = clock.monotonic
         self._endpoint = TokenEndpoint(
             url=self.token_url,
             client_id=self.client_id,
@@ -88,7 +89,7 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
             allow_http=allow_http,
             transport=transport,
             http=http,
-            clock=self._clock,
+            clock=clock,
         )
         # Replaced by a single assignment: there is no lock that a fork could leave behind.
         self._kept = _Kept("", -math.inf, -math.inf)
@@ -107,7 +108,7 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         return cast("str", fetch.result())
 
     def cached_access_token(self, *, renewing: bool = False) -> str | None:
-        kept, now = self._kept, self._clock.monotonic()
+        kept, now = self._kept, self._now()
         if now < kept.renew_at or (now < kept.expires_at and (renewing or self._is_being_renewed())):
             return kept.token
         return None
@@ -124,12 +125,12 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
     def _renew(self) -> str:
         """Fetch a token, in the background; if that fails, a token that is still valid stays in use."""
         kept = self._kept
-        if self._clock.monotonic() < kept.renew_at:  # Another fetch ended just before this one began.
+        if self._now() < kept.renew_at:  # Another fetch ended just before this one began.
             return kept.token
         try:
             grant = self._endpoint.fetch()
         except AuthenticationError as error:
-            now = self._clock.monotonic()
+            now = self._now()
             if now >= kept.expires_at:
                 raise
             kept.renew_at = min(now + (self._endpoint.pause_left() or _PAUSE), kept.expires_at)

@@ -48,7 +48,7 @@ class Target:
             credentials = b64encode(f"{url.username}:{url.password}".encode())
             own.append((b"Authorization", b"authorization", b"Basic " + credentials))
             url = url.copy_with(userinfo=b"")
-        headers = with_fields(headers_of(self.method, url, None, self.content), Fields(_OWN, tuple(own)))
+        headers = with_fields(headers_of(self.method, url, None, self.content), Fields(_OWN, own))
         # With a stream, httpx does not look again for what the headers lack.
         stream = httpx.ByteStream(self.content or b"")
         request = httpx.Request(self.method, url, headers=headers, stream=stream, extensions=extensions)

@@ -277,7 +277,7 @@ def ending_with(
 
 
 def copy_request(
-    request: httpx.Request, *, headers: httpx.Headers | None = None, extensions: dict[str, Any] | None = None
+    request: httpx.Request, headers: httpx.Headers | None = None, extensions: dict[str, Any] | None = None
 ) -> httpx.Request:
     """The same request with other headers or extensions; the body stream is shared, the original is unchanged."""
     copy = _new(type(request))

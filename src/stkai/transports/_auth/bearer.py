@@ -63,7 +63,7 @@ class Token(HoldsSecret):
         """True the first time it is asked."""
         return next(self._claims) == 0
 
-    def is_kept(self) -> bool:
+    def __call__(self) -> bool:
         """Whether it is still the token to sign with."""
         return self._auth.kept() is self
 
@@ -153,7 +153,7 @@ class BearerAuth(HoldsSecret):
         key: Hashable = given
         if not isinstance(given, str):  # Providers are user code.
             given = given if isinstance(given, Mapping) else ""
-            key = tuple((name, str(value)) for name, value in given.items()) if given else ""
+            key = tuple((name, str(value)) for name, value in given.items()) if given else ()
         token = self._tokens.get(key)
         if token is None:
             token = self._tokens.setdefault(key, Token(given, self))
@@ -168,15 +168,13 @@ class BearerAuth(HoldsSecret):
             AuthenticationError: the provider raised an error.
         """
         cached = self.provider.cached_access_token()
-        if cached is None:
-            return None
+        token = self._tokens.get(cached)
+        if token is not None or cached is None:
+            return token
         if self._has_own_headers:
             with named_errors(self.provider):
                 return self.token(self.provider.get_auth_headers())
-        try:
-            return self._tokens[cached]
-        except KeyError:
-            return self.token(cached)
+        return self.token(cached)
 
     def sign(self, request: httpx.Request, token: Token) -> httpx.Request:
         """A copy of the request with the token in place of its `Authorization`.
@@ -190,7 +188,7 @@ class BearerAuth(HoldsSecret):
                 ' spaces or line breaks, and without "Bearer"'
             )
             raise AuthenticationError(msg)
-        return copy_request(request, headers=with_fields(request.headers, token.fields))
+        return copy_request(request, with_fields(request.headers, token.fields), None)
 
     @even_half_made
     def __repr__(self) -> str:

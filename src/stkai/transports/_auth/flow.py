@@ -52,7 +52,7 @@ class _AuthFlow(LayerBase):
         if token is None:
             token = yield from self.fetch(attempt, _NONE)
         renewed, waited = False, False
-        attempt.is_signed = token.is_kept
+        attempt.is_signed = token
         while True:
             try:
                 response = yield from self.forward(policy.sign(request, token), attempt)
@@ -80,7 +80,7 @@ class _AuthFlow(LayerBase):
             yield Drain(response)
             attempt, renewed = attempt.again(), True
             if not waited:
-                attempt.is_signed = token.is_kept
+                attempt.is_signed = token
 
     def _another(
         self, request: httpx.Request, response: httpx.Response, refused: Token, attempt: Attempt
