@@ -63,7 +63,6 @@ class Turn:
     not_before: float = -math.inf
     nap: float = math.inf
     is_guess: bool = False
-    granted: bool = False
     paced: bool = False
     excused: bool = False
     excuses: int = 0
@@ -72,7 +71,6 @@ class Turn:
     call: CallInfo | None = None
     asked: float = 0.0
     told: float = math.inf
-    since: float = 0.0
     held_by: Any = None
     is_woken: bool = False
     wake: Callable[[], object] | None = None
@@ -98,6 +96,7 @@ class Turn:
         self.cost = cost
         self.priority = priority
         self.sources = sources
+        self.granted, self.since = False, 0.0
 
     def resume(self, earlier: "Turn") -> None:
         """Return to the place of an earlier attempt of the same call."""
@@ -116,7 +115,7 @@ class Turn:
 # Python gives the objects of a class room for the attributes that the first few of them have had; one that gets more is
 # given a dict of its own, of 400 bytes. So the first turn has all that a turn gets while it waits and goes.
 _first = Turn()
-for _name in ("granted", "since", "asked", "told", "nap", "is_guess", "held_by", "is_woken", "wake"):
+for _name in ("asked", "told", "nap", "is_guess", "held_by", "is_woken", "wake"):
     setattr(_first, _name, getattr(Turn, _name))
 del _first
 
