@@ -85,12 +85,10 @@ class _LimitFlow(LayerBase):
         except BaseException as error:
             self._note_error(limiter, turn, plan, error, sent)
             raise
+        notes = plan.notes
         # While nothing can be learnt from a success, do without the answer, and without the limiter's lock.
-        learns = response.status_code == TOO_MANY_REQUESTS or (
-            plan.listens is not None and plan.listens(context.now())
-        )
-        if learns or not plan.is_plain:
-            yield from self._take_note(limiter, turn, plan, attempt, response, sent, learns=learns)
+        if response.status_code == TOO_MANY_REQUESTS or (notes is not None and notes(sent)):
+            yield from self._take_note(limiter, turn, plan, attempt, response, sent)
         return response
 
     @staticmethod
@@ -132,20 +130,12 @@ class _LimitFlow(LayerBase):
                 limiter.end(turn, now)
 
     def _take_note(
-        self,
-        limiter: Any,
-        turn: Turn,
-        plan: Plan,
-        attempt: Attempt,
-        response: httpx.Response,
-        sent: float,
-        *,
-        learns: bool,
+        self, limiter: Any, turn: Turn, plan: Plan, attempt: Attempt, response: httpx.Response, sent: float
     ) -> Steps[None]:
         """Let the limiter learn from the answer; when the body has ended, settle the cost and notify the limiter."""
-        context = self.context
+        context, is_refused = self.context, response.status_code == TOO_MANY_REQUESTS
         try:
-            if learns:
+            if is_refused or (plan.listens is not None and plan.listens(sent)):
                 answer = Answer(sent, context.now(), response, None, context.clock.utcnow, turn.chance)
                 change = limiter.learn(turn, answer)
                 attempt.paced = attempt.paced or turn.paced
@@ -155,7 +145,6 @@ class _LimitFlow(LayerBase):
                     context.emit(RateChanged(call=attempt.info, **change._asdict(), share=share))
                 if turn.errand is not None:
                     yield turn.errand
-            is_refused = response.status_code == TOO_MANY_REQUESTS
             bill = None if is_refused else self._meter.bill(turn, plan, attempt.call.request, response)
             if plan.ends or bill is not None:
                 ended = partial(self._note_end, limiter, turn, plan, bill)

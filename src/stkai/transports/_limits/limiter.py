@@ -221,10 +221,12 @@ class Plan:
         guests: limiters of the user's own that it asks as well.
         priced: the limits that count units of cost: each has `max_cost`, and corrects with `settle` what a turn took.
         ends: whether one of them must be notified when the answer has ended.
-        listens: tells whether an answer of success at an instant could teach anything; None if none ever does.
+        listens: tells whether an answer of success could teach anything, at the instant at which its request was sent
+            or later; None if none ever does.
         max_wait_time: seconds that it may wait.
         sees_all: whether the limiter is one of the user's own, which must see every answer.
         is_plain: whether nothing is to be done for an answer that teaches nothing.
+        notes: tells whether something is to be done for such an answer; None if never.
     """
 
     sources: tuple[Any, ...] = ()
@@ -235,10 +237,12 @@ class Plan:
     max_wait_time: float | None = None
     sees_all: bool = False
     is_plain: bool = field(init=False)
+    notes: Callable[[float], bool] | None = field(init=False)
 
     def __post_init__(self) -> None:
         is_plain = not (self.guests or self.priced or self.ends or self.sees_all)
         object.__setattr__(self, "is_plain", is_plain)
+        object.__setattr__(self, "notes", self.listens if is_plain else lambda _: True)
 
 
 class Chooser:
