@@ -2,22 +2,38 @@
 
 import math
 import pickle
+import weakref
 from typing import Any, Self
 
 import httpx
 import pytest
 
 import stkai
-from stkai import CallRecord, ConfigurationError, Context, Layer, RequestOptions, RetryPolicy, RetryScheduled
+from stkai import (
+    CallRecord,
+    ConfigurationError,
+    Context,
+    Layer,
+    RequestOptions,
+    RetryPolicy,
+    RetryScheduled,
+    StaticToken,
+    TokenBucket,
+)
 from stkai.testing import FakeClock
 from stkai.transports import (
+    AsyncAuthTransport,
     AsyncLayerTransport,
     AsyncRetryTransport,
+    AsyncTokenBucketTransport,
     Attempt,
+    AuthTransport,
     Call,
     Flow,
+    LayerBase,
     LayerTransport,
     RetryTransport,
+    TokenBucketTransport,
     can_resend,
     copy_request,
 )
@@ -394,6 +410,29 @@ async def test_an_attempt_continues_in_a_stack_below_another_transport(world: Wo
     assert seen == [attempt]
     assert OPTIONS not in response.extensions, "whoever began the call finishes it"
     assert [type(event).__name__ for event in heard.events] == ["AttemptStarted", "AttemptFinished"]
+
+
+async def test_a_subclass_of_any_layer_that_overrides_forward_sees_every_request(world: World) -> None:
+    passed: list[str] = []
+
+    class Seen(LayerBase):
+        def forward(self, request: httpx.Request, attempt: Attempt) -> Flow:
+            passed.append(self.name)
+            return (yield from super().forward(request, attempt))
+
+    def seen_by(kind: Any, inner: Any, policy: Any) -> Any:
+        return type("Mine", (Seen, kind), {})(inner, policy)
+
+    limiting = seen_by(
+        world.pick(TokenBucketTransport, AsyncTokenBucketTransport), world.wire(200), TokenBucket(9, 1.0)
+    )
+    signing = seen_by(world.pick(AuthTransport, AsyncAuthTransport), limiting, StaticToken("token"))
+    transport = seen_by(world.pick(RetryTransport, AsyncRetryTransport), signing, RetryPolicy())
+    assert (await world.send(transport, httpx.Request("GET", URL))).status_code == 200
+    assert passed == ["retry", "auth", "token_bucket"]
+    gone = weakref.ref(limiting)
+    del limiting, signing, transport
+    assert gone() is None, "a layer does not refer to itself"
 
 
 async def test_a_layer_is_one_function_or_one_method(world: World) -> None:

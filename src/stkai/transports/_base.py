@@ -10,7 +10,7 @@ import httpx
 
 from .._abandonable import Job
 from .._checks import even_half_made
-from .._families import Family, alike, family_of_wire
+from .._families import alike, family_of_wire
 from .._process import refuse_in_handler
 from ._async_driver import aclose_response, adrive
 from ._call import ATTEMPT, Attempt, Call, copy_request, ending_with
@@ -31,6 +31,33 @@ from ._layer_checks import (
 from ._operations import Close, Flow, Send
 
 _MAIN: Final = main_thread().ident
+_start: Final = Call.start  # Python looks up a method of a class anew each time.
+
+
+def _send(inner: Any, context: Context, is_direct: bool, request: httpx.Request, attempt: Attempt) -> Flow:
+    """Send to a transport that is not one of our layers; `is_direct`: none is further in."""
+    if not is_direct and request.extensions.get(ATTEMPT) is not attempt:
+        request = copy_request(request, extensions={**request.extensions, ATTEMPT: attempt})
+    if not (attempt.is_observed and context.hears(DEBUG)):
+        response: httpx.Response = yield Send(inner, request, attempt)
+        return response
+    start = context.now()
+    try:
+        added = attempt_started(context, attempt)
+        if added:
+            headers = request.headers.copy()
+            headers.update(added)
+            request = copy_request(request, headers=headers)
+        response = yield Send(inner, request, attempt)
+    except BaseException as error:
+        attempt_finished(context, attempt, start, error=type(error).__name__)
+        raise
+    try:
+        attempt_finished(context, attempt, start, status=response.status_code)
+    except BaseException:  # An interrupt while a listener was notified.
+        yield Close(response)
+        raise
+    return response
 
 
 class LayerBase:
@@ -44,10 +71,10 @@ class LayerBase:
     """
 
     name = "layer"
-    family: Family | None
     _kind: type
     _body: type
-    _layer: "LayerBase | None"
+    _next: Callable[[httpx.Request, Attempt], Flow]
+    _onward: Callable[[httpx.Request, Attempt], Flow]
 
     def __init__(
         self,
@@ -62,18 +89,18 @@ class LayerBase:
         check_inner(self, inner, self._kind)
         self._inner = inner
         self._function = None if flow is None else checked(check_flow(self.name, flow))
-        joins = self._joins(inner)
-        self._layer = inner if joins else None
-        if joins and type(self).forward is LayerBase.forward:
-            # Skip this method: each request would call it once per layer.
-            object.__setattr__(self, "forward", inner.flow)
-        self._is_direct = not joins and is_leaf(inner)
+        self.context = context or Context()
+        joins, is_ours = self._joins(inner), type(self).forward is LayerBase.forward
+        is_direct = not joins and is_leaf(inner)
+        self._next = inner.flow if joins else partial(_send, inner, self.context, is_direct)
+        if is_ours:  # Flows of ours need not call it for each request.
+            self._onward = self._next
+        self._sends = is_direct and is_ours
         self.wire_is_sound = is_sound(inner, self._kind) and getattr(inner, "wire_is_sound", True)
         self.family = family_of_wire(inner)
         self._takes = object if self.family is None else self.family.Request
         self._closing = Job(lambda: None)
         self._is_in_main_thread = False
-        self.context = context or Context()
 
     @property
     def inner(self) -> Any:
@@ -87,6 +114,8 @@ class LayerBase:
     def __init_subclass__(cls) -> None:
         """Check the flows of other people's layers, also if they come from a class beside this one."""
         super().__init_subclass__()
+        if cls.forward is not LayerBase.forward:
+            setattr(cls, "_onward", cls.forward)  # noqa: B010 - as below
         module = getattr(cls.flow, "__module__", None) or ""
         if not module.startswith("stkai.") and not hasattr(cls.flow, "__wrapped__"):
             setattr(cls, "flow", checked(cls.flow))  # noqa: B010 - a method, to type checkers
@@ -99,36 +128,7 @@ class LayerBase:
 
     def forward(self, request: httpx.Request, attempt: Attempt) -> Flow:
         """Send the request to the next layer, or to the wire. Call it as `yield from self.forward(...)`."""
-        if not self._is_direct:
-            if self._layer is not None:
-                return (yield from self._layer.flow(request, attempt))
-            if request.extensions.get(ATTEMPT) is not attempt:
-                request = copy_request(request, extensions={**request.extensions, ATTEMPT: attempt})
-        if attempt.is_observed and self.context.hears(DEBUG):
-            return (yield from self._send_observed(request, attempt))
-        response: httpx.Response = yield Send(self._inner, request, attempt)
-        return response
-
-    def _send_observed(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        """Send to the wire, and report the start and the end of the attempt."""
-        context = self.context
-        start = context.now()
-        try:
-            added = attempt_started(context, attempt)
-            if added:
-                headers = request.headers.copy()
-                headers.update(added)
-                request = copy_request(request, headers=headers)
-            response: httpx.Response = yield Send(self._inner, request, attempt)
-        except BaseException as error:
-            attempt_finished(context, attempt, start, error=type(error).__name__)
-            raise
-        try:
-            attempt_finished(context, attempt, start, status=response.status_code)
-        except BaseException:  # An interrupt while a listener was notified.
-            yield Close(response)
-            raise
-        return response
+        return self._next(request, attempt)
 
     def _begin(self, request: httpx.Request) -> Call:
         """The call that begins with this request."""
@@ -141,7 +141,7 @@ class LayerBase:
             raise foreign(self.family)
         if not isinstance(request.stream, self._body):
             self.check_body(request)
-        return Call.start(request, self.context.now())
+        return _start(request, self.context.now(), False)
 
     def check_body(self, request: httpx.Request) -> None:
         """Refuse a body that only the other kind of client can send.

@@ -52,7 +52,7 @@ class Call(NamedTuple):
     buffered: bool
 
     @classmethod
-    def start(cls, request: httpx.Request, now: float, *, buffered: bool = False) -> "Call":
+    def start(cls, request: httpx.Request, now: float, buffered: bool = False) -> "Call":
         """Begin a call with the options on the request, and those of `stkai.options` for what it leaves open.
 
         Raises:

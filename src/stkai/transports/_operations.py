@@ -28,8 +28,6 @@ class Operation:
 class Send(Operation):
     """Send the request to a transport that is not a layer; returns its response with the body unread."""
 
-    __slots__ = ("attempt", "request", "wire")
-
     def __init__(self, wire: Any, request: httpx.Request, attempt: Any) -> None:
         self.wire = wire
         self.request = request

@@ -47,7 +47,7 @@ class _AuthFlow(LayerBase):
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         policy = self.policy
         if not policy.may_sign(request.url, attempt):
-            return (yield from self.forward(request, attempt))
+            return (yield from self._onward(request, attempt))
         token = policy.kept()
         if token is None:
             token = yield from self.fetch(attempt, _NONE)
@@ -55,7 +55,7 @@ class _AuthFlow(LayerBase):
         attempt.is_signed = token
         while True:
             try:
-                response = yield from self.forward(policy.sign(request, token), attempt)
+                response = yield from self._onward(policy.sign(request, token), attempt)
             except SignatureExpired:
                 # After one wait, it leaves with the token it gets: if every token takes long, it might never be sent.
                 token = policy.kept() or (yield from self.fetch(attempt, _NONE))

@@ -15,7 +15,7 @@ from .._body_end import BodyEnd, when_body_ends
 from .._call import Attempt, SignatureExpired
 from .._context import Context
 from .._layer import Layer
-from .._operations import Close, Flow, Steps
+from .._operations import Close, Flow, Send, Steps
 from .._options import NO_OPTIONS
 from .all_of import checked_limiter, plan_of_own
 from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, subscribe
@@ -62,7 +62,7 @@ class _LimitFlow(LayerBase):
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         limiter, plan = self._fixed or self._chosen(request)
         if plan is None:
-            return (yield from self.forward(request, attempt))
+            return (yield from self._onward(request, attempt))
         context = self.context
         chance = 0.5 if plan.listens is None else context.random()
         # All arguments, and by position: CPython makes the object faster.
@@ -81,7 +81,10 @@ class _LimitFlow(LayerBase):
             raise
         attempt.place = (limiter, turn)
         try:
-            response = yield from self.forward(request, attempt)
+            if self._sends and not attempt.is_observed:  # It is what `forward` would do, without a generator.
+                response: httpx.Response = yield Send(self._inner, request, attempt)
+            else:
+                response = yield from self._onward(request, attempt)
         except BaseException as error:
             self._note_error(limiter, turn, plan, error, sent)
             raise

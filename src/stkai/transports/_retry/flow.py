@@ -62,13 +62,13 @@ class _RetryFlow(LayerBase):
                 assert call.deadline is not None
                 yield Until(call.deadline)
             if policy is None:
-                return (yield from self.forward(request, attempt))
+                return (yield from self._onward(request, attempt))
             request = self._prepared(request, policy)
         try:
             if call.buffered:
                 response = yield from self._once(request, attempt, policy)
             else:
-                response = yield from self.forward(request, attempt)
+                response = yield from self._onward(request, attempt)
         except Exception as error:
             if not isinstance(error, alike(httpx.TransportError)) or not can_resend(request):
                 raise
@@ -98,7 +98,7 @@ class _RetryFlow(LayerBase):
 
     def _once(self, request: httpx.Request, attempt: Attempt, policy: RetryPolicy) -> Flow:
         """One attempt; reads the whole body if it is an answer that the caller wants whole."""
-        response = yield from self.forward(request, attempt)
+        response = yield from self._onward(request, attempt)
         if attempt.call.buffered and policy.is_final(response):
             try:
                 yield Read(response)
