@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
-from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final
 
@@ -93,33 +92,29 @@ class Job:
         finally:
             self._waiting.pop(key, None)
 
-    def wait(self, seconds: float = math.inf, sleeper: Any = None) -> bool:
-        """Block for at most this many seconds, or until `sleeper` is woken; returns whether the work has ended."""
+    def wait(self, seconds: float = math.inf) -> bool:
+        """Block for at most this many seconds; returns whether the work has ended."""
         # A lock and no queue or event: thousands of threads may wait here.
         ended = threading.Lock()
         ended.acquire()
-        self._waiting[ended] = _release
-        if sleeper is not None:
-            sleeper.wake = partial(_release, ended)
+        self._waiting[ended] = lambda ended: ended.release()
         try:
-            if seconds > 0 and not self.is_done and not (sleeper is not None and sleeper.is_woken):
+            if seconds > 0 and not self.is_done:
                 ended.acquire(True, min(seconds, threading.TIMEOUT_MAX))
         finally:
             self._waiting.pop(ended, None)
         return self.is_done
 
-    async def await_(self, seconds: float = math.inf, sleeper: Any = None) -> bool:
-        """Suspend this task for at most this many seconds, or until `sleeper` is woken; returns as `wait` does."""
+    async def await_(self, seconds: float = math.inf) -> bool:
+        """Suspend this task for at most this many seconds; returns whether the work has ended."""
         loop = asyncio_loop()
         if loop is None:
             loop = running_loop()
             event = anyio.Event()
             self._waiting[event] = lambda event: run_soon(loop, event.set)
-            if sleeper is not None:
-                sleeper.wake = partial(run_soon, loop, event.set)
             try:
                 with anyio.move_on_after(seconds):
-                    if not self.is_done and not (sleeper is not None and sleeper.is_woken):
+                    if not self.is_done:
                         await event.wait()
             finally:
                 self._waiting.pop(event, None)
@@ -128,10 +123,8 @@ class Job:
         done = loop.create_future()
         timer = None if seconds == math.inf else loop.call_at(loop.time() + seconds, _settle, done)
         self._waiting[done] = lambda done: run_soon(loop, _settle, done)
-        if sleeper is not None:
-            sleeper.wake = partial(run_soon, loop, _settle, done)
         try:
-            if not self.is_done and not (sleeper is not None and sleeper.is_woken):
+            if not self.is_done:
                 await done
         finally:
             self._waiting.pop(done, None)
@@ -168,15 +161,6 @@ class Job:
     def _discard(self) -> None:
         with suppress(Exception):
             self._results.pop().close()
-
-
-NEVER: Final = Job(lambda: None)
-"""Work that never ends."""
-
-
-def _release(ended: Any) -> None:
-    with suppress(RuntimeError):  # Two may do so at once.
-        ended.release()
 
 
 def _settle(done: Any) -> None:

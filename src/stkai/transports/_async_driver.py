@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from .._abandonable import NEVER, GivenUpError
+from .._abandonable import GivenUpError, Job
 from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._event_loops import anyio, run_soon, running_loop
@@ -87,18 +87,22 @@ async def _load_redirect(response: httpx.Response, deadline: float, attempt: Att
 
 def _sleeping(operation: Sleep, seconds: float, attempt: Attempt, clock: Clock) -> Awaitable[object]:
     """A sleep that ends early if the stack is closed, or the sleeper is woken."""
-    closing, sleeper = attempt.closing, operation.sleeper
-    if not is_system_clock(clock):
-        return clock.asleep(seconds) if sleeper is None else _asleep(seconds, sleeper, clock)
-    if closing is None and sleeper is None:
+    closing = attempt.closing
+    if operation.sleeper is not None:
+        return _until_woken(operation, seconds, closing, clock)
+    if closing is None or not is_system_clock(clock):
         return clock.asleep(seconds)
-    return (closing or NEVER).await_(seconds, sleeper)
+    return closing.await_(seconds)
 
 
-async def _asleep(seconds: float, sleeper: Any, clock: Clock) -> None:
+async def _until_woken(operation: Sleep, seconds: float, closing: Job | None, clock: Clock) -> None:
+    if is_system_clock(clock):
+        with operation.waking(closing) as woken:
+            await woken.await_(seconds)
+        return
     with anyio.CancelScope() as scope:
-        sleeper.wake = partial(run_soon, running_loop(), scope.cancel)
-        if not sleeper.is_woken:
+        operation.sleeper.wake = partial(run_soon, running_loop(), scope.cancel)
+        if not operation.sleeper.is_woken:
             await clock.asleep(seconds)
 
 

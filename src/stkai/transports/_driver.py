@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import httpx
 
-from .._abandonable import NEVER, GivenUpError, NoThreadError, Sending, Worker, do_within
+from .._abandonable import GivenUpError, NoThreadError, Sending, Worker, do_within
 from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._families import alike
@@ -95,8 +95,11 @@ def _sleep(operation: Sleep, seconds: float, attempt: Attempt, clock: Clock) -> 
     closing, sleeper = attempt.closing, operation.sleeper
     if not is_system_clock(clock) or (sleeper is None and (closing is None or seconds < _NAP)):
         clock.sleep(seconds)
-    else:
-        (closing or NEVER).wait(seconds, sleeper)
+    elif sleeper is not None:
+        with operation.waking(closing) as woken:
+            woken.wait(seconds)
+    elif closing is not None:
+        closing.wait(seconds)
     require_open(attempt)
 
 
