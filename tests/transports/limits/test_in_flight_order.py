@@ -6,12 +6,15 @@ import time
 from typing import Any
 
 import anyio
+import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
-from stkai import InFlight, SystemClock, TokenBucket
+from stkai import InFlight, SystemClock, TokenBucket, _clock
 from stkai.limiters import AllOf
 from stkai.testing import FakeClock
 from stkai.transports import Turn
+from stkai.transports._limits import in_flight, queue
 
 from ...support.world import World
 
@@ -129,37 +132,64 @@ def test_a_place_that_its_first_cannot_use_for_another_limit_wakes_the_first_of_
     assert fast.ask(second, 1.0) == 0.0
 
 
+@pytest.fixture
+def long_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sleep until woken, by the system's clock, which the guard of the tests stands in for."""
+    monkeypatch.setattr(_clock, "_SLEEPS", (SystemClock.sleep, SystemClock.asleep))
+    for name in ("_FIRST_GUESS", "_LOOK", "_SHORTEST"):
+        monkeypatch.setattr(in_flight, name, 30.0)
+    monkeypatch.setattr(queue, "GLANCE", 30.0)
+
+
 @pytest.mark.real_time
+@pytest.mark.usefixtures("long_sleeps")
 def test_threads_get_a_place_at_once_and_in_order() -> None:
-    policy, clock = InFlight(2), SystemClock()
-    started: list[tuple[int, float]] = []
+    policy = InFlight(2)
+    started: list[int] = []
     release = threading.Semaphore(0)
 
     def visit(number: int) -> None:
-        with policy.permit():
-            started.append((number, clock.monotonic()))
+        with policy.permit(max_wait_time=20.0):
+            started.append(number)
             release.acquire()
 
-    threads = []
-    for number in range(8):
-        threads.append(threading.Thread(target=visit, args=(number,)))
-        threads[-1].start()
+    def expect(count: int, waiting: int) -> None:
         until = time.monotonic() + 10
-        while len(started) + policy.waiting <= number and time.monotonic() < until:
+        while (len(started), policy.waiting) != (count, waiting) and time.monotonic() < until:
             time.sleep(0.001)
-    time.sleep(0.3)
-    freed = []
+        assert (len(started), policy.waiting) == (count, waiting)
+
+    threads = [threading.Thread(target=visit, args=(number,)) for number in range(8)]
+    for number, thread in enumerate(threads):
+        thread.start()
+        expect(min(number + 1, 2), max(number - 1, 0))
     for count in range(3, 9):
-        freed.append(clock.monotonic())
         release.release()
-        until = time.monotonic() + 10
-        while len(started) < count and time.monotonic() < until:
-            time.sleep(0.001)
+        expect(count, 8 - count)
     for _ in threads:
         release.release()
     for thread in threads:
         thread.join()
-    assert [number for number, _ in started] == list(range(8))
-    waits = sorted(began - free for free, (_, began) in zip(freed, started[2:], strict=True))
-    assert waits[3] < 0.5, waits
+    assert started == list(range(8))
+    assert (policy.busy, policy.waiting) == (0, 0)
+
+
+@pytest.mark.real_time
+@pytest.mark.usefixtures("long_sleeps")
+async def test_tasks_get_a_place_at_once_also_from_a_thread(event_loop: World) -> None:
+    policy = InFlight(1)
+    held = policy.permit()
+    held.__enter__()
+    with anyio.fail_after(10.0):
+        async with anyio.create_task_group() as tasks:
+
+            async def visit() -> None:
+                async with policy.permit():
+                    pass
+
+            for _ in range(3):
+                tasks.start_soon(visit)
+            while policy.waiting < 3:
+                await anyio.lowlevel.checkpoint()
+            await anyio.to_thread.run_sync(held.__exit__, None, None, None)
     assert (policy.busy, policy.waiting) == (0, 0)
