@@ -389,6 +389,21 @@ def test_pairs_find_the_spacing_of_a_server_within_half_of_it(spacing: float, ga
     assert test.is_clear
 
 
+def test_two_that_ask_at_one_instant_go_as_far_apart_as_the_search_for_the_spacing_wants() -> None:
+    one, mode = Sender(), blind(2.0, is_bursty=False)
+    mode._test._failed, mode._test._gap, mode._test._at = 3, 0.5, 1000.0
+    one.source.mode = mode
+    one.look(100.0)
+    now = 100.5
+    distance = mode._test.distance
+    assert 0.01 < distance < 0.1
+    first, second = Turn(), Turn()
+    assert one.wait(now, first) == 0.0
+    assert one.wait(now, second) == pytest.approx(distance)
+    assert one.wait(now + distance + 1e-6, second) == 0.0
+    assert [first.mark.which, second.mark.which] == list(Pair)
+
+
 def test_an_accepted_request_after_a_shorter_time_corrects_the_spacing_that_collisions_made_too_long() -> (
     None
 ):

@@ -169,7 +169,7 @@ class BlindRate:
         return permits / self.rate
 
     def take(self, turn: Turn, now: float) -> float:
-        """Take the permit; returns what it takes. The first of a pair takes none, so that the second can go at once."""
+        """Take the permit; returns what it takes. The first of a pair takes what the time until the second is worth."""
         self._in_flight.sent(now, self._accepted_at)
         gap, test, was_open = 1 / self.rate, self._test, self._test.is_open
         turn.mark = test.take(now, gap, self.row > 0)
@@ -178,7 +178,7 @@ class BlindRate:
         self._due = max(self._due + gap, now + gap - min(gap / 2, _LATE) * test.is_bursty)
         if rest := test.rest(now):
             self._hold = max(self._hold, now + rest)
-        return 1.0 if turn.mark is None else 0.0
+        return 1.0 if turn.mark is None else (test.second_due - now) * self.rate
 
     def ignore(self, turn: Turn) -> None:
         """Note that a request was not sent, or its answer says nothing: if it was one of a pair, there is no pair."""
