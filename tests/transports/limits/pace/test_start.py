@@ -113,6 +113,19 @@ def test_a_burst_that_meets_a_small_bucket_is_no_reason_to_lower_the_rate(window
     assert cold.rate < grown
 
 
+@pytest.mark.parametrize(("asked", "keeps"), [(1.0, True), (2.0, False), (3.0, False), (None, False)])
+def test_a_server_that_soon_accepts_more_has_refused_a_burst_and_not_a_rate(
+    asked: float | None, keeps: bool
+) -> None:
+    cold = Sender(40, 4)
+    for _ in range(8):
+        cold.force(0.0)
+    cold.hold_back(0.0)
+    rate = cold.look(0.3)
+    cold.refuse(0.3, sent=0.0, asked=asked)
+    assert (cold.rate == rate) is keeps
+
+
 def test_a_sender_that_had_the_whole_quota_in_its_first_window_keeps_most_of_it() -> None:
     cold = Sender(10, 60)
     cold.source._windowed.rate = cold.source.quota.ceiling

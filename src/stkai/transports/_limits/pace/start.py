@@ -32,7 +32,10 @@ _BLAMELESS = 2.0
 """Multiple of the rate: a sender that was faster was refused for its burst, not for its rate ..."""
 
 _FEW = 0.15
-"""... unless it had used this share of a window's quota: then it has hit the limit, not a small bucket."""
+"""... unless it had used this share of a window's quota: then it has hit the limit, not a small bucket ..."""
+
+_SOON = 0.5
+"""... or the server asks for a wait of less than this share of a window: one that is used up asks for more."""
 
 _SEARCH_RATE = 5.0
 """Requests per second at the start if the quota is unknown ..."""
@@ -76,7 +79,7 @@ class ColdStart:
 
     def __init__(self, quota: KnownQuota) -> None:
         self.over = False
-        self._quota = quota.requests
+        self._quota, self._window = quota.requests, quota.window
         self._free = 0.0 if quota.requests == math.inf else _FREE * quota.requests
         self._excused = False
         self._sent, self.is_bursty = -math.inf, False
@@ -102,19 +105,21 @@ class ColdStart:
         self._free -= 1
         return 1.0
 
-    def excuses(self, sent: float, rate: float, seconds: float) -> bool:
+    def excuses(self, sent: float, rate: float, seconds: float, asked: float = 0.0) -> bool:
         """Whether the first refusal says nothing about the rate: a burst met a small bucket.
 
         Args:
             sent: requests so far.
             rate: requests per second.
             seconds: since the first request.
+            asked: seconds that the server asks for; 0 if it says nothing.
 
         It ends the bursts. The rate keeps doubling until the next refusal.
         """
         self._free = 0.0
-        few = sent < _FEW * self._quota < math.inf
-        excused = not self._excused and few and sent > _BLAMELESS * rate * seconds
+        is_small = sent < _FEW * self._quota or 0.0 < asked < _SOON * self._window
+        is_known = self._quota < math.inf
+        excused = not self._excused and is_known and is_small and sent > _BLAMELESS * rate * seconds
         self._excused = True
         return excused
 

@@ -255,7 +255,7 @@ class WindowedRate:
         return (before + self.rate) / 2 * seconds
 
     def _cut(self, now: float, asked: float, past: law.Past) -> None:
-        if past.cold and self.start.excuses(past.successes, self.rate, past.seconds):
+        if past.cold and self.start.excuses(past.successes, self.rate, past.seconds, asked):
             self.burst = 1.0
         else:
             longest = law.longest_pause(self._quota.window)
