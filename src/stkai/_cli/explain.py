@@ -1,9 +1,9 @@
 """`stkai explain`: shows the effective settings, where each comes from, and the resulting stack."""
 
+import math
+
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from .._batch.progress import show_time
@@ -22,14 +22,14 @@ def explain() -> None:
     console = Console()
     try:
         settings = STKAI.config
-        table = _settings(console.width)
+        table = _settings(console.width if console.is_terminal else math.inf)
         choice = AuthChoice.automatic(settings, own_wire=False)
         stack = StackBuilder.standard(settings, auth=None if choice.kind == "none" else "auto")
     except ConfigurationError as error:
         message = Text.assemble(("The configuration cannot work: ", "bold red"), str(error))
         Console(stderr=True).print(message, soft_wrap=True)
         raise typer.Exit(2) from error
-    console.print(table)
+    console.print(table, soft_wrap=True)
     _print(console, "\nAuthentication: ", f"{choice.kind} - {choice.why}.")
     if choice.kind == "none":
         _print(console, "", f"With these settings, build_client() raises: {NO_AUTHENTICATION}")
@@ -52,19 +52,20 @@ def explain() -> None:
             _print(console, "Warm start: ", _remembered(limit.warm_start, limit.share))
 
 
-def _settings(width: int) -> Table:
-    """One row per setting; values that are not defaults are bold, ignored variables yellow."""
-    table = Table(
-        title="Settings", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )
-    # In a narrow terminal, names in one piece would leave no room for the values.
-    table.add_column("variable", no_wrap=width >= 64, overflow="fold")
-    table.add_column("value", overflow="fold")
-    table.add_column("from", overflow="fold")
-    for row in STKAI.provenance():
-        style = {"default": ""}.get(row.source, "yellow" if row.value == "ignored" else "bold")
+def _settings(width: float) -> Text:
+    """One line per setting; values that are not defaults are bold, ignored variables yellow.
+
+    Lines longer than `width` are not aligned. The terminal folds them at its edge, so that long values can be copied.
+    """
+    rows = [(row.variable, row.value, row.source) for row in STKAI.provenance()]
+    first = max(len(name) for name, _, _ in rows)
+    fits = (len(value) for _, value, source in rows if first + len(value) + len(source) + 4 <= width)
+    second = max(fits, default=0)
+    table = Text.assemble((f"{'variable':<{first}}  {'value':<{second}}  from", "italic"))
+    for name, value, source in rows:
+        style = {"default": ""}.get(source, "yellow" if value == "ignored" else "bold")
         # Text, because rich parses brackets in a plain string as markup.
-        table.add_row(*(Text(cell, style) for cell in (row.variable, row.value, row.source)))
+        table.append(f"\n{name:<{first}}  {value:<{second}}  {source}", style)
     return table
 
 
@@ -98,4 +99,4 @@ def _share(limiter: QuotaLimiter) -> str:
 
 
 def _print(console: Console, heading: str, text: str) -> None:
-    console.print(Text.assemble((heading, "bold"), text))
+    console.print(Text.assemble((heading, "bold"), text), soft_wrap=not console.is_terminal)
