@@ -400,6 +400,7 @@ def test_a_value_out_of_range_is_refused_by_name(options: dict[str, Any], word: 
 def test_a_policy_is_an_immutable_value() -> None:
     policy = RetryPolicy(2, retry_on_status_codes=[503, 429])
     assert policy == RetryPolicy(2, retry_on_status_codes=(429, 503))
-    assert "max_retries=2" in repr(policy)
+    assert repr(policy) == "RetryPolicy(max_retries=2, retry_on_status_codes=(429, 503))"
+    assert repr(RetryPolicy()) == "RetryPolicy()"
     with pytest.raises(AttributeError):
         policy.max_retries = 5  # type: ignore[misc]

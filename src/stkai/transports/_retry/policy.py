@@ -19,7 +19,7 @@ back.
 import math
 import threading
 from collections.abc import Collection
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from datetime import datetime
 from typing import Any, Final
 
@@ -178,6 +178,18 @@ class RetryPolicy:
         if self.budget is not None and not isinstance(self.budget, RetryBudget):
             msg = f"budget must be a stkai.RetryBudget, such as RetryBudget(ratio=0.2), or None, not {self.budget!r}"
             raise ConfigurationError(msg)
+
+    @even_half_made
+    def __repr__(self) -> str:
+        """Only what differs from the defaults."""
+        changed = []
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, frozenset):
+                value = tuple(sorted(value))
+            if value != each.default:
+                changed.append(f"{each.name}={value!r}")
+        return f"{type(self).__qualname__}({', '.join(changed)})"
 
     def backoff(self, attempt: int, chance: float = 0.0) -> float:
         """Seconds between attempt number `attempt` (from 1) and the next, if no longer delay was requested."""
