@@ -81,7 +81,7 @@ async def test_threads_that_look_for_an_sdk_at_the_same_moment_do_not_look_for_e
     bench = Bench(world, 200)
     bench.transport._looks = 1
     for _ in range(2):  # Both have seen the 1.
-        bench.transport._look_above(httpx.Request("POST", URL))
+        bench.transport._detect_sdk_retries(httpx.Request("POST", URL))
     await bench.send()
     assert bench.transport._is_plain
 

@@ -88,7 +88,7 @@ class _RetryFlow(LayerBase):
     def _prepared(self, request: httpx.Request, policy: RetryPolicy) -> httpx.Request:
         """Add the call's credit to the budget; returns the request with its idempotency key."""
         if self._looks > 0:  # Two threads may count at once.
-            self._look_above(request)
+            self._detect_sdk_retries(request)
         else:
             self._is_plain = not self._has_extras
         if policy.budget is not None:
@@ -141,7 +141,7 @@ class _RetryFlow(LayerBase):
             loop.forget()
             del state
 
-    def _look_above(self, request: httpx.Request) -> None:
+    def _detect_sdk_retries(self, request: httpx.Request) -> None:
         """Warn once if an SDK above this stack retries as well."""
         self._looks -= 1
         count = request.headers.get(_RETRIED_ABOVE)
