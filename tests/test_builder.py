@@ -110,6 +110,10 @@ def test_an_argument_that_belongs_elsewhere_is_a_type_error_that_says_where(buil
     ):
         build(auth=None, verify=False)
     with pytest.raises(
+        TypeError, match=r"'retries': pass a policy, such as retry=stkai\.RetryPolicy\(max_retries=3\)$"
+    ):
+        build(retries=3)
+    with pytest.raises(
         TypeError, match=r"'max_retries': it belongs to the policy: .*RetryPolicy\(max_retries="
     ):
         build(auth=None, max_retries=3)

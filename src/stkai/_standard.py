@@ -92,6 +92,8 @@ def _where(name: str, known: Collection[str]) -> str:
             ": it belongs to each call, as in client.post(url, timeout=60), or to an httpx client over the stack:"
             " httpx.Client(transport=stkai.build_transport(...), timeout=60)"
         )
+    if name == "retries":
+        return ": pass a policy, such as retry=stkai.RetryPolicy(max_retries=3)"
     if name == "transport":
         return ": it belongs to build(transport) or build_async(transport)"
     for owner, place in (
