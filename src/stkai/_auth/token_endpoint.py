@@ -174,10 +174,10 @@ class TokenEndpoint:
             raise_interrupt(error)
             # Its frames belong to the wire, and hold the body that was sent.
             hide_secrets(error, httpx.Request("POST", self._place))
-            what = f"{type(error).__name__}: {self._words(str(error))}"
+            what = f"{type(error).__name__}: {self._quoted(str(error))}"
             cause = None if self._repeats_secret(str(error)) else error
             raise AuthenticationError(f"the token endpoint {self._place} failed: {what}", cause) from cause
-        problem = answer.problem(self._words)
+        problem = answer.problem(self._quoted)
         if problem is None:
             self._refusal = None
             return answer
@@ -242,7 +242,7 @@ class TokenEndpoint:
         pair = f"{quote_plus(self.client_id)}:{quote_plus(self.client_secret.reveal())}"
         return b64encode(pair.encode()).decode()
 
-    def _words(self, value: object) -> str:
+    def _quoted(self, value: object) -> str:
         """Somebody else's words, safe to show: on one line, short, and without the secret if they repeat it."""
         text = value if isinstance(value, str) else ""
         for secret in self._forms_of_secret():

@@ -67,7 +67,7 @@ class BatchJob:
                     " choose another name with -o, or pass --restart to overwrite it"
                 )
         self.journal = journal = self._stack.enter_context(closing(Journal(paths.journal)))
-        if journal.header is not None and not options.goes_on and not options.restart:
+        if journal.header is not None and not options.continues_job and not options.restart:
             msg = f"{paths.journal} is the journal of a job: pass --resume to continue it, or --restart to start over"
             raise ConfigurationError(msg)
         before = None if options.restart else journal.header
@@ -134,7 +134,7 @@ class BatchJob:
             self.survey = self.stdin.survey
             if self.journal is not None:
                 self.journal.surveyed(self.survey)
-        used = (self.usage.asked, self.usage.answered)
+        used = (self.usage.input_tokens, self.usage.output_tokens)
         if self.journal is not None and used != self.recovered.usage:
             self.recovered.usage = used
             self.journal.used(*used)

@@ -208,9 +208,9 @@ class Journal(AppendFile):
         """The outcome was handed out."""
         self.append(b"d %d\n" % number)
 
-    def used(self, asked: int, answered: int) -> None:
+    def used(self, input_tokens: int, output_tokens: int) -> None:
         """The answers so far have used these tokens."""
-        self.append(b"u %d %d\n" % (asked, answered))
+        self.append(b"u %d %d\n" % (input_tokens, output_tokens))
 
     def surveyed(self, survey: Survey) -> None:
         """The run reads this input."""

@@ -85,13 +85,13 @@ class Options:
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False
 
     def __post_init__(self) -> None:
-        if self.goes_on and self.restart:
+        if self.continues_job and self.restart:
             raise ConfigurationError(
                 "--resume and --retry-failed continue a job, and --restart starts it over: pass only one of them"
             )
         if self.out is None and not self.dry_run:
             raise ConfigurationError("pass -o OUT, such as -o answers.jsonl, or -o - for stdout")
-        if self.to_stdout and (self.goes_on or self.restart):
+        if self.to_stdout and (self.continues_job or self.restart):
             raise ConfigurationError("-o - keeps no files, so the job cannot be resumed: pass -o OUT")
         if self.deadline is not None:
             check_number("--deadline", self.deadline, SOME_SECONDS)
@@ -134,7 +134,7 @@ class Options:
         return self.source.lower().endswith(".csv")
 
     @property
-    def goes_on(self) -> bool:
+    def continues_job(self) -> bool:
         """Whether to continue an existing job."""
         return self.resume or self.retry_failed
 
@@ -163,7 +163,7 @@ class JobPlan:
     @classmethod
     def of(cls, options: Options) -> "JobPlan":
         """Check everything that can be checked without writing anything."""
-        reads_stdin = options.from_stdin and not options.goes_on
+        reads_stdin = options.from_stdin and not options.continues_job
         for name, is_used in (("stdin", reads_stdin), ("stdout", options.to_stdout)):
             if is_used and getattr(sys, name) is None:  # Some other file will have its descriptor.
                 raise ConfigurationError(f"{name} is closed: pass the name of a file instead of -")

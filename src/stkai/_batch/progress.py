@@ -89,29 +89,31 @@ class Price:
             prices[name] = value
         return cls(**prices)
 
-    def dollars(self, asked: int, answered: int) -> float:
+    def dollars(self, input_tokens: int, output_tokens: int) -> float:
         """The cost of these tokens."""
-        return (asked * self.input + answered * self.output) / _MILLION
+        return (input_tokens * self.input + output_tokens * self.output) / _MILLION
 
 
 class Usage:
-    """The tokens so far: `asked` in the questions, `answered` in the answers."""
+    """The tokens so far: `input_tokens` in the questions, `output_tokens` in the answers."""
 
-    def __init__(self, asked: int = 0, answered: int = 0) -> None:
-        self.asked, self.answered = asked, answered
+    def __init__(self, input_tokens: int = 0, output_tokens: int = 0) -> None:
+        self.input_tokens, self.output_tokens = input_tokens, output_tokens
 
     def add(self, body: Any) -> None:
         """Count the usage that an answer reports, if any."""
-        asked, answered = used_tokens(body)
-        self.asked += asked
-        self.answered += answered
+        input_tokens, output_tokens = used_tokens(body)
+        self.input_tokens += input_tokens
+        self.output_tokens += output_tokens
 
     def text(self, price: Price | None) -> str:
         """For people, such as `12.4M tokens $1.86`; empty if nothing was reported."""
-        total = self.asked + self.answered
+        total = self.input_tokens + self.output_tokens
         if not total:
             return ""
-        cost = "" if price is None else f" {show_dollars(price.dollars(self.asked, self.answered))}"
+        cost = (
+            "" if price is None else f" {show_dollars(price.dollars(self.input_tokens, self.output_tokens))}"
+        )
         return f"{show_count(total)} tokens{cost}"
 
 

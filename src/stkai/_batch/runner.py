@@ -38,7 +38,7 @@ _MAY_HAVE_ACTED: Final = "; the server may have executed it: to send it again, p
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class StopReason:
     """Why a run ended early: what happened, and what to do."""
 
     kind: Literal["halted", "interrupted"]
@@ -54,7 +54,7 @@ class Runner:
     """
 
     def __init__(self, job: BatchJob, client: BatchClient) -> None:
-        self.ending: Ending | None = None
+        self.stop_reason: StopReason | None = None
         self.in_flight: dict[int, LineInFlight] = {}
         self._job, self._client, self._clock = job, client, SystemClock()
         self._options, self._outputs = job.plan.options, job.outputs
@@ -62,10 +62,10 @@ class Runner:
         self._part = self._options.part
         self._streak: tuple[str | None, int] = (None, 0)
 
-    def end(self, kind: Literal["halted", "interrupted"], message: str) -> None:
+    def stop(self, kind: Literal["halted", "interrupted"], message: str) -> None:
         """Stop sending, and drop lines that were not sent; requests in flight finish."""
-        if self.ending is None:
-            self.ending = Ending(kind, message)
+        if self.stop_reason is None:
+            self.stop_reason = StopReason(kind, message)
             self._state.ending.run()
             for line in list(self.in_flight.values()):
                 line.end_with_run()
@@ -84,9 +84,11 @@ class Runner:
         try:
             with closing(self._job.lines) as lines:
                 for item in lines:
-                    while self._outputs.held > _HELD * self._options.max_in_flight and self.ending is None:
+                    while (
+                        self._outputs.held > _HELD * self._options.max_in_flight and self.stop_reason is None
+                    ):
                         await self._clock.asleep(_PAUSE)
-                    if self.ending is not None:
+                    if self.stop_reason is not None:
                         return
                     if item is None:
                         await self._clock.asleep(_PAUSE)
@@ -98,7 +100,7 @@ class Runner:
                         yield item[0], made
         except OSError as error:
             what = f"{self._options.source} cannot be read: {error.strerror}"
-            self.end("halted", f"{what}; nothing more is sent")
+            self.stop("halted", f"{what}; nothing more is sent")
 
     def _request(self, number: int, read: ReadLine) -> httpx.Request | OutputLine | None:
         """The request for a line, or its failure if it is not sent; None if there is nothing to do."""
@@ -137,7 +139,7 @@ class Runner:
         if response is None:
             response = getattr(error, "response", None)
         if isinstance(error, WriteError):
-            self.end("halted", f"{error}; nothing more is sent")
+            self.stop("halted", f"{error}; nothing more is sent")
         elif isinstance(error, AuthenticationError) and not isinstance(error, ExposedTokenError):
             self._refuse(visible(str(error)))
         elif isinstance(error, DroppedError):
@@ -156,7 +158,7 @@ class Runner:
     def _refuse(self, what: str) -> None:
         """Halt because the credentials are refused."""
         way = "leave out --no-auth, and set" if self._options.no_auth else "check"
-        self.end(
+        self.stop(
             "halted",
             f"{what}: {way} STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET, or STKAI_AUTH_TOKEN;"
             " nothing more is sent",
@@ -189,7 +191,7 @@ class Runner:
         """Write the outcome of a line, and halt after too many equal failures in a row."""
         await self._outputs.settle(number, entry)
         if self._outputs.error is not None:
-            self.end("halted", f"{self._outputs.error}; nothing more is sent")
+            self.stop("halted", f"{self._outputs.error}; nothing more is sent")
         if entry is None or entry.code == UNKNOWN:
             return
         code, failure = entry.code, entry.failure
@@ -198,7 +200,7 @@ class Runner:
         self._streak = (code, count)
         if failure is not None and count == self._options.halt_after:
             times = "a failure" if count == 1 else f"{count} failures in a row"
-            self.end("halted", f"{times} with the code {code}, the last one: {failure.message}")
+            self.stop("halted", f"{times} with the code {code}, the last one: {failure.message}")
 
 
 def _may_have_acted(line: LineInFlight, failure: LineFailure) -> LineFailure:
@@ -210,7 +212,7 @@ def failure_of_answer(response: httpx.Response, body: Part) -> LineFailure:
     """The code and the message for an answer that is a failure."""
     status = response.status_code
     message = f"the server answered {status} {visible(response.reason_phrase)}".rstrip()
-    said = _said(body.value)
+    said = _error_text(body.value)
     message += f": {said}" if said else ""
     if 300 <= status < 400:
         message += f"; a batch follows no redirects{_redirect(response)}"
@@ -229,7 +231,7 @@ def failure_of_error(error: Exception, timeouts: dict[str, Any]) -> LineFailure:
     return LineFailure(type(error).__name__, message or f"{type(error).__name__}, without a message")
 
 
-def _said(body: Any) -> str:
+def _error_text(body: Any) -> str:
     """The message in an error body, where most servers put it."""
     for name in ("error", "message", "detail", "details"):
         body = body.get(name, body) if isinstance(body, dict) else body

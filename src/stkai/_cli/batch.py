@@ -198,7 +198,7 @@ class _JobRun:
     async def _end_at_signals(self, signals: AsyncIterator[signal.Signals]) -> None:
         """At the first signal, end the run; at the second one, the process."""
         why = f"interrupted by {(await anext(signals)).name}"
-        self._runner.end("interrupted", why)
+        self._runner.stop("interrupted", why)
         if any(not each.may_drop for each in self._runner.in_flight.values()):
             self._display.say(f"{why}: waiting for the requests in flight; interrupt again to abort them")
         await anext(signals)
@@ -219,7 +219,7 @@ class _JobRun:
                     if self._options.sync == "1s":
                         await anyio.to_thread.run_sync(self._job.sync)
                 except WriteError as error:
-                    self._runner.end("halted", str(error))
+                    self._runner.stop("halted", str(error))
 
     def _progress(self) -> Progress:
         job = self._job
@@ -236,7 +236,7 @@ class _JobRun:
     def _finish_files(self) -> None:
         job, runner = self._job, self._runner
         if job.stdin is not None and job.stdin.error is not None:
-            runner.end("halted", f"{job.stdin.error}; the rest of stdin is lost")
+            runner.stop("halted", f"{job.stdin.error}; the rest of stdin is lost")
         try:
             job.note()
             if self._options.sync != "never":
@@ -245,20 +245,20 @@ class _JobRun:
             missing = (progress.total or 0) - progress.finished
             if missing > 0:  # It ends a run that nothing else has ended.
                 what = f"{count(missing, 'line')} of {self._options.source} could not be read"
-                runner.end("halted", f"{what}: it has changed during the run; restore it")
-            if self._options.order == "input" and runner.ending is None:
+                runner.stop("halted", f"{what}: it has changed during the run; restore it")
+            if self._options.order == "input" and runner.stop_reason is None:
                 job.sort()
         except (WriteError, OSError) as error:
-            runner.end("halted", str(error))
+            runner.stop("halted", str(error))
 
     def _conclude(self) -> int:
         """Say what happened and what to do next; returns the exit code."""
         job, runner = self._job, self._runner
-        ending, codes = runner.ending, job.outputs.codes
+        reason, codes = runner.stop_reason, job.outputs.codes
         code = SOME_FAILED if codes else 0
-        if ending is not None:
-            code = HALTED if ending.kind == "halted" else INTERRUPTED
-            complain(ending.message)
+        if reason is not None:
+            code = HALTED if reason.kind == "halted" else INTERRUPTED
+            complain(reason.message)
             if not self._options.to_stdout:
                 say("to continue: run the same command with --resume")
         if self._options.quiet and not code:

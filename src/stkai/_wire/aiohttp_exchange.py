@@ -141,7 +141,7 @@ class RequestWriter:
                     async for chunk in stream:
                         await self._write(connection, self._bytes_of(h11.Data(data=chunk)), seconds)
                 await self._write(connection, data + self._bytes_of(h11.EndOfMessage()), seconds)
-        except _NotListeningError:
+        except _NotReadingError:
             return
 
     @property
@@ -155,7 +155,7 @@ class RequestWriter:
     async def _write(self, connection: Connection, data: bytes, seconds: float | None) -> None:
         transport = connection.transport
         if transport is None or transport.is_closing():
-            raise _NotListeningError
+            raise _NotReadingError
         if data:
             transport.write(data)
         if not connection.writing_paused:
@@ -166,10 +166,10 @@ class RequestWriter:
         except TimeoutError as error:
             raise error_for(httpx.WriteTimeout, "", self._request) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise _NotListeningError from error
+            raise _NotReadingError from error
 
 
-class _NotListeningError(Exception):
+class _NotReadingError(Exception):
     """The server has closed its side while the request was being written."""
 
 

@@ -124,7 +124,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
                 read_until_eof=True,
                 auto_decompress=False,
                 read_bufsize=BUFFER,
-                **_roomy(),
+                **_parser_limits(),
             )
             await writer.write_to(connection, timeouts.get("write"))
             response = await self._receive(connection, request, timeouts.get("read"))
@@ -243,7 +243,7 @@ def _why_unreadable(message: Any) -> str | None:
 
 
 @cache
-def _roomy() -> dict[str, Any]:
+def _parser_limits() -> dict[str, Any]:
     """How much of a head the parser accepts; its own limits refuse heads that httpx reads."""
     limits = {"max_line_size": LONGEST, "max_field_size": LONGEST, "max_headers": LONGEST}
     known = inspect.signature(ResponseHandler.set_response_params).parameters

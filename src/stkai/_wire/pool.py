@@ -53,8 +53,8 @@ def _is_persistent(response: httpx.Response) -> bool:
 class _SyncState(PoolState[httpx.BaseTransport]):
     """Closes wires that are no longer of use."""
 
-    def lose(self, loan: Loan[httpx.BaseTransport]) -> None:
-        super().lose(loan)
+    def give_from_finalizer(self, loan: Loan[httpx.BaseTransport]) -> None:
+        super().give_from_finalizer(loan)
         self.sweep()
 
     def sweep(self) -> None:
@@ -135,7 +135,7 @@ class _AsyncState(PoolState[httpx.AsyncBaseTransport]):
         super().__init__(make, limits)
         self.loop = running_loop()
 
-    def lose(self, loan: Loan[httpx.AsyncBaseTransport]) -> None:
+    def give_from_finalizer(self, loan: Loan[httpx.AsyncBaseTransport]) -> None:
         self._back.append(loan)
         run_soon(self.loop, self.settle)
 

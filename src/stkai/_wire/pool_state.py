@@ -59,7 +59,7 @@ class Loan(Generic[Wire]):
     def __del__(self) -> None:
         if not self._over and hasattr(self, "_state"):
             # If an interrupt cuts this off, the state still finds out: see `_Lent`.
-            self._state.lose(self)
+            self._state.give_from_finalizer(self)
 
 
 class _Lent(ref[Loan[Any]]):
@@ -144,7 +144,7 @@ class PoolState(Generic[Wire]):
         self._back.append(loan)
         self.settle()
 
-    def lose(self, loan: Loan[Wire]) -> None:
+    def give_from_finalizer(self, loan: Loan[Wire]) -> None:
         """The same, from a finalizer: in any thread, at any moment."""
         self.give(loan)
 

@@ -80,7 +80,7 @@ def amend(s: State, epoch: int, law: Law, now: float) -> bool:
     if (epoch, law.version) != (s.epoch, s.version):
         return False
     now = advance(s, now)
-    _pace(s, law.rate, law.burst, now)
+    _set_rate(s, law.rate, law.burst, now)
     s.version += 1
     s.memory, s.written = law.memory, now
     return True
@@ -146,13 +146,13 @@ def _agree(s: State, ask: Ask, now: float) -> None:
             s.most = math.floor(ask.rate * ask.window + ROUND)
             s.version += 1
             s.memory = ""
-            _pace(s, ask.rate, ask.burst, now)
+            _set_rate(s, ask.rate, ask.burst, now)
         s.began, s.started, s.owner_seen = began, ask.started, now
     elif same:
         s.owner_seen = now
 
 
-def _pace(s: State, rate: float, burst: float, now: float) -> None:
+def _set_rate(s: State, rate: float, burst: float, now: float) -> None:
     start = max(now, s.paused)
     if s.next > start and s.rate:
         s.next = start + (s.next - start) * s.rate / rate

@@ -363,7 +363,7 @@ local function sweep(s, now)
 end
 
 -- The step.
-local function pace(s, rate, burst, now)
+local function set_rate(s, rate, burst, now)
   local start = max(now, s.paused)
   if s.next > start and s.rate > 0 then s.next = start + (s.next - start) * s.rate / rate end
   s.rate, s.burst, s.credit = rate, burst, min(s.credit, burst)
@@ -384,7 +384,7 @@ local function agree(s, ask, now)
       s.max_cost, s.cost_rate, s.methods = ask.max_cost, ask.cost_rate, ask.methods
       s.units, s.most = min(s.units, ask.max_cost), floor(ask.rate * ask.window + ROUND)
       s.version, s.memory = s.version + 1, ""
-      pace(s, ask.rate, ask.burst, now)
+      set_rate(s, ask.rate, ask.burst, now)
     end
     s.began, s.started, s.owner_seen = began, ask.started, now
   elseif same then
@@ -548,7 +548,7 @@ elseif ARGV[1] == "amend" then
   local law = cjson.decode(ARGV[3])
   if not s or law.epoch ~= s.epoch or law.version ~= s.version then return 0 end
   now = advance(s, now)
-  pace(s, law.rate, law.burst, now)
+  set_rate(s, law.rate, law.burst, now)
   s.version, s.memory, s.written = s.version + 1, law.memory, now
   save(s)
   return 1

@@ -17,7 +17,7 @@ from .._event_loops import anyio, run_soon, running_loop
 from .._families import alike
 from .._log import logger
 from .._process import raise_interrupt
-from ._bodies import SHORT, adrain, aload, aread, briefly, limited, unlimited
+from ._bodies import SHORT, adrain, aload, aread, drain_time, limited, unlimited
 from ._call import Attempt, require_open
 from ._operations import (
     Close,
@@ -111,10 +111,10 @@ async def _aperform(operation: Operation, left: float = math.inf) -> Any:
         case Read():
             await aread(operation.response)
         case Load():
-            seconds = briefly(left) if operation.brief else math.inf
+            seconds = drain_time(left) if operation.brief else math.inf
             await aload(operation.response, operation.limit, lambda: math.inf, seconds)
         case Drain():
-            await adrain(operation.response, min(operation.seconds, briefly(left)))
+            await adrain(operation.response, min(operation.seconds, drain_time(left)))
         case Close():
             await aclose_response(operation.response)
         case Run(cleans_up=True):
@@ -166,7 +166,7 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
             await aread(operation.response)
             return None
         case Load():
-            brief = briefly(seconds) if operation.brief else math.inf
+            brief = drain_time(seconds) if operation.brief else math.inf
             work = partial(aload, operation.response, operation.limit, left, brief)
             return await _by_scope(work, left, deadline, attempt)
         case Run():

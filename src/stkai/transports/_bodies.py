@@ -30,7 +30,7 @@ _LONGEST: Final = 1e9
 """Seconds; no socket takes any number of them."""
 
 
-def briefly(left: float) -> float:
+def drain_time(left: float) -> float:
     """Seconds for an unwanted body; most of the time left until a deadline is kept for another attempt."""
     return min(_BRIEF, left / 4)
 

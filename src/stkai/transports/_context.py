@@ -39,8 +39,8 @@ class Context:
     ) -> None:
         self.clock, self.listener, self.random = clock_or_system(clock), listener, random or uniform
         self.now = self.clock.monotonic
-        is_heard = not isinstance(listener, Listeners) or bool(listener.each)
-        self.hears = logger.isEnabledFor if listener is log_events else lambda _: is_heard
+        has_listener = not isinstance(listener, Listeners) or bool(listener.each)
+        self.hears = logger.isEnabledFor if listener is log_events else lambda _: has_listener
 
     def emit(self, event: "events.Event") -> None:
         """Call the listener; what it raises is logged, but for interrupts."""

@@ -23,7 +23,7 @@ from .._errors import DeadlineExceededError
 from .._families import alike
 from .._log import logger
 from .._process import raise_interrupt
-from ._bodies import SHORT, BodyReader, briefly, is_short, is_there, limited, read, unlimited
+from ._bodies import SHORT, BodyReader, drain_time, is_short, is_there, limited, read, unlimited
 from ._body_end import BRIEF, give_up
 from ._call import Attempt, require_open
 from ._operations import (
@@ -144,7 +144,7 @@ class _Bounded:
         """
         left = self.left()
         if isinstance(operation, Drain):
-            return self._drain(operation, min(operation.seconds, briefly(left)))
+            return self._drain(operation, min(operation.seconds, drain_time(left)))
         if is_clean_up(operation):
             return _perform(operation)
         if left <= 0:
@@ -165,7 +165,7 @@ class _Bounded:
                 return None
             case Load():
                 if not is_there(operation.response):
-                    until = self._clock.monotonic() + briefly(left) if operation.brief else self.deadline
+                    until = self._clock.monotonic() + drain_time(left) if operation.brief else self.deadline
                     self._fetch(operation.response, operation.limit, until)
                 return None
             case _:
@@ -237,12 +237,12 @@ def _clean_up(flow: Flow, error: BaseException) -> None:
     """Carry out what the flow asks for when it is told that the call is over."""
     try:
         for operation in clean_ups(flow, error):
-            _try(operation)
+            _clean_up_one(operation)
     except BaseException:  # Another interrupt.
         logger.debug("the clean-up of a call failed", exc_info=True)
 
 
-def _try(operation: Operation) -> None:
+def _clean_up_one(operation: Operation) -> None:
     """Carry out a clean-up, but not for ever: the interrupt may have left a lock of the wire taken."""
     try:
         do_within(BRIEF, partial(_perform, operation))

@@ -171,19 +171,19 @@ def clean_ups(flow: Flow, error: BaseException) -> Iterator[Operation]:
 
     A layer must not answer with anything else; a response that one returns is to be closed as well.
     """
-    told = 0
+    notified = 0
     try:
         operation = flow.throw(error)
-        while told < _PATIENCE:
+        while notified < _PATIENCE:
             if is_clean_up(operation):
                 yield operation
                 operation = flow.send(None)
             else:
-                told = _swallowed(error, type(operation).__name__, told)
+                notified = _swallowed(error, type(operation).__name__, notified)
                 operation = flow.throw(error)
         flow.close()
     except StopIteration as stop:
-        _swallowed(error, "an answer", told)
+        _swallowed(error, "an answer", notified)
         if isinstance(stop.value, alike(httpx.Response)):
             yield Close(stop.value)
     except BaseException as other:
@@ -191,10 +191,10 @@ def clean_ups(flow: Flow, error: BaseException) -> Iterator[Operation]:
             logger.debug("the clean-up of a call failed", exc_info=True)
 
 
-def _swallowed(error: BaseException, answer: str, told: int) -> int:
+def _swallowed(error: BaseException, answer: str, notified: int) -> int:
     """Report, once, that a layer swallowed the end of its call; returns how often the flow has been notified."""
-    if not told:
+    if not notified:
         bug = f"a layer answered {type(error).__name__} with {answer}; it must clean up and re-raise it"
         error.add_note(f"stkai: {bug}")
         logger.error("%s", bug)
-    return told + 1
+    return notified + 1

@@ -35,7 +35,7 @@ class Meter:
 
     def __init__(self, cost: Estimate | None, settle: Settle | None) -> None:
         self._cost, self._settle = cost, settle
-        self._has_complained = self._has_advised = False
+        self._has_warned = self._has_advised = False
 
     def price(self, turn: Turn, plan: Plan, request: httpx.Request, given: Any) -> None:
         """Set what the turn costs each limit that counts units: `given`, or at most the limit's `max_cost`."""
@@ -71,13 +71,13 @@ class Meter:
                 settles.setdefault(id(own), (settle, []))[1].append(limit)
         return Bill(self, turn, settles, request, response) if settles else None
 
-    def complain(self, why: str) -> None:
+    def warn_of_failure(self, why: str) -> None:
         """Warn about the first failure only: the function usually fails on every answer."""
-        level = logging.DEBUG if self._has_complained else logging.WARNING
-        self._has_complained = True
+        level = logging.DEBUG if self._has_warned else logging.WARNING
+        self._has_warned = True
         logger.log(level, "a call keeps its estimated cost: %s", why)
 
-    def advise(self) -> None:
+    def advise_on_usage(self) -> None:
         """Say once how a stream reports its usage."""
         if not self._has_advised:
             self._has_advised = True
@@ -120,7 +120,7 @@ class Bill:
             response = self._whole()
         except Exception as error:  # noqa: BLE001 - a body that cannot be decoded
             raise_interrupt(error)
-            self._meter.complain(f"the body cannot be read: {error!r}")
+            self._meter.warn_of_failure(f"the body cannot be read: {error!r}")
             return
         if response is None:
             logger.debug("a call keeps its estimated cost: the answer is too long to look for its usage")
@@ -133,12 +133,12 @@ class Bill:
                 for limit in limits:
                     limit.settle(self._turn, check_cost(cost), now)
                 if isinstance(cost, Arrived):
-                    self._meter.advise()
+                    self._meter.advise_on_usage()
             except InvalidArgumentError as error:
-                self._meter.complain(str(error))
+                self._meter.warn_of_failure(str(error))
             except Exception as error:  # noqa: BLE001 - user code; whatever it raises
                 raise_interrupt(error)
-                self._meter.complain(f"settle raised {error!r}")
+                self._meter.warn_of_failure(f"settle raised {error!r}")
 
     def _whole(self) -> httpx.Response | None:
         """The same response with its whole body, decoded; None if that is too long."""

@@ -125,7 +125,7 @@ class Order:
         else:
             turn.number = self.last = self.last + NORMAL
 
-    def go(self, place: int) -> None:
+    def admit(self, place: int) -> None:
         """Let the turn in that place go with its permit."""
         number = self.drop(place).number
         if number > self._gone:

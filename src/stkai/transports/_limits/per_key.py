@@ -61,12 +61,12 @@ class PerKey(Chooser):
         limiter = self._limiters.get(key)
         if limiter is None:
             with self._making:
-                return self._found(key)
+                return self._limiter_of(key)
         with suppress(KeyError):  # Another thread has just dropped it: it is among those in use.
             self._limiters.move_to_end(key)
         return limiter
 
-    def _found(self, key: Any) -> Limiter:
+    def _limiter_of(self, key: Any) -> Limiter:
         limiter = self._limiters.get(key)
         if limiter is None:
             limiter = self._in_use.get(key)

@@ -105,7 +105,7 @@ class Queue:
                         if not number:
                             turn.number = order.last = order.last + NORMAL
                         elif turns:
-                            order.go(0)
+                            order.admit(0)
                         turn.granted = True
                         turn.since = now
                         wait = 0.0
@@ -145,10 +145,10 @@ class Queue:
         if not wait:
             for source in turn.sources:
                 source.take(turn, now)
-            order.go(place)
+            order.admit(place)
             turn.granted, turn.since = True, now
             return 0.0
-        wait = self._tell(turn, place, wait, now)
+        wait = self._schedule(turn, place, wait, now)
         if self.has_remote:
             for source in turn.sources:
                 operation: Operation | None = source.call(turn, now) if source.is_remote else None
@@ -173,7 +173,7 @@ class Queue:
                     return wait
         return 0.0
 
-    def _tell(self, turn: Turn, place: int, wait: float, now: float) -> float:
+    def _schedule(self, turn: Turn, place: int, wait: float, now: float) -> float:
         """Note when a turn that has to wait may go, and when it asks again; returns the seconds it has to wait."""
         sources, before = turn.sources, turn.held_by
         first = turn.held_by = sources[0]

@@ -63,7 +63,7 @@ class _RetryFlow(LayerBase):
                 yield Until(call.deadline)
             if policy is None:
                 return (yield from self._onward(request, attempt))
-            request = self._prepared(request, policy)
+            request = self._deposit_and_key(request, policy)
         try:
             if call.buffered:
                 response = yield from self._once(request, attempt, policy)
@@ -85,7 +85,7 @@ class _RetryFlow(LayerBase):
             loop.ended(response)
         return (yield from self._again(request, loop))
 
-    def _prepared(self, request: httpx.Request, policy: RetryPolicy) -> httpx.Request:
+    def _deposit_and_key(self, request: httpx.Request, policy: RetryPolicy) -> httpx.Request:
         """Add the call's credit to the budget; returns the request with its idempotency key."""
         if self._looks > 0:  # Two threads may count at once.
             self._detect_sdk_retries(request)
