@@ -41,7 +41,7 @@ _MOST: Final = 262_144
 _ZLIB_OR_GZIP: Final = zlib.MAX_WBITS | 32
 
 _LONGEST_TOKEN: Final = 65_536
-"""Characters; no server takes a header that is longer."""
+"""Characters; servers reject longer headers."""
 
 _SHOWN: Final = 200
 """Characters of the endpoint's own words in our messages."""
@@ -56,7 +56,7 @@ _MEMORY: Final = 30.0
 """Seconds for which a refusal is remembered: endpoints lock accounts that try a wrong secret too often."""
 
 _LONGEST_PAUSE: Final = 3600.0
-"""Seconds; no answer stops a program for longer."""
+"""Seconds; the longest pause that an answer can cause."""
 
 _REFUSALS: Final = (400, 401, 403)
 _REFUSED_CLIENT: Final = ("invalid_client", "unauthorized_client", "invalid_grant", "access_denied")
@@ -165,7 +165,7 @@ class TokenEndpoint:
 
         Raises:
             AuthenticationError: there is no token; transient failures have been retried. A refusal of the credentials,
-                or a request to be left alone, is remembered.
+            or a request to wait, is remembered.
         """
         self.check_open()
         try:
@@ -188,7 +188,7 @@ class TokenEndpoint:
         raise refused
 
     def check_open(self) -> None:
-        """Leave the endpoint alone for a while after it has refused the credentials, or asked for that.
+        """Refuse to ask the endpoint for a while after it has refused the credentials, or asked for a wait.
 
         Raises:
             AuthenticationError: it has, and the time is not over.
@@ -260,7 +260,7 @@ class TokenEndpoint:
 
 
 def _load(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> Flow:
-    """Read no more of an answer than one with a token can have, and a refusal for a second at most."""
+    """Read at most as much of an answer as a token can need, and a refusal for a second at most."""
     response = yield from layer.forward(request, attempt)
     yield Load(response, _MOST, brief=response.status_code in RETRY_ON_STATUS_CODES)
     if not is_there(response) and response.headers.pop("content-encoding", ""):

@@ -94,7 +94,8 @@ class BatchClient:
     async def send(self, line: LineInFlight, request: httpx.Request) -> httpx.Response:
         """The answer to a line's request, which is sent with retries and within the limits.
 
-        A quick command is polled to its end: then it is the last callback, or the refusal to create the execution.
+        A quick command is polled to its end: the answer is then the last callback, or the refusal to create the
+        execution.
 
         Raises:
             NoExecutionError: the creation succeeded but returned no execution id.

@@ -133,7 +133,7 @@ class OutcomesInTasks:
         self._put(outcome)
 
     def _crash(self, error: BaseException) -> None:
-        """Let it be raised in the caller's task; a cancellation ends this one as well."""
+        """Raise it in the caller's task; a cancellation ends this task too."""
         self._put(error)
         if isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit)):
             raise error

@@ -105,7 +105,7 @@ def code_in(entry: bytes) -> str:
 def body_of(response: httpx.Response) -> Part:
     """The body of an answer as JSON.
 
-    What is no strict JSON is a string; what is no text is an object with its `content_type` and its bytes in `base64`.
+    Invalid JSON becomes a string, and binary content an object with its `content_type` and its bytes in `base64`.
     """
     content = response.content
     try:

@@ -95,7 +95,7 @@ class Price:
 
 
 class Usage:
-    """The tokens so far: `input_tokens` in the questions, `output_tokens` in the answers."""
+    """The tokens that the lines have used so far."""
 
     def __init__(self, input_tokens: int = 0, output_tokens: int = 0) -> None:
         self.input_tokens, self.output_tokens = input_tokens, output_tokens
@@ -153,7 +153,7 @@ class Progress:
 
 
 class Display:
-    """Says how far the run is in a plain line, without escape codes, every so many seconds; by default never."""
+    """Reports progress in plain lines, without escape codes, every so many seconds; by default never."""
 
     pause = 0.25
     """Seconds between updates."""

@@ -49,7 +49,7 @@ class Runner:
     """Sends the lines of a job, and writes their outcomes.
 
     Attributes:
-        ending: set when the run must end early.
+        stop_reason: set when the run must end early.
         in_flight: the lines in flight, by number.
     """
 

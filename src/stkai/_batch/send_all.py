@@ -141,7 +141,7 @@ class _OutcomeLog(RunState):
 
     @contextmanager
     def handing_out(self, outcome: Outcome) -> Iterator[None]:
-        """The outcome counts as handed out when the caller asks for the next one, or leaves the loop.
+        """Mark the outcome as handed out when the caller asks for the next one, or leaves the loop.
 
         Raises:
             WriteError: the request was not sent, because the journal could not be written.

@@ -70,7 +70,7 @@ def _settings(width: float) -> Text:
 
 
 def _remembered(name: str, share: str | None) -> str:
-    """What an earlier program has left for this one."""
+    """The rate saved by an earlier program."""
     if share is not None:
         return "the store of the shared quota keeps its rate for a day; see stkai quota."
     saved = SavedRate(name)

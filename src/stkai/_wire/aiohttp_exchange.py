@@ -126,7 +126,7 @@ class RequestWriter:
             )
 
     async def write_to(self, connection: Connection, seconds: float | None) -> None:
-        """Send head and body. If the server stops listening, the rest is dropped: it may have answered already."""
+        """Send head and body. If the server stops reading, the rest is dropped: it may have answered already."""
         stream: Any = self._request.stream
         data = self._head
         try:

@@ -124,7 +124,7 @@ class _Router:
         return [wire for wires in self._wires.values() for wire in wires.values()]
 
     def _name_proxy(self, error: Exception, request: httpx.Request) -> None:
-        """Say in an error of a connection that it is about one to a proxy, or through it; hide the proxy's password.
+        """Name the proxy in the error of a connection to it or through it; hide its password.
 
         Raises:
             httpx.ProxyError: the proxy does not speak SOCKS, which httpcore reports as it is.

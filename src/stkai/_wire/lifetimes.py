@@ -128,7 +128,7 @@ class IdleWires(OrderedDict[Wire, Idle]):
         return None
 
     def least_useful(self) -> Wire:
-        """The wire to part with: one whose connection the server has closed, or the one idle for longest."""
+        """The wire to close: one whose connection the server has closed, or the one idle for longest."""
         dead = (wire for wire, idle in self.items() if _is_dead(idle.stream))
         return next(dead, next(iter(self)))
 

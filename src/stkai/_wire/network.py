@@ -1,8 +1,8 @@
 """Mends connections of httpcore.
 
 It leaves a connection open whose handshake, with a server or a SOCKS proxy, is cancelled or given up. Some errors pass
-through it as they are, so that they are none of httpx's; others lose their message. And it takes bytes that have
-arrived behind an answer for the answer to the next request.
+through it unchanged, and are not httpx errors; others lose their message. And it takes bytes that have arrived behind
+an answer for the answer to the next request.
 """
 
 import sys
@@ -187,7 +187,7 @@ class Stream:
 
 
 def explain(error: BaseException, otherwise: str = "") -> None:
-    """Give an error without a message that of its cause, or another: anyio's and trio's own have none."""
+    """Give an error without a message that of its cause, or a default one: anyio's and trio's own have none."""
     if not str(error):
         known = (text for below in causes(error) if (text := str(below)))
         if text := next(known, otherwise):
@@ -197,7 +197,7 @@ def explain(error: BaseException, otherwise: str = "") -> None:
 def connection_with_leftovers(body: Any) -> Any:
     """The HTTP/1.1 connection of an answer's body that was read to its end, if more has arrived there; otherwise None.
 
-    Nobody has asked for that: a second answer, or the rest of one that is longer than it says.
+    It is unsolicited: a second answer, or the rest of an answer longer than announced.
     """
     try:
         connection = body._httpcore_stream._stream._connection  # noqa: SLF001 - httpcore itself does not look

@@ -244,7 +244,7 @@ def _why_unreadable(message: Any) -> str | None:
 
 @cache
 def _parser_limits() -> dict[str, Any]:
-    """How much of a head the parser accepts; its own limits refuse heads that httpx reads."""
+    """The parser's limits for a head, as large as httpx's."""
     limits = {"max_line_size": LONGEST, "max_field_size": LONGEST, "max_headers": LONGEST}
     known = inspect.signature(ResponseHandler.set_response_params).parameters
     return {name: value for name, value in limits.items() if name in known}

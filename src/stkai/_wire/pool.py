@@ -3,7 +3,7 @@
 httpcore's pool looks at all its connections, and asks the system about each idle one, whenever a request begins or
 ends. Here each connection is its own wire with room for one, and a request takes the most recently used: it costs what
 it costs with a single connection. The limits apply to all of them together. Requests that find all connections in use
-wait in line, as long as their pool timeout allows.
+wait in the queue, as long as their pool timeout allows.
 """
 
 import threading
@@ -188,7 +188,7 @@ class AsyncConnectionPool(httpx.AsyncBaseTransport):
 
 
 class _Body(WatchedBody):
-    """A body that ends its loan when it has been read and closed, breaks, or is left."""
+    """A body that ends its loan when it has been read and closed, breaks, or is abandoned."""
 
     loan: Loan[Any]
     state: _SyncState

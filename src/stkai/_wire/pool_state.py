@@ -1,4 +1,4 @@
-"""The state of a connection pool: wires in use, idle wires, and requests in line. It never waits and does no I/O.
+"""The state of a connection pool: wires in use, idle wires, and queued requests. It never waits and does no I/O.
 
 An interrupt (Ctrl-C) may come between any two lines, and a finalizer may run there. Every step can therefore be cut off
 without losing a wire: a loan that is given back, or that nothing refers to any more, is noted by one atomic step, and
@@ -34,7 +34,7 @@ class Loan(Generic[Wire]):
         wire: the wire, once there is one.
         stream: the connection underneath, from the response's extension `network_stream`; before that, the one that
             the wire has kept open.
-        wake: called when a loan in line gets its wire, or when it never will.
+        wake: called when a queued loan gets its wire, or when it never will.
         idle_since: once it is over, the instant from which the wire is idle; None if the wire is unusable.
     """
 
@@ -109,7 +109,7 @@ class PoolState(Generic[Wire]):
         return [*(lent.wire for lent in self._lent.values()), *self._idle]
 
     def take(self, loan: Loan[Wire]) -> bool:
-        """Lend a wire if one is free; otherwise put a loan with a `wake` in line.
+        """Lend a wire if one is free; otherwise queue a loan that has a `wake`.
 
         Raises:
             RuntimeError: the pool is closed, or a signal handler asks that interrupts it.
@@ -129,18 +129,18 @@ class PoolState(Generic[Wire]):
         return is_lent
 
     def leave(self, loan: Loan[Wire]) -> None:
-        """Leave the line.
+        """Leave the queue.
 
         Raises:
             RuntimeError: the pool was closed.
         """
-        with self._lock:  # Another thread may be looking for the first in line.
+        with self._lock:  # Another thread may be looking for the first in the queue.
             self._waiting.pop(loan.number, None)
         if loan.wire is None and self._closed:
             raise cannot_send()
 
     def give(self, loan: Loan[Wire]) -> None:
-        """Take a wire back and lend it to the first in line."""
+        """Take a wire back and lend it to the first in the queue."""
         self._back.append(loan)
         self.settle()
 

@@ -107,7 +107,7 @@ class ProxyStream:
     """A connection to a proxy; for the arguments, see `Network` in network.py.
 
     Until the proxy has connected, nothing of the request is sent: what fails is an error of connecting, and may take
-    what is left of the connect timeout. httpcore gives what it says to a SOCKS proxy no time limit of its own.
+    what is left of the connect timeout. httpcore sets no time limit for the exchange with a SOCKS proxy.
     """
 
     _asks: re.Match[bytes] | None = None

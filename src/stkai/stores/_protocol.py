@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 from .._errors import ConfigurationError
 
 BOOKS: Final = ("leased", "used", "returned", "expired", "held")
-"""What becomes of permits: leased = used + returned + expired + held."""
+"""The balance of permits: leased = used + returned + expired + held."""
 
 AHEAD: Final = 0.25
 """Seconds of its share that a member leases in advance at most."""
@@ -265,7 +265,7 @@ def check_share(share: object) -> str:
 
 
 _MORE: Final = 1000
-"""Permits above those that were asked for with which a store of the user's own is not yet taken for broken."""
+"""Permits more than requested that a user's store may lease before it counts as broken."""
 
 
 def checked(lease: Any, want: int) -> Lease:

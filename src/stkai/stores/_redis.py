@@ -199,8 +199,8 @@ class Connections(Server):
     def _ask(self, connection: Any, words: tuple[Any, ...]) -> Any:
         """Send a command and read the answer; keep the connection unless either fails.
 
-        After a failure, no other is kept either: all lead to the same server, which may be a master that was demoted,
-        while its name already leads to the new one.
+        After a failure, close all connections, since they lead to the same server, which may be a master that was
+        demoted, while its name already leads to the new one.
         """
         try:
             connection.send_command(*words)

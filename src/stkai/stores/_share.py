@@ -72,7 +72,7 @@ def _tuples(rows: Iterable[Iterable[Any]]) -> list[Any]:
 
 
 class Members(dict[str, str]):
-    """The members of a share by name. They stay packed but for the one that a step needs, so that it costs about the
+    """The members of a share by name. They stay packed, except the one that a step needs, so that it costs about the
     same for any number of them; a member that has changed must be packed again.
     """
 

@@ -105,7 +105,7 @@ def look(s: State, now: float) -> Snapshot | None:
 
 
 def forget(s: State, now: float, known: int = 0) -> bool:
-    """Begin anew, above the last lease that is known: the members start over, regardless of what they know.
+    """Reset the share, in an epoch above the last known one: the members start over, whatever they know.
 
     Returns whether the share was ever used.
     """
@@ -153,6 +153,7 @@ def _agree(s: State, ask: Ask, now: float) -> None:
 
 
 def _set_rate(s: State, rate: float, burst: float, now: float) -> None:
+    """Put a new rate in force, and scale the time until the next free place to it."""
     start = max(now, s.paused)
     if s.next > start and s.rate:
         s.next = start + (s.next - start) * s.rate / rate

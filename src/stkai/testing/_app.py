@@ -144,7 +144,7 @@ def _reset(request: web.Request) -> web.StreamResponse:
 
 
 def _transport(request: web.Request) -> asyncio.WriteTransport:
-    """The connection. It is there: aiohttp cancels the handler of a request whose client has left."""
+    """The connection; never None, because aiohttp cancels the handler when its client disconnects."""
     transport = request.transport
     assert isinstance(transport, asyncio.WriteTransport)
     return transport

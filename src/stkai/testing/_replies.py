@@ -110,7 +110,7 @@ def error_reply(status: int, error: str, description: str, headers: Headers = ()
 
 
 class Fault:
-    """Base class of the faults; by itself, one that changes nothing."""
+    """Base class of faults; changes nothing by itself."""
 
     def apply(self, reply: Reply) -> Reply:
         """The answer with this fault; by default unchanged."""

@@ -184,7 +184,7 @@ class QuotaServer:
 
     @property
     def faults_left(self) -> int:
-        """How many faults no request has met yet."""
+        """The number of queued faults that are still unused."""
         return len(self._faults)
 
     def revoke_tokens(self) -> None:

@@ -191,7 +191,7 @@ async def _by_scope(
 
 
 async def _aclean_up(flow: Flow, error: BaseException) -> None:
-    """Carry out what the flow asks for when it is told that the call is over, even when cancelled again."""
+    """Carry out the clean-up that the flow requests when notified that the call is over, even if cancelled again."""
     # A coroutine that is being closed cannot await; and `yield from` would not pass a GeneratorExit on.
     awaits = not isinstance(error, GeneratorExit)
     try:
@@ -211,7 +211,7 @@ async def _atry(operation: Operation) -> None:
 
 
 async def aclose_response(response: httpx.Response) -> None:
-    """Close a response, whatever goes wrong."""
+    """Close a response; log errors instead of raising them."""
     with anyio.CancelScope(shield=True):
         try:
             await response.aclose()

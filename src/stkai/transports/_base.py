@@ -112,7 +112,7 @@ class LayerBase:
         raise NotImplementedError
 
     def __init_subclass__(cls) -> None:
-        """Check the flows of other people's layers, also if they come from a class beside this one."""
+        """Check the flows of users' layers, including those from a mix-in."""
         super().__init_subclass__()
         if cls.forward is not LayerBase.forward:
             setattr(cls, "_onward", cls.forward)  # noqa: B010 - as below

@@ -27,7 +27,7 @@ _BRIEF: Final = 1.0
 _KEYS: Final = ("connect", "read", "write", "pool")
 
 _LONGEST: Final = 1e9
-"""Seconds; no socket takes any number of them."""
+"""Seconds; sockets do not accept longer timeouts."""
 
 
 def drain_time(left: float) -> float:
@@ -90,7 +90,7 @@ def _is_plain(response: httpx.Response) -> bool:
 
 @cache
 def _is_known(kind: Any) -> bool:
-    """Whether a response keeps its body as all versions do so far."""
+    """Whether a response stores its body as all known versions of httpx do."""
     kept = vars(kind(200, content=b"")).keys()
     return {"_content", "_num_bytes_downloaded", "is_stream_consumed"} <= set(kept)
 
@@ -147,7 +147,7 @@ class BodyReader:
 
 
 def is_short(response: httpx.Response) -> bool:
-    """Whether a body is still to come, and not known to be long."""
+    """Whether a body is still unread, and not known to be long."""
     return not (response.is_closed or is_there(response) or exceeds(response, SHORT))
 
 

@@ -1,7 +1,7 @@
 """Notifies once when the body of a response has ended: read to its end, closed early, broken, or collected unread.
 
 A limiter returns a place then, costs are settled, and a pool gets its connection back. Works for sync and async bodies.
-The end is reported when the body is closed, which whoever reads it does at its end.
+The end is reported when the body is closed, which its reader does at the end.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -30,7 +30,7 @@ class BodyEnd(Enum):
 
 
 Ended = Callable[[BodyEnd], object]
-"""Called once. For `DROPPED`, it must do nothing but note that, such as `deque.append`: see `BodyEnd.DROPPED`."""
+"""Called once. For `DROPPED`, it must only record the fact, as with `deque.append`: see `BodyEnd.DROPPED`."""
 
 
 def when_body_ends(

@@ -229,7 +229,7 @@ class Attempt:
         return DeadlineExceededError(msg)
 
     def forget_places(self) -> None:
-        """Let the limiters of the call go: a wire may keep the requests that it has sent, and these their attempts."""
+        """Drop the references to the call's limiters: a wire may keep sent requests, and these keep their attempts."""
         attempt: Attempt | None = self
         while attempt is not None:
             attempt.place = None

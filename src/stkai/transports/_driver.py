@@ -43,10 +43,10 @@ from ._operations import (
 )
 
 _BOUNDED: Final = (Drain, Load, Until)
-"""What is bounded even without a deadline, in another thread, for it takes a second at most; and what sets one."""
+"""What has a time limit even without a deadline (a second at most, in another thread), and what sets a deadline."""
 
 _NAP: Final = 0.5
-"""Seconds; a shorter sleep need not end early if the stack is closed, and then takes half of the processor time."""
+"""Seconds; shorter sleeps do not end early when the stack is closed, which halves their processor time."""
 
 
 def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:  # noqa: PLR0912 - every call costs
@@ -119,8 +119,8 @@ def _perform(operation: Operation) -> Any:
 class _Bounded:
     """Carries out operations for a limited time.
 
-    A timeout bounds one read, not the number of reads: a server that sends its answer byte by byte could hold a call
-    as long as it likes. A thread cannot be cancelled, so another one does the work and this one stops waiting for it.
+    A timeout bounds one read, not the number of reads: a server that sends its answer byte by byte could delay a call
+    indefinitely. A thread cannot be cancelled, so another one does the work and this one stops waiting for it.
 
     Attributes:
         deadline: the instant until which operations may take, in seconds of the clock.
@@ -234,7 +234,7 @@ class _Bounded:
 
 
 def _clean_up(flow: Flow, error: BaseException) -> None:
-    """Carry out what the flow asks for when it is told that the call is over."""
+    """Carry out the clean-up that the flow requests when notified that the call is over."""
     try:
         for operation in clean_ups(flow, error):
             _clean_up_one(operation)
@@ -243,7 +243,7 @@ def _clean_up(flow: Flow, error: BaseException) -> None:
 
 
 def _clean_up_one(operation: Operation) -> None:
-    """Carry out a clean-up, but not for ever: the interrupt may have left a lock of the wire taken."""
+    """Carry out a clean-up within a time limit: the interrupt may have left a lock of the wire taken."""
     try:
         do_within(BRIEF, partial(_perform, operation))
     except GivenUpError:
@@ -254,7 +254,7 @@ def _clean_up_one(operation: Operation) -> None:
 
 
 def close_response(response: httpx.Response) -> None:
-    """Close a response, whatever goes wrong."""
+    """Close a response; log errors instead of raising them."""
     try:
         response.close()
     except Exception:

@@ -123,7 +123,7 @@ def check_flow(name: str, flow: FlowFunction) -> FlowFunction:
 
 
 def checked(flow: FlowFunction) -> FlowFunction:
-    """The same flow, whose mistakes are ConfigurationErrors that name the layer and the cure."""
+    """The same flow, which raises ConfigurationErrors that name the layer and the fix."""
 
     @wraps(flow)
     def run(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:

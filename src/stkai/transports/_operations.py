@@ -119,7 +119,7 @@ class Until(Operation):
 
 
 class Run(Operation):
-    """Do something of your own: the sync driver calls `sync`, the async driver awaits `asynchronous`.
+    """Run your own code: the sync driver calls `sync`, the async driver awaits `asynchronous`.
 
     Args:
         sync: called with the seconds left until the deadline; infinite without one.
@@ -148,7 +148,7 @@ Flow = Generator[Operation, Any, httpx.Response]
 """A request's way through a layer and all layers inside it."""
 
 _PATIENCE: Final = 100
-"""How often a driver tells a flow that its call is over; each of its layers may catch that once."""
+"""How often a driver notifies a flow that its call is over; each layer may swallow it once."""
 
 
 def is_clean_up(operation: object) -> bool:

@@ -120,7 +120,7 @@ def options_of(verb: str, given: CallOptions) -> RequestOptions:
 
 
 class _Entered(NamedTuple):
-    """A block that has been entered, the options that hold in it, and the block around it."""
+    """An entered block, its effective options, and the enclosing block."""
 
     block: "_Block"
     options: RequestOptions
@@ -154,8 +154,8 @@ def options(**given: Unpack[CallOptions]) -> _Block:
     """Set options for every call in this context: `with stkai.options(deadline=10.0, priority="low"): ...`.
 
     For calls that an SDK makes. They apply field by field, below the call's own options and above those of a block
-    further out. A task takes over what its parent has, and so does a new thread on free-threaded Python; on others, it
-    begins without. The result can be kept, and entered as often as you like.
+    further out. A task inherits its parent's options, and so does a new thread on free-threaded Python; on others, it
+    starts with none. The result can be kept, and entered as often as you like.
 
     Raises:
         TypeError: there is no such option.

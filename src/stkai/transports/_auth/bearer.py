@@ -60,7 +60,7 @@ class Token(HoldsSecret):
         self._claims = itertools.count()
 
     def is_news(self) -> bool:
-        """True the first time it is asked."""
+        """True the first time it is called."""
         return next(self._claims) == 0
 
     def __call__(self) -> bool:
@@ -149,7 +149,7 @@ class BearerAuth(HoldsSecret):
         return self.allow_http or is_private(origin)
 
     def token(self, given: str | Mapping[str, str]) -> Token:
-        """The token, or the headers that carry it, in the form in which they are sent; the same object for the same."""
+        """The token, or the headers that carry it, encoded as sent; equal tokens give the same object."""
         key: Hashable = given
         if not isinstance(given, str):  # Providers are user code.
             given = given if isinstance(given, Mapping) else ""

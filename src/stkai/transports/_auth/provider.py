@@ -117,7 +117,7 @@ def is_sendable(token: str) -> bool:
 
 
 def has_own_headers(provider: AuthProvider) -> bool:
-    """Whether a provider signs in another way than with a bearer token."""
+    """Whether a provider signs with something other than a bearer token."""
     return type(provider).get_auth_headers is not AuthProvider.get_auth_headers
 
 
@@ -240,7 +240,7 @@ def _library_variable() -> "ContextVar[Any] | None":
 
 @contextmanager
 def named_errors(provider: object) -> Iterator[None]:
-    """Turn whatever a provider raises, but for interrupts, into an AuthenticationError that names the provider."""
+    """Turn every exception of a provider, except interrupts, into an AuthenticationError that names the provider."""
     try:
         yield
     except AuthenticationError:

@@ -90,7 +90,7 @@ def _spare(provider: AuthProvider) -> Signature | None:
 
 @contextmanager
 def _fetching(provider: AuthProvider) -> Iterator[None]:
-    """Refuse to wait for a token of a provider that this very code is getting it for.
+    """Refuse to wait for a token that this code itself is fetching.
 
     Raises:
         AuthenticationError: the provider sends through a client that it signs for, or a signal handler sends.

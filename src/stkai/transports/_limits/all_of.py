@@ -19,7 +19,7 @@ from .sources.source import TICK, Source, listens_of
 _MEMBERS: Final = ("methods", "max_wait_time", "ask", "leave", "learn", "settle")
 
 _MOST_METHODS: Final = 100
-"""Plans to keep: a gateway may pass on whatever methods its callers make up."""
+"""Plans to cache: a gateway may forward arbitrary methods."""
 
 WANTED: Final = (
     "rate_limit must be 'token_bucket', 'adaptive', a RateLimitConfig, a limiter (stkai.TokenBucket, AimdLimiter,"
@@ -31,8 +31,8 @@ WANTED: Final = (
 class AllOf(QueueLimiter):
     """Several limits at once; `rate_limit=[a, b]` is the same as `rate_limit=AllOf(a, b)`.
 
-    While a request waits it holds a permit of none. First come, first served over all. What is cancelled, refused or
-    never sent is given back to all. Each part counts its own `methods`.
+    While a request waits it holds a permit of none. First come, first served over all. Permits of cancelled, refused or
+    never sent requests are returned to all parts. Each part counts its own `methods`.
 
     Args:
         limiters: of any kind, also `PerHost`, `PerKey`, your own, and lists. The same object twice counts once. Your

@@ -28,7 +28,7 @@ _LOOKED_AT: Final = 30
 
 
 class Slots(Source):
-    """At most `most` at once: a slot is taken when a request goes, and is free when its answer has ended.
+    """At most `most` at once: a slot is taken when a request is sent, and freed when its response ends.
 
     When that will be is unknown: its seconds are a guess, from how long the last ones took. So it wakes the first that
     waits for it, who takes the slot and wakes the next if there are more. Sleeps that cannot be woken, such as those of
@@ -157,7 +157,7 @@ class InFlight(QueueLimiter):
         return self._slots.busy
 
     def update(self, *, n: int) -> None:
-        """Change how many may be on their way at once; requests that have left already are not affected.
+        """Change how many may be on their way at once; requests in flight are not affected.
 
         Raises:
             ConfigurationError: `n` is not a whole number of at least 1; nothing has changed.

@@ -26,9 +26,6 @@ class RateChange(NamedTuple):
 class Turn:
     """One request's wait for a permit. The layer asks the limiter with it until the request may go.
 
-    Defaults are on the class, but for what is read of every turn: Python finds more slowly what only some objects have
-    in place of them.
-
     Attributes:
         request: what is to be sent.
         cost: units that it takes from a limiter that counts them.
@@ -48,7 +45,7 @@ class Turn:
         errand: what is to be done after the answer, such as saving what was learnt; set by `learn`.
         call: the request's call, for events; set before the layer runs an operation for the limiter, if it has any.
         sources: the sources that it takes its permits from.
-        asked, told, since: when it first asked; when it may go, as it was last told; when it got its permit.
+        asked, told, since: when it first asked; when it is due; when it got its permit.
         held_by: the source that held it up when it last asked.
         is_woken: whether that source has ended its sleep, so that it asks at once.
         wake: ends its sleep, from any thread; set by the driver, if it can do that.
@@ -59,6 +56,7 @@ class Turn:
         is_by_hand: whether neither a layer nor a permit asks with it, and so keeps it while it holds a permit.
     """
 
+    # Defaults are class attributes, except those read for every turn: look-ups on the instance are faster.
     costs: dict[Any, float] | None = None
     not_before: float = -math.inf
     nap: float = math.inf

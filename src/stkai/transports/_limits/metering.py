@@ -109,7 +109,7 @@ class Bill:
         self._kept.add(chunk)
 
     def settle(self, how: BodyEnd, now: float) -> None:
-        """Settle what the call has cost. A body that was not read to its end says so only if it is a stream of events.
+        """Settle what the call has cost. A partly read body is settled only if it is an event stream.
 
         None, a bad number, an exception or a huge body leaves the estimate in place: the caller gets the answer anyway.
         """

@@ -4,7 +4,7 @@ Normal numbers are even and low-priority ones odd, eighteen apart: nine normal t
 wait, and a low one that is alone has nobody before it.
 
 Sleepers are not woken for a permit. So when a turn leaves, its place goes to the next that comes, while it is still
-ahead of time: those behind go when they were told to, and no permit is lost.
+ahead of time: those behind go when they are due, and no permit is lost.
 """
 
 import math
@@ -70,7 +70,7 @@ class Order:
         self.last += other.last
 
     def catch_up(self) -> None:
-        """Do what was put off while the lock was held, or was left undone."""
+        """Do the deferred work, and what was interrupted."""
         while self.deferred:
             try:
                 self.deferred[0]()  # It stays until it is done: an interrupt may come before it begins.

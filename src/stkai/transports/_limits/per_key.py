@@ -23,8 +23,8 @@ class PerKey(Chooser):
     Args:
         key: the key of a request, such as `stkai.costs.model_of`.
         make: called when a key is first seen; returns its limiter, or a list of limiters.
-        max_keys: how many limiters to keep. Beyond that, the least recently used ones are dropped, and made anew when
-            their key is seen again; but never one that a request waits for or was sent with.
+        max_keys: how many limiters to keep. Beyond that, the least recently used ones are dropped, and recreated when
+            their key is seen again; never one that a request waits for or was sent with.
 
     Raises:
         ConfigurationError: `key` or `make` is not a function, or `max_keys` not a positive whole number; or, on a

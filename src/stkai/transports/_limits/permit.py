@@ -47,9 +47,9 @@ def wait_for_permit(
     wait: float | Operation,
     start: float,
 ) -> Steps[float]:
-    """Wait, as the limiter said at `start`; returns when the permit was taken. After an error, the caller has to leave.
+    """Wait until the limiter admits the turn, beginning with the answer it gave at `start`; returns when it did.
 
-    The attempts of a call share its allowance, in seconds.
+    After an error, the caller has to leave. The attempts of a call share its allowance, in seconds.
 
     Raises:
         TokenAcquisitionTimeoutError, DeadlineExceededError: it would take too long.
@@ -272,5 +272,5 @@ class Permit:
 
 @cache
 def _request() -> httpx.Request:
-    """The request in whose place permits are taken: only events name it."""
+    """A placeholder request, which only events show."""
     return httpx.Request("POST", "permit:")

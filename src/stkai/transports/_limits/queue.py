@@ -1,10 +1,10 @@
-"""The queue of waiting requests: who may go, and who is told to wait.
+"""The queue of waiting requests: who is admitted, and who waits.
 
 A queue has one or more sources of permits. A turn goes when all of its sources have a permit for it, and takes from all
 of them in one step; while it waits it holds nothing. All state is numbers under one lock that is held for arithmetic
 only, so that threads, event loops and stacks can share a queue.
 
-A sleeper is not woken, except for a place in flight. So each turn is told when it may go, and *claims* its permit from
+A sleeper is not woken, except for a place in flight. So each turn knows when it is due, and *claims* its permit from
 that instant on. A permit that no turn before it claims or will need goes to the turn that asks. So a crowd that gives
 up cannot stop the line, and no sleeper loses its permit to one that is awake.
 """
@@ -28,30 +28,25 @@ _EARLY: Final = 0.0005
 """Seconds before its time from which a sleeper claims its permit: otherwise ties would go to whoever is awake."""
 
 _OVERSLEPT: Final = 5.0
-"""Seconds after which a waiter that has not woken stops holding up those behind it: its loop may be stuck."""
+"""Seconds after which a waiter that has not woken no longer delays those behind it: its loop may be stuck."""
 
+# Quotas may change and permits may be returned, so a waiter asks again every GLANCE seconds. Two groups ask less often:
+# those behind place _GLANCERS of a fast queue, where nearly all would ask in vain, sleep through waits of up to _QUIET
+# seconds; and those behind place _PLACES, in proportion: 10,000 waiters ask about 3,300 times per second.
 GLANCE: Final = 1.0
-"""Seconds; a waiter asks at least so often, since quotas may change and permits may be returned ..."""
-
 _GLANCERS: Final = 200
-"""... up to this place in the line; behind it, it sleeps for up to ..."""
-
 _QUIET: Final = 4.0
-"""... so many seconds if its wait is no longer: in a fast line, nearly all of them would ask in vain. In a slow line,
-it asks every second as well, but ..."""
-
 _PLACES: Final = 1000
-"""... more rarely behind this place, in proportion: 10,000 waiters ask about 3,300 times per second."""
 
 _LOOKED_AT: Final = 100
 """Sleepers whose permits a turn that is awake leaves alone; those behind them wake before theirs are due."""
 
 READY: Final = math.nan
-"""Said to a turn that may go as soon as the user's own limiters among its limits let it go."""
+"""Returned to a turn that only the user's own limiters still hold back."""
 
 
 class Queue:
-    """First come, first served, over one or more sources of permits. Told the time; never waits, sends or sleeps."""
+    """First come, first served, over one or more sources of permits. Gets the time as an argument; never waits."""
 
     lock: ClassVar[Any] = threading.RLock()
     """One for all queues: an `AllOf` may join queues that are in use, and take from all their sources in one step."""
@@ -254,7 +249,7 @@ class Queue:
         self._when_free(turn, now, correct)
 
     def _when_free(self, turn: Turn, now: float, work: Callable[[Turn, float], None]) -> None:
-        """Do it now; or later, if a finalizer or a signal handler calls in the middle of the arithmetic."""
+        """Run it now; or later, if a finalizer or a signal handler calls while the lock is held."""
         if Queue.lock._is_owned():  # noqa: SLF001 - see `ask`
             if turn.sources:
                 turn.sources[0].order.deferred.append(partial(work, turn, now))

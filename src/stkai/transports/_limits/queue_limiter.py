@@ -28,7 +28,7 @@ class QueueLimiter(Queue):
     """A queue that is a `Limiter`."""
 
     is_own = False
-    """Whether it is a subclass of a user's that must see every request and every answer."""
+    """Whether it is a user's subclass, which must see every request and answer."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -21,7 +21,7 @@ class TokenBucket(QuotaLimiter):
     """At most so many requests in any time window. Share the object to share the quota, also between stacks.
 
     After a quiet time, `burst` requests may go at once; the others follow evenly. With the default burst, all of a
-    window's requests may go at once, and the next ones when these are out of the window.
+    window's requests may go at once, and the next ones when these have left the window.
 
     Args:
         max_requests: requests allowed in any `time_window`; None counts units of cost alone.
@@ -65,7 +65,7 @@ class TokenBucket(QuotaLimiter):
             )
 
         def alone() -> list[Source]:
-            """While the store was never reached: nobody knows how many share the quota."""
+            """The sources before the store is first reached, when the number of members is unknown."""
             sources = _local_sources(limits)
             if max_requests is not None:
                 sources.append(AdaptiveRate(KnownQuota(max_requests, time_window)))
@@ -231,7 +231,7 @@ def _local_sources(limits: Limits) -> list[Source]:
 
 
 def _require_no_numbers(limits: Limits, options: dict[str, object]) -> None:
-    """Refuse half a quota, and options that need a quota."""
+    """Refuse one number without the other, and options that need a quota."""
     if limits.max_requests is not None or limits.time_window is not None:
         missing = "time_window" if limits.time_window is None else "max_requests"
         raise ConfigurationError(

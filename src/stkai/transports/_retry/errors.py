@@ -22,14 +22,12 @@ from .retry_after import retry_after
 # A proxy error comes before the tunnel is open, so the server has seen nothing.
 _NO_CONNECTION: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
 NOT_SENT: Final = (*_NO_CONNECTION, httpx.PoolTimeout)
-"""The errors of a request that was not sent, if its wire means them so."""
+"""The errors of a request that was not sent, on a sound wire."""
 
 _UNKNOWN: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
 
 _PROXY_REFUSES: Final = r"4(?!08|29)\d\d\b|.*(username|password|credential|auth|rules)"
-"""What httpx's ProxyError says if the proxy wants other credentials, or rejects us altogether.
-
-408 and 429 on CONNECT are about this moment, as from any server."""
+"""What httpx's ProxyError says if the proxy rejects the credentials or the client. 408 and 429 are temporary."""
 
 _TLS_ALERT: Final = r"\x15\x03"
 """How the answer of a TLS port to plain HTTP begins, as the parser's message shows it."""
@@ -112,7 +110,8 @@ def is_hopeless(error: BaseException) -> bool:
 def breaks_http2(error: BaseException) -> bool:
     """Whether an HTTP/2 connection, or its stream, was closed in the middle of a request, or has no room for one more.
 
-    After a GOAWAY, h2 refuses what still arrives, and what others send: to httpcore, that is a mistake of ours.
+    After a GOAWAY, h2 refuses what still arrives, and what others send: httpcore reports that as a local protocol
+    error.
     """
     if not isinstance(error, alike(httpx.LocalProtocolError)):
         return False

@@ -16,7 +16,7 @@ _COMMA = r"(?<![a-z]),"
 
 
 def retry_after(headers: httpx.Headers, now: datetime) -> float | None:
-    """Seconds for which the server asks us to stay away, or None if it says nothing that can be understood.
+    """Seconds that the server asks the client to wait, or None if it says nothing that can be understood.
 
     Takes seconds, with decimals too, and HTTP-dates in all three forms; `seconds_until` measures a date. Of several
     values the longest counts. A number too large for a float is the largest float; negative numbers and garbage are

@@ -176,7 +176,7 @@ class Leased(Member):
     # Calls
 
     def call(self, turn: Turn, now: float) -> Any:
-        """The operation that calls the store, if that is due and no other turn does it; the turn has to wait."""
+        """The operation that calls the store, if one is due and no other turn makes it; the turn has to wait."""
         group = self.group
         if self.outage.is_on or (now < group.paused_until and self.refused < 0):
             return None

@@ -24,7 +24,7 @@ _NEWS: Final = 1.0
 """Seconds after which an idle member reports what changes nothing for the others at once."""
 
 _HUNG: Final = 2
-"""Calls that may hang in a row before the store counts as lost."""
+"""Consecutive calls that may hang before the store counts as lost."""
 
 _RISEN: Final = 3.0
 """How many times sooner the store must be able to lease a permit before the one that is held is exchanged for it."""
@@ -254,7 +254,7 @@ class Member(Source):
         return bool(self.quota.max_cost) and held.spent != last.units_used
 
     def call_soon(self) -> None:
-        """Arrange for a call in the background if one is needed."""
+        """Schedule a background call if one is needed."""
         if self.needs_call():
             later = SOON if self.held.due or self.held.units > 0 else _NEWS
             self.client.schedule(0.0 if self._is_urgent() else later)

@@ -13,7 +13,7 @@ from .source import ROUNDING, Limits, Source
 from .units import Units
 
 BOTH: Final = 1.5
-"""Seconds after an outage during which a request needs a permit of both: the others return one by one."""
+"""Seconds after an outage during which a request needs a permit from both, since members return one by one."""
 
 _ALONE: Final = 3
 """Calls in a row that must fail before a process that has never reached the store adapts alone ..."""

@@ -121,7 +121,7 @@ class StoreClient:
             self._make_within(seconds, call)
 
     def retire(self) -> None:
-        """Leave the group, in another thread: the limiter was collected, perhaps in the middle of something."""
+        """Leave the group, in another thread: the limiter was collected, perhaps while a lock is held."""
         if not self._is_instant and self.member.has_joined:
             background.later(0.0, self._retire)
 
