@@ -69,6 +69,22 @@ async def test_places_go_in_order_of_arrival_and_at_once_also_when_the_front_of_
     assert (policy.busy, policy.waiting) == (0, 0)
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_place_is_used_at_once_beside_another_limit(event_loop: World, is_first: bool) -> None:
+    clock = FakeClock()
+    places, bucket = InFlight(2), TokenBucket(200, 1)
+    office = Office(AllOf(*((places, bucket) if is_first else (bucket, places))), 2, clock)
+    async with anyio.create_task_group() as everybody, anyio.create_task_group() as front:
+        for number in range(420):
+            group = front if 50 <= number < 400 else everybody
+            group.start_soon(office.visit, number, 0.05)
+            await clock.asleep(0.0001)
+        await clock.asleep(0.5)
+        front.cancel_scope.cancel()
+    assert office.started[-20:] == list(range(400, 420))
+    assert office.longest < 1e-6
+
+
 def test_the_first_is_woken_and_the_next_when_that_one_has_its_place_or_gives_up() -> None:
     policy = InFlight(2)
     holders, waiters = [Turn() for _ in range(2)], [Turn() for _ in range(4)]

@@ -178,10 +178,12 @@ class Queue:
         for source in sources:
             ahead = place if source.waiting == waiting else source.count(place)
             seconds = source.when(turn, ahead, now)
-            if source.is_exact and seconds > exact:
-                exact, turn.held_by = seconds, source
-            elif seconds > guess and seconds > exact:
-                guess, turn.held_by = seconds, source
+            if seconds > max(exact, guess):
+                turn.held_by = source
+            if source.is_exact:
+                exact = max(exact, seconds)
+            else:
+                guess = max(guess, seconds)
         if before is not None and before is not turn.held_by:
             before.pass_on(turn, now, sources)
         exact = max(exact, wait)
