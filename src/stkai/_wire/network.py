@@ -1,10 +1,13 @@
 """Mends connections of httpcore.
 
-It leaves a connection open whose handshake, with a server or a SOCKS proxy, is cancelled or given up. Some errors pass
-through it unchanged, and are not httpx errors; others lose their message. And it takes bytes that have arrived behind
-an answer for the answer to the next request.
+It leaves a connection open whose handshake, with a server or a SOCKS proxy, is cancelled or given up. A proxy that does
+not connect looks to it like a server that does not answer. Some errors pass through it unchanged, and are not httpx
+errors; others lose their message. And it takes bytes that have arrived behind an answer for the answer to the next
+request.
 """
 
+import math
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +16,11 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
+from .._clock import SystemClock
 from .._errors import causes
 from .._event_loops import anyio
 from .._families import alike
 from .._secrets import HiddenBytes
-from .proxies import AsyncProxyStream, ProxyStream
 
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
@@ -204,3 +207,90 @@ def connection_with_leftovers(body: Any) -> Any:
         return connection if connection._h11_state.trailing_data[0] else None  # noqa: SLF001
     except AttributeError:  # It is no wire of httpx's, or speaks HTTP/2.
         return None
+
+
+_ASKS: Final = re.compile(rb"[\x01\x05]|(CONNECT [^/ ]+:[0-9]+ HTTP/)")
+"""How a message of SOCKS begins (RFC 1928 and 1929), and the request for a tunnel (RFC 9110, section 9.3.6): a request
+that a proxy forwards names a whole URL."""
+
+
+class ProxyStream:
+    """A connection to a proxy; for the arguments, see `Network`.
+
+    Until the proxy has connected, nothing of the request is sent: what fails is an error of connecting, and may take
+    what is left of the connect timeout. httpcore sets no time limit for the exchange with a SOCKS proxy.
+    """
+
+    _asks: re.Match[bytes] | None = None
+    """What the proxy is asked, as long as it has not connected."""
+
+    _has_asked = False
+
+    def __init__(self, stream: Any, errors: Any, seconds: float | None) -> None:
+        self._stream, self._errors = stream, errors
+        self._end = math.inf if seconds is None else SystemClock.monotonic() + seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> Any:
+        with self._connecting():
+            return self._arrived(self._stream.read(max_bytes, self._limit(timeout)))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> Any:
+        self._begins(buffer)
+        with self._connecting():
+            return self._stream.write(buffer, self._limit(timeout))
+
+    def start_tls(self, *args: Any, **options: Any) -> Any:
+        return self._above(self._stream.start_tls(*args, **options))
+
+    def _above(self, stream: Any) -> Any:
+        """The same connection through TLS: with the server or, at first, with the proxy."""
+        return stream if self._asks else type(self)(stream, self._errors, self._left())
+
+    def _begins(self, buffer: bytes) -> None:
+        if buffer and not self._has_asked:  # The end of a request may be written as nothing.
+            self._asks = _ASKS.match(buffer)
+            self._has_asked = self._asks is None
+
+    def _limit(self, timeout: float | None) -> float | None:
+        if not self._asks:
+            return timeout
+        seconds = self._left() if timeout is None else min(timeout, self._left())
+        return None if seconds == math.inf else seconds
+
+    def _left(self) -> float:
+        return max(0.001, self._end - SystemClock.monotonic())
+
+    def _arrived(self, data: bytes) -> bytes:
+        if not data and self._asks and self._asks[1]:
+            raise self._errors.ConnectError("the proxy closed the connection instead of answering")
+        return data
+
+    @contextmanager
+    def _connecting(self) -> Iterator[None]:
+        errors = self._errors
+        try:
+            yield
+        except (errors.ReadTimeout, errors.WriteTimeout, errors.ReadError, errors.WriteError) as error:
+            if not self._asks:
+                raise
+            kind = "Timeout" if isinstance(error, errors.TimeoutException) else "Error"
+            raise getattr(errors, f"Connect{kind}")(str(error)) from error
+
+
+class AsyncProxyStream(ProxyStream):
+    """The async version."""
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> Any:
+        with self._connecting():
+            return self._arrived(await self._stream.read(max_bytes, self._limit(timeout)))
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> Any:
+        self._begins(buffer)
+        with self._connecting():
+            return await self._stream.write(buffer, self._limit(timeout))
+
+    async def start_tls(self, *args: Any, **options: Any) -> Any:
+        return self._above(await self._stream.start_tls(*args, **options))
