@@ -64,7 +64,7 @@ class Token(HoldsSecret):
         return next(self._claims) == 0
 
     def __call__(self) -> bool:
-        """Whether it is still the token to sign with."""
+        """Whether it is still the token to sign with; what `Attempt.is_signed` asks."""
         return self._auth.kept() is self
 
     def __repr__(self) -> str:
