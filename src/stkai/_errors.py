@@ -1,4 +1,4 @@
-"""The exceptions of stkai. What a transport raises is also an `httpx.TransportError`, with `.request`.
+"""The exceptions of stkai. What keeps a request from its answer is also an `httpx.TransportError`, with `.request`.
 
     StkaiError
       + ConfigurationError             ValueError: settings, stacks or options that cannot be used
@@ -9,7 +9,7 @@
       + OutcomeUnknownError            `send_all`: an earlier run may have sent the request
       + NotSent                        to derive from: leaves a permit's block without using the permit
       + RetryableError                 httpx.TransportError: another attempt may help
-          + ClientSideRateLimitError       a limiter in this process refused
+          + ClientSideRateLimitError       a limiter in this process rejected it
           |   + TokenAcquisitionTimeoutError   the wait for a permit would have been too long
           + ServerSideRateLimitError       429 Too Many Requests
 
@@ -189,7 +189,7 @@ class RetryableError(TransportError):
 
 
 class ClientSideRateLimitError(RetryableError):
-    """A limiter in this process refused the request; nothing was sent."""
+    """A limiter in this process rejected the request; nothing was sent."""
 
 
 class TokenAcquisitionTimeoutError(ClientSideRateLimitError):

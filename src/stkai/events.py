@@ -146,7 +146,7 @@ class Waited(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rejected(Event):
-    """The layer `layer` refused a request without sending it: it would have had to wait too long.
+    """The layer `layer` rejected a request without sending it: it would have had to wait too long.
 
     Attributes:
         layer: the name of the layer.
