@@ -172,10 +172,6 @@ class Survey(NamedTuple):
                 own += shard.has(last)
         return cls(size, sha256(path, size), own, last)
 
-    def __bytes__(self) -> bytes:
-        """Its record in a journal."""
-        return b"i %d %b %d %d\n" % (self.size, self.sha256.encode(), self.lines, self.last)
-
     @classmethod
     def of_record(cls, size: int, rest: bytes) -> "Survey":
         """The survey in a record of a journal."""

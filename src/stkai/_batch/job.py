@@ -116,7 +116,7 @@ class BatchJob:
         _check_unchanged(source, survey, is_copy=self._options.from_stdin)
         if survey is None or source.stat().st_size > survey.size:
             survey = self.plan.survey(source)
-            journal.surveyed(survey)
+            journal.write("i", *survey)
         self.survey, self.lines = survey, self.plan.lines(source, survey.size)
         if self._options.retry_failed:
             failed = recovered.states.numbers(LineState.FAILED)
@@ -133,11 +133,11 @@ class BatchJob:
         if self.survey is None and self.stdin is not None and self.stdin.survey is not None:
             self.survey = self.stdin.survey
             if self.journal is not None:
-                self.journal.surveyed(self.survey)
+                self.journal.write("i", *self.survey)
         used = (self.usage.input_tokens, self.usage.output_tokens)
         if self.journal is not None and used != self.recovered.usage:
             self.recovered.usage = used
-            self.journal.used(*used)
+            self.journal.write("u", *used)
 
     def sync(self) -> None:
         """Return once everything written would survive a power failure."""

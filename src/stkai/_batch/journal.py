@@ -159,7 +159,7 @@ class Journal(AppendFile):
         header = Header(kind, uuid.UUID(hex=unique_key(), version=4), dict(facts))
         self.truncate()
         first = {"stkai": kind, "version": VERSION, "job": str(header.job), **header.facts}
-        self.append(json.dumps(first).encode() + b"\n" + (b"" if survey is None else bytes(survey)))
+        self.append(json.dumps(first).encode() + b"\n" + (b"" if survey is None else _record("i", *survey)))
         self.header = header
         return header
 
@@ -189,32 +189,24 @@ class Journal(AppendFile):
 
     def limit(self, in_flight: int) -> None:
         """From here on, at most that many lines are in flight; written when the first one is sent."""
-        self._before_next = b"f %d\n" % in_flight
+        self._before_next = _record("f", in_flight)
 
     def sent(self, number: int) -> None:
         """The line is about to be sent. If this fails, it must not be."""
-        self.append(b"%bs %d\n" % (self._before_next, number))
+        self.append(self._before_next + _record("s", number))
         self._before_next = b""
 
     def not_sent(self, *numbers: int) -> None:
         """The lines were refused, or are new again; one write."""
-        self.append(b"".join(b"n %d\n" % number for number in numbers))
+        self.append(b"".join(_record("n", number) for number in numbers))
 
-    def execution(self, number: int, name: str) -> None:
-        """The line has created an execution."""
-        self.append(b"x %d %s\n" % (number, name.encode()))
+    def write(self, kind: str, *values: object) -> None:
+        """Write a record of another kind."""
+        self.append(_record(kind, *values))
 
-    def handed_out(self, number: int) -> None:
-        """The outcome was handed out."""
-        self.append(b"d %d\n" % number)
 
-    def used(self, input_tokens: int, output_tokens: int) -> None:
-        """The answers so far have used these tokens."""
-        self.append(b"u %d %d\n" % (input_tokens, output_tokens))
-
-    def surveyed(self, survey: Survey) -> None:
-        """The run reads this input."""
-        self.append(bytes(survey))
+def _record(kind: str, *values: object) -> bytes:
+    return " ".join(map(str, (kind, *values))).encode() + b"\n"
 
 
 def records(path: Path, header: Header | None) -> Iterator[tuple[bytes, int, bytes]]:

@@ -152,7 +152,7 @@ class _OutcomeLog(RunState):
             yield
         finally:
             if self.journal is not None:
-                self.journal.handed_out(outcome.index)
+                self.journal.write("d", outcome.index)
 
     def close(self) -> None:
         """Close the journal."""

@@ -110,7 +110,7 @@ class LineInFlight(Watch):
         """The line has created an execution, which a resumed job goes on polling."""
         self.execution = execution
         if self.run.journal is not None:
-            self.run.journal.execution(self.number, execution)
+            self.run.journal.write("x", self.number, execution)
             if self.run.commit is not None:
                 await self.run.journal.commit()
         self.may_drop = True
