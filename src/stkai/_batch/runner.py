@@ -5,8 +5,7 @@ A failure is reported as a code for programs and a message for people.
 
 from collections.abc import AsyncGenerator
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 from uuid import uuid5
 
 import httpx
@@ -27,6 +26,10 @@ from .progress import visible
 from .request_formats import InvalidLineError
 from .watch import DroppedError, LineInFlight, RunState
 
+HALTED: Final = 3
+INTERRUPTED: Final = 130
+"""Exit codes of runs that ended early."""
+
 _PAUSE: Final = 0.05
 """Seconds between checks of an input that is still being copied."""
 
@@ -37,24 +40,16 @@ _SHOWS_URL: Final = frozenset({404, 405, 410})
 _MAY_HAVE_ACTED: Final = "; the server may have executed it: to send it again, pass --retry-failed"
 
 
-@dataclass(frozen=True, slots=True)
-class StopReason:
-    """Why a run ended early: what happened, and what to do."""
-
-    kind: Literal["halted", "interrupted"]
-    message: str
-
-
 class Runner:
     """Sends the lines of a job, and writes their outcomes.
 
     Attributes:
-        stop_reason: set when the run must end early.
+        stop_reason: if the run must end early, its exit code, and what happened and what to do.
         in_flight: the lines in flight, by number.
     """
 
     def __init__(self, job: BatchJob, client: BatchClient) -> None:
-        self.stop_reason: StopReason | None = None
+        self.stop_reason: tuple[int, str] | None = None
         self.in_flight: dict[int, LineInFlight] = {}
         self._job, self._client, self._clock = job, client, SystemClock()
         self._options, self._outputs = job.plan.options, job.outputs
@@ -62,10 +57,10 @@ class Runner:
         self._part = self._options.part
         self._streak: tuple[str | None, int] = (None, 0)
 
-    def stop(self, kind: Literal["halted", "interrupted"], message: str) -> None:
+    def stop(self, exit_code: int, message: str) -> None:
         """Stop sending, and drop lines that were not sent; requests in flight finish."""
         if self.stop_reason is None:
-            self.stop_reason = StopReason(kind, message)
+            self.stop_reason = exit_code, message
             self._state.ending.run()
             for line in list(self.in_flight.values()):
                 line.end_with_run()
@@ -100,7 +95,7 @@ class Runner:
                         yield item[0], made
         except OSError as error:
             what = f"{self._options.source} cannot be read: {error.strerror}"
-            self.stop("halted", f"{what}; nothing more is sent")
+            self.stop(HALTED, f"{what}; nothing more is sent")
 
     def _request(self, number: int, read: ReadLine) -> httpx.Request | OutputLine | None:
         """The request for a line, or its failure if it is not sent; None if there is nothing to do."""
@@ -139,7 +134,7 @@ class Runner:
         if response is None:
             response = getattr(error, "response", None)
         if isinstance(error, WriteError):
-            self.stop("halted", f"{error}; nothing more is sent")
+            self.stop(HALTED, f"{error}; nothing more is sent")
         elif isinstance(error, AuthenticationError) and not isinstance(error, ExposedTokenError):
             self._refuse(visible(str(error)))
         elif isinstance(error, DroppedError):
@@ -159,7 +154,7 @@ class Runner:
         """Halt because the credentials are refused."""
         way = "leave out --no-auth, and set" if self._options.no_auth else "check"
         self.stop(
-            "halted",
+            HALTED,
             f"{what}: {way} STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET, or STKAI_AUTH_TOKEN;"
             " nothing more is sent",
         )
@@ -191,7 +186,7 @@ class Runner:
         """Write the outcome of a line, and halt after too many equal failures in a row."""
         await self._outputs.settle(number, entry)
         if self._outputs.error is not None:
-            self.stop("halted", f"{self._outputs.error}; nothing more is sent")
+            self.stop(HALTED, f"{self._outputs.error}; nothing more is sent")
         if entry is None or entry.code == UNKNOWN:
             return
         code, failure = entry.code, entry.failure
@@ -200,7 +195,7 @@ class Runner:
         self._streak = (code, count)
         if failure is not None and count == self._options.halt_after:
             times = "a failure" if count == 1 else f"{count} failures in a row"
-            self.stop("halted", f"{times} with the code {code}, the last one: {failure.message}")
+            self.stop(HALTED, f"{times} with the code {code}, the last one: {failure.message}")
 
 
 def _may_have_acted(line: LineInFlight, failure: LineFailure) -> LineFailure:

@@ -21,15 +21,13 @@ from .._batch.merge import merge
 from .._batch.options import JobPlan, Options
 from .._batch.outputs import FileOutputs
 from .._batch.progress import Display, Progress, count, display, escaped, listed
-from .._batch.runner import Runner
+from .._batch.runner import HALTED, INTERRUPTED, Runner
 from .._clock import SystemClock
 from .._errors import ConfigurationError, StkaiError
 from .._log import logger
 
 SOME_FAILED: Final = 1
 REFUSED: Final = 2
-HALTED: Final = 3
-INTERRUPTED: Final = 130
 
 _RUN: Final = "run"
 _SYNC_EVERY: Final = 1.0
@@ -198,7 +196,7 @@ class _JobRun:
     async def _end_at_signals(self, signals: AsyncIterator[signal.Signals]) -> None:
         """At the first signal, end the run; at the second one, the process."""
         why = f"interrupted by {(await anext(signals)).name}"
-        self._runner.stop("interrupted", why)
+        self._runner.stop(INTERRUPTED, why)
         if any(not each.may_drop for each in self._runner.in_flight.values()):
             self._display.say(f"{why}: waiting for the requests in flight; interrupt again to abort them")
         await anext(signals)
@@ -219,7 +217,7 @@ class _JobRun:
                     if self._options.sync == "1s":
                         await anyio.to_thread.run_sync(self._job.sync)
                 except WriteError as error:
-                    self._runner.stop("halted", str(error))
+                    self._runner.stop(HALTED, str(error))
 
     def _progress(self) -> Progress:
         job = self._job
@@ -236,7 +234,7 @@ class _JobRun:
     def _finish_files(self) -> None:
         job, runner = self._job, self._runner
         if job.stdin is not None and job.stdin.error is not None:
-            runner.stop("halted", f"{job.stdin.error}; the rest of stdin is lost")
+            runner.stop(HALTED, f"{job.stdin.error}; the rest of stdin is lost")
         try:
             job.note()
             if self._options.sync != "never":
@@ -245,11 +243,11 @@ class _JobRun:
             missing = (progress.total or 0) - progress.finished
             if missing > 0:  # It ends a run that nothing else has ended.
                 what = f"{count(missing, 'line')} of {self._options.source} could not be read"
-                runner.stop("halted", f"{what}: it has changed during the run; restore it")
+                runner.stop(HALTED, f"{what}: it has changed during the run; restore it")
             if self._options.order == "input" and runner.stop_reason is None:
                 job.sort()
         except (WriteError, OSError) as error:
-            runner.stop("halted", str(error))
+            runner.stop(HALTED, str(error))
 
     def _conclude(self) -> int:
         """Say what happened and what to do next; returns the exit code."""
@@ -257,8 +255,8 @@ class _JobRun:
         reason, codes = runner.stop_reason, job.outputs.codes
         code = SOME_FAILED if codes else 0
         if reason is not None:
-            code = HALTED if reason.kind == "halted" else INTERRUPTED
-            complain(reason.message)
+            code, message = reason
+            complain(message)
             if not self._options.to_stdout:
                 say("to continue: run the same command with --resume")
         if self._options.quiet and not code:
