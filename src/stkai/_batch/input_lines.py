@@ -87,6 +87,7 @@ def csv_columns(path: Path) -> list[str]:
 def csv_records(path: Path, size: int | None = None) -> Lines:
     """The records in the first bytes of a CSV file, by default in all, numbered from 1; the header is not counted."""
     names, number = csv_columns(path), 0
+    row: list[str] | str
     with path.open("rb") as file:
         rows = csv.reader(_texts(_up_to(size, file)), strict=True)
         next(rows, None)
@@ -96,10 +97,7 @@ def csv_records(path: Path, size: int | None = None) -> Lines:
             except StopIteration:
                 return
             except csv.Error as error:
-                number += 1
-                message = f"line {rows.line_num}: {error}: double the quotes inside a cell"
-                yield number, partial(_broken, message)
-                continue
+                row = f"line {rows.line_num}: {error}: double the quotes inside a cell"
             if row:
                 number += 1
                 yield number, partial(_row, names, row)
@@ -112,11 +110,10 @@ def _texts(lines: Iterable[bytes]) -> Iterator[str]:
             yield line.decode(errors="surrogateescape")
 
 
-def _broken(message: str) -> Values | None:
-    raise InvalidLineError(message)
-
-
-def _row(names: list[str], row: list[str]) -> Values | None:
+def _row(names: list[str], row: list[str] | str) -> Values:
+    """The cells of a row by their names; a row that is broken is what to say of it."""
+    if isinstance(row, str):
+        raise InvalidLineError(row)
     if len(row) > len(names):
         msg = f"this has {len(row)} cells, but the header has {len(names)}: quote cells that contain commas"
         raise InvalidLineError(msg)

@@ -111,7 +111,12 @@ class _OutcomeLog(RunState):
         self._unknown: set[int] = set()
         if self.journal is not None:
             try:
-                self._recovered = _recovered(self.journal)
+                if self.journal.header is None:
+                    self.journal.begin("send_all", {})
+                elif self.journal.header.kind != "send_all":
+                    msg = f"{path} is the journal of `stkai batch`; choose another file for send_all"
+                    raise ConfigurationError(msg)
+                self._recovered = self.journal.recover(LineStates())
                 self.journal.limit(max_in_flight)
             except BaseException:
                 self.journal.close()
@@ -158,15 +163,6 @@ class _OutcomeLog(RunState):
         """Close the journal."""
         if self.journal is not None:
             self.journal.close()
-
-
-def _recovered(journal: Journal) -> Recovered:
-    if journal.header is None:
-        journal.begin("send_all", {})
-    elif journal.header.kind != "send_all":
-        msg = f"{journal.path} is the journal of `stkai batch`; choose another file for send_all"
-        raise ConfigurationError(msg)
-    return journal.recover(LineStates())
 
 
 async def _wanted(requests: Requests, log: _OutcomeLog) -> AsyncGenerator[tuple[int, httpx.Request], None]:
@@ -217,7 +213,7 @@ def _sender(client: Any) -> Callable[[httpx.Request, Watch], httpx.Response]:
         kind = type(client)
         if kind.post is HttpClient.post and kind.send is HttpClient.send and kind._send is HttpClient._send:  # noqa: SLF001
             return partial(send_watched, client)
-        return _sent_at_once(_by_verbs(client))
+        return partial(_send_at_once, partial(_send_by_verb, client))
     if isinstance(client, alike(httpx.Client)):
         return partial(_send_mounted, client)
     raise _wrong("send_all", client, "a stkai.HttpClient or an httpx.Client", "asend_all")
@@ -228,7 +224,7 @@ def _async_sender(client: Any) -> Callable[[httpx.Request, Watch], Awaitable[htt
     if isinstance(client, AsyncHttpClient) and type(client).send is AsyncHttpClient.send:
         return partial(asend_watched, client)
     if isinstance(client, alike(AsyncHttpClient, httpx.AsyncClient)):
-        return _sent_at_once(client.send)
+        return partial(_send_at_once, client.send)
     raise _wrong("asend_all", client, "a stkai.AsyncHttpClient or an httpx.AsyncClient", "send_all")
 
 
@@ -242,35 +238,27 @@ def _send_mounted(client: httpx.Client, request: httpx.Request, watch: Watch) ->
     return response
 
 
-def _sent_at_once(send: Callable[[httpx.Request], Any]) -> Callable[[httpx.Request, Watch], Any]:
-    """For clients whose requests may go to the wire at any time."""
-
-    def send_at_once(request: httpx.Request, watch: Watch) -> Any:
-        watch.about_to_send()
-        return send(request)
-
-    return send_at_once
+def _send_at_once(send: Callable[[httpx.Request], T], request: httpx.Request, watch: Watch) -> T:
+    """Send through a client whose requests may go to the wire at any time."""
+    watch.about_to_send()
+    return send(request)
 
 
-def _by_verbs(client: HttpClient) -> Callable[[httpx.Request], httpx.Response]:
-    """For clients that override the verbs, and take JSON instead of a request."""
-
-    def send(request: httpx.Request) -> httpx.Response:
-        headers = {name: value for name, value in request.headers.items() if name not in _OWN_HEADERS}
-        timeout = request.extensions.get("timeout", {}).get("read") or 30
-        if request.method == "GET":
-            return client.get(str(request.url), headers, timeout)
-        if request.method != "POST":
-            msg = f"{type(client).__name__} sends GET and POST only, not {request.method}"
-            raise InvalidArgumentError(msg)
-        content = request.read()
-        try:
-            data = json.loads(content) if content else None
-        except ValueError as error:
-            raise InvalidArgumentError(f"{type(client).__name__} sends JSON only: {error}") from error
-        return client.post(str(request.url), data, headers, timeout)
-
-    return send
+def _send_by_verb(client: HttpClient, request: httpx.Request) -> httpx.Response:
+    """Send through a client that overrides the verbs, and takes JSON instead of a request."""
+    headers = {name: value for name, value in request.headers.items() if name not in _OWN_HEADERS}
+    timeout = request.extensions.get("timeout", {}).get("read") or 30
+    if request.method == "GET":
+        return client.get(str(request.url), headers, timeout)
+    if request.method != "POST":
+        msg = f"{type(client).__name__} sends GET and POST only, not {request.method}"
+        raise InvalidArgumentError(msg)
+    content = request.read()
+    try:
+        data = json.loads(content) if content else None
+    except ValueError as error:
+        raise InvalidArgumentError(f"{type(client).__name__} sends JSON only: {error}") from error
+    return client.post(str(request.url), data, headers, timeout)
 
 
 def _wrong(function: str, client: object, wanted: str, other: str) -> ConfigurationError:
