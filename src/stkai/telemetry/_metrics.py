@@ -10,21 +10,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final, Literal
 
-from ..events import (
-    AttemptFinished,
-    AttemptStarted,
-    CallFinished,
-    CallStarted,
-    Event,
-    QuotaDisagreement,
-    RateChanged,
-    Rejected,
-    RetryScheduled,
-    StoreLost,
-    StoreRestored,
-    TokenRenewed,
-    Waited,
-)
+from .. import events
+from ..events import Event
 
 OTHER: Final = "_OTHER"
 """What the semantic conventions use in place of an unknown value."""
@@ -75,61 +62,61 @@ def _one(_: Event) -> float:
 SHARE_RATE: Final = Metric(
     "stkai.share.rate", "gauge", "{request}/s",
     "Current rate of a whole group that shares an adaptive limiter: every member reports the same one.",
-    _SHARE, {RateChanged: lambda event: None if event.share is None else event.new},
+    _SHARE, {events.RateChanged: lambda event: None if event.share is None else event.new},
 )
 METRICS: Final = (
     Metric(
         "http.client.request.duration", "histogram", "s", "Duration of HTTP client requests.",
-        (*_OUTCOME, "server.port"), {AttemptFinished: _seconds},
+        (*_OUTCOME, "server.port"), {events.AttemptFinished: _seconds},
     ),
     Metric(
         "stkai.call.duration", "histogram", "s", "Duration of calls, with all their attempts and waits.",
-        _OUTCOME, {CallFinished: _seconds},
+        _OUTCOME, {events.CallFinished: _seconds},
     ),
     Metric(
         "stkai.queue.duration", "histogram", "s", "Time that requests waited for a permit of a limiter.",
-        (*_LAYER, "stkai.limit"), {Waited: _seconds},
+        (*_LAYER, "stkai.limit"), {events.Waited: _seconds},
     ),
     Metric(
         "stkai.token.renewal.duration", "histogram", "s", "Time that it took to fetch an access token.",
-        _SERVER, {TokenRenewed: _seconds},
+        _SERVER, {events.TokenRenewed: _seconds},
     ),
     Metric(
         "stkai.calls.active", "active", "{call}", "Calls that have started and not finished.",
-        _SERVER, {CallStarted: _one, CallFinished: lambda _: -1},
+        _SERVER, {events.CallStarted: _one, events.CallFinished: lambda _: -1},
     ),
     Metric(
         "stkai.permits", "counter", "{permit}",
         "Requests sent to the wire; one behind a limiter has taken a permit.",
-        _SERVER, {AttemptStarted: _one},
+        _SERVER, {events.AttemptStarted: _one},
     ),
     Metric(
         "stkai.retries", "counter", "{retry}", "Failed attempts that are retried.",
-        (*_SERVER, "stkai.cause"), {RetryScheduled: _one},
+        (*_SERVER, "stkai.cause"), {events.RetryScheduled: _one},
     ),
     Metric(
         "stkai.rejections", "counter", "{request}", "Requests that a limiter of this program refused.",
-        _LAYER, {Rejected: _one},
+        _LAYER, {events.Rejected: _one},
     ),
     Metric(
         "stkai.rate", "gauge", "{request}/s",
         "Current rate of this process's adaptive limiter, as of its last change.",
-        _SERVER, {RateChanged: lambda event: event.new if event.share is None else None},
+        _SERVER, {events.RateChanged: lambda event: event.new if event.share is None else None},
     ),
     SHARE_RATE,
     Metric(
         "stkai.store.losses", "counter", "{loss}", "Times the store of a shared quota could not be reached.",
-        _SHARE, {StoreLost: _one},
+        _SHARE, {events.StoreLost: _one},
     ),
     Metric(
         "stkai.store.restorations", "counter", "{restoration}",
         "Times the store of a shared quota answered again.",
-        _SHARE, {StoreRestored: _one},
+        _SHARE, {events.StoreRestored: _one},
     ),
     Metric(
         "stkai.quota.disagreements", "counter", "{disagreement}",
         "Times another member of a share was found to have a different quota.",
-        _SHARE, {QuotaDisagreement: _one},
+        _SHARE, {events.QuotaDisagreement: _one},
     ),
 )
 # fmt: on

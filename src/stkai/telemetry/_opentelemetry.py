@@ -8,33 +8,30 @@ from typing import Any, Final
 
 from opentelemetry import context, metrics, propagate, trace
 from opentelemetry.context import Context
-from opentelemetry.metrics import Meter, MeterProvider
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
 
-from ..events import (
-    AttemptFinished,
-    AttemptStarted,
-    CallFinished,
-    CallStarted,
-    Event,
-    RateChanged,
-    Rejected,
-    RetryScheduled,
-    TokenRenewed,
-    Waited,
-)
+from .. import events
+from ..events import Event
 from ._metrics import DURATIONS, OTHER, Labels, Metric, Recorder, labels_of, method_of
 
-_RECORD: Final = {"counter": "add", "active": "add", "gauge": "set", "histogram": "record"}
+_INSTRUMENTS: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
+    "counter": ("create_counter", "add", {}),
+    "active": ("create_up_down_counter", "add", {}),
+    "gauge": ("create_gauge", "set", {}),
+    "histogram": ("create_histogram", "record", {"explicit_bucket_boundaries_advisory": DURATIONS}),
+}
+"""For each kind of metric, the methods that make an instrument and record a value, and further arguments."""
+
 _NO_HTTP_SPANS = getattr(context, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "suppress_http_instrumentation")
 """What opentelemetry-instrumentation-httpx checks before it makes its own span."""
 
 _NOTES: Final[dict[type[Event], tuple[str, tuple[str, ...]]]] = {
-    RetryScheduled: ("retry scheduled", ("delay", "cause")),
-    Waited: ("waited", ("layer", "seconds")),
-    Rejected: ("rejected", ("layer", "wait", "limit")),
-    RateChanged: ("rate changed", ("old", "new", "reason")),
-    TokenRenewed: ("token renewed", ("seconds", "reason")),
+    events.RetryScheduled: ("retry scheduled", ("delay", "cause")),
+    events.Waited: ("waited", ("layer", "seconds")),
+    events.Rejected: ("rejected", ("layer", "wait", "limit")),
+    events.RateChanged: ("rate changed", ("old", "new", "reason")),
+    events.TokenRenewed: ("token renewed", ("seconds", "reason")),
 }
 """The events that are noted in the span of their call, and which of their fields."""
 
@@ -42,20 +39,14 @@ _NOTES: Final[dict[type[Event], tuple[str, tuple[str, ...]]]] = {
 def recorder_of(provider: MeterProvider | None) -> Recorder:
     """What records events with the meters of that provider, by default the global one."""
     meter = metrics.get_meter("stkai", meter_provider=provider)
-    return Recorder(lambda metric: getattr(_made(meter, metric), _RECORD[metric.kind]))
 
+    def made(metric: Metric) -> Callable[[float, Labels], object]:
+        make, record, more = _INSTRUMENTS[metric.kind]
+        instrument = getattr(meter, make)(metric.name, unit=metric.unit, description=metric.text, **more)
+        recording: Callable[[float, Labels], object] = getattr(instrument, record)
+        return recording
 
-def _made(meter: Meter, metric: Metric) -> Any:
-    named = {"name": metric.name, "unit": metric.unit, "description": metric.text}
-    match metric.kind:
-        case "counter":
-            return meter.create_counter(**named)
-        case "active":
-            return meter.create_up_down_counter(**named)
-        case "gauge":
-            return meter.create_gauge(**named)
-        case "histogram":
-            return meter.create_histogram(**named, explicit_bucket_boundaries_advisory=DURATIONS)
+    return Recorder(made)
 
 
 class _Running:
@@ -69,7 +60,7 @@ class _Running:
         self._context = inside
         self._token = context.attach(inside)
 
-    def end(self, event: CallFinished | AttemptFinished) -> None:
+    def end(self, event: events.CallFinished | events.AttemptFinished) -> None:
         labels = labels_of(event, "http.response.status_code", "error.type")
         self.span.set_attributes(labels)
         if "error.type" in labels:
@@ -88,28 +79,28 @@ class Spans:
         self._calls: dict[int, _Running] = {}
         self._attempts: dict[tuple[int, int], _Running] = {}
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
-            CallStarted: self._call_started,
-            CallFinished: self._call_finished,
-            AttemptStarted: self._attempt_started,
-            AttemptFinished: self._attempt_finished,
+            events.CallStarted: self._call_started,
+            events.CallFinished: self._call_finished,
+            events.AttemptStarted: self._attempt_started,
+            events.AttemptFinished: self._attempt_finished,
         }
 
     def __call__(self, event: Event) -> None:
         handler = self._handlers.get(type(event), self._note)
         handler(event)
 
-    def _call_started(self, event: CallStarted) -> None:
+    def _call_started(self, event: events.CallStarted) -> None:
         method = method_of(event.call.method)
         span = self._tracer.start_span(f"stkai {_span_name(method)}", attributes=_attributes(event))
         self._calls[event.call.id] = _Running(span, trace.set_span_in_context(span))
 
-    def _call_finished(self, event: CallFinished) -> None:
+    def _call_finished(self, event: events.CallFinished) -> None:
         running = self._calls.pop(event.call.id, None)
         if running is not None:
             running.span.set_attribute("stkai.attempts", event.attempts)
             running.end(event)
 
-    def _attempt_started(self, event: AttemptStarted) -> None:
+    def _attempt_started(self, event: events.AttemptStarted) -> None:
         call = self._calls.get(event.call.id)
         outside = context.get_current() if call is None else trace.set_span_in_context(call.span)
         attributes = _attributes(event)
@@ -127,7 +118,7 @@ class Spans:
         propagate.inject(event.headers, context=inside)
         self._attempts[event.call.id, event.call.attempt] = _Running(span, inside)
 
-    def _attempt_finished(self, event: AttemptFinished) -> None:
+    def _attempt_finished(self, event: events.AttemptFinished) -> None:
         running = self._attempts.pop((event.call.id, event.call.attempt), None)
         if running is not None:
             running.end(event)
