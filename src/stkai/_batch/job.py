@@ -11,6 +11,7 @@ from typing import Final
 from .._clock import unique_key
 from .._config import STKAI
 from .._errors import ConfigurationError
+from .._log import logger
 from ..costs import CHARACTERS_PER_TOKEN
 from .input_lines import Lines, StdinCopy, Survey, ends_complete, sha256
 from .journal import Header, Journal, LineState, Recovered, read_header
@@ -33,7 +34,6 @@ class BatchJob:
         recovered: what earlier runs have left behind.
         survey: the input; None while stdin still arrives.
         stdin: the copy of stdin, if that is the input.
-        is_cut_off: stdin ended early, because an earlier run did.
     """
 
     def __init__(self, plan: JobPlan, stack: ExitStack) -> None:
@@ -45,7 +45,6 @@ class BatchJob:
         self.survey: Survey | None = None
         self.lines: Lines
         self.stdin: StdinCopy | None = None
-        self.is_cut_off = False
         self.outputs: Outputs = self._to_stdout() if plan.options.to_stdout else self._to_files()
 
     def _to_stdout(self) -> Outputs:
@@ -112,8 +111,11 @@ class BatchJob:
         self.recovered = recovered = journal.recover(outputs.read())
         self.usage = Usage(*recovered.usage)
         survey = recovered.survey
-        self.is_cut_off = survey is None
         _check_unchanged(source, survey, is_copy=self._options.from_stdin)
+        if survey is None:
+            logger.warning(
+                "stdin was cut off when an earlier run ended: only the lines copied by then are sent"
+            )
         if survey is None or source.stat().st_size > survey.size:
             survey = self.plan.survey(source)
             journal.write("i", *survey)

@@ -123,7 +123,12 @@ def run_batch(given: Mapping[str, Any]) -> int:
         plan = JobPlan.of(Options(**given))
         if plan.options.dry_run:
             return 0 if dry_run(plan, say) else SOME_FAILED
-        return _run_job(plan, warnings)
+        client = BatchClient(plan.options)
+        with ExitStack() as stack:
+            job = BatchJob(plan, stack)
+            shown = warnings.display = display(quiet=plan.options.quiet, say=say)
+            stack.callback(shown.close)
+            return _JobRun(job, client, shown).run()
     except WriteError as error:
         complain(f"{error}. Nothing was sent; free some disk space and run the command again")
         return HALTED
@@ -156,18 +161,6 @@ def _interrupt_at_signals() -> None:
     """Before and after a run, all signals raise KeyboardInterrupt."""
     for each in _signals():
         signal.signal(each, signal.default_int_handler)
-
-
-def _run_job(plan: JobPlan, warnings: _Warnings) -> int:
-    """Open the job and run it; returns the exit code."""
-    client = BatchClient(plan.options)
-    with ExitStack() as stack:
-        job = BatchJob(plan, stack)
-        if job.is_cut_off:
-            complain("stdin was cut off when an earlier run ended: only the lines copied by then are sent")
-        shown = warnings.display = display(quiet=plan.options.quiet, say=say)
-        stack.callback(shown.close)
-        return _JobRun(job, client, shown).run()
 
 
 class _JobRun:
