@@ -22,7 +22,6 @@ from .._wire.proxies import ProxyMap
 from ..costs import llm_tokens
 from ..transports._auth.bearer import BearerAuth, ExposedTokenError
 from ..transports._bodies import json_of
-from ..transports._layer import Layer
 from ..transports._limits.in_flight import InFlight
 from ..transports._limits.limiter import Limiter
 from ..transports._limits.quota_limiters import TokenBucket
@@ -79,7 +78,10 @@ class BatchClient:
             settings = _settings(options)
             stack = StackBuilder._made_by("stkai batch", given, settings, own_wire=True)  # noqa: SLF001
             signed = [layer for layer in stack.layers if layer.name == "auth"]
-            _check_base(options, signed)
+            for layer in signed:  # Fail early if the token would travel to `--base-url` unencrypted.
+                assert isinstance(layer.policy, BearerAuth)
+                if layer.policy.origins is None and options.base_url is not None:
+                    layer.policy.require_private(httpx.URL(options.base_url))
             wire = _wire(settings.http)
         except (ConfigurationError, ExposedTokenError) as error:
             hint = (
@@ -108,7 +110,10 @@ class BatchClient:
             created = await asend_watched(self._client, request, line)
             if created.status_code >= 300:
                 return created
-            await line.created(_execution_of(created))
+            execution = json_of(created)
+            if not isinstance(execution, str) or not execution or not execution.isprintable():
+                raise NoExecutionError(created)
+            await line.created(execution)
         if deadline is None:  # A line may have waited for its permit as long as it took.
             start, deadline = self._clock.monotonic(), _EXECUTION
         with anyio.move_on_after(start + deadline - self._clock.monotonic()):
@@ -188,26 +193,9 @@ def _wire(http: "HttpConfig") -> "AsyncWire":
     return wires.aiohttp(http)
 
 
-def _check_base(options: Options, signed: list[Layer]) -> None:
-    """Fail early if the token would travel to `--base-url` unencrypted."""
-    for layer in signed:
-        bearer = layer.policy
-        assert isinstance(bearer, BearerAuth)
-        if bearer.origins is None and options.base_url is not None:
-            bearer.require_private(httpx.URL(options.base_url))
-
-
 def status_of(response: httpx.Response) -> str:
     """The status in a callback; empty if there is none."""
     content = json_of(response)
     progress = content.get("progress") if isinstance(content, dict) else None
     status = progress.get("status") if isinstance(progress, dict) else None
     return status.upper() if isinstance(status, str) else ""
-
-
-def _execution_of(response: httpx.Response) -> str:
-    """The id in the answer to a creation: a JSON string."""
-    name = json_of(response)
-    if not isinstance(name, str) or not name or not name.isprintable():
-        raise NoExecutionError(response)
-    return name
