@@ -4,7 +4,8 @@ import asyncio
 import heapq
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import anyio
@@ -109,14 +110,10 @@ class FakeClock:
                 self._now += seconds
             self._wake_first()
             return
-        sleeper = self._enter(seconds)
-        try:
+        with self._sleeper(seconds) as sleeper:
             while not self._leave_if_due(sleeper):
                 sleeper.alarm.wait()
                 sleeper.set_alarm()
-        except BaseException:
-            self._abandon(sleeper)
-            raise
 
     async def asleep(self, seconds: float) -> None:
         """Sleep in a task: moves the clock when every task sleeps (`autojump`), or waits until it is moved."""
@@ -125,17 +122,13 @@ class FakeClock:
             self.sleeps.append(seconds)
             await anyio.lowlevel.checkpoint()
             return
-        sleeper = self._enter(seconds)
-        try:
+        with self._sleeper(seconds) as sleeper:
             while not self._leave_if_due(sleeper):
                 if self._autojump and self._first() is sleeper:
                     await self._move_to(sleeper)
                 else:
                     await sleeper.alarm.await_()
                 sleeper.set_alarm()
-        except BaseException:
-            self._abandon(sleeper)
-            raise
 
     def __repr__(self) -> str:
         return f"FakeClock(now={self._now:g}, autojump={self._autojump}, sleepers={self.sleepers})"
@@ -143,14 +136,21 @@ class FakeClock:
     def _asleep(self) -> int:
         return sum(target > self._now and not sleeper.is_abandoned for target, _, sleeper in self._heap)
 
-    def _enter(self, seconds: float) -> "_Sleeper":
+    @contextmanager
+    def _sleeper(self, seconds: float) -> "Iterator[_Sleeper]":
+        """Asleep while in the block; one that leaves it early, by an error or an interrupt, is abandoned."""
         with self._changed:
             self.sleeps.append(seconds)
             self._arrivals += 1
             sleeper = _Sleeper(self._now + seconds)
             heapq.heappush(self._heap, (sleeper.target, self._arrivals, sleeper))
             self._changed.notify_all()
-        return sleeper
+        try:
+            yield sleeper
+        except BaseException:
+            sleeper.is_abandoned = True
+            self._wake_first()
+            raise
 
     def _leave_if_due(self, sleeper: "_Sleeper") -> bool:
         """Sleepers leave one at a time, each waking the next: that keeps their order on any event loop."""
@@ -160,10 +160,6 @@ class FakeClock:
             heapq.heappop(self._heap)
         self._wake_first()
         return True
-
-    def _abandon(self, sleeper: "_Sleeper") -> None:
-        sleeper.is_abandoned = True
-        self._wake_first()
 
     def _first(self) -> "_Sleeper | None":
         with self._changed:
