@@ -294,6 +294,22 @@ def test_a_closed_server_leaves_no_thread_or_socket(http: httpx.Client) -> None:
     gc.collect()  # anything left open would warn now
 
 
+LEAVE_IT_OPEN = """
+import httpx
+from stkai.testing import QuotaServer
+
+url = QuotaServer().start().url
+server = QuotaServer().start()
+print(httpx.get(f"{url}/echo").status_code, httpx.get(f"{server.url}/echo").status_code)
+"""
+
+
+def test_a_program_that_leaves_a_server_open_ends_all_the_same() -> None:
+    # No fork, which would end without what an interpreter does at its end.
+    program = [sys.executable, "-c", LEAVE_IT_OPEN]
+    assert subprocess.run(program, capture_output=True, check=True, timeout=60).stdout == b"200 200\n"
+
+
 def test_a_restarted_server_keeps_its_records(http: httpx.Client) -> None:
     server = QuotaServer()
     for _ in range(2):
