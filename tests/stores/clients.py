@@ -9,7 +9,7 @@ import redis
 from stkai.stores import Ask, Lease, Store
 from stkai.stores._calendar import count
 from stkai.stores._protocol import AHEAD
-from stkai.stores._share import State
+from stkai.stores._share import MemberState, State
 
 
 def ask(member: str = "a", want: int = 1, **others: Any) -> Ask:
@@ -88,7 +88,7 @@ def eventually(check: Callable[[], Any], seconds: float = 20) -> Any:
 
 def check_books(state: State) -> None:
     """Check that no permit was created or lost, and that the state stays within its bounds."""
-    members = state.members.all()
+    members = [MemberState.unpack(packed) for packed in state.members.values()]
     held = [(m.epoch, count(m.old) + count(m.fresh)) for m in members]
     current = sum(permits for epoch, permits in held if epoch == state.epoch)
     assert state.leased == state.used + state.returned + state.expired + current

@@ -102,9 +102,6 @@ class FileStore(LocalStore):
             return False
         return clock.utcnow().timestamp() - written < FORGET
 
-    def close(self) -> None:
-        """Do nothing: no file stays open between two calls."""
-
     @even_half_made
     def __repr__(self) -> str:
         return f"FileStore({str(self.path)!r})"

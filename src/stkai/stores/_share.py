@@ -71,25 +71,6 @@ def _tuples(rows: Iterable[Iterable[Any]]) -> list[Any]:
     return list(map(tuple, rows))
 
 
-class Members(dict[str, str]):
-    """The members of a share by name. They stay packed, except the one that a step needs, so that it costs about the
-    same for any number of them; a member that has changed must be packed again.
-    """
-
-    def find(self, name: str) -> MemberState | None:
-        packed = self.get(name)
-        return None if packed is None else MemberState.unpack(packed)
-
-    def overdue(self, now: float, most: int) -> list[tuple[str, MemberState]]:
-        """The first members whose `due` is not after `now`."""
-        dues = [(float(packed[1 : packed.index(",")]), name) for name, packed in self.items()]
-        names = sorted((due, name) for due, name in dues if due <= now)[:most]
-        return [(name, MemberState.unpack(self[name])) for _, name in names]
-
-    def all(self) -> list[MemberState]:
-        return list(map(MemberState.unpack, self.values()))
-
-
 @dataclass(slots=True)
 class State(Calendar):
     """The state of one share."""
@@ -108,7 +89,8 @@ class State(Calendar):
     normal: int = 0  # Those in which requests of normal priority wait.
     sweep_at: float = 0.0  # When silent members are looked for.
     is_new: bool = True  # Members may know more.
-    members: Members = field(default_factory=Members)
+    # By name. All but the one that a step needs stay packed, so that it costs about the same for any number of them.
+    members: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def new(cls, now: float, epoch: int = 0) -> "State":
@@ -124,7 +106,7 @@ class State(Calendar):
     def unpack(cls, packed: str) -> "State":
         state = cls(*json.loads(packed))
         state.free, state.window = _tuples(state.free), _tuples(state.window)
-        state.quota, state.members = Quota(*state.quota), Members(state.members)
+        state.quota = Quota(*state.quota)
         return state
 
 
@@ -203,9 +185,11 @@ def sweep(s: State, now: float) -> None:
     """Take permits away from members that fell silent, then forget those."""
     if now < s.sweep_at:
         return
-    overdue = s.members.overdue(now, _SWEPT)
+    dues = [(float(packed[1 : packed.index(",")]), name) for name, packed in s.members.items()]
+    overdue = sorted(each for each in dues if each[0] <= now)[:_SWEPT]
     s.sweep_at = now if len(overdue) == _SWEPT else now + _SWEEP
-    for name, m in overdue:
+    for _, name in overdue:
+        m = MemberState.unpack(s.members[name])
         if m.epoch == s.epoch:
             s.expired += count(m.old) + count(m.fresh)
         uncount(s, m)

@@ -42,10 +42,12 @@ def step(s: State, ask: Ask, now: float) -> Lease:
         s.is_new = True
     now = advance(s, now)
     sweep(s, now)
-    m = s.members.find(ask.member)
-    if m is None:
+    packed = s.members.get(ask.member)
+    if packed is None:
         m = MemberState(epoch=s.epoch, used=ask.used, lapsed=ask.lapsed, units_used=ask.units_used)
-    elif 0 < ask.seq <= m.seq:
+    else:
+        m = MemberState.unpack(packed)
+    if 0 < ask.seq <= m.seq:
         # A later message overtook it, or it came before.
         return replace(_answer(s, ask.share, m, now, is_void=True), ranges=(), units=0.0)
     # What it has said without receiving the answer, it says again.
@@ -90,7 +92,8 @@ def look(s: State, now: float) -> Snapshot | None:
     """A snapshot for display; None if the share was never used."""
     if not s.rate:
         return None
-    members = [member for member in s.members.all() if member.seen > now + s.offset - FORGET]
+    members = [MemberState.unpack(packed) for packed in s.members.values()]
+    members = [member for member in members if member.seen > now + s.offset - FORGET]
     s = copy.copy(s)
     s.free, s.window = list(s.free), list(s.window)
     now = advance(s, now)
@@ -260,6 +263,9 @@ class LocalStore:
         """Delete the state of a share; active members start over. Returns whether there was one."""
         return self._change(share, forget)
 
+    def close(self) -> None:
+        """Do nothing: nothing stays open between two calls."""
+
 
 class MemoryStore(LocalStore):
     """Keeps shares in memory, on a clock that you pass: sharing in virtual time, without a file.
@@ -281,6 +287,3 @@ class MemoryStore(LocalStore):
             now = self._clock.monotonic()
             state = self._states.get(share) or self._states.setdefault(share, State.new(now))
             return work(state, now)
-
-    def close(self) -> None:
-        """Do nothing: there is nothing to release."""
