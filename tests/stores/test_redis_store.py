@@ -15,7 +15,7 @@ import pytest
 import redis
 import redis.asyncio
 
-from stkai import ConfigurationError, TokenBucket
+from stkai import AimdLimiter, ConfigurationError, TokenBucket
 from stkai.stores import Law, RedisStore, Refusal, Store, store_from
 
 from ..support.listening import listening
@@ -159,17 +159,18 @@ def test_shares_on_one_server_use_the_same_connections(server: Server) -> None:
 
 
 @pytest.mark.real_time
+@pytest.mark.parametrize("kind", [TokenBucket, AimdLimiter])
 def test_a_limiter_that_nobody_uses_any_more_leaves_no_connection_to_the_garbage_collector(
-    server: Server,
+    server: Server, kind: Any
 ) -> None:
     with server.client() as client:
         before = len(client.client_list())
-        bucket = TokenBucket(10, 1, share="dropped", store=server.url)
-        with bucket.permit():
+        limiter = kind(10, 1, share="dropped", store=server.url)
+        with limiter.permit():
             assert len(client.client_list()) > before
         gc.disable()
         try:
-            del bucket
+            del limiter
             eventually(lambda: len(client.client_list()) <= before)
         finally:
             gc.enable()

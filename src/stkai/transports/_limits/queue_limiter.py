@@ -103,8 +103,7 @@ class QuotaLimiter(QueueLimiter):
 
     Args:
         limits: the numbers, as `check_limits` returns them.
-        sources: where permits come from if the quota is not shared.
-        alone: makes the sources that a member of a share uses until it first reaches the store.
+        alone: makes the sources of a process that shares nothing, or has not reached the store of its share yet.
         beside: sources that each member of a share has besides.
         pace: computes the group's rate, for an adaptive limiter.
 
@@ -119,11 +118,10 @@ class QuotaLimiter(QueueLimiter):
     def __init__(
         self,
         limits: Limits,
-        sources: Sequence[Source],
+        alone: Callable[[], Sequence[Source]],
         *,
         share: str | None,
         store: Any,
-        alone: Callable[[], Sequence[Source]],
         beside: Sequence[Source] = (),
         pace: "GroupPace | None" = None,
         methods: Iterable[str] | None,
@@ -135,9 +133,9 @@ class QuotaLimiter(QueueLimiter):
             from .sources.store_client import StoreClient
 
             self._leased = StoreClient(store, share, limits, alone, pace).member
-            sources = [self._leased, *beside]
         elif store is not None:
             raise ConfigurationError("store= needs share=, the name of the quota to share")
+        sources = alone() if self._leased is None else [self._leased, *beside]
         super().__init__(*sources, methods=methods, max_wait_time=max_wait_time)
         self._limits = limits
         self._cost = None if cost is None else _checked_cost(cost, limits.max_cost)

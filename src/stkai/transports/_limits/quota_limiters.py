@@ -65,14 +65,13 @@ class TokenBucket(QuotaLimiter):
             )
 
         def alone() -> list[Source]:
-            """The sources before the store is first reached, when the number of members is unknown."""
             sources = _local_sources(limits)
-            if max_requests is not None:
+            if share is not None and max_requests is not None:  # How many others there are is not known yet.
                 sources.append(AdaptiveRate(KnownQuota(max_requests, time_window)))
             return sources
 
         super().__init__(
-            limits, _local_sources(limits), share=share, store=store, alone=alone,
+            limits, alone, share=share, store=store,
             methods=methods, max_wait_time=max_wait_time, cost=cost,
         )  # fmt: skip
 
@@ -158,7 +157,7 @@ class AimdLimiter(QuotaLimiter):
         floor = min_rate_floor or 0.0
         saved = SavedRate(warm_start) if warm_start is not None and share is None else None
         self._parts = parts
-        self._pace = AdaptiveRate(
+        pace = self._pace = AdaptiveRate(
             KnownQuota(max_requests, time_window, floor, leaves_some=plain is None),
             plain=plain,
             learned=None if saved is None else saved.read(),
@@ -171,8 +170,7 @@ class AimdLimiter(QuotaLimiter):
             return [] if max_cost is None else [Units(max_cost, time_window or 1.0, reads_headers=True)]
 
         def alone() -> Sequence[Source]:
-            """The sources of a process that shares nothing."""
-            return [self._pace, *units()]
+            return [pace, *units()]  # Without the limiter: a cycle would leave it to the garbage collector.
 
         group = None
         if share is not None:
@@ -182,7 +180,7 @@ class AimdLimiter(QuotaLimiter):
             group = GroupPace(quota, plain=plain, starts_warm=warm_start is not None)
         # A server's headers about tokens hold for all who use the key, so each member follows those that it receives.
         super().__init__(
-            limits, alone(), share=share, store=store, alone=alone, beside=units(), pace=group,
+            limits, alone, share=share, store=store, beside=units(), pace=group,
             methods=methods, max_wait_time=max_wait_time, cost=cost,
         )  # fmt: skip
 
