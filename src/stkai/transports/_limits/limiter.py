@@ -29,7 +29,6 @@ class Turn:
     Attributes:
         request: what is to be sent.
         cost: units that it takes from a limiter that counts them.
-        costs: units that it takes from each source that counts them, where that differs from `cost`.
         priority: "normal" or "low".
         chance: a random number in [0, 1), drawn for this turn.
         number: the place in the queue, given by the limiter; the lower one goes first. An attempt that returns to the
@@ -39,45 +38,34 @@ class Turn:
         is_guess: whether the wait is only a guess, so that asking again may succeed sooner; set by the limiter.
         granted: whether the permit has been taken, and neither given back nor ended; set by the limiter.
         paced: whether the limiter handles the wait after this refusal, so that retry need not; set by `learn`.
-        mark: what its pace noted about its permit.
         excused: whether the refusal was a mere collision, so that it uses up no retry; set by `learn`.
-        excuses: how many refusals of the call's earlier attempts were.
         errand: what is to be done after the answer, such as saving what was learnt; set by `learn`.
         call: the request's call, for events; set before the layer runs an operation for the limiter, if it has any.
-        sources: the sources that it takes its permits from.
-        asked, told, since: when it first asked; when it is due; when it got its permit.
-        held_by: the source that held it up when it last asked.
-        is_woken: whether that source has ended its sleep, so that it asks at once.
-        wake: ends its sleep, from any thread; set by the driver, if it can do that.
-        leases: what shared sources keep for this turn.
-        guests, inner: limiters of the user's own that it asks as well, and the turns that these see.
-        is_admitted: whether the guests have let it go.
-        loop_has_ended: tells whether the event loop of its task was closed, which leaves the task pending for ever.
-        is_by_hand: whether neither a layer nor a permit asks with it, and so keeps it while it holds a permit.
     """
 
     # Defaults are class attributes, except those read for every turn: look-ups on the instance are faster.
-    costs: dict[Any, float] | None = None
     not_before: float = -math.inf
     nap: float = math.inf
     is_guess: bool = False
     paced: bool = False
     excused: bool = False
-    excuses: int = 0
-    mark: Any = None
     errand: Operation | None = None
     call: CallInfo | None = None
-    asked: float = 0.0
-    told: float = math.inf
-    held_by: Any = None
-    is_woken: bool = False
-    wake: Callable[[], object] | None = None
-    leases: dict[Any, Any] | None = None
-    guests: tuple[Any, ...] = ()
-    inner: "dict[Any, Turn]" = {}  # noqa: RUF012 - never changed; a turn with guests gets its own
-    is_admitted: bool = False
-    loop_has_ended: Callable[[], bool] | None = None
-    is_by_hand: bool = False
+    # The rest is for stkai's own limiters.
+    costs: dict[Any, float] | None = None  # Units by source, where they differ from `cost`.
+    excuses: int = 0  # How many refusals of the call's earlier attempts were excused.
+    mark: Any = None  # What its pace noted about its permit.
+    asked: float = 0.0  # When it first asked.
+    told: float = math.inf  # When it is due.
+    held_by: Any = None  # The source that held it up when it last asked.
+    is_woken: bool = False  # Whether that source has ended its sleep, so that it asks at once.
+    wake: Callable[[], object] | None = None  # Ends its sleep, from any thread, if the driver can do that.
+    leases: dict[Any, Any] | None = None  # What shared sources keep for it.
+    guests: tuple[Any, ...] = ()  # Limiters of the user's own that it asks as well ...
+    inner: "dict[Any, Turn]" = {}  # noqa: RUF012 - ... and the turns that these see; replaced, never changed
+    is_admitted: bool = False  # Whether the guests have let it go.
+    loop_has_ended: Callable[[], bool] | None = None  # Whether its task will be pending for ever.
+    is_by_hand: bool = False  # Whether no layer or permit asks with it, and keeps it meanwhile.
 
     def __init__(
         self,
@@ -93,8 +81,8 @@ class Turn:
         self.chance = chance
         self.cost = cost
         self.priority = priority
-        self.sources = sources
-        self.granted, self.since = False, 0.0
+        self.sources = sources  # Where it takes its permits from.
+        self.granted, self.since = False, 0.0  # `since` is when it got its permit.
 
     def resume(self, earlier: "Turn") -> None:
         """Return to the place of an earlier attempt of the same call."""
@@ -212,30 +200,18 @@ Cost = Callable[[httpx.Request], float] | Pricing
 # Not a NamedTuple: its fields are read for every request, and slots are faster.
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a request of some method needs of a limiter.
+    """What a request of some method needs of a limiter."""
 
-    Attributes:
-        sources: where it takes its permits from.
-        guests: limiters of the user's own that it asks as well.
-        priced: the limits that count units of cost: each has `max_cost`, and corrects with `settle` what a turn took.
-        ends: whether one of them must be notified when the answer has ended.
-        listens: tells whether an answer of success could teach anything, at the instant at which its request was sent
-            or later; None if none ever does.
-        max_wait_time: seconds that it may wait.
-        sees_all: whether the limiter is one of the user's own, which must see every answer.
-        is_plain: whether nothing is to be done for an answer that teaches nothing.
-        notes: tells whether something is to be done for such an answer; None if never.
-    """
-
-    sources: tuple[Any, ...] = ()
-    guests: tuple[Any, ...] = ()
-    priced: tuple[Any, ...] = ()
-    ends: bool = False
+    sources: tuple[Any, ...] = ()  # Where it takes its permits from.
+    guests: tuple[Any, ...] = ()  # Limiters of the user's own that it asks as well.
+    priced: tuple[Any, ...] = ()  # The limits that count units: they have `max_cost` and `settle`.
+    ends: bool = False  # Whether one of them must be notified when the answer has ended.
+    # Whether an answer of success could teach anything, at this instant or later; None if none ever does.
     listens: Callable[[float], bool] | None = None
-    max_wait_time: float | None = None
-    sees_all: bool = False
-    is_plain: bool = field(init=False)
-    notes: Callable[[float], bool] | None = field(init=False)
+    max_wait_time: float | None = None  # Seconds.
+    sees_all: bool = False  # Whether the limiter is one of the user's own, which must see every answer.
+    is_plain: bool = field(init=False)  # Whether nothing is to be done for an answer that teaches nothing.
+    notes: Callable[[float], bool] | None = field(init=False)  # Whether something is; None if never.
 
     def __post_init__(self) -> None:
         is_plain = not (self.guests or self.priced or self.ends or self.sees_all)

@@ -28,22 +28,15 @@ _number = attrgetter("number")
 
 
 class Order:
-    """Who waits, in the order of their numbers; queues that have a source in common share it.
-
-    Attributes:
-        turns: those who wait.
-        members: the sources whose turns wait here.
-        vacant: the places of those who left, the first one first; without their requests, which may hold long bodies.
-        deferred: what a finalizer or a signal handler found to do while the lock was held, and `recover` after an
-            interrupt.
-        woken: those who are to be woken.
-    """
+    """Who waits, in the order of their numbers; queues that have a source in common share it."""
 
     def __init__(self) -> None:
         self.turns: list[Turn] = []
-        self.members: WeakSet[Source] = WeakSet()
+        self.members: WeakSet[Source] = WeakSet()  # The sources whose turns wait here.
+        # What a finalizer or a signal handler found to do while the lock was held, and `recover` after an interrupt.
         self.deferred: deque[Callable[[], object]] = deque()
-        self.woken: deque[Turn] = deque()
+        self.woken: deque[Turn] = deque()  # Those who are to be woken.
+        # The places of those who left, in order; without their requests, which may hold long bodies.
         self.vacant: list[Turn] = []
         # The last number of normal and of low priority, and the highest number that has gone.
         self.last = self._low = self._gone = 0

@@ -37,11 +37,6 @@ class AdaptiveRate(Rate):
         plain: the penalty and the recovery factor of plain AIMD; None for the tuned law.
         learned: what an earlier program learned about the quota.
         save: notes what was learned.
-
-    Attributes:
-        mode: the law in force: it releases the permits.
-        ignores_successes_until: when a success may say something again; until then, none needs to be reported.
-        quota: what is known about the quota.
     """
 
     limit = "adaptive rate"
@@ -61,9 +56,9 @@ class AdaptiveRate(Rate):
         if learned is not None:
             self._windowed.resume(learned.rate, refused=learned.refused)
         self._is_plain = plain is not None
-        self.mode: WindowedRate | BlindRate = self._windowed
+        self.mode: WindowedRate | BlindRate = self._windowed  # The law in force.
         self._reported, self._finding = self._windowed.rate, ""
-        self.ignores_successes_until = -math.inf
+        self.ignores_successes_until = -math.inf  # Until then, a success need not be reported.
         self._has_accepted, self._refused_since = False, math.inf
         # Quiet: until a request waits or an answer comes, nothing but time and the rate moves the credit.
         self._at, self.credit, self.paused_until, self._is_quiet = NEVER, 0.0, NEVER, False

@@ -146,21 +146,17 @@ class StoreCall:
 
 
 class GroupStatus:
-    """The state of the group, as of the last answer of the store.
-
-    Attributes:
-        lease: the last answer; None if the store was never reached.
-        as_of: when the message was sent that it answers.
-        retry_at: when to ask again, if it had no permits.
-        queue_until: when a permit requested now could be used.
-        members, active: how many there are, or were a short time ago; how many of them wait for permits or hold some.
-    """
+    """The state of the group, as of the last answer of the store."""
 
     def __init__(self) -> None:
-        self.lease: Lease | None = None
-        self.as_of = self.retry_at = self.queue_until = self.paused_until = self._members_at = -math.inf
+        self.lease: Lease | None = None  # The last answer; None if the store was never reached.
+        self.as_of = -math.inf  # When the message was sent that it answers.
+        self.retry_at = -math.inf  # When to ask again, if it had no permits.
+        self.queue_until = -math.inf  # When a permit requested now could be used.
+        self.paused_until = self._members_at = -math.inf
         self.latency = 0.0
-        self.members = self.active = 1
+        self.members = 1  # How many there are, or were a short time ago.
+        self.active = 1  # How many of them wait for permits or hold some.
 
     @property
     def fresh_until(self) -> float:

@@ -40,29 +40,16 @@ def in_words(limits: Limits) -> str:
 
 
 class Source:
-    """Decides when a turn is admitted, takes a permit for it, and takes one back. The queue holds the lock.
+    """Decides when a turn is admitted, takes a permit for it, and takes one back. The queue holds the lock."""
 
-    Attributes:
-        order: the turns that wait, for this source and for those it is used with; set by the queue. None if it stands
-            for another source: then those wait that wait for that one.
-        waiting: how many of them wait for this source.
-        limit: what it allows, in words, for events; one of a few for each limiter, so that metrics may count by it.
-        counts_units: whether it counts units of cost.
-        is_exact: whether the seconds that it names are exact; otherwise they are a guess.
-        stands_for: the source in whose place it is asked: turns name it, wait for it, and have their costs under it.
-        wakes: whether it wakes those who wait for it; otherwise they wake when they were told to.
-        is_remote: whether its permits come from a store: it is a `Leased`, whose `call`, `left` and `afterwards` the
-            queue calls as well.
-    """
-
-    order: Any
-    waiting: int
-    limit = ""
-    stands_for: Any = None
-    counts_units = False
-    is_exact = True
-    wakes = False
-    is_remote = False
+    order: Any  # The turns that wait, for this source and for those it is used with; None with `stands_for`.
+    waiting: int  # How many of them wait for this source.
+    limit = ""  # What it allows, in words, for events; one of a few for each limiter, so that metrics may count by it.
+    stands_for: Any = None  # The source in whose place it is asked: turns wait for that, and name it.
+    counts_units = False  # Whether it counts units of cost.
+    is_exact = True  # Whether the seconds that it names are exact; otherwise they are a guess.
+    wakes = False  # Whether it wakes those who wait for it; otherwise they wake when they were told to.
+    is_remote = False  # Whether it is a `Leased`: the queue also calls its `call`, `left` and `afterwards`.
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         # Not on the class: Python finds what an object has instead of its class more slowly, and every permit asks.
