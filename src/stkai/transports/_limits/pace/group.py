@@ -49,32 +49,21 @@ _LONGEST_STEP: Final = 1.5
 
 
 class GroupState(NamedTuple):
-    """What the group remembers, in addition to its rate.
+    """What the group remembers, in addition to its rate."""
 
-    Attributes:
-        quiet: seconds for which the rate has grown since the last cut.
-        held: share of the time, fading over a window, during which requests were held back.
-        accepted: successes, fading.
-        seconds: the time in which they were counted, fading likewise.
-        epoch: the epoch that began with the last cut; earlier refusals say nothing about the present rate.
-        cold: 1 until the first refusal.
-        answered: 1 once a request sent after the last cut was accepted; until then there is no further cut.
-        strangers: evidence that others use the quota, from 0 to 1.
-        parts: cuts of one member's part since the last cut of the whole.
-        tested: the rate at which the whole was cut last, until the next refusal; 0 otherwise.
-        window: the state of the guide for the window that the server describes; empty if it describes none.
-    """
-
-    quiet: float = 0.0
-    held: float = 1.0
-    accepted: float = 0.0
-    seconds: float = 0.0
+    quiet: float = 0.0  # Seconds for which the rate has grown since the last cut.
+    held: float = 1.0  # Share of the time, fading over a window, during which requests were held back.
+    accepted: float = 0.0  # Successes, fading.
+    seconds: float = 0.0  # The time in which they were counted, fading likewise.
+    # The epoch that began with the last cut; earlier refusals say nothing about the present rate.
     epoch: float = 0
-    cold: float = 1
+    cold: float = 1  # 1 until the first refusal.
+    # 1 once a request sent after the last cut was accepted; until then there is no further cut.
     answered: float = 1
-    strangers: float = 0.0
-    parts: float = 0
-    tested: float = 0.0
+    strangers: float = 0.0  # Evidence that others use the quota, from 0 to 1.
+    parts: float = 0  # Cuts of one member's part since the last cut of the whole.
+    tested: float = 0.0  # The rate at which the whole was cut last, until the next refusal; 0 otherwise.
+    # The state of the guide for the window that the server describes; empty if it describes none.
     window: tuple[Any, ...] = ()
 
     def text(self) -> str:

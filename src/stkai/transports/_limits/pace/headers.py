@@ -32,21 +32,13 @@ def is_accepted(answer: Answer) -> bool:
 
 
 class Reading(NamedTuple):
-    """What one answer says about a quota.
+    """What one answer says about a quota."""
 
-    Attributes:
-        name: the quota's name; empty if it has none.
-        limit: requests per window.
-        remaining: requests left in the window.
-        reset: seconds until the reset, whatever the server means by that.
-        window: seconds.
-    """
-
-    name: str
-    limit: float
-    remaining: float
-    reset: float
-    window: float
+    name: str  # The quota's name; empty if it has none.
+    limit: float  # Requests per window.
+    remaining: float  # Requests left in the window.
+    reset: float  # Seconds until the reset, whatever the server means by that.
+    window: float  # Seconds.
 
 
 def read_rate_limit(headers: httpx.Headers, now: datetime, window: float) -> Reading | None:
@@ -204,14 +196,10 @@ class CostReading(NamedTuple):
 
     Such quotas are refilled evenly, so only what is left of them counts: OpenAI and Anthropic describe a token bucket,
     and their reset is the time until it is full.
-
-    Attributes:
-        limit: units per minute, or infinite if the answer names none.
-        remaining: units that are left now.
     """
 
-    limit: float
-    remaining: float
+    limit: float  # Units per minute, or infinite if the answer names none.
+    remaining: float  # Units that are left now.
 
 
 _PAIRS = (

@@ -81,19 +81,12 @@ SOFT = 2.0
 
 
 class Past(NamedTuple):
-    """What a sender knows about its past when it is refused.
+    """What a sender knows about its past when it is refused."""
 
-    Attributes:
-        successes: how many requests were sent lately and not refused.
-        seconds: how long `lately` is.
-        held: share of the time, fading over a window, during which requests were held back.
-        cold: whether this is the first refusal ever.
-    """
-
-    successes: float
-    seconds: float
-    held: float
-    cold: bool
+    successes: float  # How many requests were sent lately and not refused.
+    seconds: float  # How long `lately` is.
+    held: float  # Share of the time, fading over a window, during which requests were held back.
+    cold: bool  # Whether this is the first refusal ever.
 
 
 class TunedLaw(NamedTuple):
@@ -142,14 +135,10 @@ class SearchingLaw(NamedTuple):
     Growth cannot be a share of a quota that is unknown, and must not be a share of the sender's own rate: then all
     rates would grow in proportion, and stay as unequal as they are. So it follows a power of the rate that is less
     than one. A small sender then grows by a larger share than a large one, while a cut takes the same share of both.
-
-    Attributes:
-        window: the estimated window, in seconds.
-        pace: seconds that take the place of the window for the slope.
     """
 
-    window: float
-    pace: float
+    window: float  # The estimated window, in seconds.
+    pace: float  # Seconds that take the place of the window for the slope.
 
     @property
     def history(self) -> float:

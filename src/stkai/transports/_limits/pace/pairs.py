@@ -50,15 +50,10 @@ class Pair(Enum):
 
 
 class Paired(NamedTuple):
-    """A request of a pair.
+    """A request of a pair."""
 
-    Attributes:
-        which: of the two.
-        answers: those to the pair, as far as there are any; they tell one pair from another.
-    """
-
-    which: Pair
-    answers: dict[Pair, bool]
+    which: Pair  # Which of the two.
+    answers: dict[Pair, bool]  # To the pair, as far as there are any; they tell one pair from another.
 
 
 class Spacing:

@@ -60,21 +60,13 @@ def check_warm_start(name: object, share: str | None, *, plain: bool) -> None:
 
 
 class LearnedRate(NamedTuple):
-    """What a limiter has learned.
+    """What a limiter has learned."""
 
-    Attributes:
-        rate: requests per second.
-        window: the quota's window in seconds, or its estimate.
-        refused: whether a refusal, or a server's headers, have shown where the limit is.
-        finding: what its refusals are, if that was found out, such as "in flight: 8".
-        age: seconds since it was saved.
-    """
-
-    rate: float
-    window: float
-    refused: bool = True
-    age: float = 0.0
-    finding: str = ""
+    rate: float  # Requests per second.
+    window: float  # The quota's window in seconds, or its estimate.
+    refused: bool = True  # Whether a refusal, or a server's headers, have shown where the limit is.
+    age: float = 0.0  # Seconds since it was saved.
+    finding: str = ""  # What its refusals are, if that was found out, such as "in flight: 8".
 
 
 class SavedRate:

@@ -48,21 +48,13 @@ _SEARCH_MOST = 1e6
 
 
 class Found(NamedTuple):
-    """What was found before the first refusal.
+    """What was found before the first refusal."""
 
-    Attributes:
-        rate: requests per second.
-        is_open: whether the rate is still to be found, because no more than a burst was refused.
-        accepted: requests so far.
-        since: when the first was sent.
-        is_bursty: whether two requests at one instant were accepted.
-    """
-
-    rate: float
-    is_open: bool
-    accepted: float
-    since: float
-    is_bursty: bool
+    rate: float  # Requests per second.
+    is_open: bool  # Whether the rate is still to be found, because no more than a burst was refused.
+    accepted: float  # Requests so far.
+    since: float  # When the first was sent.
+    is_bursty: bool  # Whether two requests at one instant were accepted.
 
 
 class ColdStart:

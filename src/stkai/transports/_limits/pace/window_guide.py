@@ -43,20 +43,13 @@ class _Move(Enum):
 
 
 class _End(NamedTuple):
-    """The end of a window, as announced repeatedly.
+    """The end of a window, as announced repeatedly."""
 
-    Attributes:
-        since: when it last moved.
-        earliest, latest: the range of announced instants.
-        first: the one announced first.
-        before: the end of the window before.
-    """
-
-    since: float = -math.inf
-    earliest: float = -math.inf
+    since: float = -math.inf  # When it last moved.
+    earliest: float = -math.inf  # The range of announced instants.
     latest: float = -math.inf
-    first: float = -math.inf
-    before: float = -math.inf
+    first: float = -math.inf  # The one announced first.
+    before: float = -math.inf  # The end of the window before.
 
     def compare(self, now: float, instant: float, window: float) -> _Move:
         if abs(instant - self.first) <= TOLERANCE:
