@@ -72,18 +72,11 @@ class BlindRate:
         found: what was found before the first refusal.
         now: when that came.
         asked: seconds that it asked for, a second or two; None if it asked for nothing.
-
-    Attributes:
-        rate: requests per second.
-        burst: 1: no two requests go at once.
-        credit: 1.0 if the next permit is due; the part of it that has been released otherwise.
-        paused_until: -inf: the credit takes pauses into account.
-        ignores_successes_until: -inf: every success counts.
-        row: refusals in a row.
     """
 
-    burst = 1.0
-    paused_until = ignores_successes_until = -math.inf
+    burst = 1.0  # No two requests go at once.
+    paused_until = -math.inf  # The credit takes pauses into account.
+    ignores_successes_until = -math.inf  # Every success counts.
 
     def __init__(self, quota: KnownQuota, found: Found, now: float, *, asked: float | None = None) -> None:
         self._quota, self._starting, self._asks = quota, found.is_open, asked is not None
@@ -93,8 +86,9 @@ class BlindRate:
         self._in_flight = InFlightLimit(now)
         self._window = SilentWindow(found.since, found.accepted)
         self.law = EqualRefusals(quota, self._test, self._window)
-        self.rate, self.credit = self._bounded(rate), 0.0
-        self.row, self._was_awaited = 0, True
+        self.rate = self._bounded(rate)  # Requests per second.
+        self.credit = 0.0  # 1.0 if the next permit is due; the part of it that has been released otherwise.
+        self.row, self._was_awaited = 0, True  # Refusals in a row.
         self._row_at = self._hold = -math.inf
         # The rate before a row of refusals (0 in a start), and the target of a recovery.
         self._before, self._back = 0.0, math.inf

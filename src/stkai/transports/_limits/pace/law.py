@@ -219,15 +219,11 @@ class Congestion:
 
     A refusal of a request sent before the last cut says nothing about the current rate, nor do further refusals before
     the server has accepted a request again.
-
-    Attributes:
-        row: refusals in a row, each of a request sent after the last cut.
-        is_answered: whether the server has accepted a request since the last cut.
     """
 
     def __init__(self) -> None:
-        self.row = 0
-        self.is_answered = True
+        self.row = 0  # Refusals in a row, each of a request sent after the last cut.
+        self.is_answered = True  # Whether the server has accepted a request since the last cut.
         self._cut_at = -math.inf
 
     def refused(self, sent: float) -> bool:

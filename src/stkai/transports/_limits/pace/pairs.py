@@ -116,14 +116,11 @@ class PairTest:
     Args:
         is_bursty: whether two requests at one instant are known to have been accepted.
         searches: whether to look for the spacing of a server that spaces requests out: a quota that is given says it.
-
-    Attributes:
-        is_bursty: whether the server has accepted two requests at one instant.
-        is_open: whether the second of a pair may go.
     """
 
     def __init__(self, *, is_bursty: bool, searches: bool = True) -> None:
-        self.is_bursty, self.is_open = is_bursty, False
+        self.is_bursty = is_bursty  # Whether the server has accepted two requests at one instant.
+        self.is_open = False  # Whether the second of a pair may go.
         self._spacing, self._searches = Spacing(), searches
         self._at = math.inf if is_bursty else -math.inf
         self._failed = self._unheard = 0

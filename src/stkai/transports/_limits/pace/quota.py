@@ -46,13 +46,6 @@ class KnownQuota:
         time_window: seconds; None if it is unknown.
         floor_share: least share of the quota at which a sender sends.
         leaves_some: whether a sender leaves a little of the quota to others.
-
-    Attributes:
-        is_given: whether both numbers were given.
-        requests: requests per window; infinite while the quota is unknown.
-        window: seconds; an estimate if it was not given.
-        ceiling: the whole quota in requests per second.
-        most: requests per second that one sender may send.
     """
 
     def __init__(
@@ -72,8 +65,10 @@ class KnownQuota:
         self._reset = 0.0
 
     def _set(self, requests: float, window: float) -> None:
-        # No property: every permit asks for it.
-        self.requests, self.window, self.ceiling = requests, window, requests / window
+        self.requests = requests  # In a window; infinite while that is unknown.
+        self.window = window  # Seconds; an estimate if it was not given.
+        # No properties, since every permit asks: requests per second of the whole quota, and at most of one sender.
+        self.ceiling = requests / window
         self.most = self.ceiling - min(_RESERVE * self.ceiling, _MOST_RESERVED) * self._leaves_some
 
     @property
@@ -155,16 +150,12 @@ class History:
     Args:
         span: seconds over which requests are counted.
         quota: over its window fades the share of the time that was spent holding back.
-
-    Attributes:
-        span: the same; it may be changed.
-        holds: whether requests are held back now.
     """
 
     def __init__(self, span: float, quota: KnownQuota) -> None:
-        self.span, self._quota = span, quota
+        self.span, self._quota = span, quota  # The span may be changed.
         self.restart(math.inf)
-        # The share as of an instant, and whether requests have been held back since: it fades when that changes.
+        # The share as of an instant, and whether requests are held back since then: it fades when that changes.
         self._held, self._held_at, self.holds = 1.0, -math.inf, True
 
     def restart(self, instant: float) -> None:

@@ -76,14 +76,11 @@ class SavedRate:
 
     Args:
         name: the quota's name; limiters with the same name start where the last one ended.
-
-    Attributes:
-        path: the file; None if this user has no cache directory.
     """
 
     def __init__(self, name: str, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
-        directory = _cache_directory()
+        directory = _cache_directory()  # None if this user has none.
         self.path = None if directory is None else directory / "stkai" / "adaptive" / file_name(name, ".json")
         self._unsaved: tuple[LearnedRate, datetime] | None = None
         self._due = -math.inf

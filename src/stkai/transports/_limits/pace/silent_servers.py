@@ -86,14 +86,11 @@ class SilentWindow:
     Args:
         since: when the first request was accepted.
         accepted: how many have been accepted since then.
-
-    Attributes:
-        seconds: how long the window is; 0 while none is known.
     """
 
     def __init__(self, since: float, accepted: float) -> None:
         self._since, self._accepted, self._rows, self._soon = since, accepted, 0, 0
-        self.seconds = 0.0
+        self.seconds = 0.0  # How long the window is; 0 while none is known.
 
     def average(self, now: float) -> float:
         """Requests per second that were accepted since the last outage ended."""

@@ -62,11 +62,6 @@ class ColdStart:
 
     With a known quota each success releases one permit, up to a share of the quota. Without one the rate just doubles
     faster, because nothing is known of the window.
-
-    Attributes:
-        over: whether it has ended.
-        rate: initial requests per second.
-        burst: permits that may be taken at once.
     """
 
     def __init__(self, quota: KnownQuota) -> None:
@@ -81,8 +76,8 @@ class ColdStart:
             return
         soft = is_soft(quota.window)
         self._most = quota.ceiling
-        self.rate = (_SOFT_SHARE if soft else SHARE) * quota.ceiling
-        self.burst = _SOFT_AT_ONCE if soft else max(1.0, min(_AT_ONCE, quota.requests))
+        self.rate = (_SOFT_SHARE if soft else SHARE) * quota.ceiling  # Initial requests per second.
+        self.burst = _SOFT_AT_ONCE if soft else max(1.0, min(_AT_ONCE, quota.requests))  # Permits at once.
         self._doubling = max(_SHORTEST_DOUBLING, _DOUBLING * quota.window)
 
     @property

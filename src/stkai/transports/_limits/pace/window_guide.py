@@ -69,31 +69,22 @@ class WindowGuide:
     Within a window, the pace is a base times the cube of the ratio of remaining requests to remaining time. At its
     end, the base moves by the mean of that factor and grows by a fixed amount, which makes the bases of all senders
     converge (Chiu and Jain, 1989). Rates are in requests per second.
-
-    Attributes:
-        listening: False once the headers have contradicted themselves twice, and are no longer read.
-        in_force: whether the window is believed and `rate` must be followed.
-        paused_until: the end of a window that is used up.
-        ceiling: the rate of the whole quota.
-        base: the rate, without the variation within a window.
-        heard_at: when the last answer described the window.
-        senders: the number of senders for which this guide speaks.
     """
 
     def __init__(self, ceiling: float, floor: float) -> None:
-        self.listening = True
-        self.paused_until = -math.inf
-        self.senders = 1
-        self.ceiling, self._floor = ceiling, floor
-        self.base = floor
+        self.listening = True  # Until the headers have contradicted themselves twice, and are no longer read.
+        self.paused_until = -math.inf  # The end of a window that is used up.
+        self.senders = 1  # For how many this guide speaks.
+        self.ceiling, self._floor = ceiling, floor  # The rate of the whole quota, and the least rate.
+        self.base = floor  # The rate, without the variation within a window.
         self._doubted = False
         self._forget()
 
     def _forget(self) -> None:
-        self.in_force = False
+        self.in_force = False  # Whether the window is believed and `rate` must be followed.
         self._name = ""
         self._window = self._tightness = math.inf
-        self.heard_at = -math.inf
+        self.heard_at = -math.inf  # When the last answer described the window.
         self._end = _End()
         self._over = True
         self._account_from(-math.inf)

@@ -33,29 +33,19 @@ class WindowedRate:
     Args:
         quota: what is known about the quota.
         plain: the penalty and the recovery factor of plain AIMD, which reads no headers; None for the tuned law.
-
-    Attributes:
-        rate: requests per second in force now.
-        burst: permits that may be taken at once after a quiet time.
-        news: share by which the rate must move before it is reported again.
-        finding: empty: the reasons say enough.
-        paused_until: when the present pause ends.
-        law: how the rate moves.
-        start: the cold start, until it is over.
-        history: what is remembered.
-        guide: follows the window that the server describes.
     """
 
-    news = law.NEWS
-    finding = ""
+    news = law.NEWS  # Share by which the rate must move before it is reported again.
+    finding = ""  # The reasons say enough.
 
     def __init__(self, quota: KnownQuota, plain: tuple[float, float] | None = None) -> None:
         self._quota, self._plain, self.law = quota, plain, quota.law(plain)
         self._spread = _SOFT_SPREAD if quota.is_given and law.is_soft(quota.window) else _SPREAD
         self.start = ColdStart(quota)
         self.history = History(self.law.history, quota)
-        self.guide = WindowGuide(quota.ceiling, quota.floor)
-        self.rate, self.burst = max(quota.floor, self.start.rate), self.start.burst
+        self.guide = WindowGuide(quota.ceiling, quota.floor)  # Follows the window that the server describes.
+        self.rate = max(quota.floor, self.start.rate)  # Requests per second in force now.
+        self.burst = self.start.burst  # Permits that may be taken at once after a quiet time.
         if plain is not None:
             self.start.over, self.guide.listening = True, False
             self.set(quota.ceiling)
