@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..._checks import SHARE, check_number, even_half_made
+from ..._checks import POSITIVE, SHARE, check_number, even_half_made
 from ..._errors import ConfigurationError, digits
 from ..._secrets import sealed
 from .limiter import Cost
@@ -57,8 +57,7 @@ class TokenBucket(QuotaLimiter):
     ) -> None:
         store = sealed(store)  # Tracebacks show variables, and a URL may contain a password.
         limits = check_limits(max_requests, time_window, max_cost, burst)
-        if time_window is None:
-            raise ConfigurationError("time_window must be a positive, finite number, not None")
+        check_number("time_window", time_window, POSITIVE)
         if max_requests is None and max_cost is None:
             raise ConfigurationError(
                 "a TokenBucket without max_requests needs max_cost: it has nothing to count"
