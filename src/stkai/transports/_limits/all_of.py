@@ -211,11 +211,8 @@ class Guest(Source):
         self.limiter = limiter
         self.max_cost: float | None = getattr(limiter, "max_cost", None)
         self.cost = getattr(limiter, "cost", None)
+        self.limit = type(limiter).__name__
         self._asking: Turn | None = None
-
-    @property
-    def limit(self) -> str:  # type: ignore[override]
-        return type(self.limiter).__name__
 
     @property
     def sources(self) -> tuple[Source, ...]:

@@ -105,10 +105,7 @@ class Window(Source):
         self.most = max(1, math.floor(max_requests))
         self.seconds = time_window / min(1.0, max_requests)
         self._grain = 0.0 if self.most <= _EXACT else self.seconds / _SLOTS
-
-    @property
-    def limit(self) -> str:  # type: ignore[override]
-        return in_words(Limits(self.most, self.seconds))
+        self.limit = in_words(Limits(self.most, self.seconds))
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         instants, most, seconds = self._instants, self.most, self.seconds

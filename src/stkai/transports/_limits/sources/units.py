@@ -41,18 +41,18 @@ class Units(Source):
         reads_headers: bool = False,
         start: tuple[float, float] | None = None,
     ) -> None:
-        self.most, self.rate = most, most / time_window
-        self._own_rate = self.rate
-        self._longest = longest_pause(time_window)
+        self._set(most, time_window)
         self._reads_headers = reads_headers
         self._worth = 1.0
         # What waiting turns will take, in the order of the queue: thousands may wait, and each asks for their sum.
         self._costs: list[float] = []
         self._at, self.level = (-math.inf, most) if start is None else start
 
-    @property
-    def limit(self) -> str:  # type: ignore[override]
-        return f"{self.most:g} units per {self.most / self._own_rate:g} s"
+    def _set(self, most: float, time_window: float) -> None:
+        self.most = most
+        self.rate = self._own_rate = most / time_window
+        self._longest = longest_pause(time_window)
+        self.limit = f"{most:g} units per {time_window:g} s"
 
     def join(self, turn: Turn, place: int) -> None:
         self.waiting += 1
@@ -163,5 +163,4 @@ class Units(Source):
         assert limits.max_cost is not None and limits.time_window is not None  # noqa: PT018
         self.level += max(0.0, limits.max_cost - self.most)
         self.level = min(self.level, limits.max_cost)
-        self.most, self.rate = limits.max_cost, limits.max_cost / limits.time_window
-        self._own_rate, self._longest = self.rate, longest_pause(limits.time_window)
+        self._set(limits.max_cost, limits.time_window)
