@@ -17,11 +17,8 @@ _START, _ADDED, _ADDED_SHARE, _DOUBLING = 2.0, 4.0, 0.1, 1.0
 """A start: 2 per second after a small burst. A success adds what 4 (at most a tenth of a known quota) a second would
 have added, or doubling if that is more."""
 
-_OUTAGE, _LONG, _REGAIN = 5, 3.0, 0.5
-"""Refusals in a row, or seconds, that are an outage: the rate stays, then doubles in 0.5 s ..."""
-
-_REGAINED = 0.9
-"""... up to this share of the rate before."""
+_OUTAGE, _LONG, _REGAIN, _REGAINED = 5, 3.0, 0.5, 0.9
+"""Refusals in a row, or seconds, that are an outage: the rate stays, then doubles in 0.5 s, to 0.9 of the old one."""
 
 _STRICT_OUTAGE = 10
 """Refusals in a row that are an outage where refusals are collisions."""

@@ -31,11 +31,9 @@ _REFERENCE = 100.0
 
 _SHORTEST_STRETCH = 0.3
 
-_KEPT = 0.86
-"""Share of the rate that a cut leaves to one of many senders."""
-
-_KEPT_ALONE = 0.96
-"""The same for a sender that has the whole quota: no other sender takes over what it gives up."""
+_KEPT, _KEPT_ALONE = 0.86, 0.96
+"""Share of the rate that a cut leaves to one of many senders, and to one that has the whole quota: no other sender
+takes over what it gives up."""
 
 _HELD = 0.98
 """Share of the time with waiting requests above which a sender's goodput equals its share of the quota."""
@@ -43,11 +41,9 @@ _HELD = 0.98
 _OVERSHOT = 0.9
 """Goodput below this share of the rate means that the rest was refused."""
 
-_DEMAND = 3.0
-"""Multiple of its goodput that a sender with little to send keeps after a cut, for coming bursts ..."""
-
-_DEMAND_LIMIT = 0.4
-"""... up to this share of the quota."""
+_DEMAND, _DEMAND_LIMIT = 3.0, 0.4
+"""Multiple of its goodput that a sender with little to send keeps after a cut, up to such a share of the quota: bursts
+may come."""
 
 _FIRST_CUT = 0.5
 """Share of the rate left after the first refusal, because the last doubling was one too many."""

@@ -27,11 +27,8 @@ _REMEMBERED = 8
 _USUAL = (1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 900.0, 1800.0, 3600.0)
 """Seconds: common windows. A reset lies within its window, so the shortest window that fits is chosen."""
 
-_FLOOR = 0.5
-"""Requests per window below which no rate falls ..."""
-
-_FLOOR_SHARE = 0.02
-"""... unless that is more than this share of the quota: thirty senders may share a quota of ten."""
+_FLOOR, _FLOOR_SHARE = 0.5, 0.02
+"""Requests per window below which no rate falls, but at most this share of the quota: thirty senders may share ten."""
 
 _RESERVE, _MOST_RESERVED = 0.02, 0.1
 """Share of the quota that one sender leaves to others, and its bound in requests per second. At exactly the rate of a

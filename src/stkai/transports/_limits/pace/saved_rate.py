@@ -23,14 +23,8 @@ BELIEVED: Final = 86400.0
 _BETWEEN: Final = 60.0
 """Seconds between two saves while the program runs."""
 
-_FASTEST: Final = 1e5
-"""Requests per second; a higher rate is damage to the file, not something that a limiter has learned."""
-
-_LONGEST: Final = 366 * 86400.0
-"""Seconds; a longer window is damage likewise."""
-
-_LONGEST_FINDING: Final = 50
-"""Characters, likewise."""
+_FASTEST, _LONGEST, _LONGEST_FINDING = 1e5, 366 * 86400.0, 50
+"""Requests per second, seconds of a window, and characters: more is damage to the file, and was not learned."""
 
 _SIZE: Final = 1000
 """Bytes to read at most; a saved rate needs a tenth of that."""

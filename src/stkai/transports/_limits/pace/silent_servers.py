@@ -23,11 +23,9 @@ _HARDLY, _LEAST_PATIENCE = 0.02, 0.25
 _MORE = 8.0
 """Requests per window by which the rate grows in a window."""
 
-_TOLD = 60.0
-"""With a known quota, T of a sender that has a quarter of it is the time in which it allows so many requests ..."""
-
-_LEAST_TOLD = 4.0
-"""... but at least this, in seconds; it is proportional to the rate."""
+_TOLD, _LEAST_TOLD = 60.0, 4.0
+"""With a known quota, T of a sender that has a quarter of it is the time in which it allows 60 requests, but at least 4
+seconds; it is proportional to the rate."""
 
 _EASED = 0.85
 """What a refusal takes less from a sender that has the whole quota: others have no use for it. Goes by the square."""

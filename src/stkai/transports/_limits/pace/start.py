@@ -11,13 +11,10 @@ SHARE = 0.2
 """Share of the quota's rate at which it starts."""
 
 _SOFT_SHARE = 0.4
-"""The same in a short window, where a refusal costs a whole window, but the start is soon over ..."""
+"""The same in a short window, where a refusal costs a whole window, but the start is soon over."""
 
-_SOFT_AT_ONCE = 1.0
-"""... and requests go out one by one."""
-
-_AT_ONCE = 3.0
-"""Requests that may go out at once before the first answer."""
+_AT_ONCE, _SOFT_AT_ONCE = 3.0, 1.0
+"""Requests that may go out at once before the first answer; in a short window, they go one by one."""
 
 _FREE = 0.25
 """Share of one window's quota that successes may release ahead of the rate, one each."""
@@ -28,20 +25,13 @@ _DOUBLING = 1 / 4
 _SHORTEST_DOUBLING = 1.0
 """Seconds, a few round trips: nothing is learned before an answer comes back."""
 
-_BLAMELESS = 2.0
-"""Multiple of the rate: a sender that was faster was refused for its burst, not for its rate ..."""
+_BLAMELESS, _FEW, _SOON = 2.0, 0.15, 0.5
+"""A sender that was twice as fast as the rate was refused for its burst, not for its rate, if it had used less than
+0.15 of a window's quota, or is asked to wait for less than half a window: one that is used up asks for more."""
 
-_FEW = 0.15
-"""... unless it had used this share of a window's quota: then it has hit the limit, not a small bucket ..."""
-
-_SOON = 0.5
-"""... or the server asks for a wait of less than this share of a window: one that is used up asks for more."""
-
-_SEARCH_RATE = 5.0
-"""Requests per second at the start if the quota is unknown ..."""
-
-_SEARCH_DOUBLING = 0.3
-"""... and seconds in which that doubles. Successes release nothing more: whoever starts first would take everything."""
+_SEARCH_RATE, _SEARCH_DOUBLING = 5.0, 0.3
+"""Requests per second at the start if the quota is unknown, and seconds in which that doubles. Successes release no
+more: whoever starts first would take everything."""
 
 _SEARCH_MOST = 1e6
 """Requests per second at which it stops doubling: a program may stand still for an hour, with requests waiting."""

@@ -17,11 +17,9 @@ from .window_guide import WindowGuide
 _AT_ONCE = 0.001
 """Seconds that no request notices."""
 
-_SPREAD = 0.1
-"""Each gap varies by this share, up or down: otherwise one sender can lock the others out of a bucket server."""
-
-_SOFT_SPREAD = 0.03
-"""The same in a short window: there, the network alone varies gaps enough, and more jitter makes requests collide."""
+_SPREAD, _SOFT_SPREAD = 0.1, 0.03
+"""Each gap varies by this share, up or down: otherwise one sender can lock the others out of a bucket server. In a
+short window, the network alone varies gaps enough, and more jitter makes requests collide."""
 
 _LISTENING = 1.0
 """Seconds between checks of the headers of a server that has sent no quota headers so far."""

@@ -22,17 +22,13 @@ GIVE_UP: Final = 1.0
 EPSILON: Final = 1e-9
 """Seconds; covers the rounding of a clock."""
 
-_REACH: Final = 0.08
-"""Seconds of its share that a member holds at most, unless the store answers slowly or the group is large ..."""
+_REACH, _CALLS = 0.08, 60
+"""Seconds of its share that a member holds at most, unless the store answers slowly; more in a large group, so that all
+of it makes about 60 calls per second."""
 
-_CALLS: Final = 60
-"""... so that the whole group makes about this many calls per second."""
-
-_LEAD: Final = 0.02
-"""Seconds before its last permit is due at which a member leases the next ones ..."""
-
-_SHORT_LEAD: Final = 0.002
-"""... and while most of its requests have one: one lease for many is cheaper than many leases."""
+_LEAD, _SHORT_LEAD = 0.02, 0.002
+"""Seconds before its last permit is due at which a member leases the next ones; fewer while most of its requests have
+one: one lease for many is cheaper than many leases."""
 
 _FRESH: Final = 0.27
 """Seconds for which an answer says reliably that no member was refused."""

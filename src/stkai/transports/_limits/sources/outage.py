@@ -15,11 +15,9 @@ from .units import Units
 BOTH: Final = 1.5
 """Seconds after an outage during which a request needs a permit from both, since members return one by one."""
 
-_ALONE: Final = 3
-"""Calls in a row that must fail before a process that has never reached the store adapts alone ..."""
-
-_FIRST_PART: Final = 0.1
-"""... until then it uses this share of the quota: many that start at once may all be late."""
+_ALONE, _FIRST_PART = 3, 0.1
+"""Calls in a row that must fail before a process that has never reached the store adapts alone, and the share of the
+quota that it uses until then: many that start at once may all be late."""
 
 _FIRST_PROBE: Final = 0.25
 _LONGEST: Final = 1.0

@@ -15,11 +15,8 @@ LATE: Final = 0.05
 
 NEVER: Final = -math.inf
 
-_EXACT: Final = 2048
-"""Up to this number, each request has its own instant ..."""
-
-_SLOTS: Final = 256
-"""... above it, those within this part of the window share the last one's."""
+_EXACT, _SLOTS = 2048, 256
+"""Up to so many requests, each has its own instant; above, those within such a part of the window share one."""
 
 
 class Rate(Source):
