@@ -64,7 +64,13 @@ class TokenBucket(QuotaLimiter):
             )
 
         def alone() -> list[Source]:
-            sources = _local_sources(limits)
+            sources: list[Source] = []
+            if max_requests is not None:
+                if burst is not None:  # Otherwise the window alone keeps to the rate.
+                    sources.append(Rate(limits.rate, limits.at_once, limit=in_words(limits)))
+                sources.append(Window(max_requests, time_window))
+            if max_cost is not None:
+                sources.append(Units(max_cost, time_window))
             if share is not None and max_requests is not None:  # How many others there are is not known yet.
                 sources.append(AdaptiveRate(KnownQuota(max_requests, time_window)))
             return sources
@@ -212,19 +218,6 @@ class AimdLimiter(QuotaLimiter):
     def __repr__(self) -> str:
         cost = "" if self.max_cost is None else f", max_cost={self.max_cost:g}"
         return f"AimdLimiter({self._pace}{cost}, rate={digits(self.rate)}{self._options()})"
-
-
-def _local_sources(limits: Limits) -> list[Source]:
-    sources: list[Source] = []
-    most, window = limits.max_requests, limits.time_window
-    assert window is not None
-    if most is not None:
-        if limits.burst is not None:  # Otherwise the window alone keeps to the rate.
-            sources.append(Rate(limits.rate, limits.at_once, limit=in_words(limits)))
-        sources.append(Window(most, window))
-    if limits.max_cost is not None:
-        sources.append(Units(limits.max_cost, window))
-    return sources
 
 
 def _require_no_numbers(limits: Limits, options: dict[str, object]) -> None:
