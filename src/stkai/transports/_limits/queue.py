@@ -157,7 +157,10 @@ class Queue:
         while rank < place and turns[rank].told <= due:
             rank += 1
         for source in turn.sources:
-            ahead = source.claims(rank, place) if rank or not source.is_exact else 0
+            ahead = source.count(rank) if rank else 0
+            if not source.is_exact:
+                # A turn that waits for an answer to end may go at any moment: it claims what it waits for, and no more.
+                ahead += sum(other.held_by is source for other in turns[rank:place])
             if source.when(turn, ahead, now):
                 return TICK
         asleep = turns[rank : min(place, rank + _LOOKED_AT)]

@@ -89,18 +89,6 @@ class Source:
         """
         raise NotImplementedError
 
-    def claims(self, rank: int, place: int) -> int:
-        """How many of the turns before the one in that place claim a permit of this source now.
-
-        These are the first `rank` in the queue, which are due. A turn that waits for an answer to end may be admitted
-        at any moment, so it claims what it waits for, and nothing else.
-        """
-        if self.is_exact:
-            return self.count(rank)
-        turns = self.order.turns
-        asleep = sum(turn.held_by is self for turn in turns[rank:place])
-        return self.count(rank) + asleep
-
     def until_spare(self, turn: Turn, rank: int, asleep: Sequence[Turn], now: float) -> float:
         """Seconds until the turn can take a permit that none of those asleep before it will need; 0.0 for now.
 
