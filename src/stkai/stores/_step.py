@@ -52,8 +52,12 @@ def step(s: State, ask: Ask, now: float) -> Lease:
         return replace(_answer(s, ask.share, m, now, is_void=True), ranges=(), units=0.0)
     # What it has said without receiving the answer, it says again.
     own = ask.own if ask.lease_id == m.id else max(0, ask.own - m.own)
-    if own:
-        _charge(s, own, ask.own_seconds, now)
+    if own:  # It has sent these without a lease, while it could not reach the store.
+        s.leased += own
+        s.used += own
+        s.credit = max(0.0, s.credit - own)
+        if s.most:
+            note(s, now - ask.own_seconds, ask.own_seconds / own, own)
     m.seq, m.own = ask.seq, ask.own
     _agree(s, ask, now)
     if s.is_new:
@@ -119,15 +123,6 @@ def forget(s: State, now: float, known: int = 0) -> bool:
     for each in fields(State):
         setattr(s, each.name, getattr(fresh, each.name))
     return True
-
-
-def _charge(s: State, own: int, seconds: float, now: float) -> None:
-    """Count requests that a member sent without a lease, while it could not reach the store."""
-    s.leased += own
-    s.used += own
-    s.credit = max(0.0, s.credit - own)
-    if s.most:
-        note(s, now - seconds, seconds / own, own)
 
 
 def _agree(s: State, ask: Ask, now: float) -> None:
