@@ -108,8 +108,7 @@ def release(s: Calendar, ranges: list[Range], now: float) -> None:
         return
     for first, gap, places in ranges:
         s.returned += places
-        if s.most:
-            forgive(s, first, gap, places)
+        forgive(s, first, gap, places)
         passed = past(first, gap, places, now)
         give(s, passed)
         if places > passed:
@@ -120,7 +119,7 @@ def release(s: Calendar, ranges: list[Range], now: float) -> None:
 def place(s: Calendar, places: int, now: float) -> Range:
     """Up to so many permits: from credit, then from free places, then from the calendar's end."""
     gap = 1 / s.rate
-    opens = opening(s) if s.most else NEVER
+    opens = opening(s)
     if opens > s.next:
         # While the window is closed, places pass unused as well: what exceeds the burst is lost.
         surplus = max(0.0, (opens - s.next) * s.rate + s.credit - max(0.0, s.burst - 1))
@@ -129,13 +128,13 @@ def place(s: Calendar, places: int, now: float) -> Range:
     if not (has_credit and opens <= now):
         for index, (first, step, size) in enumerate(s.free):
             if first + step * (size - 1) < max(s.next, opens) + gap:
-                found = fit(s, first, step, min(places, size)) if s.most else min(places, size)
+                found = fit(s, first, step, min(places, size))
                 if found > 0:
                     s.free = sorted(s.free[:index] + cut([s.free[index]], found)[1] + s.free[index + 1 :])
                     return first, step, found
     if has_credit:
         first, gap, places = max(now, opens), 0.0, min(places, math.floor(s.credit + ROUND))
-        places = max(1, fit(s, first, gap, places)) if s.most else places
+        places = max(1, fit(s, first, gap, places))
         s.credit -= places
         return first, gap, places
     start = first = s.next
@@ -143,7 +142,7 @@ def place(s: Calendar, places: int, now: float) -> Range:
         first, step, places = opens, 0.0, past(first, gap, places, opens)
     else:
         step = gap
-    places = max(1, fit(s, first, step, places)) if s.most else places
+    places = max(1, fit(s, first, step, places))
     s.next = start + places * gap
     return first, step, places
 
@@ -151,7 +150,7 @@ def place(s: Calendar, places: int, now: float) -> Range:
 def opening(s: Calendar) -> float:
     """The earliest instant at which the window has room for another permit."""
     surplus = _within(s) - s.most
-    if surplus < 0:
+    if not s.most or surplus < 0:
         return NEVER
     for instant, places in s.window:
         surplus -= places
@@ -162,7 +161,7 @@ def opening(s: Calendar) -> float:
 
 def note(s: Calendar, first: float, gap: float, places: int) -> None:
     """Enter permits into the window."""
-    while places > 0:
+    while s.most and places > 0:
         instant, together = _entry(s, first, gap, places)
         index = len(s.window)
         while index and s.window[index - 1][0] > instant + _SAME:
@@ -176,7 +175,7 @@ def note(s: Calendar, first: float, gap: float, places: int) -> None:
 
 def forgive(s: Calendar, first: float, gap: float, places: int) -> None:
     """Take permits out of the window, of each place the latest that is not after it."""
-    while places > 0:
+    while s.most and places > 0:
         instant, together = _entry(s, first, gap, places)
         first, places = first + together * gap, places - together
         for index in range(len(s.window) - 1, -1, -1):
@@ -198,7 +197,7 @@ def _entry(s: Calendar, first: float, gap: float, places: int) -> tuple[float, i
 
 def fit(s: Calendar, first: float, gap: float, places: int) -> int:
     """How many of these permits the windows around them have room for."""
-    if _within(s) + places <= s.most:
+    if not s.most or _within(s) + places <= s.most:
         return places
     length = _length(s)
     if gap and s.window and s.window[-1][0] > first + _SAME:

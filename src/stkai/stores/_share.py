@@ -134,10 +134,9 @@ def settle(s: State, m: MemberState, ask: Ask, now: float) -> bool:
     if unused > 0:
         s.returned += unused
         give(s, min(unused, max(0, lapsed)) if front else max(0, -used))
-        if s.most:
-            # Which of them were not used is unknown. To be safe, the earlier ones leave the window.
-            for first, gap, places in [*cut(front, unused)[0], (s.at, 0.0, unused - ended)]:
-                forgive(s, first, gap, places)
+        # Which of them were not used is unknown. To be safe, the earlier ones leave the window.
+        for first, gap, places in [*cut(front, unused)[0], (s.at, 0.0, unused - ended)]:
+            forgive(s, first, gap, places)
     kept, tail = cut(rest, held)
     release(s, tail, now)
     units = ask.units if keeps else 0.0

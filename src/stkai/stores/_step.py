@@ -56,8 +56,7 @@ def step(s: State, ask: Ask, now: float) -> Lease:
         s.leased += own
         s.used += own
         s.credit = max(0.0, s.credit - own)
-        if s.most:
-            note(s, now - ask.own_seconds, ask.own_seconds / own, own)
+        note(s, now - ask.own_seconds, ask.own_seconds / own, own)
     m.seq, m.own = ask.seq, ask.own
     _agree(s, ask, now)
     if s.is_new:
@@ -177,7 +176,7 @@ def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
     # Permits whose time came while the message was on its way do not count as held.
     held = count(m.old) - sum(past(*each, now) for each in m.old)
     want = min(ask.want, share + 1 - held)
-    if max(s.next, opening(s) if s.most else NEVER) - now > 1.5 * AHEAD:
+    if max(s.next, opening(s)) - now > 1.5 * AHEAD:
         want = min(want, 1)  # The calendar stays short, also while the group grows.
     if ask.low and s.normal > m.normal:
         if s.low_next > now:
@@ -200,8 +199,7 @@ def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
         m.fresh = merged(m.fresh, [(first, gap, found)])
         s.leased += found
         granted += found
-        if s.most:
-            note(s, first, gap, found)
+        note(s, first, gap, found)
     return 0.0
 
 
@@ -218,7 +216,7 @@ def _affordable(s: State, places: int, costs: tuple[float, ...]) -> tuple[int, f
 
 def _queue(s: State, now: float) -> float:
     """Seconds until a permit requested now could be used; negative if part of the burst is left."""
-    opens = max(s.paused, opening(s) if s.most else NEVER)
+    opens = max(s.paused, opening(s))
     if s.credit >= 1 and opens <= now:
         return -s.credit / s.rate
     return max(min(s.next, s.free[0][0]) if s.free else s.next, opens) - now

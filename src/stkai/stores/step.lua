@@ -92,7 +92,7 @@ local function entry_for(s, first, gap, places)
 end
 
 local function note(s, first, gap, places)
-  while places > 0 do
+  while s.most > 0 and places > 0 do
     local instant, together = entry_for(s, first, gap, places)
     local index = #s.window
     while index > 0 and s.window[index][1] > instant + SAME do index = index - 1 end
@@ -106,7 +106,7 @@ local function note(s, first, gap, places)
 end
 
 local function forgive(s, first, gap, places)
-  while places > 0 do
+  while s.most > 0 and places > 0 do
     local instant, together = entry_for(s, first, gap, places)
     first, places = first + together * gap, places - together
     for index = #s.window, 1, -1 do
@@ -189,7 +189,7 @@ local function release(s, ranges, now)
   if #ranges == 0 then return end
   for _, r in ipairs(ranges) do
     s.returned = s.returned + r[3]
-    if s.most > 0 then forgive(s, r[1], r[2], r[3]) end
+    forgive(s, r[1], r[2], r[3])
     local passed = past(r[1], r[2], r[3], now)
     give(s, passed)
     if r[3] > passed then insert(s.free, {r[1] + passed * r[2], r[2], r[3] - passed}) end
@@ -317,11 +317,9 @@ local function settle(s, m, ask, now)
   if unused > 0 then
     s.returned = s.returned + unused
     give(s, #front > 0 and min(unused, max(0, lapsed)) or max(0, -used))
-    if s.most > 0 then
-      local early = cut(front, unused)
-      insert(early, {s.at, 0, unused - ended})
-      for _, r in ipairs(early) do forgive(s, r[1], r[2], r[3]) end
-    end
+    local early = cut(front, unused)
+    insert(early, {s.at, 0, unused - ended})
+    for _, r in ipairs(early) do forgive(s, r[1], r[2], r[3]) end
   end
   local kept, tail = cut(rest, held)
   release(s, tail, now)
@@ -441,7 +439,7 @@ local function grant(s, m, ask, now)
     s.units, m.units_fresh = s.units - paid, m.units_fresh + paid
     m.fresh = merged(m.fresh, {{first, gap, found}})
     s.leased, granted = s.leased + found, granted + found
-    if s.most > 0 then note(s, first, gap, found) end
+    note(s, first, gap, found)
   end
   return 0
 end
@@ -477,7 +475,7 @@ local function step(s, ask, now)
   local own = ask.lease_id == m.id and ask.own or max(0, ask.own - m.own)
   if own > 0 then
     s.leased, s.used, s.credit = s.leased + own, s.used + own, max(0, s.credit - own)
-    if s.most > 0 then note(s, now - ask.own_seconds, ask.own_seconds / own, own) end
+    note(s, now - ask.own_seconds, ask.own_seconds / own, own)
   end
   m.seq, m.own = ask.seq, ask.own
   agree(s, ask, now)
