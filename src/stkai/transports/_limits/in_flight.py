@@ -166,9 +166,8 @@ class InFlight(QueueLimiter):
         slots = self._slots
         with Queue.lock:
             slots.most = n
-            slots.pass_on(
-                Turn(), slots.freed_at
-            )  # No turn has given up its slot, and a limiter has no clock.
+            # No turn has given up its slot, and a limiter has no clock.
+            slots.pass_on(Turn(), slots.freed_at)
         slots.order.wake()
 
     @even_half_made

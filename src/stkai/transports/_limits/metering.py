@@ -143,9 +143,8 @@ class Bill:
     def _whole(self) -> httpx.Response | None:
         """The same response with its whole body, decoded; None if that is too long."""
         if self._read is not None:
-            if (
-                getattr(self._read, "_request", None) is None
-            ):  # Of a wire that reads it: the client sets this later.
+            # Where the wire reads the body, the client sets this later.
+            if getattr(self._read, "_request", None) is None:
                 self._read.request = self._request
             return self._read
         kept, headers = self._kept, self._headers
