@@ -177,6 +177,49 @@ def test_while_the_store_is_lost_each_member_keeps_to_its_part(clock: FakeClock,
     assert first.members == 2
 
 
+@pytest.mark.parametrize("meets_it_first", [True, False])
+@pytest.mark.parametrize("burst", [1, None])
+def test_while_the_store_is_lost_new_numbers_hold_for_this_member(
+    clock: FakeClock, store: Scripted, burst: int | None, meets_it_first: bool
+) -> None:
+    store.fails = not meets_it_first
+    policy = bucket(store, burst=burst)
+    wait_for(policy, clock)
+    store.fails = True
+
+    def granted() -> int:
+        start, granted = clock.monotonic(), 0
+        while clock.monotonic() < start + 20:
+            wait_for(policy, clock)
+            granted += 1
+        return granted
+
+    assert granted() == pytest.approx(200, rel=0.1)
+    policy.update(max_requests=40)
+    assert granted() == pytest.approx(800, rel=0.1)
+    policy.update(max_requests=2)
+    assert granted() == pytest.approx(40, abs=12)
+    store.fails = False
+    clock.sleep(10)
+    wait_for(policy, clock)
+    assert granted() == pytest.approx(40, abs=3)
+
+
+@pytest.mark.parametrize("max_requests", [10, None])
+def test_while_the_store_is_lost_new_units_hold_for_this_member(
+    clock: FakeClock, store: Scripted, max_requests: int | None
+) -> None:
+    policy = TokenBucket(max_requests, 1.0, max_cost=100, share="team", store=store)
+    wait_for(policy, clock)
+    store.fails = True
+    wait_for(policy, clock)
+    policy.update(max_cost=10)
+    start = clock.monotonic()
+    for _ in range(20):
+        wait_for(policy, clock, Turn(cost=10.0))
+    assert clock.monotonic() - start == pytest.approx(20.0, abs=3.0)
+
+
 def test_the_listener_hears_of_a_loss_once_and_of_the_return_once(clock: FakeClock, store: Scripted) -> None:
     events: list[Event] = []
 

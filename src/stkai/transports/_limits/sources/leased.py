@@ -57,6 +57,7 @@ class Leased(Member):
         if self.history is not None:
             self.history.update(window_of(quota))
         self._date, self._started = self._identity()[1], math.inf
+        self.outage.update(limits)
         self.client.schedule(0.0)
 
     # Permits

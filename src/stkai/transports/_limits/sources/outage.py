@@ -39,6 +39,9 @@ class Outage:
         self._local: Sequence[Source] = ()
         # How long they are in force: while the store is out of reach, and shortly afterwards.
         self._until = -math.inf
+        # Numbers that the store does not know yet, and this member's part of its requests and units; all if it is None.
+        self._updated: Limits | None = None
+        self._parts: tuple[float, float] | None = None
 
     @property
     def sources(self) -> Sequence[Source]:
@@ -73,15 +76,19 @@ class Outage:
             self.failures -= bool(self.sources)
         adapts_alone = leased.group.lease is None and self.failures >= _ALONE
         if not self._local or (adapts_alone and self.failures == _ALONE):
+            self._parts = None
             self._local = leased.alone() if adapts_alone else self._part(now)
             for source in self._local:
                 source.stands_for = leased
+            self._apply()
         self.is_on, self._until = True, math.inf
         return self.failures == self._announced
 
     def end(self, now: float, ask: Ask) -> bool:
         """Note that the store has answered this message. Returns whether to announce it."""
         self.used -= ask.own
+        if ask.quota == self._leased.quota:
+            self._updated = None
         if not self.is_on:
             # After a mere probe, the next call that asks for permits may fail again, and continue with these sources.
             if ask.want and not self.sources:
@@ -90,6 +97,24 @@ class Outage:
         failures, self.failures, self.is_on = self.failures, 0, False
         self._until = now + BOTH if failures >= _ANNOUNCED else -math.inf
         return failures >= self._announced
+
+    def update(self, limits: Limits) -> None:
+        """Hold the local sources, now and in an outage to come, to new numbers until the store has received them."""
+        self._updated = limits
+        self._apply()
+
+    def _apply(self) -> None:
+        new = self._updated
+        if new is None:
+            return
+        if self._parts is not None:
+            requests, units = self._parts
+            most = None if new.max_requests is None else requests * new.max_requests
+            cost = None if new.max_cost is None else units * new.max_cost
+            new = Limits(most, new.time_window, cost, burst=1.0)
+        for source in self._local:
+            if source.counts_units or new.max_requests is not None:
+                source.update(new)
 
     def is_long(self, now: float) -> bool:
         """Whether all permits from before the outage have been used or have lapsed."""
@@ -132,6 +157,7 @@ class Outage:
             part, credit, quota, rate = 1 / group.members, 0.0, group.lease.quota, group.lease.rate
             if group.queue_until > now + 2 * AHEAD:
                 start = group.queue_until
+        self._parts = part * rate / quota.rate, part
         permits = Rate(rate * part, start=(start, credit))
         permits.pause(group.paused_until)
         sources: list[Source] = [permits]
