@@ -95,7 +95,7 @@ class Pool:
 
     @property
     def state(self) -> Any:
-        return self.transport._state
+        return self.transport
 
     async def open(self, url: str = URL, **options: Any) -> httpx.Response:
         """Send a request without reading the response."""

@@ -69,7 +69,7 @@ def wires_in(wire: Any) -> list[Any]:
 def transport_of(wire: Any) -> Any:
     """An httpx transport, as a wire makes it."""
     made = wire._make() if hasattr(wire, "_by_loop") else wire
-    made = made._state._make() if hasattr(made, "_state") else made
+    made = made._make() if hasattr(made, "discard_all") else made
     return made._wires.all()[0] if hasattr(made, "_wires") else made
 
 
@@ -268,7 +268,7 @@ async def test_closing_the_wire_closes_its_proxied_connections(
     client = client_of(world, wire)
     await world.call(client.get, "http://service.example/")
     _, proxied = wires_in(wire)
-    (one,) = pool_of(world, proxied)._state.wires
+    (one,) = pool_of(world, proxied).wires
     assert one._pool.connections
     await world.close(client)
     assert not one._pool.connections

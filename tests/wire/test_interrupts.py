@@ -218,13 +218,13 @@ def test_a_response_that_a_handler_closes_wakes_the_interrupted_thread_itself() 
 def test_a_finalizer_in_the_middle_of_the_pools_own_work_does_not_lock_it() -> None:
     world = World("sync")
     pool = Pool(world, 2, 2)
-    make = pool.transport._state._make
+    make = pool.transport._make
 
     def collect() -> Any:
         gc.collect()
         return make()
 
-    pool.transport._state._make = collect
+    pool.transport._make = collect
     response: Any = world.run(pool.open())
     response.cycle = response
     del response

@@ -164,7 +164,7 @@ async def test_a_response_closed_by_two_threads_does_not_affect_the_next_request
 ) -> None:
     pool = Pool(world, 1, 1)
     first = await pool.open()
-    loan = first.stream.loan  # type: ignore[union-attr]
+    loan = first.stream._ended.args[0]  # type: ignore[union-attr]
     await world.read(first)
     second = await pool.open()
     loan._over = False  # As the other thread saw it just before.

@@ -16,6 +16,7 @@ from weakref import ref
 
 import httpx
 
+from .._families import HTTPX, Family, of_family
 from .._process import IN_HANDLER, begin_in_each_process
 from ..transports._call import cannot_send
 from .lifetimes import Idle, IdleWires, Place
@@ -79,12 +80,18 @@ class PoolState(Generic[Wire]):
     Args:
         make: makes a wire that has room for one connection.
         limits: how many wires there are, how many of them stay idle, and for how many seconds.
+        family: the package of the wires.
 
     Attributes:
         trash: wires to close, for anyone who finds them.
     """
 
-    def __init__(self, make: Callable[[], Wire], limits: httpx.Limits) -> None:
+    _watched: type
+    """The class of the bodies whose ends the pool notices."""
+
+    def __init__(self, make: Callable[[], Wire], limits: httpx.Limits, family: Family = HTTPX) -> None:
+        self.family = family
+        self._body: Any = of_family(self._watched, family)
         self._make = make
         self._most = _or_unlimited(limits.max_connections)
         self._most_idle = _or_unlimited(limits.max_keepalive_connections)
@@ -160,7 +167,7 @@ class PoolState(Generic[Wire]):
                 finally:
                     self._busy = False
 
-    def close(self) -> None:
+    def discard_all(self) -> None:
         """Move all wires to the trash, also those in use."""
         self._closed = True
         self.settle()
