@@ -107,17 +107,20 @@ def test_an_env_file_that_is_no_text_is_refused_without_its_contents(tmp_path: P
     assert_hidden(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [("SSL_CERT_FILE", "missing.pem"), ("SSL_CERT_FILE", "empty.pem"), ("STKAI_HTTP_VERIFY", "empty.pem")],
+)
 def test_certificates_that_cannot_be_read_are_a_configuration_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    variable: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "empty.pem").touch()
-    for name in ("missing.pem", "empty.pem"):
-        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / name))
-        message = f"SSL_CERT_FILE must name certificates in PEM form, and .*{re.escape(name)}' does not"
-        with pytest.raises(ConfigurationError, match=message):
-            stkai.build_client(auth=None)
-        with pytest.raises(ConfigurationError, match=message):
-            stkai.build_async_client(auth=None)
+    monkeypatch.setenv(variable, str(tmp_path / name))
+    message = f"{variable}.* must name certificates in PEM form, and .*{re.escape(name)}' does not"
+    with pytest.raises(ConfigurationError, match=message):
+        stkai.build_client(auth=None)
+    with pytest.raises(ConfigurationError, match=message):
+        stkai.build_async_client(auth=None)
 
 
 def own_unicode_error() -> None:

@@ -185,22 +185,17 @@ def _context_of(config: "HttpConfig") -> ssl.SSLContext:
     Raises:
         ConfigurationError: the certificates cannot be read.
     """
-    try:
-        return httpx.create_ssl_context(verify=_verify(config.verify), trust_env=config.trust_env)
-    except OSError as error:
+    verify = config.verify
+    if isinstance(verify, str):
+        name, path = "verify (STKAI_HTTP_VERIFY)", verify
+        folder, file = (path, None) if Path(path).is_dir() else (None, path)
+        make = partial(ssl.create_default_context, cafile=file, capath=folder)
+    else:
         name = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
-        msg = f"{name} must name certificates in PEM form, and {os.environ.get(name)!r} does not: {error}"
-        raise ConfigurationError(msg) from error
-
-
-def _verify(verify: bool | str) -> bool | ssl.SSLContext:
-    if isinstance(verify, bool):
-        return verify
-    is_dir = Path(verify).is_dir()
+        path = os.environ.get(name, "")
+        make = partial(httpx.create_ssl_context, verify=verify, trust_env=config.trust_env)
     try:
-        return ssl.create_default_context(
-            capath=verify if is_dir else None, cafile=None if is_dir else verify
-        )
+        return make()
     except OSError as error:
-        msg = f"verify (STKAI_HTTP_VERIFY) must name a file of certificates in PEM form; {verify!r}: {error}"
+        msg = f"{name} must name certificates in PEM form, and {path!r} does not: {error}"
         raise ConfigurationError(msg) from error
