@@ -1,7 +1,7 @@
 """The headers of a client's request: the caller's, checked, and the others that httpx itself sends."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from operator import itemgetter
@@ -120,17 +120,6 @@ def with_fields(headers: httpx.Headers, fields: Fields) -> httpx.Headers:
 def _is_known(kind: type[httpx.Headers]) -> bool:
     """Whether such headers consist of these attributes, which are private in httpx and httpx2, and may change."""
     return vars(kind()).keys() == {"_list", "_encoding"}
-
-
-def text_of(headers: httpx.Headers, name: bytes) -> str | None:
-    """The value of the header of that name, in lower case, as httpx decodes it; None if there is none."""
-    items: Sequence[_Item] = getattr(headers, "_list", ())
-    values = [value for _, lower, value in items if lower == name]
-    if len(values) == 1 and values[0].isascii():
-        # httpx looks at all headers to find out how to decode one.
-        return values[0].decode("ascii")
-    text: str | None = headers.get(name.decode())
-    return text
 
 
 def has_field(headers: httpx.Headers, name: bytes) -> bool:

@@ -19,7 +19,6 @@ import anyio.to_thread
 import httpx
 
 from .._errors import ConfigurationError
-from .._headers import text_of
 from .append_file import AppendFile, WriteError
 from .journal import LineState, LineStates
 from .json_text import STRICT, Part, one_line, parse
@@ -85,7 +84,7 @@ class OutputLine(NamedTuple):
         """The entry for an answer, or for a failure with the answer where there was one; the id is JSON."""
         answer = error = "null"
         if response is not None and body is not None:
-            request_id = json.dumps(text_of(response.headers, b"x-request-id"))
+            request_id = json.dumps(response.headers.get("x-request-id"))
             answer = (
                 f'{{"status_code": {response.status_code}, "request_id": {request_id}, "body": {body.text}}}'
             )
