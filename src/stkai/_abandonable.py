@@ -146,6 +146,8 @@ class Job:
     def sends(self, break_off: Callable[[], object]) -> None:
         """Note how to break off what it sends now, for those who give it up, or the job that it is a part of."""
         self._break_off = break_off
+        if self._is_abandoned:  # It was given up before it came here.
+            break_off()
         if self._outer is not None:
             self._outer.sends(break_off)
 
@@ -241,16 +243,16 @@ def abandoned() -> bool:
 
 
 class Sending:
-    """A request that a thread sends and its caller may give up. It is the `trace` that httpcore calls at each step.
+    """A request or the reading of a body that a caller may give up. It is the `trace` that httpcore calls at each step.
 
     Once given up, it neither connects nor sends, and releases the connection on which it waits for the head of its
-    answer: if that arrives byte by byte, no timeout ends the wait.
+    answer, or for its body: if that arrives byte by byte, no timeout ends the wait.
 
     Args:
         trace: the caller's own `trace`, or None.
     """
 
-    def __init__(self, trace: Callable[[str, Any], object] | None) -> None:
+    def __init__(self, trace: Callable[[str, Any], object] | None = None) -> None:
         self._trace = trace
         self._stream: Any = None
         self._lock = threading.Lock()
@@ -276,25 +278,19 @@ class Sending:
         with self._lock:
             self._stream = stream
 
-    def do(self, send: Callable[[], Any]) -> Any:
-        """Send it, in this thread; afterwards, its response has the connection."""
+    def do(self, work: Callable[[], Any]) -> Any:
+        """Send or read, in this thread; afterwards, the connection is somebody else's."""
         job = _current.job
-        assert job is not None
-        job.sends(self.break_off)
+        if job is not None:
+            job.sends(self.break_off)
         try:
-            return send()
+            return work()
         finally:
             self.uses(None)
 
     def break_off(self) -> None:
-        """Make the other thread fail, if it still waits for the head of the answer."""
-        with self._lock:
-            shut_down(self._stream)
-
-
-def shut_down(stream: Any) -> None:
-    """Shut down the socket of a network stream, if there is one: whoever reads there fails."""
-    if stream is not None:
-        with suppress(Exception):  # Whatever a wire of the user's calls a stream.
-            # The method of an SSLSocket would change it under the thread that reads.
-            socket.socket.shutdown(stream.get_extra_info("socket"), socket.SHUT_RDWR)
+        """Shut down the socket, if there is one, so that the other thread fails if it still waits for what arrives."""
+        with self._lock, suppress(Exception):  # Whatever a wire of the user's calls a stream.
+            if self._stream is not None:
+                # The method of an SSLSocket would change it under the thread that reads.
+                socket.socket.shutdown(self._stream.get_extra_info("socket"), socket.SHUT_RDWR)

@@ -1,7 +1,6 @@
 """Bodies of responses, read by a driver: whole, in part, or only to reuse the connection."""
 
 import math
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -9,7 +8,7 @@ from typing import Any, Final
 
 import httpx
 
-from .._abandonable import GivenUpError, Sending, shut_down
+from .._abandonable import GivenUpError, Sending
 from .._event_loops import anyio
 from .._families import family_of
 from .._headers import has_field
@@ -101,49 +100,39 @@ def _set_body(response: Any, chunks: list[bytes]) -> None:
     response._num_bytes_downloaded, response._content = len(content), content  # noqa: SLF001 - see `_is_known`
 
 
-class BodyReader:
-    """Fetches a body, still encoded, in one thread, so that another thread can break it off.
+def fetch(response: httpx.Response, limit: float, chunks: list[bytes], left: Callable[[], float]) -> None:
+    """Fetch up to `limit` bytes, still encoded, into `chunks`, and close the stream; the rest is dropped.
 
-    After `limit` bytes, the rest is dropped.
+    If the job that does this is given up, its read fails, so that it returns the connection now and not at its read
+    timeout.
+
+    Raises:
+        GivenUpError: `left()` seconds were 0 or less before the end.
     """
+    body: Any = response.stream
+    reading = Sending()
+    if response.extensions.get("http_version") != b"HTTP/2":  # Others arrive there as well.
+        reading.uses(response.extensions.get("network_stream"))
 
-    def __init__(self, response: httpx.Response, limit: float) -> None:
-        self.chunks: list[bytes] = []
-        self._response, self._limit = response, limit
-        self._is_over = False
-        self._lock = threading.Lock()
-
-    def fetch(self, left: Callable[[], float]) -> None:
-        """Fetch the body, and close its stream.
-
-        Raises:
-            GivenUpError: `left()` seconds were 0 or less before the end.
-        """
-        body: Any = self._response.stream
+    def read() -> None:
         size = 0
-        try:
-            for chunk in body:
-                self.chunks.append(chunk)
-                size += len(chunk)
-                if size >= self._limit:
-                    break
-                if left() <= 0:
-                    raise GivenUpError
-        finally:
-            with self._lock:
-                self._is_over = True
-            body.close()  # From now on, another request may use the connection.
+        for chunk in body:
+            chunks.append(chunk)
+            size += len(chunk)
+            if size >= limit:
+                break
+            if left() <= 0:
+                raise GivenUpError
 
-    def break_off(self) -> None:
-        """Make the read in the other thread fail, so that it returns the connection now and not at its read timeout."""
-        with self._lock:
-            about = self._response.extensions
-            if not self._is_over and about.get("http_version") != b"HTTP/2":  # Others arrive there as well.
-                shut_down(about.get("network_stream"))
+    try:
+        reading.do(read)
+    finally:
+        body.close()  # From now on, another request may use the connection.
 
-    def keep(self) -> None:
-        """Make what has arrived the body of the response; it can be read or streamed as before."""
-        self._response.stream = family_of(self._response).ByteStream(b"".join(self.chunks))
+
+def keep(response: httpx.Response, chunks: list[bytes]) -> None:
+    """Make what has arrived the body of the response; it can be read or streamed as before."""
+    response.stream = family_of(response).ByteStream(b"".join(chunks))
 
 
 def is_short(response: httpx.Response) -> bool:
@@ -214,7 +203,7 @@ async def aload(
             await body.aclose()
     if late:
         raise GivenUpError
-    response.stream = family_of(response).ByteStream(b"".join(kept))
+    keep(response, kept)
 
 
 async def adrain(response: httpx.Response, seconds: float) -> None:

@@ -23,7 +23,7 @@ from .._errors import DeadlineExceededError
 from .._families import alike
 from .._log import logger
 from .._process import raise_interrupt
-from ._bodies import SHORT, BodyReader, drain_time, is_short, is_there, limited, read, unlimited
+from ._bodies import SHORT, drain_time, fetch, is_short, is_there, keep, limited, read, unlimited
 from ._body_end import BRIEF, give_up
 from ._call import Attempt, require_open
 from ._operations import (
@@ -195,23 +195,23 @@ class _Bounded:
 
     def _fetch(self, response: httpx.Response, limit: float, until: float, *, is_wanted: bool = True) -> None:
         """Make what arrives until then the body of the response; to give up the rest is to close its connection."""
-        reader = BodyReader(response, limit)
+        chunks: list[bytes] = []
 
         def left() -> float:
             return until - self._clock.monotonic()
 
+        work = partial(fetch, response, limit, chunks, left)
         try:
             with self._in_time():
-                self.worker.do(partial(reader.fetch, left), left)
+                self.worker.do(work, left)
         except NoThreadError:
             if not is_wanted:
                 raise
-            reader.fetch(left)
-        except BaseException as error:
-            reader.break_off()
-            if self.left() <= 0 or not isinstance(error, DeadlineExceededError):
+            work()
+        except DeadlineExceededError:
+            if self.left() <= 0:
                 raise
-        reader.keep()
+        keep(response, chunks)
 
     def _drain(self, operation: Drain, seconds: float) -> None:
         response = operation.response
