@@ -17,7 +17,6 @@ from ._errors import (
     InvalidArgumentError,
     MaxRetriesExceededError,
     RetryableError,
-    ServerSideRateLimitError,
     TokenAcquisitionTimeoutError,
     describe,
 )
@@ -27,7 +26,6 @@ from ._process import raise_interrupt
 from .transports._context import Context
 from .transports._retry.errors import Failure
 from .transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
-from .transports._retry.retry_after import retry_after
 
 __all__ = ["MaxRetriesExceededError", "RetryableError", "Retrying"]
 
@@ -125,9 +123,10 @@ class Retrying:
             return Failure(describe(error), acted=False)
         theirs = httpx_kind(error)
         response = getattr(error, "response", None)
-        if response is not None and (theirs or isinstance(error, ServerSideRateLimitError)):
-            return self._failure_of_answer(error, as_httpx(response))
-        failure = self.policy.failure_of(None, error, self.context.clock.utcnow())
+        now = self.context.clock.utcnow()
+        if response is not None and theirs:
+            return self.policy.failure_of(as_httpx(response), None, now)
+        failure = self.policy.failure_of(None, error, now)
         if isinstance(error, alike(httpx.HTTPStatusError, RetryableError)):
             return failure
         if not isinstance(error, alike(*self.retry_on_exceptions)) and not (
@@ -135,12 +134,6 @@ class Retrying:
         ):
             return None
         return failure or Failure(describe(error), acted=True)
-
-    def _failure_of_answer(self, error: Exception, response: httpx.Response) -> Failure | None:
-        now = self.context.clock.utcnow()
-        if isinstance(error, ServerSideRateLimitError):
-            return Failure(describe(error), acted=False, asked=retry_after(response.headers, now))
-        return self.policy.failure_of(response, None, now)
 
 
 class RetryingAttempt:

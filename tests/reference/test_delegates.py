@@ -14,6 +14,7 @@ from stkai import (
     HttpClient,
     RetryPolicy,
     ServerSideRateLimitError,
+    SystemClock,
     TokenAcquisitionTimeoutError,
     TokenBucketRateLimitedHttpClient,
 )
@@ -112,6 +113,14 @@ def test_a_429_from_requests_is_learned_from_and_raised_with_its_body(server: Qu
     with pytest.raises(TokenAcquisitionTimeoutError) as waiting:
         client.post(f"{server.url}/echo", {})
     assert waiting.value.required > 6.5
+
+
+def test_the_retry_layer_waits_as_long_as_a_refusal_from_requests_asks() -> None:
+    response = theirs(429)
+    response.headers["Retry-After"] = "5"
+    failure = RetryPolicy().failure_of(None, ServerSideRateLimitError(response), SystemClock().utcnow())
+    assert failure is not None
+    assert failure.asked == 5.0
 
 
 @each_decorator

@@ -16,7 +16,7 @@ from ..._errors import (
     causes,
     describe,
 )
-from ..._families import alike
+from ..._families import alike, as_httpx
 from .retry_after import retry_after
 
 # A proxy error comes before the tunnel is open, so the server has seen nothing.
@@ -73,8 +73,8 @@ class Failure(NamedTuple):
 def failure_of_error(error: BaseException, now: datetime, *, sound_wire: bool) -> Failure | None:
     """What an error says about a retry; None if it is final. See `RetryPolicy.failure_of`."""
     cause = describe(error)
-    if isinstance(error, ServerSideRateLimitError) and isinstance(error.response, alike(httpx.Response)):
-        return Failure(cause, acted=False, asked=retry_after(error.response.headers, now))
+    if isinstance(error, ServerSideRateLimitError):
+        return Failure(cause, acted=False, asked=retry_after(as_httpx(error.response).headers, now))
     # Our own limiter knows best: a caller who limits the wait wants to know.
     if isinstance(error, ClientSideRateLimitError | DeadlineExceededError) or is_hopeless(error):
         return None
