@@ -109,7 +109,12 @@ class LayerBase:
 
     def _joins(self, inner: object) -> bool:
         """Whether the flow of the next layer is entered directly."""
-        raise NotImplementedError
+        is_sync = self._kind is httpx.BaseTransport
+        ours, method = (
+            (LayerTransport, "handle_request") if is_sync else (AsyncLayerTransport, "handle_async_request")
+        )
+        # A subclass that overrides httpx's own method must see every request there.
+        return isinstance(inner, ours) and getattr(type(inner), method) is getattr(ours, method)
 
     def __init_subclass__(cls) -> None:
         """Check the flows of users' layers, including those from a mix-in."""
@@ -181,11 +186,6 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
 
     _kind, _body = httpx.BaseTransport, httpx.SyncByteStream
 
-    def _joins(self, inner: object) -> bool:
-        # A subclass that overrides httpx's own method must see every request there.
-        handle = LayerTransport.handle_request
-        return isinstance(inner, LayerTransport) and type(inner).handle_request is handle
-
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         if ATTEMPT in request.extensions:
             attempt = request.extensions[ATTEMPT]
@@ -249,12 +249,6 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
     """
 
     _kind, _body = httpx.AsyncBaseTransport, httpx.AsyncByteStream
-
-    def _joins(self, inner: object) -> bool:
-        return (
-            isinstance(inner, AsyncLayerTransport)
-            and type(inner).handle_async_request is AsyncLayerTransport.handle_async_request
-        )
 
     def handle_async_request(self, request: httpx.Request) -> Coroutine[Any, Any, httpx.Response]:
         if ATTEMPT in request.extensions:
