@@ -24,7 +24,6 @@ from .transports._limits import flow as limit
 from .transports._limits.all_of import AllOf, checked_limiter
 from .transports._limits.in_flight import InFlight
 from .transports._limits.limiter import Limiter
-from .transports._limits.metering import Estimate, Settle
 from .transports._limits.per_key import PerKey
 from .transports._limits.queue_limiter import is_ours
 from .transports._limits.quota_limiters import AimdLimiter, TokenBucket
@@ -123,15 +122,20 @@ def standard_layers(
     Raises:
         ConfigurationError: an option has an unsupported value, or there is nothing to authenticate with.
     """
-    policy = _retry_policy(options.get("retry", UNSET), settings)
+    policy = options.get("retry", UNSET)
+    if policy is UNSET:
+        policy = settings.retry.policy()
+    retry = None if policy is None else retry_layer(policy)
     limiter = _limiter(options.get("rate_limit", UNSET), settings)
     cost, settle = options.get("cost"), options.get("settle")
     _check_counted(limiter, cost, settle)
     bearer, by_cli = _bearer(options.get("auth", "auto"), settings, options.get("clock"), own_wire=own_wire)
+    kinds = ((TokenBucket, limit.token_bucket), (AimdLimiter, limit.adaptive))
+    factory = next((factory for kind, factory in kinds if isinstance(limiter, kind)), limit.limiter)
     layers = [
-        None if policy is None else retry_layer(policy),
+        retry,
         None if bearer is None else auth_layer(bearer),
-        None if limiter is None else limit_layer(limiter, cost=cost, settle=settle),
+        None if limiter is None else factory(limiter, cost=cost, settle=settle),
     ]
     return [layer for layer in layers if layer is not None], by_cli
 
@@ -147,18 +151,6 @@ def default_wire(http: HttpConfig | None, *, by_cli: bool, is_async: bool) -> ob
     if is_async:
         return AsyncDefaultWire(http)
     return StkCLITransport() if by_cli else DefaultWire(http)
-
-
-def limit_layer(
-    limiter: Limiter | PerKey, *, cost: Estimate | None = None, settle: Settle | None = None
-) -> Layer:
-    """The layer of a limiter, with the name by which it is known."""
-    factory = limit.limiter
-    if isinstance(limiter, TokenBucket):
-        factory = limit.token_bucket
-    elif isinstance(limiter, AimdLimiter):
-        factory = limit.adaptive
-    return factory(limiter, cost=cost, settle=settle)
 
 
 def limiter_from(config: RateLimitConfig) -> Limiter:
@@ -216,14 +208,6 @@ def _check_counted(limiter: object, cost: object, settle: object) -> None:
         f"{'settle' if cost is None else 'cost'}= is given, but no limiter counts units: give one max_cost, such as"
         " rate_limit=TokenBucket(500, 60, max_cost=200_000)"
     )
-
-
-def _retry_policy(given: object, settings: Settings) -> RetryPolicy | None:
-    if given is UNSET:
-        return settings.retry.policy()
-    if given is not None and not isinstance(given, RetryPolicy):
-        raise ConfigurationError(f"retry must be a stkai.RetryPolicy or None, not {given!r}")
-    return given
 
 
 def _limiter(given: Any, settings: Settings) -> Limiter | PerKey | None:

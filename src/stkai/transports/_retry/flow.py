@@ -284,6 +284,6 @@ def _checked(policy: RetryPolicy | None) -> RetryPolicy:
     if policy is None:
         return RetryPolicy()
     if not isinstance(policy, RetryPolicy):
-        msg = f"a retry layer needs a stkai.RetryPolicy, not {policy!r}"
+        msg = f"retry must be a stkai.RetryPolicy or None, not {policy!r}"
         raise ConfigurationError(msg)
     return policy
