@@ -65,19 +65,12 @@ _REFUSED_CLIENT: Final = ("invalid_client", "unauthorized_client", "invalid_gran
 
 @dataclass(frozen=True, slots=True)
 class TokenAnswer:
-    """An answer of the endpoint.
-
-    Attributes:
-        status: its status code.
-        content: its JSON object; empty if it is something else.
-        asked_at: when the endpoint was asked, in seconds of the clock.
-        retry_after: seconds for which it asks to be left alone, or None.
-    """
+    """An answer of the endpoint."""
 
     status: int
-    content: dict[str, Any] = field(repr=False)
-    asked_at: float
-    retry_after: float | None
+    content: dict[str, Any] = field(repr=False)  # Its JSON object; empty if it is something else.
+    asked_at: float  # When the endpoint was asked, in seconds of the clock.
+    retry_after: float | None  # Seconds for which it asks to be left alone.
 
     @property
     def token(self) -> str:

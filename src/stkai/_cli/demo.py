@@ -45,25 +45,17 @@ _ASCII: Final = " .:-=+*#@"
 
 @dataclass(frozen=True, slots=True)
 class StrategyRun:
-    """How one strategy did: how many requests and calls, and when, in seconds from the first request.
-
-    Attributes:
-        sent: requests that reached the server; each attempt counts.
-        seconds: the durations of the calls that succeeded, waiting included, in ascending order.
-        lost: calls of which nothing is known.
-        found: requests per second that the processes have found, all together; None if they were not searching.
-        senders: what the requests in `accepted` were signed with, which differs between the processes.
-    """
+    """How one strategy did: how many requests and calls, and when, in seconds from the first request."""
 
     name: str
-    sent: int
+    sent: int  # Requests that reached the server; each attempt counts.
     accepted: list[float]
     refused: list[float]
-    seconds: list[float]
+    seconds: list[float]  # The durations of the calls that succeeded, waiting included, in ascending order.
     failed: int = 0
-    lost: int = 0
-    found: float | None = None
-    senders: Sequence[str | None] = ()
+    lost: int = 0  # Calls of which nothing is known.
+    found: float | None = None  # Requests per second that all processes have found; None without a search.
+    senders: Sequence[str | None] = ()  # What `accepted` were signed with; it differs between the processes.
 
     def quantile(self, percent: int) -> float:
         """The duration that this percentage of the calls that succeeded did not exceed, in seconds."""

@@ -33,17 +33,11 @@ Variables = Mapping[str, Secret]
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """One setting in force.
+    """One setting in force."""
 
-    Attributes:
-        variable: the environment variable that sets it.
-        value: its value as text; for a secret, only whether there is one.
-        source: "configure", "environment", ".env file PATH" or "default".
-    """
-
-    variable: str
-    value: str
-    source: str
+    variable: str  # The environment variable that sets it.
+    value: str  # As text; for a secret, only whether there is one.
+    source: str  # "configure", "environment", ".env file PATH" or "default".
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,23 +33,14 @@ _END_OF_HEAD: Final = b"\r\n\r\n"
 
 
 class Connection(ResponseHandler):
-    """One connection. It cannot be used again if bytes arrive while it is idle: they belong to no request.
+    """One connection. It cannot be used again if bytes arrive while it is idle: they belong to no request."""
 
-    Attributes:
-        idle_since: when it became idle, in seconds of the loop's clock; None while in use.
-        awaits_head: whether nothing of an answer has arrived yet.
-        head_left: how many bytes of the head may still arrive; None once it is complete.
-        seconds: how long each part of the head may take; None for no limit.
-        timeout: that limit while the head is awaited.
-        broken_by: the error that ended it, or None; aiohttp forgets it once a body without length has begun.
-    """
-
-    idle_since: float | None = None
-    awaits_head = False
-    head_left: int | None = None
-    broken_by: BaseException | None = None
-    seconds: float | None = None
-    timeout: asyncio.Timeout | None = None
+    idle_since: float | None = None  # In seconds of the loop's clock; None while in use.
+    awaits_head = False  # Whether nothing of an answer has arrived yet.
+    head_left: int | None = None  # How many bytes of the head may still arrive; None once it is complete.
+    seconds: float | None = None  # How long each part of the head may take; None for no limit.
+    timeout: asyncio.Timeout | None = None  # That limit while the head is awaited.
+    broken_by: BaseException | None = None  # aiohttp forgets it once a body without length has begun.
 
     def is_alive(self) -> bool:
         """Whether it can carry another request: it is open, and nothing has arrived that the loop has not seen yet.
@@ -183,13 +174,9 @@ def _refusing(request: httpx.Request) -> Iterator[None]:
 
 
 class Body(httpx.AsyncByteStream):
-    """The body of an answer. Once it is read to its end and closed, its connection is idle; otherwise it is closed.
+    """The body of an answer. Once it is read to its end and closed, its connection is idle; otherwise it is closed."""
 
-    Attributes:
-        ends_with_connection: whether only the end of the connection ends the body: then a reset has cut it off.
-    """
-
-    ends_with_connection = False
+    ends_with_connection = False  # Whether nothing else ends the body: then a reset has cut it off.
 
     def __init__(self, connection: Connection, payload: Any, request: httpx.Request) -> None:
         self._connection, self._payload, self._request = connection, payload, request

@@ -27,27 +27,18 @@ _numbers: Final = count(1)
 
 
 class Loan(Generic[Wire]):
-    """One request's hold on a wire. It ends once, and by itself when nothing refers to it any more.
-
-    Attributes:
-        number: no other loan has it.
-        place: where the request goes.
-        wire: the wire, once there is one.
-        stream: the connection underneath, from the response's extension `network_stream`; before that, the one that
-            the wire has kept open.
-        wake: called when a queued loan gets its wire, or when it never will.
-        idle_since: once it is over, the instant from which the wire is idle; None if the wire is unusable.
-    """
+    """One request's hold on a wire. It ends once, and by itself when nothing refers to it any more."""
 
     wire: Wire | None = None
+    # The connection underneath: of the response (its `network_stream`), before that the one that the wire kept open.
     stream: Any = None
-    wake: Callable[[], object] | None = None
-    idle_since: float | None = None
+    wake: Callable[[], object] | None = None  # Called when a queued loan gets its wire, or never will.
+    idle_since: float | None = None  # Once it is over; None if the wire is unusable.
     _over = False
 
     def __init__(self, state: "PoolState[Wire]", place: Place) -> None:
         self.number = next(_numbers)
-        self.place = place
+        self.place = place  # Where the request goes.
         self._state = state
 
     def end(self, idle_since: float | None = None) -> None:
@@ -81,9 +72,6 @@ class PoolState(Generic[Wire]):
         make: makes a wire that has room for one connection.
         limits: how many wires there are, how many of them stay idle, and for how many seconds.
         family: the package of the wires.
-
-    Attributes:
-        trash: wires to close, for anyone who finds them.
     """
 
     _watched: type
@@ -108,7 +96,7 @@ class PoolState(Generic[Wire]):
         self._back: deque[Loan[Wire]] = deque()
         self._dropped: deque[_Lent] = deque()
         self._note_dropped = self._dropped.append
-        self.trash: deque[Wire] = deque()
+        self.trash: deque[Wire] = deque()  # Wires to close, for anyone who finds them.
 
     @property
     def wires(self) -> list[Wire]:

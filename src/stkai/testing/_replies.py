@@ -52,24 +52,17 @@ class RequestRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """An answer: a status, headers and a body, and how they travel.
-
-    Attributes:
-        pieces: the body, as it is written.
-        pause: seconds between two pieces.
-        streamed: whether the body goes out chunked; otherwise its length is known.
-        ending: what follows it: "keep" the connection, "close" it, as a `Connection: close` header announces, "drop" it
-            without one, or "reset" it.
-        cut: break off after this many bytes of the body, always before its last; None sends all of it.
-    """
+    """An answer: a status, headers and a body, and how they travel."""
 
     status: int = 200
     headers: Headers = ()
-    pieces: tuple[bytes, ...] = (b"",)
-    pause: float = 0.0
-    streamed: bool = False
+    pieces: tuple[bytes, ...] = (b"",)  # The body, as it is written.
+    pause: float = 0.0  # Seconds between two pieces.
+    streamed: bool = False  # Whether the body goes out chunked; otherwise its length is known.
+    # What follows: "keep" the connection, "close" it, as a `Connection: close` header announces, "drop" it without one,
+    # or "reset" it.
     ending: Literal["keep", "close", "drop", "reset"] = "keep"
-    cut: int | None = None
+    cut: int | None = None  # Break off after this many bytes of the body, always before its last.
 
     @property
     def body(self) -> bytes:

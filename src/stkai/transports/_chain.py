@@ -26,18 +26,13 @@ CONTINUED: Final = frozenset({301, 302, 303, 307, 308, _UNAUTHORIZED})
 
 
 class Chain:
-    """What the requests of a call have in common.
-
-    Attributes:
-        began: when the first began, in seconds of the clock.
-        queued: seconds that the earlier requests spent waiting for permits.
-        url: where the first went.
-    """
+    """What the requests of a call have in common."""
 
     __slots__ = ("_is_challenged", "_is_redirected", "_request", "_signed", "began", "queued", "url")
 
     def __init__(self, request: httpx.Request, began: float) -> None:
-        self.began, self.queued, self.url = began, 0.0, request.url
+        self.began, self.url = began, request.url  # When the first began, by the clock, and where it went.
+        self.queued = 0.0  # Seconds that the earlier requests spent waiting for permits.
         self._request = weakref.ref(request)
         self._is_redirected = self._is_challenged = False
         self._signed: str | None = None

@@ -121,14 +121,10 @@ class _Bounded:
 
     A timeout bounds one read, not the number of reads: a server that sends its answer byte by byte could delay a call
     indefinitely. A thread cannot be cancelled, so another one does the work and this one stops waiting for it.
-
-    Attributes:
-        deadline: the instant until which operations may take, in seconds of the clock.
-        worker: the other thread.
     """
 
     def __init__(self, attempt: Attempt, clock: Clock) -> None:
-        self.deadline = math.inf
+        self.deadline = math.inf  # The instant until which operations may take, in seconds of the clock.
         self.worker = Worker()
         self._attempt, self._clock = attempt, clock
 

@@ -38,12 +38,7 @@ class ExposedTokenError(AuthenticationError):
 
 
 class Token(HoldsSecret):
-    """An access token as the headers that carry it, encoded once: thousands of waiting requests share the bytes.
-
-    Attributes:
-        value: the token.
-        fields: the headers; None if they cannot be sent.
-    """
+    """An access token as the headers that carry it, encoded once: thousands of waiting requests share the bytes."""
 
     __slots__ = ("_auth", "_claims", "fields", "value")
 
@@ -54,7 +49,7 @@ class Token(HoldsSecret):
             given = {"Authorization": f"Bearer {given}" if is_sendable(given) else "\n"}
         else:
             self.value = "\n".join(map(str, given.values())).removeprefix("Bearer ")
-        self.fields: Fields | None = None
+        self.fields: Fields | None = None  # The headers, if they can be sent.
         with suppress(InvalidArgumentError):
             self.fields = Fields.of(given)
         self._claims = itertools.count()

@@ -53,21 +53,13 @@ _BREAKS: Final = ("peer closed connection", "disconnected", "ConnectionTerminate
 
 
 class Failure(NamedTuple):
-    """An attempt that may be worth a retry: what went wrong, and what the server said about when to retry.
+    """An attempt that may be worth a retry: what went wrong, and what the server said about when to retry."""
 
-    Attributes:
-        cause: for people to read.
-        acted: whether the server may have acted on the request.
-        asked: seconds for which somebody asked us to stay away, or None.
-        needed: seconds until the request's turn; coming back earlier does not change it.
-        paced: whether a limiter handles the wait and decides how long it is.
-    """
-
-    cause: str
-    acted: bool
-    asked: float | None = None
-    needed: float = 0.0
-    paced: bool = False
+    cause: str  # For people to read.
+    acted: bool  # Whether the server may have acted on the request.
+    asked: float | None = None  # Seconds for which somebody asked us to stay away.
+    needed: float = 0.0  # Seconds until the request's turn; coming back earlier does not change it.
+    paced: bool = False  # Whether a limiter handles the wait and decides how long it is.
 
 
 def failure_of_error(error: BaseException, now: datetime, *, sound_wire: bool) -> Failure | None:

@@ -182,19 +182,14 @@ def _keyed(request: httpx.Request, header: str) -> httpx.Request:
 
 
 class _Loop:
-    """The attempts of one call after the first: what tenacity asks, and the answers.
-
-    Attributes:
-        response: the last one, until it is returned or discarded.
-        state: tenacity's, whose outcome is this object.
-    """
+    """The attempts of one call after the first: what tenacity asks, and the answers."""
 
     def __init__(
         self, policy: RetryPolicy, layer: LayerBase, request: httpx.Request, attempt: Attempt
     ) -> None:
         self.tenacity, retrying = _tenacity()
         self.policy, self.context, self.attempt = policy, layer.context, attempt
-        self.response: httpx.Response | None = None
+        self.response: httpx.Response | None = None  # The last one, until it is returned or discarded.
         self._error: Exception | None = None
         self._known = {"repeatable": policy.is_repeatable(request), "sound_wire": layer.wire_is_sound}
         self._seconds = 0.0
@@ -202,6 +197,7 @@ class _Loop:
         # tenacity itself never stops the loop and never classifies a failure: the policy does.
         self.retrying = retrying(retry=self.goes_on, wait=lambda _: self._seconds)
         self.retrying.begin()
+        # Its outcome is this object.
         self.state = self.tenacity.RetryCallState(self.retrying, fn=None, args=(), kwargs={})
 
     def ended(self, response: httpx.Response | None, error: Exception | None = None) -> None:
