@@ -105,16 +105,11 @@ class TokenAnswer:
 
     def pause(self) -> tuple[float, str]:
         """For how many seconds to leave the endpoint alone after an answer with a problem, and why."""
-        if self._refuses_client():
+        code = self.content.get("error")
+        refuses_client = self.status in _REFUSALS and code in _REFUSED_CLIENT
+        if refuses_client or (code is None and self.status == httpx.codes.UNAUTHORIZED):
             return _MEMORY, "too many failed sign-ins may lock the account"
         return min(self.retry_after or 0.0, _LONGEST_PAUSE), "it asked for this"
-
-    def _refuses_client(self) -> bool:
-        """Whether it refuses the credentials, so that asking again would not help."""
-        code = self.content.get("error")
-        if code is None:
-            return self.status == httpx.codes.UNAUTHORIZED
-        return self.status in _REFUSALS and code in _REFUSED_CLIENT
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -16,7 +16,7 @@ from .._errors import ConfigurationError, DeadlineExceededError
 from .._families import family_of
 from .._log import events
 from .._urls import DEFAULT_PORTS
-from ._chain import CHAIN, CONTINUED, chain_before, note_answer
+from ._chain import CHAIN, CONTINUED, Chain, chain_before
 from ._operations import Flow
 from ._options import ENTERED, NO_OPTIONS, OPTIONS, UNSET, CallRecord, Priority, RequestOptions
 
@@ -248,7 +248,9 @@ class Attempt:
             record.on_wire = max(0.0, rest)
         response.extensions[OPTIONS] = record
         if response.status_code in CONTINUED or CHAIN in call.request.extensions:
-            note_answer(call.request, call.started, record.queued, response)
+            chain = chain_before(call.request) or Chain(call.request, call.started)
+            chain.ended(response, record.queued)
+            call.request.extensions[CHAIN] = chain
 
 
 def cannot_send() -> RuntimeError:

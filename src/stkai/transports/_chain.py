@@ -26,7 +26,7 @@ CONTINUED: Final = frozenset({301, 302, 303, 307, 308, _UNAUTHORIZED})
 
 
 class Chain:
-    """What the requests of a call have in common."""
+    """What the requests of a call have in common; each carries it in its extensions once another may follow it."""
 
     __slots__ = ("_is_challenged", "_is_redirected", "_request", "_signed", "began", "queued", "url")
 
@@ -67,17 +67,3 @@ def is_home(url: httpx.URL, request: httpx.Request) -> bool:
     chain = chain_before(request)
     first = request.url if chain is None else chain.url
     return url is first or origin_of(url) == origin_of(first)
-
-
-def note_answer(request: httpx.Request, began: float, queued: float, response: httpx.Response) -> None:
-    """Note the answer to a request, if another may follow it, or if it followed another.
-
-    Args:
-        request: the one that was answered.
-        began: when it began, in seconds of the clock.
-        queued: seconds that it spent waiting for permits.
-        response: the answer.
-    """
-    chain = chain_before(request) or Chain(request, began)
-    chain.ended(response, queued)
-    request.extensions[CHAIN] = chain
