@@ -175,7 +175,7 @@ def as_httpx(answer: Any) -> httpx.Response:
     if not isinstance(status, int) or not 100 <= status <= 599:
         status = 200
     try:
-        headers = httpx.Headers(dict(answer.headers))
+        headers = httpx.Headers(dict(answer.headers), encoding="latin-1")  # As http.client decodes them.
     except (AttributeError, TypeError, ValueError):
         headers = httpx.Headers()
     return httpx.Response(status, headers=headers, stream=_Elsewhere(answer), extensions={_ORIGINAL: answer})

@@ -115,9 +115,9 @@ def test_a_429_from_requests_is_learned_from_and_raised_with_its_body(server: Qu
     assert waiting.value.required > 6.5
 
 
-def test_the_retry_layer_waits_as_long_as_a_refusal_from_requests_asks() -> None:
-    response = theirs(429)
-    response.headers["Retry-After"] = "5"
+@pytest.mark.parametrize("other", ["plain", "caf\xe9"])
+def test_the_retry_layer_waits_as_long_as_a_refusal_from_requests_asks(other: str) -> None:
+    response = theirs(429, **{"Retry-After": "5", "X-Other": other})
     failure = RetryPolicy().failure_of(None, ServerSideRateLimitError(response), SystemClock().utcnow())
     assert failure is not None
     assert failure.asked == 5.0
