@@ -65,8 +65,8 @@ class Call(NamedTuple):
                 msg = f'extensions["stkai"] must be a stkai.RequestOptions, not {type(options).__name__}'
                 raise ConfigurationError(msg)
             entered = _entered()
-            if entered is not None:
-                options = options.over(entered.options)
+            if entered:
+                options = options.over(entered[-1][1])
             if options.deadline is not UNSET and options.deadline is not None:
                 chain = chain_before(request)
                 deadline = (now if chain is None else chain.began) + options.deadline

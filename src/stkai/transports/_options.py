@@ -3,7 +3,7 @@
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack
 
 import httpx
 
@@ -119,16 +119,10 @@ def options_of(verb: str, given: CallOptions) -> RequestOptions:
     return RequestOptions(**given)
 
 
-class _Entered(NamedTuple):
-    """An entered block, its effective options, and the enclosing block."""
-
-    block: "_Block"
-    options: RequestOptions
-    outer: "_Entered | None"
-
-
-ENTERED: Final[ContextVar[_Entered | None]] = ContextVar("stkai.entered", default=None)
-"""The innermost `with options(...)` block around a call."""
+ENTERED: Final[ContextVar[tuple[tuple[object, RequestOptions], ...]]] = ContextVar(
+    "stkai.entered", default=()
+)
+"""The `with options(...)` blocks around a call, the innermost last, each with the options that are in force in it."""
 
 
 class _Block:
@@ -138,16 +132,15 @@ class _Block:
         self._options = options
 
     def __enter__(self) -> None:
-        outer = ENTERED.get()
-        ENTERED.set(
-            _Entered(self, self._options if outer is None else self._options.over(outer.options), outer)
-        )
+        entered = ENTERED.get()
+        options = self._options.over(entered[-1][1]) if entered else self._options
+        ENTERED.set((*entered, (self, options)))
 
     def __exit__(self, *_: object) -> None:
         entered = ENTERED.get()
         # A generator may be closed in another context.
-        if entered is not None and entered.block is self:
-            ENTERED.set(entered.outer)
+        if entered and entered[-1][0] is self:
+            ENTERED.set(entered[:-1])
 
 
 def options(**given: Unpack[CallOptions]) -> _Block:

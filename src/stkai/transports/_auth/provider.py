@@ -225,7 +225,7 @@ def _context_key() -> Hashable:
 def _outside_of_event_loops() -> Context:
     """The current context, changed so that code in it may start its own event loop, and no call's options apply."""
     context = copy_context()
-    context.run(ENTERED.set, None)
+    context.run(ENTERED.set, ())
     library = _library_variable()
     if library is not None:
         context.run(library.set, None)
