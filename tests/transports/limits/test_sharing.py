@@ -136,6 +136,29 @@ def test_an_unused_permit_is_not_lost(clock: FakeClock, store: Scripted) -> None
     assert [wait_for(policy, clock) for _ in range(2)] == pytest.approx([0, 0], abs=0.01)
 
 
+@pytest.mark.parametrize("late", [0.06, 0.4])
+def test_a_request_whose_event_loop_is_busy_uses_its_permit_late(
+    clock: FakeClock, store: Scripted, late: float
+) -> None:
+    policy = bucket(store, rate=1000.0)
+    for _ in range(3):
+        turn = Turn()
+        operation = policy.ask(turn, clock.monotonic())
+        assert isinstance(operation, Run)
+        operation.sync(60.0)
+        clock.sleep(late)
+        assert policy.ask(turn, clock.monotonic()) == 0
+
+
+def test_after_a_suspension_no_request_uses_a_permit_from_before(clock: FakeClock, store: Scripted) -> None:
+    policy, turn = bucket(store, rate=1000.0), Turn()
+    operation = policy.ask(turn, clock.monotonic())
+    assert isinstance(operation, Run)
+    operation.sync(60.0)
+    clock.sleep(3.0)
+    assert policy.ask(turn, clock.monotonic()) != 0
+
+
 def test_units_of_cost_are_shared(clock: FakeClock, store: Scripted) -> None:
     first = bucket(store, rate=1000, burst=100, max_cost=100)
     second = bucket(store, rate=1000, burst=100, max_cost=100)

@@ -52,6 +52,9 @@ class Holding:
         self.due: list[float] = []  # When each permit may be used, in ascending order.
         self.units = self.spent = 0.0
         self.used = self.lapsed = 0  # Lapsed permits were given up after their time.
+        self.late = (
+            LATE  # Seconds after which they are; more while an event loop is busy and wakes requests late.
+        )
 
     @property
     def last(self) -> float:
@@ -84,8 +87,8 @@ class Holding:
     def lapse(self, now: float) -> None:
         """Give up the permits that no request has used in time."""
         due = self.due
-        if due and due[0] < now - LATE:
-            count = bisect_right(due, now - LATE - EPSILON)
+        if due and due[0] < now - self.late:
+            count = bisect_right(due, now - self.late - EPSILON)
             del due[:count]
             self.lapsed += count
 

@@ -10,7 +10,7 @@ from ....stores._protocol import LATE, UNLIMITED
 from ..limiter import Answer, RateChange, Turn
 from ..pace.law import LONGEST_PAUSE
 from .adaptive import AdaptiveRate
-from .holding import EPSILON
+from .holding import EPSILON, GIVE_UP
 from .member import SOON, Member
 from .outage import BOTH, window_of
 from .request_limits import Rate
@@ -75,6 +75,8 @@ class Leased(Member):
             return wait
         if self.history is not None and now >= self.guards_from and self.history not in outage.sources:
             wait = max(wait, self.history.when(turn, ahead, now))
+        if turn.told < now and turn.held_by is self:  # It wakes late, and so may the others.
+            held.late = max(held.late, min(GIVE_UP, LATE + now - turn.told))
         held.lapse(now)
         if now < group.paused_until:
             return max(wait, group.paused_until - now)

@@ -202,6 +202,7 @@ class Member(Source):
         # The permits of an answer that was read after a suspension are already due.
         arrived = now - GIVE_UP if now - call.sent > GIVE_UP else now
         got = self.held.add(lease.ranges, lease.units, arrived)
+        self.held.late = max(LATE, 0.8 * self.held.late)
         group.update(lease, call.sent, now, is_empty=bool(ask.want and not got))
         if self.history is not None and lease.quota.window and not self.outage.sources:
             self.history.update(window_of(lease.quota))
