@@ -286,7 +286,8 @@ class VirtualBackground:
         self.sim = sim
 
     def later(self, seconds: float, work: Callable[[], None]) -> None:
-        self.sim.at(seconds + self.sim.chance.uniform(0, 0.001), work, self.sim.current)
+        late = self.sim.chance.choice([0.0, self.sim.chance.uniform(0, 0.001)])
+        self.sim.at(seconds + late, work, self.sim.current)
 
 
 def install(sim: "Simulator", patch: pytest.MonkeyPatch) -> None:
@@ -294,19 +295,26 @@ def install(sim: "Simulator", patch: pytest.MonkeyPatch) -> None:
     gc.collect()  # A limiter of another test that was collected meanwhile would send its report here.
     threads: list[asyncio.Future[None]] = []
 
-    async def run_sync(work: Callable[[], object], **_: Any) -> None:
-        process, done = sim.current, asyncio.get_running_loop().create_future()
+    class Job:
+        """A call that a request waits for."""
 
-        def begin() -> None:
-            if done.cancelled():
-                return  # The thread was never started.
-            threads.append(done)
-            work()
+        def __init__(self, work: Callable[[], object]) -> None:
+            self.work, self.done = work, asyncio.get_running_loop().create_future()
+
+        def run(self) -> None:
+            if self.done.cancelled():
+                return  # It was never begun.
+            threads.append(self.done)
+            self.work()
             if threads:  # It had nothing to send.
                 threads.pop().set_result(None)
 
-        sim.at(sim.chance.choice([0.0, sim.chance.uniform(0, 0.001)]), begin, process)
-        await done
+        async def await_(self, _: float) -> bool:
+            await self.done
+            return True
+
+        def result(self) -> None:
+            """Nothing."""
 
     real_send = store_client.StoreClient._send
 
@@ -325,7 +333,7 @@ def install(sim: "Simulator", patch: pytest.MonkeyPatch) -> None:
     def do_within(_: float, work: Callable[[], None]) -> None:
         work()
 
-    patch.setattr("anyio.to_thread.run_sync", run_sync)
+    patch.setattr(store_client, "Job", Job)
     patch.setattr(store_client.StoreClient, "_send", send)
     patch.setattr(store_client, "do_within", do_within)
     patch.setattr(store_client, "background", VirtualBackground(sim))

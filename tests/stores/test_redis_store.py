@@ -11,16 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
+import httpx
 import pytest
 import redis
 import redis.asyncio
 
-from stkai import AimdLimiter, ConfigurationError, TokenBucket
+from stkai import AimdLimiter, ConfigurationError, PerKey, TokenBucket
 from stkai.stores import Law, RedisStore, Refusal, Store, store_from
+from stkai.stores._calls import MOST
+from stkai.transports import AsyncLimiterTransport
 
 from ..support.listening import listening
 from ..support.redis_servers import KINDS, Server, free_port, installed
 from ..support.threads import together
+from ..support.world import World
 from .clients import Client, OnClock, ask, eventually
 
 INSTALLED = [kind for kind in KINDS if installed(kind)]
@@ -392,3 +397,20 @@ def test_without_redis_py_the_error_names_the_extra(monkeypatch: pytest.MonkeyPa
 )
 def test_the_place_is_shown_without_credentials(url: str, place: str) -> None:
     assert RedisStore(url).place == place
+
+
+async def test_hundreds_of_shares_use_a_few_connections(event_loop: World, server: Server) -> None:
+    with server.client() as client:
+        before = client.info("stats")["total_connections_received"]
+        layer = AsyncLimiterTransport(
+            httpx.MockTransport(lambda _: httpx.Response(200)),
+            PerKey(
+                lambda request: request.url.path,
+                lambda key: TokenBucket(1e4, 1, share=key, store=server.url),
+            ),
+        )
+        async with anyio.create_task_group() as tasks:
+            for number in range(500):
+                tasks.start_soon(layer.handle_async_request, httpx.Request("GET", f"http://test/{number}"))
+        made = client.info("stats")["total_connections_received"] - before
+    assert made <= 2 * MOST

@@ -1,8 +1,9 @@
-"""How stores are called: within a time limit; later, in daemon threads; and at the end of the program."""
+"""How stores are called: within a time limit; in daemon threads, for event loops and later; at the program's end."""
 
 import atexit
 import heapq
 import itertools
+import math
 import os
 import sys
 import threading
@@ -19,8 +20,14 @@ from .._process import begin_in_each_process
 LAST_REPORT: Final = 0.25
 """Seconds that the last report of a member may take, when its limiter is closed and at the end of the program."""
 
-_MOST: Final = 4
-"""Threads at once: a store that hangs must not hold up the others."""
+MOST: Final = 8
+"""Threads at once, for however many shares; and the connections to a server that are kept."""
+
+_STUCK: Final = 1.0
+"""Seconds in which no call begins, although one is due, after which one more thread is started: the others hang."""
+
+_IDLE: Final = 1.0
+"""Seconds after which a thread without a call ends."""
 
 Work = Callable[[], None]
 
@@ -65,7 +72,7 @@ class TimeLimit:
 
 
 class BackgroundCalls:
-    """Calls that no request makes, in the order of the instants at which they are due."""
+    """Calls in a few threads: those of event loops, and those that no request makes, when they are due."""
 
     def __init__(self) -> None:
         self._monotonic = SystemClock.monotonic
@@ -75,19 +82,23 @@ class BackgroundCalls:
         self._changed = threading.Condition()
         self._jobs: list[tuple[float, int, Work]] = []
         self._numbers = itertools.count()
-        self._threads = self._idle = 0
+        self._threads, self._is_idle = 0, False
+        self._moved_at = 0.0  # When a call last began, or a thread was started.
 
     def later(self, seconds: float, work: Work) -> None:
         """Call `work` after so many seconds."""
         with self._changed:
-            heapq.heappush(self._jobs, (self._monotonic() + seconds, next(self._numbers), work))
+            now = self._monotonic()
+            heapq.heappush(self._jobs, (now + seconds, next(self._numbers), work))
             self._changed.notify()
-            starts = not self._idle and self._threads < _MOST
-            self._threads += starts
+            starts = not self._is_idle and (self._threads < MOST or now > self._moved_at + _STUCK)
+            self._is_idle = self._is_idle and self._left() > 0
+            if starts:
+                self._threads, self._moved_at = self._threads + 1, now
         if starts:
             try:
                 threading.Thread(target=self._run, name="stkai-store", daemon=True).start()
-            except BaseException as error:  # No more threads, or an interrupt; the next job tries again.
+            except BaseException as error:  # No more threads, or an interrupt; the next call tries again.
                 with self._changed:
                     self._threads -= 1
                 if not isinstance(error, RuntimeError):
@@ -101,20 +112,26 @@ class BackgroundCalls:
                 logger.exception("a call to the store of a shared quota failed")
             del work
 
+    def _left(self) -> float:
+        """Seconds until the first call is due."""
+        return self._jobs[0][0] - self._monotonic() if self._jobs else math.inf
+
     def _next(self) -> Work | None:
-        """The next job when it is due; None if there is none: the thread ends."""
+        """The next call when it is due; None if the thread is to end: one that is idle is enough."""
         with self._changed:
-            self._idle += 1
-            try:
-                while self._jobs:
-                    left = self._jobs[0][0] - self._monotonic()
-                    if left <= 0:
-                        return heapq.heappop(self._jobs)[2]
-                    self._changed.wait(left)
-                self._threads -= 1
-                return None
-            finally:
-                self._idle -= 1
+            while (left := self._left()) > 0:
+                if self._is_idle:
+                    break
+                self._is_idle = True
+                self._changed.wait(left if self._jobs else _IDLE)
+                self._is_idle = False
+                if not self._jobs:
+                    break
+            else:
+                self._moved_at = self._monotonic()
+                return heapq.heappop(self._jobs)[2]
+            self._threads -= 1
+            return None
 
 
 background = BackgroundCalls()

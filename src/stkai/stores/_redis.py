@@ -19,13 +19,11 @@ from .._clock import SystemClock
 from .._errors import ConfigurationError, missing_extra
 from .._process import begin_in_each_process
 from .._secrets import Secret, sealed
-from ._calls import TimeLimit
+from ._calls import MOST, TimeLimit
 from ._protocol import Ask, Law, Lease, Quota, Snapshot, check_share
 from ._share import FORGET
 
 SCHEMES: Final = ("redis", "rediss", "unix")
-
-_MOST_IDLE: Final = 8
 
 _clock = SystemClock()
 
@@ -216,7 +214,7 @@ class Connections(Server):
         return answer
 
     def _keep(self, connection: Any) -> None:
-        if len(self._idle) < _MOST_IDLE:
+        if len(self._idle) < MOST:
             self._idle.append(connection)
         else:
             connection.disconnect()

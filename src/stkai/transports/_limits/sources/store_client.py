@@ -6,10 +6,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary, ref
 
-from ...._abandonable import GivenUpError, do_within
+from ...._abandonable import GivenUpError, Job, do_within
 from ...._clock import SystemClock, unique_key
 from ...._errors import ConfigurationError, describe
-from ...._event_loops import anyio
 from ...._log import Listeners, logger
 from ...._process import begin_in_each_process, is_interrupt, raise_interrupt
 from ....events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
@@ -32,7 +31,10 @@ _PATIENCE: Final = 1.0
 """Seconds until its deadline below which a request leaves a call to a thread, since it may have to abandon it."""
 
 _STUCK: Final = 1.0
-"""Seconds after which a call in the background that is overdue was lost: no thread could be started for it."""
+"""Seconds after which a call in the background is overdue: no thread could be started for it, or all of them hang."""
+
+_limits: "Final[WeakValueDictionary[int, TimeLimit]]" = WeakValueDictionary()
+"""Those of the user's own stores, by their ids: one that hangs must not hold up each of its shares anew."""
 
 _NOBODY: Final = CallInfo(id=0, method="", host="")
 
@@ -40,7 +42,7 @@ _clock = SystemClock()
 
 
 class StoreClient:
-    """Calls a store: in the request's thread, in a worker thread of its event loop, or in the background."""
+    """Calls a store: in the request's thread; for a request on an event loop, and without one, in the background."""
 
     def __init__(
         self,
@@ -55,7 +57,9 @@ class StoreClient:
         self.store = store_from(store)
         self._is_instant = getattr(self.store, "blocks", True) is False
         is_limited = self._is_instant or type(self.store) in {FileStore, RedisStore}
-        self._limit = None if is_limited else TimeLimit(_LIMIT, "the store")
+        self._limit: TimeLimit | None = None
+        if not is_limited:
+            self._limit = _limits.setdefault(id(self.store), TimeLimit(_LIMIT, "the store"))
         self.was_lost = False  # Found by a request in the queue, which cannot report it.
         # By id, and not a WeakSet: threads may add to it while another one looks at all of it.
         self._audience: WeakValueDictionary[int, Any] = WeakValueDictionary()
@@ -81,11 +85,15 @@ class StoreClient:
                 self._make(call)
 
         async def arun(_left: float) -> None:
-            make = partial(self._make, call)
             if self._is_instant:
-                make()
-            else:  # The member keeps what the thread receives, so a request may abandon it.
-                await anyio.to_thread.run_sync(make, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
+                self._make(call)
+                return
+            # The member keeps what the thread receives, so a request that is cancelled just stops waiting.
+            job = Job(partial(self._make, call))
+            background.later(0.0, job.run)
+            while not await job.await_(_STUCK):
+                background.later(0.0, job.run)  # It runs once.
+            job.result()
 
         return Run(run, arun)
 

@@ -1,0 +1,161 @@
+"""Hundreds of shares in one process: a few threads and connections make the calls of all of them."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from stkai import PerKey, SystemClock, TokenBucket
+from stkai.stores import Ask, FileStore, Law, Lease, MemoryStore
+from stkai.stores import _calls as calls
+from stkai.transports import AsyncLimiterTransport
+from stkai.transports._limits.sources import store_client
+
+from ...support.world import World
+
+SHARES = 300
+
+
+class Counting:
+    """A store of a user's own, which counts the calls that it answers at once, and may let them wait."""
+
+    def __init__(self) -> None:
+        self._store = MemoryStore(SystemClock())
+        self._lock = threading.Lock()
+        self._busy = self.most_busy = self.most_threads = 0
+        self.asked: list[str] = []
+        self.gate, self.is_full = threading.Event(), threading.Event()
+        self.gate.set()
+
+    def lease(self, ask: Ask) -> Lease:
+        with self._lock:
+            self.asked.append(ask.share)
+            self._busy += 1
+            self.most_busy = max(self.most_busy, self._busy)
+            if self._busy == calls.MOST:
+                self.is_full.set()
+            self.most_threads = max(self.most_threads, threading.active_count())
+        try:
+            self.gate.wait(20)
+            return self._store.lease(ask)
+        finally:
+            with self._lock:
+                self._busy -= 1
+
+    def amend(self, epoch: int, law: Law) -> bool:
+        return self._store.amend(epoch, law)
+
+    def close(self) -> None:
+        self.gate.set()
+
+
+@pytest.fixture
+def store() -> Iterator[Counting]:
+    found = Counting()
+    yield found
+    found.close()
+
+
+def layer_of(store: Any) -> AsyncLimiterTransport:
+    """A layer with a share for each path."""
+    limiter = PerKey(
+        lambda request: request.url.path, lambda key: TokenBucket(1e4, 1, share=key, store=store)
+    )
+    return AsyncLimiterTransport(httpx.MockTransport(lambda _: httpx.Response(200)), limiter)
+
+
+async def visit(layer: AsyncLimiterTransport, number: int) -> None:
+    await layer.handle_async_request(httpx.Request("GET", f"http://test/{number}"))
+
+
+async def test_a_few_threads_make_the_calls_of_many_shares(event_loop: World, store: Counting) -> None:
+    before, layer = threading.active_count(), layer_of(store)
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            for number in range(SHARES):
+                tasks.start_soon(visit, layer, number)
+    assert len(set(store.asked)) == SHARES
+    assert store.most_busy <= calls.MOST
+    assert store.most_threads <= before + 2 * calls.MOST  # A store of a user's own may have to be given up.
+
+
+async def test_many_shares_in_files_need_a_few_threads(
+    event_loop: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    threads, lease = set[int](), FileStore.lease
+
+    def note(store: FileStore, ask: Ask) -> Lease:
+        threads.add(threading.active_count())
+        return lease(store, ask)
+
+    monkeypatch.setattr(FileStore, "lease", note)
+    before, layer = threading.active_count(), layer_of(f"file://{tmp_path}")
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            for number in range(SHARES):
+                tasks.start_soon(visit, layer, number)
+    assert max(threads) <= before + calls.MOST
+
+
+async def test_a_store_that_hangs_holds_up_its_shares_together(event_loop: World, store: Counting) -> None:
+    store.gate.clear()
+    before, layer = threading.active_count(), layer_of(store)
+    with anyio.fail_after(10):  # With 0.8 s for each of them, 24 s.
+        async with anyio.create_task_group() as tasks:
+            for number in range(SHARES):
+                tasks.start_soon(visit, layer, number)
+    assert threading.active_count() <= before + 2 * calls.MOST
+
+
+async def test_a_request_that_is_cancelled_before_its_call_began_makes_none(
+    event_loop: World, store: Counting
+) -> None:
+    store.gate.clear()
+    layer = layer_of(store)
+    async with anyio.create_task_group() as tasks:
+        for number in range(calls.MOST):
+            tasks.start_soon(visit, layer, number)
+        assert await anyio.to_thread.run_sync(store.is_full.wait, 10)
+        with anyio.move_on_after(0.02):
+            await visit(layer, SHARES)
+        store.gate.set()
+    await visit(layer, SHARES + 1)
+    assert f"/{SHARES + 1}" in store.asked
+    assert f"/{SHARES}" not in store.asked
+
+
+def test_calls_that_hang_do_not_hold_up_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "_STUCK", 0.02)
+    background, end, done = calls.BackgroundCalls(), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        end.wait()
+
+    try:
+        for _ in range(2 * calls.MOST):
+            background.later(0.0, hang)
+        while not done.wait(0.05):
+            background.later(0.0, done.set)
+    finally:
+        end.set()
+
+
+async def test_a_call_for_which_no_thread_can_be_started_is_made_later(
+    event_loop: World, monkeypatch: pytest.MonkeyPatch, store: Counting
+) -> None:
+    monkeypatch.setattr(store_client, "_STUCK", 0.02)
+    failures, start = [RuntimeError("can't start new thread")] * 3, threading.Thread.start
+
+    def may_start(thread: threading.Thread) -> None:
+        if thread.name == "stkai-store" and failures:
+            raise failures.pop()
+        start(thread)
+
+    monkeypatch.setattr(store_client, "background", calls.BackgroundCalls())
+    monkeypatch.setattr(threading.Thread, "start", may_start)
+    with anyio.fail_after(10):
+        await visit(layer_of(store), 1)
+    assert not failures
