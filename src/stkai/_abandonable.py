@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final
 
@@ -54,8 +55,7 @@ class Job:
         self._context = context or copy_context()
         self._results: list[Any] = []
         self._error: BaseException | None = None
-        # What each waiter waits for, and how to end that.
-        self._waiting: dict[Any, Callable[[Any], object]] = {}
+        self._waiting: dict[Any, Callable[[], object]] = {}  # How to wake each waiter.
 
     @property
     def is_abandoned(self) -> bool:
@@ -75,8 +75,9 @@ class Job:
         finally:
             _current.job = before
             self.is_done = True
-            for waiter, wake in list(self._waiting.items()):
-                wake(waiter)
+            for wake in list(self._waiting.values()):
+                with suppress(RuntimeError):  # A thread that was woken already.
+                    wake()
             if self._is_abandoned:
                 self._discard()
 
@@ -84,7 +85,7 @@ class Job:
     def ending_also(self, other: "Job") -> Iterator[None]:
         """While in the block, run `other` as soon as this work has ended."""
         key = object()
-        self._waiting[key] = lambda _: other.run()
+        self._waiting[key] = other.run
         try:
             if self.is_done:
                 other.run()
@@ -92,29 +93,25 @@ class Job:
         finally:
             self._waiting.pop(key, None)
 
-    def wait(self, seconds: float = math.inf) -> bool:
-        """Block for at most this many seconds; returns whether the work has ended."""
-        # A lock and no queue or event: thousands of threads may wait here.
-        ended = threading.Lock()
+    def wait(self, seconds: float = math.inf, sleeper: Any = None) -> bool:
+        """Block for at most this many seconds, or until `sleeper` is woken; returns whether the work has ended."""
+        ended = threading.Lock()  # And no queue or event: thousands of threads may wait here.
         ended.acquire()
-        self._waiting[ended] = lambda ended: ended.release()
         try:
-            if seconds > 0 and not self.is_done:
+            if self._has_to_wait(ended, ended.release, sleeper) and seconds > 0:
                 ended.acquire(True, min(seconds, threading.TIMEOUT_MAX))
         finally:
             self._waiting.pop(ended, None)
         return self.is_done
 
-    async def await_(self, seconds: float = math.inf) -> bool:
-        """Suspend this task for at most this many seconds; returns whether the work has ended."""
+    async def await_(self, seconds: float = math.inf, sleeper: Any = None) -> bool:
+        """The same for a task."""
         loop = asyncio_loop()
         if loop is None:
-            loop = running_loop()
-            event = anyio.Event()
-            self._waiting[event] = lambda event: run_soon(loop, event.set)
+            loop, event = running_loop(), anyio.Event()
             try:
                 with anyio.move_on_after(seconds):
-                    if not self.is_done:
+                    if self._has_to_wait(event, partial(run_soon, loop, event.set), sleeper):
                         await event.wait()
             finally:
                 self._waiting.pop(event, None)
@@ -122,15 +119,21 @@ class Job:
         # Thousands of tasks may wait here: on asyncio, nothing comes between a task and its timer.
         done = loop.create_future()
         timer = None if seconds == math.inf else loop.call_at(loop.time() + seconds, _settle, done)
-        self._waiting[done] = lambda done: run_soon(loop, _settle, done)
         try:
-            if not self.is_done:
+            if self._has_to_wait(done, partial(run_soon, loop, _settle, done), sleeper):
                 await done
         finally:
             self._waiting.pop(done, None)
             if timer is not None:
                 timer.cancel()
         return self.is_done
+
+    def _has_to_wait(self, waiter: Any, wake: Callable[[], object], sleeper: Any) -> bool:
+        """Note how to end a wait; False if there is nothing to wait for."""
+        self._waiting[waiter] = wake
+        if sleeper is not None:
+            sleeper.wake = wake
+        return not (self.is_done or (sleeper is not None and sleeper.is_woken))
 
     def result(self) -> Any:
         """What the work returned, for one caller, once it has ended; raises what it raised."""
@@ -139,8 +142,7 @@ class Job:
             try:
                 raise error
             finally:
-                # Its traceback leads back here: a reference cycle that would last until the garbage collector runs.
-                del error
+                del error  # Its traceback leads back here: the cycle would wait for the garbage collector.
         return self._results.pop()
 
     def sends(self, break_off: Callable[[], object]) -> None:
@@ -154,9 +156,8 @@ class Job:
     def abandon(self) -> None:
         """Give it up: it begins nothing new, what it sends is broken off, and a response that it returns is closed."""
         self._is_abandoned = True
-        break_off = self._break_off
-        if break_off is not None:
-            break_off()
+        if self._break_off is not None:
+            self._break_off()
         if self.is_done:
             self._discard()
 

@@ -87,22 +87,18 @@ async def _load_redirect(response: httpx.Response, deadline: float, attempt: Att
 
 def _sleeping(operation: Sleep, seconds: float, attempt: Attempt, clock: Clock) -> Awaitable[object]:
     """A sleep that ends early if the stack is closed, or the sleeper is woken."""
-    closing = attempt.closing
-    if operation.sleeper is not None:
-        return _until_woken(operation, seconds, closing, clock)
-    if closing is None or not is_system_clock(clock):
+    closing, sleeper = attempt.closing, operation.sleeper
+    if not is_system_clock(clock):
+        return clock.asleep(seconds) if sleeper is None else _until_woken(sleeper, seconds, clock)
+    if closing is None and sleeper is None:
         return clock.asleep(seconds)
-    return closing.await_(seconds)
+    return (closing or Job(lambda: None)).await_(seconds, sleeper)
 
 
-async def _until_woken(operation: Sleep, seconds: float, closing: Job | None, clock: Clock) -> None:
-    if is_system_clock(clock):
-        with operation.waking(closing) as woken:
-            await woken.await_(seconds)
-        return
+async def _until_woken(sleeper: Any, seconds: float, clock: Clock) -> None:
     with anyio.CancelScope() as scope:
-        operation.sleeper.wake = partial(run_soon, running_loop(), scope.cancel)
-        if not operation.sleeper.is_woken:
+        sleeper.wake = partial(run_soon, running_loop(), scope.cancel)
+        if not sleeper.is_woken:
             await clock.asleep(seconds)
 
 

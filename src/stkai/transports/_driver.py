@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import httpx
 
-from .._abandonable import GivenUpError, NoThreadError, Sending, Worker, do_within
+from .._abandonable import GivenUpError, Job, NoThreadError, Sending, Worker, do_within
 from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._families import alike
@@ -45,8 +45,8 @@ from ._operations import (
 _BOUNDED: Final = (Drain, Load, Until)
 """What has a time limit even without a deadline (a second at most, in another thread), and what sets a deadline."""
 
-_NAP: Final = 0.5
-"""Seconds; shorter sleeps do not end early when the stack is closed, which halves their processor time."""
+NAP: Final = 0.5
+"""Seconds; shorter sleeps do not end early, which halves their processor time, unless their sleeper is to be woken."""
 
 
 def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:  # noqa: PLR0912 - every call costs
@@ -93,13 +93,10 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:  # noqa
 
 def _sleep(operation: Sleep, seconds: float, attempt: Attempt, clock: Clock) -> None:
     closing, sleeper = attempt.closing, operation.sleeper
-    if not is_system_clock(clock) or (sleeper is None and (closing is None or seconds < _NAP)):
+    if not is_system_clock(clock) or (sleeper is None and (closing is None or seconds < NAP)):
         clock.sleep(seconds)
-    elif sleeper is not None:
-        with operation.waking(closing) as woken:
-            woken.wait(seconds)
-    elif closing is not None:
-        closing.wait(seconds)
+    else:
+        (closing or Job(lambda: None)).wait(seconds, sleeper)
     require_open(attempt)
 
 

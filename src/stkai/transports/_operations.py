@@ -5,12 +5,10 @@ them out. The `yield` returns what the operation returns, and raises what it rai
 """
 
 from collections.abc import Awaitable, Callable, Generator, Iterator
-from contextlib import contextmanager, nullcontext
 from typing import Any, Final, TypeVar
 
 import httpx
 
-from .._abandonable import Job
 from .._errors import ConfigurationError
 from .._families import alike
 from .._log import logger
@@ -50,16 +48,6 @@ class Sleep(Operation):
     def __init__(self, seconds: float, sleeper: Any = None) -> None:
         self.seconds = seconds
         self.sleeper = sleeper
-
-    @contextmanager
-    def waking(self, closing: Job | None) -> Iterator[Job]:
-        """What to wait for: a job that ends when the sleeper is woken, or when `closing` has ended."""
-        woken = Job(lambda: None)
-        self.sleeper.wake = woken.run
-        if self.sleeper.is_woken:
-            woken.run()
-        with closing.ending_also(woken) if closing is not None else nullcontext():
-            yield woken
 
 
 class Read(Operation):

@@ -1,12 +1,13 @@
 """Crowds over a shared quota: they come together, give up together, and leave nothing behind."""
 
 import heapq
+from functools import partial
 
 import anyio
 import httpx
 import pytest
 
-from stkai import AimdLimiter, TokenBucket
+from stkai import AimdLimiter, SystemClock, TokenBucket, _clock
 from stkai.stores import Ask, Lease, MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Context, RateChange, Run, Turn, limiter
@@ -88,6 +89,49 @@ async def test_what_a_crowd_has_leased_and_does_not_use_goes_to_the_others_at_on
         for _ in range(9):
             group.start_soon(team.send, 1)
     assert team.sent[-1] - team.sent[2] < 0.1
+
+
+@pytest.mark.real_time
+async def test_after_a_crowd_has_given_up_those_behind_it_go_at_once(
+    event_loop: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_clock, "_SLEEPS", (SystemClock.sleep, SystemClock.asleep))  # Tests watch both.
+    policy, sent = TokenBucket(100, 1.0, burst=1), list[int]()
+
+    async def visit(number: int) -> None:
+        async with policy.permit():
+            sent.append(number)
+
+    async def line_up(group: anyio.abc.TaskGroup, numbers: range) -> None:
+        for number in numbers:
+            group.start_soon(visit, number)
+        while policy.waiting < numbers[-1] - len(sent):
+            await anyio.lowlevel.checkpoint()
+
+    with anyio.move_on_after(0.5):
+        async with anyio.create_task_group() as others, anyio.create_task_group() as crowd:
+            await line_up(crowd, range(300))
+            await line_up(others, range(300, 400))
+            crowd.cancel_scope.cancel()
+    assert sum(number >= 300 for number in sent) >= 20  # They were told to wait for three seconds.
+
+
+def test_after_others_have_left_each_turn_that_goes_wakes_the_next() -> None:
+    policy, turns, woken = TokenBucket(10, 1.0, burst=1), [Turn() for _ in range(8)], list[int]()
+    for number, turn in enumerate(turns):
+        turn.wake = partial(woken.append, number)
+        policy.ask(turn, 0.0)
+    for number in (1, 2, 3):
+        policy.leave(turns[number], 0.0)
+    assert woken == [2, 3, 4]  # The first, each time.
+    assert policy.ask(turns[4], 0.0) == pytest.approx(0.1)
+    assert policy.ask(turns[4], 0.1) == 0
+    assert woken == [2, 3, 4, 5]
+    assert policy.ask(turns[5], 0.1) == pytest.approx(0.1)
+    assert policy.ask(turns[6], 0.1) == pytest.approx(0.2)
+    assert policy.ask(turns[7], 0.1) == pytest.approx(0.3)
+    for number in (5, 6, 7):
+        assert policy.ask(turns[number], 0.1 * (number - 3)) == 0
 
 
 def test_those_behind_waiters_that_oversleep_ask_again_after_milliseconds() -> None:

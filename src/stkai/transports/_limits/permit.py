@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 import httpx
 
 from ..._checks import SECONDS, check_number, clock_or_system, even_half_made
-from ..._clock import Clock, uniform
+from ..._clock import Clock, is_system_clock, uniform
 from ..._errors import (
     ConfigurationError,
     DeadlineExceededError,
@@ -24,7 +24,7 @@ from ...events import Rejected, Waited
 from .._async_driver import adrive
 from .._call import Attempt, Call, SignatureExpired
 from .._context import Context
-from .._driver import drive
+from .._driver import NAP, drive
 from .._operations import Operation, Sleep, Steps
 from .._options import UNSET, Priority, RequestOptions, check_cost
 from .limiter import TOO_MANY_REQUESTS, Answer, Plan, Turn
@@ -63,6 +63,7 @@ def wait_for_permit(
         end = deadline
     if plan.sees_all or turn.guests or limiter.has_remote:
         turn.call = attempt.info  # Thousands of others wait without it.
+    is_real = is_system_clock(context.clock)  # Sleeps of other clocks end early only where that is needed.
     # Seconds for which each source held it up, if that is to be reported.
     held: dict[Source | None, float] | None = {} if attempt.is_observed else None
     try:
@@ -71,8 +72,9 @@ def wait_for_permit(
                 left = end - now
                 if wait > left + TICK and not (turn.is_guess and left > TICK):
                     raise _refused(context, layer, attempt, most, wait, now - start, now)
-                sleeper = turn if getattr(turn.held_by, "wakes", False) else None
-                yield Sleep(min(wait, turn.nap, left, _LONGEST), sleeper)
+                seconds = min(wait, turn.nap, left, _LONGEST)
+                is_woken = (seconds >= NAP and is_real) or getattr(turn.held_by, "wakes", False)
+                yield Sleep(seconds, turn if is_woken else None)
             elif isinstance(wait, Operation):
                 yield wait
             else:

@@ -4,9 +4,9 @@ A queue has one or more sources of permits. A turn goes when all of its sources 
 of them in one step; while it waits it holds nothing. All state is numbers under one lock that is held for arithmetic
 only, so that threads, event loops and stacks can share a queue.
 
-A sleeper is not woken, except for a place in flight. So each turn knows when it is due, and *claims* its permit from
-that instant on. A permit that no turn before it claims or will need goes to the turn that asks. So a crowd that gives
-up cannot stop the line, and no sleeper loses its permit to one that is awake.
+Each turn knows when it is due, sleeps until then, and *claims* its permit from that instant on. A permit that no turn
+before it claims or will need goes to the turn that asks. So no sleeper loses its permit to one that is awake. A sleeper
+is woken for a place in flight; and when those before it have given up, so that a crowd that does cannot stop the line.
 """
 
 import math
@@ -100,7 +100,7 @@ class Queue:
                         if not number:
                             turn.number = order.last = order.last + NORMAL
                         elif turns:
-                            order.admit(0)
+                            order.admit(0, now)
                         turn.granted = True
                         turn.since = now
                         wait = 0.0
@@ -140,7 +140,7 @@ class Queue:
         if not wait:
             for source in turn.sources:
                 source.take(turn, now)
-            order.admit(place)
+            order.admit(place, now)
             turn.granted, turn.since = True, now
             return 0.0
         wait = self._schedule(turn, place, wait, now)
@@ -191,6 +191,9 @@ class Queue:
             before.pass_on(turn, now, sources)
         exact = max(exact, wait)
         wait = max(exact, guess)
+        if turn.moves_up:
+            turn.moves_up = False
+            first.order.move_up(place + 1, turn.told - now - wait)
         turn.told = now + wait
         turn.is_guess = exact <= TICK and turn.nap < math.inf
         if turn.is_guess and guess <= TICK:

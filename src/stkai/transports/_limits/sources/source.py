@@ -48,7 +48,7 @@ class Source:
     stands_for: Any = None  # The source in whose place it is asked: turns wait for that, and name it.
     counts_units = False  # Whether it counts units of cost.
     is_exact = True  # Whether the seconds that it names are exact; otherwise they are a guess.
-    wakes = False  # Whether it wakes those who wait for it; otherwise they wake when they were told to.
+    wakes = False  # Whether it wakes those who wait for it, also from short sleeps.
     is_remote = False  # Whether it is a `Leased`: the queue also calls its `call`, `left` and `afterwards`.
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
