@@ -297,6 +297,22 @@ def test_a_listener_that_sends_when_the_store_is_lost_waits_like_anybody_else(
     assert min(later - earlier for earlier, later in pairwise(sent)) > 0.04
 
 
+def test_a_call_that_fails_after_its_limiter_was_dropped_ends_quietly(
+    clock: FakeClock, store: Scripted
+) -> None:
+    policy = bucket(store)
+    wait_for(policy, clock)
+    client = client_of(policy)
+    call = client.member.reserve_call(None, clock.monotonic())
+    ask = client.member.begin_call(call, clock.monotonic())
+    assert ask is not None
+    client.member.outage.is_on = True  # So that there is nothing to report.
+    client._retire()
+    store.fails = True
+    client._send(call, ask)
+    assert client.member.outage.is_on
+
+
 def test_a_store_that_fails_again_while_it_returns_is_in_the_same_outage(
     clock: FakeClock, store: Scripted
 ) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakValueDictionary, ref
+from weakref import WeakValueDictionary, proxy, ref
 
 from ...._abandonable import GivenUpError, Job, do_within
 from ...._clock import SystemClock, unique_key
@@ -135,9 +135,9 @@ class StoreClient:
 
     def _retire(self) -> None:
         self.close()
-        # Nobody asks the member any more. Without this cycle, the client and the connections of its store end now, and
-        # not when the garbage collector comes.
-        del self.member.client
+        # Without this cycle, the client and the connections of its store end after the last call, and not when the
+        # garbage collector comes.
+        self.member.client = proxy(self)
 
     def _note_time(self, now: float) -> None:
         """Note the time of the caller's clock, which may be another one than the system's."""
