@@ -191,7 +191,7 @@ def test_a_crowd_of_threads_leaves_few_connections_open(server: Server) -> None:
                 store.look("x")
 
         together(*[look] * 40)
-        eventually(lambda: len(client.client_list()) <= before + 12)
+        eventually(lambda: len(client.client_list()) <= before + MOST + 4)
         store.close()
 
 

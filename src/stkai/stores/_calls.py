@@ -20,7 +20,7 @@ from .._process import begin_in_each_process
 LAST_REPORT: Final = 0.25
 """Seconds that the last report of a member may take, when its limiter is closed and at the end of the program."""
 
-MOST: Final = 8
+MOST: Final = 16
 """Threads at once, for however many shares; and the connections to a server that are kept."""
 
 _STUCK: Final = 1.0
