@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stkai.transports import Turn
 from stkai.transports._limits.pace import law as laws
-from stkai.transports._limits.pace.law import HISTORY, Past, PlainLaw, SearchingLaw, TunedLaw
+from stkai.transports._limits.pace.law import HISTORY, Past, PlainLaw, TunedLaw
 
 from ....support.sender import QUOTA, Sender, answered, plain, sender
 
@@ -90,7 +90,7 @@ def test_growth_is_slower_where_a_window_holds_fewer_requests() -> None:
 
 
 def test_growth_without_a_quota_does_not_depend_on_how_often_it_is_computed() -> None:
-    law = SearchingLaw(60.0, 60.0)
+    law = TunedLaw(math.inf, 60.0, 60.0)
     once = law.grown(1.0, 0.0, 100.0)
     often = 1.0
     for step in range(100):
@@ -99,7 +99,7 @@ def test_growth_without_a_quota_does_not_depend_on_how_often_it_is_computed() ->
 
 
 def test_growth_without_a_quota_makes_shares_more_equal() -> None:
-    law = SearchingLaw(60.0, 60.0)
+    law = TunedLaw(math.inf, 60.0, 60.0)
     assert law.grown(1.0, 0.0, 60.0) / law.grown(0.1, 0.0, 60.0) < 10
 
 
@@ -150,7 +150,7 @@ def test_in_a_short_window_goodput_does_not_set_the_rate() -> None:
 
 
 def test_a_cut_without_a_quota_never_raises_the_rate() -> None:
-    law = SearchingLaw(60.0, 60.0)
+    law = TunedLaw(math.inf, 60.0, 60.0)
     for past in (
         Past(200, 60.0, 1.0, cold=True),
         Past(200, 10.0, 1.0, cold=False),

@@ -86,10 +86,17 @@ class Past(NamedTuple):
 
 
 class TunedLaw(NamedTuple):
-    """The law that shares a known quota best in our measurements: `ceiling` is its rate, `window` is in seconds."""
+    """The law that shares a quota best in our measurements.
 
-    ceiling: float
-    window: float
+    Growth cannot be a share of a quota that is unknown, and must not be a share of the sender's own rate: then all
+    rates would grow in proportion, and stay as unequal as they are. So without a quota it follows a power of the rate
+    that is less than one. A small sender then grows by a larger share than a large one, while a cut takes the same
+    share of both.
+    """
+
+    ceiling: float  # The rate of the quota; infinite if it is unknown.
+    window: float  # Seconds; an estimate if the quota is unknown.
+    pace: float = 0.0  # Seconds that take the place of the window for the slope, if the quota is unknown.
 
     @property
     def stretch(self) -> float:
@@ -97,6 +104,8 @@ class TunedLaw(NamedTuple):
 
         If a window holds fewer requests, each refusal costs a larger share of it.
         """
+        if self.ceiling == math.inf:
+            return 1.0
         return max(_SHORTEST_STRETCH, math.sqrt(_REFERENCE / (self.ceiling * self.window)))
 
     @property
@@ -106,13 +115,21 @@ class TunedLaw(NamedTuple):
 
     def grown(self, rate: float, quiet: float, seconds: float) -> float:
         """The rate after `seconds` more of holding back, `quiet` seconds after the last cut."""
-        return rate + _SLOPE * self.ceiling * _growth(quiet, seconds, self.stretch * self.window)
+        if self.ceiling < math.inf:
+            return rate + _SLOPE * self.ceiling * _growth(quiet, seconds, self.stretch * self.window)
+        # dr = factor * r^power * dg, so that r^(1 - power) grows by factor * (1 - power) * dg.
+        unit = max(self.pace, self.window)  # A saved window may be short.
+        factor = _SLOPE * _REFERENCE * unit / self.pace / math.sqrt(_UNKNOWN_SHARE * self.pace)
+        rest = 1 - _UNKNOWN_POWER
+        return math.pow(math.pow(rate, rest) + factor * rest * _growth(quiet, seconds, unit), 1 / rest)
 
     def cut(self, rate: float, past: Past) -> float:
         """The rate after a refusal."""
         goodput = past.successes / max(past.seconds, self.window / 60)
         share = min(1.0, goodput / self.ceiling)
         eased = rate * (_KEPT + (_KEPT_ALONE - _KEPT) * share)
+        if past.cold and self.ceiling == math.inf:
+            return min(rate, goodput)
         if past.held < _HELD:
             # It sends all that it has, not all that it may, so its goodput says nothing about its share.
             return min(rate, max(eased, min(_DEMAND * goodput, _DEMAND_LIMIT * self.ceiling)))
@@ -123,39 +140,6 @@ class TunedLaw(NamedTuple):
             # A few requests in a short window say too little about goodput, and a refusal may be a mere collision.
             return eased
         return min(eased, goodput) if goodput < _OVERSHOT * rate else eased
-
-
-class SearchingLaw(NamedTuple):
-    """The law for an unknown quota.
-
-    Growth cannot be a share of a quota that is unknown, and must not be a share of the sender's own rate: then all
-    rates would grow in proportion, and stay as unequal as they are. So it follows a power of the rate that is less
-    than one. A small sender then grows by a larger share than a large one, while a cut takes the same share of both.
-    """
-
-    window: float  # The estimated window, in seconds.
-    pace: float  # Seconds that take the place of the window for the slope.
-
-    @property
-    def history(self) -> float:
-        return HISTORY * self.window
-
-    def grown(self, rate: float, quiet: float, seconds: float) -> float:
-        # dr = factor * r^power * dg, so that r^(1 - power) grows by factor * (1 - power) * dg.
-        unit = max(self.pace, self.window)  # A saved window may be short.
-        factor = _SLOPE * _REFERENCE * unit / self.pace / math.sqrt(_UNKNOWN_SHARE * self.pace)
-        rest = 1 - _UNKNOWN_POWER
-        return math.pow(math.pow(rate, rest) + factor * rest * _growth(quiet, seconds, unit), 1 / rest)
-
-    def cut(self, rate: float, past: Past) -> float:
-        goodput = past.successes / max(past.seconds, self.window / 60)
-        if past.cold:
-            return min(rate, goodput)
-        if past.held < _HELD:
-            return min(rate, max(_KEPT * rate, _DEMAND * goodput))
-        if past.seconds < self.window:
-            return _KEPT * rate
-        return min(_KEPT * rate, goodput) if goodput < _OVERSHOT * rate else _KEPT * rate
 
 
 def _growth(quiet: float, seconds: float, unit: float) -> float:
@@ -183,7 +167,7 @@ class PlainLaw(NamedTuple):
         return rate * (1 - self.penalty_factor)
 
 
-RateLaw = TunedLaw | SearchingLaw | PlainLaw
+RateLaw = TunedLaw | PlainLaw
 """How a rate moves; all have the same methods."""
 
 

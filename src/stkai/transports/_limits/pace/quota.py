@@ -10,7 +10,7 @@ from datetime import datetime
 import httpx
 
 from .headers import TOLERANCE, Reading, read_rate_limit
-from .law import Past, PlainLaw, RateLaw, SearchingLaw, TunedLaw, longest_pause
+from .law import Past, PlainLaw, RateLaw, TunedLaw, longest_pause
 
 _FIRST = 60.0
 """Seconds: the assumed window until something is known. Most quotas are per minute."""
@@ -87,9 +87,7 @@ class KnownQuota:
         """The tuned law for what is known; or plain AIMD with this penalty and this recovery factor."""
         if plain is not None:
             return PlainLaw(self.ceiling, self.window, *plain)
-        if self.requests < math.inf:
-            return TunedLaw(self.ceiling, self.window)
-        return SearchingLaw(self.window, self._pace)
+        return TunedLaw(self.ceiling, self.window, self._pace if self.requests == math.inf else 0.0)
 
     def asked(self, seconds: float) -> bool:
         """Note the wait that a refusal asks for; returns whether the estimates have changed."""
