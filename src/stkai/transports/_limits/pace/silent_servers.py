@@ -34,9 +34,6 @@ _STRICT_STEP, _STRICT_PATIENCE = 0.08, 40.0
 """Where the server spaces requests out: b, and T in spacings, times the share of them that a sender uses. There, the
 larger sender sees fewer refusals; but it also waits longer."""
 
-_FASTEST = 1.1
-"""Requests per spacing there at most, unless the quota is known."""
-
 _COLLISIONS = 0.7
 """Share of the requests that is refused there at most."""
 
@@ -215,11 +212,8 @@ class EqualRefusals:
 
     def grown(self, rate: float, seconds: float) -> float:
         """The rate after `seconds` in which requests waited."""
-        test = self._test
-        step = _STRICT_STEP if test.is_strict else _STEP
-        grown = rate * math.exp(step / self.patience(rate) * seconds)
-        finds = test.is_strict and self._quota.ceiling == math.inf and test.is_clear
-        return min(grown, _FASTEST / test.spacing) if finds else grown
+        step = _STRICT_STEP if self._test.is_strict else _STEP
+        return rate * math.exp(step / self.patience(rate) * seconds)
 
     def cut(self, rate: float) -> float:
         """The rate after a refusal."""
