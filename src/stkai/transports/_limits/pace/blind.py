@@ -13,9 +13,9 @@ from .quota import KnownQuota
 from .silent_servers import EqualRefusals, InFlightLimit, SilentWindow
 from .start import Found
 
-_START, _ADDED, _ADDED_SHARE, _DOUBLING = 2.0, 4.0, 0.1, 1.0
-"""A start: 2 per second after a small burst. A success adds what 4 (at most a tenth of a known quota) a second would
-have added, or doubling if that is more."""
+_START, _ADDED, _DOUBLING = 2.0, 4.0, 1.0
+"""A start: 2 per second after a small burst. A success adds what 4 a second would have added, or doubling if that is
+more."""
 
 _OUTAGE, _LONG, _REGAIN, _REGAINED = 5, 3.0, 0.5, 0.9
 """Refusals in a row, or seconds, that are an outage: the rate stays, then doubles in 0.5 s, to 0.9 of the old one."""
@@ -207,7 +207,7 @@ class BlindRate:
         if mark is not None and self._test.hear(mark, now, accepted=True, starting=starting) == 2:
             self._due += 1 / self.rate
         if self._starting and self._was_awaited and self._test.is_clear:
-            added = max(min(_ADDED, _ADDED_SHARE * self._quota.ceiling), self.rate * math.log(2) / _DOUBLING)
+            added = max(_ADDED, self.rate * math.log(2) / _DOUBLING)
             self.rate = self._bounded(self.rate + added * min(_REGAIN, now - self._accepted_at))
         self._accepted_at, self._was_awaited = now, False
         self.law.note(refused=False)
