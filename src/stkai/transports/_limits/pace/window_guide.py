@@ -146,17 +146,6 @@ class WindowGuide:
             return permits / rate
         return before + (permits - rate * before) / self.base
 
-    def left_if_used_up(self, reading: Reading, now: float, sent: float) -> float | None:
-        """Seconds until the window ends, if it is believed and the answer says that it is used up."""
-        followed = self.in_force and (reading.name, reading.window) == (self._name, self._window)
-        plausible = now - sent <= _SLOW and reading.reset <= reading.window + TOLERANCE
-        if not followed or not plausible or reading.remaining >= 1:
-            return None
-        move = self._end.compare(now, now + reading.reset, self._window)
-        if move is _Move.SAME and now < self._end.latest:
-            return self._end.latest - now
-        return reading.reset if move is _Move.NEXT else None
-
     def state(self, now: float) -> tuple[Any, ...]:
         """Everything that the guide knows, for `resume`; instants are relative to `now`."""
         flags = [int(flag) for flag in (self.listening, self._doubted, self.in_force, self._over)]
