@@ -45,7 +45,7 @@ def headers_of(
         own = Fields.of(given)
         items = [*(each for each in items if each[1] not in own.names), *own.items]
     kind = type(_NO_HEADERS)
-    if not _is_known(kind):
+    if kind not in _known and not _is_known(kind):
         return kind([(name, value) for name, _, value in items])
     made = _new(kind)
     made._list, made._encoding = items, None  # noqa: SLF001
@@ -88,38 +88,41 @@ class Fields:
         items: the headers.
     """
 
-    names: frozenset[bytes]
+    names: tuple[bytes, ...]
     items: list[_Item]
 
     @classmethod
     def of(cls, given: Mapping[str, str]) -> Self:
         """The headers in `given`, checked like those of a call."""
         items = [(name, name.lower(), value) for name, value in check_headers(given).raw]
-        return cls(frozenset(name for _, name, _ in items), items)
+        return cls(tuple(name for _, name, _ in items), items)
 
 
 def with_fields(headers: httpx.Headers, fields: Fields) -> httpx.Headers:
     """A copy of the headers, of httpx or httpx2, with these fields in place of all others of the same names."""
     kind = type(headers)
-    if not _is_known(kind):
+    if kind not in _known and not _is_known(kind):
         copy = headers.copy()
         for name, _, value in fields.items:
             copy[name.decode("ascii")] = value.decode("latin-1")
         return copy
     kept = headers._list  # noqa: SLF001
-    if not fields.names.isdisjoint(
-        map(_lower_name, kept)
-    ):  # Rarely so, and to ask costs less than to filter.
-        kept = [each for each in kept if each[1] not in fields.names]
+    for name in fields.names:
+        if name in map(_lower_name, kept):  # Rarely so, and to ask costs less than to filter.
+            kept = [each for each in kept if each[1] != name]
     made = _new(kind)  # The items need not be encoded again.
     made._list, made._encoding = kept + fields.items, headers._encoding  # noqa: SLF001
     return made
 
 
-@cache
+_known: Final[set[type]] = set()
+
+
 def _is_known(kind: type[httpx.Headers]) -> bool:
     """Whether such headers consist of these attributes, which are private in httpx and httpx2, and may change."""
-    return vars(kind()).keys() == {"_list", "_encoding"}
+    if vars(kind()).keys() == {"_list", "_encoding"}:
+        _known.add(kind)
+    return kind in _known
 
 
 def has_field(headers: httpx.Headers, name: bytes) -> bool:

@@ -73,6 +73,14 @@ def test_a_copy_keeps_what_is_not_replaced() -> None:
     assert copy_request(request).extensions == {"x": 1}
 
 
+def test_a_copy_keeps_what_a_program_has_set_on_the_request() -> None:
+    for content in (b"body", (part for part in [b"body"])):
+        request = httpx.Request("POST", URL, content=content)
+        request.__dict__["tenant"] = "mine"
+        copy = copy_request(request, headers=httpx.Headers({"B": "2"}))
+        assert copy.__dict__ == request.__dict__ | {"headers": httpx.Headers({"B": "2"})}
+
+
 def test_only_bytes_can_be_sent_again() -> None:
     def chunks() -> Any:
         yield b"one"

@@ -16,7 +16,7 @@ from .json_text import Part, Template, members
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_OWN: Final = frozenset({b"idempotency-key", b"authorization"})
+_OWN: Final = (b"idempotency-key", b"authorization")
 """Headers that are not the same in all requests."""
 
 _BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})

@@ -8,9 +8,9 @@ from ._async_driver import adrive as adrive
 from ._base import AsyncLayerTransport as AsyncLayerTransport
 from ._base import LayerBase as LayerBase
 from ._base import LayerTransport as LayerTransport
+from ._bodies import can_resend as can_resend
 from ._call import Attempt as Attempt
 from ._call import Call as Call
-from ._call import can_resend as can_resend
 from ._call import copy_request as copy_request
 from ._context import Context as Context
 from ._driver import drive as drive

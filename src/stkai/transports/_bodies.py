@@ -1,4 +1,4 @@
-"""Bodies of responses, read by a driver: whole, in part, or only to reuse the connection."""
+"""Bodies of responses, read by a driver: whole, in part, or only to reuse the connection; bodies to be sent again."""
 
 import math
 from collections.abc import Callable
@@ -62,6 +62,11 @@ def unlimited(request: httpx.Request, sent: httpx.Request) -> None:
     """Give the body the caller's timeouts: its wire looks them up when it is read."""
     given = request.extensions.get("timeout", {})
     sent.extensions["timeout"].update({key: given.get(key) for key in _KEYS})
+
+
+def can_resend(request: httpx.Request) -> bool:
+    """Whether the body can be sent again: bytes can, a generator or a file may be used up."""
+    return isinstance(request.stream, family_of(request).ByteStream)
 
 
 def is_there(response: httpx.Response) -> bool:

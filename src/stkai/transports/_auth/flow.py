@@ -13,8 +13,8 @@ from ..._errors import DeadlineExceededError, hide_frames
 from ..._families import alike
 from ...events import TokenRenewed
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
-from .._bodies import exceeds
-from .._call import Attempt, SignatureExpired, can_resend
+from .._bodies import can_resend, exceeds
+from .._call import Attempt, SignatureExpired
 from .._context import Context
 from .._layer import Layer
 from .._operations import Close, Drain, Flow, Load, Run, Steps

@@ -16,7 +16,8 @@ from ..._errors import ConfigurationError
 from ..._families import alike
 from ...events import RetryScheduled
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
-from .._call import Attempt, can_resend, copy_request
+from .._bodies import can_resend
+from .._call import Attempt, copy_request
 from .._context import Context
 from .._layer import Layer
 from .._operations import Close, Drain, Flow, Read, Sleep, Until
