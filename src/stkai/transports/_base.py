@@ -1,6 +1,6 @@
 """What every layer is built on: the two base transports, and the flow that they share."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from functools import partial
 from logging import DEBUG, INFO
 from threading import get_ident, main_thread
@@ -13,7 +13,7 @@ from .._checks import even_half_made
 from .._families import alike, family_of_wire
 from .._process import refuse_in_handler
 from ._async_driver import aclose_response, adrive
-from ._call import ATTEMPT, Attempt, Call, copy_request, ending_with
+from ._call import ATTEMPT, Attempt, Call, Enter, copy_request, ending_with
 from ._context import Context, attempt_finished, attempt_started, call_failed, call_finished, call_started
 from ._driver import close_response, drive
 from ._layer_checks import (
@@ -73,8 +73,8 @@ class LayerBase:
     name = "layer"
     _kind: type
     _body: type
-    _next: Callable[[httpx.Request, Attempt], Flow]
-    _onward: Callable[[httpx.Request, Attempt], Flow]
+    _next: Enter
+    _onward: Enter
 
     def __init__(
         self,
@@ -138,12 +138,11 @@ class LayerBase:
     def _begin(self, request: httpx.Request) -> Call:
         """The call that begins with this request."""
         try:
-            is_ours = isinstance(request, self._takes)
+            if not isinstance(request, self._takes):
+                assert self.family is not None
+                raise foreign(self.family)
         except AttributeError:
             raise not_initialised(self) from None
-        if not is_ours:
-            assert self.family is not None
-            raise foreign(self.family)
         if not isinstance(request.stream, self._body):
             self.check_body(request)
         return _start(request, self.context.now(), False)
@@ -192,27 +191,27 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
             if isinstance(attempt, Job):
                 return self.carry_out(self._begin(request), partial(ending_with, attempt, self.flow))
             return drive(self.flow(request, attempt), attempt, self.context.clock)
-        return self.carry_out(self._begin(request), self.flow)
+        return self.carry_out(self._begin(request))
 
-    def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
-        """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
+    def carry_out(self, call: Call, flow: Enter | None = None) -> httpx.Response:
+        """Carry out a call with a flow, by default the layer's own: report its start and end, and attach its record."""
         context = self.context
         attempt = Attempt(call, self._closing, is_observed := context.hears(INFO))
-        is_nested: bool | None = None
-        if get_ident() == _MAIN:
-            is_nested = self._is_in_main_thread
+        is_main, is_nested = get_ident() == _MAIN, self._is_in_main_thread
+        if is_main:
             if is_nested:
                 refuse_in_handler()
             self._is_in_main_thread = True
         try:
             if is_observed:
                 call_started(context, attempt)
-            response = drive(flow(call.request, attempt), attempt, context.clock)
+            steps = self.flow(call.request, attempt) if flow is None else flow(call.request, attempt)
+            response = drive(steps, attempt, context.clock)
         except BaseException as error:
             call_failed(context, attempt, error)
             raise
         finally:
-            if is_nested is not None:
+            if is_main:
                 self._is_in_main_thread = is_nested
         try:
             attempt.finish(response, context.now())
@@ -254,16 +253,17 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         if ATTEMPT in request.extensions:
             attempt = request.extensions[ATTEMPT]
             return adrive(self.flow(request, attempt), attempt, self.context.clock)
-        return self.carry_out(self._begin(request), self.flow)
+        return self.carry_out(self._begin(request))
 
-    async def carry_out(self, call: Call, flow: Callable[[httpx.Request, Attempt], Flow]) -> httpx.Response:
-        """Carry out a whole call with this flow: report its start and end to the listener, and attach its record."""
+    async def carry_out(self, call: Call, flow: Enter | None = None) -> httpx.Response:
+        """Carry out a call with a flow, by default the layer's own: report its start and end, and attach its record."""
         context = self.context
         attempt = Attempt(call, self._closing, is_observed := context.hears(INFO))
         try:
             if is_observed:
                 call_started(context, attempt)
-            response = await adrive(flow(call.request, attempt), attempt, context.clock)
+            steps = self.flow(call.request, attempt) if flow is None else flow(call.request, attempt)
+            response = await adrive(steps, attempt, context.clock)
         except BaseException as error:
             call_failed(context, attempt, error)
             raise
