@@ -60,7 +60,7 @@ class _LimitFlow(LayerBase):
         subscribe(self.policy, self)
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        limiter, plan = self._fixed or self._chosen(request)
+        limiter, plan = self._chosen(request) if self._fixed is None else self._fixed
         if plan is None:
             return (yield from self._onward(request, attempt))
         context = self.context

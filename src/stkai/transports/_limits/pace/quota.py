@@ -155,19 +155,20 @@ class History:
 
     def restart(self, instant: float) -> None:
         """Forget all requests, and count the time from `instant` on; infinite for the first request's."""
-        self._began = self._since = instant
-        self._latest = self._before = 0.0
+        # `since` is when the present span began, and `latest` how many requests it counts.
+        self._began = self.since = instant
+        self.latest = self._before = 0.0
 
     def add(self, sent: float, count: float = 1.0) -> None:
         """Count a request sent at `sent` (seconds of the clock), or take one back with -1."""
-        if sent - self._since >= self.span:
+        if sent - self.since >= self.span:
             self._advance(sent)
-        if sent >= self._since:
-            self._latest += count
+        if sent >= self.since:
+            self.latest += count
         elif self._began == math.inf:
-            self._began = self._since = sent
-            self._latest += count
-        elif sent >= max(self._began, self._since - self.span):
+            self._began = self.since = sent
+            self.latest += count
+        elif sent >= max(self._began, self.since - self.span):
             self._before += count
 
     def note(self, start: float, *, holds: bool) -> None:
@@ -179,16 +180,16 @@ class History:
     def past(self, now: float, *, cold: bool) -> Past:
         """What a law needs to know about a refusal at `now`."""
         self._fade(now)
-        if now - self._since >= self.span:
+        if now - self.since >= self.span:
             self._advance(now)
-        still = 1.0 - max(0.0, now - self._since) / self.span
-        count = max(0.0, self._latest + still * self._before)
+        still = 1.0 - max(0.0, now - self.since) / self.span
+        count = max(0.0, self.latest + still * self._before)
         return Past(count, min(now - self._began, self.span), self._held, cold)
 
     def _advance(self, now: float) -> None:
-        passed = (now - self._since) // self.span
-        self._before, self._latest = self._latest if passed < 2 else 0.0, 0.0
-        self._since += passed * self.span
+        passed = (now - self.since) // self.span
+        self._before, self.latest = self.latest if passed < 2 else 0.0, 0.0
+        self.since += passed * self.span
 
     def _fade(self, now: float) -> None:
         if self._held_at > -math.inf and now > self._held_at:

@@ -97,12 +97,12 @@ class AdaptiveRate(Rate):
         return source is self or source is None or source.is_remote
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
-        mode = self.mode
-        if now > self._at and self._is_quiet and not self.waiting:
+        mode, seconds = self.mode, now - self._at
+        if seconds > 0.0 and self._is_quiet and not self.waiting:
             # What `_advance` would do: most permits are released here.
-            credit, most = self.credit + mode.rate * (now - self._at), mode.burst
+            credit, most = self.credit + mode.rate * seconds, mode.burst
             self._at, self.credit = now, credit if credit < most else most  # noqa: FURB136
-        elif now > self._at:
+        elif seconds > 0.0:
             self._advance(now)
         missing = ahead + 1 - self.credit
         if missing <= ROUNDING and now >= self.paused_until and now >= mode.paused_until:
