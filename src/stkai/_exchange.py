@@ -10,11 +10,11 @@ import httpx
 from ._checks import SOME_SECONDS, check_number
 from ._errors import DeadlineExceededError, InvalidArgumentError, ServerSideRateLimitError
 from ._families import alike
-from ._headers import headers_of
+from ._headers import copy_request, headers_of
 from ._urls import request_url
 from .transports._base import LayerBase
 from .transports._bodies import is_there, timeouts
-from .transports._call import Attempt, Call, copy_request
+from .transports._call import Attempt, begin
 from .transports._context import Context
 from .transports._operations import Close, Flow, Read
 from .transports._options import NO_OPTIONS, OPTIONS, CallOptions, options_of
@@ -44,7 +44,7 @@ class StreamedResponse(httpx.Response):
 class Exchange:
     """One request in progress: checked, completed, and carried out by a flow that ends with what the caller wants."""
 
-    __slots__ = ("_layer", "call", "request")
+    __slots__ = ("_buffered", "_layer", "_started", "call", "request")
 
     def __init__(
         self,
@@ -73,7 +73,8 @@ class Exchange:
             extensions=extensions,
         )
         self.request.read()
-        self.call = Call.start(self.request, layer.context.now(), buffered=verb != "post_stream")
+        self._started, self._buffered = layer.context.now(), verb != "post_stream"
+        self.call = begin(self.request, self._started, self._buffered)
 
     @classmethod
     def of(cls, layer: LayerBase, request: httpx.Request) -> Self:
@@ -85,7 +86,8 @@ class Exchange:
         layer.check_body(request)
         extensions = {"timeout": timeouts(30), **request.extensions}
         exchange.request = copy_request(request, extensions=extensions)
-        exchange.call = Call.start(exchange.request, layer.context.now(), buffered=True)
+        exchange._started, exchange._buffered = layer.context.now(), True
+        exchange.call = begin(exchange.request, exchange._started, True)
         return exchange
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
@@ -101,7 +103,7 @@ class Exchange:
             raise
         refused = response.status_code == httpx.codes.TOO_MANY_REQUESTS and attempt.last.paced
         try:
-            if (attempt.call.buffered or refused) and not is_there(response):
+            if (attempt.buffered or refused) and not is_there(response):
                 yield Read(response)
                 response.read()  # Under a deadline, the body has already been fetched, still encoded.
             response.request = self.request
@@ -118,14 +120,14 @@ class Exchange:
     def finish(self, response: httpx.Response) -> httpx.Response:
         """The response with everything that belongs to it: `elapsed` is the time until it is returned here."""
         response.elapsed = self._elapsed()
-        if self.call.buffered:
+        if self._buffered:
             return response
         streamed = object.__new__(StreamedResponse)
         streamed.__dict__.update(response.__dict__)
         return streamed
 
     def _elapsed(self) -> timedelta:
-        return timedelta(seconds=self._layer.context.now() - self.call.started)
+        return timedelta(seconds=self._layer.context.now() - self._started)
 
 
 def entry(kind: type[LayerBase], transport: Any) -> Any:

@@ -1,11 +1,11 @@
-"""The headers of a client's request: the caller's, checked, and the others that httpx itself sends."""
+"""The headers of a client's request: the caller's, checked, and the others that httpx itself sends; copies of it."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from operator import itemgetter
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import httpx
 
@@ -23,6 +23,9 @@ _NO_HEADERS: Final = httpx.Headers()
 
 # Python looks up attributes of built-in classes anew each time.
 _new: Final = object.__new__
+
+_FIELDS: Final = 6
+"""What httpx gives a request whose body is in memory; one of these attributes is private, and they may change."""
 
 _VALUE: Final = rb"(?:[^\x00\s](?:[^\x00\n\r\v\f]*[^\x00\s])?)?"
 """RFC 9110, sections 5.1 and 5.5, as h11 implements them."""
@@ -123,6 +126,26 @@ def _is_known(kind: type[httpx.Headers]) -> bool:
     if vars(kind()).keys() == {"_list", "_encoding"}:
         _known.add(kind)
     return kind in _known
+
+
+def copy_request(
+    request: httpx.Request, headers: httpx.Headers | None = None, extensions: dict[str, Any] | None = None
+) -> httpx.Request:
+    """The same request with other headers or extensions; the body stream is shared, the original is unchanged."""
+    copy = _new(type(request))
+    known = request.__dict__
+    if len(known) == _FIELDS and "_content" in known:  # Nearly always so, and twice as fast.
+        copy.method, copy.url, copy.stream = request.method, request.url, request.stream
+        copy._content = request._content  # noqa: SLF001
+        copy.headers = request.headers if headers is None else headers
+        copy.extensions = request.extensions if extensions is None else extensions
+        return copy
+    copy.__dict__.update(known)
+    if headers is not None:
+        copy.headers = headers
+    if extensions is not None:
+        copy.extensions = extensions
+    return copy
 
 
 def has_field(headers: httpx.Headers, name: bytes) -> bool:

@@ -23,11 +23,11 @@ from ._errors import (
     TokenAcquisitionTimeoutError,
 )
 from ._families import HTTPX, as_httpx, httpx_errors, httpx_kind, original
-from ._headers import check_headers
+from ._headers import check_headers, copy_request
 from ._urls import absolute_url, request_url
 from .transports._base import LayerTransport
 from .transports._bodies import timeouts
-from .transports._call import ATTEMPT, Call, copy_request
+from .transports._call import ATTEMPT, Call
 from .transports._layer_checks import signature_of
 from .transports._limits.flow import AdaptiveTransport, TokenBucketTransport
 from .transports._limits.quota_limiters import AimdLimiter, TokenBucket

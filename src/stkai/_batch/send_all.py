@@ -22,7 +22,8 @@ from .._checks import POSITIVE_COUNT, check_number
 from .._client import AsyncHttpClient, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError, OutcomeUnknownError
 from .._families import alike
-from ..transports._call import ATTEMPT, copy_request
+from .._headers import copy_request
+from ..transports._call import ATTEMPT
 from .append_file import WriteError
 from .engine import Outcome, OutcomesInTasks, outcomes_in_threads
 from .journal import Journal, LineState, LineStates, Recovered

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from .._families import alike as alike
+from .._headers import copy_request as copy_request
 from .._lazy import lazily as _lazily
 from ._async_driver import adrive as adrive
 from ._base import AsyncLayerTransport as AsyncLayerTransport
@@ -11,7 +12,6 @@ from ._base import LayerTransport as LayerTransport
 from ._bodies import can_resend as can_resend
 from ._call import Attempt as Attempt
 from ._call import Call as Call
-from ._call import copy_request as copy_request
 from ._context import Context as Context
 from ._driver import drive as drive
 from ._layer import Layer as Layer

@@ -42,7 +42,7 @@ class AbandonedCallError(BaseException):
 
 async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
     """Run a flow to its end in this task, and return its response."""
-    deadline = attempt.call.deadline
+    deadline = attempt.deadline
     try:
         operation = flow.send(None)
         while True:
@@ -154,7 +154,7 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
             if left() <= 0:  # By the call's clock, which may have been moved meanwhile.
                 await aclose_response(value)
                 raise attempt.too_late(deadline)
-            if not attempt.call.buffered:
+            if not attempt.buffered:
                 unlimited(operation.request, request)
             return value
         case Read():

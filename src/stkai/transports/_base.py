@@ -11,9 +11,10 @@ import httpx
 from .._abandonable import Job
 from .._checks import even_half_made
 from .._families import alike, family_of_wire
+from .._headers import copy_request
 from .._process import refuse_in_handler
 from ._async_driver import aclose_response, adrive
-from ._call import ATTEMPT, Attempt, Call, Enter, copy_request, ending_with
+from ._call import ATTEMPT, Attempt, Beginning, Call, Enter, begin, ending_with
 from ._context import Context, attempt_finished, attempt_started, call_failed, call_finished, call_started
 from ._driver import close_response, drive
 from ._layer_checks import (
@@ -31,7 +32,6 @@ from ._layer_checks import (
 from ._operations import Close, Flow, Send
 
 _MAIN: Final = main_thread().ident
-_start: Final = Call.start  # Python looks up a method of a class anew each time.
 
 
 def _send(inner: Any, context: Context, is_direct: bool, request: httpx.Request, attempt: Attempt) -> Flow:
@@ -135,8 +135,8 @@ class LayerBase:
         """Send the request to the next layer, or to the wire. Call it as `yield from self.forward(...)`."""
         return self._next(request, attempt)
 
-    def _begin(self, request: httpx.Request) -> Call:
-        """The call that begins with this request."""
+    def _begin(self, request: httpx.Request) -> Beginning:
+        """How the call of this request begins."""
         try:
             if not isinstance(request, self._takes):
                 assert self.family is not None
@@ -145,7 +145,7 @@ class LayerBase:
             raise not_initialised(self) from None
         if not isinstance(request.stream, self._body):
             self.check_body(request)
-        return _start(request, self.context.now(), False)
+        return begin(request, self.context.now())
 
     def check_body(self, request: httpx.Request) -> None:
         """Refuse a body that only the other kind of client can send.
@@ -193,7 +193,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
             return drive(self.flow(request, attempt), attempt, self.context.clock)
         return self.carry_out(self._begin(request))
 
-    def carry_out(self, call: Call, flow: Enter | None = None) -> httpx.Response:
+    def carry_out(self, call: Call | Beginning, flow: Enter | None = None) -> httpx.Response:
         """Carry out a call with a flow, by default the layer's own: report its start and end, and attach its record."""
         context = self.context
         attempt = Attempt(call, self._closing, is_observed := context.hears(INFO))
@@ -205,7 +205,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         try:
             if is_observed:
                 call_started(context, attempt)
-            steps = self.flow(call.request, attempt) if flow is None else flow(call.request, attempt)
+            steps = self.flow(attempt.request, attempt) if flow is None else flow(attempt.request, attempt)
             response = drive(steps, attempt, context.clock)
         except BaseException as error:
             call_failed(context, attempt, error)
@@ -255,14 +255,14 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
             return adrive(self.flow(request, attempt), attempt, self.context.clock)
         return self.carry_out(self._begin(request))
 
-    async def carry_out(self, call: Call, flow: Enter | None = None) -> httpx.Response:
+    async def carry_out(self, call: Call | Beginning, flow: Enter | None = None) -> httpx.Response:
         """Carry out a call with a flow, by default the layer's own: report its start and end, and attach its record."""
         context = self.context
         attempt = Attempt(call, self._closing, is_observed := context.hears(INFO))
         try:
             if is_observed:
                 call_started(context, attempt)
-            steps = self.flow(call.request, attempt) if flow is None else flow(call.request, attempt)
+            steps = self.flow(attempt.request, attempt) if flow is None else flow(attempt.request, attempt)
             response = await adrive(steps, attempt, context.clock)
         except BaseException as error:
             call_failed(context, attempt, error)

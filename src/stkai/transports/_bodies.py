@@ -11,8 +11,7 @@ import httpx
 from .._abandonable import GivenUpError, Sending
 from .._event_loops import anyio
 from .._families import family_of
-from .._headers import has_field
-from ._call import copy_request
+from .._headers import copy_request, has_field
 
 SHORT: Final = 65_536
 """Bytes; an unwanted body is read up to this size."""

@@ -27,11 +27,7 @@ _numbers = itertools.count(1)
 
 # Python looks up attributes of built-in classes anew each time.
 _new: Final = object.__new__
-_new_tuple: Final = tuple.__new__
 _entered: Final = ENTERED.get
-
-_FIELDS: Final = 6
-"""What httpx gives a request whose body is in memory; one of these attributes is private, and they may change."""
 
 
 class Call(NamedTuple):
@@ -55,25 +51,8 @@ class Call(NamedTuple):
 
     @classmethod
     def start(cls, request: httpx.Request, now: float, buffered: bool = False) -> "Call":
-        """Begin a call with the options on the request, and those of `stkai.options` for what it leaves open.
-
-        Raises:
-            ConfigurationError: the extension holds something else.
-        """
-        options, deadline = NO_OPTIONS, None
-        if OPTIONS in request.extensions or _entered():
-            options = request.extensions.get(OPTIONS, NO_OPTIONS)
-            if not isinstance(options, RequestOptions):
-                msg = f'extensions["stkai"] must be a stkai.RequestOptions, not {type(options).__name__}'
-                raise ConfigurationError(msg)
-            entered = _entered()
-            if entered:
-                options = options.over(entered[-1][1])
-            if options.deadline is not UNSET and options.deadline is not None:
-                chain = chain_before(request)
-                deadline = (now if chain is None else chain.began) + options.deadline
-        # Faster than the constructor.
-        return _new_tuple(cls, (next(_numbers), request, options, now, deadline, buffered))
+        """Begin a call; see `begin`."""
+        return cls(next(_numbers), *begin(request, now, buffered))
 
     def within(self, seconds: float) -> "Call":
         """The same call, but it must end within `seconds` of the beginning of its chain."""
@@ -106,6 +85,31 @@ class Call(NamedTuple):
         return math.inf if self.deadline is None else self.deadline - now
 
 
+Beginning = tuple[httpx.Request, RequestOptions, float, float | None, bool]
+"""The fields of a `Call` but its id: few calls need that, or the object."""
+
+
+def begin(request: httpx.Request, now: float, buffered: bool = False) -> Beginning:
+    """Begin a call with the options on the request, and those of `stkai.options` for what it leaves open.
+
+    Raises:
+        ConfigurationError: the extension holds something else.
+    """
+    options, deadline = NO_OPTIONS, None
+    if OPTIONS in request.extensions or _entered():
+        options = request.extensions.get(OPTIONS, NO_OPTIONS)
+        if not isinstance(options, RequestOptions):
+            msg = f'extensions["stkai"] must be a stkai.RequestOptions, not {type(options).__name__}'
+            raise ConfigurationError(msg)
+        entered = _entered()
+        if entered:
+            options = options.over(entered[-1][1])
+        if options.deadline is not UNSET and options.deadline is not None:
+            chain = chain_before(request)
+            deadline = (now if chain is None else chain.began) + options.deadline
+    return request, options, now, deadline, buffered
+
+
 class SignatureExpired(Exception):  # noqa: N818 - not an error: the auth layer signs the request again
     """Raised by a limiter layer if the token expired while the request waited; it has given its permit back."""
 
@@ -114,7 +118,7 @@ class Attempt:
     """One pass of a call's request through the stack.
 
     Attributes:
-        call: the call it belongs to.
+        request, options, started, deadline, buffered: those of its call.
         number: 1 for the first.
         place: a limiter and a turn: the place in its queue to which this attempt returns, or None; once a limiter has
             admitted it, that one and its turn. Written by the limiter layer.
@@ -131,16 +135,25 @@ class Attempt:
     _numbers: Iterator[int] | None = None
     _info: "events.CallInfo | None" = None
 
-    def __init__(self, call: Call, closing: Job | None = None, is_observed: bool = True) -> None:
+    def __init__(self, call: Call | Beginning, closing: Job | None = None, is_observed: bool = True) -> None:
         # Python reads what has a default on the class more slowly: these are read in every call. And it makes an object
         # faster if its `__init__` gets each argument, and all by position.
-        self.call = call
+        self._call = call
+        fields: Any = call[1:] if isinstance(call, Call) else call
+        self.request, self.options, self.started, self.deadline, self.buffered = fields
         self.closing = closing
         self.is_observed = is_observed
         self.place: tuple[object, Any] | None = None
         self.is_signed: Callable[[], bool] | None = None
         self._record: CallRecord | None = None
         self._following: Attempt | None = None
+
+    @property
+    def call(self) -> Call:
+        """The call it belongs to; all its attempts share it."""
+        if not isinstance(self._call, Call):
+            self._call = Call(next(_numbers), *self._call)
+        return self._call
 
     @property
     def record(self) -> CallRecord:
@@ -209,7 +222,7 @@ class Attempt:
         """What is left of so many seconds of waiting for permits; all attempts and redirects of a call share them."""
         if seconds is None:
             return math.inf
-        chain = chain_before(self.call.request)
+        chain = chain_before(self.request)
         return seconds - self.record.queued - (0.0 if chain is None else chain.queued)
 
     @property
@@ -239,22 +252,22 @@ class Attempt:
 
     def finish(self, response: httpx.Response, now: float) -> None:
         """Attach the record to the response."""
-        record, call = self._record, self.call
+        record = self._record
         self.place = None
         if self._following is not None:
             self.forget_places()
         if record is None:
             record = self._record = _new(CallRecord)  # Faster than the constructor.
-            record.attempts, record.on_wire = 1, now - call.started
+            record.attempts, record.on_wire = 1, now - self.started
             record.queued = record.backed_off = record.authenticating = 0.0
         else:
-            rest = now - call.started - record.queued - record.backed_off - record.authenticating
+            rest = now - self.started - record.queued - record.backed_off - record.authenticating
             record.on_wire = max(0.0, rest)
         response.extensions[OPTIONS] = record
-        if response.status_code in CONTINUED or CHAIN in call.request.extensions:
-            chain = chain_before(call.request) or Chain(call.request, call.started)
+        if response.status_code in CONTINUED or CHAIN in self.request.extensions:
+            chain = chain_before(self.request) or Chain(self.request, self.started)
             chain.ended(response, record.queued)
-            call.request.extensions[CHAIN] = chain
+            self.request.extensions[CHAIN] = chain
 
 
 def cannot_send() -> RuntimeError:
@@ -281,22 +294,3 @@ def ending_with(ending: Job, flow: Enter, request: httpx.Request, attempt: Attem
     with attempt.closing.ending_also(ending):
         attempt.closing = ending
         return (yield from flow(request, attempt))
-
-
-def copy_request(
-    request: httpx.Request, headers: httpx.Headers | None = None, extensions: dict[str, Any] | None = None
-) -> httpx.Request:
-    """The same request with other headers or extensions; the body stream is shared, the original is unchanged."""
-    copy = _new(type(request))
-    known = request.__dict__
-    if len(known) == _FIELDS and "_content" in known:  # Nearly always so, and twice as fast.
-        copy.method, copy.url, copy.stream = request.method, request.url, request.stream
-        copy._content = request._content  # noqa: SLF001
-        copy.headers, copy.extensions = request.headers, request.extensions
-    else:
-        copy.__dict__.update(known)
-    if headers is not None:
-        copy.headers = headers
-    if extensions is not None:
-        copy.extensions = extensions
-    return copy

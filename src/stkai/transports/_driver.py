@@ -51,7 +51,7 @@ NAP: Final = 0.5
 
 def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:  # noqa: PLR0912 - every call costs
     """Run a flow to its end in this thread, and return its response."""
-    deadline = attempt.call.deadline
+    deadline = attempt.deadline
     bounded: _Bounded | None = None
     try:
         operation = flow.send(None)
@@ -182,7 +182,7 @@ class _Bounded:
         if self.left() <= 0:  # By the call's clock, which may have been moved meanwhile.
             close_response(response)
             raise self._attempt.too_late(self.deadline)
-        if not self._attempt.call.buffered:
+        if not self._attempt.buffered:
             unlimited(operation.request, request)
         return response
 

@@ -88,7 +88,7 @@ class StkCLITransport(httpx.BaseTransport):
         elif request.method == "POST":
             function, arguments["body"] = self._cli.post_with_authorization, _json_of(request)
             attempt = request.extensions.get(ATTEMPT)
-            if not isinstance(attempt, Attempt) or not attempt.call.buffered:
+            if not isinstance(attempt, Attempt) or not attempt.buffered:
                 arguments["stream"] = True
         else:
             raise httpx.UnsupportedProtocol(f"StackSpot CLI sends GET and POST only, not {request.method}")

@@ -14,10 +14,10 @@ import httpx
 
 from ..._checks import even_half_made
 from ..._errors import AuthenticationError, ConfigurationError, InvalidArgumentError
-from ..._headers import Fields, with_fields
+from ..._headers import Fields, copy_request, with_fields
 from ..._secrets import HoldsSecret, Secret, reveal
 from ..._urls import Origin, is_private, origin_of, parse_origin, show_origin
-from .._call import Attempt, copy_request
+from .._call import Attempt
 from .._chain import CHAIN, is_home
 from .provider import AuthProvider, has_own_headers, is_sendable, named_errors
 
@@ -124,7 +124,7 @@ class BearerAuth(HoldsSecret):
         """
         if self.origins is not None:
             return origin_of(url) in self.origins
-        first = attempt.call.request
+        first = attempt.request
         if (url is not first.url or CHAIN in first.extensions) and not is_home(url, first):
             return False
         if not self.allow_http and url.scheme != "https":

@@ -67,7 +67,7 @@ class _LimitFlow(LayerBase):
         chance = 0.5 if plan.listens is None else context.random()
         # All arguments, and by position: CPython makes the object faster.
         turn = Turn(request, 0, chance, 1.0, "normal", plan.sources)
-        if attempt.call.options is not NO_OPTIONS or attempt.place is not None or not plan.is_plain:
+        if attempt.options is not NO_OPTIONS or attempt.place is not None or not plan.is_plain:
             self._prepare(turn, limiter, plan, request, attempt)
         sent = context.now()
         try:
@@ -108,7 +108,7 @@ class _LimitFlow(LayerBase):
         self, turn: Turn, limiter: Any, plan: Plan, request: httpx.Request, attempt: Attempt
     ) -> None:
         """Set what few turns have: a priority, guests, the place of an earlier attempt, costs."""
-        options, place = attempt.call.options, attempt.place
+        options, place = attempt.options, attempt.place
         if options.priority == "low":
             turn.priority = "low"
         if plan.guests:
@@ -148,7 +148,7 @@ class _LimitFlow(LayerBase):
                     context.emit(RateChanged(call=attempt.info, **change._asdict(), share=share))
                 if turn.errand is not None:
                     yield turn.errand
-            bill = None if is_refused else self._meter.bill(turn, plan, attempt.call.request, response)
+            bill = None if is_refused else self._meter.bill(turn, plan, attempt.request, response)
             if plan.ends or bill is not None:
                 ended = partial(self._note_end, limiter, turn, plan, bill)
                 when_body_ends(response, ended, None if bill is None else bill.add)

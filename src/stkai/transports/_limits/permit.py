@@ -55,8 +55,7 @@ def wait_for_permit(
         TokenAcquisitionTimeoutError, DeadlineExceededError: it would take too long.
         SignatureExpired: the token has expired meanwhile.
     """
-    now, call = start, attempt.call
-    given, deadline = call.options.max_wait_time, call.deadline
+    now, given, deadline = start, attempt.options.max_wait_time, attempt.deadline
     most = plan.max_wait_time if given is UNSET else given
     end = math.inf if most is None else start + attempt.allowance(most)
     if deadline is not None and deadline < end:

@@ -14,10 +14,11 @@ import httpx
 from ..._clock import unique_key
 from ..._errors import ConfigurationError
 from ..._families import alike
+from ..._headers import copy_request
 from ...events import RetryScheduled
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._bodies import can_resend
-from .._call import Attempt, copy_request
+from .._call import Attempt
 from .._context import Context
 from .._layer import Layer
 from .._operations import Close, Drain, Flow, Read, Sleep, Until
@@ -50,23 +51,21 @@ class _RetryFlow(LayerBase):
         self._looks, self._is_plain = _LOOKS, False
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        call = attempt.call
         policy: Any = self.policy  # A `RetryPolicy`; the call's own may be None, to send it once.
-        if call.options is not NO_OPTIONS or not self._is_plain:
-            options = call.options
+        if attempt.options is not NO_OPTIONS or not self._is_plain:
+            options = attempt.options
             if options.retry is not UNSET:
                 policy = options.retry
             seconds = (policy or self.policy).deadline
             if seconds is not None and options.deadline is UNSET:
-                call = call.within(seconds)
-                attempt = attempt.within(call)
-                assert call.deadline is not None
-                yield Until(call.deadline)
+                attempt = attempt.within(attempt.call.within(seconds))
+                assert attempt.deadline is not None
+                yield Until(attempt.deadline)
             if policy is None:
                 return (yield from self._onward(request, attempt))
             request = self._deposit_and_key(request, policy)
         try:
-            if call.buffered:
+            if attempt.buffered:
                 response = yield from self._once(request, attempt, policy)
             else:
                 response = yield from self._onward(request, attempt)
@@ -100,7 +99,7 @@ class _RetryFlow(LayerBase):
     def _once(self, request: httpx.Request, attempt: Attempt, policy: RetryPolicy) -> Flow:
         """One attempt; reads the whole body if it is an answer that the caller wants whole."""
         response = yield from self._onward(request, attempt)
-        if attempt.call.buffered and policy.is_final(response):
+        if attempt.buffered and policy.is_final(response):
             try:
                 yield Read(response)
             except BaseException:
