@@ -13,8 +13,7 @@ from ._errors import ConfigurationError, InvalidArgumentError, StkaiError
 T = TypeVar("T")
 N = TypeVar("N", bound=float | None)
 
-_MOST: Final = sys.float_info.max
-"""Excludes infinity, NaN, and integers that do not fit into a float."""
+_MOST: Final = sys.float_info.max  # Excludes infinity, NaN, and integers that do not fit into a float.
 
 
 _CLOCK: Final = ("monotonic", "utcnow", "sleep", "asleep")

@@ -30,8 +30,7 @@ class Clock(Protocol):
         ...
 
 
-_LONGEST: Final = 1e6
-"""Seconds; a longer sleep is split, since systems limit its length."""
+_LONGEST: Final = 1e6  # Seconds; a longer sleep is split, since systems limit its length.
 
 
 class SystemClock:

@@ -125,8 +125,7 @@ _UNTRUSTED: Final = frozenset({18, 19, 20, 21})
 
 _WRAPPERS: Final = ("httpcore", "requests", "urllib3")
 
-_DEEPEST: Final = 16
-"""How many causes of an error are looked at."""
+_DEEPEST: Final = 16  # How many causes of an error are looked at.
 
 
 def _forget_contents(error: BaseException) -> None:

@@ -160,8 +160,7 @@ def _restore(error: Exception, name: str) -> Exception:
     return error
 
 
-_ORIGINAL: Final = "stkai.original"
-"""The extension of a response that represents one of another package."""
+_ORIGINAL: Final = "stkai.original"  # The extension of a response that represents one of another package.
 
 
 def as_httpx(answer: Any) -> httpx.Response:

@@ -16,8 +16,7 @@ _NAME: Final = TOKEN.encode()
 _Item = tuple[bytes, bytes, bytes]
 """A header as httpx keeps it: its name, the name in lower case, and its value."""
 
-_lower_name: Final = itemgetter(1)
-"""The name of an item in lower case."""
+_lower_name: Final = itemgetter(1)  # The name of an item in lower case.
 
 _NO_HEADERS: Final = httpx.Headers()
 

@@ -25,8 +25,7 @@ from .transports._stk_cli import StkCLITransport
 
 __all__ = ["EnvironmentAwareHttpClient", "HttpClient", "StandaloneHttpClient", "StkCLIHttpClient"]
 
-_MAX_REDIRECTS: Final = 30
-"""As many as requests follows."""
+_MAX_REDIRECTS: Final = 30  # As many as requests follows.
 
 
 class _SendingHttpClient(HttpClient):

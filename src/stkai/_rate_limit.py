@@ -44,11 +44,8 @@ __all__ = [
     "TokenBucketRateLimitedHttpClient",
 ]
 
-_MAX_WAIT_TIME: Final = 45.0
-"""Seconds that these clients let a request wait for its permit."""
-
-_SEND: Final = "stkai.send"
-"""The extension of a request that holds the call to the other client."""
+_MAX_WAIT_TIME: Final = 45.0  # Seconds that these clients let a request wait for its permit.
+_SEND: Final = "stkai.send"  # The extension of a request that holds the call to the other client.
 
 _SET_BY_DELEGATE: Final = frozenset({"host", "content-length"})
 """Headers that a request gets here, and that the other client sets itself."""

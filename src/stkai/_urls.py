@@ -22,11 +22,8 @@ PROXIES: Final = ("http", "https", "socks5", "socks5h")
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
-_LAST_PORT: Final = 65_535
-"""Some resolvers take higher port numbers modulo 65,536."""
-
-_LONGEST_LABEL: Final = 63
-"""Most characters between two dots of a host name; RFC 1035, section 2.3.4."""
+_LAST_PORT: Final = 65_535  # Some resolvers take higher port numbers modulo 65,536.
+_LONGEST_LABEL: Final = 63  # Most characters between two dots of a host name; RFC 1035, section 2.3.4.
 
 _ENCRYPTED: Final = frozenset({"https", "wss"})
 

@@ -32,19 +32,13 @@ from ..transports._retry.retry_after import retry_after
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
 
-_TIMEOUT: Final = 30.0
-"""Seconds for everything, including retries."""
-
-_MOST: Final = 262_144
-"""Bytes of an answer, also unpacked; a usual one is a hundred times shorter."""
+_TIMEOUT: Final = 30.0  # Seconds for everything, including retries.
+_MOST: Final = 262_144  # Bytes of an answer, also unpacked; a usual one is a hundred times shorter.
 
 _ZLIB_OR_GZIP: Final = zlib.MAX_WBITS | 32
 
-_LONGEST_TOKEN: Final = 65_536
-"""Characters; servers reject longer headers."""
-
-_SHOWN: Final = 200
-"""Characters of the endpoint's own words in our messages."""
+_LONGEST_TOKEN: Final = 65_536  # Characters; servers reject longer headers.
+_SHOWN: Final = 200  # Characters of the endpoint's own words in our messages.
 
 _LIFE: Final = 1199.0
 """Seconds that a token is assumed to live if the endpoint does not say: the lifetime of StackSpot's tokens."""
@@ -55,8 +49,7 @@ _LONGEST_LIFE: Final = 86_400.0
 _MEMORY: Final = 30.0
 """Seconds for which a refusal is remembered: endpoints lock accounts that try a wrong secret too often."""
 
-_LONGEST_PAUSE: Final = 3600.0
-"""Seconds; the longest pause that an answer can cause."""
+_LONGEST_PAUSE: Final = 3600.0  # Seconds; the longest pause that an answer can cause.
 
 _REFUSALS: Final = (400, 401, 403)
 _REFUSED_CLIENT: Final = ("invalid_client", "unauthorized_client", "invalid_grant", "access_denied")

@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from .._config.models import HttpConfig
     from .._families import AsyncWire
 
-_READ: Final = 600.0
-"""Seconds that a batch waits for an answer; longer if `--deadline` is."""
+_READ: Final = 600.0  # Seconds that a batch waits for an answer; longer if `--deadline` is.
 
 _EXECUTION: Final = _READ
 """Seconds that a batch waits for an execution to end, unless `--deadline` says how long."""

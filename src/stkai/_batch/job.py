@@ -21,8 +21,7 @@ from .outputs import FileOutputs, Outputs, Paths, StdoutOutputs
 from .progress import Usage, count, show_count, show_dollars, show_time
 from .request_formats import InvalidLineError
 
-_SHOWN: Final = 20
-"""How many lines a dry run lists for each kind of problem."""
+_SHOWN: Final = 20  # How many lines a dry run lists for each kind of problem.
 
 
 class BatchJob:

@@ -18,8 +18,7 @@ from .journal import read_header, records
 from .outputs import SUFFIX, Paths, entries_in
 from .progress import listed
 
-_OPEN_FILES: Final = 64
-"""Outputs that are open at the same time."""
+_OPEN_FILES: Final = 64  # Outputs that are open at the same time.
 
 _SHOWN: Final = 10
 

@@ -16,8 +16,7 @@ from rich.progress import Progress as Bars
 from .._errors import ConfigurationError
 from ..costs import used_tokens
 
-_EVERY: Final = 10.0
-"""Seconds between plain lines."""
+_EVERY: Final = 10.0  # Seconds between plain lines.
 
 _MILLION: Final = 1_000_000
 

@@ -30,11 +30,8 @@ HALTED: Final = 3
 INTERRUPTED: Final = 130
 """Exit codes of runs that ended early."""
 
-_PAUSE: Final = 0.05
-"""Seconds between checks of an input that is still being copied."""
-
-_HELD: Final = 4
-"""Outcomes that may wait for an earlier one, per request in flight."""
+_PAUSE: Final = 0.05  # Seconds between checks of an input that is still being copied.
+_HELD: Final = 4  # Outcomes that may wait for an earlier one, per request in flight.
 
 _SHOWS_URL: Final = frozenset({404, 405, 410})
 _MAY_HAVE_ACTED: Final = "; the server may have executed it: to send it again, pass --retry-failed"

@@ -37,8 +37,7 @@ _REFRESH: Final = 0.1
 _FIGURES: Final = ("sent", "ok", "429", "failed", "p50 s", "p95 s")
 _NAMES: Final = 23
 """Width of the first column, in characters."""
-_GAP: Final = 2
-"""Characters between two columns."""
+_GAP: Final = 2  # Characters between two columns.
 _EIGHTHS: Final = " ▁▂▃▄▅▆▇█"
 _ASCII: Final = " .:-=+*#@"
 

@@ -17,11 +17,8 @@ from .._errors import ConfigurationError, digits
 from ..stores import FileStore, RedisStore, Snapshot, store_from
 from ..stores._protocol import UNLIMITED, check_share
 
-_REFRESH: Final = 0.5
-"""Seconds between updates."""
-
-_AT_ONCE: Final = 0.001
-"""Seconds; a shorter wait is not noticeable."""
+_REFRESH: Final = 0.5  # Seconds between updates.
+_AT_ONCE: Final = 0.001  # Seconds; a shorter wait is not noticeable.
 
 
 def quota(

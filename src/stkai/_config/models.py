@@ -156,8 +156,7 @@ class RateLimitConfig(fields.Section):
         )
 
 
-_RETRY = RetryPolicy()
-"""The settings have the policy's defaults."""
+_RETRY = RetryPolicy()  # The settings have the policy's defaults.
 
 
 class RetryConfig(fields.Section):

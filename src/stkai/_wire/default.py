@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 _CONNECTING: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
 
-_DIRECT: Final = ""
-"""What stands for no proxy."""
+_DIRECT: Final = ""  # What stands for no proxy.
 
 
 class _Router:

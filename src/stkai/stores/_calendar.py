@@ -31,8 +31,7 @@ _SET_BACK: Final = 0.1
 USAGE_SPAN: Final = 10.0
 """Seconds over which `usage` fades."""
 
-_SAME: Final = 1e-6
-"""Seconds; entries that are closer are one."""
+_SAME: Final = 1e-6  # Seconds; entries that are closer are one.
 
 _EXACT: Final = 64
 """Up to so many permits per window, every instant is kept; above, as many slots, each rounded to its end."""

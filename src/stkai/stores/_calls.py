@@ -26,8 +26,7 @@ MOST: Final = 16
 _STUCK: Final = 1.0
 """Seconds in which no call begins, although one is due, after which one more thread is started: the others hang."""
 
-_IDLE: Final = 1.0
-"""Seconds after which a thread without a call ends."""
+_IDLE: Final = 1.0  # Seconds after which a thread without a call ends.
 
 Work = Callable[[], None]
 

@@ -46,8 +46,7 @@ SLOT: Final = 1 << 21
 
 _MAGIC: Final = b"stkai\x00\x00\x05"
 
-_HEAD: Final = struct.Struct("<8sII")
-"""What a slot begins with: magic, length and checksum of its text."""
+_HEAD: Final = struct.Struct("<8sII")  # What a slot begins with: magic, length and checksum of its text.
 
 clock = SystemClock()
 

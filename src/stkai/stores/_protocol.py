@@ -264,8 +264,7 @@ def check_share(share: object) -> str:
     return share
 
 
-_MORE: Final = 1000
-"""Permits more than requested that a user's store may lease before it counts as broken."""
+_MORE: Final = 1000  # Permits more than requested that a user's store may lease before it counts as broken.
 
 
 def checked(lease: Any, want: int) -> Lease:

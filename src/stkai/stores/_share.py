@@ -17,17 +17,13 @@ from ._protocol import Ask, Quota
 FORGET: Final = 10.0
 """Seconds of silence after which a member is forgotten."""
 
-_KEPT: Final = 2.0
-"""Seconds after its last permit was due in which a silent member still holds its lease."""
+_KEPT: Final = 2.0  # Seconds after its last permit was due in which a silent member still holds its lease.
 
 WAITS: Final = 1.5
 """Seconds of silence after which a member no longer counts as waiting."""
 
-_SWEEP: Final = 0.1
-"""Seconds between looks at silent members."""
-
-_SWEPT: Final = 20
-"""Members looked at in one step."""
+_SWEEP: Final = 0.1  # Seconds between looks at silent members.
+_SWEPT: Final = 20  # Members looked at in one step.
 
 
 @dataclass(slots=True)

@@ -21,17 +21,10 @@ from ._share import FORGET, MemberState, State, due, settle, sweep, uncount, voi
 
 T = TypeVar("T")
 
-_REACH: Final = 0.1
-"""Seconds; a member that holds permits gets none that wait longer for units of cost."""
-
-_LOW: Final = 0.1
-"""The share of requests of low priority while requests of normal priority wait."""
-
-_TOGETHER: Final = 1.0
-"""Seconds; the ages of members that started closer do not show which one started last."""
-
-_LONGEST_QUEUE: Final = 60.0
-"""Seconds; the longest queue that a member's report can restore."""
+_REACH: Final = 0.1  # Seconds; a member that holds permits gets none that wait longer for units of cost.
+_LOW: Final = 0.1  # The share of requests of low priority while requests of normal priority wait.
+_TOGETHER: Final = 1.0  # Seconds; the ages of members that started closer do not show which one started last.
+_LONGEST_QUEUE: Final = 60.0  # Seconds; the longest queue that a member's report can restore.
 
 
 def step(s: State, ask: Ask, now: float) -> Lease:

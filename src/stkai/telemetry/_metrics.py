@@ -30,8 +30,7 @@ _CAUSE: Final = re.compile(r"\d{3}|[A-Za-z_]\w*(?=:|$)")
 Labels = dict[str, str | int]
 """Attributes of a measurement; those that do not apply are missing."""
 
-_Value = Callable[[Any], float | None]
-"""What an event contributes to an instrument; None for nothing."""
+_Value = Callable[[Any], float | None]  # What an event contributes to an instrument; None for nothing.
 
 
 @dataclass(frozen=True, eq=False)

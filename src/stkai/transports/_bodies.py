@@ -16,16 +16,12 @@ from .._headers import copy_request, has_field
 SHORT: Final = 65_536
 """Bytes; an unwanted body is read up to this size."""
 
-_DIGITS: Final = 16
-"""No body has a length with more; Python refuses to convert thousands of digits."""
-
-_BRIEF: Final = 1.0
-"""Seconds; an unwanted body is read for at most this long."""
+_DIGITS: Final = 16  # No body has a length with more; Python refuses to convert thousands of digits.
+_BRIEF: Final = 1.0  # Seconds; an unwanted body is read for at most this long.
 
 _KEYS: Final = ("connect", "read", "write", "pool")
 
-_LONGEST: Final = 1e9
-"""Seconds; sockets do not accept longer timeouts."""
+_LONGEST: Final = 1e9  # Seconds; sockets do not accept longer timeouts.
 
 
 def drain_time(left: float) -> float:

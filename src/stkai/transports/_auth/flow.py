@@ -25,8 +25,7 @@ from .single_flight import aget_token, get_token
 _NONE: Final = "none was valid"
 _REFUSED: Final = "the server refused the old one"
 
-_UNAUTHORIZED: Final = 401
-"""The status of a refused token; RFC 6750, section 3.1."""
+_UNAUTHORIZED: Final = 401  # The status of a refused token; RFC 6750, section 3.1.
 
 _MOST: Final = 1_048_576
 """How many bytes of a 401's body are kept while the token is renewed. A longer body, if its length is known, is not

@@ -158,8 +158,7 @@ class Fetch(Job):
 FETCHING: Final[ContextVar[tuple[list[AuthProvider], ...]]] = ContextVar("stkai.fetching", default=())
 """The fetches that this code is a part of, each as its provider, or empty once it is over."""
 
-_running: Final[dict[Hashable, Fetch]] = {}
-"""The fetches in progress, by process and by work."""
+_running: Final[dict[Hashable, Fetch]] = {}  # The fetches in progress, by process and by work.
 
 
 def join(work: Callable[[], Any]) -> Fetch:

@@ -18,8 +18,7 @@ from .sources.source import TICK, Source, listens_of
 
 _MEMBERS: Final = ("methods", "max_wait_time", "ask", "leave", "learn", "settle")
 
-_MOST_METHODS: Final = 100
-"""Plans to cache: a gateway may forward arbitrary methods."""
+_MOST_METHODS: Final = 100  # Plans to cache: a gateway may forward arbitrary methods.
 
 WANTED: Final = (
     "rate_limit must be 'token_bucket', 'adaptive', a RateLimitConfig, a limiter (stkai.TokenBucket, AimdLimiter,"

@@ -21,8 +21,7 @@ LONGEST: Final = 16_777_216
 LONGEST_DECODED: Final = 67_108_864
 """Bytes after decoding; a short body may unpack to gigabytes."""
 
-_PIECE: Final = 1024
-"""Bytes that are unpacked at once; with gzip, they become at most a mebibyte."""
+_PIECE: Final = 1024  # Bytes that are unpacked at once; with gzip, they become at most a mebibyte.
 
 _CODING: Final = "content-encoding"
 

@@ -25,8 +25,7 @@ NORMAL: Final = 2
 
 _LOW: Final = 18
 
-_GAIN: Final = 0.02
-"""Seconds; nobody is woken to go earlier by less."""
+_GAIN: Final = 0.02  # Seconds; nobody is woken to go earlier by less.
 
 _number = attrgetter("number")
 

@@ -20,14 +20,12 @@ more."""
 _OUTAGE, _LONG, _REGAIN, _REGAINED = 5, 3.0, 0.5, 0.9
 """Refusals in a row, or seconds, that are an outage: the rate stays, then doubles in 0.5 s, to 0.9 of the old one."""
 
-_STRICT_OUTAGE = 10
-"""Refusals in a row that are an outage where refusals are collisions."""
+_STRICT_OUTAGE = 10  # Refusals in a row that are an outage where refusals are collisions.
 
 _LONGEST, _SHORTEST, _GAPS = 2.1, 0.1, 1.5
 """Seconds for which a second refusal in a row holds back: 1.5 gaps, doubled with each further one, and its bounds."""
 
-_MANY, _LONGER = 6, 4.2
-"""Refusals in a row after which that is the longest time."""
+_MANY, _LONGER = 6, 4.2  # Refusals in a row after which that is the longest time.
 
 _FLOOR, _FLOOR_SHARE = 0.1, 0.05
 """Requests per second below which the rate never falls, but at most that share of the quota."""
@@ -42,8 +40,7 @@ _RECENT, _RECENT_GAPS = 20.0, 8.0
 """Seconds without a success after which the rate stops growing. If they are also eight gaps, refusals say nothing about
 what is usual."""
 
-_LONGEST_STEP = 1.0
-"""Seconds of growth at a time: in a longer step, the program stood still."""
+_LONGEST_STEP = 1.0  # Seconds of growth at a time: in a longer step, the program stood still.
 
 _COVERED, _FAST = 1.0, 6.0
 """Seconds after a cut in which refusals cut no more, as at the end of a window, and the lowest rate for that."""
@@ -54,8 +51,7 @@ _BURST = 20
 _SLOW, _JUDGED_AFTER = 1.5, 10.0
 """Accepted requests per second below which a wait of a second or two says something, and seconds until it shows."""
 
-_PAIRED = 0.002
-"""Seconds after which the second of a pair asks again if it woke before the first."""
+_PAIRED = 0.002  # Seconds after which the second of a pair asks again if it woke before the first.
 
 _NAPS = 0.25, 1.0
 """Seconds for which a waiter sleeps at least and at most before it asks again: the rate may have grown."""

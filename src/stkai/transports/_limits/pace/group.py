@@ -19,14 +19,12 @@ from .quota import KnownQuota
 from .saved_rate import BELIEVED
 from .start import SHARE
 
-_TICK: Final = 0.25
-"""Seconds between steps of the law."""
+_TICK: Final = 0.25  # Seconds between steps of the law.
 
 _TURN: Final = 2.0
 """After so many steps for each member, a member that has made none takes one, if it has anything to report."""
 
-_DOUBLING: Final = 1 / 12
-"""Windows in which the rate doubles until the first refusal."""
+_DOUBLING: Final = 1 / 12  # Windows in which the rate doubles until the first refusal.
 
 _STRANGE: Final = 0.5
 """How strongly a refusal at a lower rate than the last one suggests that strangers also send."""
@@ -44,8 +42,7 @@ _TEST: Final = 20
 _ENDED: Final = 3600.0
 """Seconds without a lease after which a group has ended; a new one does not continue at its rate."""
 
-_LONGEST_STEP: Final = 1.5
-"""Seconds; after a longer gap without a lease, no request was held back."""
+_LONGEST_STEP: Final = 1.5  # Seconds; after a longer gap without a lease, no request was held back.
 
 
 class GroupState(NamedTuple):

@@ -14,8 +14,7 @@ from .headers import Reading
 from .quota import KnownQuota
 from .window_guide import WindowGuide
 
-_LONGEST_NAME = 32
-"""Characters of a quota's name to keep: the state in the store is small."""
+_LONGEST_NAME = 32  # Characters of a quota's name to keep: the state in the store is small.
 
 
 class _Described(NamedTuple):

@@ -17,8 +17,7 @@ BURST = 0.1
 NEWS = 0.1
 """Share by which a rate must move before it is reported again."""
 
-_SLOPE = 0.0035
-"""Share of the quota by which the rate grows per window at first."""
+_SLOPE = 0.0035  # Share of the quota by which the rate grows per window at first.
 
 _PATIENCE = 2.45
 """Windows after a cut at which growth accelerates: about the time between two cuts for ten senders."""
@@ -26,8 +25,7 @@ _PATIENCE = 2.45
 _STEEPNESS = 5
 """Power of that acceleration. It is high, so that growth is slow while cuts are expected, and fast soon after."""
 
-_REFERENCE = 100.0
-"""Requests per window for which the other constants were tuned."""
+_REFERENCE = 100.0  # Requests per window for which the other constants were tuned.
 
 _SHORTEST_STRETCH = 0.3
 
@@ -38,8 +36,7 @@ takes over what it gives up."""
 _HELD = 0.98
 """Share of the time with waiting requests above which a sender's goodput equals its share of the quota."""
 
-_OVERSHOT = 0.9
-"""Goodput below this share of the rate means that the rest was refused."""
+_OVERSHOT = 0.9  # Goodput below this share of the rate means that the rest was refused.
 
 _DEMAND, _DEMAND_LIMIT = 3.0, 0.4
 """Multiple of its goodput that a sender with little to send keeps after a cut, up to such a share of the quota: bursts

@@ -13,8 +13,7 @@ from typing import NamedTuple
 TOGETHER = 0.01
 """Seconds between two requests that go at one instant, as far as a server can tell that spaces requests out."""
 
-_TESTS = 3
-"""Pairs of which just one request was accepted that show a strict server."""
+_TESTS = 3  # Pairs of which just one request was accepted that show a strict server.
 
 _SLOW, _SLOW_TESTS = 2.0, 6
 """Seconds between two requests above which a sender needs so many: it may find a bucket empty each time."""
@@ -31,8 +30,7 @@ _UNHEARD = 2
 INSTANT = 0.009
 """Seconds: a server that accepts two requests so close together counts as one that does not space them out."""
 
-_SHORTEST = 0.005
-"""Seconds, the least that is looked for: senders cannot keep to less."""
+_SHORTEST = 0.005  # Seconds, the least that is looked for: senders cannot keep to less.
 
 _CLOSE = 1.5
 """The search ends when the shortest time that was accepted is at most this many times the longest that was refused."""

@@ -12,17 +12,13 @@ import httpx
 from .headers import TOLERANCE, Reading, read_rate_limit
 from .law import Past, PlainLaw, RateLaw, TunedLaw, longest_pause
 
-_FIRST = 60.0
-"""Seconds: the assumed window until something is known. Most quotas are per minute."""
+_FIRST = 60.0  # Seconds: the assumed window until something is known. Most quotas are per minute.
 
 _SHORTEST = 30.0
 """Seconds: a bucket asks for the time until one more request, which says nothing about a window."""
 
-_PACE = 7.0
-"""Seconds: growth is as for a window of at least that length."""
-
-_REMEMBERED = 8
-"""Waits to remember; the longest counts. A wrong one is forgotten after this many others."""
+_PACE = 7.0  # Seconds: growth is as for a window of at least that length.
+_REMEMBERED = 8  # Waits to remember; the longest counts. A wrong one is forgotten after this many others.
 
 _USUAL = (1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 900.0, 1800.0, 3600.0)
 """Seconds: common windows. A reset lies within its window, so the shortest window that fits is chosen."""

@@ -20,14 +20,12 @@ from ..limiter import Answer
 BELIEVED: Final = 86400.0
 """Seconds after which a saved rate no longer says anything about the present."""
 
-_BETWEEN: Final = 60.0
-"""Seconds between two saves while the program runs."""
+_BETWEEN: Final = 60.0  # Seconds between two saves while the program runs.
 
 _FASTEST, _LONGEST, _LONGEST_FINDING = 1e5, 366 * 86400.0, 50
 """Requests per second, seconds of a window, and characters: more is damage to the file, and was not learned."""
 
-_SIZE: Final = 1000
-"""Bytes to read at most; a saved rate needs a tenth of that."""
+_SIZE: Final = 1000  # Bytes to read at most; a saved rate needs a tenth of that.
 
 _NO_FOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAITING: Final = getattr(os, "O_NONBLOCK", 0)

@@ -20,8 +20,7 @@ _USUAL, _STEEPNESS = 0.05, 3.0
 _HARDLY, _LEAST_PATIENCE = 0.02, 0.25
 """... and if less than this share is refused, as when a sender is alone, it shrinks with it, to a quarter at most."""
 
-_MORE = 8.0
-"""Requests per window by which the rate grows in a window."""
+_MORE = 8.0  # Requests per window by which the rate grows in a window.
 
 _TOLD, _LEAST_TOLD = 60.0, 4.0
 """With a known quota, T of a sender that has a quarter of it is the time in which it allows 60 requests, but at least 4
@@ -34,11 +33,8 @@ _STRICT_STEP, _STRICT_PATIENCE = 0.08, 40.0
 """Where the server spaces requests out: b, and T in spacings, times the share of them that a sender uses. There, the
 larger sender sees fewer refusals; but it also waits longer."""
 
-_COLLISIONS = 0.7
-"""Share of the requests that is refused there at most."""
-
-_LEAST_STRICT = 0.4
-"""The shortest patience there, in gaps."""
+_COLLISIONS = 0.7  # Share of the requests that is refused there at most.
+_LEAST_STRICT = 0.4  # The shortest patience there, in gaps.
 
 _COLLIDES, _CALM, _CALM_PRIOR = 0.05, 0.2, 8.0
 """If less than this share is refused, as when a sender is alone, that patience shrinks with it, to a fifth at most;
@@ -48,20 +44,17 @@ _MEMORY, _LONGEST_MEMORY, _ANSWERS, _PRIOR = 40.0, 80.0, 32.0, 24.0
 """p, the share refused, is estimated over 40 s, up to 80 if the rate allows fewer than 32 requests in them; and
 the number of answers whose weight its usual value has."""
 
-_OUTAGE = 8.0
-"""Seconds: a row of refusals so long may be the rest of a window."""
+_OUTAGE = 8.0  # Seconds: a row of refusals so long may be the rest of a window.
 
 _LONGEST = 75.0
 """Seconds from the end of one outage to the end of the next: a longer time is no window. Most windows are a minute."""
 
-_ENOUGH = 5
-"""Requests that a sender gets in a window, at least: fewer say too little."""
+_ENOUGH = 5  # Requests that a sender gets in a window, at least: fewer say too little.
 
 _SOON = 2
 """Rows of refusals that begin less than half a window after the one before, until it is clear that there is none."""
 
-_VALID = 2.5
-"""Windows without a refusal after which there seems to be none."""
+_VALID = 2.5  # Windows without a refusal after which there seems to be none.
 
 _WAITED, _MISSED, _SURE = 16, 6, 30
 """Requests that went through after a refusal, once another one had been answered, that show a limit of requests in

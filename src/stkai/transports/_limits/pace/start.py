@@ -16,14 +16,9 @@ _SOFT_SHARE = 0.4
 _AT_ONCE, _SOFT_AT_ONCE = 3.0, 1.0
 """Requests that may go out at once before the first answer; in a short window, they go one by one."""
 
-_FREE = 0.25
-"""Share of one window's quota that successes may release ahead of the rate, one each."""
-
-_DOUBLING = 1 / 4
-"""Windows in which the rate doubles while requests are held back."""
-
-_SHORTEST_DOUBLING = 1.0
-"""Seconds, a few round trips: nothing is learned before an answer comes back."""
+_FREE = 0.25  # Share of one window's quota that successes may release ahead of the rate, one each.
+_DOUBLING = 1 / 4  # Windows in which the rate doubles while requests are held back.
+_SHORTEST_DOUBLING = 1.0  # Seconds, a few round trips: nothing is learned before an answer comes back.
 
 _BLAMELESS, _FEW, _SOON = 2.0, 0.15, 0.5
 """A sender that was twice as fast as the rate was refused for its burst, not for its rate, if it had used less than

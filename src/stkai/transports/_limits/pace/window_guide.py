@@ -10,14 +10,9 @@ from typing import Any, NamedTuple
 
 from .headers import TOLERANCE, Reading
 
-_STANDING = 5.0
-"""Seconds for which a reset must not move before it is believed."""
-
-_SLOW = 2.0
-"""Seconds; an answer that took longer is out of date."""
-
-_PATIENCE = 3.0
-"""Windows without a reading, after which everything known is out of date."""
+_STANDING = 5.0  # Seconds for which a reset must not move before it is believed.
+_SLOW = 2.0  # Seconds; an answer that took longer is out of date.
+_PATIENCE = 3.0  # Windows without a reading, after which everything known is out of date.
 
 _MOST_AHEAD = 1.5
 _STEEPNESS = 3
@@ -26,11 +21,8 @@ _ADDED = 0.02
 _LEAST_MEAN = 0.3
 """Lower bound, because a window that was used up early does not show how much too fast that was."""
 
-_RESERVE = 1.0
-"""Requests to leave unused at the end of a window, because others may have some in flight."""
-
-_COARSE = 0.5
-"""Seconds; the precision of a rounded instant."""
+_RESERVE = 1.0  # Requests to leave unused at the end of a window, because others may have some in flight.
+_COARSE = 0.5  # Seconds; the precision of a rounded instant.
 
 
 class _Move(Enum):

@@ -14,15 +14,13 @@ from .quota import History, KnownQuota
 from .start import ColdStart, Found
 from .window_guide import WindowGuide
 
-_AT_ONCE = 0.001
-"""Seconds that no request notices."""
+_AT_ONCE = 0.001  # Seconds that no request notices.
 
 _SPREAD, _SOFT_SPREAD = 0.1, 0.03
 """Each gap varies by this share, up or down: otherwise one sender can lock the others out of a bucket server. In a
 short window, the network alone varies gaps enough, and more jitter makes requests collide."""
 
-_LISTENING = 1.0
-"""Seconds between checks of the headers of a server that has sent no quota headers so far."""
+_LISTENING = 1.0  # Seconds between checks of the headers of a server that has sent no quota headers so far.
 
 
 class WindowedRate:

@@ -30,17 +30,13 @@ _LEAD, _SHORT_LEAD = 0.02, 0.002
 """Seconds before its last permit is due at which a member leases the next ones; fewer while most of its requests have
 one: one lease for many is cheaper than many leases."""
 
-_FRESH: Final = 0.27
-"""Seconds for which an answer says reliably that no member was refused."""
-
-_RETRY: Final = 0.05
-"""Seconds after which a member asks again that got no permit."""
+_FRESH: Final = 0.27  # Seconds for which an answer says reliably that no member was refused.
+_RETRY: Final = 0.05  # Seconds after which a member asks again that got no permit.
 
 _GROUP: Final = 10.0
 """Seconds for which a group counts as large as it was: after an outage, its members return one by one."""
 
-_STEADY: Final = 10
-"""Permits used in the last `_SPAN` seconds above which requests count as steady."""
+_STEADY: Final = 10  # Permits used in the last `_SPAN` seconds above which requests count as steady.
 
 _SPAN: Final = 0.25
 

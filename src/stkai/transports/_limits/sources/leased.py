@@ -16,11 +16,8 @@ from .outage import BOTH, window_of
 from .request_limits import Rate
 from .source import ROUNDING, TICK, Limits
 
-_BUSY: Final = 0.002
-"""Seconds after which a request asks again while another one calls the store."""
-
-_EASED: Final = 0.88
-"""Share of its rate that a member keeps after a refusal while the store is lost."""
+_BUSY: Final = 0.002  # Seconds after which a request asks again while another one calls the store.
+_EASED: Final = 0.88  # Share of its rate that a member keeps after a refusal while the store is lost.
 
 _BEAT: Final = 1.0
 """Seconds after which a member that waits reports again: the group may have changed its quota, or stopped."""

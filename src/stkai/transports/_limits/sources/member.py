@@ -20,11 +20,8 @@ from .source import ROUNDING, Source
 SOON: Final = 0.01
 """Seconds after which unused permits are returned: another request may follow at once."""
 
-_NEWS: Final = 1.0
-"""Seconds after which an idle member reports what changes nothing for the others at once."""
-
-_HUNG: Final = 2
-"""Consecutive calls that may hang before the store counts as lost."""
+_NEWS: Final = 1.0  # Seconds after which an idle member reports what changes nothing for the others at once.
+_HUNG: Final = 2  # Consecutive calls that may hang before the store counts as lost.
 
 _RISEN: Final = 3.0
 """How many times sooner the store must be able to lease a permit before the one that is held is exchanged for it."""

@@ -9,14 +9,12 @@ from ..pace.headers import read_cost_limit
 from ..pace.law import longest_pause
 from .source import ROUNDING, TICK, Limits, Source
 
-_MINUTE: Final = 60.0
-"""Seconds: the window of every token quota that servers name in their headers."""
+_MINUTE: Final = 60.0  # Seconds: the window of every token quota that servers name in their headers.
 
 _GRAIN: Final = 0.005
 """Seconds; no request asks again sooner than this just because an estimate may turn out too high."""
 
-_LEARNING: Final = 0.1
-"""The weight of the latest correction in the average worth of estimates."""
+_LEARNING: Final = 0.1  # The weight of the latest correction in the average worth of estimates.
 
 
 class Units(Source):
