@@ -52,10 +52,12 @@ class GroupWindow:
         reading = reading._replace(name=reading.name[:_LONGEST_NAME])
         if self._latest is None or now > self._latest.now:
             self._latest = _Described(reading, now, sent)
+        if reading.remaining >= 1:
+            return None
         guide = self._guide  # A copy; the group's own follows with its next step.
         guide.hear(reading, now, sent, guide.base)
         left = guide.paused_until - now
-        return left if guide.in_force and reading.remaining < 1 and left > 0 else None
+        return left if guide.in_force and left > 0 else None
 
     def move(
         self, state: tuple[Any, ...], written: float, now: float, rate: float, members: int
