@@ -38,7 +38,7 @@ def _send(inner: Any, context: Context, is_direct: bool, request: httpx.Request,
     """Send to a transport that is not one of our layers; `is_direct`: none is further in."""
     if not is_direct and request.extensions.get(ATTEMPT) is not attempt:
         request = copy_request(request, extensions={**request.extensions, ATTEMPT: attempt})
-    if not (attempt.is_observed and context.hears(DEBUG)):
+    if not (attempt.is_observed and context.observes(DEBUG)):
         response: httpx.Response = yield Send(inner, request, attempt)
         return response
     start = context.now()
@@ -196,7 +196,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
     def carry_out(self, call: Call | Beginning, flow: Enter | None = None) -> httpx.Response:
         """Carry out a call with a flow, by default the layer's own: report its start and end, and attach its record."""
         context = self.context
-        attempt = Attempt(call, self._closing, is_observed := context.hears(INFO))
+        attempt = Attempt(call, self._closing, is_observed := context.observes(INFO))
         is_main, is_nested = get_ident() == _MAIN, self._is_in_main_thread
         if is_main:
             if is_nested:
@@ -258,7 +258,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
     async def carry_out(self, call: Call | Beginning, flow: Enter | None = None) -> httpx.Response:
         """Carry out a call with a flow, by default the layer's own: report its start and end, and attach its record."""
         context = self.context
-        attempt = Attempt(call, self._closing, is_observed := context.hears(INFO))
+        attempt = Attempt(call, self._closing, is_observed := context.observes(INFO))
         try:
             if is_observed:
                 call_started(context, attempt)

@@ -25,10 +25,10 @@ class Context:
         now: the clock's `monotonic`, looked up once: every call reads it several times.
         listener: called with every event; its exceptions are logged, and not raised.
         random: draws a number in [0, 1).
-        hears: whether anybody would see an event that the default log writes at a level; bound once like `now`.
+        observes: whether anybody would see an event that the default log writes at a level; bound once like `now`.
     """
 
-    __slots__ = ("clock", "hears", "listener", "now", "random")
+    __slots__ = ("clock", "listener", "now", "observes", "random")
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Context:
         self.clock, self.listener, self.random = clock_or_system(clock), listener, random or uniform
         self.now = self.clock.monotonic
         has_listener = not isinstance(listener, Listeners) or bool(listener.each)
-        self.hears = logger.isEnabledFor if listener is log_events else lambda _: has_listener
+        self.observes = logger.isEnabledFor if listener is log_events else lambda _: has_listener
 
     def emit(self, event: "events.Event") -> None:
         """Call the listener; what it raises is logged, but for interrupts."""
@@ -64,7 +64,7 @@ def attempt_finished(
 
 def call_started(context: Context, attempt: Attempt) -> None:
     """Report that a call begins."""
-    if context.hears(DEBUG):
+    if context.observes(DEBUG):
         context.emit(events.CallStarted(call=attempt.info))
 
 

@@ -89,7 +89,7 @@ class AllOf(QueueLimiter):
             wait: float | Operation = guest.ask(turn, now)
             if wait != 0:
                 if isinstance(wait, int | float):
-                    turn.told, turn.held_by, turn.is_guess = now + wait, guest, False
+                    turn.due_at, turn.held_by, turn.is_guess = now + wait, guest, False
                 for earlier in turn.guests[:number]:
                     earlier.limiter.leave(earlier.inner(turn), now)
                 return wait
@@ -225,7 +225,7 @@ class Guest(Source):
         asking = self._asking
         if asking is turn or (asking is None and not ahead):
             return 0.0
-        return TICK if asking is None else max(TICK, asking.told - now)
+        return TICK if asking is None else max(TICK, asking.due_at - now)
 
     def reserve(self, turn: Turn) -> None:
         """Note that all other sources have a permit for the turn, so that the limiter is asked about it next."""

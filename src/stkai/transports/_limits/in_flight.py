@@ -69,7 +69,7 @@ class Slots(Source):
             first = self._woken
             if (
                 first is None or not first.is_woken
-                or turn.number <= first.number or now >= first.told + _PROMPT
+                or turn.number <= first.number or now >= first.due_at + _PROMPT
             ):  # fmt: skip
                 return 0.0
             turn.nap = min(turn.nap, _PROMPT)
@@ -102,10 +102,10 @@ class Slots(Source):
             if other.held_by is not self or other is turn or other.sources == but:
                 continue
             if not other.is_woken:
-                other.is_woken, other.told = True, now
+                other.is_woken, other.due_at = True, now
                 self._woken = other
                 self.order.woken.append(other)
-            if now < other.told + _PROMPT:
+            if now < other.due_at + _PROMPT:
                 return
 
     def end(self, turn: Turn, now: float) -> None:

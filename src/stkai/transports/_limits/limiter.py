@@ -56,7 +56,7 @@ class Turn:
     excuses: int = 0  # How many refusals of the call's earlier attempts were excused.
     mark: Any = None  # What its pace noted about its permit.
     asked: float = 0.0  # When it first asked.
-    told: float = math.inf  # When it is due.
+    due_at: float = math.inf  # When it is due.
     held_by: Any = None  # The source that held it up when it last asked.
     is_woken: bool = False  # Whether its sleep has been ended, so that it asks at once.
     moves_up: bool = False  # Whether it may go earlier than it was told: turns before it have left.
@@ -102,7 +102,7 @@ class Turn:
 # Python gives the objects of a class room for the attributes that the first few of them have had; one that gets more is
 # given a dict of its own, of 400 bytes. So the first turn has all that a turn gets while it waits and goes.
 _first = Turn()
-for _name in ("asked", "told", "nap", "is_guess", "held_by", "is_woken", "moves_up", "wake"):
+for _name in ("asked", "due_at", "nap", "is_guess", "held_by", "is_woken", "moves_up", "wake"):
     setattr(_first, _name, getattr(Turn, _name))
 del _first
 

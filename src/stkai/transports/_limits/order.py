@@ -103,7 +103,7 @@ class Order:
         if place and turns[-1].number >= turn.number:  # Most turns join at the end.
             place = self.place_of(turn)
         if place == len(turns) or turns[place] is not turn:
-            turn.told = math.inf
+            turn.due_at = math.inf
             turns.insert(place, turn)
             for source in turn.sources:
                 source.join(turn, place)
@@ -111,7 +111,7 @@ class Order:
 
     def _give_number(self, turn: Turn, now: float) -> None:
         vacant = self.vacant
-        while vacant and vacant[0].told <= now:
+        while vacant and vacant[0].due_at <= now:
             vacant.pop(0)
         low = turn.priority == "low"
         if vacant and vacant[0].number & 1 == low and _could_stand_in(turn, vacant[0]):
@@ -125,7 +125,7 @@ class Order:
         """Let the turn in that place go with its permit."""
         turn = self.drop(place)
         if turn.moves_up:
-            self.move_up(place, turn.told - now)
+            self.move_up(place, turn.due_at - now)
         if not place and self.turns and self.turns[0].moves_up:
             self._wake_first()
         number = turn.number
@@ -149,7 +149,7 @@ class Order:
             self.drop(place)
             if place < len(self.turns):
                 left = Turn(None, turn.number, cost=turn.cost, sources=turn.sources)
-                left.costs, left.told = turn.costs, turn.told
+                left.costs, left.due_at = turn.costs, turn.due_at
                 insort(self.vacant, left, key=_number)
                 self.move_up(place, math.inf)
                 if not place:

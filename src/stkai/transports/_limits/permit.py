@@ -128,7 +128,7 @@ def _report(
     waited: float,
     held: dict[Source | None, float],
 ) -> None:
-    if waited and context.hears(logging.INFO if waited > LONG_WAIT else logging.DEBUG):
+    if waited and context.observes(logging.INFO if waited > LONG_WAIT else logging.DEBUG):
         limit = ""
         if len({source.limit for source in turn.sources}) > 1:
             # The limit that held it up for longest.

@@ -127,13 +127,13 @@ class Queue:
         """What `ask` returns if somebody waits, or if there is no permit."""
         turn.is_woken = False
         place, turns = order.join(turn, now), order.turns
-        while place and turns[0].told + _OVERSLEPT < now:
+        while place and turns[0].due_at + _OVERSLEPT < now:
             # When it wakes, it returns to the head.
             order.drop(0)
             place -= 1
         wait = self._has_to_wait(turn, place, now)
         if not wait and turn.guests and not turn.is_admitted:
-            turn.told = now
+            turn.due_at = now
             for guest in turn.guests:
                 guest.reserve(turn)
             return READY
@@ -154,7 +154,7 @@ class Queue:
     def _has_to_wait(self, turn: Turn, place: int, now: float) -> float:
         """0.0 if there is a permit beyond those that turns before it claim now, or will need when they wake."""
         turns, rank, due = turn.sources[0].order.turns, 0, now + _EARLY
-        while rank < place and turns[rank].told <= due:
+        while rank < place and turns[rank].due_at <= due:
             rank += 1
         for source in turn.sources:
             ahead = source.count(rank) if rank else 0
@@ -193,8 +193,8 @@ class Queue:
         wait = max(exact, guess)
         if turn.moves_up:
             turn.moves_up = False
-            first.order.move_up(place + 1, turn.told - now - wait)
-        turn.told = now + wait
+            first.order.move_up(place + 1, turn.due_at - now - wait)
+        turn.due_at = now + wait
         turn.is_guess = exact <= TICK and turn.nap < math.inf
         if turn.is_guess and guess <= TICK:
             # It claims its permit at once, though it does not ask before the source expects one.

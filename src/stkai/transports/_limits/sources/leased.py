@@ -72,8 +72,8 @@ class Leased(Member):
             return wait
         if self.history is not None and now >= self.guards_from and self.history not in outage.sources:
             wait = max(wait, self.history.when(turn, ahead, now))
-        if turn.told < now and turn.held_by is self:  # It wakes late, and so may the others.
-            held.late = max(held.late, min(GIVE_UP, LATE + now - turn.told))
+        if turn.due_at < now and turn.held_by is self:  # It wakes late, and so may the others.
+            held.late = max(held.late, min(GIVE_UP, LATE + now - turn.due_at))
         held.lapse(now)
         if now < group.paused_until:
             return max(wait, group.paused_until - now)

@@ -104,8 +104,8 @@ class Source:
             return 0.0
         for other in others:
             taken += 1
-            if self.soon(now, other.told - now) < taken - ROUNDING:
-                return max(TICK, other.told - now)
+            if self.soon(now, other.due_at - now) < taken - ROUNDING:
+                return max(TICK, other.due_at - now)
         return 0.0
 
     def _will_need(self, turn: Turn, other: Turn, first: Turn) -> bool:

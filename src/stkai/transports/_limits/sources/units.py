@@ -116,7 +116,7 @@ class Units(Source):
             need += min(self.cost_of(other), self.most)
             if need <= left:
                 continue  # There is enough for all of them, and for this turn.
-            if waits_for_units or need > min(self.most, left + self.rate * (other.told - now)):
+            if waits_for_units or need > min(self.most, left + self.rate * (other.due_at - now)):
                 return self._wait(turn, before + need + min(cost, self.most), now)
         return 0.0
 
