@@ -85,8 +85,9 @@ class Call(NamedTuple):
         return math.inf if self.deadline is None else self.deadline - now
 
 
-Beginning = tuple[httpx.Request, RequestOptions, float, float | None, bool]
-"""The fields of a `Call` but its id: few calls need that, or the object."""
+Beginning = tuple[
+    httpx.Request, RequestOptions, float, float | None, bool
+]  # The fields of a `Call` but its id.
 
 
 def begin(request: httpx.Request, now: float, buffered: bool = False) -> Beginning:
@@ -139,8 +140,9 @@ class Attempt:
         # Python reads what has a default on the class more slowly: these are read in every call. And it makes an object
         # faster if its `__init__` gets each argument, and all by position.
         self._call = call
-        fields: Any = call[1:] if isinstance(call, Call) else call
-        self.request, self.options, self.started, self.deadline, self.buffered = fields
+        self.request, self.options, self.started, self.deadline, self.buffered = (
+            call[1:] if isinstance(call, Call) else call
+        )
         self.closing = closing
         self.is_observed = is_observed
         self.place: tuple[object, Any] | None = None
