@@ -1,5 +1,7 @@
 """Servers that refuse without saying how long to wait: what gets through, for whom, and what it costs."""
 
+import math
+
 import pytest
 
 from stkai.transports import Turn
@@ -303,6 +305,10 @@ def equal_refusals(quota: KnownQuota, *, window: float = 0.0) -> EqualRefusals:
     found = SilentWindow(0.0, 0.0)
     found.seconds = window
     return EqualRefusals(quota, PairTest(is_bursty=True), found)
+
+
+def test_the_rate_of_a_huge_quota_stays_a_number() -> None:
+    assert math.isfinite(equal_refusals(KnownQuota(1e9, 1.0)).grown(1e-3, 1.0))
 
 
 def test_a_refusal_takes_less_from_a_sender_that_has_most_of_a_known_quota() -> None:

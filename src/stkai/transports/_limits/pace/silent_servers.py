@@ -206,7 +206,8 @@ class EqualRefusals:
     def grown(self, rate: float, seconds: float) -> float:
         """The rate after `seconds` in which requests waited."""
         step = _STRICT_STEP if self._test.is_strict else _STEP
-        return rate * math.exp(step / self.patience(rate) * seconds)
+        # Patience may be nanoseconds, with a quota of 1e9 per second. The ceiling bounds the rate in any case.
+        return rate * math.exp(min(50.0, step / self.patience(rate) * seconds))
 
     def cut(self, rate: float) -> float:
         """The rate after a refusal."""
