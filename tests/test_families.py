@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,7 @@ httpx2: Any = pytest.importorskip("httpx2")
 PACKAGES: list[Any] = [httpx, httpx2]
 BOTH = pytest.mark.parametrize("module", PACKAGES, ids=lambda module: module.__name__)
 URL = "https://api.example.com/v1"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def test_a_request_and_a_response_belong_to_the_package_that_made_them_whatever_their_module_says() -> None:
@@ -177,6 +179,14 @@ def test_a_wire_of_the_wrong_kind_is_refused_in_either_package() -> None:
             RetryTransport(module.AsyncHTTPTransport())
         with pytest.raises(stkai.ConfigurationError, match=r"needs an httpx\.AsyncBaseTransport"):
             AsyncRetryTransport(module.HTTPTransport())
+
+
+@BOTH
+def test_the_retry_after_of_a_refusal_is_read_although_another_header_is_not_latin(module: Any) -> None:
+    refused = module.Response(429, headers=[(b"Retry-After", b"7"), (b"X-Note", "zł".encode())])
+    failure = stkai.RetryPolicy().failure_of(None, stkai.ServerSideRateLimitError(refused), NOW)
+    assert failure is not None
+    assert failure.asked == 7.0
 
 
 async def test_a_retried_block_is_repeated_after_errors_of_either_package(world: World) -> None:

@@ -174,8 +174,10 @@ def as_httpx(answer: Any) -> httpx.Response:
     if not isinstance(status, int) or not 100 <= status <= 599:
         status = 200
     try:
-        headers = httpx.Headers(dict(answer.headers), encoding="latin-1")  # As http.client decodes them.
-    except (AttributeError, TypeError, ValueError):
+        # As http.client decodes them, unless they know how they were decoded, as httpx2's do.
+        encoding = getattr(answer.headers, "encoding", "latin-1")
+        headers = httpx.Headers(dict(answer.headers), encoding=encoding)
+    except (AttributeError, LookupError, TypeError, ValueError):
         headers = httpx.Headers()
     return httpx.Response(status, headers=headers, stream=_Elsewhere(answer), extensions={_ORIGINAL: answer})
 
