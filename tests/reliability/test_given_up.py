@@ -17,6 +17,7 @@ from stkai._wire.default import AsyncDefaultWire, DefaultWire
 from stkai._wire.pool import ConnectionPool
 from stkai.stores import Ask, Lease, MemoryStore
 from stkai.testing import FakeClock
+from stkai.transports import Attempt, Flow, LayerBase, LayerTransport, Load
 
 from ..support.interrupts import ctrl_c
 from ..support.world import NAMES, World
@@ -275,6 +276,25 @@ async def test_without_a_thread_a_refusal_is_closed_and_the_call_goes_on(
             assert client.post(url).content == b"body"
         client.close()
     assert len(arrived) == 2
+
+
+@pytest.mark.worlds("sync")
+async def test_without_a_thread_a_refusal_that_drips_is_cut_off_where_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def talk(connection: socket.socket, stopped: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.1 401 No\r\nContent-Length: 1000\r\n\r\n")
+        drip(connection, stopped, b"x" * 1000, 0.05)
+
+    def loading(layer: LayerBase, request: httpx.Request, attempt: Attempt) -> Flow:
+        response = yield from layer.forward(request, attempt)
+        yield Load(response, 1000, brief=True)
+        return response
+
+    with hostile(talk) as url, no_threads(monkeypatch), LayerTransport(wire_of(world), loading) as stack:
+        response = stack.handle_request(httpx.Request("GET", url))
+    assert response.status_code == 401
+    assert 0 < len(response.read()) < 1000
 
 
 # Closing

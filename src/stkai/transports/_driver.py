@@ -196,11 +196,12 @@ class _Bounded:
         work = partial(fetch, response, limit, chunks, left)
         try:
             with self._in_time():
-                self.worker.do(work, left)
-        except NoThreadError:
-            if not is_wanted:
-                raise
-            work()
+                try:
+                    self.worker.do(work, left)
+                except NoThreadError:
+                    if not is_wanted:
+                        raise
+                    work()
         except DeadlineExceededError:
             if self.left() <= 0:
                 raise
