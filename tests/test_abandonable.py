@@ -1,10 +1,12 @@
 """Work in another thread, and those who wait for it."""
 
 import threading
+import time
 
 import pytest
 
 from stkai._abandonable import Job
+from stkai.transports._limits.limiter import Turn
 
 
 @pytest.mark.real_time
@@ -30,3 +32,16 @@ def test_a_job_ends_although_its_waiters_leave_at_that_moment() -> None:
             waiter.join(10.0)
         assert all(job.is_done for job in jobs)
         assert not any(waiter.is_alive() for waiter in waiters)
+
+
+@pytest.mark.real_time
+def test_a_sleeper_may_be_woken_more_than_once() -> None:
+    job, turn = Job(lambda: None), Turn()
+    waiter = threading.Thread(target=job.wait, args=(30.0, turn), daemon=True)
+    waiter.start()
+    while turn.wake is None:
+        time.sleep(0.001)
+    for _ in range(3):
+        turn.wake()
+    waiter.join(10.0)
+    assert not waiter.is_alive()

@@ -47,8 +47,7 @@ class Job:
     """
 
     def __init__(self, work: Callable[[], Any], context: Context | None = None) -> None:
-        self.is_done = False
-        self._is_abandoned = False
+        self.is_done = self._is_abandoned = False
         self._outer = _current.job
         self._break_off: Callable[[], object] | None = None
         self._work: Callable[[], Any] | None = work
@@ -76,8 +75,7 @@ class Job:
             _current.job = before
             self.is_done = True
             for wake in list(self._waiting.values()):
-                with suppress(RuntimeError):  # A thread that was woken already.
-                    wake()
+                wake()
             if self._is_abandoned:
                 self._discard()
 
@@ -98,7 +96,7 @@ class Job:
         ended = threading.Lock()  # And no queue or event: thousands of threads may wait here.
         ended.acquire()
         try:
-            if self._has_to_wait(ended, ended.release, sleeper) and seconds > 0:
+            if self._has_to_wait(ended, partial(_release, ended), sleeper) and seconds > 0:
                 ended.acquire(True, min(seconds, threading.TIMEOUT_MAX))
         finally:
             self._waiting.pop(ended, None)
@@ -164,6 +162,11 @@ class Job:
     def _discard(self) -> None:
         with suppress(Exception):
             self._results.pop().close()
+
+
+def _release(ended: Any) -> None:
+    with suppress(RuntimeError):  # It was woken already.
+        ended.release()
 
 
 def _settle(done: Any) -> None:

@@ -78,7 +78,7 @@ class Order:
     def wake(self) -> None:
         """Wake those who are to be woken; to be called without the lock."""
         while self.woken:
-            with suppress(IndexError, RuntimeError):  # Another thread was faster.
+            with suppress(IndexError):  # Another thread was faster.
                 turn = self.woken.popleft()
                 if turn.wake is not None:
                     turn.wake()
