@@ -228,6 +228,21 @@ def test_while_the_store_is_lost_new_numbers_hold_for_this_member(
     assert granted() == pytest.approx(40, abs=3)
 
 
+def test_new_numbers_hold_for_a_forked_child_that_never_reaches_the_store(
+    clock: FakeClock, store: Scripted
+) -> None:
+    policy = bucket(store)
+    wait_for(policy, clock)
+    policy.update(max_requests=2)
+    wait_for(policy, clock)
+    policy.forget_waiters()  # As in a child.
+    store.fails = True
+    start = clock.monotonic()
+    for _ in range(40):
+        wait_for(policy, clock)
+    assert clock.monotonic() - start == pytest.approx(20.0, abs=5.0)
+
+
 @pytest.mark.parametrize("max_requests", [10, None])
 def test_while_the_store_is_lost_new_units_hold_for_this_member(
     clock: FakeClock, store: Scripted, max_requests: int | None

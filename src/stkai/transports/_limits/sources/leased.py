@@ -53,7 +53,7 @@ class Leased(Member):
         self.quota = quota._replace(methods=self.quota.methods)
         if self.history is not None:
             self.history.update(window_of(quota))
-        self._date, self._started = self._identity()[1], math.inf
+        self._date, self._started, self.updated = self._identity()[1], math.inf, limits
         self.outage.update(limits)
         self.client.schedule(0.0)
 

@@ -15,7 +15,7 @@ from ..limiter import Turn
 from .holding import GIVE_UP, Demand, GroupStatus, Holding, StoreCall
 from .outage import Outage, window_of
 from .request_limits import Window
-from .source import ROUNDING, Source
+from .source import ROUNDING, Limits, Source
 
 SOON: Final = 0.01
 """Seconds after which unused permits are returned: another request may follow at once."""
@@ -41,6 +41,9 @@ class Member(Source):
 
     client: Any
     """Makes its calls; it sets this itself."""
+
+    updated: Limits | None = None
+    """Numbers other than those that it was made with; a forked child keeps to them as well."""
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ class Outage:
         # How long they are in force: while the store is out of reach, and shortly afterwards.
         self._until = -math.inf
         # Numbers that the store does not know yet, and this member's part of its requests and units; all if it is None.
-        self._updated: Limits | None = None
+        self._updated: Limits | None = leased.updated
         self._parts: tuple[float, float] | None = None
 
     @property
