@@ -109,6 +109,10 @@ class BackgroundCalls:
                 work()
             except Exception:  # A store may be user code.
                 logger.exception("a call to the store of a shared quota failed")
+            except BaseException:  # This ends the thread.
+                with self._changed:
+                    self._threads -= 1
+                raise
             del work
 
     def _left(self) -> float:

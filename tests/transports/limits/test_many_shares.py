@@ -1,5 +1,6 @@
 """Hundreds of shares in one process: a few threads and connections make the calls of all of them."""
 
+import queue
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -141,6 +142,23 @@ def test_calls_that_hang_do_not_hold_up_others(monkeypatch: pytest.MonkeyPatch) 
             background.later(0.0, done.set)
     finally:
         end.set()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_a_call_ends_no_longer_counts() -> None:
+    background, called = calls.BackgroundCalls(), threading.Event()
+    ended: queue.SimpleQueue[threading.Thread] = queue.SimpleQueue()
+
+    def exit_thread() -> None:
+        ended.put(threading.current_thread())
+        raise SystemExit
+
+    for _ in range(calls.MOST):
+        background.later(0.0, exit_thread)
+    for _ in range(calls.MOST):
+        ended.get(timeout=10).join()
+    background.later(0.0, called.set)
+    assert called.wait(0.5)
 
 
 async def test_a_call_for_which_no_thread_can_be_started_is_made_later(
