@@ -285,9 +285,10 @@ class VirtualBackground:
     def __init__(self, sim: "Simulator") -> None:
         self.sim = sim
 
-    def later(self, seconds: float, work: Callable[[], None]) -> None:
+    def later(self, seconds: float, work: Callable[[], None]) -> bool:
         late = self.sim.chance.choice([0.0, self.sim.chance.uniform(0, 0.001)])
         self.sim.at(seconds + late, work, self.sim.current)
+        return True
 
 
 def install(sim: "Simulator", patch: pytest.MonkeyPatch) -> None:
@@ -300,6 +301,10 @@ def install(sim: "Simulator", patch: pytest.MonkeyPatch) -> None:
 
         def __init__(self, work: Callable[[], object]) -> None:
             self.work, self.done = work, asyncio.get_running_loop().create_future()
+
+        @property
+        def is_done(self) -> bool:
+            return self.done.done()
 
         def run(self) -> None:
             if self.done.cancelled():

@@ -84,8 +84,8 @@ class BackgroundCalls:
         self._threads, self._is_idle = 0, False
         self._moved_at = 0.0  # When a call last began, or a thread was started.
 
-    def later(self, seconds: float, work: Work) -> None:
-        """Call `work` after so many seconds."""
+    def later(self, seconds: float, work: Work) -> bool:
+        """Call `work` after so many seconds. Returns whether there is a thread for it."""
         with self._changed:
             now = self._monotonic()
             heapq.heappush(self._jobs, (now + seconds, next(self._numbers), work))
@@ -102,6 +102,8 @@ class BackgroundCalls:
                     self._threads -= 1
                 if not isinstance(error, RuntimeError):
                     raise
+                return self._threads > 0
+        return True
 
     def _run(self) -> None:
         while (work := self._next()) is not None:

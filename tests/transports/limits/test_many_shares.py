@@ -163,10 +163,30 @@ def test_a_thread_that_a_call_ends_no_longer_counts() -> None:
     assert called.wait(0.5)
 
 
-async def test_a_call_for_which_no_thread_can_be_started_is_made_later(
+async def test_a_call_for_which_no_thread_can_be_started_is_made_in_this_one(
+    event_loop: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    def cannot_start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(store_client, "background", calls.BackgroundCalls())
+    layer = layer_of(f"file://{tmp_path}")
+    with anyio.fail_after(10), monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", cannot_start)
+        await visit(layer, 1)
+    await visit(layer, 1)
+
+
+async def test_a_call_gets_a_thread_later_if_one_is_busy_and_no_other_can_be_started(
     event_loop: World, monkeypatch: pytest.MonkeyPatch, store: Counting
 ) -> None:
     monkeypatch.setattr(store_client, "_STUCK", 0.02)
+    background, end = calls.BackgroundCalls(), threading.Event()
+
+    def hang() -> None:
+        end.wait()
+
+    background.later(0.0, hang)
     failures, start = [RuntimeError("can't start new thread")] * 3, threading.Thread.start
 
     def may_start(thread: threading.Thread) -> None:
@@ -174,8 +194,11 @@ async def test_a_call_for_which_no_thread_can_be_started_is_made_later(
             raise failures.pop()
         start(thread)
 
-    monkeypatch.setattr(store_client, "background", calls.BackgroundCalls())
+    monkeypatch.setattr(store_client, "background", background)
     monkeypatch.setattr(threading.Thread, "start", may_start)
-    with anyio.fail_after(10):
-        await visit(layer_of(store), 1)
+    try:
+        with anyio.fail_after(10):
+            await visit(layer_of(store), 1)
+    finally:
+        end.set()
     assert not failures

@@ -90,9 +90,10 @@ class StoreClient:
                 return
             # The member keeps what the thread receives, so a request that is cancelled just stops waiting.
             job = Job(partial(self._make, call))
-            background.later(0.0, job.run)
-            while not await job.await_(_STUCK):
-                background.later(0.0, job.run)  # It runs once.
+            while not job.is_done:
+                if not background.later(0.0, job.run):  # It runs once.
+                    job.run()  # No thread can be started.
+                await job.await_(_STUCK)
             job.result()
 
         return Run(run, arun)
