@@ -131,6 +131,23 @@ def test_who_does_not_wake_holds_up_nobody_else() -> None:
     assert policy.ask(stuck, 60.0) == 0.0, "its own place was kept for it"
 
 
+def test_who_does_not_wake_when_a_crowd_before_it_has_left_holds_up_nobody_else() -> None:
+    policy, turns, now = InFlight(1), [Turn() for _ in range(53)], 0.0
+    for _ in range(30):
+        turn = Turn()
+        assert policy.ask(turn, now) == 0
+        policy.end(turn, now := now + 10.0)
+    for turn in turns:  # All but the first are told to wait for minutes.
+        policy.ask(turn, now)
+    for turn in turns[1:51]:
+        policy.leave(turn, now)
+    policy.end(turns[0], now)
+    end, last = now + 10.0, turns[52]
+    while policy.ask(last, now) != 0 and now < end:
+        now += last.nap
+    assert now < end
+
+
 def test_a_place_that_its_first_cannot_use_for_another_limit_wakes_the_first_of_another_list() -> None:
     places = InFlight(1)
     slow, fast = AllOf(TokenBucket(1, 60), places), AllOf(TokenBucket(100, 60), places)

@@ -102,9 +102,10 @@ class Slots(Source):
             if other.held_by is not self or other is turn or other.sources == but:
                 continue
             if not other.is_woken:
+                self.order.woken.append(other)
+            if not other.is_woken or other.due_at > now:  # It may have been woken only to move up.
                 other.is_woken, other.due_at = True, now
                 self._woken = other
-                self.order.woken.append(other)
             if now < other.due_at + _PROMPT:
                 return
 
