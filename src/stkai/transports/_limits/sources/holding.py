@@ -48,9 +48,8 @@ class Holding:
         self.due: list[float] = []  # When each permit may be used, in ascending order.
         self.units = self.spent = 0.0
         self.used = self.lapsed = 0  # Lapsed permits were given up after their time.
-        self.late = (
-            LATE  # Seconds after which they are; more while an event loop is busy and wakes requests late.
-        )
+        # Seconds after which they are; more while an event loop is busy and wakes requests late.
+        self.late = LATE
 
     @property
     def last(self) -> float:
