@@ -14,6 +14,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final
+from weakref import ref
 
 import httpx
 
@@ -130,7 +131,9 @@ class Job:
         """Note how to end a wait; False if there is nothing to wait for."""
         self._waiting[waiter] = wake
         if sleeper is not None:
-            sleeper.wake = wake
+            # A queue would keep the task of a closed loop, which gives up its place when it is collected.
+            known = ref(wake)
+            sleeper.wake = lambda: (found := known()) and found()
         return not (self.is_done or (sleeper is not None and sleeper.is_woken))
 
     def result(self) -> Any:

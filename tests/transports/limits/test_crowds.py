@@ -1,5 +1,7 @@
 """Crowds over a shared quota: they come together, give up together, and leave nothing behind."""
 
+import asyncio
+import gc
 import heapq
 from functools import partial
 
@@ -114,6 +116,26 @@ async def test_after_a_crowd_has_given_up_those_behind_it_go_at_once(
             await line_up(others, range(300, 400))
             crowd.cancel_scope.cancel()
     assert sum(number >= 300 for number in sent) >= 20  # They were told to wait for three seconds.
+
+
+@pytest.mark.real_time
+def test_a_task_whose_loop_was_closed_gives_up_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_clock, "_SLEEPS", (SystemClock.sleep, SystemClock.asleep))
+    policy, loop = TokenBucket(1, 60.0), asyncio.new_event_loop()
+
+    async def visit() -> None:
+        async with policy.permit():
+            pass
+
+    with policy.permit():
+        task = loop.create_task(visit())
+        loop.run_until_complete(asyncio.sleep(0.01))
+        assert policy.waiting == 1
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        loop.close()
+        del task, loop
+        gc.collect()
+    assert policy.waiting == 0
 
 
 def test_after_others_have_left_each_turn_that_goes_wakes_the_next() -> None:
