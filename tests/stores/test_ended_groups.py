@@ -113,6 +113,7 @@ def test_a_group_goes_on_where_the_last_one_ended_within_an_hour_or_within_a_day
     for member in [a_member(store, warm=warm) for _ in range(2 if goes_on else 1)]:
         send(member, clock)
         assert member.rate == pytest.approx(ended if goes_on else COLD, rel=0.1)
+        member.close()
 
 
 @pytest.mark.no_cover
@@ -147,3 +148,4 @@ def test_a_member_that_was_idle_for_hours_keeps_the_rate_of_its_group(store: Sto
     clock.advance(5 * HOUR)
     send(member, clock)
     assert member.rate == pytest.approx(before, rel=0.1)
+    member.close()
