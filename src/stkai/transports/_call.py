@@ -85,9 +85,8 @@ class Call(NamedTuple):
         return math.inf if self.deadline is None else self.deadline - now
 
 
-Beginning = tuple[
-    httpx.Request, RequestOptions, float, float | None, bool
-]  # The fields of a `Call` but its id.
+# The fields of a `Call` but its id.
+Beginning = tuple[httpx.Request, RequestOptions, float, float | None, bool]
 
 
 def begin(request: httpx.Request, now: float, buffered: bool = False) -> Beginning:
