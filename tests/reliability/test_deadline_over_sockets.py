@@ -17,6 +17,7 @@ import stkai
 from stkai import RetryPolicy, TokenBucket
 from stkai.testing import Answer, Hang, QuotaServer
 
+from ..support.threads import all_threads
 from ..support.world import NAMES, World
 from .hostile import drip, hostile
 from .stacks import busy_connections, client_of, provider_of, wire_of
@@ -178,7 +179,7 @@ async def test_slow_failing_attempts_share_one_deadline(world: World) -> None:
 
 def test_threads_that_wait_for_a_slow_server_end_when_it_answers() -> None:
     world = World("sync")
-    before = set(threading.enumerate())  # Some of them are of other tests, and may end meanwhile.
+    before = all_threads()  # Some of them are of other tests, and may end meanwhile.
     client = client_of(world, transport=wire_of(world, limits=httpx.Limits(max_connections=4)))
     with hostile(SLOW["drips the headers"]) as url:
         for _ in range(8):

@@ -1,5 +1,6 @@
-"""Threads that do something at the same time."""
+"""Threads that do something at the same time, and those of other tests."""
 
+import gc
 import sys
 import threading
 from collections.abc import Callable
@@ -29,3 +30,12 @@ def together(*work: Callable[[], T], switching: float | None = None) -> list[T]:
             return [future.result() for future in [pool.submit(run, one) for one in work]]
     finally:
         sys.setswitchinterval(interval)
+
+
+def all_threads() -> set[threading.Thread]:
+    """All threads, once those have ended that make the last calls for limiters of other tests."""
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name in {"stkai-store", "stkai-call"}:
+            thread.join(10.0)
+    return set(threading.enumerate())

@@ -18,6 +18,7 @@ from stkai._errors import ConfigurationError
 from stkai.testing import FakeClock, Hang, QuotaServer, Slow
 
 from ..support.forked import Forked
+from ..support.threads import all_threads
 
 
 @pytest.fixture
@@ -275,7 +276,7 @@ def test_a_kept_connection_is_counted_once(http: httpx.Client) -> None:
 
 
 def test_a_closed_server_leaves_no_thread_or_socket(http: httpx.Client) -> None:
-    before = set(threading.enumerate())  # Some of them are of other tests, and may end meanwhile.
+    before = all_threads()  # Some of them are of other tests, and may end meanwhile.
     server = QuotaServer(auth_required=False)
     assert repr(server) == "<QuotaServer not started, 0 requests>"
     assert server.start() is server
