@@ -2,11 +2,10 @@
 
 A blocking call cannot be interrupted, but the wait for it can: by a deadline, by cancellation, by Ctrl-C. Work that has
 been given up begins nothing new: before it sends, it asks whether it is `abandoned`. The threads are daemons, so that a
-program can exit while a server hangs. A request that a thread sends is such work, too: see `Sending`.
+program can exit while a server hangs.
 """
 
 import math
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -43,7 +42,7 @@ class NoThreadError(RetryableError, httpx.ConnectError):
 class Job:
     """A piece of work for another thread; threads and tasks wait for its end, and may give it up.
 
-    There are no locks here: each waiter brings its own queue or event, and shared state changes by single atomic steps.
+    There are no locks here: each waiter brings its own lock or event, and shared state changes by single atomic steps.
     It has a copy of the caller's context variables, unless it gets others.
     """
 
@@ -243,61 +242,12 @@ def do_within(seconds: float, work: Callable[[], Any]) -> Any:
         worker.release()
 
 
+def current_job() -> Job | None:
+    """The job that this thread does, if it does one."""
+    return _current.job
+
+
 def abandoned() -> bool:
     """Whether the job that this thread does, if it does one, has been given up."""
     job = _current.job
     return job is not None and job.is_abandoned
-
-
-class Sending:
-    """A request or the reading of a body that a caller may give up. It is the `trace` that httpcore calls at each step.
-
-    Once given up, it neither connects nor sends, and releases the connection on which it waits for the head of its
-    answer, or for its body: if that arrives byte by byte, no timeout ends the wait.
-
-    Args:
-        trace: the caller's own `trace`, or None.
-    """
-
-    def __init__(self, trace: Callable[[str, Any], object] | None = None) -> None:
-        self._trace = trace
-        self._stream: Any = None
-        self._lock = threading.Lock()
-
-    def __call__(self, name: str, info: Any) -> object:
-        """Note the connection.
-
-        Raises:
-            GivenUpError: the step would connect or send, and the request has been given up.
-        """
-        step, _, moment = name.rpartition(".")
-        connects = step.endswith(("connect_tcp", "connect_unix_socket", "start_tls"))
-        if moment == "started" and (connects or step.endswith("send_request_headers")) and abandoned():
-            raise GivenUpError
-        if moment == "complete" and connects:
-            self.uses(info["return_value"])
-        elif name.endswith("response_closed.started") or name.startswith("http2."):
-            self.uses(None)  # Other requests may use it.
-        return None if self._trace is None else self._trace(name, info)
-
-    def uses(self, stream: Any) -> None:
-        """Note on which connection, a network stream of httpcore's, the answer arrives; None for no longer."""
-        with self._lock:
-            self._stream = stream
-
-    def do(self, work: Callable[[], Any]) -> Any:
-        """Send or read, in this thread; afterwards, the connection is somebody else's."""
-        job = _current.job
-        if job is not None:
-            job.sends(self.break_off)
-        try:
-            return work()
-        finally:
-            self.uses(None)
-
-    def break_off(self) -> None:
-        """Shut down the socket, if there is one, so that the other thread fails if it still waits for what arrives."""
-        with self._lock, suppress(Exception):  # Whatever a wire of the user's calls a stream.
-            if self._stream is not None:
-                # The method of an SSLSocket would change it under the thread that reads.
-                socket.socket.shutdown(self._stream.get_extra_info("socket"), socket.SHUT_RDWR)

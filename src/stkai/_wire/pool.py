@@ -13,12 +13,13 @@ from typing import Any
 
 import httpx
 
-from .._abandonable import GivenUpError, Sending, abandoned, do_within
+from .._abandonable import GivenUpError, abandoned, do_within
 from .._clock import SystemClock
 from .._event_loops import anyio, run_soon, running_loop
 from .._families import Family
 from .._headers import has_field
 from .._process import is_interrupt
+from ..transports._bodies import Sending
 from ..transports._body_end import BRIEF, AsyncWatchedBody, BodyEnd, WatchedBody
 from .network import connection_with_leftovers
 from .pool_state import Loan, PoolState

@@ -1,6 +1,8 @@
-"""Bodies of responses, read by a driver: whole, in part, or only to reuse the connection; bodies to be sent again."""
+"""Requests that a caller may give up; bodies read whole, in part, or only to reuse the connection, or sent again."""
 
 import math
+import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -8,7 +10,7 @@ from typing import Any, Final
 
 import httpx
 
-from .._abandonable import GivenUpError, Sending
+from .._abandonable import GivenUpError, abandoned, current_job
 from .._event_loops import anyio
 from .._families import family_of
 from .._headers import copy_request, has_field
@@ -40,6 +42,60 @@ def json_of(response: httpx.Response) -> Any:
 def timeouts(seconds: float) -> dict[str, float]:
     """A timeout in the form in which wires take it."""
     return dict.fromkeys(_KEYS, min(seconds, _LONGEST))
+
+
+class Sending:
+    """A request or the reading of a body that a caller may give up. It is the `trace` that httpcore calls at each step.
+
+    Once given up, it neither connects nor sends, and releases the connection on which it waits for the head of its
+    answer, or for its body: if that arrives byte by byte, no timeout ends the wait.
+
+    Args:
+        trace: the caller's own `trace`, or None.
+    """
+
+    def __init__(self, trace: Callable[[str, Any], object] | None = None) -> None:
+        self._trace = trace
+        self._stream: Any = None
+        self._lock = threading.Lock()
+
+    def __call__(self, name: str, info: Any) -> object:
+        """Note the connection.
+
+        Raises:
+            GivenUpError: the step would connect or send, and the request has been given up.
+        """
+        step, _, moment = name.rpartition(".")
+        connects = step.endswith(("connect_tcp", "connect_unix_socket", "start_tls"))
+        if moment == "started" and (connects or step.endswith("send_request_headers")) and abandoned():
+            raise GivenUpError
+        if moment == "complete" and connects:
+            self.uses(info["return_value"])
+        elif name.endswith("response_closed.started") or name.startswith("http2."):
+            self.uses(None)  # Other requests may use it.
+        return None if self._trace is None else self._trace(name, info)
+
+    def uses(self, stream: Any) -> None:
+        """Note on which connection, a network stream of httpcore's, the answer arrives; None for no longer."""
+        with self._lock:
+            self._stream = stream
+
+    def do(self, work: Callable[[], Any]) -> Any:
+        """Send or read, in this thread; afterwards, the connection is somebody else's."""
+        job = current_job()
+        if job is not None:
+            job.sends(self.break_off)
+        try:
+            return work()
+        finally:
+            self.uses(None)
+
+    def break_off(self) -> None:
+        """Shut down the socket, if there is one, so that the other thread fails if it still waits for what arrives."""
+        with self._lock, suppress(Exception):  # Whatever a wire of the user's calls a stream.
+            if self._stream is not None:
+                # The method of an SSLSocket would change it under the thread that reads.
+                socket.socket.shutdown(self._stream.get_extra_info("socket"), socket.SHUT_RDWR)
 
 
 def limited(request: httpx.Request, seconds: float, sending: Sending | None = None) -> httpx.Request:

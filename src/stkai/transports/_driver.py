@@ -17,13 +17,13 @@ from typing import Any, Final
 
 import httpx
 
-from .._abandonable import GivenUpError, Job, NoThreadError, Sending, Worker, do_within
+from .._abandonable import GivenUpError, Job, NoThreadError, Worker, do_within
 from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._families import alike
 from .._log import logger
 from .._process import raise_interrupt
-from ._bodies import SHORT, drain_time, fetch, is_short, is_there, keep, limited, read, unlimited
+from ._bodies import SHORT, Sending, drain_time, fetch, is_short, is_there, keep, limited, read, unlimited
 from ._body_end import BRIEF, give_up
 from ._call import Attempt, require_open
 from ._operations import (
