@@ -19,7 +19,7 @@ _Item = tuple[bytes, bytes, bytes]
 _lower_name: Final = itemgetter(1)  # The name of an item in lower case.
 
 _NO_HEADERS: Final = httpx.Headers()
-_known: Final[set[type]] = set()
+_known: Final[set[type]] = set()  # The classes of headers of which `_is_known` holds.
 
 # Python looks up attributes of built-in classes anew each time.
 _new: Final = object.__new__

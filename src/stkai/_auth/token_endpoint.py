@@ -146,7 +146,7 @@ class TokenEndpoint:
 
         Raises:
             AuthenticationError: there is no token; transient failures have been retried. A refusal of the credentials,
-            or a request to wait, is remembered.
+                or a request to wait, is remembered.
         """
         self.check_open()
         try:

@@ -23,7 +23,7 @@ LAST_REPORT: Final = 0.25
 MOST: Final = 16
 """Threads at once, for however many shares; and the connections to a server that are kept."""
 
-_STUCK: Final = 1.0
+STUCK: Final = 1.0
 """Seconds in which no call begins, although one is due, after which one more thread is started: the others hang."""
 
 _IDLE: Final = 1.0  # Seconds after which a thread without a call ends.
@@ -90,7 +90,7 @@ class BackgroundCalls:
             now = self._monotonic()
             heapq.heappush(self._jobs, (now + seconds, next(self._numbers), work))
             self._changed.notify()
-            starts = not self._is_idle and (self._threads < MOST or now > self._moved_at + _STUCK)
+            starts = not self._is_idle and (self._threads < MOST or now > self._moved_at + STUCK)
             self._is_idle = self._is_idle and self._left() > 0
             if starts:
                 self._threads, self._moved_at = self._threads + 1, now

@@ -131,7 +131,7 @@ async def test_a_request_that_is_cancelled_before_its_call_began_makes_none(
 
 
 def test_calls_that_hang_do_not_hold_up_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "_STUCK", 0.02)
+    monkeypatch.setattr(calls, "STUCK", 0.02)
     background, end, done = calls.BackgroundCalls(), threading.Event(), threading.Event()
 
     def hang() -> None:
@@ -180,7 +180,7 @@ async def test_a_call_for_which_no_thread_can_be_started_is_made_in_this_one(
 async def test_a_call_gets_a_thread_later_if_one_is_busy_and_no_other_can_be_started(
     event_loop: World, monkeypatch: pytest.MonkeyPatch, store: Counting
 ) -> None:
-    monkeypatch.setattr(store_client, "_STUCK", 0.02)
+    monkeypatch.setattr(store_client, "STUCK", 0.02)
     background, end = calls.BackgroundCalls(), threading.Event()
 
     def hang() -> None:

@@ -72,8 +72,8 @@ def wait_for_permit(
                 if wait > left + TICK and not (turn.is_guess and left > TICK):
                     raise _refused(context, layer, attempt, most, wait, now - start, now)
                 seconds = min(wait, turn.nap, left, _LONGEST)
-                is_woken = (seconds >= NAP and is_real) or getattr(turn.held_by, "wakes", False)
-                yield Sleep(seconds, turn if is_woken else None)
+                may_wake = (seconds >= NAP and is_real) or getattr(turn.held_by, "wakes", False)
+                yield Sleep(seconds, turn if may_wake else None)
             elif isinstance(wait, Operation):
                 yield wait
             else:

@@ -48,8 +48,7 @@ class Holding:
         self.due: list[float] = []  # When each permit may be used, in ascending order.
         self.units = self.spent = 0.0
         self.used = self.lapsed = 0  # Lapsed permits were given up after their time.
-        # Seconds after which they are; more while an event loop is busy and wakes requests late.
-        self.late = LATE
+        self.late = LATE  # Seconds after it is due at which one lapses; more while requests wake late.
 
     @property
     def last(self) -> float:

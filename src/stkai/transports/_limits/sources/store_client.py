@@ -13,7 +13,7 @@ from ...._log import Listeners, logger
 from ...._process import begin_in_each_process, is_interrupt, raise_interrupt
 from ....events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
 from ....stores import Ask, FileStore, Lease, Quota, RedisStore, store_from
-from ....stores._calls import LAST_REPORT, TimeLimit, background, close_at_exit
+from ....stores._calls import LAST_REPORT, STUCK, TimeLimit, background, close_at_exit
 from ....stores._protocol import check_share, checked
 from ..._operations import Run
 from ..queue import Queue
@@ -30,10 +30,7 @@ _LIMIT: Final = 0.8
 _PATIENCE: Final = 1.0
 """Seconds until its deadline below which a request leaves a call to a thread, since it may have to abandon it."""
 
-_STUCK: Final = 1.0
-"""Seconds after which a call in the background is overdue: no thread could be started for it, or all of them hang."""
-
-_limits: "Final[WeakValueDictionary[int, TimeLimit]]" = WeakValueDictionary()
+_time_limits: "Final[WeakValueDictionary[int, TimeLimit]]" = WeakValueDictionary()
 """Those of the user's own stores, by their ids: one that hangs must not hold up each of its shares anew."""
 
 _NOBODY: Final = CallInfo(id=0, method="", host="")
@@ -59,7 +56,7 @@ class StoreClient:
         is_limited = self._is_instant or type(self.store) in {FileStore, RedisStore}
         self._limit: TimeLimit | None = None
         if not is_limited:
-            self._limit = _limits.setdefault(id(self.store), TimeLimit(_LIMIT, "the store"))
+            self._limit = _time_limits.setdefault(id(self.store), TimeLimit(_LIMIT, "the store"))
         self.was_lost = False  # Found by a request in the queue, which cannot report it.
         # By id, and not a WeakSet: threads may add to it while another one looks at all of it.
         self._audience: WeakValueDictionary[int, Any] = WeakValueDictionary()
@@ -93,7 +90,7 @@ class StoreClient:
             while not job.is_done:
                 if not background.later(0.0, job.run):  # It runs once.
                     job.run()  # No thread can be started.
-                await job.await_(_STUCK)
+                await job.await_(STUCK)
             job.result()
 
         return Run(run, arun)
@@ -156,7 +153,7 @@ class StoreClient:
             return
         now = _clock.monotonic()
         due = now + seconds
-        if due >= self._due > now - _STUCK:
+        if due >= self._due > now - STUCK:
             return
         self._due = due
         background.later(seconds, partial(_work_if_due, ref(self)))
