@@ -243,6 +243,8 @@ def test_forked_children_are_separate_members(
     context: Any = multiprocessing.get_context(method)
     with context.Pool(2) as pool:
         sent = pool.map(partial(post, store), range(6), chunksize=1)
+        pool.close()
+        pool.join()  # Ended by a signal just before it waits for work, a worker under coverage would wait for ever.
     # No permit was granted twice: there is a gap of 0.1 s before each of the six.
     assert max(sent) - start >= 0.59
     client.close()
