@@ -204,11 +204,13 @@ class SleepGuard:
 
     Attributes:
         is_on: whether the running test must not sleep.
+        earlier: the threads that earlier tests have left, such as one that fetches a token, which may sleep.
         elsewhere: what other threads than the main one did: their errors do not reach the test by themselves.
     """
 
     def __init__(self) -> None:
         self.is_on = False
+        self.earlier = set[threading.Thread]()
         self.elsewhere: list[str] = []
 
     def watch(self, patch: pytest.MonkeyPatch, owner: Any, name: str, position: int = 0) -> None:
@@ -218,12 +220,13 @@ class SleepGuard:
         @wraps(original)
         def sleep(*args: Any, **kwargs: Any) -> Any:
             seconds = args[position] if len(args) > position else next(iter(kwargs.values()))
-            if self.is_on and seconds > 0 and not _may_sleep():
+            here = threading.current_thread()
+            if self.is_on and seconds > 0 and here not in self.earlier and not _may_sleep():
                 problem = (
                     f"{owner.__name__}.{name}({seconds:g}) was called: pass a stkai.testing.FakeClock as clock=, "
                     "or mark the test with pytest.mark.real_time"
                 )
-                if threading.current_thread() is not threading.main_thread():
+                if here is not threading.main_thread():
                     self.elsewhere.append(problem)
                 pytest.fail(problem)
             return original(*args, **kwargs)
@@ -245,8 +248,9 @@ def sleep_guard() -> Iterator[SleepGuard]:
 
 @pytest.fixture(autouse=True)
 def no_real_sleep(request: pytest.FixtureRequest, sleep_guard: SleepGuard) -> Iterator[None]:
-    """Fail a test on a real sleep in any thread or task, unless it is marked `real_time`."""
+    """Fail a test on a real sleep in any task, or thread that it started, unless it is marked `real_time`."""
     sleep_guard.is_on = request.node.get_closest_marker("real_time") is None
+    sleep_guard.earlier = set(threading.enumerate()) - {threading.main_thread()}
     yield
     sleep_guard.is_on = False
     if elsewhere := sleep_guard.elsewhere:

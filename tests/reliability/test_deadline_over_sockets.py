@@ -17,7 +17,7 @@ import stkai
 from stkai import RetryPolicy, TokenBucket
 from stkai.testing import Answer, Hang, QuotaServer
 
-from ..support.threads import all_threads
+from ..support.threads import own_threads
 from ..support.world import NAMES, World
 from .hostile import drip, hostile
 from .stacks import busy_connections, client_of, provider_of, wire_of
@@ -179,23 +179,23 @@ async def test_slow_failing_attempts_share_one_deadline(world: World) -> None:
 
 def test_threads_that_wait_for_a_slow_server_end_when_it_answers() -> None:
     world = World("sync")
-    before = all_threads()  # Some of them are of other tests, and may end meanwhile.
     client = client_of(world, transport=wire_of(world, limits=httpx.Limits(max_connections=4)))
-    with hostile(SLOW["drips the headers"]) as url:
-        for _ in range(8):
-            with pytest.raises((stkai.DeadlineExceededError, httpx.PoolTimeout)):
-                client.post(url, deadline=0.05)
-        # A request with a connection continues; one that waits for a connection has a timeout.
-        assert len(set(threading.enumerate()) - before) <= 8 + 4 + 1
-    client.close()
-    wait_until(lambda: set(threading.enumerate()) <= before)
+    with own_threads() as running:
+        with hostile(SLOW["drips the headers"]) as url:
+            for _ in range(8):
+                with pytest.raises((stkai.DeadlineExceededError, httpx.PoolTimeout)):
+                    client.post(url, deadline=0.05)
+            # A request with a connection continues; one that waits for a connection has a timeout.
+            assert len(running()) <= 8 + 4 + 1
+        client.close()
+        wait_until(lambda: running() == [], running)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for other threads to finish."""
+def wait_until(condition: Callable[[], bool], found: Callable[[], object] = lambda: None) -> None:
+    """Wait for other threads to finish; `found` tells what is there if they don't."""
     end = time.monotonic() + SOON
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < end, found()
         time.sleep(0.005)
 
 

@@ -20,6 +20,7 @@ from stkai.testing import FakeClock
 from stkai.transports import Attempt, Flow, LayerBase, LayerTransport, Load
 
 from ..support.interrupts import ctrl_c
+from ..support.threads import own_threads
 from ..support.world import NAMES, World
 from ..wire.raw import WHOLE, RawServer, raw_server
 from .hostile import drip, hostile, read_request
@@ -82,7 +83,6 @@ async def test_a_post_whose_host_is_found_too_late_is_not_sent(
     world: World, kind: str, server: RawServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, real = threading.Event(), socket.getaddrinfo
-    earlier = set(calls_in_progress())  # Those of other tests may still wait for their servers.
 
     def slow(*arguments: Any, **options: Any) -> Any:
         found.wait(SOON)
@@ -100,18 +100,22 @@ async def test_a_post_whose_host_is_found_too_late_is_not_sent(
             "trace": lambda name, _: traced.append(name),
         },
     )
-    with pytest.raises(DeadlineExceededError):
-        client.send(request)
-    found.set()
-    await wait_for(lambda: earlier.issuperset(calls_in_progress()), world)
+    with calls_in_progress() as calls:
+        with pytest.raises(DeadlineExceededError):
+            client.send(request)
+        found.set()
+        await wait_for(lambda: calls() == [], world)
     assert server.requests == 0
     assert not any("send_request" in name for name in traced)
     assert "connection.connect_tcp.started" in traced, "the caller's own trace is called as well"
     client.close()
 
 
-def calls_in_progress() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "stkai-call"]
+@contextmanager
+def calls_in_progress() -> Iterator[Callable[[], list[str]]]:
+    """Yields what tells which threads still make calls that this test has begun."""
+    with own_threads() as running:
+        yield lambda: [thread for thread in running() if thread.startswith("stkai-call: ")]
 
 
 @pytest.mark.worlds("sync")
@@ -120,12 +124,12 @@ async def test_ctrl_c_during_a_wait_for_a_full_pool_sends_nothing_later(
     world: World, kind: str, server: RawServer
 ) -> None:
     client = client_of(world, transport=wires(world)[kind]())
-    earlier = set(calls_in_progress())
-    held = client.post_stream(server.url)
-    with ctrl_c(lambda: not earlier.issuperset(calls_in_progress())):
-        client.post(server.url, deadline=30)
-    held.close()
-    await wait_for(lambda: earlier.issuperset(calls_in_progress()), world)
+    with calls_in_progress() as calls:
+        held = client.post_stream(server.url)
+        with ctrl_c(calls):
+            client.post(server.url, deadline=30)
+        held.close()
+        await wait_for(lambda: calls() == [], world)
     assert server.requests == 1
     client.close()
 
@@ -171,7 +175,7 @@ async def test_a_head_that_arrives_byte_by_byte_holds_no_connection_after_the_de
     world: World, kind: str, is_kept: bool
 ) -> None:
     """Each byte begins the read timeout anew; the connection is new, or was kept open after another request."""
-    earlier, connections = set(calls_in_progress()), 0
+    connections = 0
 
     def talk(connection: socket.socket, stopped: threading.Event) -> None:
         nonlocal connections
@@ -184,13 +188,13 @@ async def test_a_head_that_arrives_byte_by_byte_holds_no_connection_after_the_de
         connection.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
         drip(connection, stopped, bytes([120]) * 1000, SHORT / 4)
 
-    with hostile(talk) as url:
+    with hostile(talk) as url, calls_in_progress() as calls:
         client = client_of(world, transport=wires(world)[kind](), retry=None)
         if is_kept:
             assert (await world.call(client.get, url)).content == b"body"
         with pytest.raises(DeadlineExceededError):
             await world.call(client.get, url, deadline=SHORT)
-        await wait_for(lambda: earlier.issuperset(calls_in_progress()), world)
+        await wait_for(lambda: calls() == [], world)
         assert (await world.call(client.get, url)).content == b"body", "the only connection is free"
         assert connections == 2
         await world.close(client)

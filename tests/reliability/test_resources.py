@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import pickle
-import threading
 import weakref
 from typing import Any
 
@@ -17,6 +16,7 @@ from stkai._wire.default import AsyncDefaultWire
 from stkai.testing import FakeClock, Hang, QuotaServer
 
 from ..support.forked import forkserver
+from ..support.threads import own_threads
 from ..support.wire import Wire
 from ..support.world import World
 from .stacks import client_of, provider_of, until, wire_of
@@ -44,13 +44,14 @@ def test_a_closed_client_leaves_no_file_descriptor_thread_or_memory(
             assert client.post(server.create_url(), deadline=30).status_code == 200
 
     use()
-    before, threads = Footprint.now(), threading.active_count()
-    for _ in range(20):
-        use()
-    after = Footprint.now()
+    with own_threads() as running:
+        before = Footprint.now()
+        for _ in range(20):
+            use()
+        after = Footprint.now()
+        assert len(running()) <= 1, running()
     # The server takes a moment to close its ends.
     assert after.descriptors <= before.descriptors + 20
-    assert threading.active_count() <= threads + 1
     assert after.memory - before.memory < 8 * 2**20
 
 

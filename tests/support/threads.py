@@ -1,11 +1,15 @@
-"""Threads that do something at the same time, and those of other tests."""
+"""Threads that do something at the same time, and those that a test has started."""
 
 import gc
 import sys
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import FrameType
 from typing import TypeVar
+from unittest.mock import patch
 
 T = TypeVar("T")
 
@@ -32,10 +36,33 @@ def together(*work: Callable[[], T], switching: float | None = None) -> list[T]:
         sys.setswitchinterval(interval)
 
 
-def all_threads() -> set[threading.Thread]:
-    """All threads, once those have ended that make the last calls for limiters of other tests."""
+@contextmanager
+def own_threads() -> Iterator[Callable[[], list[str]]]:
+    """Yields what tells which threads still run that this one, or one of them, has started since, and where they are.
+
+    Those that other tests have left may start others at any time. Nor does this thread collect what they have left,
+    which makes its last calls in threads.
+    """
+    start, own = threading.Thread.start, {threading.current_thread()}
+
+    def note(thread: threading.Thread) -> None:
+        if threading.current_thread() in own:
+            own.add(thread)
+        start(thread)
+
+    def running() -> list[str]:
+        frames = sys._current_frames()
+        others = [thread for thread in own if thread.is_alive() and thread is not threading.current_thread()]
+        return [f"{thread.name}: {_place(frames.get(thread.ident or 0))}" for thread in others]
+
     gc.collect()
-    for thread in threading.enumerate():
-        if thread.name in {"stkai-store", "stkai-call"}:
-            thread.join(10.0)
-    return set(threading.enumerate())
+    gc.disable()
+    try:
+        with patch.object(threading.Thread, "start", note):
+            yield running
+    finally:
+        gc.enable()
+
+
+def _place(frame: FrameType | None) -> str:
+    return "".join(traceback.format_stack(frame)) if frame else "about to begin or end"

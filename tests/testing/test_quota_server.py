@@ -18,7 +18,7 @@ from stkai._errors import ConfigurationError
 from stkai.testing import FakeClock, Hang, QuotaServer, Slow
 
 from ..support.forked import Forked
-from ..support.threads import all_threads
+from ..support.threads import own_threads
 
 
 @pytest.fixture
@@ -276,18 +276,19 @@ def test_a_kept_connection_is_counted_once(http: httpx.Client) -> None:
 
 
 def test_a_closed_server_leaves_no_thread_or_socket(http: httpx.Client) -> None:
-    before = all_threads()  # Some of them are of other tests, and may end meanwhile.
-    server = QuotaServer(auth_required=False)
-    assert repr(server) == "<QuotaServer not started, 0 requests>"
-    assert server.start() is server
-    assert server.start() is server
-    port = httpx.URL(server.url).port
-    assert port is not None
-    http.get(server.url + "/echo")
-    assert [thread.name for thread in set(threading.enumerate()) - before] == ["QuotaServer"]
-    server.close()
-    server.close()
-    assert set(threading.enumerate()) <= before
+    with own_threads() as running:
+        server = QuotaServer(auth_required=False)
+        assert repr(server) == "<QuotaServer not started, 0 requests>"
+        assert server.start() is server
+        assert server.start() is server
+        port = httpx.URL(server.url).port
+        assert port is not None
+        http.get(server.url + "/echo")
+        (thread,) = running()
+        assert thread.startswith("QuotaServer: ")
+        server.close()
+        server.close()
+        assert running() == []
     with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
         pass
     with pytest.raises(RuntimeError, match="the server is not running"):

@@ -1,6 +1,5 @@
 """Token sources: what a custom provider needs, and the provider for a token that never changes."""
 
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import stkai
 from stkai import AuthProvider, ConfigurationError, RequestOptions, StaticToken
 
+from ...support.threads import own_threads
 from ...support.world import World
 
 URL = "https://api.example.com/v1/chat"
@@ -65,11 +65,11 @@ async def test_a_static_token_signs_every_request_without_a_thread(world: World)
     wire = world.wire(lambda _: 200)
     kind: Any = world.pick(stkai.transports.AuthTransport, stkai.transports.AsyncAuthTransport)
     transport = kind(wire, StaticToken("abc.def-_~+/="))
-    before = set(threading.enumerate())  # Some of them are of other tests, and may end meanwhile.
-    for _ in range(3):
-        await world.send(transport, httpx.Request("GET", URL))
+    with own_threads() as running:
+        for _ in range(3):
+            await world.send(transport, httpx.Request("GET", URL))
+        assert running() == []
     assert {request.headers["authorization"] for request in wire.requests} == {"Bearer abc.def-_~+/="}
-    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.worlds("asyncio", "trio")
