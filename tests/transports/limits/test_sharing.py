@@ -150,6 +150,21 @@ def test_a_request_whose_event_loop_is_busy_uses_its_permit_late(
         assert policy.ask(turn, clock.monotonic()) == 0
 
 
+@pytest.mark.parametrize("busy", [0.06, 0.3, 0.9])
+def test_a_busy_event_loop_has_permits_of_a_shared_adaptive_limiter(
+    clock: FakeClock, store: Scripted, busy: float
+) -> None:
+    policy, turn, admitted = AimdLimiter(1000, 1.0, share="team", store=store), Turn(), 0
+    for _ in range(40):
+        found = policy.ask(turn, clock.monotonic())
+        if isinstance(found, Run):
+            found.sync(60.0)
+        elif found == 0:
+            turn, admitted = Turn(), admitted + 1
+        clock.sleep(busy)
+    assert admitted >= 10
+
+
 def test_after_a_suspension_no_request_uses_a_permit_from_before(clock: FakeClock, store: Scripted) -> None:
     policy, turn = bucket(store, rate=1000.0), Turn()
     operation = policy.ask(turn, clock.monotonic())

@@ -30,7 +30,6 @@ _LEAD, _SHORT_LEAD = 0.02, 0.002
 """Seconds before its last permit is due at which a member leases the next ones; fewer while most of its requests have
 one: one lease for many is cheaper than many leases."""
 
-_FRESH: Final = 0.27  # Seconds for which an answer says reliably that no member was refused.
 _RETRY: Final = 0.05  # Seconds after which a member asks again that got no permit.
 
 _GROUP: Final = 10.0
@@ -150,11 +149,6 @@ class GroupStatus:
         self.latency = 0.0
         self.members = 1  # How many there are, or were a short time ago.
         self.active = 1  # How many of them wait for permits or hold some.
-
-    @property
-    def fresh_until(self) -> float:
-        """Until when a permit may be used without asking the store whether there is a pause."""
-        return self.as_of + _FRESH
 
     def update(self, lease: Lease, sent: float, now: float, *, is_empty: bool) -> None:
         """Take in the answer to a message sent at `sent`; `is_empty` if it has none of the permits asked for."""

@@ -19,6 +19,8 @@ from .source import ROUNDING, TICK, Limits
 _BUSY: Final = 0.002  # Seconds after which a request asks again while another one calls the store.
 _EASED: Final = 0.88  # Share of its rate that a member keeps after a refusal while the store is lost.
 
+_FRESH: Final = 0.27  # Seconds for which an answer says reliably that no member was refused.
+
 _BEAT: Final = 1.0
 """Seconds after which a member that waits reports again: the group may have changed its quota, or stopped."""
 
@@ -81,7 +83,7 @@ class Leased(Member):
         if ahead >= len(due) or not self._covers(turn, ahead):
             return max(wait, self._estimate(turn, ahead, now))
         left = due[ahead] - now
-        if self.pace is None or max(now, due[ahead]) <= group.fresh_until:
+        if self.pace is None or max(now, due[ahead]) <= self._fresh_until:
             return wait if left <= EPSILON else max(wait, TICK, left)
         # Then, the answer will be too old to tell whether the group was refused meanwhile.
         turn.nap = min(turn.nap, max(_BUSY, left - group.lead()))
@@ -204,11 +206,19 @@ class Leased(Member):
         """Called without the lock, after each of the queue's steps."""
         self.client.afterwards(now)
 
+    @property
+    def _fresh_until(self) -> float:
+        """Until when a permit may be used without asking the store whether there is a pause.
+
+        A process whose requests wake late reads the answers late as well.
+        """
+        return self.group.as_of + _FRESH + self.held.late - LATE
+
     def _is_due(self, now: float) -> bool:
         group = self.group
         if now >= self._again() - TICK and self.wanted(now)[0] > 0:
             return True
-        if self.pace is not None and now >= group.fresh_until - group.lead():
+        if self.pace is not None and now >= self._fresh_until - group.lead():
             return True
         return group.lease is not None and now >= group.as_of + _BEAT
 
