@@ -6,7 +6,7 @@ from typing import Any
 
 import redis
 
-from stkai.stores import Ask, Lease, Store
+from stkai.stores import Ask, Lease, RedisStore, Store
 from stkai.stores._calendar import count
 from stkai.stores._protocol import AHEAD
 from stkai.stores._share import MemberState, State
@@ -23,6 +23,11 @@ def ask(member: str = "a", want: int = 1, **others: Any) -> Ask:
         **others,
     }
     return Ask(member=member, want=want, **fields)
+
+
+def patient_store(url_or_client: Any) -> RedisStore:
+    """A store that waits for its server, also on a busy machine."""
+    return RedisStore(url_or_client, timeout=10.0)
 
 
 class Client:

@@ -8,13 +8,13 @@ import httpx
 import pytest
 
 from stkai import AimdLimiter
-from stkai.stores import FileStore, MemoryStore, RedisStore, Store
+from stkai.stores import FileStore, MemoryStore, Store
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Turn
 
 from ..support.redis_servers import Server, installed
 from ..support.shares import wait_for
-from .clients import OnClock
+from .clients import OnClock, patient_store
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 COLD = 2.0
@@ -50,7 +50,7 @@ def store(
         server: Server = request.getfixturevalue("redis_server")
         with server.client(socket_timeout=5) as client:
             client.flushall()
-            yield RedisStore(OnClock(client, clock.monotonic))
+            yield patient_store(OnClock(client, clock.monotonic))
 
 
 def a_member(store: Store, *, warm: bool = False) -> AimdLimiter:

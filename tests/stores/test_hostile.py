@@ -16,13 +16,13 @@ import pytest
 import redis
 
 from stkai import AimdLimiter, Event, StackBuilder, StoreLost, StoreRestored, TokenBucket
-from stkai.stores import Ask, FileStore, Law, Lease, MemoryStore, RedisStore
+from stkai.stores import Ask, FileStore, Law, Lease, MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import limiter
 from stkai.transports._limits.queue import Queue
 
 from ..support.redis_servers import Server
-from .clients import Client, ask
+from .clients import Client, ask, patient_store
 
 
 class Lying(MemoryStore):
@@ -125,7 +125,7 @@ def test_the_commands_that_the_documentation_allows_are_enough(server: Server) -
     (rule,) = [part for part in page.replace("\n", " ").split("`") if part.startswith("ACL SETUSER")]
     with server.client() as client:
         client.execute_command(*rule.split())
-    store = RedisStore(f"redis://stkai:secret@127.0.0.1:{server.port}/0")
+    store = patient_store(f"redis://stkai:secret@127.0.0.1:{server.port}/0")
     lease = store.lease(ask())
     assert store.amend(lease.epoch, Law("team", 5.0, 1.0, "x", lease.law.version))
     one = Client(store, "b")
@@ -141,7 +141,7 @@ def test_the_commands_that_the_documentation_allows_are_enough(server: Server) -
     "options", ["?protocol=2", "?protocol=3", "?protocol=2&decode_responses=1", "?decode_responses=1"]
 )
 def test_every_protocol_of_the_server_is_understood(server: Server, options: str) -> None:
-    store = RedisStore(server.url + options)
+    store = patient_store(server.url + options)
     epoch = store.lease(ask()).epoch
     version = store.lease(ask()).law.version
     assert store.amend(epoch, Law("team", 2.0, 1.0, "é", version))
@@ -157,7 +157,7 @@ def test_every_protocol_of_the_server_is_understood(server: Server, options: str
 )
 def test_a_state_that_is_not_ours_starts_anew(server: Server, text: bytes) -> None:
     with server.client() as client:
-        store = RedisStore(client)
+        store = patient_store(client)
         for _ in range(2):
             store.lease(ask())
             client.set("stkai:{team}:v5:state", text)

@@ -26,13 +26,13 @@ from ..support.listening import listening
 from ..support.redis_servers import KINDS, Server, free_port, installed
 from ..support.threads import together
 from ..support.world import World
-from .clients import Client, OnClock, ask, eventually
+from .clients import Client, OnClock, ask, eventually, patient_store
 
 INSTALLED = [kind for kind in KINDS if installed(kind)]
 
 
 def test_two_stores_on_one_server_share_one_clock(server: Server) -> None:
-    first, second = RedisStore(server.url), store_from(server.url)
+    first, second = patient_store(server.url), store_from(server.url)
     assert isinstance(second, Store)
     one, other = Client(first), Client(second, "b")
     leases = [one.lease(), other.lease(), one.lease()]
@@ -46,7 +46,7 @@ def test_two_stores_on_one_server_share_one_clock(server: Server) -> None:
 @pytest.mark.parametrize("decoded", [False, True])
 def test_a_client_may_be_passed_and_stays_open(server: Server, decoded: bool) -> None:
     with server.client(decode_responses=decoded) as client:
-        store = RedisStore(client)
+        store = patient_store(client)
         epoch = store.lease(ask()).epoch
         assert store.amend(epoch, Law("team", 2.0, 1.0, "é", epoch + 1))
         law = store.lease(ask()).law
@@ -73,7 +73,7 @@ def test_a_client_without_a_timeout_does_not_wait_for_a_server_that_hangs(server
 
 def test_a_script_that_the_server_has_forgotten_is_sent_again(server: Server) -> None:
     with server.client() as client:
-        store = RedisStore(client)
+        store = patient_store(client)
         store.lease(ask())
         client.script_flush()
         assert store.lease(ask("b")).members == 2
@@ -81,7 +81,7 @@ def test_a_script_that_the_server_has_forgotten_is_sent_again(server: Server) ->
 
 def test_a_lost_state_restarts_without_a_burst_and_above_all_earlier_epochs(server: Server) -> None:
     with server.client() as client:
-        one = Client(RedisStore(client), burst=10.0)
+        one = Client(patient_store(client), burst=10.0)
         epoch = one.lease(0, refused=Refusal(one.lease().epoch, 1.0)).epoch
         client.flushall()
         assert one.lease(2, queue=0.0).epoch > epoch
@@ -90,7 +90,7 @@ def test_a_lost_state_restarts_without_a_burst_and_above_all_earlier_epochs(serv
 
 def test_a_lost_state_stands_still_until_the_leases_of_its_members_are_over(server: Server) -> None:
     with server.client() as client:
-        one, other = Client(RedisStore(client), queue=3.0), Client(RedisStore(client), "b")
+        one, other = Client(patient_store(client), queue=3.0), Client(patient_store(client), "b")
         one.lease()
         client.flushall()
         lease = one.lease()
@@ -109,7 +109,7 @@ def test_a_lost_state_stands_still_until_the_leases_of_its_members_are_over(serv
 )
 def test_keys_begin_with_the_name_and_expire(server: Server, share: str, prefix: bytes) -> None:
     with server.client() as client:
-        RedisStore(client).lease(ask(share=share))
+        patient_store(client).lease(ask(share=share))
         keys = client.keys()
         assert keys
         for key in keys:
@@ -119,14 +119,14 @@ def test_keys_begin_with_the_name_and_expire(server: Server, share: str, prefix:
 
 def test_two_names_never_share_a_key(server: Server) -> None:
     with server.client() as client:
-        store = RedisStore(client)
+        store = patient_store(client)
         for share in ("a{b}", "a%7Bb%7D", "a", "A"):
             assert store.lease(ask(share=share)).members == 1
 
 
 def test_looking_adds_no_member_and_a_reset_deletes_the_state(server: Server) -> None:
     with server.client() as client:
-        store = RedisStore(client)
+        store = patient_store(client)
         assert store.look("team") is None
         store.lease(ask(want=3, waiting=7))
         seen = store.look("team")
@@ -142,7 +142,7 @@ def test_looking_adds_no_member_and_a_reset_deletes_the_state(server: Server) ->
 @pytest.mark.parametrize("through", ["a client", "a URL"])
 def test_members_of_version_2_are_noticed_and_do_not_share(server: Server, through: str) -> None:
     with server.client() as client:
-        store = RedisStore(client if through == "a client" else server.url)
+        store = patient_store(client if through == "a client" else server.url)
         assert not store.has_older_members("team")
         seconds, microseconds = client.time()
         client.zadd("stkai:{team}:members", {"old": seconds + microseconds / 1e6})
@@ -154,7 +154,7 @@ def test_members_of_version_2_are_noticed_and_do_not_share(server: Server, throu
 def test_shares_on_one_server_use_the_same_connections(server: Server) -> None:
     with server.client() as client:
         before = len(client.client_list())
-        stores = [RedisStore(server.url) for _ in range(50)]
+        stores = [patient_store(server.url) for _ in range(50)]
         for number, store in enumerate(stores):
             store.lease(ask(share=f"share {number}"))
         assert len(client.client_list()) <= before + 1
@@ -184,7 +184,7 @@ def test_a_limiter_that_nobody_uses_any_more_leaves_no_connection_to_the_garbage
 def test_a_crowd_of_threads_leaves_few_connections_open(server: Server) -> None:
     with server.client() as client:
         before = len(client.client_list())
-        store = RedisStore(server.url, timeout=30)  # For a busy machine.
+        store = patient_store(server.url)
 
         def look() -> None:
             for _ in range(20):
@@ -196,7 +196,7 @@ def test_a_crowd_of_threads_leaves_few_connections_open(server: Server) -> None:
 
 
 def test_an_answer_to_nothing_is_not_taken_for_the_next_one(server: Server) -> None:
-    store = RedisStore(server.url)
+    store = patient_store(server.url)
     epoch = store.lease(ask()).epoch
     (connection,) = store._server._idle
     connection.send_command("PING")
@@ -209,7 +209,7 @@ def test_an_answer_to_nothing_is_not_taken_for_the_next_one(server: Server) -> N
 @pytest.mark.parametrize("kind", INSTALLED)
 def test_a_connection_that_the_server_has_closed_is_closed_at_once(tmp_path: Path, kind: str) -> None:
     with Server(kind, tmp_path / "closing") as server:
-        store = RedisStore(server.url)
+        store = patient_store(server.url)
         store.lease(ask())
         (connection,) = store._server._idle
         server.kill()
@@ -224,7 +224,7 @@ def test_an_error_of_the_client_is_not_taken_for_a_missing_connection(
     def fail() -> bool:
         raise IndexError("a fault of redis-py")
 
-    store = RedisStore(server.url)
+    store = patient_store(server.url)
     store.lease(ask())
     monkeypatch.setattr(store._server._idle[0], "can_read", fail)
     with pytest.raises(IndexError, match="redis-py"):
@@ -235,7 +235,7 @@ def test_an_error_of_the_client_is_not_taken_for_a_missing_connection(
 
 def test_a_store_reconnects_any_number_of_times_without_losing_a_lease(server: Server) -> None:
     with server.client() as client:
-        store = RedisStore(f"{server.url}?max_connections=2")
+        store = patient_store(f"{server.url}?max_connections=2")
         for _ in range(5):
             assert store.lease(ask()).count == 1
             client.client_kill_filter(_type="normal", skipme=True)
@@ -249,7 +249,7 @@ def test_a_step_costs_the_same_for_any_number_of_members(server: Server) -> None
             return sum(about["calls"] for about in client.info("commandstats").values())
 
     with server.client() as client:
-        store = RedisStore(client)
+        store = patient_store(client)
         counts = []
         for members in (1, 300):
             for number in range(members):
@@ -267,7 +267,7 @@ def test_a_step_costs_the_same_for_any_number_of_members(server: Server) -> None
 def test_members_that_fell_silent_are_forgotten_a_few_at_a_time(server: Server) -> None:
     with server.client() as client:
         now = 1000.0
-        store = RedisStore(OnClock(client, lambda: now))
+        store = patient_store(OnClock(client, lambda: now))
         for number in range(850):
             store.lease(ask(f"member {number}", 0))
         now += 11
@@ -283,7 +283,7 @@ def test_members_that_fell_silent_are_forgotten_a_few_at_a_time(server: Server) 
 def test_members_that_the_server_evicted_are_not_counted(server: Server) -> None:
     with server.client() as client:
         now = 1000.0
-        store = RedisStore(OnClock(client, lambda: now))
+        store = patient_store(OnClock(client, lambda: now))
         clients = [Client(store, name) for name in "abc"]
         assert [each.lease().members for each in clients] == [1, 2, 3]
         client.delete("stkai:{team}:v5:members")

@@ -14,7 +14,7 @@ import redis.sentinel
 from stkai.stores import RedisStore
 
 from ..support.redis_servers import Server, installed
-from .clients import ask, eventually
+from .clients import ask, eventually, patient_store
 
 ClusterNode: Any = redis.cluster.ClusterNode
 Sentinel: Any = redis.sentinel.Sentinel
@@ -54,13 +54,13 @@ def _info(client: Any) -> str:
 def test_shares_live_in_a_cluster_each_in_one_slot(cluster: list[Server]) -> None:
     nodes = [ClusterNode("127.0.0.1", server.port) for server in cluster]
     client = redis.RedisCluster(startup_nodes=nodes)
-    first, second = RedisStore(client), RedisStore(client)
+    first, second = patient_store(client), patient_store(client)
     for share in ("team", "other {x}", "a", "b", "c"):
         assert first.lease(ask(share=share)).members == 1
         assert second.lease(ask("b", share=share)).members == 2
         assert first.look(share) is not None
         assert not first.has_older_members(share)
-    assert repr(first) == "RedisStore('RedisCluster')"
+    assert repr(RedisStore(client)) == "RedisStore('RedisCluster')"
     client.close()
 
 
@@ -105,7 +105,7 @@ def test_a_share_survives_a_fail_over_of_sentinels(tmp_path: Path) -> None:
             stack.callback(watcher.close)
         master_client = sentinel.master_for("quota", socket_timeout=0.25)
         stack.callback(master_client.close)
-        store = RedisStore(master_client)
+        store = patient_store(master_client)
         epoch = store.lease(ask()).epoch
         master.kill()
         lease = eventually(lambda: store.lease(ask("b")))
@@ -125,7 +125,7 @@ def test_a_share_leaves_a_master_that_was_demoted_and_keeps_its_connections_open
 
         with old.client() as client, monkeypatch.context() as patch:
             patch.setattr(socket, "getaddrinfo", lead_to_master)
-            store = RedisStore("redis://quota.test")
+            store = patient_store("redis://quota.test")
             assert store.lease(ask()).count == 1
             client.replicaof("127.0.0.1", str(new.port))
             master = new
