@@ -114,6 +114,20 @@ def test_an_unknown_variable_gives_one_warning_and_is_explained_without_its_valu
     assert SECRET not in explained
 
 
+def test_an_error_also_names_the_variables_that_are_probably_misspelled(
+    stkai: GlobalSettings, env: pytest.MonkeyPatch
+) -> None:
+    env.setenv("STKAI_AUTH_CLIENT_ID", "me")
+    env.setenv("STKAI_AUTH_CLIENT_SECRETS", SECRET)
+    env.setenv("STKAI_ZZZ", "1")
+    with pytest.raises(ConfigurationError) as raised:
+        _ = stkai.config
+    _, missing, misspelled = str(raised.value).splitlines()
+    assert "STKAI_AUTH_CLIENT_SECRET is missing" in missing
+    assert misspelled.endswith("did you mean STKAI_AUTH_CLIENT_SECRET?)")
+    assert SECRET not in str(raised.value)
+
+
 def test_an_unknown_variable_in_a_file_is_reported_with_the_file(
     stkai: GlobalSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -72,14 +72,11 @@ def load(configured: Mapping[str, Mapping[str, Any]], env_file: Path | None = No
             rows += found
         except ConfigurationError as error:
             complaints += error.args
-    if complaints:
-        raise configuration_error(complaints)
     ignored = [row for source, names in sources.items() for row in _ignored(source, names)]
-    return Loaded(
-        Settings(**sections),
-        (*rows, *ignored),
-        tuple(f"{row.variable} is ignored ({row.source})" for row in ignored),
-    )
+    warnings = tuple(f"{row.variable} is ignored ({row.source})" for row in ignored)
+    if complaints:  # A misspelled variable may be the cause.
+        raise configuration_error([*complaints, *(each for each in warnings if "did you mean" in each)])
+    return Loaded(Settings(**sections), (*rows, *ignored), warnings)
 
 
 def _section(
