@@ -44,9 +44,10 @@ def test_a_refusal_shows_the_status_the_error_and_its_description() -> None:
     assert str(failure(answer)).endswith("answered 400: invalid_client: no such client")
 
 
-def test_a_401_says_what_to_check() -> None:
-    error = failure(httpx.Response(401, json={"error": "invalid_client"}))
-    assert str(error).endswith("answered 401: invalid_client; check client_id and client_secret")
+@pytest.mark.parametrize(("status", "what"), [(401, "client_id and client_secret"), (404, "token_url")])
+def test_a_401_and_a_404_say_what_to_check(status: int, what: str) -> None:
+    error = failure(httpx.Response(status, json={"error": "some_code"}))
+    assert str(error).endswith(f"answered {status}: some_code; check {what}")
 
 
 @pytest.mark.parametrize(

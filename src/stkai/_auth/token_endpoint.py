@@ -88,8 +88,8 @@ class TokenAnswer:
             return f"{said}, a redirect, which is not followed because it would carry the secret: correct token_url"
         if not 200 <= self.status < 300:
             reasons = [words(self.content.get(name)) for name in ("error", "error_description")]
-            advice = "; check client_id and client_secret" if self.status == httpx.codes.UNAUTHORIZED else ""
-            return ": ".join([said, *filter(None, reasons)]) + advice
+            advice = {401: "; check client_id and client_secret", 404: "; check token_url"}
+            return ": ".join([said, *filter(None, reasons)]) + advice.get(self.status, "")
         if not self.content:
             return f"{said} with something that is not a JSON object: check token_url"
         token = self.content.get("access_token")

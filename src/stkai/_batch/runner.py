@@ -152,8 +152,8 @@ class Runner:
         way = "leave out --no-auth, and set" if self._options.no_auth else "check"
         self.stop(
             HALTED,
-            f"{what}: {way} STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET, or STKAI_AUTH_TOKEN;"
-            " nothing more is sent",
+            f"{what}: {way} STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET (and STKAI_AUTH_TOKEN_URL), or"
+            " STKAI_AUTH_TOKEN; nothing more is sent",
         )
 
     def _answer(self, line: LineInFlight, response: httpx.Response, error: Exception | None) -> OutputLine:
