@@ -315,11 +315,13 @@ async def error_of(url: str, config: HttpConfig, **options: Any) -> httpx.HTTPEr
     return caught.value
 
 
-async def test_a_server_that_is_not_there_is_a_connect_error(world: World) -> None:
+async def test_a_server_that_is_not_there_is_a_connect_error_that_names_it(world: World) -> None:
     with raw_server() as server:
-        url = server.url
-    for unreachable in (url, "http://no-such-host.invalid/"):
-        assert isinstance(await error_of(unreachable, HttpConfig(), retry=None), httpx.ConnectError)
+        url = httpx.URL(server.url)
+    for unreachable, place in ((url, url.netloc.decode()), ("http://no-such.invalid/", "no-such.invalid:80")):
+        error = await error_of(str(unreachable), HttpConfig(), retry=None)
+        assert isinstance(error, httpx.ConnectError)
+        assert str(error).startswith(f"cannot connect to {place}: ")
 
 
 async def body_of_a_request(url: str, config: HttpConfig) -> bytes:

@@ -252,9 +252,9 @@ def connecting(request: httpx.Request) -> Iterator[None]:
     except aiohttp.ClientHttpProxyError as error:
         raise error_for(httpx.ProxyError, f"{error.status} {error.message}", request) from error
     except aiohttp.ClientConnectorError as error:
-        # aiohttp's own text shows an error without words as "None". Before 3.14, a certificate's lacks `os_error`.
-        cause = getattr(error, "os_error", None)
-        text = str(error) if error.strerror or cause is None else f"cannot connect: {describe(cause)}"
+        # Without aiohttp's "ssl:default", also for http, and its "None". Before 3.14, a certificate's lacks `os_error`.
+        cause, place = getattr(error, "os_error", None), f"{error.host}:{error.port}"
+        text = f"cannot connect to {place}: {error.strerror or describe(cause)}" if cause else str(error)
         raise error_for(httpx.ConnectError, text, request) from error
     except (aiohttp.ClientError, OSError, ValueError, HttpProcessingError) as error:
         raise error_for(httpx.ConnectError, str(error), request) from error
