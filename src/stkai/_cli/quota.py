@@ -14,7 +14,7 @@ from rich.text import Text
 from .._batch.progress import count
 from .._clock import SystemClock
 from .._errors import ConfigurationError, digits
-from ..stores import FileStore, RedisStore, Snapshot, store_from
+from ..stores import URLS, FileStore, RedisStore, Snapshot, store_from
 from ..stores._protocol import UNLIMITED, check_share
 
 _REFRESH: Final = 0.5  # Seconds between updates.
@@ -26,8 +26,7 @@ def quota(
     store: Annotated[
         str,
         typer.Option(
-            help="The store: 'file' (this machine), or a URL: file:///directory, redis://, rediss://, unix://.",
-            envvar="STKAI_RATE_LIMIT_STORE",
+            help=f"The store: 'file' (this machine), or a URL: {URLS}.", envvar="STKAI_RATE_LIMIT_STORE"
         ),
     ] = "file",
     once: Annotated[bool, typer.Option("--once", help="Print it once and exit.")] = False,

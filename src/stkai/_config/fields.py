@@ -26,7 +26,7 @@ from .._checks import TOKEN
 from .._errors import ConfigurationError
 from .._secrets import HoldsSecret, reveal, sealed
 from .._urls import PROXIES, absolute_url, is_origin, show_origin
-from ..stores import problem_of
+from ..stores import ALLOWED, problem_of
 from ..transports._auth.provider import is_sendable
 from .names import SECRETS, as_given, configuration_error, masked, not_a_setting
 
@@ -146,7 +146,7 @@ StorePlace = Annotated[
     Any,
     BeforeValidator(none_from_word),
     _only_if(lambda store: problem_of(store) is None),
-    Field(description="'file', a URL (file:///dir, redis://, rediss:// or unix://), or a stkai.stores.Store"),
+    Field(description=ALLOWED),
 ]
 Verification = Annotated[
     bool | str,

@@ -29,7 +29,8 @@ def __dir__() -> list[str]:
     return __all__
 
 
-_ALLOWED: Final = "'file', a URL (file:///directory, redis://, rediss:// or unix://), or a Store"
+URLS: Final = "file:///dir, redis://, rediss:// or unix://"
+ALLOWED: Final = f"'file', a URL ({URLS}), or a stkai.stores.Store"
 
 
 def problem_of(store: object) -> str | None:
@@ -37,12 +38,12 @@ def problem_of(store: object) -> str | None:
     if store is None or store == "file" or (not isinstance(store, str | type) and isinstance(store, Store)):
         return None
     if not isinstance(store, str):
-        return f"store must be {_ALLOWED}, not a value of type {type(store).__name__}"
+        return f"store must be {ALLOWED}, not a value of type {type(store).__name__}"
     scheme, separator, rest = store.partition("://")
     if not separator:
-        return f"store must be {_ALLOWED}, not {store.rpartition('@')[2].partition('?')[0]!r}"
+        return f"store must be {ALLOWED}, not {store.rpartition('@')[2].partition('?')[0]!r}"
     if scheme not in ("file", *SCHEMES):
-        return f"store has the scheme {scheme!r}; it must be {_ALLOWED}"
+        return f"store has the scheme {scheme!r}; it must be {ALLOWED}"
     if scheme == "file" and not (rest.startswith("/") and rest.strip("/")):
         return "store must name a directory, as in file:///directory"
     return None

@@ -34,8 +34,8 @@ class TokenBucket(QuotaLimiter):
         max_wait_time: seconds that a request may wait for its permit; None waits as long as necessary.
         methods: HTTP methods that need a permit; None for all.
         share: a name; processes that give the same name share the quota, and the burst, exactly.
-        store: where a shared quota lives: None or "file" for this machine, a URL (`file:///directory`, `redis://`,
-            `rediss://`, `unix://`), or a `stkai.stores.Store`.
+        store: where a shared quota lives: None or "file" for this machine, a URL such as `redis://host`, or a
+            `stkai.stores.Store`.
 
     Raises:
         ConfigurationError: a number is not positive and finite, there is nothing to count, `cost` is given without
@@ -113,8 +113,7 @@ class AimdLimiter(QuotaLimiter):
         max_wait_time: seconds that a request may wait for its permit; None waits as long as necessary.
         methods: HTTP methods that need a permit; None for all.
         share: a name; processes that use the same name share the quota, and what they learn about it.
-        store: where the shared quota is kept: None or "file" for this machine, a URL (`file:///directory`, `redis://`,
-            `rediss://`, `unix://`), or a `stkai.stores.Store`.
+        store: where the shared quota lives, as for `TokenBucket`.
         warm_start: a name under which the rate is saved in the user's cache directory; a program that starts within a
             day starts at that rate. With `share`, the name of the share: its store keeps the rate. None, the
             default, saves nothing.
