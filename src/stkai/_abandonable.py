@@ -23,7 +23,7 @@ from ._event_loops import anyio, asyncio_loop, run_soon, running_loop
 
 
 class _Current(threading.local):
-    """The job that a thread does, if it does one."""
+    """The job that a thread is running, or None."""
 
     job: "Job | None" = None
 
@@ -243,11 +243,11 @@ def do_within(seconds: float, work: Callable[[], Any]) -> Any:
 
 
 def current_job() -> Job | None:
-    """The job that this thread does, if it does one."""
+    """The job that this thread is running, or None."""
     return _current.job
 
 
 def abandoned() -> bool:
-    """Whether the job that this thread does, if it does one, has been given up."""
+    """Whether this thread is running a job that has been given up."""
     job = _current.job
     return job is not None and job.is_abandoned

@@ -121,7 +121,7 @@ _NO_AUTHORITY: Final = (
 )
 
 _UNTRUSTED: Final = frozenset({18, 19, 20, 21})
-"""OpenSSL's X509_V_ERR_* for a certificate that nobody known has signed."""
+"""OpenSSL's X509_V_ERR_* for a certificate of an unknown authority."""
 
 _WRAPPERS: Final = ("httpcore", "requests", "urllib3")
 

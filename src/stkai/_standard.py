@@ -85,7 +85,7 @@ def check_options(caller: str, options: Any, known: Collection[str]) -> None:
 
 
 def _where(name: str, known: Collection[str]) -> str:
-    """Where an argument belongs that a stack does not take, or else what a stack takes."""
+    """Where an argument that no stack takes belongs; if that is unknown, the arguments that a stack takes."""
     if name == "timeout":
         return (
             ": it belongs to each call, as in client.post(url, timeout=60), or to an httpx client over the stack:"

@@ -224,7 +224,7 @@ class TokenEndpoint:
         return b64encode(pair.encode()).decode()
 
     def _quoted(self, value: object) -> str:
-        """Somebody else's words, safe to show: on one line, short, and without the secret if they repeat it."""
+        """Text from elsewhere, safe to show: on one line, short, and without the secret if it repeats that."""
         text = value if isinstance(value, str) else ""
         for secret in self._forms_of_secret():
             text = text.replace(secret, "[secret]")
@@ -245,7 +245,7 @@ def _load(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> Fl
     response = yield from layer.forward(request, attempt)
     yield Load(response, _MOST, brief=response.status_code in RETRY_ON_STATUS_CODES)
     if not is_there(response) and response.headers.pop("content-encoding", ""):
-        # Nobody asked for it, and a short body may unpack to gigabytes.
+        # It was not asked for, and a short body may unpack to gigabytes.
         with suppress(zlib.error):
             text = zlib.decompressobj(_ZLIB_OR_GZIP).decompress(b"".join(cast(Any, response.stream)), _MOST)
             response.stream = httpx.ByteStream(text)

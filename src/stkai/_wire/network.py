@@ -30,7 +30,7 @@ _CLOSED: Final = "the client was closed while it connected: nothing was sent"
 def mended(transport: Transport) -> Transport:
     """The same transport, whose one connection is made through a `Network`, and closed with the transport.
 
-    It is unchanged if httpcore has become another.
+    It is unchanged if httpcore no longer has the parts that this needs.
     """
     pool: Any = getattr(transport, "_pool", None)
     backend = getattr(pool, "_network_backend", None)

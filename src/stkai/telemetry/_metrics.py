@@ -122,7 +122,7 @@ METRICS: Final = (
 
 
 def bounded(word: str, known: set[str]) -> str:
-    """The word if it is one of the known ones, which it may join while they are few; else what stands for the rest."""
+    """The word, if it is known or there are few so far, which makes it known; otherwise what stands for all others."""
     if word not in known and len(known) >= _MOST:
         return OTHER
     known.add(word)

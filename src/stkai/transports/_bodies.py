@@ -81,7 +81,7 @@ class Sending:
             self._stream = stream
 
     def do(self, work: Callable[[], Any]) -> Any:
-        """Send or read, in this thread; afterwards, the connection is somebody else's."""
+        """Send or read, in this thread; afterwards, another request may use the connection."""
         job = current_job()
         if job is not None:
             job.sends(self.break_off)

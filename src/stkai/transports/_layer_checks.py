@@ -31,7 +31,7 @@ def is_leaf(wire: Any) -> bool:
 def is_sound(wire: Any, kind: type | None = None) -> bool:
     """Whether a ConnectError or ConnectTimeout of the wire, as a transport of this kind, means that nothing was sent.
 
-    So it is with the transports of httpx and httpx2, with ours, and with subclasses that do not send in their own way.
+    True for the transports of httpx and httpx2, for ours, and for subclasses that do not send in their own way.
     Others raise these errors for a connection that broke after the request.
     """
     methods = _METHODS if kind is None else _METHODS & vars(kind).keys()

@@ -18,21 +18,21 @@ _LEARNING: Final = 0.1
 _SHORTEST: Final = 0.001
 
 _LOOK: Final = 1.0
-"""Seconds from one search for slots of ended event loops to the next; and the shortest nap of who can be woken."""
+"""Seconds between searches for slots of ended event loops; also the shortest nap of a turn that can be woken."""
 
 _PROMPT: Final = 0.05
 """Seconds for which a free slot is kept for the turn that was woken for it; later ones may have another one then."""
 
 _LOOKED_AT: Final = 30
-"""How far to look for one that waits for a slot: in a long line, nearly all may wait for other sources."""
+"""How many turns to search for one that waits for a slot: in a long queue, nearly all may wait for other sources."""
 
 
 class Slots(Source):
     """At most `most` at once: a slot is taken when a request is sent, and freed when its response ends.
 
-    When that will be is unknown: its seconds are a guess, from how long the last ones took. So it wakes the first that
-    waits for it, who takes the slot and wakes the next if there are more. Sleeps that cannot be woken, such as those of
-    a thread on a user's clock, end after a guess, and by then others may be awake. A slot is also free when
+    When that will be is unknown: the wait is a guess, from how long the last ones took. So a free slot wakes the first
+    turn that waits for it, which takes it and wakes the next turn if more are free. Sleeps that cannot be woken, such
+    as those of a thread on a user's clock, end after a guess, and by then others may be awake. A slot is also free when
     its turn is collected, since an interrupt may cut off whatever was to free it; the callback of a weak reference is a
     method of a C type, which no interrupt can cut off. Layers and permits keep their turns until then. And it is free
     when the event loop of its turn was closed: no task of that loop will ever free it.
@@ -93,7 +93,7 @@ class Slots(Source):
             self.pass_on(turn, now)
 
     def pass_on(self, turn: Turn, now: float, but: tuple[Any, ...] = ()) -> None:
-        """Wake the first other turn that waits for a slot, if one is free. Those who are slow to wake are skipped."""
+        """Wake the first other turn that waits for a slot, if one is free; skip turns that are slow to wake."""
         if turn is self._woken:
             self._woken = None
         if not self.waiting or self.busy >= self.most:

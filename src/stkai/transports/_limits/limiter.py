@@ -59,7 +59,7 @@ class Turn:
     due_at: float = math.inf  # When it is due.
     held_by: Any = None  # The source that held it up when it last asked.
     is_woken: bool = False  # Whether its sleep has been ended, so that it asks at once.
-    moves_up: bool = False  # Whether it may go earlier than it was told: turns before it have left.
+    moves_up: bool = False  # Whether it may go earlier than `ask` said: turns before it have left.
     wake: Callable[[], object] | None = None  # Ends its sleep, from any thread, if the driver can do that.
     leases: dict[Any, Any] | None = None  # What shared sources keep for it.
     guests: tuple[Any, ...] = ()  # Limiters of the user's own that it asks as well ...
@@ -190,7 +190,7 @@ class Pricing(Protocol):
         ...
 
     def settle(self, response: httpx.Response) -> float | None:
-        """Units that it has taken; None if the answer does not tell."""
+        """Units that the request took; None if the answer does not say."""
         ...
 
 

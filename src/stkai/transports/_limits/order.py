@@ -1,11 +1,11 @@
-"""Who waits, and in which order: numbers that never change once given.
+"""The turns that wait, and their order: numbers that never change once given.
 
 Normal numbers are even and low-priority ones odd, eighteen apart: nine normal turns go between two low ones while both
-wait, and a low one that is alone has nobody before it.
+wait, and nothing delays a low one that is alone.
 
-When a turn leaves, its place goes to the next that comes, while it is still ahead of time. The turn behind it moves up:
-when it is the first, it is woken and asks again, and the one behind it moves up if that gains time. So a crowd that
-leaves costs at most one more question for each later permit, and not one for each turn that waits.
+When a turn leaves, the next turn that joins takes its place, unless the time of that place has passed. The turn behind
+it moves up: once it is the first, it is woken and asks again, and the one behind it moves up if that gains time. So if
+many turns leave at once, each later permit costs at most one more call of `ask`, not one for each waiting turn.
 """
 
 import math
@@ -25,27 +25,27 @@ NORMAL: Final = 2
 
 _LOW: Final = 18
 
-_GAIN: Final = 0.02  # Seconds; nobody is woken to go earlier by less.
+_GAIN: Final = 0.02  # Seconds; no turn is woken to gain less.
 
 _number = attrgetter("number")
 
 
 class Order:
-    """Who waits, in the order of their numbers; queues that have a source in common share it."""
+    """The turns that wait, in the order of their numbers; queues that have a source in common share it."""
 
     def __init__(self) -> None:
         self.turns: list[Turn] = []
         self.members: WeakSet[Source] = WeakSet()  # The sources whose turns wait here.
         # What a finalizer or a signal handler found to do while the lock was held, and `recover` after an interrupt.
         self.deferred: deque[Callable[[], object]] = deque()
-        self.woken: deque[Turn] = deque()  # Those who are to be woken.
-        # The places of those who left, in order; without their requests, which may hold long bodies.
+        self.woken: deque[Turn] = deque()  # To be woken.
+        # The places of turns that left, in order; without their requests, which may hold long bodies.
         self.vacant: list[Turn] = []
-        # The last number of normal and of low priority, and the highest number that has gone.
+        # The last number of normal and of low priority, and the highest number that was admitted.
         self.last = self._low = self._gone = 0
 
     def forget(self) -> None:
-        """Drop all who wait."""
+        """Drop all waiting turns."""
         self.turns.clear()
         self.vacant.clear()
         self.deferred.clear()
@@ -76,7 +76,7 @@ class Order:
             self.deferred.popleft()
 
     def wake(self) -> None:
-        """Wake those who are to be woken; to be called without the lock."""
+        """Wake the turns in `woken`. Call it without the lock."""
         while self.woken:
             with suppress(IndexError):  # Another thread was faster.
                 turn = self.woken.popleft()
@@ -87,7 +87,7 @@ class Order:
         """The place of a turn, counted from 0; a turn that is not in the order joins it where its number belongs."""
         turns, vacant = self.turns, self.vacant
         if not turns:
-            # Everyone who got a number has gone, including those who did not have to wait.
+            # All turns with a number were admitted or left, including those that did not have to wait.
             self._gone = self.last
             vacant.clear()
         if not turn.number:
@@ -143,7 +143,7 @@ class Order:
         return turn
 
     def leave(self, turn: Turn) -> None:
-        """Remove a turn that goes without its permit; the next that comes may have its place."""
+        """Remove a turn that leaves without its permit; the next turn that joins may take its place."""
         place = self.place_of(turn)
         if self.turns[place : place + 1] == [turn]:
             self.drop(place)
@@ -156,9 +156,9 @@ class Order:
                     self._wake_first()
 
     def move_up(self, place: int, seconds: float) -> None:
-        """Note that the turn in that place may go so much earlier than it was told: when it is the first, it is woken.
+        """Note that the turn in that place may go so much earlier than `ask` said: once it is the first, it is woken.
 
-        It then asks again, and passes on what it gains.
+        It then asks again, and passes on the time that it gains.
         """
         if seconds > _GAIN and place < len(self.turns):
             self.turns[place].moves_up = True
@@ -180,7 +180,7 @@ class Order:
 
 
 def _could_stand_in(turn: Turn, other: Turn) -> bool:
-    """Whether a new turn may have the place of one that left: it takes no more, and from the same sources."""
+    """Whether a new turn may take the place of one that left: it takes no more, and from the same sources."""
     if turn.sources != other.sources:
         return False
     if turn.costs is None and other.costs is None:

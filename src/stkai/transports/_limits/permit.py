@@ -227,7 +227,7 @@ class Permit:
         self.__exit__(kind, error, trace)
 
     def _ask(self) -> tuple[Turn, tuple[Any, Attempt] | None]:
-        """A new turn, and its wait and what stands for its call if it has to wait."""
+        """A new turn, its wait, and a stand-in for its call if it has to wait."""
         if self._is_open:
             raise RuntimeError("this permit is in use: take one for each block, with limiter.permit()")
         now = self._sent = self._clock.monotonic()

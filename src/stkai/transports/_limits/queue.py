@@ -25,7 +25,7 @@ from .order import NORMAL, Order
 from .sources.source import TICK, Source
 
 _EARLY: Final = 0.0005
-"""Seconds before its time from which a sleeper claims its permit: otherwise ties would go to whoever is awake."""
+"""Seconds before its time from which a sleeper claims its permit: otherwise turns that are awake would win ties."""
 
 _OVERSLEPT: Final = 5.0
 """Seconds after which a waiter that has not woken no longer delays those behind it: its loop may be stuck."""
@@ -66,7 +66,7 @@ class Queue:
 
     @property
     def waiting(self) -> int:
-        """Requests that have asked and not gone yet."""
+        """Requests that have asked and were not admitted yet."""
         return max((source.waiting for source in self.sources), default=0)
 
     def ask(self, turn: Turn, now: float) -> float | Operation:  # noqa: PLR0912 - every call costs
@@ -89,7 +89,7 @@ class Queue:
             try:
                 if turn.guests or (turns and (turns[0] is not turn or order.vacant)):
                     wait = self._stand_in_line(turn, now, order)
-                else:  # Nobody is before it: usually so for one that wakes on time.
+                else:  # No turn is before it, as usual for one that wakes on time.
                     for source in sources:
                         if source.when(turn, 0, now):
                             wait = self._stand_in_line(turn, now, order)
@@ -124,7 +124,7 @@ class Queue:
         return self.sources
 
     def _stand_in_line(self, turn: Turn, now: float, order: Order) -> float | Operation:
-        """What `ask` returns if somebody waits, or if there is no permit."""
+        """What `ask` returns if other turns wait, or if there is no permit."""
         turn.is_woken = False
         place, turns = order.join(turn, now), order.turns
         while place and turns[0].due_at + _OVERSLEPT < now:
@@ -202,7 +202,7 @@ class Queue:
         is_quiet = place >= _GLANCERS and exact <= _QUIET
         turn.nap = min(turn.nap, _QUIET if is_quiet else max(GLANCE, place / _PLACES))
         if turn.priority == "low":
-            # The normal turns before it may leave, and then nobody would wake it.
+            # The normal turns before it may leave, and then nothing would wake it.
             turn.nap = min(turn.nap, max(0.05, min(exact / 2, now - turn.asked)))
         return wait
 
@@ -225,7 +225,7 @@ class Queue:
                     source.left(turn)
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
-        """Take note of the answer's head, or of the error in its place; what was never sent is given back."""
+        """Take note of the answer's head, or of the error in its place; take back what was never sent."""
         if answer.response is None and was_never_sent(answer.error):
             self._when_free(turn, answer.now, self._leave)
             return None

@@ -1,4 +1,4 @@
-"""What an error says about a retry: whether it would come again, and whether the server may have acted."""
+"""What an error says about a retry: whether it would recur, and whether the server may have acted."""
 
 import re
 import socket
@@ -57,7 +57,7 @@ class Failure(NamedTuple):
 
     cause: str  # For people to read.
     acted: bool  # Whether the server may have acted on the request.
-    asked: float | None = None  # Seconds for which somebody asked us to stay away.
+    asked: float | None = None  # Seconds that the server asked us to wait.
     needed: float = 0.0  # Seconds until the request's turn; coming back earlier does not change it.
     paced: bool = False  # Whether a limiter handles the wait and decides how long it is.
 

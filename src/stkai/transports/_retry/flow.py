@@ -221,7 +221,7 @@ class _Loop:
         return self.response
 
     def goes_on(self, state: "tenacity.RetryCallState") -> bool:
-        """Whether another attempt follows the one in `state`, and after how long."""
+        """Whether to make another attempt after the one in `state`; sets after how long, and reports it."""
         context, policy, attempt = self.context, self.policy, self.attempt
         response, error = self.response, self._error
         paced = response is not None and attempt.last.paced

@@ -1,8 +1,7 @@
 """The law for servers that refuse without saying how long to wait, as nginx does. Rates are in requests per second.
 
 Permits are evenly spaced, the rate moves by `EqualRefusals`, and `PairTest` finds out whether refusals are collisions.
-Here is what becomes of a refusal: when the refused request goes again, what holds the others back, and how the rate
-returns after an outage.
+The law decides when a refused request is sent again, what holds others back, and how the rate returns after an outage.
 """
 
 import math
@@ -58,7 +57,7 @@ _NAPS = 0.25, 1.0
 
 
 class BlindRate:
-    """A rate that finds its way by what gets through alone.
+    """A rate that follows only which requests are accepted.
 
     Args:
         quota: the ceiling, if it is known.
@@ -102,7 +101,7 @@ class BlindRate:
 
     @property
     def _outage(self) -> int:
-        """Refusals in a row that are an outage."""
+        """How many refusals in a row count as an outage."""
         return _STRICT_OUTAGE if self._test.is_strict else _OUTAGE
 
     @property
@@ -127,11 +126,11 @@ class BlindRate:
 
     @property
     def lasting(self) -> float:
-        """The rate; while the server accepts nothing, that from before."""
+        """The rate; while the server accepts nothing, the rate from before."""
         return self._before or self.rate if self.row >= self._outage else self.rate
 
     def update(self, share: float) -> None:
-        """Continue with another quota, of which it gets the same share: `share` is the new quota by the old one."""
+        """Continue with the same share of another quota: `share` is the new quota divided by the old one."""
         self.rate = self._bounded(self.rate * share)
 
     # Permits
@@ -156,7 +155,7 @@ class BlindRate:
         return permits / self.rate
 
     def take(self, turn: Turn, now: float) -> float:
-        """Take the permit; returns what it takes. The first of a pair takes what the time until the second is worth."""
+        """Take the permit; returns the credit that it uses: the first of a pair uses that of the time to the second."""
         self._in_flight.sent(now, self._accepted_at)
         gap, test, was_open = 1 / self.rate, self._test, self._test.is_open
         turn.mark = test.take(now, gap, self.row > 0)

@@ -192,7 +192,7 @@ def full_pause(asked: float, row: int, window: float, rate: float, chance: float
 
 
 class Congestion:
-    """Tells congestion events apart: all refusals of one event count once.
+    """Separates congestion events: all refusals of one event count once.
 
     A refusal of a request sent before the last cut says nothing about the current rate, nor do further refusals before
     the server has accepted a request again.

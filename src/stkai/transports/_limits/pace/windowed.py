@@ -82,7 +82,7 @@ class WindowedRate:
             self.rate = max(self.rate, self._quota.bounded(rate))
 
     def update(self, share: float) -> None:
-        """Continue with another quota, of which it gets the same share: `share` is the new quota by the old one."""
+        """Continue with the same share of another quota: `share` is the new quota divided by the old one."""
         over, self.start = self.start.over, ColdStart(self._quota)
         self.start.over = over
         self.guide.ceiling = self._quota.ceiling

@@ -92,7 +92,7 @@ class AdaptiveRate(Rate):
                 self._is_quiet = not (mode.history.holds or mode.guide.in_force)
 
     def _is_awaited(self) -> bool:
-        """Whether the first of those who wait does so for permits of this source, and not for those of another one."""
+        """Whether the first waiting turn waits for a permit of this source, and not for one of another source."""
         source = (self.stands_for or self.order).turns[0].held_by
         return source is self or source is None or source.is_remote
 
@@ -210,7 +210,7 @@ class AdaptiveRate(Rate):
         return self._report(self.rate, _FOUND if found else "")
 
     def _is_coarse(self, asked: float, now: float) -> bool:
-        """Whether a wait in whole seconds is too long to go by: zero is a part of one, and one is many of our gaps."""
+        """Whether whole seconds are too coarse for this wait: 0 stands for a fraction, and 1 may span many gaps."""
         if asked == 0:
             return True
         is_slow = isinstance(self.mode, BlindRate) and self.mode.is_slow(now)
@@ -222,7 +222,7 @@ class AdaptiveRate(Rate):
         return accepts and now - self._refused_since < _OUTAGE and turn.excuses < _UNLUCKY
 
     def _can_be_blind(self) -> bool:
-        """Whether there is no better law for a refusal that says nothing: a long window that was given is a scale."""
+        """Whether `BlindRate` handles refusals that say nothing; if a long window was given, the windowed law does."""
         return not self._is_plain and not (self.quota.is_given and not is_soft(self.quota.window))
 
     def _follow(self, reading: Reading | None, answer: Answer) -> bool:
@@ -236,7 +236,7 @@ class AdaptiveRate(Rate):
         return explained
 
     def _open_eyes(self, now: float) -> None:
-        """Go by windows again, at the present rate: the server has said something about its quota."""
+        """Return to the windowed law at the present rate: the server has said something about its quota."""
         if self.mode is not self._windowed:
             self._windowed.resume(self.mode.rate, refused=True)
             self._windowed.history.restart(now)

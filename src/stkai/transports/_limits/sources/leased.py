@@ -234,7 +234,7 @@ class Leased(Member):
         start = max(last, now, group.queue_until)
         again = max(now + TICK, self._again())
         if calling:
-            # The answer may come sooner than the last ones did, and its permits lapse if nobody is awake.
+            # The answer may come sooner than the last ones did, and its permits lapse if no turn is awake.
             again = max(again, now + min(max(_BUSY, group.latency), LATE / 2))
         if behind > 0 and group.queue_until >= now:
             if behind < 2 * group.most(self.rate):

@@ -45,7 +45,7 @@ class Outage:
 
     @property
     def sources(self) -> Sequence[Source]:
-        """The local sources in force. Those who wait for `leased` wait for them."""
+        """The local sources in force. Turns that wait for `leased` wait for these."""
         if self._until == -math.inf:
             return ()
         for source in self._local:

@@ -97,7 +97,7 @@ class Source:
         first served over all its sources. Turns of other queues do not claim a permit while they wait.
         """
         if self.is_remote or not self.is_exact:
-            return 0.0  # Its permits come when those asleep are told to ask again, or at any moment.
+            return 0.0  # Its permits come when sleeping turns are woken to ask again, or at any moment.
         others = [other for other in asleep if self._will_need(turn, other, asleep[0])]
         taken = rank + 1
         if not others or self.soon(now, 0.0) >= taken + len(others):
@@ -121,7 +121,7 @@ class Source:
         """Take back the permit of a turn that sent nothing."""
 
     def listens(self, now: float) -> bool:
-        """Whether an answer of success at `now` could teach it anything."""
+        """Whether a successful answer at `now` could teach it anything."""
         return False
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
@@ -132,9 +132,9 @@ class Source:
         """Note that the turn's answer has ended."""
 
     def pass_on(self, turn: Turn, now: float, but: tuple[Any, ...] = ()) -> None:
-        """Note that the turn no longer waits for this source: what it would have taken is for the next one.
+        """Note that the turn no longer waits for this source: the next one may take what it would have taken.
 
-        That is one which does not take its permits from the sources `but`.
+        The next one is a turn that does not take its permits from the sources `but`.
         """
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
@@ -158,7 +158,7 @@ class Source:
 
 
 def listens_of(sources: Iterable[Source]) -> Callable[[float], bool] | None:
-    """Tells whether an answer of success at an instant could teach any of them anything; None if none ever does."""
+    """A function: could a successful answer at an instant teach any of them anything? None if none ever does."""
     each = [source.listens for source in sources if type(source).listens is not Source.listens]
     if len(each) < 2:
         return each[0] if each else None
