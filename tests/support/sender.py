@@ -93,7 +93,7 @@ class Sender:
         self.source.when(Turn(), 0, now)
         return self.rate
 
-    def hear(
+    def observe(
         self,
         status: int,
         now: float,
@@ -114,7 +114,7 @@ class Sender:
         self, now: float, sent: float | None = None, reading: Reading | None = None
     ) -> RateChange | None:
         """The server accepted a request sent at `sent`."""
-        return self.hear(200, now, now if sent is None else sent, quota_headers(reading))
+        return self.observe(200, now, now if sent is None else sent, quota_headers(reading))
 
     def refuse(
         self,
@@ -131,7 +131,7 @@ class Sender:
         if asked is not None:
             headers["Retry-After"] = f"{asked:.9f}".rstrip("0").rstrip(".")
         sent = now if sent is None else sent
-        return self.hear(429, now, sent, headers, chance=chance, turn=turn)
+        return self.observe(429, now, sent, headers, chance=chance, turn=turn)
 
     def settle(self, now: float = 0.0) -> "Sender":
         """End its cold start: one refusal, which asks for no pause, and a success since."""

@@ -222,7 +222,7 @@ class Queue:
         if self.has_remote:
             for source in turn.sources:
                 if source.is_remote:
-                    source.left(turn)
+                    source.turn_left(turn)
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Take note of the answer's head, or of the error in its place; take back what was never sent."""

@@ -194,7 +194,7 @@ class _Loop:
         self._seconds = 0.0
         self._excused = 0
         # tenacity itself never stops the loop and never classifies a failure: the policy does.
-        self.retrying = retrying(retry=self.goes_on, wait=lambda _: self._seconds)
+        self.retrying = retrying(retry=self.should_retry, wait=lambda _: self._seconds)
         self.retrying.begin()
         # Its outcome is this object.
         self.state = self.tenacity.RetryCallState(self.retrying, fn=None, args=(), kwargs={})
@@ -220,7 +220,7 @@ class _Loop:
             raise self._error
         return self.response
 
-    def goes_on(self, state: "tenacity.RetryCallState") -> bool:
+    def should_retry(self, state: "tenacity.RetryCallState") -> bool:
         """Whether to make another attempt after the one in `state`; sets after how long, and reports it."""
         context, policy, attempt = self.context, self.policy, self.attempt
         response, error = self.response, self._error

@@ -126,7 +126,7 @@ def test_a_server_that_refuses_everything_gets_a_probe_in_two_seconds_and_full_u
 def test_a_rate_does_not_grow_while_nothing_is_answered() -> None:
     one = Sender()
     for _ in range(2):  # Two at one instant are accepted.
-        one.hear(200, 0.1, 0.0, turn=one.force(0.0))
+        one.observe(200, 0.1, 0.0, turn=one.force(0.0))
     one.refuse(0.3, sent=0.2, asked=None, turn=one.force(0.2))
     now = 0.4
     for _ in range(1000):
@@ -201,7 +201,7 @@ def test_the_rate_stays_between_floor_and_ceiling_whatever_is_refused() -> None:
         if number % 7:
             one.refuse(now + 0.1, sent=now, asked=None, chance=0.3, turn=turn)
         else:
-            one.hear(200, now + 0.1, now, turn=turn)
+            one.observe(200, now + 0.1, now, turn=turn)
         assert 0.1 <= one.rate <= 20.0
 
 
@@ -218,7 +218,7 @@ def test_requests_that_are_never_answered_do_not_end_the_tests_by_pairs() -> Non
         turn = Turn()
         while wait := one.wait(now, turn):
             now += min(wait, turn.nap)
-        one.hear(200, now + 0.001, now, turn=turn)
+        one.observe(200, now + 0.001, now, turn=turn)
         now += 0.001
     assert one.rate > 2.0
 
@@ -231,11 +231,11 @@ def test_a_refusal_is_bad_luck_for_a_minute_after_the_server_began_to_refuse(
     numbers: tuple[float, ...],
 ) -> None:
     one = Sender(*numbers)
-    one.hear(200, 0.1, 0.0, turn=one.force(0.0))
+    one.observe(200, 0.1, 0.0, turn=one.force(0.0))
     excused: list[bool] = []
     for second in range(1, 100):
         turn = Turn()
-        one.hear(429, second + 0.1, second, turn=turn)
+        one.observe(429, second + 0.1, second, turn=turn)
         excused.append(turn.excused)
     assert excused == [True] * 65 + [False] * 34
 
@@ -246,7 +246,7 @@ def test_a_server_that_has_accepted_nothing_is_given_up_by_who_knows_the_quota(
 ) -> None:
     one = Sender(100, 60)
     turn = Turn()
-    one.hear(429, 1.0, 0.9, headers, turn=turn)
+    one.observe(429, 1.0, 0.9, headers, turn=turn)
     assert not turn.excused
 
 
@@ -255,7 +255,7 @@ def test_only_a_refusal_that_asks_for_at_most_two_seconds_is_bad_luck(asked: str
     one = Sender()
     one.accept(0.1)
     turn = Turn()
-    one.hear(429, 1.0, 0.9, {"Retry-After": asked}, turn=turn)
+    one.observe(429, 1.0, 0.9, {"Retry-After": asked}, turn=turn)
     assert turn.excused is is_excused
 
 
@@ -372,7 +372,7 @@ def try_pair(test: PairTest, now: float, gap: float, *accepted: bool) -> float:
     assert second is not None
     assert [first.which, second.which] == list(Pair)
     for paired, outcome in zip((first, second), accepted, strict=True):
-        test.hear(paired, now + seconds, accepted=outcome, starting=False)
+        test.observe(paired, now + seconds, accepted=outcome, starting=False)
     return seconds
 
 
@@ -457,10 +457,10 @@ def test_a_late_answer_to_a_forgotten_pair_is_not_one_to_the_next_pair() -> None
     first, second = test.take(2.0, 0.4, False), test.take(2.0, 0.4, False)  # Too late to be its second.
     assert first is not None
     assert second is not None
-    assert test.hear(first, 3.1, accepted=False, starting=False) == 1
-    assert test.hear(old, 3.2, accepted=True, starting=False) is None
+    assert test.observe(first, 3.1, accepted=False, starting=False) == 1
+    assert test.observe(old, 3.2, accepted=True, starting=False) is None
     test.drop(old)
-    test.hear(second, 3.3, accepted=True, starting=False)
+    test.observe(second, 3.3, accepted=True, starting=False)
     assert not test.is_bursty
 
 
@@ -545,7 +545,7 @@ def test_a_call_that_is_refused_alone_again_and_again_is_not_excused_for_ever() 
     now, turn, excused = 1.0, Turn(), 0
     for _ in range(50):
         now += 1.0
-        one.hear(200, now + 0.1, now, turn=one.force(now))
+        one.observe(200, now + 0.1, now, turn=one.force(now))
         again = Turn()
         again.resume(turn)
         turn = again

@@ -243,7 +243,7 @@ def test_a_guide_resumes_from_its_state_as_if_it_had_never_stopped(
         for gap, remaining, refused in answers:
             now += gap
             reset = WINDOW - (now - zero) % WINDOW
-            guide.hear(Reading("q", LIMIT, remaining, reset, WINDOW), now, now, 0.5, refused=refused)
+            guide.observe(Reading("q", LIMIT, remaining, reset, WINDOW), now, now, 0.5, refused=refused)
         return now
 
     guide, other = WindowGuide(QUOTA, 0.01), WindowGuide(QUOTA, 0.01)

@@ -112,6 +112,6 @@ def test_what_is_refused_while_the_server_accepts_nothing_makes_no_window() -> N
     for _ in range(20):
         one.accept(0.1)
     for second in range(1, 3600):
-        one.hear(429, second + 0.1, second, turn=Turn())
-    one.hear(200, 3600.1, 3600.0, turn=one.force(3600.0))
+        one.observe(429, second + 0.1, second, turn=Turn())
+    one.observe(200, 3600.1, 3600.0, turn=one.force(3600.0))
     assert one.look(3605.0) >= 2.0

@@ -32,7 +32,7 @@ def tell(
     rate: float = 0.5,
     **options: Any,
 ) -> bool:
-    return guide.hear(reading(now, remaining, **options), now, now, rate, refused=refused)
+    return guide.observe(reading(now, remaining, **options), now, now, rate, refused=refused)
 
 
 def believing(rate: float = 0.5) -> WindowGuide:
@@ -82,7 +82,7 @@ def test_a_reset_in_whole_seconds_is_believed_window_after_window(rounded: Calla
     guide = WindowGuide(QUOTA, FLOOR)
     for tenth in range(3000):
         now = tenth / 10
-        guide.hear(Reading("", LIMIT, 50, rounded(WINDOW - now % WINDOW), WINDOW), now + 0.1, now, 0.5)
+        guide.observe(Reading("", LIMIT, 50, rounded(WINDOW - now % WINDOW), WINDOW), now + 0.1, now, 0.5)
         assert guide.in_force == (now >= 5)
 
 
@@ -102,7 +102,7 @@ def test_a_reset_with_another_meaning_is_never_believed_and_soon_ignored(
     guide = WindowGuide(QUOTA, FLOOR)
     for tenth in range(600):
         now = tenth / 10
-        guide.hear(Reading("", LIMIT, 50, reset_in(now), WINDOW), now, now, 0.5)
+        guide.observe(Reading("", LIMIT, 50, reset_in(now), WINDOW), now, now, 0.5)
         assert not guide.in_force
     assert not guide.listening
 
@@ -174,18 +174,18 @@ def test_two_contradictions_end_the_belief_for_good() -> None:
 def test_slow_answers_end_the_belief_for_good() -> None:
     guide = believing(rate=0.5)
     rate = guide.rate
-    guide.hear(reading(20.0, 0), 20.0, 17.9, 0.5)
+    guide.observe(reading(20.0, 0), 20.0, 17.9, 0.5)
     assert (guide.in_force, guide.rate) == (True, rate)
-    guide.hear(reading(30.0, 0), 30.0, 27.9, 0.5)
+    guide.observe(reading(30.0, 0), 30.0, 27.9, 0.5)
     assert (guide.listening, guide.in_force) == (False, False)
 
 
 @pytest.mark.parametrize("other", [None, reading(20.0, 40), Reading("tokens", LIMIT, 0, 30, WINDOW)])
 def test_refusals_that_the_window_does_not_explain_end_the_belief_for_good(other: Reading | None) -> None:
     guide = believing()
-    assert not guide.hear(other, 20.0, 20.0, 0.5, refused=True)
+    assert not guide.observe(other, 20.0, 20.0, 0.5, refused=True)
     assert guide.in_force
-    assert not guide.hear(other, 20.5, 20.5, 0.5, refused=True)
+    assert not guide.observe(other, 20.5, 20.5, 0.5, refused=True)
     assert not guide.listening
 
 
@@ -201,7 +201,7 @@ def test_before_it_believes_it_explains_nothing_and_counts_no_contradiction() ->
     for now in (1.0, 1.2, 1.4):
         assert not tell(guide, now, 50, refused=True)
         assert not tell(guide, now, 0, refused=True)
-        assert not guide.hear(None, now, now, 0.5, refused=True)
+        assert not guide.observe(None, now, now, 0.5, refused=True)
     tell(guide, 6.0, 50)
     assert guide.in_force
 
@@ -236,7 +236,7 @@ def test_another_quota_is_followed_if_it_is_tighter() -> None:
 
 def test_a_quota_whose_window_changes_is_a_new_quota() -> None:
     guide = believing()
-    guide.hear(Reading("", LIMIT, 50, 7.0, 10.0), 7.0, 7.0, 0.5)
+    guide.observe(Reading("", LIMIT, 50, 7.0, 10.0), 7.0, 7.0, 0.5)
     assert (guide.listening, guide.in_force) == (True, False)
 
 
@@ -373,7 +373,7 @@ def test_whatever_the_headers_say_the_pace_stays_within_its_bounds(
         assert 0 <= guide.release(now, now + seconds) <= QUOTA * seconds * 1.001 + 1e-9
         now += seconds
         said = Reading(name, 100, remaining, window - now % window if reset is None else reset, window)
-        explained = guide.hear(said, now, now - under_way, 0.5, refused=refused)
+        explained = guide.observe(said, now, now - under_way, 0.5, refused=refused)
         assert FLOOR <= guide.rate <= QUOTA
         assert guide.time_for(1.0, now) > 0
         assert not explained or (refused and remaining == 0 and guide.in_force)

@@ -199,7 +199,7 @@ class BlindRate:
         self._accepted += 1
         self._test.accepted(sent)
         mark, starting = turn.mark, self._starting
-        if mark is not None and self._test.hear(mark, now, accepted=True, starting=starting) == 2:
+        if mark is not None and self._test.observe(mark, now, accepted=True, starting=starting) == 2:
             self._due += 1 / self.rate
         if self._starting and self._was_awaited and self._test.is_clear:
             added = max(_ADDED, self.rate * math.log(2) / _DOUBLING)
@@ -232,7 +232,7 @@ class BlindRate:
         self._in_flight.ended(sent)
         self._in_flight.refused(now)
         if turn.mark is not None:
-            good = self._test.hear(turn.mark, now, accepted=False, starting=self._starting)
+            good = self._test.observe(turn.mark, now, accepted=False, starting=self._starting)
             if good == 0:
                 self._due = now + (0.5 + chance) / self.rate
             if good is not None:

@@ -183,7 +183,7 @@ class GroupPace:
         rate = self._quota.bounded(rate)
         if guide.in_force:
             rate, state = guide.rate, state._replace(cold=0)
-        if state.window or not guide.has_heard_nothing:
+        if state.window or not guide.is_uninformed:
             state = state._replace(window=guide.state(now))
         return self._state(before, rate, state, lease.members)
 

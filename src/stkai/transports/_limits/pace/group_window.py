@@ -55,7 +55,7 @@ class GroupWindow:
         if reading.remaining >= 1:
             return None
         guide = self._guide  # A copy; the group's own follows with its next step.
-        guide.hear(reading, now, sent, guide.base)
+        guide.observe(reading, now, sent, guide.base)
         left = guide.paused_until - now
         return left if guide.in_force and left > 0 else None
 
@@ -70,12 +70,12 @@ class GroupWindow:
             except (ValueError, TypeError):  # Another version wrote it.
                 guide = WindowGuide(self._quota.ceiling, self._quota.floor)
         guide.senders = members
-        self._known_at = guide.heard_at
+        self._known_at = guide.seen_at
         latest = self._moved_by = self._latest
-        if latest is not None and latest.now > guide.heard_at:
-            guide.hear(latest.reading, latest.now, latest.sent, rate)
+        if latest is not None and latest.now > guide.seen_at:
+            guide.observe(latest.reading, latest.now, latest.sent, rate)
         if self._doubts:
-            guide.hear(None, now, now, rate, refused=True)
+            guide.observe(None, now, now, rate, refused=True)
         guide.advance(now)
         self._guide = guide
         return guide

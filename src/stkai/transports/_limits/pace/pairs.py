@@ -200,7 +200,7 @@ class PairTest:
         if paired.answers is self._answers:
             self._answers, self.is_open = None, False
 
-    def hear(self, paired: Paired, now: float, *, accepted: bool, starting: bool) -> int | None:
+    def observe(self, paired: Paired, now: float, *, accepted: bool, starting: bool) -> int | None:
         """Note an answer to one of a pair.
 
         Returns:

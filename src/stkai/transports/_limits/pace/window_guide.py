@@ -76,15 +76,15 @@ class WindowGuide:
         self.in_force = False  # Whether the window is believed and `rate` must be followed.
         self._name = ""
         self._window = self._tightness = math.inf
-        self.heard_at = -math.inf  # When the last answer described the window.
+        self.seen_at = -math.inf  # When the last answer described the window.
         self._end = _End()
         self._over = True
         self._account_from(-math.inf)
 
     @property
-    def has_heard_nothing(self) -> bool:
+    def is_uninformed(self) -> bool:
         """Whether no answer has described a window recently."""
-        return self.heard_at == -math.inf
+        return self.seen_at == -math.inf
 
     @property
     def rate(self) -> float:
@@ -95,7 +95,7 @@ class WindowGuide:
         most = self.ceiling * min(self.senders, _MOST_AHEAD)
         return max(self._floor, min(most, self.base * self._factor))
 
-    def hear(
+    def observe(
         self, reading: Reading | None, now: float, sent: float, rate: float, *, refused: bool = False
     ) -> bool:
         """Take in the answer to a request sent at `sent`; `rate` is the initial rate.
@@ -118,7 +118,7 @@ class WindowGuide:
 
     def advance(self, now: float) -> None:
         """Advance the time; the window may end meanwhile."""
-        if now - self.heard_at > _PATIENCE * self._window:
+        if now - self.seen_at > _PATIENCE * self._window:
             self._forget()
         elif not self._over and now >= self._end.latest:
             self._finish()
@@ -143,7 +143,7 @@ class WindowGuide:
         flags = [int(flag) for flag in (self.listening, self._doubted, self.in_force, self._over)]
         sums = self._factor, self._sum, self._weight
         numbers = self._window, self._tightness, self.base, *sums, self._readings
-        instants = (self.paused_until, self.heard_at, self._accounted, *self._end)
+        instants = (self.paused_until, self.seen_at, self._accounted, *self._end)
         return (self._name, *flags, *numbers, *(instant - now for instant in instants))
 
     def resume(self, state: tuple[Any, ...], now: float) -> None:
@@ -159,7 +159,7 @@ class WindowGuide:
         self._window, self._tightness, base, *sums, readings = map(float, numbers[:7])
         self.base, self._readings = self._bounded(base), int(readings)
         self._factor, self._sum, self._weight = sums
-        self.paused_until, self.heard_at, self._accounted, *end = (float(each) + now for each in numbers[7:])
+        self.paused_until, self.seen_at, self._accounted, *end = (float(each) + now for each in numbers[7:])
         self._end = _End(*end)
 
     def _is_followed(self, reading: Reading) -> bool:
@@ -190,7 +190,7 @@ class WindowGuide:
             self._end = _End(now, end, end, end, before=self._end.first)
             self._over = False
             self._account_from(end - self._window)
-        self.heard_at = now
+        self.seen_at = now
         if not self.in_force and self.listening and now - self._end.since >= _STANDING:
             self.in_force = True
             self.base = self._bounded(rate)

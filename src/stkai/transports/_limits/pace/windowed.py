@@ -157,7 +157,7 @@ class WindowedRate:
     def listens(self, now: float, *, refused: bool = False) -> bool:
         """Whether to read an answer's quota headers; once a second if no answer has had any so far."""
         guide = self.guide
-        if not guide.listening or (guide.has_heard_nothing and now < self._listens_at and not refused):
+        if not guide.listening or (guide.is_uninformed and now < self._listens_at and not refused):
             return False
         self._listens_at = now + _LISTENING
         return True
@@ -172,7 +172,7 @@ class WindowedRate:
             return -math.inf
         if not self.guide.listening:
             return math.inf
-        return self._listens_at if self.guide.has_heard_nothing else -math.inf
+        return self._listens_at if self.guide.is_uninformed else -math.inf
 
     def follow(self, reading: Reading | None, now: float, sent: float, *, refused: bool = False) -> bool:
         """Take in the quota headers; returns whether they explain a refusal: the window is used up.
@@ -183,7 +183,7 @@ class WindowedRate:
         followed = guide.in_force
         if reading is not None and not quota.is_given:
             guide.ceiling = reading.limit / reading.window
-        explained = guide.hear(reading, now, sent, self.rate, refused=refused)
+        explained = guide.observe(reading, now, sent, self.rate, refused=refused)
         if guide.in_force and reading is not None and quota.stated(reading):
             self._adopt()
         if followed or guide.in_force:

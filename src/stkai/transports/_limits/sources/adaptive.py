@@ -200,7 +200,7 @@ class AdaptiveRate(Rate):
                 turn.not_before = now + asked
             is_news = self._has_moved()
         else:
-            self._open_eyes(now)
+            self._resume_windows(now)
             windowed.refused(turn, now, sent, asked, chance, explained=explained)
             is_news = not explained and windowed.rate < self._reported
         self.ignores_successes_until = -math.inf
@@ -232,10 +232,10 @@ class AdaptiveRate(Rate):
             windowed.rate = self.mode.rate
         explained = windowed.follow(reading, answer.now, answer.sent, refused=answer.is_refusal)
         if windowed.guide.in_force:
-            self._open_eyes(answer.now)
+            self._resume_windows(answer.now)
         return explained
 
-    def _open_eyes(self, now: float) -> None:
+    def _resume_windows(self, now: float) -> None:
         """Return to the windowed law at the present rate: the server has said something about its quota."""
         if self.mode is not self._windowed:
             self._windowed.resume(self.mode.rate, refused=True)

@@ -195,7 +195,7 @@ class Leased(Member):
             return None
         return self.client.operation(self.reserve_call(turn, now), now)
 
-    def left(self, turn: Turn) -> None:
+    def turn_left(self, turn: Turn) -> None:
         """Let another turn make the call that this one has reserved; return permits that no turn is left to use."""
         call = self.calling
         if call is not None and call.turn is turn and call.ask is None:
