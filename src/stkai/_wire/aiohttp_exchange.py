@@ -261,7 +261,7 @@ def connecting(request: httpx.Request) -> Iterator[None]:
 
 
 def unreadable(error: Exception, connection: Connection, request: httpx.Request) -> httpx.RequestError:
-    """httpx's error for an answer that did not come, or not whole, which is one of `NOT_READ`."""
+    """httpx's error for an answer that did not come, or not whole; `error` is one of `NOT_READ`."""
     if isinstance(error, TimeoutError):  # aiohttp's SocketTimeoutError is one as well.
         return error_for(httpx.ReadTimeout, "", request)
     if isinstance(error, aiohttp.ServerDisconnectedError):

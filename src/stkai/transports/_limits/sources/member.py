@@ -240,7 +240,7 @@ class Member(Source):
         return self.refused >= 0 or (self._reported is not None and self.quota != self._reported.quota)
 
     def needs_call(self) -> bool:
-        """Whether the store should be called although no request does: a probe, or news."""
+        """Whether the store should be called although no request does: to probe it, or to report."""
         if self.outage.is_on:
             return True
         if self.calling is not None or self.group.lease is None:
