@@ -7,6 +7,7 @@ The law decides when a refused request is sent again, what holds others back, an
 import math
 
 from ..limiter import Turn
+from .law import LEAST_CHANGE
 from .pairs import PairTest
 from .quota import KnownQuota
 from .silent_servers import EqualRefusals, InFlightLimit, SilentWindow
@@ -29,8 +30,7 @@ _MANY, _LONGER = 6, 4.2  # Refusals in a row after which that is the longest tim
 _FLOOR, _FLOOR_SHARE = 0.1, 0.05
 """Requests per second below which the rate never falls, but at most that share of the quota."""
 
-_NEWS, _STRICT_NEWS = 0.1, 0.3
-"""Share by which the rate must move before it is reported again; where it moves all the time, more."""
+_STRICT_CHANGE = 0.3  # For `LEAST_CHANGE` where refusals are collisions: the rate moves all the time.
 
 _LATE = 0.05
 """Seconds of lateness to make up for, at most half a gap; only where a shorter gap does not collide with itself."""
@@ -115,9 +115,9 @@ class BlindRate:
         return f"in flight: {places}" if places else ""
 
     @property
-    def news(self) -> float:
+    def least_change(self) -> float:
         """Share by which the rate must move before it is reported again."""
-        return _STRICT_NEWS if self._test.is_strict else _NEWS
+        return _STRICT_CHANGE if self._test.is_strict else LEAST_CHANGE
 
     @property
     def base(self) -> float:

@@ -14,7 +14,7 @@ from ..._retry.retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn
 from .group_window import GroupWindow
 from .headers import is_accepted
-from .law import BURST, HISTORY, LEAST_PAUSE, NEWS, Past, full_pause
+from .law import BURST, HISTORY, LEAST_CHANGE, LEAST_PAUSE, Past, full_pause
 from .quota import KnownQuota
 from .saved_rate import BELIEVED
 from .start import SHARE
@@ -140,7 +140,7 @@ class GroupPace:
 
     def _news(self, rate: float) -> RateChange | None:
         before = self._reported or rate
-        if abs(rate - before) <= NEWS * before and self._reported:
+        if abs(rate - before) <= LEAST_CHANGE * before and self._reported:
             return None
         self._reported = rate
         return RateChange(before, rate, "the group's law") if rate != before else None

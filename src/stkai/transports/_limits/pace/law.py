@@ -14,7 +14,7 @@ HISTORY = 2.0
 BURST = 0.1
 """Windows' worth of permits that may be taken at once after a quiet time."""
 
-NEWS = 0.1
+LEAST_CHANGE = 0.1
 """Share by which a rate must move before it is reported again."""
 
 _SLOPE = 0.0035  # Share of the quota by which the rate grows per window at first.

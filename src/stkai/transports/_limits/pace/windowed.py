@@ -31,7 +31,7 @@ class WindowedRate:
         plain: the penalty and the recovery factor of plain AIMD, which reads no headers; None for the tuned law.
     """
 
-    news = law.NEWS  # Share by which the rate must move before it is reported again.
+    least_change = law.LEAST_CHANGE  # Share by which the rate must move before it is reported again.
     finding = ""  # The reasons say enough.
 
     def __init__(self, quota: KnownQuota, plain: tuple[float, float] | None = None) -> None:

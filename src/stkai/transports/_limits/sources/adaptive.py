@@ -243,7 +243,7 @@ class AdaptiveRate(Rate):
             self.mode = self._windowed
 
     def _has_moved(self) -> bool:
-        return abs(self.mode.base - self._reported) > self.mode.news * self._reported
+        return abs(self.mode.base - self._reported) > self.mode.least_change * self._reported
 
     def _report(self, rate: float, reason: str) -> RateChange:
         """Report the rate; without another reason, it moved with the refusals."""
