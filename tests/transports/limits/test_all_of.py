@@ -292,8 +292,9 @@ def test_a_list_without_limiters_is_refused(given: Any) -> None:
     ):
         with pytest.raises(ConfigurationError) as caught:
             make()
-        words = ("rate_limit", "Limiter", "'token_bucket'", "[AimdLimiter(), InFlight(8)]")
+        words = ("rate_limit", "Limiter", "'token_bucket'", "[AimdLimiter(), InFlight(8)]", " list")
         assert all(word in str(caught.value) for word in words)
+        assert not str(caught.value).endswith("not 'adaptive'")
 
 
 def test_an_incomplete_limiter_is_told_what_it_lacks() -> None:

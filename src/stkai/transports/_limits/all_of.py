@@ -164,7 +164,7 @@ def _flattened(limiters: Sequence[Any]) -> Iterator[Any]:
         elif isinstance(part, AllOf) and not part.is_own:
             yield from part.parts
         else:
-            yield checked_limiter(part)
+            yield checked_limiter(part, f"{WANTED}a list with ")
 
 
 def _joined(request: httpx.Request | None, parts: Iterable[Any]) -> Plan | None:
