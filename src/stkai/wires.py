@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
 from ._config import STKAI
-from ._errors import missing_extra
+from ._errors import ConfigurationError, missing_extra
 
 if TYPE_CHECKING:
     from ._config.models import HttpConfig
@@ -27,12 +27,15 @@ def aiohttp(config: "HttpConfig | None" = None) -> "AsyncTransport":
         config: verification, limits and proxies; by default those of `STKAI.config.http` at the time of this call.
 
     Raises:
-        ConfigurationError: aiohttp is not installed; `config` asks for HTTP/2 or a SOCKS proxy, or its certificates
-            cannot be read; or (at the first request) the event loop is not asyncio's.
+        ConfigurationError: aiohttp is not installed; `config` is not an HttpConfig, asks for HTTP/2 or a SOCKS proxy,
+            or its certificates cannot be read; or (at the first request) the event loop is not asyncio's.
     """
     if find_spec("aiohttp") is None:
         raise missing_extra("stkai.wires.aiohttp()", "aiohttp")
+    from ._config.models import HttpConfig
     from ._wire.over_aiohttp import AiohttpWire
 
+    if not isinstance(config, HttpConfig | None):
+        raise ConfigurationError(f"config must be a stkai.HttpConfig or None, not {config!r}")
     wire: Any = AiohttpWire(config or STKAI.config.http)
     return cast("AsyncTransport", wire)

@@ -382,6 +382,12 @@ def test_what_aiohttp_cannot_do_is_told_when_the_wire_is_made(config: dict[str, 
         stkai.wires.aiohttp(HttpConfig.model_construct(**{**HttpConfig().model_dump(), **config}))
 
 
+def test_what_is_no_config_is_refused() -> None:
+    wrong: Any = {"http2": False}
+    with pytest.raises(ConfigurationError, match=r"config must be a stkai\.HttpConfig or None"):
+        stkai.wires.aiohttp(wrong)
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stkai.wires.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"stkai\[aiohttp\]"):
