@@ -1,6 +1,8 @@
 """The promise that no window of time has more requests than its quota, also from a cold start."""
 
+import heapq
 import math
+import random
 from typing import Any
 
 import httpx
@@ -8,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stkai import StackBuilder, TokenBucket
+from stkai import StackBuilder, SystemClock, TokenBucket, _clock
 from stkai.stores import MemoryStore
 from stkai.testing import FakeClock
-from stkai.transports import Turn, token_bucket
+from stkai.transports import Attempt, Call, Context, Sleep, Turn, token_bucket
 from stkai.transports._limits.queue import Queue
 from stkai.transports._limits.sources.request_limits import Window
 
@@ -164,3 +166,30 @@ def test_a_member_of_a_share_counts_what_it_sent_and_nothing_else() -> None:
         assert wait_for(policy, clock) == pytest.approx(wait)
     store.reset("team")
     assert wait_for(policy, clock) == 0.0
+
+
+def test_those_who_wait_for_several_windows_sleep_once_although_timers_are_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, sleeps, chance = 0.0, 0, random.Random(1)  # noqa: S311 - no secret
+    monkeypatch.setattr(SystemClock, "monotonic", lambda _: now)
+    monkeypatch.setattr(_clock, "_SLEEPS", (SystemClock.sleep, SystemClock.asleep))  # Tests watch both.
+    wire, context = httpx.MockTransport(lambda _: httpx.Response(200)), Context(listener=lambda _: None)
+    layer: Any = token_bucket(TokenBucket(200, 1.0, burst=1)).sync(wire, context=context)
+    request, sent, queue = httpx.Request("GET", "https://api.test/"), list[float](), list[Any]()
+    for number in range(800):
+        attempt = Attempt(Call.start(request, 0.0), is_observed=False)
+        heapq.heappush(queue, (0.0, number, layer.flow(request, attempt)))
+    while queue:
+        wakes, number, flow = heapq.heappop(queue)
+        now = max(now, wakes)
+        operation = flow.send(None)
+        if isinstance(operation, Sleep):
+            late = chance.uniform(0.0001, 0.001)
+            heapq.heappush(queue, (now + operation.seconds + late, number, flow))
+            sleeps += number >= 200  # The others have a glance each second.
+        else:
+            sent.append(now)
+    assert sleeps <= 1.05 * 600
+    assert most_in(sent, 1.0) <= 200
+    assert sent[-1] <= 4.01

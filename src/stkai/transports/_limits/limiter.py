@@ -57,6 +57,7 @@ class Turn:
     mark: Any = None  # What its pace noted about its permit.
     asked: float = 0.0  # When it first asked.
     due_at: float = math.inf  # When it is due.
+    slack: float = 0.0  # Seconds that it sleeps beyond that: those before it may be late by then.
     held_by: Any = None  # The source that held it up when it last asked.
     is_woken: bool = False  # Whether its sleep has been ended, so that it asks at once.
     moves_up: bool = False  # Whether it may go earlier than `ask` said: turns before it have left.
@@ -102,7 +103,7 @@ class Turn:
 # Python gives the objects of a class room for the attributes that the first few of them have had; one that gets more is
 # given a dict of its own, of 400 bytes. So the first turn has all that a turn gets while it waits and goes.
 _first = Turn()
-for _name in ("asked", "due_at", "nap", "is_guess", "held_by", "is_woken", "moves_up", "wake"):
+for _name in ("asked", "due_at", "slack", "nap", "is_guess", "held_by", "is_woken", "moves_up", "wake"):
     setattr(_first, _name, getattr(Turn, _name))
 del _first
 

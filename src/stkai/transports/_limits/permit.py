@@ -62,7 +62,6 @@ def wait_for_permit(
         end = deadline
     if plan.sees_all or turn.guests or limiter.has_remote:
         turn.call = attempt.info  # Thousands of others wait without it.
-    is_real = is_system_clock(context.clock)  # Sleeps of other clocks end early only where that is needed.
     # Seconds for which each source held it up, if that is to be reported.
     held: dict[Source | None, float] | None = {} if attempt.is_observed else None
     try:
@@ -71,8 +70,10 @@ def wait_for_permit(
                 left = end - now
                 if wait > left + TICK and not (turn.is_guess and left > TICK):
                     raise _refused(context, layer, attempt, most, wait, now - start, now)
-                seconds = min(wait, turn.nap, left, _LONGEST)
-                may_wake = (seconds >= NAP and is_real) or getattr(turn.held_by, "wakes", False)
+                # Sleeps of other clocks are exact, and end early only where that is needed.
+                is_real = wait >= NAP and is_system_clock(context.clock)
+                seconds = min(wait + turn.slack if is_real else wait, turn.nap, left, _LONGEST)
+                may_wake = (is_real and seconds >= NAP) or getattr(turn.held_by, "wakes", False)
                 yield Sleep(seconds, turn if may_wake else None)
             elif isinstance(wait, Operation):
                 yield wait

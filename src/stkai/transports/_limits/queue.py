@@ -175,7 +175,7 @@ class Queue:
         """Note when a turn that has to wait may go, and when it asks again; returns the seconds it has to wait."""
         sources, before = turn.sources, turn.held_by
         first = turn.held_by = sources[0]
-        turn.nap = math.inf
+        turn.nap, turn.slack = math.inf, 0.0
         exact = guess = 0.0
         waiting = len(first.order.turns)
         for source in sources:

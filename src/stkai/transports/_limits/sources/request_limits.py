@@ -13,6 +13,9 @@ from .source import ROUNDING, TICK, Limits, Source, in_words
 LATE: Final = 0.05
 """Seconds, beyond the burst, for which the permit of a waiter that wakes late is kept for it."""
 
+_SLACK: Final = 0.001
+"""Seconds by which a timer may be late; in a window of less than a second, this part of it is allowed for."""
+
 NEVER: Final = -math.inf
 
 _EXACT, _SLOTS = 2048, 256
@@ -101,6 +104,7 @@ class Window(Source):
         # Less than one request per window is one in a longer window.
         self.most = max(1, math.floor(max_requests))
         self.seconds = time_window / min(1.0, max_requests)
+        self._slack = _SLACK * min(1.0, self.seconds)
         self._grain = 0.0 if self.most <= _EXACT else self.seconds / _SLOTS
         self.limit = in_words(Limits(self.most, self.seconds))
 
@@ -118,6 +122,8 @@ class Window(Source):
         first = self.used + ahead - (windows + 1) * most
         if first >= 0:
             start = self.instant(first)
+        if windows:  # Those whose places it takes, one in each window, will be late.
+            turn.slack = windows * self._slack
         return max(TICK, start + (windows + 1) * seconds - now)
 
     def recover(self, turns: Sequence[Turn]) -> None:
