@@ -93,7 +93,7 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:  # noqa
 
 def _sleep(operation: Sleep, seconds: float, attempt: Attempt, clock: Clock) -> None:
     closing, sleeper = attempt.closing, operation.sleeper
-    if not is_system_clock(clock) or (sleeper is None and (closing is None or seconds < NAP)):
+    if (sleeper is None and (closing is None or seconds < NAP)) or not is_system_clock(clock):
         clock.sleep(seconds)
     else:
         (closing or Job(lambda: None)).wait(seconds, sleeper)

@@ -31,7 +31,7 @@ from .limiter import TOO_MANY_REQUESTS, Answer, Plan, Turn
 from .queue import Queue, was_never_sent
 from .sources.source import TICK, Source
 
-_REAL: Final = (int, float)
+_REAL: Final = (float, int)
 
 _LONGEST: Final = 3600.0
 """Seconds; a longer wait is slept in pieces: every system limits the length of a sleep."""

@@ -181,12 +181,12 @@ class Queue:
         for source in sources:
             ahead = place if source.waiting == waiting else source.count(place)
             seconds = source.when(turn, ahead, now)
-            if seconds > max(exact, guess):
+            if seconds > exact and seconds > guess:
                 turn.held_by = source
-            if source.is_exact:
-                exact = max(exact, seconds)
-            else:
+            if not source.is_exact:
                 guess = max(guess, seconds)
+            elif seconds > exact:
+                exact = seconds
         if before is not None and before is not turn.held_by:
             before.pass_on(turn, now, sources)
         exact = max(exact, wait)
