@@ -91,8 +91,8 @@ def call_finished(
     context: Context, attempt: Attempt, *, status: int | None = None, error: str | None = None
 ) -> None:
     """Report that a call has ended with a response, or an error."""
-    record, info = attempt.record, attempt.info
-    if record.attempts != info.attempt:
+    record, info = attempt.record, attempt.last.info
+    if record.attempts != info.attempt:  # Some attempts were parallel.
         info = replace(info, attempt=record.attempts)
     seconds = context.now() - attempt.call.started
     attempts = record.attempts
