@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pty
 import signal
 import subprocess
 import threading
@@ -77,6 +78,21 @@ def test_a_signal_drains_what_is_in_flight_and_a_resume_sends_the_rest_once(
     assert (result.returncode, summary(result.stderr)) == (0, "10 done, 0 failed (0 unknown)")
     assert sorted(job.done()) == list(range(1, 11))
     assert set(counting.executed.values()) == {1}
+
+
+def test_a_terminal_that_is_closed_interrupts_the_run_like_any_signal(job: Job, gate: Gate) -> None:
+    controller, terminal = pty.openpty()
+    before = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+    process = job.start("--max-in-flight", "3", before=before, stderr=terminal, env={"TERM": "xterm"})
+    os.close(terminal)
+    gate.wait_for(3)
+    os.close(controller)  # From now on, the process cannot write to it.
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    gate.opened.set()
+    process.communicate(timeout=HANGS)
+    assert sorted(job.done()) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("options", [(), ("--quiet",)])

@@ -184,7 +184,7 @@ class Bar(Display):
     """A bar with the same text."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__(partial(console.print, markup=False, highlight=False))  # Above the bar.
+        super().__init__(partial(_print, console))  # Above the bar.
         spinner = SpinnerColumn("line" if console.options.ascii_only else "dots")
         columns = (spinner, BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
         # Refresh by hand: a thread that draws ten times a second would cost more than everything else.
@@ -203,6 +203,11 @@ class Bar(Display):
     def close(self) -> None:
         with suppress(OSError):
             self._bars.stop()
+
+
+def _print(console: Console, message: str) -> None:
+    with suppress(OSError):
+        console.print(message, markup=False, highlight=False)
 
 
 def display(*, quiet: bool, say: Callable[[str], None]) -> Display:
