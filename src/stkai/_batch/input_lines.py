@@ -201,7 +201,12 @@ class StdinCopy:
 
     def start(self) -> None:
         """Start copying."""
-        threading.Thread(target=self.copy, name="stkai.batch.stdin", daemon=True).start()
+        self._thread = threading.Thread(target=self.copy, name="stkai.batch.stdin", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Block until copying has ended."""
+        self._thread.join()
 
     def copy(self) -> None:
         """Copy to the end, in this thread."""

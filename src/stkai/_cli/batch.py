@@ -175,6 +175,7 @@ class _JobRun:
         anyio.run(self._work)
         _interrupt_at_signals()  # The event loop has left them to the system.
         self._display.close()
+        self._copy_rest()
         self._finish_files()
         return self._conclude()
 
@@ -224,6 +225,14 @@ class _JobRun:
             tokens=job.usage.text(self._options.prices),
         )
 
+    def _copy_rest(self) -> None:
+        """After a halt, copy stdin to its end, since a resumed job reads only the copy."""
+        stdin, (code, why) = self._job.stdin, self._runner.stop_reason or (0, "")
+        if code != HALTED or stdin is None or stdin.is_complete or self._options.to_stdout:
+            return
+        say(f"{why}: copying the rest of stdin, which --resume sends; interrupt to leave it out")
+        stdin.wait()
+
     def _finish_files(self) -> None:
         job, runner = self._job, self._runner
         if job.stdin is not None and job.stdin.error is not None:
@@ -252,6 +261,8 @@ class _JobRun:
             complain(message)
             if not self._options.to_stdout:
                 say("to continue: run the same command with --resume")
+                if job.stdin is not None and job.survey is None:
+                    say("stdin was not copied to its end: --resume sends only the lines that were copied")
         if self._options.quiet and not code:
             return code
         if codes:

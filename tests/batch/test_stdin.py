@@ -1,0 +1,66 @@
+"""Stdin as the input: what a run that ends early leaves of it to the next one."""
+
+import io
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from .job import HANGS, Job, RefusalError, Server, echo, summary, until
+
+pytestmark = pytest.mark.real_time
+
+
+@pytest.fixture
+def job(counting: Server, tmp_path: Path) -> Job:
+    job = Job(tmp_path, counting.url)
+    job.write(5)
+    return job
+
+
+def test_stdin_that_was_cut_off_is_reported_and_what_was_copied_is_sent(job: Job, counting: Server) -> None:
+    process = job.start("-", stdin=subprocess.PIPE)
+    assert isinstance(process.stdin, io.BufferedIOBase)
+    process.stdin.write(job.input.read_bytes())
+    process.stdin.flush()
+    until(lambda: len(counting.seen) >= 5, process)
+    process.kill()
+    process.communicate()
+    result = job.run("-", "--resume")
+    assert "stdin was cut off" in result.stderr
+    assert sorted([*job.done(), *job.failures()]) == [1, 2, 3, 4, 5]
+    assert set(counting.executed.values()) == {1}
+
+
+def test_a_run_that_halts_copies_the_rest_of_stdin_for_the_next_one(job: Job, counting: Server) -> None:
+    async def refuse(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        raise RefusalError(401)
+
+    counting.answer = refuse
+    first, *rest = job.input.read_bytes().splitlines(keepends=True)
+    process = job.start("-", stdin=subprocess.PIPE)
+    assert isinstance(process.stdin, io.BufferedIOBase)
+    assert process.stderr is not None
+    process.stdin.write(first)
+    process.stdin.flush()
+    assert b"copying the rest of stdin" in process.stderr.readline()
+    process.communicate(b"".join(rest), timeout=HANGS)
+    assert process.returncode == 3
+    counting.answer = echo
+    result = job.run("-", "--resume")
+    assert (result.returncode, summary(result.stderr)) == (0, "5 done, 0 failed (0 unknown)")
+    assert "cut off" not in result.stderr
+
+
+def test_an_interrupted_run_says_that_stdin_was_not_copied_to_its_end(job: Job, counting: Server) -> None:
+    process = job.start("-", stdin=subprocess.PIPE)
+    assert isinstance(process.stdin, io.BufferedIOBase)
+    process.stdin.write(job.input.read_bytes())
+    process.stdin.flush()
+    until(lambda: len(counting.seen) >= 5, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(HANGS) == 130
+    assert b"--resume sends only the lines that were copied" in process.communicate()[1]
