@@ -22,12 +22,10 @@ from .._checks import POSITIVE_COUNT, check_number
 from .._client import AsyncHttpClient, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError, OutcomeUnknownError
 from .._families import alike
-from .._headers import copy_request
-from ..transports._call import ATTEMPT
 from .append_file import WriteError
 from .engine import Outcome, OutcomesInTasks, outcomes_in_threads
 from .journal import Journal, LineState, LineStates, Recovered
-from .watch import RunState, Watch, asend_watched, send_watched
+from .watch import RunState, Watch, asend_mounted, asend_watched, send_mounted, send_watched
 
 T = TypeVar("T")
 
@@ -161,7 +159,8 @@ class _OutcomeLog(RunState):
                 self.journal.write("d", outcome.index)
 
     def close(self) -> None:
-        """Close the journal."""
+        """Send nothing more, and close the journal."""
+        self.ending.run()
         if self.journal is not None:
             self.journal.close()
 
@@ -216,7 +215,7 @@ def _sender(client: Any) -> Callable[[httpx.Request, Watch], httpx.Response]:
             return partial(send_watched, client)
         return partial(_send_at_once, partial(_send_by_verb, client))
     if isinstance(client, alike(httpx.Client)):
-        return partial(_send_mounted, client)
+        return partial(send_mounted, client)
     raise _wrong("send_all", client, "a stkai.HttpClient or an httpx.Client", "asend_all")
 
 
@@ -224,19 +223,11 @@ def _async_sender(client: Any) -> Callable[[httpx.Request, Watch], Awaitable[htt
     """A function that sends one request through an async client."""
     if isinstance(client, AsyncHttpClient) and type(client).send is AsyncHttpClient.send:
         return partial(asend_watched, client)
-    if isinstance(client, alike(AsyncHttpClient, httpx.AsyncClient)):
+    if isinstance(client, alike(httpx.AsyncClient)):
+        return partial(asend_mounted, client)
+    if isinstance(client, AsyncHttpClient):
         return partial(_send_at_once, client.send)
     raise _wrong("asend_all", client, "a stkai.AsyncHttpClient or an httpx.AsyncClient", "send_all")
-
-
-def _send_mounted(client: httpx.Client, request: httpx.Request, watch: Watch) -> httpx.Response:
-    """Send through a client of httpx; if it is over a stack of ours, what that waits for ends with the run."""
-    watch.about_to_send()
-    copy = copy_request(request, extensions={**request.extensions, ATTEMPT: watch.run.ending})
-    response = client.send(copy)
-    if response.request is copy:
-        response.request = request
-    return response
 
 
 def _send_at_once(send: Callable[[httpx.Request], T], request: httpx.Request, watch: Watch) -> T:

@@ -13,7 +13,10 @@ from .._client import AsyncHttpClient, HttpClient
 from .._errors import StkaiError
 from .._exchange import Exchange
 from .._families import alike
-from ..transports._call import Attempt, ending_with
+from .._headers import copy_request
+from ..transports import AsyncLayerTransport, LayerTransport
+from ..transports._base import LayerBase
+from ..transports._call import ATTEMPT, Attempt, Enter, ending_with
 from ..transports._layer_checks import is_sound
 from ..transports._operations import Flow, Operation, Run, Send
 from ..transports._retry.errors import NOT_SENT
@@ -53,11 +56,12 @@ class Watch:
     """Watches one request: the journal, if there is one, records that it goes to the wire, or did not run.
 
     Its number is that of its line; for `send_all`, its index. It `may_drop` while it was not sent, or was refused.
+    Once it `may_have_acted`, no later refusal proves that it did not run.
     """
 
     def __init__(self, run: RunState, number: int) -> None:
         self.run, self.number = run, number
-        self.may_drop = True
+        self.may_drop, self.may_have_acted = True, False
 
     def about_to_send(self) -> Operation | None:
         """Called right before an attempt goes to the wire; may ask for an operation first.
@@ -121,38 +125,73 @@ def send_watched(client: HttpClient, request: httpx.Request, watch: Watch) -> ht
     """Send one request; what it waits for ends with the run."""
     layer = client._open_entry()  # noqa: SLF001
     exchange = Exchange.of(layer, request)
-    flow = partial(ending_with, watch.run.ending, partial(_watched, exchange.flow, watch))
-    return exchange.finish(layer.carry_out(exchange.call, flow))
+    return exchange.finish(layer.carry_out(exchange.call, partial(_until_the_end, watch, exchange.flow)))
 
 
 async def asend_watched(client: AsyncHttpClient, request: httpx.Request, watch: Watch) -> httpx.Response:
     """Send one request; cancel the task if it need not wait any longer."""
     layer = client._open_entry()  # noqa: SLF001
     exchange = Exchange.of(layer, request)
-    return exchange.finish(await layer.carry_out(exchange.call, partial(_watched, exchange.flow, watch)))
+    return exchange.finish(await layer.carry_out(exchange.call, partial(_watched, watch, exchange.flow)))
 
 
-def _watched(
-    flow: Callable[[httpx.Request, Attempt], Flow], watch: Watch, request: httpx.Request, attempt: Attempt
-) -> Flow:
+def send_mounted(client: httpx.Client, request: httpx.Request, watch: Watch) -> httpx.Response:
+    """Send one request through a client of httpx; what it waits for in a stack of ours ends with the run."""
+    around: Any = partial(_until_the_end, watch)
+    if not _begins_in(LayerTransport, "handle_request", client, request):
+        watch.about_to_send()
+        around = partial(ending_with, watch.run.ending)
+    copy = copy_request(request, extensions={**request.extensions, ATTEMPT: around})
+    return _without(copy, client.send(copy), request)
+
+
+async def asend_mounted(client: httpx.AsyncClient, request: httpx.Request, watch: Watch) -> httpx.Response:
+    """Send one request through an async client of httpx; cancel the task if it need not wait any longer."""
+    journal, kind = watch.run.journal, AsyncLayerTransport
+    if journal is None or not _begins_in(kind, "handle_async_request", client, request):
+        watch.about_to_send()
+        return await client.send(request)
+    copy = copy_request(request, extensions={**request.extensions, ATTEMPT: partial(_watched, watch)})
+    return _without(copy, await client.send(copy), request)
+
+
+def _begins_in(kind: type[LayerBase], method: str, client: Any, request: httpx.Request) -> bool:
+    """Whether the client hands the request to a layer of ours, which may still wait before anything is sent."""
+    find = getattr(client, "_transport_for_url", None)  # Private in httpx and httpx2.
+    return find is not None and getattr(type(find(request.url)), method, None) is getattr(kind, method)
+
+
+def _without(copy: httpx.Request, response: httpx.Response, request: httpx.Request) -> httpx.Response:
+    """The response to the caller's own request, and not to the copy for this run."""
+    if response.request is copy:
+        response.request = request
+    if response.next_request is not None:
+        response.next_request.extensions.pop(ATTEMPT, None)
+    return response
+
+
+def _until_the_end(watch: Watch, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
+    """The same flow, which notifies `watch` of what it sends, and waits no longer once the run is ending."""
+    return ending_with(watch.run.ending, partial(_watched, watch, flow), request, attempt)
+
+
+def _watched(watch: Watch, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
     """The same flow, which notifies `watch` of what it sends."""
-    may_have_acted = False
 
     def send(operation: Send) -> Flow:
-        nonlocal may_have_acted
         first = watch.about_to_send()
         try:
             if first is not None:
                 yield first
             response: httpx.Response = yield operation
         except BaseException as error:
-            may_have_acted = may_have_acted or not _is_unsent(error, operation.wire)
+            watch.may_have_acted = watch.may_have_acted or not _is_unsent(error, operation.wire)
             raise
         else:
-            may_have_acted = may_have_acted or response.status_code not in _REFUSED
+            watch.may_have_acted = watch.may_have_acted or response.status_code not in _REFUSED
             return response
         finally:
-            if not may_have_acted:
+            if not watch.may_have_acted:
                 watch.not_sent()
 
     steps = flow(request, attempt)

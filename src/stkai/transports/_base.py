@@ -14,7 +14,7 @@ from .._families import alike, family_of_wire
 from .._headers import copy_request
 from .._process import refuse_in_handler
 from ._async_driver import aclose_response, adrive
-from ._call import ATTEMPT, Attempt, Beginning, Call, Enter, begin, ending_with
+from ._call import ATTEMPT, Attempt, Beginning, Call, Enter, begin
 from ._context import Context, attempt_finished, attempt_started, call_failed, call_finished, call_started
 from ._driver import close_response, drive
 from ._layer_checks import (
@@ -188,8 +188,8 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         if ATTEMPT in request.extensions:
             attempt = request.extensions[ATTEMPT]
-            if isinstance(attempt, Job):
-                return self.carry_out(self._begin(request), partial(ending_with, attempt, self.flow))
+            if not isinstance(attempt, Attempt):
+                return self.carry_out(self._begin(request), partial(attempt, self.flow))
             return drive(self.flow(request, attempt), attempt, self.context.clock)
         return self.carry_out(self._begin(request))
 
@@ -252,6 +252,8 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
     def handle_async_request(self, request: httpx.Request) -> Coroutine[Any, Any, httpx.Response]:
         if ATTEMPT in request.extensions:
             attempt = request.extensions[ATTEMPT]
+            if not isinstance(attempt, Attempt):
+                return self.carry_out(self._begin(request), partial(attempt, self.flow))
             return adrive(self.flow(request, attempt), attempt, self.context.clock)
         return self.carry_out(self._begin(request))
 

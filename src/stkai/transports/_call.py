@@ -21,7 +21,7 @@ from ._options import ENTERED, NO_OPTIONS, OPTIONS, UNSET, CallRecord, Priority,
 
 ATTEMPT: Final = "stkai.attempt"
 """The extension that carries an attempt through transports that are not layers; or, on the request of a call that has
-not begun, the `Job` at whose end the call stops waiting."""
+not begun, a function that is called like a flow, but with the stack's own flow first, and is carried out instead."""
 
 _numbers = itertools.count(1)
 
