@@ -194,18 +194,18 @@ async def test_each_http2_connection_carries_one_request_at_a_time(world: World)
         await world.until(lambda: http2.open == 0)
 
 
-async def test_requests_on_a_connection_that_the_server_closes_are_sent_again_on_another(
+async def test_an_answer_that_follows_a_goaway_is_received_and_the_next_request_takes_another_connection(
     world: World,
 ) -> None:
     """nginx sends a GOAWAY after a thousand requests, in front of the answers that are still to come."""
     http2 = Http2()
     http2.goes_away = 2
     with listening(http2.serve) as port:
-        build: Any = stkai.build_async_client if world.is_async else stkai.build_client
-        stkai.STKAI.configure(http={"http2": True, "verify": False})
-        client = build(auth=None, rate_limit=None, retry=stkai.RetryPolicy(initial_delay=0))
-        assert await get(world, client, f"https://127.0.0.1:{port}/") == b"by HTTP/2"
-        assert http2.connections == 3
+        client = client_of(world, http2=True, verify=False)
+        for connections in (1, 2, 3, 3):
+            answer = await world.call(client.post, f"https://127.0.0.1:{port}/", {}, retry=None)
+            assert answer.content == b"by HTTP/2"
+            assert http2.connections == connections
         await world.close(client)
 
 

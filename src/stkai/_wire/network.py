@@ -2,8 +2,8 @@
 
 It leaves a connection open whose handshake, with a server or a SOCKS proxy, is cancelled or given up. A proxy that does
 not connect looks to it like a server that does not answer. Some errors pass through it unchanged, and are not httpx
-errors; others lose their message. And it takes bytes that have arrived behind an answer for the answer to the next
-request.
+errors; others lose their message. It takes bytes that have arrived behind an answer for the answer to the next
+request; and it loses an answer that follows a GOAWAY, see `http2`.
 """
 
 import math
@@ -21,6 +21,7 @@ from .._errors import causes
 from .._event_loops import anyio
 from .._families import alike
 from .._secrets import HiddenBytes
+from .http2 import AsyncGoAwayStream, GoAwayStream
 
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
@@ -62,12 +63,14 @@ class Network:
     def __init__(self, pool: Any, backend: Any, errors: Any) -> None:
         self._close = getattr(pool, "close", None) or pool.aclose
         self._backend, self._errors, self._has_proxy = backend, errors, "Proxy" in type(pool).__name__
+        self._has_http2 = getattr(pool, "_http2", False)
         self.sleep, self.connect_unix_socket = backend.sleep, backend.connect_unix_socket
 
     def connect_tcp(self, *args: Any, **options: Any) -> Any:
         """A connection to a host."""
         with _connecting(self._errors):
             stream = self._backend.connect_tcp(*args, **options)
+        stream = GoAwayStream(stream) if self._has_http2 else stream
         self._stream = (
             ProxyStream(stream, self._errors, options.get("timeout")) if self._has_proxy else stream
         )
@@ -92,7 +95,8 @@ class AsyncNetwork(Network):
     async def connect_tcp(self, *args: Any, **options: Any) -> Any:
         """A connection to a host."""
         with _connecting(self._errors):
-            stream = Stream(await self._backend.connect_tcp(*args, **options), self._errors)
+            stream: Any = Stream(await self._backend.connect_tcp(*args, **options), self._errors)
+        stream = AsyncGoAwayStream(stream) if self._has_http2 else stream
         self._stream = (
             AsyncProxyStream(stream, self._errors, options.get("timeout")) if self._has_proxy else stream
         )

@@ -1,0 +1,93 @@
+"""The frames of an HTTP/2 connection that its server ends: a GOAWAY goes behind the answer that it would cut off."""
+
+import itertools
+
+import pytest
+from hyperframe.frame import (
+    ContinuationFrame,
+    DataFrame,
+    Frame,
+    GoAwayFrame,
+    HeadersFrame,
+    PingFrame,
+    RstStreamFrame,
+    SettingsFrame,
+)
+
+from stkai._wire.http2 import GoAways
+
+HEADERS = HeadersFrame(1, data=b"x" * 10, flags=["END_HEADERS"])
+DATA = DataFrame(1, data=b"y" * 20)
+END = DataFrame(1, data=b"z" * 20, flags=["END_STREAM"])
+GOAWAY = GoAwayFrame(last_stream_id=1, additional_data=b"why")
+PING = PingFrame(opaque_data=b"12345678")
+
+
+def written(frames: list[Frame]) -> bytes:
+    return b"".join(frame.serialize() for frame in frames)
+
+
+def asking(stream: int = 1) -> GoAways:
+    """A connection on which a request was sent."""
+    frames = GoAways()
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" if stream == 1 else b""
+    request = HeadersFrame(stream, data=b"r" * 300, flags=["END_HEADERS"])
+    assert frames.sent(preface + written([SettingsFrame(), request, DataFrame(stream, data=b"body")]))
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("arriving", "expected"),
+    [
+        ([GOAWAY, HEADERS, DATA, END, PING], [HEADERS, DATA, END, GOAWAY, PING]),
+        ([SettingsFrame(), HEADERS, GOAWAY, DATA, END], [SettingsFrame(), HEADERS, DATA, END, GOAWAY]),
+        ([HEADERS, END, GOAWAY, PING], [HEADERS, END, GOAWAY, PING]),
+        ([GOAWAY, PING, RstStreamFrame(1)], [PING, RstStreamFrame(1), GOAWAY]),
+        ([GoAwayFrame(last_stream_id=2**31 - 1), GOAWAY, END], [END, GOAWAY]),
+    ],
+)
+def test_a_goaway_goes_behind_the_answer_however_the_bytes_arrive(
+    arriving: list[Frame], expected: list[Frame]
+) -> None:
+    data = written(arriving)
+    for size in (1, 2, 7, 8, 9, 10, 17, 18, 30, len(data)):
+        frames = asking()
+        passed = [frames.arrived(data[place : place + size]) for place in range(0, len(data), size)]
+        assert b"".join(passed) == written(expected)
+        assert not frames.sent(b""), "what is sent now is of no use"
+
+
+def test_a_goaway_goes_behind_the_whole_head_of_an_answer_without_a_body() -> None:
+    head = HeadersFrame(1, data=b"x", flags=["END_STREAM"])
+    rest = ContinuationFrame(1, data=b"y", flags=["END_HEADERS"])
+    assert asking().arrived(written([GOAWAY, head, rest])) == written([head, rest, GOAWAY])
+
+
+@pytest.mark.parametrize(
+    "goaway",
+    [
+        GoAwayFrame(last_stream_id=1, error_code=2),
+        GoAwayFrame(last_stream_id=0),
+        GoAwayFrame(last_stream_id=1),
+    ],
+)
+def test_a_goaway_without_an_answer_to_come_passes_at_once(goaway: GoAwayFrame) -> None:
+    frames = asking()
+    if (
+        not goaway.error_code and goaway.last_stream_id
+    ):  # The answer is there, or the next request is too late.
+        assert frames.arrived(written([HEADERS, END])) == written([HEADERS, END])
+        assert frames.sent(written([HeadersFrame(3, data=b"r", flags=["END_HEADERS"])]))
+    assert frames.arrived(written([goaway])) == written([goaway])
+
+
+def test_a_stricter_goaway_takes_the_place_of_one_that_is_held_back() -> None:
+    frames, last = asking(), GoAwayFrame(last_stream_id=0)
+    assert frames.arrived(written([GOAWAY])) == b""
+    assert frames.arrived(written([last, PING])) == written([last, PING])
+
+
+def test_a_body_passes_as_it_arrives() -> None:
+    frames, data = asking(), written([HEADERS, DATA])
+    assert frames.arrived(data[:-15]) == data[:-15]
+    assert list(itertools.accumulate(map(frames.arrived, (data[-15:-5], data[-5:]))))[-1] == data[-15:]
