@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import pytest
@@ -146,6 +146,28 @@ def test_an_interrupt_leaves_no_part_of_a_record_and_takes_none_of_others(
                 file.append(b"lost\n")
         file.append(b"kept\n")
     assert file.path.read_bytes() == b"kept\nkept\n"
+    file.close()
+
+
+def test_nothing_follows_a_part_of_a_record_that_cannot_be_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, write = AppendFile(tmp_path / "file"), os.write
+
+    def stale(descriptor: int, data: Any) -> NoReturn:
+        if isinstance(data, bytes):
+            write(descriptor, data[:3])
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", stale)
+        patch.setattr(os, "ftruncate", stale)
+        for _ in range(2):
+            with pytest.raises(WriteError):
+                file.append(b"lost\n")
+        assert file.path.read_bytes() == b"los"
+    file.append(b"kept\n")
+    assert file.path.read_bytes() == b"kept\n"
     file.close()
 
 

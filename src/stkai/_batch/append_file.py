@@ -34,6 +34,8 @@ class AppendFile:
         self.size = os.fstat(self.descriptor).st_size
         self._appending = threading.Lock()
         """A failed write is cut off at the size before it, so nothing else may be written meanwhile."""
+        self._is_torn = False
+        """Whether the last write has failed, and could not be cut off."""
         self._changes = 0
         self._safe_changes = 0
         """How many of the changes would survive a power failure."""
@@ -44,21 +46,28 @@ class AppendFile:
         """Write a record. For any thread.
 
         Raises:
-            WriteError: the record could not be written; no part of it is left in the file.
+            WriteError: the record could not be written. If a part of it cannot be cut off, nothing follows it.
         """
         with self._appending:
             try:
+                if self._is_torn:
+                    self._cut()
                 written = os.write(self.descriptor, record)
                 while written < len(record):
                     written += os.write(self.descriptor, memoryview(record)[written:])
                 self.size += len(record)
             except BaseException as error:  # An interrupt may come as well, and must not leave half a record.
+                self._is_torn = True
                 with suppress(OSError):
-                    os.ftruncate(self.descriptor, self.size)
+                    self._cut()
                 if isinstance(error, OSError):
                     raise WriteError(self.path, error) from error
                 raise
             self._changes += 1
+
+    def _cut(self) -> None:
+        os.ftruncate(self.descriptor, self.size)
+        self._is_torn = False
 
     def cut_torn_tail(self) -> bytes:
         """Cut off and return everything after the last line break."""
