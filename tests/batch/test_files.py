@@ -171,6 +171,18 @@ def test_nothing_follows_a_part_of_a_record_that_cannot_be_cut_off(
     file.close()
 
 
+def test_a_closed_file_writes_nothing_into_the_file_that_has_its_number_next(tmp_path: Path) -> None:
+    file = AppendFile(tmp_path / "file")
+    number = file.descriptor
+    file.close()
+    other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)
+    assert other == number
+    with pytest.raises(WriteError):
+        file.append(b"lost\n")
+    assert os.fstat(other).st_size == 0
+    os.close(other)
+
+
 def test_a_torn_tail_of_any_length_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for content, kept in (

@@ -120,5 +120,8 @@ class AppendFile:
                 await anyio.to_thread.run_sync(self.sync)
 
     def close(self) -> None:
-        """Close the file, which releases its lock."""
-        os.close(self.descriptor)
+        """Close the file, which releases its lock. Nothing can be written afterwards."""
+        with self._appending:
+            # Another file may have the number next, and a thread that an interrupt has left behind may still write.
+            descriptor, self.descriptor = self.descriptor, -1
+        os.close(descriptor)
