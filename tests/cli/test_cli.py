@@ -20,6 +20,7 @@ import stkai
 from stkai.__main__ import main
 from stkai._cli import app, demo
 from stkai._cli.demo import STRATEGIES, Batch, StrategyRun
+from stkai._cli.explain import _settings
 from stkai.transports._limits.pace.saved_rate import LearnedRate, SavedRate
 
 from ..support.command_line import invoke
@@ -268,6 +269,14 @@ def test_explain_shows_unused_variables(monkeypatch: pytest.MonkeyPatch) -> None
     (line,) = (line for line in result.output.splitlines() if "STKAI_RATE_LIMITS_ENABLED" in line)
     assert "ignored" in line
     assert "did you mean STKAI_RATE_LIMIT_ENABLED?" in " ".join(result.output.split())
+
+
+def test_explain_colours_ignored_variables_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STKAI_RATE_LIMITS_ENABLED", "true")
+    monkeypatch.setenv("STKAI_RATE_LIMIT_SHARE", "ignored")
+    table = _settings(1000)
+    yellow = [table.plain[span.start : span.end].split()[0] for span in table.spans if span.style == "yellow"]
+    assert yellow == ["STKAI_RATE_LIMITS_ENABLED"]
 
 
 @pytest.mark.parametrize(

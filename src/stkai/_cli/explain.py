@@ -63,7 +63,7 @@ def _settings(width: float) -> Text:
     second = max(fits, default=0)
     table = Text.assemble((f"{'variable':<{first}}  {'value':<{second}}  from", "italic"))
     for name, value, source in rows:
-        style = {"default": ""}.get(source, "yellow" if value == "ignored" else "bold")
+        style = {"default": ""}.get(source, "yellow" if "not a setting of stkai" in source else "bold")
         # Text, because rich parses brackets in a plain string as markup.
         table.append(f"\n{name:<{first}}  {value:<{second}}  {source}", style)
     return table
