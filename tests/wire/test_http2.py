@@ -1,7 +1,5 @@
 """The frames of an HTTP/2 connection that its server ends: a GOAWAY goes behind the answer that it would cut off."""
 
-import itertools
-
 import pytest
 from hyperframe.frame import (
     ContinuationFrame,
@@ -87,7 +85,10 @@ def test_a_stricter_goaway_takes_the_place_of_one_that_is_held_back() -> None:
     assert frames.arrived(written([last, PING])) == written([last, PING])
 
 
-def test_a_body_passes_as_it_arrives() -> None:
-    frames, data = asking(), written([HEADERS, DATA])
-    assert frames.arrived(data[:-15]) == data[:-15]
-    assert list(itertools.accumulate(map(frames.arrived, (data[-15:-5], data[-5:]))))[-1] == data[-15:]
+@pytest.mark.parametrize(
+    "wrong", [DATA.serialize().replace(b"\1", b"\0"), b"\1\0\0\0\0\0\0\0\1" + b"x" * 65_536]
+)
+def test_what_is_no_frame_or_too_long_passes_as_it_arrives(wrong: bytes) -> None:
+    frames = asking()
+    assert frames.arrived(HEADERS.serialize()[:-1]) == b""
+    assert frames.arrived(HEADERS.serialize()[-1:] + wrong) == HEADERS.serialize() + wrong

@@ -5,92 +5,80 @@ section 6.8); nginx does so after a thousand requests, and when it is reloaded. 
 the answer would be lost, and the request perhaps sent again.
 """
 
-import struct
 from typing import Any, Final
 
+from hyperframe.exceptions import HyperframeError
+from hyperframe.frame import ContinuationFrame, Frame, GoAwayFrame, HeadersFrame, RstStreamFrame
+
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_HEAD: Final = struct.Struct(">BHBBI")
-"""What a frame begins with: its length in 24 bits, its type, its flags and its stream; RFC 9113, section 4.1."""
-
-_LAST: Final = struct.Struct(">II")
-"""What a GOAWAY says: the last stream that is answered, and an error code."""
-
-_DATA, _HEADERS, _RST_STREAM, _GOAWAY, _CONTINUATION = 0, 1, 3, 7, 9
-_END_STREAM, _END_HEADERS = 1, 4
-_LONGEST: Final = 16_384  # Bytes of a frame; h2 refuses longer ones.
+_HEAD: Final = 9  # Bytes in front of a frame's body; RFC 9113, section 4.1.
+_LONGEST: Final = 16_384  # Bytes of a body; h2 refuses longer ones.
 
 
 class GoAways:
     """Holds a GOAWAY back until the answer to the newest request has arrived. One request at a time is on its way."""
 
     def __init__(self) -> None:
-        self._newest = 0
-        self._is_answered = True
-        self._is_over = False
-        self._held = b""
-        """The GOAWAY that is held back."""
-        self._start = b""
-        """The start of a frame that is not known yet."""
-        self._left = 0
-        """How many bytes of the current frame have not arrived yet."""
-        self._is_open = False
-        """Whether the current frame's headers go on in the next one."""
+        self._newest, self._is_answered, self._is_over = 0, True, False
+        self._held = b""  # The GOAWAY that is held back.
+        self._rest = b""  # The start of a frame whose end has not arrived yet.
+        self._is_open = False  # Whether the headers of the last frame go on in the next one.
 
     def sent(self, data: bytes) -> bool:
         """Note a request in these frames; whether it is still of use to send them."""
-        place = len(_PREFACE) if data.startswith(_PREFACE) else 0
-        while place + _HEAD.size <= len(data):
-            high, low, kind, _, stream = _HEAD.unpack_from(data, place)
-            if kind == _HEADERS:
-                self._newest, self._is_answered = stream, False
-            place += _HEAD.size + (high << 16 | low)
+        for frame, _ in _frames_of(data.removeprefix(_PREFACE))[0]:
+            if isinstance(frame, HeadersFrame):
+                self._newest, self._is_answered = frame.stream_id, False
         return not self._is_over
 
     def arrived(self, data: bytes) -> bytes:
-        """The bytes for h2, with a GOAWAY behind the answer that it would cut off."""
-        data, self._start, place = self._start + data, b"", 0
-        frames: list[bytes] = []
-        while place < len(data):
-            if not self._left:
-                frame = self._begin(data, place)
-                if frame is None:
-                    self._start = data[place:]
-                    break
-                if frame:
-                    frames.append(self._goes_away(frame))
-                    place += len(frame)
-                    continue
-            part = data[place : place + self._left]
-            frames.append(part)
-            place += len(part)
-            self._left -= len(part)
-            if self._held and self._is_answered and not self._left and not self._is_open:
-                frames.append(self._held)
-                self._held, self._is_over = b"", True
-        return b"".join(frames)
+        """The bytes for h2: whole frames, with a GOAWAY behind the answer that it would cut off."""
+        data, self._rest = self._rest + data, b""
+        try:
+            frames, rest = _frames_of(data)
+            if len(rest) > _HEAD + _LONGEST:
+                return data
+            passed = b"".join(self._passed(frame, text) for frame, text in frames)
+        except HyperframeError:  # h2 will say so.
+            return data
+        self._rest = rest
+        return passed
 
-    def _begin(self, data: bytes, place: int) -> bytes | None:
-        """Begin a frame: a GOAWAY, or nothing for others, which pass as they arrive; None if more has to arrive."""
-        if len(data) - place < _HEAD.size:
-            return None
-        high, low, kind, flags, stream = _HEAD.unpack_from(data, place)
-        length = _HEAD.size + (high << 16 | low)
-        if kind == _GOAWAY and _LAST.size <= length - _HEAD.size <= _LONGEST:
-            frame = data[place : place + length]
-            return frame if len(frame) == length else None
-        self._left, self._is_open = length, kind in {_HEADERS, _CONTINUATION} and not flags & _END_HEADERS
-        ends = kind == _RST_STREAM or (kind in {_DATA, _HEADERS} and flags & _END_STREAM)
-        if ends and stream == self._newest:
-            self._is_answered = True
-        return b""
-
-    def _goes_away(self, frame: bytes) -> bytes:
-        last, error = _LAST.unpack_from(frame, _HEAD.size)
-        if self._is_answered or error or self._newest > last & 0x7FFFFFFF:
+    def _passed(self, frame: Frame, text: bytes) -> bytes:
+        """What to pass on now that a frame has arrived."""
+        if isinstance(frame, GoAwayFrame):
+            frame.parse_body(memoryview(text)[_HEAD:])
+            if (
+                not self._is_answered
+                and not frame.error_code
+                and self._newest <= frame.last_stream_id & 0x7FFFFFFF
+            ):
+                self._held = text
+                return b""
             self._held, self._is_over = b"", True
-            return frame
-        self._held = frame
-        return b""
+            return text
+        if isinstance(frame, HeadersFrame | ContinuationFrame):
+            self._is_open = "END_HEADERS" not in frame.flags
+        if frame.stream_id == self._newest and (
+            "END_STREAM" in frame.flags or isinstance(frame, RstStreamFrame)
+        ):
+            self._is_answered = True
+        if self._held and self._is_answered and not self._is_open:
+            text, self._held, self._is_over = text + self._held, b"", True
+        return text
+
+
+def _frames_of(data: bytes) -> tuple[list[tuple[Frame, bytes]], bytes]:
+    """The whole frames, without and with their bodies, and what is left."""
+    frames, place = list[tuple[Frame, bytes]](), 0
+    while place + _HEAD <= len(data):
+        frame, length = Frame.parse_frame_header(memoryview(data)[place : place + _HEAD])
+        end = place + _HEAD + length
+        if end > len(data):
+            break
+        frames.append((frame, data[place:end]))
+        place = end
+    return frames, data[place:]
 
 
 class GoAwayStream:
