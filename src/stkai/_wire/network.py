@@ -6,22 +6,25 @@ errors; others lose their message. It takes bytes that have arrived behind an an
 request; and it loses an answer that follows a GOAWAY, see `http2`.
 """
 
-import math
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ssl import SSLError
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import httpx
 
-from .._clock import SystemClock
 from .._errors import causes
 from .._event_loops import anyio
 from .._families import alike
+from .._lazy import LateModule
 from .._secrets import HiddenBytes
-from .http2 import AsyncGoAwayStream, GoAwayStream
+from .proxies import AsyncProxyStream, ProxyStream
+
+if TYPE_CHECKING:
+    from . import http2
+else:  # Only with the extra `http2`.
+    http2 = LateModule("stkai._wire.http2")
 
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
@@ -70,7 +73,7 @@ class Network:
         """A connection to a host."""
         with _connecting(self._errors):
             stream = self._backend.connect_tcp(*args, **options)
-        stream = GoAwayStream(stream) if self._has_http2 else stream
+        stream = http2.GoAwayStream(stream) if self._has_http2 else stream
         self._stream = (
             ProxyStream(stream, self._errors, options.get("timeout")) if self._has_proxy else stream
         )
@@ -96,7 +99,7 @@ class AsyncNetwork(Network):
         """A connection to a host."""
         with _connecting(self._errors):
             stream: Any = Stream(await self._backend.connect_tcp(*args, **options), self._errors)
-        stream = AsyncGoAwayStream(stream) if self._has_http2 else stream
+        stream = http2.AsyncGoAwayStream(stream) if self._has_http2 else stream
         self._stream = (
             AsyncProxyStream(stream, self._errors, options.get("timeout")) if self._has_proxy else stream
         )
@@ -211,90 +214,3 @@ def connection_with_leftovers(body: Any) -> Any:
         return connection if connection._h11_state.trailing_data[0] else None  # noqa: SLF001
     except AttributeError:  # It is no wire of httpx's, or speaks HTTP/2.
         return None
-
-
-_ASKS: Final = re.compile(rb"[\x01\x05]|(CONNECT [^/ ]+:[0-9]+ HTTP/)")
-"""How a message of SOCKS begins (RFC 1928 and 1929), and the request for a tunnel (RFC 9110, section 9.3.6): a request
-that a proxy forwards names a whole URL."""
-
-
-class ProxyStream:
-    """A connection to a proxy; for the arguments, see `Network`.
-
-    Until the proxy has connected, nothing of the request is sent: what fails is an error of connecting, and may take
-    what is left of the connect timeout. httpcore sets no time limit for the exchange with a SOCKS proxy.
-    """
-
-    _asks: re.Match[bytes] | None = None
-    """What the proxy is asked, as long as it has not connected."""
-
-    _has_asked = False
-
-    def __init__(self, stream: Any, errors: Any, seconds: float | None) -> None:
-        self._stream, self._errors = stream, errors
-        self._end = math.inf if seconds is None else SystemClock.monotonic() + seconds
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> Any:
-        with self._connecting():
-            return self._arrived(self._stream.read(max_bytes, self._limit(timeout)))
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> Any:
-        self._begins(buffer)
-        with self._connecting():
-            return self._stream.write(buffer, self._limit(timeout))
-
-    def start_tls(self, *args: Any, **options: Any) -> Any:
-        return self._above(self._stream.start_tls(*args, **options))
-
-    def _above(self, stream: Any) -> Any:
-        """The same connection through TLS: with the server or, at first, with the proxy."""
-        return stream if self._asks else type(self)(stream, self._errors, self._left())
-
-    def _begins(self, buffer: bytes) -> None:
-        if buffer and not self._has_asked:  # The end of a request may be written as nothing.
-            self._asks = _ASKS.match(buffer)
-            self._has_asked = self._asks is None
-
-    def _limit(self, timeout: float | None) -> float | None:
-        if not self._asks:
-            return timeout
-        seconds = self._left() if timeout is None else min(timeout, self._left())
-        return None if seconds == math.inf else seconds
-
-    def _left(self) -> float:
-        return max(0.001, self._end - SystemClock.monotonic())
-
-    def _arrived(self, data: bytes) -> bytes:
-        if not data and self._asks and self._asks[1]:
-            raise self._errors.ConnectError("the proxy closed the connection instead of answering")
-        return data
-
-    @contextmanager
-    def _connecting(self) -> Iterator[None]:
-        errors = self._errors
-        try:
-            yield
-        except (errors.ReadTimeout, errors.WriteTimeout, errors.ReadError, errors.WriteError) as error:
-            if not self._asks:
-                raise
-            kind = "Timeout" if isinstance(error, errors.TimeoutException) else "Error"
-            raise getattr(errors, f"Connect{kind}")(str(error)) from error
-
-
-class AsyncProxyStream(ProxyStream):
-    """The async version."""
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> Any:
-        with self._connecting():
-            return self._arrived(await self._stream.read(max_bytes, self._limit(timeout)))
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> Any:
-        self._begins(buffer)
-        with self._connecting():
-            return await self._stream.write(buffer, self._limit(timeout))
-
-    async def start_tls(self, *args: Any, **options: Any) -> Any:
-        return self._above(await self._stream.start_tls(*args, **options))

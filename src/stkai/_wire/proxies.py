@@ -2,16 +2,22 @@
 
 Requests to this machine use no proxy, as in browsers: secrets for a server on localhost would leave the machine, and
 the proxy would look for that server on its own machine.
+
+And the connection to a proxy, which httpcore takes for one to a server that does not answer.
 """
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.request import getproxies
 
 import httpx
 
+from .._clock import SystemClock
 from .._urls import DEFAULT_PORTS, address_of, is_this_machine
 
 if TYPE_CHECKING:
@@ -91,3 +97,90 @@ def _network(text: str) -> IPv4Network | IPv6Network | None:
         return ip_network(text, strict=False)
     except ValueError:
         return None
+
+
+_ASKS: Final = re.compile(rb"[\x01\x05]|(CONNECT [^/ ]+:[0-9]+ HTTP/)")
+"""How a message of SOCKS begins (RFC 1928 and 1929), and the request for a tunnel (RFC 9110, section 9.3.6): a request
+that a proxy forwards names a whole URL."""
+
+
+class ProxyStream:
+    """A connection to a proxy; for the errors, see `Network`; `seconds` is the time limit for connecting.
+
+    Until the proxy has connected, nothing of the request is sent: what fails is an error of connecting, and may take
+    what is left of the connect timeout. httpcore sets no time limit for the exchange with a SOCKS proxy.
+    """
+
+    _asks: re.Match[bytes] | None = None
+    """What the proxy is asked, as long as it has not connected."""
+
+    _has_asked = False
+
+    def __init__(self, stream: Any, errors: Any, seconds: float | None) -> None:
+        self._stream, self._errors = stream, errors
+        self._end = math.inf if seconds is None else SystemClock.monotonic() + seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> Any:
+        with self._connecting():
+            return self._arrived(self._stream.read(max_bytes, self._limit(timeout)))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> Any:
+        self._begins(buffer)
+        with self._connecting():
+            return self._stream.write(buffer, self._limit(timeout))
+
+    def start_tls(self, *args: Any, **options: Any) -> Any:
+        return self._above(self._stream.start_tls(*args, **options))
+
+    def _above(self, stream: Any) -> Any:
+        """The same connection through TLS: with the server or, at first, with the proxy."""
+        return stream if self._asks else type(self)(stream, self._errors, self._left())
+
+    def _begins(self, buffer: bytes) -> None:
+        if buffer and not self._has_asked:  # The end of a request may be written as nothing.
+            self._asks = _ASKS.match(buffer)
+            self._has_asked = self._asks is None
+
+    def _limit(self, timeout: float | None) -> float | None:
+        if not self._asks:
+            return timeout
+        seconds = self._left() if timeout is None else min(timeout, self._left())
+        return None if seconds == math.inf else seconds
+
+    def _left(self) -> float:
+        return max(0.001, self._end - SystemClock.monotonic())
+
+    def _arrived(self, data: bytes) -> bytes:
+        if not data and self._asks and self._asks[1]:
+            raise self._errors.ConnectError("the proxy closed the connection instead of answering")
+        return data
+
+    @contextmanager
+    def _connecting(self) -> Iterator[None]:
+        errors = self._errors
+        try:
+            yield
+        except (errors.ReadTimeout, errors.WriteTimeout, errors.ReadError, errors.WriteError) as error:
+            if not self._asks:
+                raise
+            kind = "Timeout" if isinstance(error, errors.TimeoutException) else "Error"
+            raise getattr(errors, f"Connect{kind}")(str(error)) from error
+
+
+class AsyncProxyStream(ProxyStream):
+    """The async version."""
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> Any:
+        with self._connecting():
+            return self._arrived(await self._stream.read(max_bytes, self._limit(timeout)))
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> Any:
+        self._begins(buffer)
+        with self._connecting():
+            return await self._stream.write(buffer, self._limit(timeout))
+
+    async def start_tls(self, *args: Any, **options: Any) -> Any:
+        return self._above(await self._stream.start_tls(*args, **options))
