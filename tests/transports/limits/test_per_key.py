@@ -1,7 +1,7 @@
 """One limiter for each key of a request, such as its model or its host."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 import stkai
-from stkai import ConfigurationError, InFlight, PerHost, PerKey, StackBuilder, TokenBucket
+from stkai import AllOf, ConfigurationError, InFlight, PerHost, PerKey, StackBuilder, TokenBucket
 from stkai.costs import model_of
 from stkai.testing import FakeClock
-from stkai.transports import LimiterTransport, limiter
+from stkai.transports import LimiterTransport, Turn, limiter
 
 from ...support.gap_limiter import Gap
 from ...support.threads import together
@@ -199,6 +199,45 @@ async def test_a_limiter_that_requests_wait_for_is_never_dropped(world: World) -
     for number in (1, 2, 1):
         await world.send(transport, httpx.Request("POST", origin(number)))
     assert clock.sleeps == [10.0], "the second request to the first host waits for the first one"
+
+
+def keeps_one(made: list[str]) -> tuple[PerKey, Callable[[], None]]:
+    """One limiter per model, of which one is kept; and what asks for a second model, and for the first again."""
+
+    def make(model: str) -> TokenBucket:
+        made.append(model)
+        return TokenBucket(1, 10)
+
+    policy = PerKey(model_of, make, max_keys=1)
+
+    def look_at_others() -> None:
+        for model in ("b", "a"):
+            policy.limiter_for(chat(model))
+
+    return policy, look_at_others
+
+
+async def test_a_limiter_in_a_list_is_not_dropped_while_a_request_uses_it(world: World) -> None:
+    made = list[str]()
+    policy, look_at_others = keeps_one(made)
+
+    def handle(_: httpx.Request) -> int:
+        look_at_others()
+        return 200
+
+    transport = world.build(StackBuilder([limiter([policy, InFlight(16)])]), Wire(handle))
+    await world.send(transport, chat("a"))
+    assert made == ["a", "b"]
+
+
+def test_a_limiter_in_a_list_that_is_asked_by_hand_is_not_dropped_while_it_is_in_use() -> None:
+    made = list[str]()
+    policy, look_at_others = keeps_one(made)
+    both, turns = AllOf(policy, InFlight(16)), [Turn(chat("a")), Turn(chat("a"))]
+    assert [both.ask(turn, 0.0) for turn in turns] == [0.0, 10.0]
+    look_at_others()
+    assert made == ["a", "b"]
+    assert both.ask(turns[1], 10.0) == 0.0
 
 
 def unread() -> Iterator[bytes]:

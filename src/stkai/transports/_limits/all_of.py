@@ -65,7 +65,7 @@ class AllOf(QueueLimiter):
 
     def _sources_for(self, turn: Turn) -> tuple[Source, ...]:
         plan = self.plan_for(turn.request) or self._plan
-        turn.sources, turn.guests, turn.is_by_hand = plan.sources, plan.guests, True
+        turn.sources, turn.guests, turn.parts, turn.is_by_hand = plan.sources, plan.guests, plan.parts, True
         return plan.sources
 
     def ask(self, turn: Turn, now: float) -> float | Operation:
@@ -167,7 +167,7 @@ def _flattened(limiters: Sequence[Any]) -> Iterator[Any]:
             yield checked_limiter(part, f"{WANTED}a list with ")
 
 
-def _joined(request: httpx.Request | None, parts: Iterable[Any]) -> Plan | None:
+def _joined(request: httpx.Request | None, parts: Sequence[Any]) -> Plan | None:
     """What a request needs of all these parts together."""
     asked = (
         part.plan_for(request) if is_ours(part) else plan_of_own(part, request, _guest_of(part))
@@ -189,6 +189,7 @@ def _joined(request: httpx.Request | None, parts: Iterable[Any]) -> Plan | None:
         any(plan.ends for plan in plans),
         listens_of(sources),
         min((plan.max_wait_time for plan in plans if plan.max_wait_time is not None), default=None),
+        parts=tuple(parts),
     )
 
 

@@ -67,7 +67,8 @@ class Turn:
     inner: "dict[Any, Turn]" = {}  # noqa: RUF012 - ... and the turns that these see; replaced, never changed
     is_admitted: bool = False  # Whether the guests have let it go.
     loop_has_ended: Callable[[], bool] | None = None  # Whether its task will be pending for ever.
-    is_by_hand: bool = False  # Whether no layer or permit asks with it, and keeps it meanwhile.
+    is_by_hand: bool = False  # Whether no layer or permit asks with it, and keeps it meanwhile ...
+    parts: tuple[Any, ...] = ()  # ... and then the limiters of its plan.
 
     def __init__(
         self,
@@ -212,6 +213,7 @@ class Plan:
     listens: Callable[[float], bool] | None = None
     max_wait_time: float | None = None  # Seconds.
     sees_all: bool = False  # Whether the limiter is one of the user's own, which must see every answer.
+    parts: tuple[Any, ...] = ()  # The limiters of a list: a `PerKey` drops none while they are held.
     is_plain: bool = field(init=False)  # Whether nothing is to be done for an answer that teaches nothing.
     notes: Callable[[float], bool] | None = field(init=False)  # Whether something is; None if never.
 
