@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import httpx
 import pytest
@@ -162,6 +163,7 @@ class Process:
         policy = copy.deepcopy(self.policy, memo)
         child = Process(sim, len(sim.processes), policy)
         policy._leased.client.store = child.store
+        policy._leased.order.members = WeakSet(policy.sources)  # A copy of the set has the parent's.
         sim.processes.append(child)
         for thing, renew in list(_process._renewals.items()):
             if memo.get(id(thing), thing) is not thing:

@@ -80,6 +80,34 @@ def test_parts_that_are_also_used_alone_share_one_line() -> None:
         assert policy.ask(turn, 10.0 * number) == 0
 
 
+class Watched(Turn):
+    """Counts how often somebody asks for the sources of any of these turns."""
+
+    looks = 0
+
+    @property
+    def sources(self) -> Any:
+        Watched.looks += 1
+        return self._sources
+
+    @sources.setter
+    def sources(self, sources: Any) -> None:
+        self._sources = sources
+
+
+def test_a_request_does_not_look_at_all_that_wait_before_it_for_any_of_its_limits() -> None:
+    whole = TokenBucket(9999, 60)
+    tenants = [AllOf(TokenBucket(1, 60), whole) for _ in range(2)]
+    for _ in range(1000):
+        for tenant in tenants:
+            tenant.ask(Watched(), 0.0)
+    before, last = Watched.looks, Turn()
+    assert before > 0
+    assert tenants[0].ask(last, 1.0) == pytest.approx(1000 * 60 - 1)
+    tenants[0].leave(last, 1.0)
+    assert Watched.looks - before < 500
+
+
 def test_lines_that_already_wait_can_be_joined() -> None:
     first, second = TokenBucket(1, 10), TokenBucket(1, 10)
     waiting = [Turn(), Turn()]

@@ -1,9 +1,11 @@
 """The protocol `Limiter`, what a limiter layer tells a limiter, and what a request needs of it."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import httpx
@@ -107,6 +109,18 @@ _first = Turn()
 for _name in ("asked", "due_at", "slack", "nap", "is_guess", "held_by", "is_woken", "moves_up", "wake"):
     setattr(_first, _name, getattr(Turn, _name))
 del _first
+
+
+number_of: Final = attrgetter("number")
+
+
+def place_in(line: list[Turn], turn: Turn) -> int:
+    """Where the turn is in a line, or where it belongs."""
+    place = bisect_left(line, turn.number, key=number_of)
+    while place < len(line) and line[place].number == turn.number and line[place] is not turn:
+        # Two parallel attempts of one call.
+        place += 1
+    return place
 
 
 @dataclass(slots=True, eq=False)

@@ -9,15 +9,14 @@ many turns leave at once, each later permit costs at most one more call of `ask`
 """
 
 import math
-from bisect import bisect_left, insort
+from bisect import insort
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from operator import attrgetter
 from typing import Final
 from weakref import WeakSet
 
-from .limiter import Turn
+from .limiter import Turn, number_of, place_in
 from .sources.source import Source
 
 NORMAL: Final = 2
@@ -26,8 +25,6 @@ NORMAL: Final = 2
 _LOW: Final = 18
 
 _GAIN: Final = 0.02  # Seconds; no turn is woken to gain less.
-
-_number = attrgetter("number")
 
 
 class Order:
@@ -101,12 +98,12 @@ class Order:
             vacant.pop(0)
         place = len(turns)
         if place and turns[-1].number >= turn.number:  # Most turns join at the end.
-            place = self.place_of(turn)
+            place = place_in(turns, turn)
         if place == len(turns) or turns[place] is not turn:
             turn.due_at = math.inf
             turns.insert(place, turn)
             for source in turn.sources:
-                source.join(turn, place)
+                source.join(turn)
         return place
 
     def _give_number(self, turn: Turn, now: float) -> None:
@@ -139,18 +136,18 @@ class Order:
         """Remove the turn in that place."""
         turn = self.turns.pop(place)
         for source in turn.sources:
-            source.drop(turn, place)
+            source.drop(turn)
         return turn
 
     def leave(self, turn: Turn) -> None:
         """Remove a turn that leaves without its permit; the next turn that joins may take its place."""
-        place = self.place_of(turn)
+        place = place_in(self.turns, turn)
         if self.turns[place : place + 1] == [turn]:
             self.drop(place)
             if place < len(self.turns):
                 left = Turn(None, turn.number, cost=turn.cost, sources=turn.sources)
                 left.costs, left.due_at = turn.costs, turn.due_at
-                insort(self.vacant, left, key=_number)
+                insort(self.vacant, left, key=number_of)
                 self.move_up(place, math.inf)
                 if not place:
                     self._wake_first()
@@ -168,15 +165,6 @@ class Order:
         if not first.is_woken:
             first.is_woken = True
             self.woken.append(first)
-
-    def place_of(self, turn: Turn) -> int:
-        """Where the turn is, or where it belongs."""
-        turns, number = self.turns, turn.number
-        place = bisect_left(turns, number, key=_number)
-        while place < len(turns) and turns[place].number == number and turns[place] is not turn:
-            # Two parallel attempts of one call.
-            place += 1
-        return place
 
 
 def _could_stand_in(turn: Turn, other: Turn) -> bool:

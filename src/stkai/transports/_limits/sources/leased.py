@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from ....stores import Quota
 from ....stores._protocol import LATE, UNLIMITED
-from ..limiter import Answer, RateChange, Turn
+from ..limiter import Answer, RateChange, Turn, place_in
 from ..pace.law import LONGEST_PAUSE
 from .adaptive import AdaptiveRate
 from .holding import EPSILON, GIVE_UP
@@ -63,7 +63,7 @@ class Leased(Member):
 
     def recover(self, turns: Sequence[Turn]) -> None:
         super().recover(turns)
-        self.outage.recover(turns)
+        self.outage.recover()
         if self.history is not None:
             self.history.recover(())
 
@@ -188,7 +188,7 @@ class Leased(Member):
             group.active = 1  # What was known of the others is old.
         if not self._is_due(now):
             return None
-        if group.is_far and self.count(self.order.place_of(turn)) < len(self.held.due):
+        if group.is_far and place_in(self.line, turn) < len(self.held.due):
             # It would miss its own permit: a thread makes the call.
             self.is_early = True
             self.client.schedule(0.0)

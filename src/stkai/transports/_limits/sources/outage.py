@@ -122,9 +122,9 @@ class Outage:
 
     # As sources
 
-    def recover(self, turns: Sequence[Turn]) -> None:
+    def recover(self) -> None:
         for source in self._local:
-            source.recover(turns)
+            source.recover(())
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         if now >= self._until:

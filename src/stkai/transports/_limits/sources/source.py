@@ -1,10 +1,11 @@
 """What a queue takes permits from: the base class of all sources."""
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, Self
 
-from ..limiter import Answer, RateChange, Turn
+from ..limiter import Answer, RateChange, Turn, number_of, place_in
 
 TICK: Final = 1e-6
 """Seconds; a shorter sleep might not move a clock that has run for years."""
@@ -43,7 +44,8 @@ class Source:
     """Decides when a turn is admitted, takes a permit for it, and takes one back. The queue holds the lock."""
 
     order: Any  # The turns that wait, for this source and for those it is used with; None with `stands_for`.
-    waiting: int  # How many of them wait for this source.
+    line: list[Turn]  # Those of them that wait for this source, in their order.
+    waiting: int  # How many these are.
     limit = ""  # What it allows, in words, for events; one of a few for each limiter, so that metrics may count by it.
     stands_for: Any = None  # The source in whose place it is asked: turns wait for that, and name it.
     counts_units = False  # Whether it counts units of cost.
@@ -54,33 +56,41 @@ class Source:
     def __new__(cls, *_: Any, **__: Any) -> Self:
         # Not on the class: Python finds what an object has instead of its class more slowly, and every permit asks.
         source = super().__new__(cls)
-        source.order, source.waiting = None, 0
+        source.order, source.line, source.waiting = None, [], 0
         return source
 
     @property
     def turns(self) -> Sequence[Turn]:
         """The turns that wait for this source, in their order."""
-        turns: list[Turn] = (self.stands_for or self.order).turns
-        return turns if self.waiting == len(turns) else [turn for turn in turns if self in turn.sources]
+        line: list[Turn] = (self.stands_for or self).line
+        return line
 
     def count(self, place: int) -> int:
         """How many of the first `place` turns in the queue wait for this source."""
-        turns = self.order.turns
-        if self.waiting == len(turns):
+        turns, waiting = self.order.turns, self.waiting
+        if waiting == len(turns):
             return place
-        return sum(self in turn.sources for turn in turns[:place])
+        return bisect_left(self.line, turns[place].number, key=number_of) if place < len(turns) else waiting
 
-    def join(self, turn: Turn, place: int) -> None:
-        """Note that a turn waits in that place of the queue."""
+    def join(self, turn: Turn) -> int:
+        """Note that a turn waits; returns its place in the line."""
+        line, place = self.line, self.waiting
+        if place and line[-1].number >= turn.number:  # Most turns join at the end.
+            place = bisect_right(line, turn.number, key=number_of)
+        line.insert(place, turn)
         self.waiting += 1
+        return place
 
-    def drop(self, turn: Turn, place: int) -> None:
-        """Note that the turn in that place of the queue no longer waits."""
+    def drop(self, turn: Turn) -> int:
+        """Note that a turn no longer waits; returns the place that it had in the line."""
+        place = place_in(self.line, turn)
+        del self.line[place]
         self.waiting -= 1
+        return place
 
     def recover(self, turns: Sequence[Turn]) -> None:
         """Make the numbers agree again, after an interrupt or a fork between two of them; these turns wait."""
-        self.waiting = len(turns)
+        self.line, self.waiting = list(turns), len(turns)
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         """Seconds until the turn is admitted if `ahead` turns take a permit of this source first; 0.0 for now.

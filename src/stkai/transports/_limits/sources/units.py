@@ -52,13 +52,15 @@ class Units(Source):
         self._longest = longest_pause(time_window)
         self.limit = f"{most:g} units per {time_window:g} s"
 
-    def join(self, turn: Turn, place: int) -> None:
-        self.waiting += 1
-        self._costs.insert(self.count(place), self.cost_of(turn))
+    def join(self, turn: Turn) -> int:
+        place = super().join(turn)
+        self._costs.insert(place, self.cost_of(turn))
+        return place
 
-    def drop(self, turn: Turn, place: int) -> None:
-        self.waiting -= 1
-        del self._costs[self.count(place)]
+    def drop(self, turn: Turn) -> int:
+        place = super().drop(turn)
+        del self._costs[place]
+        return place
 
     def recover(self, turns: Sequence[Turn]) -> None:
         super().recover(turns)
