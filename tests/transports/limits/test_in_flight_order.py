@@ -105,6 +105,20 @@ def test_the_first_is_woken_and_the_next_when_that_one_has_its_place_or_gives_up
     assert policy.ask(waiters[2], 5.1) == 0.0
 
 
+def test_a_place_goes_to_the_first_also_behind_a_crowd_that_waits_for_another_limit() -> None:
+    places, slow, whole = InFlight(1), TokenBucket(1, 60), TokenBucket(999, 60)
+    mine, others = AllOf(places, whole), AllOf(slow, whole)
+    holder, waiter, woken = Turn(), Turn(), list[Turn]()
+    assert mine.ask(holder, 0.0) == 0.0
+    assert [others.ask(Turn(), 0.0) for _ in range(99)][:2] == [0.0, 60.0]
+    assert mine.ask(waiter, 0.0) != 0.0
+    waiter.wake = lambda: woken.append(waiter)
+    mine.end(holder, 5.0)
+    assert woken == [waiter]
+    assert mine.ask(Turn(), 5.0) != 0.0
+    assert mine.ask(waiter, 5.0) == 0.0
+
+
 def test_more_places_wake_the_first_and_that_one_the_next() -> None:
     policy, waiters = InFlight(1), [Turn() for _ in range(3)]
     woken: list[int] = []

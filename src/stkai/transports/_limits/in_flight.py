@@ -98,7 +98,7 @@ class Slots(Source):
             self._woken = None
         if not self.waiting or self.busy >= self.most:
             return
-        for other in islice(self.order.turns, _LOOKED_AT):
+        for other in islice(self.turns, _LOOKED_AT):
             if other.held_by is not self or other is turn or other.sources == but:
                 continue
             if not other.is_woken:
