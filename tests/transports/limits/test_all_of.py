@@ -80,6 +80,40 @@ def test_parts_that_are_also_used_alone_share_one_line() -> None:
         assert policy.ask(turn, 10.0 * number) == 0
 
 
+@pytest.mark.parametrize("common", ["places", "rate", "none"])
+def test_an_adaptive_limit_grows_while_a_request_before_waits_for_another_one(common: str) -> None:
+    adaptive, places, slow = AimdLimiter(), InFlight(99), TokenBucket(1, 1000)
+    both, other = AllOf(adaptive, places), AllOf(slow, adaptive if common == "rate" else places)
+    assert took(slow, 0.0)
+    if common != "none":
+        assert other.ask(waiter := Turn(), 0.0) == 1000.0
+        assert waiter.held_by in slow.sources
+    turns, response, date = [Turn() for _ in range(5)], httpx.Response(200), FakeClock().utcnow
+    for tick in range(2000):
+        now = tick / 100
+        for turn in [turn for turn in turns if both.ask(turn, now) == 0]:
+            both.learn(turn, Answer(now, now, response, None, date, 0.5))
+            both.end(turn, now)
+            turns[turns.index(turn)] = Turn()
+    assert adaptive.rate > 100
+
+
+def test_an_adaptive_limit_does_not_grow_while_all_wait_for_places() -> None:
+    adaptive, places, date = AimdLimiter(), InFlight(1), FakeClock().utcnow
+    both, now, rates = AllOf(adaptive, places), 0.0, list[float]()
+    turns = [Turn() for _ in range(5)]
+    for _ in range(200):
+        turn = next(turn for turn in turns if both.ask(turn, now) == 0)
+        for _ in range(100):  # An answer takes a second.
+            now += 0.01
+            assert 0 not in [both.ask(other, now) for other in turns if other is not turn]
+        both.learn(turn, Answer(now - 1, now, httpx.Response(200), None, date, 0.5))
+        both.end(turn, now)
+        turns = [*[other for other in turns if other is not turn], Turn()]
+        rates.append(adaptive.rate)
+    assert rates[-1] == rates[10]
+
+
 class Watched(Turn):
     """Counts how often somebody asks for the sources of any of these turns."""
 

@@ -6,6 +6,8 @@ Several processes share one quota, and none knows about the others. What a serve
 
 import math
 from collections.abc import Callable
+from itertools import islice
+from typing import Final
 
 from ..._operations import Operation
 from ..._retry.retry_after import retry_after
@@ -17,13 +19,16 @@ from ..pace.quota import KnownQuota
 from ..pace.saved_rate import LearnedRate
 from ..pace.windowed import WindowedRate
 from .request_limits import NEVER, Rate
-from .source import ROUNDING, TICK, Limits
+from .source import ROUNDING, TICK, Limits, Source
 
 _FOUND = "429 Too Many Requests: a first estimate of the quota"
 
 _OUTAGE, _UNLUCKY = 65.0, 20
 """Seconds from the first of a row of refusals, and refusals of a call, that use up no attempt: a window of a minute may
 be used up."""
+
+_LOOKED_AT: Final = 1000
+"""How far to look for one that waits for this limit and for no other: all before it may be of one key, for instance."""
 
 Save = Callable[[LearnedRate, Answer], Operation | None]
 """Notes what was learned; returns an operation that saves it, if that is due."""
@@ -92,9 +97,19 @@ class AdaptiveRate(Rate):
                 self._is_quiet = not (mode.history.holds or mode.guide.in_force)
 
     def _is_awaited(self) -> bool:
-        """Whether the first waiting turn waits for a permit of this source, and not for one of another source."""
-        source = (self.stands_for or self.order).turns[0].held_by
-        return source is self or source is None or source.is_remote
+        """Whether anybody waits for permits of this source, and nobody before for those of another of its sources."""
+        others: set[Source] = set()
+        for turn in islice(self.turns, _LOOKED_AT):
+            source = turn.held_by
+            if source is None and others:
+                continue  # It has just come.
+            if others.isdisjoint(turn.sources):
+                if source is self or source is None or source.is_remote:
+                    return True
+                if source.waiting == len(source.order.turns):
+                    return False  # Everybody waits for that one.
+                others.add(source)
+        return False
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         mode, seconds = self.mode, now - self._at
