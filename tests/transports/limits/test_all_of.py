@@ -1,6 +1,8 @@
 """Several limits at once: all or nothing, in one line, each with its own methods and costs."""
 
+import heapq
 import math
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -23,8 +25,9 @@ from stkai import (
     TokenBucket,
     Waited,
 )
+from stkai.stores import MemoryStore
 from stkai.testing import FakeClock
-from stkai.transports import Answer, RateChange, Turn, limiter
+from stkai.transports import Answer, RateChange, Run, Turn, limiter
 from stkai.transports._limits.in_flight import Slots
 from stkai.transports._limits.queue import Queue
 from stkai.transports._limits.sources.request_limits import Rate, Window
@@ -112,6 +115,42 @@ def test_an_adaptive_limit_does_not_grow_while_all_wait_for_places() -> None:
         turns = [*[other for other in turns if other is not turn], Turn()]
         rates.append(adaptive.rate)
     assert rates[-1] == rates[10]
+
+
+OTHERS: dict[str, Callable[[MemoryStore], Any]] = {
+    "bucket": lambda _: TokenBucket(1, 60),
+    "places": lambda _: InFlight(1),
+    "share": lambda store: TokenBucket(1, 60, share="other", store=store),
+    "shared units": lambda store: TokenBucket(None, 60, max_cost=1, share="units", store=store),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_request_that_another_limit_holds_up_does_not_ask_a_share_all_the_time(other: str) -> None:
+    clock = FakeClock()
+    store = MemoryStore(clock)
+    both = AllOf(TokenBucket(100, 1, share="team", store=store), OTHERS[other](store))
+
+    def seconds_until_next(turn: Turn) -> float:
+        while isinstance(wait := both.ask(turn, clock.monotonic()), Run):
+            wait.sync(1.0)
+        assert isinstance(wait, float)
+        return min(wait, turn.nap)
+
+    first, waiters, asks = Turn(), [Turn() for _ in range(5)], 0
+    while wait := seconds_until_next(first):
+        clock.advance(wait)
+    coming = [(clock.monotonic(), number) for number in range(5)]
+    end = clock.monotonic() + 10
+    while coming[0][0] < end:
+        now, number = heapq.heappop(coming)
+        clock.advance(now - clock.monotonic())
+        waiters[number].wake = lambda: None
+        wait = seconds_until_next(waiters[number])
+        assert wait > 0
+        asks += 1
+        heapq.heappush(coming, (now + wait, number))
+    assert asks < 5 * 25
 
 
 class Watched(Turn):

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_chec
 
 import httpx
 
+from ..._errors import ClientSideRateLimitError
+from ..._families import alike
 from ...events import CallInfo
 from .._operations import Operation
 from .._options import Priority
+from .._retry.errors import NOT_SENT
 
 TOO_MANY_REQUESTS: Final = int(httpx.codes.TOO_MANY_REQUESTS)
 
@@ -235,6 +238,11 @@ class Plan:
         is_plain = not (self.guests or self.priced or self.ends or self.sees_all)
         object.__setattr__(self, "is_plain", is_plain)
         object.__setattr__(self, "notes", self.listens if is_plain else lambda _: True)
+
+
+def was_never_sent(error: BaseException | None) -> bool:
+    """Whether a request that ended with this error did not reach the server."""
+    return isinstance(error, alike(ClientSideRateLimitError, *NOT_SENT))
 
 
 class Chooser:

@@ -27,8 +27,8 @@ from .._context import Context
 from .._driver import NAP, drive
 from .._operations import Operation, Sleep, Steps
 from .._options import UNSET, Priority, RequestOptions, check_cost
-from .limiter import TOO_MANY_REQUESTS, Answer, Plan, Turn
-from .queue import Queue, was_never_sent
+from .limiter import TOO_MANY_REQUESTS, Answer, Plan, Turn, was_never_sent
+from .queue import Queue
 from .sources.source import TICK, Source
 
 _REAL: Final = (float, int)

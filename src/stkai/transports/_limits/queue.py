@@ -15,12 +15,9 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar, Final
 
-from ..._errors import ClientSideRateLimitError
-from ..._families import alike
 from ..._process import IN_HANDLER, after_fork
 from .._operations import Operation
-from .._retry.errors import NOT_SENT
-from .limiter import Answer, RateChange, Turn
+from .limiter import Answer, RateChange, Turn, was_never_sent
 from .order import NORMAL, Order
 from .sources.source import TICK, Source
 
@@ -175,18 +172,28 @@ class Queue:
         """Note when a turn that has to wait may go, and when it asks again; returns the seconds it has to wait."""
         sources, before = turn.sources, turn.held_by
         first = turn.held_by = sources[0]
-        turn.nap, turn.slack = math.inf, 0.0
-        exact = guess = 0.0
+        turn.slack = exact = guess = latest = held = 0.0
+        may_be_sooner = False
         waiting = len(first.order.turns)
         for source in sources:
+            turn.nap = math.inf
             ahead = place if source.waiting == waiting else source.count(place)
             seconds = source.when(turn, ahead, now)
+            nap = turn.nap
+            if nap < math.inf:
+                may_be_sooner = True
+            else:
+                nap = seconds
             if seconds > exact and seconds > guess:
-                turn.held_by = source
+                turn.held_by, held = source, nap
             if not source.is_exact:
                 guess = max(guess, seconds)
-            elif seconds > exact:
+                continue
+            if seconds > exact:
                 exact = seconds
+            if nap > latest:
+                latest = nap
+        turn.nap = max(latest, held) if may_be_sooner else math.inf  # Before, one of them has no permit.
         if before is not None and before is not turn.held_by:
             before.pass_on(turn, now, sources)
         exact = max(exact, wait)
@@ -195,7 +202,7 @@ class Queue:
             turn.moves_up = False
             first.order.move_up(place + 1, turn.due_at - now - wait)
         turn.due_at = now + wait
-        turn.is_guess = exact <= TICK and turn.nap < math.inf
+        turn.is_guess = exact <= TICK and may_be_sooner
         if turn.is_guess and guess <= TICK:
             # It claims its permit at once, though it does not ask before the source expects one.
             wait = max(wait, turn.nap)
@@ -293,8 +300,3 @@ def join_all(sources: tuple[Source, ...]) -> None:
             for member in [source] if old is None else list(old.members):
                 member.order = order
                 order.members.add(member)
-
-
-def was_never_sent(error: BaseException | None) -> bool:
-    """Whether a request that ended with this error did not reach the server."""
-    return isinstance(error, alike(ClientSideRateLimitError, *NOT_SENT))
