@@ -19,13 +19,10 @@ from ..._process import IN_HANDLER, after_fork
 from .._operations import Operation
 from .limiter import Answer, RateChange, Turn, was_never_sent
 from .order import NORMAL, Order
-from .sources.source import TICK, Source
+from .sources.source import OVERSLEPT, TICK, Source
 
 _EARLY: Final = 0.0005
 """Seconds before its time from which a sleeper claims its permit: otherwise turns that are awake would win ties."""
-
-_OVERSLEPT: Final = 5.0
-"""Seconds after which a waiter that has not woken no longer delays those behind it: its loop may be stuck."""
 
 # Quotas may change and permits may be returned, so a waiter asks again every GLANCE seconds. Two groups ask less often:
 # those behind place _GLANCERS of a fast queue, where nearly all would ask in vain, sleep through waits of up to _QUIET
@@ -124,7 +121,7 @@ class Queue:
         """What `ask` returns if other turns wait, or if there is no permit."""
         turn.is_woken = False
         place, turns = order.join(turn, now), order.turns
-        while place and turns[0].due_at + _OVERSLEPT < now:
+        while place and turns[0].due_at + OVERSLEPT < now:
             # When it wakes, it returns to the head.
             order.drop(0)
             place -= 1
@@ -153,11 +150,14 @@ class Queue:
         turns, rank, due = turn.sources[0].order.turns, 0, now + _EARLY
         while rank < place and turns[rank].due_at <= due:
             rank += 1
+        is_mixed = rank < place and turn.sources[0].is_mixed(turn)
         for source in turn.sources:
             ahead = source.count(rank) if rank else 0
             if not source.is_exact:
                 # A turn that waits for an answer to end may go at any moment: it claims what it waits for, and no more.
                 ahead += sum(other.held_by is source for other in turns[rank:place])
+            elif is_mixed:  # Those behind one that a limit of its own holds up may be due.
+                ahead += source.claims(ahead, source.count(place), due)
             if source.when(turn, ahead, now):
                 return TICK
         asleep = turns[rank : min(place, rank + _LOOKED_AT)]
@@ -174,10 +174,12 @@ class Queue:
         first = turn.held_by = sources[0]
         turn.slack = exact = guess = latest = held = 0.0
         may_be_sooner = False
-        waiting = len(first.order.turns)
+        is_mixed = first.is_mixed(turn)
         for source in sources:
             turn.nap = math.inf
-            ahead = place if source.waiting == waiting else source.count(place)
+            ahead = source.count(place)
+            if is_mixed and ahead:
+                ahead -= source.later_ones(ahead, now)
             seconds = source.when(turn, ahead, now)
             nap = turn.nap
             if nap < math.inf:

@@ -80,7 +80,7 @@ class Leased(Member):
         if now < group.paused_until:
             return max(wait, group.paused_until - now)
         due = held.due
-        if ahead >= len(due) or not self._covers(turn, ahead):
+        if ahead >= len(due) or not self._covers(turn, ahead, now):
             return max(wait, self._estimate(turn, ahead, now))
         left = due[ahead] - now
         if self.pace is None or max(now, due[ahead]) <= self._fresh_until:
@@ -105,7 +105,7 @@ class Leased(Member):
             self.history.take(turn, now)
         if self.held.due and len(self.turns) < 2:
             # Perhaps no request comes that uses the others.
-            self.client.schedule(LATE if self.expected else SOON)
+            self.client.schedule(LATE if self.expected(len(self.turns)) else SOON)
 
     def give_back(self, turn: Turn, now: float) -> None:
         use = self._use_of(turn)
@@ -186,7 +186,7 @@ class Leased(Member):
             return None
         if now > group.as_of + BOTH:
             group.active = 1  # What was known of the others is old.
-        if not self._is_due(now):
+        if not self._is_due(turn, now):
             return None
         if group.is_far and place_in(self.line, turn) < len(self.held.due):
             # It would miss its own permit: a thread makes the call.
@@ -214,9 +214,9 @@ class Leased(Member):
         """
         return self.group.as_of + _FRESH + self.held.late - LATE
 
-    def _is_due(self, now: float) -> bool:
+    def _is_due(self, turn: Turn, now: float) -> bool:
         group = self.group
-        if now >= self._again() - TICK and self.wanted(now)[0] > 0:
+        if now >= self._again() - TICK and self.goes_soon(turn, now) and self.wanted(now)[0] > 0:
             return True
         if self.pace is not None and now >= self._fresh_until - group.lead():
             return True
@@ -246,12 +246,12 @@ class Leased(Member):
             return max(TICK, start - now + behind * group.active / self.rate)
         return max(TICK, start - now)
 
-    def _covers(self, turn: Turn, ahead: int) -> bool:
+    def _covers(self, turn: Turn, ahead: int, now: float) -> bool:
         """Whether the units held are enough for the turn, and for so many before it."""
         cost = self.cost_of(turn)
         if not cost:
             return True
-        claimed = sum(map(self.cost_of, self.turns[:ahead])) if ahead else 0.0
+        claimed = sum(map(self.cost_of, self.first(ahead, turn, now))) if ahead else 0.0
         return claimed + cost <= self.held.units + ROUNDING * self.max_cost
 
     def _use_of(self, turn: Turn) -> Use | None:

@@ -89,23 +89,46 @@ class Member(Source):
         lease, own = self.group.lease, self.quota.max_cost
         return own if lease is None or not own else lease.quota.max_cost
 
-    @property
-    def expected(self) -> int:
-        """How many requests will probably come, besides those that wait."""
+    def expected(self, waiting: int) -> int:
+        """How many requests will probably come, besides so many that wait."""
         if self.max_cost:
             return 0  # What they cost is unknown.
-        return max(0, min(self.group.most(self.rate) + self.passing, self.demand.steady) - len(self.turns))
+        return max(0, min(self.group.most(self.rate) + self.passing, self.demand.steady) - waiting)
 
-    def wanted(self, now: float) -> tuple[int, int, float]:
-        """How many more permits to ask for, and how many permits and units to keep for the first in the queue."""
-        turns, held, cost_of = self.turns, self.held, self.cost_of
+    def goes_soon(self, turn: Turn, now: float) -> bool:
+        """Whether the turn may use a permit within `AHEAD`; also at a guess, if nobody else could use it instead."""
+        return not self.comes_later(turn, now + AHEAD) or not (turn.held_by.is_exact or self.is_mixed(turn))
+
+    def users(self, now: float, most: int) -> tuple[list[Turn], float]:
+        """The first turns that could use a permit within `AHEAD`, and for how many more their other limits have one."""
+        users, room = list[Turn](), dict[tuple[Source, ...], float]()
+        for turn in self.line:
+            if len(users) >= most:
+                break
+            left = room.get(turn.sources)
+            if left is None:
+                left = self._room(turn.sources, now)
+            if left > ROUNDING and self.goes_soon(turn, now):
+                users.append(turn)
+                room[turn.sources] = left - 1
+            else:
+                room[turn.sources] = 0.0
+                if not self.is_mixed(turn):
+                    break  # Nobody has less to wait for.
+        return users, sum(max(0.0, left) for left in room.values()) if room else self._room((), now)
+
+    def _room(self, sources: Sequence[Source], now: float) -> float:
+        others = [source.soon(now, AHEAD) for source in sources if source is not self]
+        return min([self.outage.soon(now, AHEAD), *others])
+
+    def wanted(self, now: float) -> tuple[int, int, float, list[Turn]]:
+        """How many more permits to ask for; how many permits and units to keep; and the turns that could use them."""
+        held, cost_of = self.held, self.cost_of
         self.passing = bisect_right(held.due, now + self.group.latency) if self.group.is_far else 0
-        # What the other sources of the waiting requests could match.
-        sources = [*turns[0].sources, self.outage] if turns else [self.outage]
-        usable = min(source.soon(now, AHEAD) for source in sources if source is not self)
-        most = len(turns) + self.expected
-        if usable < most:
-            most = max(0, math.ceil(usable - ROUNDING))
+        limit = self.group.most(self.rate) + self.passing
+        turns, room = self.users(now, max(limit, len(held.due)))
+        most, expected = len(turns), self.expected(len(turns))
+        most += expected if room >= expected else max(0, math.ceil(room - ROUNDING))
         # If the rate has risen since, the store can lease earlier permits now; but not earlier units of cost.
         next_one = max(AHEAD, self.group.queue_until - now) + 1 / self.rate
         horizon = math.inf if self.max_cost else now + _RISEN * next_one
@@ -116,7 +139,7 @@ class Member(Source):
                 units += cost_of(turns[paid])
                 paid += 1
             kept = paid
-        return min(most, self.group.most(self.rate) + self.passing) - kept, kept, units
+        return min(most, limit) - kept, kept, units, turns
 
     # Calls
 
@@ -149,19 +172,21 @@ class Member(Source):
         self._sequence += 1
         self._started = min(self._started, now)  # The caller's clock may be another one.
         self.demand.update(held, now, group, len(self.turns))
-        want, kept, units = (0, 0, 0.0) if call.is_last or self.outage.is_on else self.wanted(now)
+        is_idle = call.is_last or self.outage.is_on
+        want, kept, units, turns = (0, 0, 0.0, []) if is_idle else self.wanted(now)
         if now < group.paused_until or (self.pace is not None and group.lease is None):
             want = 0
+        want = max(0, want)
         held.keep(kept, units)
         call.sent = now
-        call.ask = self._reported = self._message(kept, max(0, want), units, now, is_last=call.is_last)
+        call.ask = self._reported = self._message(call, kept, want, turns[kept : kept + want], units, now)
         self.refused = -1
         return call.ask
 
-    def _message(self, kept: int, want: int, units: float, now: float, *, is_last: bool) -> Ask:
+    def _message(
+        self, call: StoreCall, kept: int, want: int, wanting: Sequence[Turn], units: float, now: float
+    ) -> Ask:
         held, group, quota, outage = self.held, self.group, self.quota, self.outage
-        turns = self.turns
-        wanting = turns[kept : kept + want]
         lease, queue = group.lease, max(group.queue_until - now, 0.0 if outage.is_long(now) else AHEAD)
         pause = max(0.0, group.paused_until - now)
         return Ask(
@@ -176,7 +201,7 @@ class Member(Source):
             lapsed=held.lapsed,
             held=kept,
             want=want,
-            waiting=len(turns),
+            waiting=len(self.turns),
             low=bool(wanting) and all(turn.priority == "low" for turn in wanting),
             costs=tuple(map(self.cost_of, wanting)) if quota.max_cost else (),
             units_used=held.spent,
@@ -185,7 +210,7 @@ class Member(Source):
             own_seconds=max(0.0, now - outage.since) if outage.used else 0.0,
             queue=0.0 if lease is None else queue,
             refused=None if self.refused < 0 else Refusal(self.refused, pause),
-            leaving=is_last,
+            leaving=call.is_last,
         )
 
     def end_call(self, call: StoreCall, lease: Lease, now: float) -> bool:
@@ -207,7 +232,7 @@ class Member(Source):
         if self.history is not None and lease.quota.window and not self.outage.sources:
             self.history.update(window_of(lease.quota))
         if group.is_far:  # Those who wait could only guess when it would answer.
-            for turn in self.turns[: len(self.held.due)]:
+            for turn in self.users(now, len(self.held.due))[0]:
                 turn.is_woken = True
                 self.order.woken.append(turn)
         if self.needs_call():
@@ -264,7 +289,7 @@ class Member(Source):
         """The call to make in the background; None if there is nothing to do any more."""
         if not self.is_early and not self.needs_call():
             return None
-        steady = self.expected and now < self.demand.used_at + LATE
+        steady = self.expected(len(self.turns)) and now < self.demand.used_at + LATE
         if steady and self.refused < 0 and not self.outage.is_on and not self.is_early:
             self.client.schedule(LATE)  # The next request will probably come.
             return None

@@ -3,6 +3,7 @@
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, Final, NamedTuple, Self
 
 from ..limiter import Answer, RateChange, Turn, number_of, place_in
@@ -12,6 +13,12 @@ TICK: Final = 1e-6
 
 ROUNDING: Final = 1e-6
 """Permits, or shares of a bucket; covers the clock's rounding, so that no waiter has to sleep twice."""
+
+OVERSLEPT: Final = 5.0
+"""Seconds after which a waiter that has not woken no longer delays those behind it: its loop may be stuck."""
+
+_LOOKED_AT: Final = 1000
+"""How far to look where some wait for limits of their own."""
 
 
 class Limits(NamedTuple):
@@ -71,6 +78,32 @@ class Source:
         if waiting == len(turns):
             return place
         return bisect_left(self.line, turns[place].number, key=number_of) if place < len(turns) else waiting
+
+    def comes_later(self, turn: Turn, instant: float) -> bool:
+        """Whether another of its limits lets a turn that waits for this one wait until after that instant."""
+        by = turn.held_by
+        return by is not None and by is not (self.stands_for or self) and turn.due_at > instant
+
+    def is_mixed(self, turn: Turn) -> bool:
+        """Whether some of those who wait need not wait for all limits of the turn."""
+        everybody = len((self.stands_for or self).order.turns)
+        return any(source.waiting < everybody for source in turn.sources)
+
+    def first(self, count: int, turn: Turn, now: float) -> Sequence[Turn]:
+        """The first turns in the line, without those that limits of their own hold up."""
+        if not self.is_mixed(turn):
+            return self.turns[:count]
+        return list(islice((other for other in self.turns if not self.comes_later(other, now)), count))
+
+    def later_ones(self, count: int, now: float) -> int:
+        """How many of the first turns in the line will use no permit yet, for another limit holds them up."""
+        return sum(self.comes_later(turn, now) for turn in islice(self.line, min(count, _LOOKED_AT)))
+
+    def claims(self, start: int, end: int, due: float) -> int:
+        """How many of these turns in the line are due."""
+        return sum(
+            due - OVERSLEPT < turn.due_at <= due for turn in self.line[start : min(end, start + _LOOKED_AT)]
+        )
 
     def join(self, turn: Turn) -> int:
         """Note that a turn waits; returns its place in the line."""

@@ -66,14 +66,9 @@ class Units(Source):
         super().recover(turns)
         self._costs = [self.cost_of(turn) for turn in turns]
 
-    def _costs_before(self, count: int) -> list[float]:
-        if self.stands_for is None:
-            return self._costs[:count]
-        return [self.cost_of(turn) for turn in self.turns[:count]]
-
     def cost_before(self, count: int) -> float:
         """Units that the first `count` turns that wait for this source take together."""
-        return sum(self._costs_before(count))
+        return sum(self._costs[:count])
 
     def _advance(self, now: float) -> None:
         if now > self._at:
@@ -89,16 +84,20 @@ class Units(Source):
         cost = self.cost_of(turn)
         need = min(cost, self.most)
         if ahead:
-            need += self.cost_before(ahead)
+            if self.stands_for is None and not self.is_mixed(turn):
+                costs = self._costs[:ahead]
+            else:
+                costs = [self.cost_of(other) for other in self.first(ahead, turn, now)]
+            need += sum(costs)
             if not cost:
-                need -= self._debt_of_last(ahead)
+                need -= self._debt_of_last(costs)
         if not need or need <= self.level + ROUNDING * self.most:
             return 0.0
         return self._wait(turn, need, now)
 
-    def _debt_of_last(self, count: int) -> float:
-        """What the last of these turns that takes any units leaves as a debt: a call that costs nothing pays none."""
-        cost = next(filter(None, reversed(self._costs_before(count))), 0.0)
+    def _debt_of_last(self, costs: Sequence[float]) -> float:
+        """What the last of these costs that is not 0 leaves as a debt: a call that costs nothing pays none."""
+        cost = next(filter(None, reversed(costs)), 0.0)
         return max(0.0, cost - self.most)
 
     def _wait(self, turn: Turn, need: float, now: float) -> float:
