@@ -102,6 +102,28 @@ async def test_a_permit_is_settled_to_what_the_work_has_cost(world: World) -> No
     assert policy.ask(Turn(cost=60.0), 0.0) == pytest.approx(3.6)
 
 
+@pytest.mark.parametrize("make", [TokenBucket, AimdLimiter])
+@pytest.mark.parametrize("correct", [lambda permit: permit.settle(0), lambda permit: permit.refused()])
+async def test_the_units_of_a_permit_that_was_not_used_come_back_once(
+    world: World, make: Any, correct: Any
+) -> None:
+    policy, clock = make(6000, 60, max_cost=100), FakeClock()
+    units = policy.sources[-1]
+    async with Block(world, policy.permit(cost=50, clock=clock)):
+        pass
+    returned = policy.permit(cost=30, clock=clock)
+    with pytest.raises(NotSent):
+        async with Block(world, returned):
+            raise NotSent
+    refused = policy.permit(cost=90, max_wait_time=1, clock=clock)
+    with pytest.raises(TokenAcquisitionTimeoutError):
+        await Block(world, refused).__aenter__()
+    before = units.level
+    for unused in (returned, refused):
+        correct(unused)
+        assert units.level == before < 60
+
+
 async def test_a_refusal_slows_an_adaptive_limiter_down_and_no_other(world: World) -> None:
     adaptive, bucket, clock = AimdLimiter(600, 60), TokenBucket(5, 60), FakeClock()
     async with Block(world, AllOf(adaptive, bucket, InFlight(2)).permit(clock=clock)) as permit:

@@ -157,7 +157,7 @@ class Permit:
         self._priority: Priority = "low" if priority == "low" else "normal"
         self._turn: Turn | None = None
         self._sent = 0.0
-        self._has_learned = self._is_open = False
+        self._has_learned = self._is_open = self._is_returned = False
 
     def settle(self, cost: float) -> None:
         """Correct the units that the permit took to the real cost.
@@ -188,7 +188,7 @@ class Permit:
             try:
                 drive(*wait, self._clock)
             except BaseException:  # An interrupt, or a wait that takes too long.
-                self._limiter.leave(turn, self._clock.monotonic())
+                self._leave(turn)
                 raise
         self._is_open = True
         return self
@@ -200,7 +200,7 @@ class Permit:
             try:
                 await adrive(*wait, self._clock)
             except BaseException:  # An interrupt, or a wait that takes too long.
-                self._limiter.leave(turn, self._clock.monotonic())
+                self._leave(turn)
                 raise
         self._is_open = True
         return self
@@ -211,7 +211,7 @@ class Permit:
         self._is_open = False
         turn, now, listens = self._taken(), self._clock.monotonic(), self._plan.listens
         if isinstance(error, NotSent):
-            self._limiter.leave(turn, now)
+            self._leave(turn)
             return
         try:
             teaches = error is not None or (listens is not None and listens(now))
@@ -236,11 +236,11 @@ class Permit:
         turn = self._turn = Turn(None, 0, uniform(), self._cost, self._priority, plan.sources)
         if plan.guests:
             turn.guests = plan.guests
-        self._has_learned = False
+        self._has_learned = self._is_returned = False
         try:
             wait = self._limiter.ask(turn, now)
         except BaseException:  # An interrupt, or a limiter of the user's own.
-            self._limiter.leave(turn, now)
+            self._leave(turn)
             raise
         if wait == 0:
             return turn, None
@@ -262,9 +262,15 @@ class Permit:
             turn, Answer(self._sent, clock.monotonic(), response, error, clock.utcnow, turn.chance)
         )
 
+    def _leave(self, turn: Turn) -> None:
+        self._is_returned = True
+        self._limiter.leave(turn, self._clock.monotonic())
+
     def _taken(self) -> Turn:
         if self._turn is None:
             raise RuntimeError("a permit is taken by entering its block: with limiter.permit() as permit:")
+        if self._is_returned:  # With its units.
+            self._turn.cost, self._turn.costs = 0.0, None
         return self._turn
 
     @even_half_made
