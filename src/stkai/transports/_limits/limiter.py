@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from operator import attrgetter
@@ -117,7 +117,7 @@ del _first
 number_of: Final = attrgetter("number")
 
 
-def place_in(line: list[Turn], turn: Turn) -> int:
+def place_in(line: Sequence[Turn], turn: Turn) -> int:
     """Where the turn is in a line, or where it belongs."""
     place = bisect_left(line, turn.number, key=number_of)
     while place < len(line) and line[place].number == turn.number and line[place] is not turn:

@@ -32,6 +32,9 @@ class Order:
 
     def __init__(self) -> None:
         self.turns: list[Turn] = []
+        self.is_mixed = (
+            False  # Whether they may wait for different sources: then each source has a line of its own.
+        )
         self.members: WeakSet[Source] = WeakSet()  # The sources whose turns wait here.
         # What a finalizer or a signal handler found to do while the lock was held, and `recover` after an interrupt.
         self.deferred: deque[Callable[[], object]] = deque()
@@ -51,6 +54,7 @@ class Order:
 
     def recover(self) -> None:
         """Make all numbers agree again with the turns that wait: an interrupt, or a fork, may have come between."""
+        self.is_mixed = True
         for source in self.members:
             source.recover([turn for turn in self.turns if source in turn.sources])
 
@@ -85,7 +89,7 @@ class Order:
         turns, vacant = self.turns, self.vacant
         if not turns:
             # All turns with a number were admitted or left, including those that did not have to wait.
-            self._gone = self.last
+            self._gone, self.is_mixed = self.last, False
             vacant.clear()
         if not turn.number:
             turn.asked = now
@@ -101,9 +105,13 @@ class Order:
             place = place_in(turns, turn)
         if place == len(turns) or turns[place] is not turn:
             turn.due_at = math.inf
+            if not self.is_mixed and turns and turn.sources != turns[0].sources:
+                self.is_mixed = True
+                for source in turns[0].sources:
+                    source.line = list(turns)
             turns.insert(place, turn)
             for source in turn.sources:
-                source.join(turn)
+                source.join(turn, place)
         return place
 
     def _give_number(self, turn: Turn, now: float) -> None:
@@ -136,7 +144,7 @@ class Order:
         """Remove the turn in that place."""
         turn = self.turns.pop(place)
         for source in turn.sources:
-            source.drop(turn)
+            source.drop(turn, place)
         return turn
 
     def leave(self, turn: Turn) -> None:

@@ -150,7 +150,7 @@ class Queue:
         turns, rank, due = turn.sources[0].order.turns, 0, now + _EARLY
         while rank < place and turns[rank].due_at <= due:
             rank += 1
-        is_mixed = rank < place and turn.sources[0].is_mixed(turn)
+        is_mixed = rank < place and turn.sources[0].order.is_mixed
         for source in turn.sources:
             ahead = source.count(rank) if rank else 0
             if not source.is_exact:
@@ -174,27 +174,21 @@ class Queue:
         first = turn.held_by = sources[0]
         turn.slack = exact = guess = latest = held = 0.0
         may_be_sooner = False
-        is_mixed = first.is_mixed(turn)
+        is_mixed = first.order.is_mixed
         for source in sources:
             turn.nap = math.inf
-            ahead = source.count(place)
+            ahead = source.count(place) if is_mixed else place
             if is_mixed and ahead:
                 ahead -= source.later_ones(ahead, now)
             seconds = source.when(turn, ahead, now)
-            nap = turn.nap
-            if nap < math.inf:
-                may_be_sooner = True
-            else:
-                nap = seconds
+            is_sooner = turn.nap < math.inf
+            may_be_sooner, nap = may_be_sooner or is_sooner, turn.nap if is_sooner else seconds
             if seconds > exact and seconds > guess:
                 turn.held_by, held = source, nap
-            if not source.is_exact:
+            if source.is_exact:
+                exact, latest = max(exact, seconds), max(latest, nap)
+            else:
                 guess = max(guess, seconds)
-                continue
-            if seconds > exact:
-                exact = seconds
-            if nap > latest:
-                latest = nap
         turn.nap = max(latest, held) if may_be_sooner else math.inf  # Before, one of them has no permit.
         if before is not None and before is not turn.held_by:
             before.pass_on(turn, now, sources)
@@ -302,3 +296,5 @@ def join_all(sources: tuple[Source, ...]) -> None:
             for member in [source] if old is None else list(old.members):
                 member.order = order
                 order.members.add(member)
+            if old is not None and old.turns:
+                order.recover()

@@ -98,6 +98,10 @@ class AdaptiveRate(Rate):
 
     def _is_awaited(self) -> bool:
         """Whether anybody waits for permits of this source, and nobody before for those of another of its sources."""
+        order = (self.stands_for or self).order
+        if not order.is_mixed:  # What holds up one holds up all.
+            source = order.turns[0].held_by
+            return source is self or source is None or source.is_remote
         others: set[Source] = set()
         for turn in islice(self.turns, _LOOKED_AT):
             source = turn.held_by
@@ -106,8 +110,6 @@ class AdaptiveRate(Rate):
             if others.isdisjoint(turn.sources):
                 if source is self or source is None or source.is_remote:
                     return True
-                if source.waiting == len(source.order.turns):
-                    return False  # Everybody waits for that one.
                 others.add(source)
         return False
 

@@ -188,7 +188,7 @@ class Leased(Member):
             group.active = 1  # What was known of the others is old.
         if not self._is_due(turn, now):
             return None
-        if group.is_far and place_in(self.line, turn) < len(self.held.due):
+        if group.is_far and place_in(self.turns, turn) < len(self.held.due):
             # It would miss its own permit: a thread makes the call.
             self.is_early = True
             self.client.schedule(0.0)
@@ -251,7 +251,7 @@ class Leased(Member):
         cost = self.cost_of(turn)
         if not cost:
             return True
-        claimed = sum(map(self.cost_of, self.first(ahead, turn, now))) if ahead else 0.0
+        claimed = sum(map(self.cost_of, self.first(ahead, now))) if ahead else 0.0
         return claimed + cost <= self.held.units + ROUNDING * self.max_cost
 
     def _use_of(self, turn: Turn) -> Use | None:

@@ -97,12 +97,13 @@ class Member(Source):
 
     def goes_soon(self, turn: Turn, now: float) -> bool:
         """Whether the turn may use a permit within `AHEAD`; also at a guess, if nobody else could use it instead."""
-        return not self.comes_later(turn, now + AHEAD) or not (turn.held_by.is_exact or self.is_mixed(turn))
+        return not self.comes_later(turn, now + AHEAD) or not (turn.held_by.is_exact or self.is_mixed)
 
     def users(self, now: float, most: int) -> tuple[list[Turn], float]:
         """The first turns that could use a permit within `AHEAD`, and for how many more their other limits have one."""
-        users, room = list[Turn](), dict[tuple[Source, ...], float]()
-        for turn in self.line:
+        users: list[Turn] = []
+        room: dict[tuple[Source, ...], float] = {}
+        for turn in self.turns:
             if len(users) >= most:
                 break
             left = room.get(turn.sources)
@@ -113,7 +114,7 @@ class Member(Source):
                 room[turn.sources] = left - 1
             else:
                 room[turn.sources] = 0.0
-                if not self.is_mixed(turn):
+                if not self.is_mixed:
                     break  # Nobody has less to wait for.
         return users, sum(max(0.0, left) for left in room.values()) if room else self._room((), now)
 

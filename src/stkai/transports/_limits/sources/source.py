@@ -51,8 +51,8 @@ class Source:
     """Decides when a turn is admitted, takes a permit for it, and takes one back. The queue holds the lock."""
 
     order: Any  # The turns that wait, for this source and for those it is used with; None with `stands_for`.
-    line: list[Turn]  # Those of them that wait for this source, in their order.
-    waiting: int  # How many these are.
+    waiting: int  # How many of them wait for this source.
+    line: list[Turn]  # These, in their order, once not all of them do.
     limit = ""  # What it allows, in words, for events; one of a few for each limiter, so that metrics may count by it.
     stands_for: Any = None  # The source in whose place it is asked: turns wait for that, and name it.
     counts_units = False  # Whether it counts units of cost.
@@ -69,8 +69,9 @@ class Source:
     @property
     def turns(self) -> Sequence[Turn]:
         """The turns that wait for this source, in their order."""
-        line: list[Turn] = (self.stands_for or self).line
-        return line
+        waited_for = self.stands_for or self
+        turns: list[Turn] = waited_for.order.turns
+        return turns if self.waiting == len(turns) else waited_for.line
 
     def count(self, place: int) -> int:
         """How many of the first `place` turns in the queue wait for this source."""
@@ -84,41 +85,42 @@ class Source:
         by = turn.held_by
         return by is not None and by is not (self.stands_for or self) and turn.due_at > instant
 
-    def is_mixed(self, turn: Turn) -> bool:
-        """Whether some of those who wait need not wait for all limits of the turn."""
-        everybody = len((self.stands_for or self).order.turns)
-        return any(source.waiting < everybody for source in turn.sources)
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the turns that wait may have limits of their own beside this one."""
+        mixed: bool = (self.stands_for or self).order.is_mixed
+        return mixed
 
-    def first(self, count: int, turn: Turn, now: float) -> Sequence[Turn]:
+    def first(self, count: int, now: float) -> Sequence[Turn]:
         """The first turns in the line, without those that limits of their own hold up."""
-        if not self.is_mixed(turn):
+        if not self.is_mixed:
             return self.turns[:count]
         return list(islice((other for other in self.turns if not self.comes_later(other, now)), count))
 
     def later_ones(self, count: int, now: float) -> int:
         """How many of the first turns in the line will use no permit yet, for another limit holds them up."""
-        return sum(self.comes_later(turn, now) for turn in islice(self.line, min(count, _LOOKED_AT)))
+        return sum(self.comes_later(turn, now) for turn in islice(self.turns, min(count, _LOOKED_AT)))
 
     def claims(self, start: int, end: int, due: float) -> int:
         """How many of these turns in the line are due."""
         return sum(
-            due - OVERSLEPT < turn.due_at <= due for turn in self.line[start : min(end, start + _LOOKED_AT)]
+            due - OVERSLEPT < turn.due_at <= due for turn in self.turns[start : min(end, start + _LOOKED_AT)]
         )
 
-    def join(self, turn: Turn) -> int:
-        """Note that a turn waits; returns its place in the line."""
-        line, place = self.line, self.waiting
-        if place and line[-1].number >= turn.number:  # Most turns join at the end.
-            place = bisect_right(line, turn.number, key=number_of)
-        line.insert(place, turn)
+    def join(self, turn: Turn, place: int) -> int:
+        """Note that a turn waits in that place of the queue; returns its place among the turns of this source."""
         self.waiting += 1
+        if self.order.is_mixed:
+            place = bisect_right(self.line, turn.number, key=number_of)
+            self.line.insert(place, turn)
         return place
 
-    def drop(self, turn: Turn) -> int:
-        """Note that a turn no longer waits; returns the place that it had in the line."""
-        place = place_in(self.line, turn)
-        del self.line[place]
+    def drop(self, turn: Turn, place: int) -> int:
+        """Note that the turn in that place of the queue no longer waits; returns the place that it had here."""
         self.waiting -= 1
+        if self.order.is_mixed:
+            place = place_in(self.line, turn)
+            del self.line[place]
         return place
 
     def recover(self, turns: Sequence[Turn]) -> None:

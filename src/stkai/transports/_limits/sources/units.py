@@ -52,13 +52,13 @@ class Units(Source):
         self._longest = longest_pause(time_window)
         self.limit = f"{most:g} units per {time_window:g} s"
 
-    def join(self, turn: Turn) -> int:
-        place = super().join(turn)
+    def join(self, turn: Turn, place: int) -> int:
+        place = super().join(turn, place)
         self._costs.insert(place, self.cost_of(turn))
         return place
 
-    def drop(self, turn: Turn) -> int:
-        place = super().drop(turn)
+    def drop(self, turn: Turn, place: int) -> int:
+        place = super().drop(turn, place)
         del self._costs[place]
         return place
 
@@ -84,10 +84,10 @@ class Units(Source):
         cost = self.cost_of(turn)
         need = min(cost, self.most)
         if ahead:
-            if self.stands_for is None and not self.is_mixed(turn):
+            if self.stands_for is None and not self.is_mixed:
                 costs = self._costs[:ahead]
             else:
-                costs = [self.cost_of(other) for other in self.first(ahead, turn, now)]
+                costs = [self.cost_of(other) for other in self.first(ahead, now)]
             need += sum(costs)
             if not cost:
                 need -= self._debt_of_last(costs)
