@@ -280,18 +280,32 @@ def test_tenacity_is_imported_only_for_a_second_attempt() -> None:
     assert output.stdout.split() == ["False", "True"]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), KeyboardInterrupt()])
-async def test_a_refused_answer_is_closed_if_tenacity_cannot_be_imported(
-    world: World, monkeypatch: pytest.MonkeyPatch, error: BaseException
+async def test_a_refused_answer_is_closed_if_the_import_of_tenacity_is_interrupted(
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> None:
-        raise error
+    def interrupt() -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr("stkai.transports._retry.flow._tenacity", fail)
+    monkeypatch.setattr("stkai.transports._retry.flow._tenacity", interrupt)
     bench = Bench(world, 503)
-    with pytest.raises(type(error)):
+    with pytest.raises(KeyboardInterrupt):
         await bench.send()
     assert (len(bench.wire.requests), bench.wire.open) == (1, 0)
+
+
+async def test_the_outcome_of_a_call_stands_if_no_file_can_be_opened_to_import_tenacity(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("stkai.transports._retry.flow._tenacity", fail)
+    bench = Bench(world, httpx.ConnectError("refused"), 503)
+    with pytest.raises(httpx.ConnectError):
+        await bench.send()
+    response = await bench.send()
+    assert (response.status_code, len(bench.wire.requests), bench.wire.open) == (503, 2, 1)
+    await world.close(response)
 
 
 OUTCOMES = st.sampled_from(

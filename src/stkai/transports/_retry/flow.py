@@ -71,14 +71,15 @@ class _RetryFlow(LayerBase):
         except Exception as error:
             if not isinstance(error, alike(httpx.TransportError)) or not can_resend(request):
                 raise
-            loop = _Loop(policy, self, request, attempt)
-            loop.ended(None, error)
+            loop = _Loop.after(error, policy, self, request, attempt)
         else:
             if policy.is_final(response) or not can_resend(request):
                 return response
             try:
                 loop = _Loop(policy, self, request, attempt)
-            except BaseException:  # tenacity is imported only now; that may fail, or be interrupted.
+            except OSError:  # tenacity is imported only now, and no more files can be opened.
+                return response
+            except BaseException:  # That was interrupted.
                 yield Close(response)
                 raise
             loop.ended(response)
@@ -198,6 +199,16 @@ class _Loop:
         self.retrying.begin()
         # Its outcome is this object.
         self.state = self.tenacity.RetryCallState(self.retrying, fn=None, args=(), kwargs={})
+
+    @classmethod
+    def after(cls, error: Exception, *call: Any) -> "_Loop":
+        """The loop after an error; raises that if tenacity cannot be imported, since no more files can be opened."""
+        try:
+            loop = cls(*call)
+        except OSError:
+            raise error from error.__cause__
+        loop.ended(None, error)
+        return loop
 
     def ended(self, response: httpx.Response | None, error: Exception | None = None) -> None:
         """Note the outcome of an attempt."""
