@@ -222,6 +222,7 @@ class BlindRate:
             self.law.forget()
         if is_long and not (self._before or share):
             self._starting, self.rate = True, self._bounded(_START)
+            self._due = now + 1 / self.rate  # The gap of the rate before is longer.
             return
         # The rate of a start says little; what was accepted since then, until now, says more.
         self._back = share or _REGAINED * (self._before or average)
