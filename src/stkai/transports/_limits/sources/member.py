@@ -106,16 +106,14 @@ class Member(Source):
         for turn in self.turns:
             if len(users) >= most:
                 break
-            left = room.get(turn.sources)
-            if left is None:
-                left = self._room(turn.sources, now)
-            if left > ROUNDING and self.goes_soon(turn, now):
+            left = 0.0
+            if self.goes_soon(turn, now):
+                left = room[turn.sources] if turn.sources in room else self._room(turn.sources, now)
+            room[turn.sources] = left - 1
+            if left > ROUNDING:
                 users.append(turn)
-                room[turn.sources] = left - 1
-            else:
-                room[turn.sources] = 0.0
-                if not self.is_mixed:
-                    break  # Nobody has less to wait for.
+            elif not self.is_mixed:
+                break  # Nobody has less to wait for.
         return users, sum(max(0.0, left) for left in room.values()) if room else self._room((), now)
 
     def _room(self, sources: Sequence[Source], now: float) -> float:
