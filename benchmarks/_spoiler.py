@@ -31,12 +31,17 @@ def _serve(pipe: Connection) -> None:
     chance = random.Random(1)  # noqa: S311 - the same faults each time
     with QuotaServer() as server:
         credentials = (server.client_id, server.client_secret, server.token_url)
+
+        def refill() -> None:
+            if server.faults_left < 5_000:
+                server.fail_with(*(_draw(chance) for _ in range(5_000)), path="/echo")
+
+        refill()
         pipe.send((credentials, f"{server.url}/echo"))
         seen, is_over = 0, False
         while not is_over:
             is_over = pipe.poll(0.02)
-            if server.faults_left < 5_000:
-                server.fail_with(*(_draw(chance) for _ in range(5_000)), path="/echo")
+            refill()
             while server._log:
                 server._log.popleft()
                 seen += 1
