@@ -4,12 +4,13 @@ import asyncio
 import gc
 import heapq
 from functools import partial
+from typing import Any
 
 import anyio
 import httpx
 import pytest
 
-from stkai import AimdLimiter, SystemClock, TokenBucket, _clock
+from stkai import AimdLimiter, AllOf, SystemClock, TokenBucket, _clock
 from stkai.stores import Ask, Lease, MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Context, RateChange, Run, Turn, limiter
@@ -141,8 +142,18 @@ def test_a_task_whose_loop_was_closed_gives_up_its_place(monkeypatch: pytest.Mon
     assert policy.waiting == 0
 
 
-def test_after_others_have_left_each_turn_that_goes_wakes_the_next() -> None:
-    policy, turns, woken = TokenBucket(10, 1.0, burst=1), [Turn() for _ in range(8)], list[int]()
+@pytest.mark.parametrize("waits_for", ["it alone", "a limit of its tenant as well"])
+@pytest.mark.parametrize("is_behind_others", [False, True], ids=["alone", "behind others"])
+def test_after_others_have_left_each_turn_that_goes_wakes_the_next(
+    waits_for: str, is_behind_others: bool
+) -> None:
+    bucket, slow = TokenBucket(10, 1.0, burst=1), TokenBucket(1, 1000)
+    policy: Any = bucket if waits_for == "it alone" else AllOf(TokenBucket(999, 1.0), bucket)
+    if is_behind_others:
+        other = AllOf(slow, bucket)
+        slow.ask(Turn(), 0.0)
+        assert other.ask(Turn(), 0.0) == 1000
+    turns, woken = [Turn() for _ in range(8)], list[int]()
     for number, turn in enumerate(turns):
         turn.wake = partial(woken.append, number)
         policy.ask(turn, 0.0)

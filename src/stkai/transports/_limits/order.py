@@ -9,9 +9,9 @@ many turns leave at once, each later permit costs at most one more call of `ask`
 """
 
 import math
-from bisect import insort
+from bisect import bisect_right, insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 from weakref import WeakSet
@@ -130,9 +130,9 @@ class Order:
         """Let the turn in that place go with its permit."""
         turn = self.drop(place)
         if turn.moves_up:
-            self.move_up(place, turn.due_at - now)
-        if not place and self.turns and self.turns[0].moves_up:
-            self._wake_first()
+            self.move_up(turn, place, turn.due_at - now)
+        if self.is_mixed or not place:
+            self._wake(self._behind(turn, place))
         number = turn.number
         if number > self._gone:
             self._gone = number
@@ -147,7 +147,7 @@ class Order:
             source.drop(turn, place)
         return turn
 
-    def leave(self, turn: Turn) -> None:
+    def leave(self, turn: Turn, now: float) -> None:
         """Remove a turn that leaves without its permit; the next turn that joins may take its place."""
         place = place_in(self.turns, turn)
         if self.turns[place : place + 1] == [turn]:
@@ -156,23 +156,39 @@ class Order:
                 left = Turn(None, turn.number, cost=turn.cost, sources=turn.sources)
                 left.costs, left.due_at = turn.costs, turn.due_at
                 insort(self.vacant, left, key=number_of)
-                self.move_up(place, math.inf)
-                if not place:
-                    self._wake_first()
+                self.move_up(turn, place, math.inf)
+                if not self.is_mixed:
+                    self._wake(self.turns[: not place])
+                elif turn.held_by in turn.sources:
+                    first = turn.held_by.first(1, now)
+                    if first and first[0].number >= turn.number:
+                        self._wake(first)
 
-    def move_up(self, place: int, seconds: float) -> None:
-        """Note that the turn in that place may go so much earlier than `ask` said: once it is the first, it is woken.
+    def move_up(self, turn: Turn, place: int, seconds: float) -> None:
+        """Note that the turn behind this one, in that place, may go so much earlier than `ask` said.
 
-        It then asks again, and passes on the time that it gains.
+        Once it is the first, it is woken. It then asks again, and passes on the time that it gains.
         """
-        if seconds > _GAIN and place < len(self.turns):
-            self.turns[place].moves_up = True
+        if seconds > _GAIN:
+            for other in self._behind(turn, place):
+                other.moves_up = True
 
-    def _wake_first(self) -> None:
-        first = self.turns[0]
-        if not first.is_woken:
-            first.is_woken = True
-            self.woken.append(first)
+    def _behind(self, turn: Turn, place: int) -> list[Turn]:
+        """The turn in that place, behind this one; where limits differ, the one behind it in each of its lines."""
+        if not self.is_mixed:
+            return self.turns[place : place + 1]
+        found: list[Turn] = []
+        for source in turn.sources:
+            behind = bisect_right(source.line, turn.number, key=number_of)
+            found += source.line[behind : behind + 1]
+        return found
+
+    def _wake(self, turns: Sequence[Turn]) -> None:
+        """Wake those of these turns that may go earlier than `ask` said."""
+        for turn in turns:
+            if turn.moves_up and not turn.is_woken:
+                turn.is_woken = True
+                self.woken.append(turn)
 
 
 def _could_stand_in(turn: Turn, other: Turn) -> bool:

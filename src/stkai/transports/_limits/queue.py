@@ -196,7 +196,7 @@ class Queue:
         wait = max(exact, guess)
         if turn.moves_up:
             turn.moves_up = False
-            first.order.move_up(place + 1, turn.due_at - now - wait)
+            first.order.move_up(turn, place + 1, turn.due_at - now - wait)
         turn.due_at = now + wait
         turn.is_guess = exact <= TICK and may_be_sooner
         if turn.is_guess and guess <= TICK:
@@ -219,7 +219,7 @@ class Queue:
             for source in turn.sources:
                 source.give_back(turn, now)
         elif turn.sources:
-            turn.sources[0].order.leave(turn)
+            turn.sources[0].order.leave(turn, now)
             for source in turn.sources:
                 source.pass_on(turn, now)
         if self.has_remote:

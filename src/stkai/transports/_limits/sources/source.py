@@ -95,11 +95,16 @@ class Source:
         """The first turns in the line, without those that limits of their own hold up."""
         if not self.is_mixed:
             return self.turns[:count]
-        return list(islice((other for other in self.turns if not self.comes_later(other, now)), count))
+        looked_at = islice(self.turns, count + _LOOKED_AT)
+        return list(islice((other for other in looked_at if not self.comes_later(other, now)), count))
 
     def later_ones(self, count: int, now: float) -> int:
         """How many of the first turns in the line will use no permit yet, for another limit holds them up."""
-        return sum(self.comes_later(turn, now) for turn in islice(self.turns, min(count, _LOOKED_AT)))
+        own = {None, self.stands_for or self}  # As `comes_later`, which would take most of a busy processor.
+        return sum(
+            turn.due_at > now and turn.held_by not in own
+            for turn in islice(self.turns, min(count, _LOOKED_AT))
+        )
 
     def claims(self, start: int, end: int, due: float) -> int:
         """How many of these turns in the line are due."""
