@@ -15,7 +15,7 @@ import h2.connection
 import h2.events
 import httpx
 import pytest
-from hyperframe.frame import GoAwayFrame
+from hyperframe.frame import GoAwayFrame, PingFrame
 
 import stkai
 from stkai import HttpConfig
@@ -142,7 +142,7 @@ class Http2:
         together: that number.
         connections: how many there have been.
         open: how many are open.
-        goes_away: how many of the next answers follow a GOAWAY.
+        goes_away: how many of the next answers follow a GOAWAY, and precede a PING.
     """
 
     def __init__(self) -> None:
@@ -167,18 +167,19 @@ class Http2:
         secure.sendall(connection.data_to_send())
         waiting: list[int] = []
         while data := secure.recv(65536):
-            head: list[bytes] = []
+            head, tail = list[bytes](), list[bytes]()
             events = connection.receive_data(data)
             waiting += [event.stream_id for event in events if isinstance(event, h2.events.StreamEnded)]
             if waiting and self.goes_away:
                 self.goes_away -= 1
                 head.append(GoAwayFrame(last_stream_id=waiting[-1]).serialize())
+                tail.append(PingFrame(opaque_data=b"are you?").serialize())
             while waiting and len(waiting) >= self.together:
                 for stream in waiting:
                     connection.send_headers(stream, [(":status", "200")])
                     connection.send_data(stream, b"by HTTP/2", end_stream=True)
                 waiting.clear()
-            secure.sendall(b"".join(head) + connection.data_to_send())
+            secure.sendall(b"".join([*head, connection.data_to_send(), *tail]))
 
 
 async def test_each_http2_connection_carries_one_request_at_a_time(world: World) -> None:

@@ -46,6 +46,8 @@ class GoAways:
 
     def _passed(self, frame: Frame, text: bytes) -> bytes:
         """What to pass on now that a frame has arrived."""
+        if self._is_over:  # h2 would refuse it, and with it the answer that has arrived with it.
+            return b""
         if isinstance(frame, GoAwayFrame):
             frame.parse_body(memoryview(text)[_HEAD:])
             if (
