@@ -63,6 +63,15 @@ class Server:
         return kind(transport=transport, follow_redirects=True)
 
 
+def check(response: httpx.Response) -> None:
+    if not response.is_redirect:
+        response.raise_for_status()
+
+
+async def acheck(response: httpx.Response) -> None:
+    check(response)
+
+
 def codes(outcomes: list[stkai.Outcome]) -> dict[int, object]:
     """The status of each outcome, or the class of its error."""
     return {
@@ -122,3 +131,18 @@ async def test_after_a_run_the_redirect_in_an_outcome_can_be_followed(world: Wor
     moved = next(each.response for each in outcomes if each.index == 1)
     assert moved is not None
     assert (await world.call(mine.send, moved.next_request)).status_code == 503
+
+
+@pytest.mark.parametrize("path", ["calls.journal", None])
+async def test_after_a_run_the_request_of_an_error_or_an_answer_can_be_sent_again(
+    world: World, tmp_path: Path, path: str | None
+) -> None:
+    server = Server(world, redirects=True)
+    server.is_ready = lambda: True
+    mine = server.client(server.stack(retry=None))
+    mine.event_hooks = {"response": [world.pick(check, acheck)]}
+    outcomes = await collect(world, mine, requests(2), journal=path and tmp_path / path)
+    failed = next(each.error for each in outcomes if each.index == 1)
+    assert isinstance(failed, httpx.HTTPStatusError)
+    mine.event_hooks = {}
+    assert (await world.call(mine.send, failed.request)).status_code == 503

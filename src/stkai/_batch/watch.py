@@ -1,7 +1,7 @@
 """Watches requests on their way: what the journal records of each, and when one may be dropped."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final
 
@@ -141,8 +141,8 @@ def send_mounted(client: httpx.Client, request: httpx.Request, watch: Watch) -> 
     if not _begins_in(LayerTransport, "handle_request", client, request):
         watch.about_to_send()
         around = partial(ending_with, watch.run.ending)
-    copy = copy_request(request, extensions={**request.extensions, ATTEMPT: around})
-    return _without(copy, client.send(copy), request)
+    with _copy_of(request, around) as copy:
+        return _answer_to(request, copy, client.send(copy))
 
 
 async def asend_mounted(client: httpx.AsyncClient, request: httpx.Request, watch: Watch) -> httpx.Response:
@@ -151,8 +151,8 @@ async def asend_mounted(client: httpx.AsyncClient, request: httpx.Request, watch
     if journal is None or not _begins_in(kind, "handle_async_request", client, request):
         watch.about_to_send()
         return await client.send(request)
-    copy = copy_request(request, extensions={**request.extensions, ATTEMPT: partial(_watched, watch)})
-    return _without(copy, await client.send(copy), request)
+    with _copy_of(request, partial(_watched, watch)) as copy:
+        return _answer_to(request, copy, await client.send(copy))
 
 
 def _begins_in(kind: type[LayerBase], method: str, client: Any, request: httpx.Request) -> bool:
@@ -161,12 +161,29 @@ def _begins_in(kind: type[LayerBase], method: str, client: Any, request: httpx.R
     return find is not None and getattr(type(find(request.url)), method, None) is getattr(kind, method)
 
 
-def _without(copy: httpx.Request, response: httpx.Response, request: httpx.Request) -> httpx.Response:
+@contextmanager
+def _copy_of(
+    request: httpx.Request, around: Callable[[Enter, httpx.Request, Attempt], Flow]
+) -> Iterator[Any]:
+    """A copy of a request, for a stack to carry out with `around` inside the block only.
+
+    Redirects, and the errors of httpx, keep what it carries, and the caller may send those requests again.
+    """
+    arounds = [around]
+
+    def enter(flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
+        return arounds[0](flow, request, attempt) if arounds else flow(request, attempt)
+
+    try:
+        yield copy_request(request, extensions={**request.extensions, ATTEMPT: enter})
+    finally:
+        arounds.clear()
+
+
+def _answer_to(request: httpx.Request, copy: httpx.Request, response: httpx.Response) -> httpx.Response:
     """The response to the caller's own request, and not to the copy for this run."""
     if response.request is copy:
         response.request = request
-    if response.next_request is not None:
-        response.next_request.extensions.pop(ATTEMPT, None)
     return response
 
 
