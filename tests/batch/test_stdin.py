@@ -3,6 +3,7 @@
 import io
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +36,42 @@ def test_stdin_that_was_cut_off_is_reported_and_what_was_copied_is_sent(job: Job
     assert set(counting.executed.values()) == {1}
 
 
-def test_a_run_that_halts_copies_the_rest_of_stdin_for_the_next_one(job: Job, counting: Server) -> None:
+@pytest.fixture
+def halted(job: Job, counting: Server) -> Iterator[subprocess.Popen[bytes]]:
+    """A run that a 401 has halted while stdin still arrives."""
+
     async def refuse(request: web.BaseRequest, body: Any) -> web.StreamResponse:
         raise RefusalError(401)
 
     counting.answer = refuse
-    first, *rest = job.input.read_bytes().splitlines(keepends=True)
-    process = job.start("-", stdin=subprocess.PIPE)
-    assert isinstance(process.stdin, io.BufferedIOBase)
-    assert process.stderr is not None
-    process.stdin.write(first)
-    process.stdin.flush()
-    assert b"copying the rest of stdin" in process.stderr.readline()
-    process.communicate(b"".join(rest), timeout=HANGS)
-    assert process.returncode == 3
+    with job.start("-", stdin=subprocess.PIPE) as process:
+        assert isinstance(process.stdin, io.BufferedIOBase)
+        assert process.stderr is not None
+        process.stdin.write(job.input.read_bytes().splitlines(keepends=True)[0])
+        process.stdin.flush()
+        assert b"copying the rest of stdin" in process.stderr.readline()
+        yield process
+
+
+def test_a_run_that_halts_copies_the_rest_of_stdin_for_the_next_one(
+    job: Job, counting: Server, halted: subprocess.Popen[bytes]
+) -> None:
+    halted.communicate(b"".join(job.input.read_bytes().splitlines(keepends=True)[1:]), timeout=HANGS)
+    assert halted.returncode == 3
     counting.answer = echo
     result = job.run("-", "--resume")
     assert (result.returncode, summary(result.stderr)) == (0, "5 done, 0 failed (0 unknown)")
     assert "cut off" not in result.stderr
+
+
+def test_an_interrupt_of_the_copying_leaves_the_rest_out_and_the_run_says_so(
+    halted: subprocess.Popen[bytes],
+) -> None:
+    halted.send_signal(signal.SIGINT)
+    assert halted.wait(HANGS) == 3
+    said = halted.communicate()[1]
+    assert b"--resume sends only the lines that were copied" in said
+    assert b"0 done, 0 failed" in said
 
 
 def test_an_interrupted_run_says_that_stdin_was_not_copied_to_its_end(job: Job, counting: Server) -> None:

@@ -230,8 +230,9 @@ class _JobRun:
         stdin, (code, why) = self._job.stdin, self._runner.stop_reason or (0, "")
         if code != HALTED or stdin is None or stdin.is_complete or self._options.to_stdout:
             return
-        say(f"{why}: copying the rest of stdin, which --resume sends; interrupt to leave it out")
-        stdin.wait()
+        with suppress(KeyboardInterrupt):
+            say(f"{why}: copying the rest of stdin, which --resume sends; interrupt to leave it out")
+            stdin.wait()
 
     def _finish_files(self) -> None:
         job, runner = self._job, self._runner
