@@ -318,7 +318,11 @@ async def error_of(url: str, config: HttpConfig, **options: Any) -> httpx.HTTPEr
 async def test_a_server_that_is_not_there_is_a_connect_error_that_names_it(world: World) -> None:
     with raw_server() as server:
         url = httpx.URL(server.url)
-    for unreachable, place in ((url, url.netloc.decode()), ("http://no-such.invalid/", "no-such.invalid:80")):
+    for unreachable, place in (
+        (url, url.netloc.decode()),
+        ("http://no-such.invalid/", "no-such.invalid:80"),
+        ("http://[::1]:1/", "[::1]:1"),
+    ):
         error = await error_of(str(unreachable), HttpConfig(), retry=None)
         assert isinstance(error, httpx.ConnectError)
         assert str(error).startswith(f"cannot connect to {place}: ")

@@ -253,7 +253,8 @@ def connecting(request: httpx.Request) -> Iterator[None]:
         raise error_for(httpx.ProxyError, f"{error.status} {error.message}", request) from error
     except aiohttp.ClientConnectorError as error:
         # Without aiohttp's "ssl:default", also for http, and its "None". Before 3.14, a certificate's lacks `os_error`.
-        cause, place = getattr(error, "os_error", None), f"{error.host}:{error.port}"
+        cause, host = getattr(error, "os_error", None), error.host
+        place = f"[{host}]:{error.port}" if ":" in host else f"{host}:{error.port}"
         text = f"cannot connect to {place}: {error.strerror or describe(cause)}" if cause else str(error)
         raise error_for(httpx.ConnectError, text, request) from error
     except (aiohttp.ClientError, OSError, ValueError, HttpProcessingError) as error:
