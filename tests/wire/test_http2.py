@@ -28,7 +28,7 @@ def written(frames: list[Frame]) -> bytes:
 
 def asking(stream: int = 1) -> GoAways:
     """A connection on which a request was sent."""
-    frames = GoAways()
+    frames = GoAways(ConnectionRefusedError)
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" if stream == 1 else b""
     request = HeadersFrame(stream, data=b"r" * 300, flags=["END_HEADERS"])
     assert frames.sent(preface + written([SettingsFrame(), request, DataFrame(stream, data=b"body")]))
@@ -68,7 +68,7 @@ def test_a_goaway_goes_behind_the_whole_head_of_an_answer_without_a_body() -> No
     "goaway",
     [
         GoAwayFrame(last_stream_id=1, error_code=2),
-        GoAwayFrame(last_stream_id=0),
+        GoAwayFrame(last_stream_id=0, error_code=2),
         GoAwayFrame(last_stream_id=1),
     ],
 )
@@ -83,9 +83,16 @@ def test_a_goaway_without_an_answer_to_come_passes_at_once(goaway: GoAwayFrame) 
 
 
 def test_a_stricter_goaway_takes_the_place_of_one_that_is_held_back() -> None:
-    frames, last = asking(), GoAwayFrame(last_stream_id=0)
-    assert frames.arrived(written([GOAWAY])) == b""
+    frames, last = asking(3), GoAwayFrame(last_stream_id=1)
+    assert frames.arrived(written([GoAwayFrame(last_stream_id=3)])) == b""
     assert frames.arrived(written([last, PING])) == written([last])
+
+
+def test_a_goaway_that_accepts_no_request_refuses_the_one_that_was_sent() -> None:
+    refusal = GoAwayFrame(last_stream_id=0)
+    with pytest.raises(ConnectionRefusedError):
+        asking().arrived(written([SettingsFrame(), refusal]))
+    assert asking().arrived(written([HEADERS, refusal])) == written([HEADERS, refusal]), "it was accepted"
 
 
 @pytest.mark.parametrize(

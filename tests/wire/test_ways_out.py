@@ -143,11 +143,13 @@ class Http2:
         connections: how many there have been.
         open: how many are open.
         goes_away: how many of the next answers follow a GOAWAY, and precede a PING.
+        refuses: whether the next request gets a GOAWAY that accepts none.
     """
 
     def __init__(self) -> None:
         self.together = 1
         self.connections = self.open = self.goes_away = 0
+        self.refuses = False
 
     def serve(self, client: socket.socket) -> None:
         self.connections += 1
@@ -170,6 +172,10 @@ class Http2:
             head, tail = list[bytes](), list[bytes]()
             events = connection.receive_data(data)
             waiting += [event.stream_id for event in events if isinstance(event, h2.events.StreamEnded)]
+            if waiting and self.refuses:
+                self.refuses = False
+                secure.sendall(GoAwayFrame().serialize())
+                return
             if waiting and self.goes_away:
                 self.goes_away -= 1
                 head.append(GoAwayFrame(last_stream_id=waiting[-1]).serialize())
@@ -207,6 +213,19 @@ async def test_an_answer_that_follows_a_goaway_is_received_and_the_next_request_
             answer = await world.call(client.post, f"https://127.0.0.1:{port}/", {}, retry=None)
             assert answer.content == b"by HTTP/2"
             assert http2.connections == connections
+        await world.close(client)
+
+
+@pytest.mark.real_time
+async def test_a_goaway_that_accepts_no_request_lets_a_post_be_sent_again(world: World) -> None:
+    """nginx sends it when it is reloaded while a new connection is made."""
+    http2 = Http2()
+    http2.refuses = True
+    with listening(http2.serve) as port:
+        client = client_of(world, http2=True, verify=False)
+        policy = stkai.RetryPolicy(retry_unknown=False, initial_delay=0.001)
+        answer = await world.call(client.post, f"https://127.0.0.1:{port}/", {}, retry=policy)
+        assert (answer.content, http2.connections) == (b"by HTTP/2", 2)
         await world.close(client)
 
 

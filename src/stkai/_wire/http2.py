@@ -16,10 +16,15 @@ _LONGEST: Final = 16_384  # Bytes of a body; h2 refuses longer ones.
 
 
 class GoAways:
-    """Holds a GOAWAY back until the answer to the newest request has arrived. One request at a time is on its way."""
+    """Holds a GOAWAY back until the answer to the newest request has arrived. One request at a time is on its way.
 
-    def __init__(self) -> None:
-        self._newest, self._is_answered, self._is_over = 0, True, False
+    Args:
+        refused: an error for a GOAWAY that accepts no request at all. httpcore's would not tell that none was executed.
+    """
+
+    def __init__(self, refused: type[Exception]) -> None:
+        self._refused = refused
+        self._newest, self._has_begun, self._is_answered, self._is_over = 0, False, True, False
         self._held = b""  # The GOAWAY that is held back.
         self._rest = b""  # The start of a frame whose end has not arrived yet.
         self._is_open = False  # Whether the headers of the last frame go on in the next one.
@@ -28,7 +33,7 @@ class GoAways:
         """Note a request in these frames; whether it is still of use to send them."""
         for frame, _ in _frames_of(data.removeprefix(_PREFACE))[0]:
             if isinstance(frame, HeadersFrame):
-                self._newest, self._is_answered = frame.stream_id, False
+                self._newest, self._has_begun, self._is_answered = frame.stream_id, False, False
         return not self._is_over
 
     def arrived(self, data: bytes) -> bytes:
@@ -50,17 +55,17 @@ class GoAways:
             return b""
         if isinstance(frame, GoAwayFrame):
             frame.parse_body(memoryview(text)[_HEAD:])
-            if (
-                not self._is_answered
-                and not frame.error_code
-                and self._newest <= frame.last_stream_id & 0x7FFFFFFF
-            ):
-                self._held = text
-                return b""
+            if not self._is_answered and not frame.error_code:
+                last = frame.last_stream_id & 0x7FFFFFFF
+                if self._newest <= last:
+                    self._held = text
+                    return b""
+                if not last and not self._has_begun:
+                    raise self._refused("the server ended the connection before it accepted a request")
             self._held, self._is_over = b"", True
             return text
         if isinstance(frame, HeadersFrame | ContinuationFrame):
-            self._is_open = "END_HEADERS" not in frame.flags
+            self._has_begun, self._is_open = True, "END_HEADERS" not in frame.flags
         if frame.stream_id == self._newest and (
             "END_STREAM" in frame.flags or isinstance(frame, RstStreamFrame)
         ):
@@ -84,12 +89,12 @@ def _frames_of(data: bytes) -> tuple[list[tuple[Frame, bytes]], bytes]:
 
 
 class GoAwayStream:
-    """A connection that speaks HTTP/2 if the server agrees to it in the TLS handshake."""
+    """A connection that speaks HTTP/2 if the server agrees to it in the TLS handshake; for `errors`, see `Network`."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, stream: Any, errors: Any) -> None:
+        self._stream, self._errors = stream, errors
         tls = stream.get_extra_info("ssl_object")
-        self._frames = GoAways() if tls and tls.selected_alpn_protocol() == "h2" else None
+        self._frames = GoAways(errors.ConnectError) if tls and tls.selected_alpn_protocol() == "h2" else None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -105,7 +110,7 @@ class GoAwayStream:
             self._stream.write(buffer, timeout)
 
     def start_tls(self, *args: Any, **options: Any) -> Any:
-        return type(self)(self._stream.start_tls(*args, **options))
+        return type(self)(self._stream.start_tls(*args, **options), self._errors)
 
 
 class AsyncGoAwayStream(GoAwayStream):
@@ -122,4 +127,4 @@ class AsyncGoAwayStream(GoAwayStream):
             await self._stream.write(buffer, timeout)
 
     async def start_tls(self, *args: Any, **options: Any) -> Any:
-        return type(self)(await self._stream.start_tls(*args, **options))
+        return type(self)(await self._stream.start_tls(*args, **options), self._errors)

@@ -73,7 +73,7 @@ class Network:
         """A connection to a host."""
         with _connecting(self._errors):
             stream = self._backend.connect_tcp(*args, **options)
-        stream = http2.GoAwayStream(stream) if self._has_http2 else stream
+        stream = http2.GoAwayStream(stream, self._errors) if self._has_http2 else stream
         self._stream = (
             ProxyStream(stream, self._errors, options.get("timeout")) if self._has_proxy else stream
         )
@@ -99,7 +99,7 @@ class AsyncNetwork(Network):
         """A connection to a host."""
         with _connecting(self._errors):
             stream: Any = Stream(await self._backend.connect_tcp(*args, **options), self._errors)
-        stream = http2.AsyncGoAwayStream(stream) if self._has_http2 else stream
+        stream = http2.AsyncGoAwayStream(stream, self._errors) if self._has_http2 else stream
         self._stream = (
             AsyncProxyStream(stream, self._errors, options.get("timeout")) if self._has_proxy else stream
         )
