@@ -193,6 +193,28 @@ def test_lines_that_already_wait_can_be_joined() -> None:
     assert both.ask(turn, 20.0) == 0
 
 
+def test_lines_in_which_low_priority_requests_wait_can_be_joined() -> None:
+    lines: list[tuple[Any, list[Turn]]] = [
+        (TokenBucket(1, 10), [Turn(priority=each) for each in ("low", "normal", "low")]) for _ in "ab"
+    ]
+    for policy, turns in lines:
+        assert took(policy, 0.0)
+        assert all(policy.ask(turn, 0.0) for turn in turns)
+    (first, (low, normal, last)), (second, (other_low, other, other_last)) = lines
+    both, new, new_low = AllOf(first, second), Turn(), Turn(priority="low")
+    for policy, turn in ((both, new), (both, new_low), (first, normal), (second, other_low), (second, other)):
+        assert policy.ask(turn, 1.0) != 0
+    assert both.waiting == 5
+    order = [normal, other, new, low, other_low, last, other_last, new_low]
+    assert sorted(order, key=lambda turn: turn.number) == order
+    for policy, turn in [(policy, turn) for policy, turns in lines for turn in turns] + [
+        (both, new),
+        (both, new_low),
+    ]:
+        policy.leave(turn, 2.0)
+    assert first.waiting == second.waiting == 0
+
+
 def test_a_sleeper_that_waits_for_one_limit_is_not_robbed_of_another() -> None:
     units, daily = TokenBucket(None, 60, max_cost=60), TokenBucket(2, 86_400)
     both = AllOf(units, daily)

@@ -59,11 +59,13 @@ class Order:
             source.recover([turn for turn in self.turns if source in turn.sources])
 
     def absorb(self, other: "Order") -> None:
-        """Add the turns of another order behind these."""
+        """Add the turns of another order behind these, and low-priority ones where they would have joined."""
         other.catch_up()
         for turn in other.turns:
             turn.number += self.last
         self.turns += other.turns
+        self.turns.sort(key=number_of)
+        self._low = max([self._low, *(turn.number for turn in other.turns if turn.priority == "low")])
         self.last += other.last
 
     def catch_up(self) -> None:
