@@ -122,6 +122,9 @@ async def test_the_units_of_a_permit_that_was_not_used_come_back_once(
     for unused in (returned, refused):
         correct(unused)
         assert units.level == before < 60
+    for cost in (7, 3):
+        returned.settle(cost)
+        assert units.level == before - cost
 
 
 async def test_a_refusal_slows_an_adaptive_limiter_down_and_no_other(world: World) -> None:

@@ -269,8 +269,8 @@ class Permit:
     def _taken(self) -> Turn:
         if self._turn is None:
             raise RuntimeError("a permit is taken by entering its block: with limiter.permit() as permit:")
-        if self._is_returned:  # With its units.
-            self._turn.cost, self._turn.costs = 0.0, None
+        if self._is_returned:  # With its units; those that it is settled to afterwards are its own again.
+            self._is_returned, self._turn.cost, self._turn.costs = False, 0.0, None
         return self._turn
 
     @even_half_made
