@@ -181,6 +181,29 @@ def test_a_request_does_not_look_at_all_that_wait_before_it_for_any_of_its_limit
     assert Watched.looks - before < 500
 
 
+class Priced(Turn):
+    """Counts how often somebody asks what any of these turns costs."""
+
+    looks = 0
+
+    @property
+    def costs(self) -> Any:  # type: ignore[override]
+        Priced.looks += 1
+
+
+def test_a_request_does_not_ask_all_that_wait_before_it_what_they_cost() -> None:
+    whole = TokenBucket(None, 60, max_cost=100)
+    tenants = [AllOf(TokenBucket(1000, 60, max_cost=1000), whole) for _ in range(2)]
+    for _ in range(1000):
+        for tenant in tenants:
+            tenant.ask(Priced(), 0.0)
+    before, last = Priced.looks, Turn()
+    assert before > 0
+    assert tenants[0].ask(last, 1.0) == pytest.approx(1901 * 0.6 - 1)
+    tenants[0].leave(last, 1.0)
+    assert Priced.looks - before < 500
+
+
 def test_lines_that_already_wait_can_be_joined() -> None:
     first, second = TokenBucket(1, 10), TokenBucket(1, 10)
     waiting = [Turn(), Turn()]

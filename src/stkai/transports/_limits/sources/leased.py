@@ -251,7 +251,7 @@ class Leased(Member):
         cost = self.cost_of(turn)
         if not cost:
             return True
-        claimed = sum(map(self.cost_of, self.first(ahead, now))) if ahead else 0.0
+        claimed = sum(map(self.cost_of, self.first(ahead, now, self.turns))) if ahead else 0.0
         return claimed + cost <= self.held.units + ROUNDING * self.max_cost
 
     def _use_of(self, turn: Turn) -> Use | None:

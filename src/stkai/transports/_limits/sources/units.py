@@ -84,10 +84,10 @@ class Units(Source):
         cost = self.cost_of(turn)
         need = min(cost, self.most)
         if ahead:
-            if self.stands_for is None and not self.is_mixed:
-                costs = self._costs[:ahead]
+            if self.stands_for is None:
+                costs = self.first(ahead, now, self._costs)
             else:
-                costs = [self.cost_of(other) for other in self.first(ahead, now)]
+                costs = [self.cost_of(other) for other in self.first(ahead, now, self.turns)]
             need += sum(costs)
             if not cost:
                 need -= self._debt_of_last(costs)
