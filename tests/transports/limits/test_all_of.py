@@ -181,6 +181,22 @@ def test_a_request_does_not_look_at_all_that_wait_before_it_for_any_of_its_limit
     assert Watched.looks - before < 500
 
 
+def test_parallel_attempts_of_one_call_wait_one_after_the_other_where_limits_differ() -> None:
+    whole = TokenBucket(100, 10)
+    tenants = [AllOf(TokenBucket(1, 10), whole) for _ in range(2)]
+    call = Turn()
+    for tenant, turn in (
+        (tenants[0], Turn()),
+        (tenants[1], Turn()),
+        (tenants[0], call),
+        (tenants[1], Turn()),
+    ):
+        tenant.ask(turn, 0.0)
+    attempts = [call.again(), call.again()]
+    tenants[0].leave(call, 0.0)
+    assert [tenants[0].ask(turn, 0.0) for turn in attempts] == [10.0, 20.0]
+
+
 class Priced(Turn):
     """Counts how often somebody asks what any of these turns costs."""
 

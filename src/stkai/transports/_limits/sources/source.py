@@ -1,7 +1,7 @@
 """What a queue takes permits from: the base class of all sources."""
 
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple, Self
@@ -78,7 +78,7 @@ class Source:
         turns, waiting = self.order.turns, self.waiting
         if waiting == len(turns):
             return place
-        return bisect_left(self.line, turns[place].number, key=number_of) if place < len(turns) else waiting
+        return place_in(self.line, turns[place]) if place < len(turns) else waiting
 
     def comes_later(self, turn: Turn, instant: float) -> bool:
         """Whether another of its limits lets a turn that waits for this one wait until after that instant."""
