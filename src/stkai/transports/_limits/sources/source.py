@@ -58,7 +58,7 @@ class Source:
     counts_units = False  # Whether it counts units of cost.
     is_exact = True  # Whether the seconds that it names are exact; otherwise they are a guess.
     wakes = False  # Whether it wakes those who wait for it, also from short sleeps.
-    is_remote = False  # Whether it is a `Leased`: the queue also calls its `call`, `left` and `afterwards`.
+    is_remote = False  # Whether it is a `Leased`: the queue also calls its `call`, `turn_left` and `afterwards`.
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         # Not on the class: Python finds what an object has instead of its class more slowly, and every permit asks.
