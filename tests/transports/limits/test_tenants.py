@@ -96,3 +96,14 @@ def test_who_waits_for_a_limit_of_its_own_does_not_hold_up_the_others(whole: str
     line.run(4.0, follow=fast)
     assert len(line.went) > 0.95 * 4 * RATE
     assert max(waited for _, waited in line.went) < 0.4
+
+
+def test_nor_does_a_crowd_of_thousands() -> None:
+    line, common = Line(FakeClock()), TokenBucket(RATE, 1, burst=1)
+    slow, fast = AllOf(TokenBucket(1, 86400), common), AllOf(InFlight(99), common)
+    line.add(slow, *[Turn() for _ in range(3000)])
+    line.run(0.5)
+    line.went.clear()
+    line.add(fast, *[Turn() for _ in range(10)])
+    line.run(2.0, follow=fast)
+    assert len(line.went) > 0.95 * 2 * RATE

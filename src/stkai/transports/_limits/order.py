@@ -162,7 +162,7 @@ class Order:
                 if not self.is_mixed:
                     self._wake(self.turns[: not place])
                 elif turn.held_by in turn.sources:
-                    first = turn.held_by.first(1, now)
+                    first = turn.held_by.first(1, now, turn.held_by.turns)
                     if first and first[0].number >= turn.number:
                         self._wake(first)
 

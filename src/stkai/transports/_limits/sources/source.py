@@ -20,6 +20,9 @@ OVERSLEPT: Final = 5.0
 _LOOKED_AT: Final = 1000
 """How far to look where some wait for limits of their own."""
 
+_RUN, _RUNS = 50, 10
+"""Farther away, to look at so many turns side by side, and at so many such runs: tenants often alternate."""
+
 
 class Limits(NamedTuple):
     """The numbers of a limiter, as its user gave them."""
@@ -58,7 +61,9 @@ class Source:
     counts_units = False  # Whether it counts units of cost.
     is_exact = True  # Whether the seconds that it names are exact; otherwise they are a guess.
     wakes = False  # Whether it wakes those who wait for it, also from short sleeps.
-    is_remote = False  # Whether it is a `Leased`: the queue also calls its `call`, `turn_left` and `afterwards`.
+    is_remote = (
+        False  # Whether it is a `Leased`: the queue also calls its `call`, `turn_left` and `afterwards`.
+    )
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         # Not on the class: Python finds what an object has instead of its class more slowly, and every permit asks.
@@ -118,8 +123,10 @@ class Source:
         return len([source for source in by if source is not None and source is not self])
 
     def claims(self, start: int, end: int, due: float) -> int:
-        """How many of these turns in the line are due."""
-        near, since = self.turns[start : min(end, start + _LOOKED_AT)], due - OVERSLEPT
+        """How many of these turns in the line are due; it looks at both ends of a long line."""
+        line, since, half = self.turns, due - OVERSLEPT, _LOOKED_AT // 2
+        first = min(start + half, end)
+        near = [*line[start:first], *line[max(first, end - half) : end]]
         return len([turn for turn in near if since < turn.due_at <= due])
 
     def join(self, turn: Turn, place: int) -> int:
