@@ -175,6 +175,8 @@ class Http2:
             if waiting and self.refuses:
                 self.refuses = False
                 secure.sendall(GoAwayFrame().serialize())
+                while secure.recv(65536):  # A close before all is read would cut off what was sent.
+                    pass
                 return
             if waiting and self.goes_away:
                 self.goes_away -= 1
