@@ -69,21 +69,29 @@ class _RetryFlow(LayerBase):
             else:
                 response = yield from self._onward(request, attempt)
         except Exception as error:
-            if not isinstance(error, alike(httpx.TransportError)) or not can_resend(request):
+            may_resend = isinstance(error, alike(httpx.TransportError)) and can_resend(request)
+            if not may_resend or (loop := self._loop(policy, request, attempt)) is None:
                 raise
-            loop = _Loop.after(error, policy, self, request, attempt)
+            loop.ended(None, error)
         else:
             if policy.is_final(response) or not can_resend(request):
                 return response
             try:
-                loop = _Loop(policy, self, request, attempt)
-            except OSError:  # tenacity is imported only now, and no more files can be opened.
-                return response
-            except BaseException:  # That was interrupted.
+                loop = self._loop(policy, request, attempt)
+            except BaseException:  # An interrupt, for example of the import.
                 yield Close(response)
                 raise
+            if loop is None:
+                return response
             loop.ended(response)
         return (yield from self._again(request, loop))
+
+    def _loop(self, policy: RetryPolicy, request: httpx.Request, attempt: Attempt) -> "_Loop | None":
+        """The loop after a failure; None if tenacity cannot be imported, since no more files can be opened."""
+        try:
+            return _Loop(policy, self, request, attempt)
+        except OSError:
+            return None
 
     def _deposit_and_key(self, request: httpx.Request, policy: RetryPolicy) -> httpx.Request:
         """Add the call's credit to the budget; returns the request with its idempotency key."""
@@ -199,16 +207,6 @@ class _Loop:
         self.retrying.begin()
         # Its outcome is this object.
         self.state = self.tenacity.RetryCallState(self.retrying, fn=None, args=(), kwargs={})
-
-    @classmethod
-    def after(cls, error: Exception, *call: Any) -> "_Loop":
-        """The loop after an error; raises that if tenacity cannot be imported, since no more files can be opened."""
-        try:
-            loop = cls(*call)
-        except OSError:
-            raise error from error.__cause__
-        loop.ended(None, error)
-        return loop
 
     def ended(self, response: httpx.Response | None, error: Exception | None = None) -> None:
         """Note the outcome of an attempt."""
