@@ -61,9 +61,8 @@ class Source:
     counts_units = False  # Whether it counts units of cost.
     is_exact = True  # Whether the seconds that it names are exact; otherwise they are a guess.
     wakes = False  # Whether it wakes those who wait for it, also from short sleeps.
-    is_remote = (
-        False  # Whether it is a `Leased`: the queue also calls its `call`, `turn_left` and `afterwards`.
-    )
+    # Whether it is a `Leased`: the queue also calls its `call`, `turn_left` and `afterwards`.
+    is_remote = False
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         # Not on the class: Python finds what an object has instead of its class more slowly, and every permit asks.
@@ -123,10 +122,8 @@ class Source:
         return len([source for source in by if source is not None and source is not self])
 
     def claims(self, start: int, end: int, due: float) -> int:
-        """How many of these turns in the line are due; it looks at both ends of a long line."""
-        line, since, half = self.turns, due - OVERSLEPT, _LOOKED_AT // 2
-        first = min(start + half, end)
-        near = [*line[start:first], *line[max(first, end - half) : end]]
+        """How many of these turns in the line are due."""
+        near, since = self.turns[start : min(end, start + _LOOKED_AT)], due - OVERSLEPT
         return len([turn for turn in near if since < turn.due_at <= due])
 
     def join(self, turn: Turn, place: int) -> int:
