@@ -22,14 +22,22 @@ def job(counting: Server, tmp_path: Path) -> Job:
     return job
 
 
-def test_stdin_that_was_cut_off_is_reported_and_what_was_copied_is_sent(job: Job, counting: Server) -> None:
+@pytest.fixture
+def open_ended(job: Job, counting: Server) -> subprocess.Popen[bytes]:
+    """A run that has sent five lines of stdin, which has not ended."""
     process = job.start("-", stdin=subprocess.PIPE)
     assert isinstance(process.stdin, io.BufferedIOBase)
     process.stdin.write(job.input.read_bytes())
     process.stdin.flush()
     until(lambda: len(counting.seen) >= 5, process)
-    process.kill()
-    process.communicate()
+    return process
+
+
+def test_stdin_that_was_cut_off_is_reported_and_what_was_copied_is_sent(
+    job: Job, counting: Server, open_ended: subprocess.Popen[bytes]
+) -> None:
+    open_ended.kill()
+    open_ended.communicate()
     result = job.run("-", "--resume")
     assert "stdin was cut off" in result.stderr
     assert sorted([*job.done(), *job.failures()]) == [1, 2, 3, 4, 5]
@@ -74,12 +82,9 @@ def test_an_interrupt_of_the_copying_leaves_the_rest_out_and_the_run_says_so(
     assert b"0 done, 0 failed" in said
 
 
-def test_an_interrupted_run_says_that_stdin_was_not_copied_to_its_end(job: Job, counting: Server) -> None:
-    process = job.start("-", stdin=subprocess.PIPE)
-    assert isinstance(process.stdin, io.BufferedIOBase)
-    process.stdin.write(job.input.read_bytes())
-    process.stdin.flush()
-    until(lambda: len(counting.seen) >= 5, process)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(HANGS) == 130
-    assert b"--resume sends only the lines that were copied" in process.communicate()[1]
+def test_an_interrupted_run_says_that_stdin_was_not_copied_to_its_end(
+    open_ended: subprocess.Popen[bytes],
+) -> None:
+    open_ended.send_signal(signal.SIGINT)
+    assert open_ended.wait(HANGS) == 130
+    assert b"--resume sends only the lines that were copied" in open_ended.communicate()[1]
