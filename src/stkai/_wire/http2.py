@@ -77,7 +77,8 @@ class GoAways:
 
 def _frames_of(data: bytes) -> tuple[list[tuple[Frame, bytes]], bytes]:
     """The whole frames, without and with their bodies, and what is left."""
-    frames, place = list[tuple[Frame, bytes]](), 0
+    frames: list[tuple[Frame, bytes]] = []
+    place = 0
     while place + _HEAD <= len(data):
         frame, length = Frame.parse_frame_header(memoryview(data)[place : place + _HEAD])
         end = place + _HEAD + length

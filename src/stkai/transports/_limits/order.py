@@ -32,9 +32,8 @@ class Order:
 
     def __init__(self) -> None:
         self.turns: list[Turn] = []
-        self.is_mixed = (
-            False  # Whether they may wait for different sources: then each source has a line of its own.
-        )
+        # Whether they may wait for different sources: then each source has a line of its own.
+        self.is_mixed = False
         self.members: WeakSet[Source] = WeakSet()  # The sources whose turns wait here.
         # What a finalizer or a signal handler found to do while the lock was held, and `recover` after an interrupt.
         self.deferred: deque[Callable[[], object]] = deque()
