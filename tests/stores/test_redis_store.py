@@ -206,6 +206,7 @@ def test_an_answer_to_nothing_is_not_taken_for_the_next_one(server: Server) -> N
     store.close()
 
 
+@pytest.mark.real_time  # The server may need a moment to start.
 @pytest.mark.parametrize("kind", INSTALLED)
 def test_a_connection_that_the_server_has_closed_is_closed_at_once(tmp_path: Path, kind: str) -> None:
     with Server(kind, tmp_path / "closing") as server:
