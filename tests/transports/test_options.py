@@ -81,6 +81,20 @@ def test_a_generator_that_is_closed_elsewhere_leaves_the_options_there_alone() -
         assert options_of() == RequestOptions(cost=3)
 
 
+def test_blocks_of_generators_may_end_in_any_order() -> None:
+    def generate(**given: Any) -> Generator[None, None, None]:
+        with stkai.options(**given):
+            yield
+
+    first, second = generate(deadline=10.0, cost=5), generate(cost=3)
+    next(first)
+    next(second)
+    first.close()
+    assert options_of() == RequestOptions(cost=3)
+    second.close()
+    assert options_of() == RequestOptions()
+
+
 def test_a_block_ends_with_an_exception_too() -> None:
     with pytest.raises(KeyError), stkai.options(deadline=10.0):
         raise KeyError

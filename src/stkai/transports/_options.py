@@ -119,7 +119,7 @@ def options_of(verb: str, given: CallOptions) -> RequestOptions:
     return RequestOptions(**given)
 
 
-ENTERED: Final[ContextVar[tuple[tuple[object, RequestOptions], ...]]] = ContextVar(
+ENTERED: Final[ContextVar[tuple[tuple["_Block", RequestOptions], ...]]] = ContextVar(
     "stkai.entered", default=()
 )
 """The `with options(...)` blocks around a call, the innermost last, each with the options that are in force in it."""
@@ -138,9 +138,13 @@ class _Block:
 
     def __exit__(self, *_: object) -> None:
         entered = ENTERED.get()
-        # A generator may be closed in another context.
-        if entered and entered[-1][0] is self:
-            ENTERED.set(entered[:-1])
+        # Generators may end in another order, or be closed in another context.
+        for place in reversed(range(len(entered))):
+            if entered[place][0] is self:
+                ENTERED.set(entered[:place])
+                for later in entered[place + 1 :]:
+                    later[0].__enter__()
+                return
 
 
 def options(**given: Unpack[CallOptions]) -> _Block:
