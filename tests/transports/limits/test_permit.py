@@ -183,6 +183,30 @@ async def test_a_permit_can_be_used_again_but_only_by_one_block_at_a_time(world:
         assert places.busy == 0
 
 
+async def test_a_permit_that_waits_for_its_turn_cannot_be_entered_again(event_loop: World) -> None:
+    places, clock = InFlight(1), FakeClock()
+    waits = places.permit(clock=clock)
+    async with anyio.create_task_group() as group, places.permit(clock=clock):
+        group.start_soon(event_loop.call, waits.__aenter__)
+        await clock.asleep(3.0)
+        with pytest.raises(RuntimeError, match="this permit is in use"):
+            await event_loop.call(waits.__aenter__)
+    assert places.busy == 1
+    await event_loop.call(waits.__aexit__, None, None, None)
+    assert (places.busy, places.waiting) == (0, 0)
+
+
+def test_a_permit_that_was_refused_can_be_entered_again() -> None:
+    policy, clock = TokenBucket(1, 60), FakeClock()
+    took(policy, clock.monotonic())
+    permit = policy.permit(max_wait_time=1.0, clock=clock)
+    with pytest.raises(TokenAcquisitionTimeoutError), permit:
+        pass
+    clock.advance(60)
+    with permit:
+        assert policy.waiting == 0
+
+
 def test_a_permit_that_was_not_entered_has_nothing_to_settle() -> None:
     with pytest.raises(RuntimeError, match=r"with limiter\.permit"):
         TokenBucket(None, 60, max_cost=10).permit(cost=1).settle(5)

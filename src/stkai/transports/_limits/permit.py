@@ -190,7 +190,6 @@ class Permit:
             except BaseException:  # An interrupt, or a wait that takes too long.
                 self._leave(turn)
                 raise
-        self._is_open = True
         return self
 
     async def __aenter__(self) -> Self:
@@ -202,7 +201,6 @@ class Permit:
             except BaseException:  # An interrupt, or a wait that takes too long.
                 self._leave(turn)
                 raise
-        self._is_open = True
         return self
 
     def __exit__(
@@ -237,6 +235,7 @@ class Permit:
         if plan.guests:
             turn.guests = plan.guests
         self._has_learned = self._is_returned = False
+        self._is_open = True  # Also while it waits.
         try:
             wait = self._limiter.ask(turn, now)
         except BaseException:  # An interrupt, or a limiter of the user's own.
@@ -263,7 +262,7 @@ class Permit:
         )
 
     def _leave(self, turn: Turn) -> None:
-        self._is_returned = True
+        self._is_open, self._is_returned = False, True
         self._limiter.leave(turn, self._clock.monotonic())
 
     def _taken(self) -> Turn:
