@@ -1,5 +1,6 @@
 """What a call to a language model costs, before it is sent and after it is answered."""
 
+import codecs
 import json
 import math
 import zlib
@@ -197,6 +198,9 @@ ANTHROPIC = [
         (stream(*ANTHROPIC), 40),
         (stream(*ANTHROPIC, name="event: message\n"), 40),
         (stream(*ANTHROPIC, end="\r\n\r\n"), 40),
+        (stream(*ANTHROPIC, end="\r\r"), 40),
+        (stream(*ANTHROPIC, end="\n\r\n"), 40),
+        (httpx.Response(200, content=codecs.BOM_UTF8 + stream(*ANTHROPIC).content), 40),
         (stream({"choices": [], "usage": None}, {"usage": {"total_tokens": 21}}), 21),
         (stream({"usage": {"total_tokens": 4}}, {"usage": {"total_tokens": 21}}), 21),
         (stream({"type": "response.completed", "response": {"usage": {"total_tokens": 21}}}), 21),

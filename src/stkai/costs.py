@@ -7,6 +7,7 @@ compatible servers:
     build_client(rate_limit=TokenBucket(60, 60, max_cost=100_000, cost=llm_tokens()))
 """
 
+import codecs
 import json
 import math
 import re
@@ -41,7 +42,7 @@ _NO_TEXT: Final = frozenset(
 """The keys of values that the model does not read as text: settings, names, encrypted content and pictures."""
 
 _DATA_URL: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.=+-]+)*;base64,[A-Za-z0-9+/=_-]*")
-_USAGE: Final = re.compile(rb'"(?:usage|tokens)"|^data:', re.MULTILINE)
+_USAGE: Final = re.compile(rb'"(?:usage|tokens)"|data:')
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}")
 _TEXTUAL: Final = re.compile(r"text/|application/(?:[\w.+-]*json|x-www-form-urlencoded)", re.IGNORECASE)
 
@@ -199,7 +200,7 @@ def _is_read(key: str, value: object) -> bool:
 
 def _events(content: bytes) -> Iterator[Any]:
     """The data of server-sent events (WHATWG HTML, section 9.2.6)."""
-    for event in re.split(rb"\r\n\r\n|\n\n|\r\r", content):
+    for event in re.split(rb"\n\r?\n|\n\r|\r\r", content.removeprefix(codecs.BOM_UTF8)):
         lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
         yield from _parsed(b"\n".join(lines))
 

@@ -169,10 +169,9 @@ async def test_one_warning_per_stack_says_how_a_stream_reports_its_usage(
 
 @pytest.mark.worlds("sync", "asyncio")  # trio warns of the generator that the reader leaves unfinished
 async def test_a_stream_that_is_closed_early_costs_what_arrived(world: World) -> None:
-    policy = bucket(llm_tokens())
-    transport = world.build(
-        StackBuilder([limiter(policy)], clock=FakeClock()), Wire(events(*deltas(*["a" * 40] * 9)))
-    )
+    policy, answer = bucket(llm_tokens()), events(*deltas(*["a" * 40] * 9))
+    answer.headers["content-type"] = "Text/Event-Stream"  # Case does not matter; RFC 9110, section 8.3.1.
+    transport = world.build(StackBuilder([limiter(policy)], clock=FakeClock()), Wire(answer))
     response = await world.send(transport, post())
     pieces: Any = response.aiter_raw() if world.is_async else response.iter_raw()
     for _ in range(3):

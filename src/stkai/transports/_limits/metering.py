@@ -112,7 +112,7 @@ class Bill:
 
         None, a bad number, an exception or a huge body leaves the estimate in place: the caller gets the answer anyway.
         """
-        is_event_stream = self._headers.get("content-type", "").startswith("text/event-stream")
+        is_event_stream = self._headers.get("content-type", "").lower().startswith("text/event-stream")
         if how is BodyEnd.DROPPED or (how is not BodyEnd.WHOLE and not is_event_stream):
             return
         try:
