@@ -215,6 +215,21 @@ def test_both_clients_have_the_signatures_of_the_reference() -> None:
         assert [*inspect.signature(kind.post).parameters] == [*inspect.signature(kind.post_stream).parameters]
 
 
+@pytest.mark.parametrize("name", ["put", "stream", "cookies", "timeout"])
+def test_what_only_httpx_clients_have_is_an_error_that_says_how_to_get_one(name: str) -> None:
+    with pytest.raises(
+        AttributeError, match=rf"{name}.*httpx\.Client\(transport=stkai\.build_transport\(\)\)"
+    ):
+        getattr(HttpClient(httpx.MockTransport(lambda _: httpx.Response(200))), name)
+
+
+async def test_a_client_in_place_of_a_transport_is_an_error_that_says_what_to_pass(world: World) -> None:
+    client = world.pick(httpx.Client, httpx.AsyncClient)(transport=client_of(world, world.wire()))
+    with pytest.raises(AttributeError, match=r"Client\(transport=stkai\.build_(async_)?transport\(\)\)"):
+        await world.call(client.get, URL)
+    await world.close(client)
+
+
 # What a timeout says, and bodies of the other kind
 
 

@@ -51,10 +51,10 @@ class _Client:
         return self._entry
 
     def __getattr__(self, name: str) -> NoReturn:
-        """Say how to get an httpx client over the same stack, if that would have the attribute."""
+        """Say how to get an httpx client over the same stack, if that or its transport would have the attribute."""
         kind, twin = type(self).__name__, f"httpx.{self._twin.__name__}"
         msg = f"{kind!r} object has no attribute {name!r}"
-        if hasattr(self._twin, name) or name in {"timeout", "headers"}:
+        if hasattr(self._twin, name) or name in {"timeout", "headers"} or name.startswith("handle_"):
             msg += (
                 f"; {kind} has only get, post and post_stream. If you need an {twin}, put the stack into one:"
                 f" {twin}(transport=stkai.{self._builder}())"
