@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from typing import Any
 
 import httpx
 import pytest
@@ -167,6 +168,16 @@ async def test_hundreds_of_mostly_refused_calls_log_a_line_each_and_few_warnings
     assert levels["INFO"] == 400
     assert levels["WARNING"] <= 20
     assert sum("TokenAcquisitionTimeoutError" in line for line in caplog.messages) == 260
+
+
+@pytest.mark.parametrize("listener", [None, log_events, [log_events]], ids=["default", "named", "listed"])
+def test_the_default_log_has_each_line_once(listener: Any, caplog: pytest.LogCaptureFixture) -> None:
+    transport = StackBuilder([retry()], listener=listener).build(
+        httpx.MockTransport(lambda _: httpx.Response(200))
+    )
+    with caplog.at_level(logging.INFO, "stkai"):
+        transport.handle_request(httpx.Request("GET", "https://api.example.com"))
+    assert len(caplog.messages) == 1
 
 
 async def test_a_call_that_is_retried_and_waits_logs_three_lines(

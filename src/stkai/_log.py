@@ -78,7 +78,7 @@ def listener_of(given: object) -> Listener:
     Raises:
         ConfigurationError: it is neither a function nor a list or tuple of functions.
     """
-    if given is None:
+    if given is None or given is log_events:
         return log_events
     several = [log_events, given] if callable(given) else given
     if not isinstance(several, list | tuple) or not all(callable(each) for each in several):
