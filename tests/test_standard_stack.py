@@ -1,6 +1,7 @@
 """`build_client` and its like: from arguments and settings to the standard stack."""
 
 import logging
+import random
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -430,6 +431,11 @@ async def nothing(_: object) -> None:
 async def test_a_listener_that_is_no_plain_function_is_an_error(world: World, listener: Any) -> None:
     with pytest.raises(stkai.ConfigurationError, match="listener must be"):
         client_of(world, auth=None, listener=listener, transport=world.wire())
+
+
+async def test_random_numbers_that_are_no_function_are_an_error(world: World) -> None:
+    with pytest.raises(stkai.ConfigurationError, match="random must be a function"):
+        client_of(world, auth=None, random=random, transport=world.wire())
 
 
 @pytest.mark.parametrize("name", ["cost", "settle"])

@@ -9,7 +9,7 @@ import httpx
 
 from .._checks import clock_or_system
 from .._clock import Clock, uniform
-from .._errors import cure_of
+from .._errors import ConfigurationError, cure_of
 from .._families import adopt, alike
 from .._log import Listener, Listeners, events, log_events, logger, notify
 from ._call import Attempt
@@ -37,6 +37,9 @@ class Context:
         listener: Listener = log_events,
         random: Callable[[], float] | None = None,
     ) -> None:
+        if random is not None and not callable(random):
+            msg = f"random must be a function that draws numbers in [0, 1), such as random.random, not {random!r}"
+            raise ConfigurationError(msg)
         self.clock, self.listener, self.random = clock_or_system(clock), listener, random or uniform
         self.now = self.clock.monotonic
         has_listener = not isinstance(listener, Listeners) or bool(listener.each)
