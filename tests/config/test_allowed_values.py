@@ -119,7 +119,8 @@ def test_a_refused_variable_is_named_with_its_value_and_what_is_allowed(
 ) -> None:
     env.setenv(variable, text)
     said = refusal(stkai)
-    assert said.startswith(f"{variable} (environment) is {text!r}; it must be ")
+    shown = repr(text) if len(text) < 200 else f"{text!r:.200}..."
+    assert said.startswith(f"{variable} (environment) is {shown}; it must be ")
     assert allowed in said
 
 
@@ -142,6 +143,7 @@ def test_a_refused_value_of_a_file_is_named_with_the_file(stkai: GlobalSettings,
         ("x", "'x'"),
         ({}, "a dict"),
         ([0], "[0]"),
+        ("x" * 100_000, f"'{'x' * 199}..."),
     ],
 )
 def test_a_refused_argument_of_configure_is_named_with_its_variable(

@@ -122,7 +122,8 @@ def test_an_error_also_names_the_variables_that_are_probably_misspelled(
     env.setenv("STKAI_ZZZ", "1")
     with pytest.raises(ConfigurationError) as raised:
         _ = stkai.config
-    _, missing, misspelled = str(raised.value).splitlines()
+    heading, missing, misspelled = str(raised.value).splitlines()
+    assert heading == "1 setting cannot be used:"
     assert "STKAI_AUTH_CLIENT_SECRET is missing" in missing
     assert misspelled.endswith("did you mean STKAI_AUTH_CLIENT_SECRET?)")
     assert SECRET not in str(raised.value)

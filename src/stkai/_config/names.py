@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ REFERENCE_METHODS: Final = ("POST",)
 
 SECRETS = frozenset({"auth", "client_secret", "token"})
 """Fields whose values are not shown; `auth` because a token may have been given in place of a section."""
+_LONGEST: Final = 200  # Characters of a rejected value that errors show.
 _SCHEME = r"[a-z][a-z0-9+.-]{0,15}"
 _IN_QUERY = r"(?i)([?&][^=&#]*(?:auth|key|pass|pwd|secret|token)[^=&#]*=)[^&#]+"
 _NO_PORT = r"(rediss?://[^/?#:\[]*:)(?!\d*(?:[/?#,]|$))[^/?#,]+"
@@ -75,13 +76,16 @@ def as_text(field: str, value: Any) -> str:
 
 
 def as_given(value: Any) -> str:
-    """A rejected value as it was given; only its type if it may contain anything."""
+    """A rejected value as it was given, or its beginning; only its type if it may contain anything."""
     value = reveal(value)
     if isinstance(value, str):
-        return repr(masked(value))
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(as_given, value))}]"
-    return repr(value) if value is None or isinstance(value, (int, float)) else f"a {type(value).__name__}"
+        text = repr(masked(value))
+    elif isinstance(value, (list, tuple)):
+        text = f"[{', '.join(map(as_given, value))}]"
+    else:
+        is_plain = value is None or isinstance(value, (int, float))
+        text = repr(value) if is_plain else f"a {type(value).__name__}"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
@@ -99,9 +103,9 @@ def not_a_setting(name: str, word: str, known: Collection[str]) -> str:
     )
 
 
-def configuration_error(lines: Iterable[str]) -> ConfigurationError:
-    """One error that lists everything that is wrong."""
-    found = list(lines)
-    if len(found) == 1:
-        return ConfigurationError(found[0])
-    return ConfigurationError("\n  - ".join([f"{len(found)} settings cannot be used:", *found]))
+def configuration_error(lines: Sequence[str], remarks: Sequence[str] = ()) -> ConfigurationError:
+    """One error that lists everything that is wrong, and remarks on it."""
+    if len(lines) == 1 and not remarks:
+        return ConfigurationError(lines[0])
+    heading = f"{len(lines)} setting{'s' * (len(lines) != 1)} cannot be used:"
+    return ConfigurationError("\n  - ".join([heading, *lines, *remarks]))

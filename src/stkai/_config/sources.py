@@ -75,7 +75,7 @@ def load(configured: Mapping[str, Mapping[str, Any]], env_file: Path | None = No
     ignored = [row for source, names in sources.items() for row in _ignored(source, names)]
     warnings = tuple(f"{row.variable} is ignored ({row.source})" for row in ignored)
     if complaints:  # A misspelled variable may be the cause.
-        raise configuration_error([*complaints, *(each for each in warnings if "did you mean" in each)])
+        raise configuration_error(complaints, [each for each in warnings if "did you mean" in each])
     return Loaded(Settings(**sections), (*rows, *ignored), warnings)
 
 
