@@ -76,6 +76,21 @@ def test_units_and_bursts_that_were_not_used_grow_with_their_limit() -> None:
     assert (policy.max_cost, policy.burst) == (100, 2)
 
 
+def test_units_that_were_used_stay_used_when_their_limit_rises_and_falls() -> None:
+    policy = TokenBucket(None, 10, max_cost=100)
+    assert policy.ask(Turn(cost=80.0), 0.0) == 0
+    for most in (200, 100, 1000, 100):
+        policy.update(max_cost=most)
+    assert policy.ask(Turn(cost=50.0), 0.0) == pytest.approx(3.0)
+
+
+def test_units_that_were_used_are_no_debt_when_their_limit_falls() -> None:
+    policy = TokenBucket(None, 10, max_cost=100)
+    assert policy.ask(Turn(cost=80.0), 0.0) == 0
+    policy.update(max_cost=10)
+    assert policy.ask(Turn(cost=10.0), 0.0) == pytest.approx(10.0)
+
+
 def test_less_takes_effect_for_windows_to_come() -> None:
     policy = TokenBucket(None, 10, max_cost=100)
     policy.update(max_cost=10)

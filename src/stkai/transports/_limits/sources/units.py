@@ -160,6 +160,6 @@ class Units(Source):
 
     def update(self, limits: Limits) -> None:
         assert limits.max_cost is not None and limits.time_window is not None  # noqa: PT018
-        self.level += max(0.0, limits.max_cost - self.most)
-        self.level = min(self.level, limits.max_cost)
+        # What was used stays used, but a lower limit makes no debt of it.
+        self.level = max(self.level + limits.max_cost - self.most, min(self.level, 0.0))
         self._set(limits.max_cost, limits.time_window)
