@@ -1,7 +1,7 @@
 """The clients of StackSpot's API reference that send by themselves, each a few lines over the transports.
 
-They do what the reference says and no more: none of them retries unless a call asks for it (see also `Retrying` and
-`build_client`). Their responses are httpx responses, plus what code written for requests calls.
+They do what the reference says and no more: none of them retries (see `Retrying` and `build_client`). Their responses
+are httpx responses, plus what code written for requests calls.
 """
 
 import threading

@@ -103,6 +103,10 @@ class _RateLimitedHttpClient(HttpClient):
         given = options_of(verb, options)
         method, body = ("GET", ()) if verb == "get" else ("POST", (data,))
         call = partial(getattr(self.delegate, verb), url, *body)
+        request = _request(method, url, headers, timeout)
+        around = Call.start(request, 0.0).options  # Those of `stkai.options`.
+        if around.retry is not UNSET:
+            options = {"retry": around.retry, **options}
 
         def send(changed: httpx.Request) -> Any:
             known = {*httpx.Headers(headers), *_SET_BY_DELEGATE}
@@ -111,7 +115,7 @@ class _RateLimitedHttpClient(HttpClient):
             all_headers = {**(headers or {}), **added} if added else headers
             return call(headers=all_headers, timeout=left, **_accepted_by(call, options))
 
-        return self._through(_request(method, url, headers, timeout), given, send)
+        return self._through(request, given.over(around), send)
 
     def _through(self, request: httpx.Request, options: RequestOptions, send: _Send) -> Any:
         """Send through the layers, which retry only if the call asks for it; errors of requests come out unchanged."""

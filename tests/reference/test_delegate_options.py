@@ -74,6 +74,32 @@ def test_a_call_with_a_policy_is_retried_by_that_policy_alone(decorator: Callabl
     assert len(answers.requests) == 6
 
 
+@pytest.mark.parametrize("verb", ["post", "get", "send"])
+def test_the_policy_of_a_block_is_that_of_its_calls(decorator: Callable[..., Any], verb: str) -> None:
+    answers = Answers(*[503] * 20)
+    client = decorator(answers.retrying_client())
+    request = httpx.Request("POST", URL)
+    with stkai.options(retry=RetryPolicy(2, initial_delay=0.0)):
+        response = client.send(request) if verb == "send" else getattr(client, verb)(URL)
+    assert (response.status_code, len(answers.requests)) == (503, 3)
+    assert response.extensions["stkai"].attempts == 3, "each with a permit of its own"
+
+
+def test_a_block_reaches_a_delegate_that_takes_no_options(decorator: Callable[..., Any]) -> None:
+    answers = Answers(503, 503)
+    sending = HttpClient(answers.transport())
+
+    class AsInTheReference(HttpClient):
+        def get(self, url: str, headers: Any = None, timeout: float = 30) -> Any:  # type: ignore[override]
+            return sending.get(url, headers, timeout)
+
+        def post(self, url: str, data: Any = None, headers: Any = None, timeout: float = 30) -> Any:  # type: ignore[override]
+            return sending.post(url, data, headers, timeout)
+
+    with stkai.options(retry=RetryPolicy(2, initial_delay=0.0)):
+        assert decorator(AsInTheReference()).post(URL).status_code == 200
+
+
 def test_a_call_that_says_nothing_leaves_the_delegate_its_own_retries(decorator: Callable[..., Any]) -> None:
     answers = Answers(503, 503)
     assert decorator(answers.retrying_client()).post(URL, {}).status_code == 200
