@@ -120,6 +120,8 @@ def test_the_priority_is_normal_unless_somebody_says_otherwise() -> None:
         ({"cost": -1}, "cost"),
         ({"priority": "high"}, "priority"),
         ({"retry": 3}, "retry"),
+        ({"retry": RetryPolicy}, "retry"),
+        ({"retry": stkai.Retrying()}, "retry"),
     ],
 )
 def test_a_block_checks_its_options_as_a_call_does(given: dict[str, Any], word: str) -> None:

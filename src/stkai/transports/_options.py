@@ -66,7 +66,7 @@ class RequestOptions:
             if value is not UNSET and value is not None:
                 check_number(name, value, SOME_SECONDS, ", or None for no limit", error=InvalidArgumentError)
         # By what it does: `import stkai` does not pay for the class.
-        is_policy = hasattr(type(self.retry), "failure_of")
+        is_policy = hasattr(type(self.retry), "is_repeatable")
         if self.retry is not UNSET and self.retry is not None and not is_policy:
             msg = f"retry must be a stkai.RetryPolicy, or None to send once, not {self.retry!r}"
             raise InvalidArgumentError(msg)
