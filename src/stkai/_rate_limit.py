@@ -46,6 +46,7 @@ __all__ = [
 
 _MAX_WAIT_TIME: Final = 45.0  # Seconds that these clients let a request wait for its permit.
 _SEND: Final = "stkai.send"  # The extension of a request that holds the call to the other client.
+_RAISED: Final = "stkai.raised"  # That of a response that holds the error in which it came.
 
 _SET_BY_DELEGATE: Final = frozenset({"host", "content-length"})
 """Headers that a request gets here, and that the other client sets itself."""
@@ -123,12 +124,19 @@ class _RateLimitedHttpClient(HttpClient):
         retry = None if options.retry is UNSET else options.retry
         extensions = {**request.extensions, _SEND: send, OPTIONS: replace(options, retry=retry)}
         try:
-            return original(self.transport.handle_request(copy_request(request, extensions=extensions)))
+            response = self.transport.handle_request(copy_request(request, extensions=extensions))
         except httpx.RequestError as error:
             cause = error.__cause__
             if isinstance(cause, Exception) and httpx_kind(cause) is not None:
                 raise cause from None
             raise
+        return self._outcome(request, response)
+
+    def _outcome(self, request: httpx.Request, response: httpx.Response) -> Any:
+        """What the other client returned; what it raised is raised."""
+        if _RAISED in response.extensions:
+            raise response.extensions.pop(_RAISED)
+        return original(response)
 
 
 class _DelegateWire(httpx.BaseTransport):
@@ -140,7 +148,15 @@ class _DelegateWire(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         # So that the retry layer recognises requests' errors; the caller sees the original.
         with httpx_errors(HTTPX):
-            return as_httpx(request.extensions[_SEND](request))
+            try:
+                return as_httpx(request.extensions[_SEND](request))
+            except Exception as error:
+                answer = getattr(error, "response", None)
+                if not isinstance(getattr(answer, "status_code", None), int):
+                    raise
+                response = as_httpx(answer)
+                response.extensions[_RAISED] = error
+                return response
 
     def close(self) -> None:
         if hasattr(self._delegate, "close"):
@@ -219,10 +235,11 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
         self.penalty_factor = penalty_factor
         self.recovery_factor = recovery_factor
 
-    def _through(self, request: httpx.Request, options: RequestOptions, send: _Send) -> Any:
-        answer = super()._through(request, options, send)
-        if request.method == "GET" or getattr(answer, "status_code", None) != httpx.codes.TOO_MANY_REQUESTS:
-            return answer
+    def _outcome(self, request: httpx.Request, response: httpx.Response) -> Any:
+        is_refusal = request.method != "GET" and response.status_code == httpx.codes.TOO_MANY_REQUESTS
+        if not is_refusal or _RAISED in response.extensions:
+            return super()._outcome(request, response)
+        answer = original(response)
         try:
             # The body is available afterwards, whichever package made the response.
             if isinstance(answer, httpx.Response):

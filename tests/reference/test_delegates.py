@@ -115,6 +115,44 @@ def test_a_429_from_requests_is_learned_from_and_raised_with_its_body(server: Qu
     assert waiting.value.required > 6.5
 
 
+def raised_by(answer: Any) -> Exception:
+    """What `raise_for_status()` raises."""
+    with pytest.raises((requests.HTTPError, httpx.HTTPStatusError)) as caught:
+        answer.raise_for_status()
+    return caught.value
+
+
+def ours(status: int, **headers: str) -> httpx.Response:
+    return httpx.Response(status, headers=headers, request=httpx.Request("POST", URL))
+
+
+@pytest.mark.parametrize("kind", [theirs, ours])
+def test_a_429_that_a_client_raises_is_learned_from_like_one_that_it_returns(kind: Any) -> None:
+    error = raised_by(kind(429, **{"Retry-After": "7"}))
+    client = AdaptiveRateLimitedHttpClient(Scripted(error), 100, 60.0, max_wait_time=5.0)
+    with pytest.raises(type(error)) as refused:
+        client.post(URL)
+    assert refused.value is error
+    with pytest.raises(TokenAcquisitionTimeoutError) as waiting:
+        client.post(URL)
+    assert waiting.value.required > 6.5
+
+
+@each_decorator
+@pytest.mark.parametrize("kind", [theirs, ours])
+def test_a_status_that_a_client_raises_is_retried_like_one_that_it_returns(
+    decorator: Callable[..., Any], kind: Any
+) -> None:
+    errors = [raised_by(kind(503)) for _ in range(3)]
+    inner = Scripted(*errors)
+    client, policy = decorator(inner, 1000, 1.0), RetryPolicy(1, initial_delay=0)
+    for error in (errors[1], errors[2]):
+        with pytest.raises(type(error)) as caught:
+            client.post(URL, retry=policy)
+        assert caught.value is error
+    assert len(inner.calls) == 4
+
+
 @pytest.mark.parametrize("other", ["plain", "caf\xe9"])
 def test_the_retry_layer_waits_as_long_as_a_refusal_from_requests_asks(other: str) -> None:
     response = theirs(429, **{"Retry-After": "5", "X-Other": other})
