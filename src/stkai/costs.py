@@ -104,7 +104,9 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         arrived = 0.0 if self._count == "input" else self._tokens(text)
         if self._count != "output" and request is not None:
             arrived += LlmTokens("input", self._tokenizer).estimate(request)
-        return arrived if _asks_for_usage(request) else Arrived(arrived)
+        # OpenAI's responses report it without being asked; this one was closed before.
+        is_chat = any("choices" in message for message in messages)
+        return Arrived(arrived) if is_chat and not _asks_for_usage(request) else arrived
 
     def _tokens(self, text: str) -> float:
         if self._tokenizer is not None:

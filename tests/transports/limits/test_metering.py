@@ -164,6 +164,8 @@ async def test_one_warning_per_stack_says_how_a_stream_reports_its_usage(
     caplog.clear()
     asked = post(CHAT | {"stream": True, "stream_options": {"include_usage": True}})
     await sent(world, bucket(llm_tokens()), events(*deltas("closed early")), request=asked)
+    unasked = {"type": "response.output_text.delta", "delta": "closed early"}
+    await sent(world, bucket(llm_tokens()), events({"type": "response.created"}, unasked))
     assert not caplog.records
 
 
