@@ -51,6 +51,7 @@ from ..support.wire import Wire
         ({"refresh_margin": float("nan")}, "refresh_margin must be"),
         ({"refresh_margin": float("inf")}, "refresh_margin must be"),
         ({"refresh_margin": "60"}, "refresh_margin must be"),
+        ({"allow_http": "false"}, "allow_http must be True or False"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

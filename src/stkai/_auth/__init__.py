@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 
 import httpx
 
-from .._checks import SECONDS, check_choice, check_number, clock_or_system, even_half_made
+from .._checks import SECONDS, check_choice, check_flag, check_number, clock_or_system, even_half_made
 from .._clock import Clock
 from .._config import STKAI
 from .._config.names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
@@ -77,6 +77,7 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         self.token_url = _text("token_url", Secret(token_url))
         self.refresh_margin = check_number("refresh_margin", refresh_margin, SECONDS)
         check_choice("client_auth", client_auth, *CLIENT_AUTH)
+        check_flag("allow_http", allow_http)
         clock = clock_or_system(clock)
         self._now = clock.monotonic
         self._endpoint = TokenEndpoint(

@@ -220,6 +220,11 @@ def test_a_token_does_not_travel_unencrypted_to_another_machine_unless_allowed(u
     assert signs(BearerAuth(Fixed(), allow_http=True), url)
 
 
+def test_the_permission_to_send_tokens_unencrypted_is_a_flag() -> None:
+    with pytest.raises(ConfigurationError, match="allow_http must be True or False, not 'false'"):
+        BearerAuth(Fixed(), allow_http="false")  # type: ignore[arg-type]
+
+
 def test_an_unencrypted_origin_is_refused_when_the_policy_is_created_unless_allowed() -> None:
     origins = [HOME, "http://testserver:8080", "http://localhost", "http://10.0.0.1"]
     with pytest.raises(ConfigurationError) as caught:

@@ -12,7 +12,7 @@ from typing import Final
 
 import httpx
 
-from ..._checks import even_half_made
+from ..._checks import check_flag, even_half_made
 from ..._errors import AuthenticationError, ConfigurationError, InvalidArgumentError
 from ..._headers import Fields, copy_request, with_fields
 from ..._secrets import HoldsSecret, Secret, reveal
@@ -104,6 +104,7 @@ class BearerAuth(HoldsSecret):
                 raise ConfigurationError(
                     f"{method} must be a plain method, since it is called without await: {cure}"
                 )
+        check_flag("allow_http", allow_http)
         self.provider = provider
         self._has_own_headers = has_own_headers(provider)
         self.allow_http = allow_http
