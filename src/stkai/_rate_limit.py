@@ -260,7 +260,8 @@ def _checked(delegate: Any) -> HttpClient:
     """
     packages = {kind.__module__.partition(".")[0] for kind in type(delegate).__mro__}
     looks_right = not isinstance(delegate, type | ModuleType | AsyncHttpClient) and all(
-        callable(getattr(delegate, verb, None)) and not inspect.iscoroutinefunction(getattr(delegate, verb))
+        callable(getattr(delegate, verb, None))
+        and not inspect.iscoroutinefunction(getattr(type(delegate), verb, None))
         for verb in ("get", "post")
     )
     is_other = not isinstance(delegate, HttpClient) and packages & {"requests", "httpx", "httpx2", "aiohttp"}
@@ -280,9 +281,7 @@ def _request(verb: str, url: str, headers: Headers, timeout: float) -> httpx.Req
     Raises:
         InvalidArgumentError: the URL is not absolute, or a header cannot be sent.
     """
-    extensions: dict[str, Any] = {}
-    if isinstance(timeout, int | float):
-        extensions["timeout"] = timeouts(timeout)
+    extensions = {"timeout": timeouts(timeout)} if isinstance(timeout, int | float) else None
     try:
         # It may contain credentials: requests knows what to do with them.
         target = absolute_url(url)

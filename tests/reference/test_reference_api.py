@@ -12,8 +12,10 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, create_autospec
 
 import httpx
 import pytest
@@ -239,6 +241,20 @@ def test_after_a_429_the_next_request_waits_as_long_as_the_server_asked() -> Non
 
 
 # Standalone, and the choice by environment
+
+
+@pytest.mark.parametrize(
+    "mock", [partial(Mock), partial(create_autospec, instance=True)], ids=["mock", "autospec"]
+)
+def test_mocks_stand_in_for_providers_and_delegates(server: QuotaServer, mock: Callable[..., Any]) -> None:
+    provider, delegate = mock(spec=AuthProvider), mock(spec=HttpClient)
+    provider.get_auth_headers.return_value = {"Authorization": "Bearer mine"}
+    with StandaloneHttpClient(provider) as client:
+        headers = client.get(f"{server.url}/echo").json()["headers"]
+    assert ["authorization", "Bearer mine"] in headers
+    delegate.post.return_value = httpx.Response(200)
+    for decorator in DECORATORS:
+        assert decorator(delegate, 10, 60.0).post(server.url) is delegate.post.return_value
 
 
 def test_the_standalone_client_signs_and_keeps_its_connection(

@@ -118,7 +118,8 @@ def is_sendable(token: str) -> bool:
 
 def has_own_headers(provider: AuthProvider) -> bool:
     """Whether a provider signs with something other than a bearer token."""
-    return type(provider).get_auth_headers is not AuthProvider.get_auth_headers
+    # A mock with `spec=AuthProvider` is an instance, but its class lacks the method.
+    return getattr(type(provider), "get_auth_headers", None) is not AuthProvider.get_auth_headers
 
 
 class Fetch(Job):
