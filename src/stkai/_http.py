@@ -115,8 +115,17 @@ class ReferenceResponse(StreamedResponse):
             chunk_size: accepted and ignored.
             decode_unicode: whether the lines are text.
         """
-        for line in super().iter_lines():
-            yield line if decode_unicode else line.encode(self.encoding or "utf-8")
+        return super().iter_lines() if decode_unicode else self._byte_lines()
+
+    def _byte_lines(self) -> Iterator[bytes]:
+        # Not from the text: that also ends a line at U+2028, and cannot show each byte.
+        rest = b""
+        for chunk in self.iter_bytes():
+            lines = (rest + chunk).splitlines(keepends=True)
+            rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
+            yield from (line.rstrip(b"\r\n") for line in lines)
+        if rest:
+            yield rest.rstrip(b"\r\n")
 
     def iter_content(self, chunk_size: int | None = 1, decode_unicode: bool = False) -> Iterator[Any]:
         """The body as it arrives, in pieces of `chunk_size` bytes, or of any size."""

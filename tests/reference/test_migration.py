@@ -13,6 +13,7 @@ import pytest
 
 import stkai
 from stkai import ClientCredentialsAuthProvider, DeadlineExceededError, StandaloneHttpClient, StaticToken
+from stkai._http import ReferenceResponse
 from stkai.testing import Answer, QuotaServer
 
 from ..reliability.hostile import drip, hostile
@@ -160,6 +161,18 @@ def test_iter_lines_takes_the_arguments_of_requests(
     assert len(lines(decode_unicode=True)) == len(text) == 4
     assert all(isinstance(line, bytes) for line in lines(decode_unicode=False))
     assert len(lines(chunk_size=1, decode_unicode=True)) == 4
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 1000])
+def test_lines_of_bytes_are_those_of_requests(size: int) -> None:
+    body = b"caf\xc3\xa9\xff\ndata: a\xe2\x80\xa8b\x0bc\r\n\r\nd\re"
+    response: Any = httpx.Response(
+        200,
+        headers={"Content-Type": "text/plain; charset=us-ascii"},
+        content=(body[start : start + size] for start in range(0, len(body), size)),
+    )
+    response.__class__ = ReferenceResponse
+    assert list(response.iter_lines(decode_unicode=False)) == body.splitlines()
 
 
 def test_a_response_has_ok_and_iter_content_like_requests(
