@@ -93,8 +93,20 @@ async def test_what_make_returns_is_checked(world: World, made: Any) -> None:
     assert wire.requests == []
 
 
+async def nobody_waits(_: object) -> Any:
+    """An async function in place of a plain one."""
+
+
 @pytest.mark.parametrize(
-    ("key", "make"), [(None, InFlight), (model_of, None), (7, 7), (model_of, InFlight(1))]
+    ("key", "make"),
+    [
+        (None, InFlight),
+        (model_of, None),
+        (7, 7),
+        (model_of, InFlight(1)),
+        (nobody_waits, InFlight),
+        (model_of, nobody_waits),
+    ],
 )
 def test_both_arguments_are_functions(key: Any, make: Any) -> None:
     with pytest.raises(ConfigurationError, match="PerKey needs a function such as"):

@@ -4,6 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from inspect import iscoroutinefunction
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
@@ -35,9 +36,10 @@ class PerKey(Chooser):
         self, key: Callable[[httpx.Request], str], make: Callable[[str], Any], *, max_keys: int = 1000
     ) -> None:
         for function in (key, make):
-            if not callable(function):
-                kind = type(self).__name__
-                msg = f"{kind} needs a function such as lambda key: TokenBucket(10, 60), not {function!r}"
+            is_async = iscoroutinefunction(function)  # Each coroutine would be a key of its own.
+            if is_async or not callable(function):
+                kind, given = type(self).__name__, f"{'the async ' * is_async}{function!r}"
+                msg = f"{kind} needs a function such as lambda key: TokenBucket(10, 60), not {given}"
                 raise ConfigurationError(msg)
         self._most = check_number("max_keys", max_keys, POSITIVE_COUNT)
         self._key, self._make = key, make
