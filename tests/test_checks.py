@@ -93,7 +93,7 @@ CLOCKS: list[Callable[[Any], object]] = [
 
 
 @pytest.mark.parametrize("make", CLOCKS)
-@pytest.mark.parametrize("clock", [3, 0, "now", time.monotonic, datetime.now])
+@pytest.mark.parametrize("clock", [3, 0, "now", time.monotonic, datetime.now, stkai.testing.FakeClock])
 def test_what_is_no_clock_is_refused_with_what_a_clock_needs(
     make: Callable[[Any], object], clock: Any
 ) -> None:

@@ -84,7 +84,8 @@ def clock_or_system(clock: Clock | None) -> Clock:
     """
     if clock is None:
         return SystemClock()
-    missing = [name for name in _CLOCK if not callable(getattr(clock, name, None))]
+    is_class = isinstance(clock, type)  # Its methods lack `self`.
+    missing = [name for name in _CLOCK if is_class or not callable(getattr(clock, name, None))]
     if missing:
         raise ConfigurationError(
             "clock must be a stkai.Clock, an object with the methods monotonic(), utcnow(), sleep(seconds) and"
