@@ -2,29 +2,23 @@
 
 It leaves a connection open whose handshake, with a server or a SOCKS proxy, is cancelled or given up. A proxy that does
 not connect looks to it like a server that does not answer. Some errors pass through it unchanged, and are not httpx
-errors; others lose their message. It takes bytes that have arrived behind an answer for the answer to the next
-request; and it loses an answer that follows a GOAWAY, see `http2`.
+errors; others lose their message. It loses an answer that follows a GOAWAY.
 """
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import starmap
 from ssl import SSLError
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx
 
 from .._errors import causes
 from .._event_loops import anyio
 from .._families import alike
-from .._lazy import LateModule
 from .._secrets import HiddenBytes
 from .proxies import AsyncProxyStream, ProxyStream
-
-if TYPE_CHECKING:
-    from . import http2
-else:  # Only with the extra `http2`.
-    http2 = LateModule("stkai._wire.http2")
 
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
@@ -73,7 +67,7 @@ class Network:
         """A connection to a host."""
         with _connecting(self._errors):
             stream = self._backend.connect_tcp(*args, **options)
-        stream = http2.GoAwayStream(stream, self._errors) if self._has_http2 else stream
+        stream = GoAwayStream(stream, self._errors) if self._has_http2 else stream
         self._stream = (
             ProxyStream(stream, self._errors, options.get("timeout")) if self._has_proxy else stream
         )
@@ -96,10 +90,8 @@ class AsyncNetwork(Network):
     """The async version."""
 
     async def connect_tcp(self, *args: Any, **options: Any) -> Any:
-        """A connection to a host."""
         with _connecting(self._errors):
             stream: Any = Stream(await self._backend.connect_tcp(*args, **options), self._errors)
-        stream = http2.AsyncGoAwayStream(stream, self._errors) if self._has_http2 else stream
         self._stream = (
             AsyncProxyStream(stream, self._errors, options.get("timeout")) if self._has_proxy else stream
         )
@@ -109,7 +101,6 @@ class AsyncNetwork(Network):
         return self._stream
 
     async def close(self) -> None:
-        """Close the pool, and what it has forgotten."""
         self._is_closed = True
         try:
             await self._close()
@@ -128,16 +119,12 @@ def _connecting(errors: Any) -> Iterator[None]:
     except (ValueError, OverflowError) as error:
         raise errors.ConnectError(str(error)) from error
     except Exception as error:
-        reason = _root_of(error)
-        if reason not in str(error):
-            error.args = (f"{error}: {reason}".removeprefix(": "),)
+        *_, root = causes(error)
+        while isinstance(root, BaseExceptionGroup):  # Of several addresses, the first counts.
+            *_, root = causes(root.exceptions[0])
+        if str(root) not in str(error):
+            error.args = (f"{error}: {root}".removeprefix(": "),)
         raise
-
-
-def _root_of(error: BaseException) -> str:
-    """What went wrong in the first place; of several addresses, with the first."""
-    *_, root = causes(error)
-    return _root_of(root.exceptions[0]) if isinstance(root, BaseExceptionGroup) else str(root)
 
 
 class Stream:
@@ -148,29 +135,26 @@ class Stream:
 
     def __init__(self, stream: Any, errors: Any) -> None:
         self._stream, self._errors = stream, errors
+        self._frames = GoAways.of(stream, errors)
         self.aclose = stream.aclose
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Read what there is.
-
-        Raises:
-            httpcore.ReadError: the connection breaks.
-        """
-        try:
-            data: bytes = await self._stream.read(max_bytes, timeout)
-        except (SSLError, anyio.EndOfStream) as error:
-            raise self._errors.ReadError(str(error)) from error
-        except Exception as error:
-            explain(error, self._broken_by)
-            raise
-        return data
+        """Read what there is, or raise an error of httpcore's."""
+        while True:
+            try:
+                data: bytes = await self._stream.read(max_bytes, timeout)
+            except (SSLError, anyio.EndOfStream) as error:
+                raise self._errors.ReadError(str(error)) from error
+            except Exception as error:
+                explain(error, self._broken_by)
+                raise
+            if not data or self._frames is None or (data := self._frames.arrived(data)):
+                return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Write all of it.
-
-        Raises:
-            httpcore.WriteError: the connection breaks.
-        """
+        """Write all of it, or raise an error of httpcore's."""
+        if self._frames is not None and not self._frames.sent(buffer):
+            return
         try:
             await self._stream.write(buffer, timeout)
         except Exception as error:
@@ -204,13 +188,113 @@ def explain(error: BaseException, otherwise: str = "") -> None:
             error.args = (text,)
 
 
-def connection_with_leftovers(body: Any) -> Any:
-    """The HTTP/1.1 connection of an answer's body that was read to its end, if more has arrived there; otherwise None.
+class GoAwayStream:
+    """A connection of a sync transport that may speak HTTP/2."""
 
-    It is unsolicited: a second answer, or the rest of an answer longer than announced.
+    def __init__(self, stream: Any, errors: Any) -> None:
+        self._stream, self._errors = stream, errors
+        self._frames = GoAways.of(stream, errors)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        while True:
+            data: bytes = self._stream.read(max_bytes, timeout)
+            if not data or self._frames is None or (data := self._frames.arrived(data)):
+                return data
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if self._frames is None or self._frames.sent(buffer):
+            self._stream.write(buffer, timeout)
+
+    def start_tls(self, *args: Any, **options: Any) -> "GoAwayStream":
+        return GoAwayStream(self._stream.start_tls(*args, **options), self._errors)
+
+
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_HEAD: Final = 9  # Bytes in front of a frame's body; RFC 9113, section 4.1.
+_LONGEST: Final = 16_384  # Bytes of a body; h2 refuses longer ones.
+_STREAM: Final = 0x7FFFFFFF  # The bits of a stream's number.
+_DATA, _HEADERS, _RST_STREAM, _GOAWAY, _CONTINUATION = 0, 1, 3, 7, 9  # Types of frames.
+_END_STREAM, _END_HEADERS = 1, 4  # Their flags.
+
+Frame = tuple[int, int, int, bytes]  # Its type, its flags, its stream, and all of it.
+
+
+class GoAways:
+    """Holds a GOAWAY back until the answer to the newest request has arrived. One request at a time is on its way.
+
+    A server that ends an HTTP/2 connection in an orderly way still answers the requests that it has accepted (RFC 9113,
+    section 6.8); nginx does so after a thousand requests, and when it is reloaded. h2 refuses everything behind a
+    GOAWAY: the answer would be lost, and the request perhaps sent again.
+
+    Args:
+        refused: an error for a GOAWAY that accepts no request at all. httpcore's would not tell that none was executed.
     """
-    try:
-        connection = body._httpcore_stream._stream._connection  # noqa: SLF001 - httpcore itself does not look
-        return connection if connection._h11_state.trailing_data[0] else None  # noqa: SLF001
-    except AttributeError:  # It is no wire of httpx's, or speaks HTTP/2.
-        return None
+
+    def __init__(self, refused: type[Exception]) -> None:
+        self._refused = refused
+        self._newest, self._has_begun, self._is_answered, self._is_over = 0, False, True, False
+        self._held = b""  # The GOAWAY that is held back.
+        self._rest = b""  # The start of a frame whose end has not arrived yet.
+        self._is_open = False  # Whether the headers of the last frame go on in the next one.
+
+    @classmethod
+    def of(cls, stream: Any, errors: Any) -> "GoAways | None":
+        """Those of a connection; None unless client and server have agreed on HTTP/2 in the TLS handshake."""
+        tls = stream.get_extra_info("ssl_object")
+        return cls(errors.ConnectError) if tls and tls.selected_alpn_protocol() == "h2" else None
+
+    def sent(self, data: bytes) -> bool:
+        """Note a request in these frames; whether it is still of use to send them."""
+        for kind, _, stream, _ in _frames_of(data.removeprefix(_PREFACE))[0]:
+            if kind == _HEADERS:
+                self._newest, self._has_begun, self._is_answered = stream, False, False
+        return not self._is_over
+
+    def arrived(self, data: bytes) -> bytes:
+        """The bytes for h2: whole frames, with a GOAWAY behind the answer that it would cut off."""
+        frames, self._rest = _frames_of(self._rest + data)
+        passed = b"".join(starmap(self._passed, frames))
+        if int.from_bytes(self._rest[:3].ljust(3, b"\0")) > _LONGEST:  # h2 will say so.
+            passed, self._rest = passed + self._rest, b""
+        return passed
+
+    def _passed(self, kind: int, flags: int, stream: int, text: bytes) -> bytes:
+        """What to pass on now that a frame has arrived."""
+        if self._is_over:  # h2 would refuse it, and with it the answer that has arrived with it.
+            return b""
+        if kind == _GOAWAY and not stream and len(text) >= _HEAD + 8:
+            last, code = (int.from_bytes(text[place : place + 4]) for place in (_HEAD, _HEAD + 4))
+            last &= _STREAM
+            if not self._is_answered and not code:
+                if self._newest <= last:
+                    self._held = text
+                    return b""
+                if not last and not self._has_begun:
+                    raise self._refused("the server ended the connection before it accepted a request")
+            self._held, self._is_over = b"", True
+            return text
+        if kind in {_HEADERS, _CONTINUATION}:
+            self._has_begun, self._is_open = True, not flags & _END_HEADERS
+        ends = kind == _RST_STREAM or (kind in {_DATA, _HEADERS} and flags & _END_STREAM)
+        if ends and stream == self._newest:
+            self._is_answered = True
+        if self._held and self._is_answered and not self._is_open:
+            text, self._held, self._is_over = text + self._held, b"", True
+        return text
+
+
+def _frames_of(data: bytes) -> tuple[list[Frame], bytes]:
+    """The whole frames, and what is left."""
+    frames: list[Frame] = []
+    place = 0
+    while place + _HEAD <= len(data):
+        end = place + _HEAD + int.from_bytes(data[place : place + 3])
+        if end > len(data):
+            break
+        stream = int.from_bytes(data[place + 5 : place + _HEAD]) & _STREAM
+        frames.append((data[place + 3], data[place + 4], stream, data[place:end]))
+        place = end
+    return frames, data[place:]

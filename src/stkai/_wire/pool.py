@@ -21,7 +21,6 @@ from .._headers import has_field
 from .._process import is_interrupt
 from ..transports._bodies import Sending
 from ..transports._body_end import BRIEF, AsyncWatchedBody, BodyEnd, WatchedBody
-from .network import connection_with_leftovers
 from .pool_state import Loan, PoolState
 
 _CLOCK = SystemClock()
@@ -51,9 +50,22 @@ def _is_persistent(response: httpx.Response) -> bool:
     )
 
 
+def _has_leftovers(body: Any) -> bool:
+    """Whether more has arrived on an HTTP/1.1 connection than the answer whose body was read to its end.
+
+    It is unsolicited: a second answer, or the rest of an answer longer than announced. httpcore takes it for the answer
+    to the next request.
+    """
+    try:
+        connection = body._httpcore_stream._stream._connection  # noqa: SLF001 - httpcore itself does not look
+        return bool(connection._h11_state.trailing_data[0])  # noqa: SLF001
+    except AttributeError:  # It is no wire of httpx's, or speaks HTTP/2.
+        return False
+
+
 def _give_back(loan: Loan[Any], body: Any, is_persistent: bool, how: BodyEnd) -> None:
     """End the loan of a wire whose answer's body has ended. If the body was dropped, the loan ends by itself."""
-    if how is BodyEnd.WHOLE and is_persistent and connection_with_leftovers(body) is None:
+    if how is BodyEnd.WHOLE and is_persistent and not _has_leftovers(body):
         loan.end(_CLOCK.monotonic())
     elif how is not BodyEnd.DROPPED:
         loan.end()
