@@ -9,7 +9,7 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from .._errors import ConfigurationError, StkaiError
+from .._errors import StkaiError
 
 _BLOCK: Final = 1 << 16
 
@@ -27,10 +27,7 @@ class AppendFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        except OSError as error:
-            raise ConfigurationError(f"{path} cannot be opened for writing: {error.strerror}") from error
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         self.size = os.fstat(self.descriptor).st_size
         self._appending = threading.Lock()
         """A failed write is cut off at the size before it, so nothing else may be written meanwhile."""
@@ -86,10 +83,7 @@ class AppendFile:
 
     def truncate(self, size: int = 0) -> None:
         """Cut the file to that many bytes."""
-        try:
-            os.ftruncate(self.descriptor, size)
-        except OSError as error:
-            raise WriteError(self.path, error) from error
+        os.ftruncate(self.descriptor, size)
         self.size = size
         self._changes += 1
 

@@ -124,8 +124,6 @@ class Template:
         """The template in a file."""
         try:
             text = parse(path.read_text("utf-8-sig")).text
-        except OSError as error:
-            raise ConfigurationError(f"the template {path} cannot be read: {error.strerror}") from error
         except UnicodeError as error:
             msg = f"the template {path} is not in UTF-8: save the file as UTF-8"
             raise ConfigurationError(msg) from error

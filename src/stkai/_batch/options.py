@@ -219,11 +219,8 @@ def _check_file(path: Path) -> None:
         raise ConfigurationError(
             f"the input {path} cannot be read: it is not a file; for a pipe, pass - as the input"
         )
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        raise ConfigurationError(f"the input {path} cannot be read: {error.strerror}") from error
+    with path.open("rb") as file:
+        start = file.read(4)
     if b"\0" in start or start[:2] in {b"\xff\xfe", b"\xfe\xff"}:
         raise ConfigurationError(f"the input {path} is in UTF-16 or UTF-32: save the file as UTF-8")
 
