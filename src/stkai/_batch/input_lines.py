@@ -178,8 +178,8 @@ class Survey(NamedTuple):
         return cls(size, found[1].decode(), int(found[2]), int(found[3]))
 
 
-class StdinCopy:
-    """Copies a descriptor to a file, in a daemon thread, so that a resumed job can read it there.
+class StdinCopy(threading.Thread):
+    """Copies a descriptor to a file, so that a resumed job can read it there.
 
     Attributes:
         is_complete: everything was copied, or copying failed.
@@ -188,6 +188,7 @@ class StdinCopy:
     """
 
     def __init__(self, path: Path, shard: Shard = ALL_LINES, descriptor: int = 0) -> None:
+        super().__init__(name="stkai.batch.stdin", daemon=True)
         self.path = path
         self.is_complete = False
         self.survey: Survey | None = None
@@ -199,17 +200,8 @@ class StdinCopy:
         """The lines, as they arrive."""
         return json_lines(self.path, is_complete=lambda: self.is_complete)
 
-    def start(self) -> None:
-        """Start copying."""
-        self._thread = threading.Thread(target=self.copy, name="stkai.batch.stdin", daemon=True)
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Block until copying has ended."""
-        self._thread.join()
-
-    def copy(self) -> None:
-        """Copy to the end, in this thread."""
+    def run(self) -> None:
+        """Copy to the end."""
         try:
             while block := os.read(self._descriptor, _BLOCK):
                 self._file.append(block)

@@ -222,7 +222,7 @@ def dry_run(plan: JobPlan, say: Callable[[str], None]) -> bool:
         if options.from_stdin:
             source = Path(folder, "stdin.jsonl")
             stdin = StdinCopy(source)
-            stdin.copy()
+            stdin.run()
             if stdin.error is not None:
                 raise stdin.error
         return _report(plan, plan.lines(source), say)

@@ -232,7 +232,7 @@ class _JobRun:
             return
         with suppress(KeyboardInterrupt):
             say(f"{why}: copying the rest of stdin, which --resume sends; interrupt to leave it out")
-            stdin.wait()
+            stdin.join()
 
     def _finish_files(self) -> None:
         job, runner = self._job, self._runner
