@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(batch: Batch, strategy: str) -> tuple[StrategyRun, Summary]:
     """One run, and how fair it was: all processes have equally many requests, so only those before the end can tell."""
-    run = batch.run(strategy, lambda *_: None)
+    run = batch.run(strategy)
     counts = [*Counter(run.senders[: len(run.senders) // 2]).values(), *[0] * batch.processes]
     duration = max(batch.window, *run.accepted)
     summary = Summary(

@@ -49,13 +49,14 @@ def test_an_interrupted_demo_ends_its_processes(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("multiprocessing.get_context", forkserver)
     started: list[Any] = []
 
-    def interrupt(*_: int) -> None:
+    def interrupt(_: object) -> None:
         started.extend(multiprocessing.active_children())
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(demo, "wait", interrupt)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        Batch(requests=500, processes=2, threads=1, quota=10_000, window=1.0).run("no limiter", interrupt)
+        Batch(requests=500, processes=2, threads=1, quota=10_000, window=1.0).run("no limiter")
     assert [process.exitcode for process in started] == [-signal.SIGKILL] * 2
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -66,7 +67,7 @@ def a_run(name: str) -> StrategyRun:
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_the_demo_fits_the_screen_with_its_plots(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    monkeypatch.setattr(Batch, "run", lambda self, strategy, show: a_run(strategy))
+    monkeypatch.setattr(Batch, "run", lambda self, strategy: a_run(strategy))
     lines = run("demo", "--quota", "10", columns=columns).output.splitlines()
     assert max(map(len, lines)) <= columns
     assert len(lines) <= 23
@@ -78,7 +79,7 @@ def test_the_demo_fits_the_screen_with_its_plots(monkeypatch: pytest.MonkeyPatch
 def test_the_demo_draws_its_plots_in_ascii_where_the_terminal_takes_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Batch, "run", lambda self, strategy, show: a_run(strategy))
+    monkeypatch.setattr(Batch, "run", lambda self, strategy: a_run(strategy))
     result = CliRunner(charset="ascii").invoke(app, ["demo", "--quota", "10"])
     assert result.exit_code == 0, result.output
     assert "@" in result.output
@@ -90,14 +91,13 @@ def test_the_demo_draws_its_plots_in_ascii_where_the_terminal_takes_nothing_else
 def test_the_demo_says_what_was_found_without_numbers(
     monkeypatch: pytest.MonkeyPatch, found: float, quota: int, text: str
 ) -> None:
-    monkeypatch.setattr(Batch, "run", lambda self, strategy, show: replace(a_run(strategy), found=found))
+    monkeypatch.setattr(Batch, "run", lambda self, strategy: replace(a_run(strategy), found=found))
     lines = run("demo", "--quota", str(quota), "--window", "60", columns=80).output.splitlines()
     assert any(line.startswith(f"found {text}/s ") for line in lines)
 
 
 def test_the_demo_exits_non_zero_if_a_request_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lossy(self: Batch, strategy: str, show: Any) -> StrategyRun:
-        show(1, 1)
+    def lossy(self: Batch, strategy: str) -> StrategyRun:
         return StrategyRun(strategy, 3, accepted=[0.0], refused=[], seconds=[0.1], failed=1, lost=1)
 
     monkeypatch.setattr(Batch, "run", lossy)
@@ -113,7 +113,7 @@ def die(*_: object) -> None:
 @pytest.mark.real_time
 def test_the_demo_counts_the_calls_of_a_dead_process_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_work", die)
-    assert Batch(2, 1, 1, 100, 1.0).run("no limiter", lambda *_: None).lost == 2
+    assert Batch(2, 1, 1, 100, 1.0).run("no limiter").lost == 2
 
 
 def test_quantiles_of_no_or_one_value_are_defined() -> None:

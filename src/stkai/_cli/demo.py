@@ -18,7 +18,6 @@ import typer
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -32,8 +31,6 @@ from ..transports._limits.quota_limiters import AimdLimiter, TokenBucket
 
 _PATH: Final = "/v1/quick-commands"
 _STATUSES: Final = (httpx.codes.OK, httpx.codes.TOO_MANY_REQUESTS)
-_REFRESH: Final = 0.1
-"""Seconds between two reports of the progress."""
 _FIGURES: Final = ("sent", "ok", "429", "failed", "p50 s", "p95 s")
 _NAMES: Final = 23
 """Width of the first column, in characters."""
@@ -73,11 +70,8 @@ class Batch:
     quota: int
     window: float
 
-    def run(self, strategy: str, show: Callable[[int, int], None]) -> StrategyRun:
-        """Send the batch through one strategy to a server of its own.
-
-        `show` is called ten times a second, with how many requests the server has accepted and refused so far.
-        """
+    def run(self, strategy: str) -> StrategyRun:
+        """Send the batch through one strategy to a server of its own."""
         with (
             QuotaServer(self.quota, self.window, latency=(0.01, 0.03)) as server,
             tempfile.TemporaryDirectory(prefix="stkai-demo-") as directory,
@@ -93,8 +87,7 @@ class Batch:
             ]
             signal.signal(signal.SIGINT, before)
             try:
-                while wait(workers, _REFRESH).not_done:
-                    show(*(server.count(path=_PATH, status=status) for status in _STATUSES))
+                wait(workers)
             except BaseException:
                 for process in multiprocessing.active_children():
                     process.kill()
@@ -192,9 +185,8 @@ def demo(
     runs: list[StrategyRun] = []
     with Live(console=console, refresh_per_second=8) as live:
         for strategy in STRATEGIES:
-            bar, advance = _bar(batch, strategy)
-            live.update(Group(_table(runs, batch, console), "", bar))
-            runs.append(batch.run(strategy, advance))
+            live.update(Group(_table(runs, batch, console), f"\n{strategy} ..."))
+            runs.append(batch.run(strategy))
         live.update(_table(runs, batch, console))
     lost = sum(run.lost for run in runs)
     if lost:
@@ -240,19 +232,6 @@ def _plots(runs: Sequence[StrategyRun], batch: Batch, cells: int, levels: str) -
         return columns(counts(instants, width, buckets), batch.quota * width / batch.window, cells, levels)
 
     return [Text.assemble((drawn(run.refused), "red"), "\n", (drawn(run.accepted), "green")) for run in runs]
-
-
-def _bar(batch: Batch, strategy: str) -> tuple[Progress, Callable[[int, int], None]]:
-    """The progress of a run, and what moves it."""
-    progress = Progress(
-        TextColumn("[bold]{task.description}[/]"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("[red]{task.fields[refused]} refused[/]"),
-        TimeElapsedColumn(),
-    )
-    task = progress.add_task(strategy, total=batch.requests * batch.processes, refused=0)
-    return progress, lambda accepted, refused: progress.update(task, completed=accepted, refused=refused)
 
 
 def counts(instants: Sequence[float], width: float, buckets: int) -> list[int]:
