@@ -371,12 +371,7 @@ def test_a_dry_run_checks_every_line_and_sends_and_writes_nothing(job: Job, coun
 
 def test_a_dry_run_of_valid_lines_ends_with_0(job: Job) -> None:
     job.write(3)
-    result = job.run(
-        "--dry-run", env={"STKAI_RATE_LIMIT_MAX_REQUESTS": "1", "STKAI_RATE_LIMIT_TIME_WINDOW": "60"}
-    )
-    assert result.returncode == 0
-    assert "at 1 request per 60 s: at least 3:00" in result.stderr
-    assert result.stderr.count("at least") == 1
+    assert job.run("--dry-run").returncode == 0
     assert job.run("-", "--dry-run", stdin=job.input.read_bytes()).returncode == 0
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 from .._clock import unique_key
-from .._config import STKAI
 from .._errors import ConfigurationError
 from .._log import logger
 from ..costs import CHARACTERS_PER_TOKEN
@@ -18,7 +17,7 @@ from .journal import Header, Journal, LineState, Recovered, read_header
 from .merge import sort_file
 from .options import JobPlan, Options
 from .outputs import FileOutputs, Outputs, Paths, StdoutOutputs
-from .progress import Usage, count, show_count, show_dollars, show_time
+from .progress import Usage, count, show_count, show_dollars
 from .request_formats import InvalidLineError
 
 _SHOWN: Final = 20  # How many lines a dry run lists for each kind of problem.
@@ -256,21 +255,9 @@ def _report(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
         say(f"{count(duplicates, 'duplicate id')}, which is allowed; use `id` to tell the lines apart")
     if invalid:
         say(f"{count(invalid, 'invalid line')}, which would be reported as failures")
-    _estimate(options, requests, size, say)
-    return not invalid
-
-
-def _estimate(options: Options, requests: int, size: int, say: Callable[[str], None]) -> None:
     tokens, price = size / CHARACTERS_PER_TOKEN, options.prices
     cost = "" if price is None else f", {show_dollars(price.dollars(round(tokens), 0))} for the input alone"
     say(
         f"{count(requests, 'request')}, {show_count(size)} bytes, about {show_count(tokens)} input tokens{cost}"
     )
-    limit = STKAI.config.rate_limit
-    quotas = [(options.rpm, 60.0)]
-    if limit.enabled:
-        quotas.append((limit.max_requests, limit.time_window or 0.0))
-    for most, window in quotas:
-        if most and window and requests * window > most:  # It takes longer than a second.
-            least = show_time(requests * window / most)
-            say(f"at {count(most, 'request')} per {window:g} s: at least {least}")
+    return not invalid
