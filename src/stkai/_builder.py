@@ -1,11 +1,8 @@
 """Puts layers together: `StackBuilder` holds recipes, outermost first; the `build_*` functions make the usual stacks.
 
-They share their arguments, `StackOptions`, which are described once.
-
     retry  >  auth  >  adaptive | token_bucket | limiter  >  wire
 
-Retry is outermost, so that each attempt pays for a permit and carries a fresh token. Auth is outside the limiter:
-permits spent before a slow token refresh would leave together after it, and a resend after a 401 would not be metered.
+docs/order.md explains this order.
 """
 
 import inspect

@@ -32,7 +32,6 @@ class Numbers(NamedTuple):
     whole: bool = False
 
     def accept(self, value: object) -> bool:
-        """Whether a value is one of them."""
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
         return self.low < value <= self.high if self.above else self.low <= value <= self.high
@@ -61,7 +60,6 @@ def check_number(
 
 
 def check_flag(name: str, value: object) -> None:
-    """Refuse what is not a bool."""
     if not isinstance(value, bool):
         raise ConfigurationError(f"{name} must be True or False, not {value!r}")
 
@@ -69,7 +67,6 @@ def check_flag(name: str, value: object) -> None:
 def check_choice(
     name: str, value: object, *allowed: object, error: type[StkaiError] = ConfigurationError
 ) -> None:
-    """Refuse what is not one of the choices."""
     if value not in allowed:
         choices = [repr(each) for each in allowed]
         words = " or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}"

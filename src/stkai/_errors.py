@@ -65,7 +65,6 @@ def _portable(value: object) -> object:
 
 
 def describe(error: BaseException) -> str:
-    """An error in words."""
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 

@@ -68,7 +68,6 @@ def _unlisted(package: str, name: str, modules: tuple[str, ...]) -> Any:
 
 
 def installed_version() -> str:
-    """The version of stkai that is installed."""
     metadata = import_module("importlib.metadata")
     try:
         version: str = metadata.version("stkai")

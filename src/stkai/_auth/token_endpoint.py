@@ -58,8 +58,6 @@ _REFUSED_CLIENT: Final = ("invalid_client", "unauthorized_client", "invalid_gran
 
 @dataclass(frozen=True, slots=True)
 class TokenAnswer:
-    """An answer of the endpoint."""
-
     status: int
     content: dict[str, Any] = field(repr=False)  # Its JSON object; empty if it is something else.
     asked_at: float  # When the endpoint was asked, in seconds of the clock.

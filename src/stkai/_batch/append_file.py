@@ -82,7 +82,6 @@ class AppendFile:
         return torn
 
     def truncate(self, size: int = 0) -> None:
-        """Cut the file to that many bytes."""
         os.ftruncate(self.descriptor, size)
         self.size = size
         self._changes += 1

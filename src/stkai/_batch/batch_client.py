@@ -143,7 +143,6 @@ class BatchClient:
                 return response
 
     async def aclose(self) -> None:
-        """Close the connections."""
         await self._client.close()
 
 

@@ -201,7 +201,6 @@ class StdinCopy(threading.Thread):
         return json_lines(self.path, is_complete=lambda: self.is_complete)
 
     def run(self) -> None:
-        """Copy to the end."""
         try:
             while block := os.read(self._descriptor, _BLOCK):
                 self._file.append(block)

@@ -168,7 +168,6 @@ class Display:
         return progress.text((progress.finished - before) / (now - began) if now > began else 0.0)
 
     def show(self, now: float, progress: Progress) -> None:
-        """Show the progress."""
         text = self.text(now, progress)
         if self._said is None:
             self._said = now

@@ -101,7 +101,6 @@ def say(message: str) -> None:
 
 
 def complain(message: str) -> None:
-    """Report an error on stderr."""
     say(f"stkai batch: {message}")
 
 

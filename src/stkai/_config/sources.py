@@ -33,8 +33,6 @@ Variables = Mapping[str, Secret]
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """One setting in force."""
-
     variable: str  # The environment variable that sets it.
     value: str  # As text; for a secret, only whether there is one.
     source: str  # "configure", "environment", ".env file PATH" or "default".

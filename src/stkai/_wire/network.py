@@ -64,7 +64,6 @@ class Network:
         self.sleep, self.connect_unix_socket = backend.sleep, backend.connect_unix_socket
 
     def connect_tcp(self, *args: Any, **options: Any) -> Any:
-        """A connection to a host."""
         with _connecting(self._errors):
             stream = self._backend.connect_tcp(*args, **options)
         stream = GoAwayStream(stream, self._errors) if self._has_http2 else stream

@@ -100,7 +100,6 @@ class PoolState(Generic[Wire]):
 
     @property
     def wires(self) -> list[Wire]:
-        """All wires, in use or idle."""
         return [*(lent.wire for lent in self._lent.values()), *self._idle]
 
     def take(self, loan: Loan[Wire]) -> bool:

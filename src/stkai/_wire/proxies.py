@@ -51,7 +51,6 @@ class ProxyMap:
 
     @property
     def urls(self) -> frozenset[str]:
-        """The URLs of all the proxies."""
         return frozenset(self._proxies.values())
 
     @property

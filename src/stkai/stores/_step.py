@@ -234,11 +234,9 @@ class LocalStore:
         raise NotImplementedError
 
     def lease(self, ask: Ask) -> Lease:
-        """Take a member's report and lease it permits."""
         return self._change(ask.share, lambda state, now: step(state, ask, now))
 
     def amend(self, epoch: int, law: Law) -> bool:
-        """Replace the adaptive state of version `law.version` with a new one."""
         return self._change(law.share, lambda state, now: amend(state, epoch, law, now))
 
     def look(self, share: str) -> Snapshot | None:

@@ -35,8 +35,6 @@ _Value = Callable[[Any], float | None]  # What an event contributes to an instru
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """An instrument."""
-
     name: str  # As OpenTelemetry writes it.
     kind: Literal["counter", "active", "gauge", "histogram"]  # An "active" count goes up and down.
     unit: str  # Seconds ("s"), or what is counted.

@@ -66,7 +66,6 @@ class Reply:
 
     @property
     def body(self) -> bytes:
-        """All pieces joined."""
         return b"".join(self.pieces)
 
     @property
@@ -76,22 +75,18 @@ class Reply:
         return "\r\n".join(lines).encode()
 
     def sent(self) -> tuple[bytes, ...]:
-        """The pieces that are written."""
         if self.cut is None:
             return self.pieces
         return (self.body[: max(0, min(self.cut, len(self.body) - 1))],)
 
     def with_headers(self, headers: Headers) -> "Reply":
-        """The same answer with more headers."""
         return replace(self, headers=self.headers + headers)
 
     def with_default(self, name: str, value: str) -> "Reply":
-        """The same answer with a header, unless it already has that one."""
         return self if any(key == name for key, _ in self.headers) else self.with_headers(((name, value),))
 
 
 def json_reply(content: Any, *, status: int = 200, headers: Headers = ()) -> Reply:
-    """A JSON answer."""
     body = json.dumps(content).encode()
     return Reply(status=status, headers=(("content-type", "application/json"), *headers), pieces=(body,))
 
@@ -106,7 +101,6 @@ class Fault:
     """Base class of faults; changes nothing by itself."""
 
     def apply(self, reply: Reply) -> Reply:
-        """The answer with this fault; by default unchanged."""
         return reply
 
 
@@ -120,7 +114,6 @@ class Answer(Fault):
     body: bytes | str | None = None
 
     def reply(self) -> Reply:
-        """The whole answer."""
         given = self.headers.items() if isinstance(self.headers, Mapping) else self.headers
         headers = tuple((name.lower(), value) for name, value in given)
         if self.body is None:
@@ -149,7 +142,6 @@ class Reset(Fault):
     framing: Framing = None
 
     def apply(self, reply: Reply) -> Reply:
-        """The answer, framed as asked for, and broken off."""
         if self.framing == "gzip":
             reply = replace(reply, pieces=(gzip.compress(reply.body),), streamed=False)
             reply = reply.with_headers((("content-encoding", "gzip"),))
@@ -166,7 +158,6 @@ class HangUp(Fault):
     announced: bool = True
 
     def apply(self, reply: Reply) -> Reply:
-        """The answer, followed by the end of the connection."""
         return replace(reply, ending="close" if self.announced else "drop")
 
 
@@ -178,7 +169,6 @@ class Slow(Fault):
     every: float
 
     def apply(self, reply: Reply) -> Reply:
-        """The answer in small pieces."""
         body = reply.body
         pieces = tuple(body[start : start + self.size] for start in range(0, len(body), self.size))
         return replace(reply, pieces=pieces, pause=self.every)
@@ -198,7 +188,6 @@ class Edit(Fault):
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, reply: Reply) -> Reply:
-        """The answer with its fields changed; an answer other than 200 is unchanged."""
         if reply.status != 200:
             return reply
         content = {**json.loads(reply.body), **self.fields}

@@ -147,7 +147,6 @@ class Service:
         """Methods, paths with what the handler needs of them, whether they are counted, and handlers."""
 
     def revoke_tokens(self) -> None:
-        """Refuse every token issued so far."""
         self._tokens.clear()
 
     def answer(self, request: RequestRecord, now: float, utcnow: datetime) -> Reply:
