@@ -46,57 +46,20 @@ _NO_BODY: Final = frozenset({204, 304})
 _SWITCHING: Final = 101
 
 
-class Connector(aiohttp.TCPConnector):
-    """Opens connections and keeps none: the pool does. To be made in the event loop that uses it."""
-
-    def __init__(self, **options: Any) -> None:
-        # As httpx does: ask the system for the addresses of each new connection.
-        super().__init__(limit=0, use_dns_cache=False, resolver=aiohttp.ThreadedResolver(), **options)
-        self._factory: Any = partial(Connection, loop=asyncio.get_running_loop())
-
-    async def open(self, request: aiohttp.ClientRequest) -> "Connection":
-        """A new connection, through TLS and the proxy's tunnel where the request needs them."""
-        connection = await self._create_connection(request, [], aiohttp.ClientTimeout())
-        assert isinstance(connection, Connection)
-        return connection
-
-
-class Pool(AsyncConnectionPool):
-    """The connections of one event loop, which must be running when this is made.
-
-    Args:
-        context: how TLS is spoken.
-        limits: how many connections there are, how many of them stay open while idle, and for how long.
-        family: the package of the requests.
-        proxy: what to connect through, or None.
-    """
-
-    def __init__(
-        self, context: ssl.SSLContext, limits: httpx.Limits, family: Family, proxy: httpx.Proxy | None = None
-    ) -> None:
-        self._connector = Connector(ssl=context)
-        make = partial(OverAiohttp, self._connector, limits.keepalive_expiry, family, proxy)
-        super().__init__(make, limits, family)
-
-    async def aclose(self) -> None:
-        await super().aclose()
-        await self._connector.close()
-
-
 class OverAiohttp(httpx.AsyncBaseTransport):
     """A transport with room for one connection.
 
     Args:
-        connector: opens the connection.
+        context: how TLS is spoken.
         expiry: seconds after which an idle connection is not used again; None for no limit.
         family: the package of the requests.
         proxy: what to connect through, or None.
     """
 
     def __init__(
-        self, connector: Connector, expiry: float | None, family: Family, proxy: httpx.Proxy | None = None
+        self, context: ssl.SSLContext, expiry: float | None, family: Family, proxy: httpx.Proxy | None
     ) -> None:
-        self._connector, self._expiry = connector, expiry
+        self._context, self._expiry = context, expiry
         self._response, self._body = family.Response, of_family(Body, family)
         self._proxy = None if proxy is None else URL(str(proxy.url))
         self._proxy_headers = {} if proxy is None else _headers_for(proxy)
@@ -168,7 +131,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
                     proxy_headers={**self._proxy_headers},
                     server_hostname=sni.decode("ascii") if isinstance(sni, bytes) else sni,
                 )
-                connection = await self._connector.open(wanted)
+                connection = await _connected(wanted, self._context)
         self._connection, self._place = connection, _place(request)
         return connection
 
@@ -213,7 +176,24 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         connection, self._connection = self._connection, None
         if connection is not None and connection.transport is not None:
             connection.drop()
-            await asyncio.sleep(0)  # The loop may end next, and must have closed the socket by then.
+            # The loop may end next: it must have closed the socket by then, and told TLS of it.
+            for _ in range(2):
+                await asyncio.sleep(0)
+
+
+async def _connected(request: aiohttp.ClientRequest, context: ssl.SSLContext) -> Connection:
+    """A new connection, through TLS and the proxy's tunnel where the request needs them."""
+    # As httpx does: ask the system for the addresses of each new connection.
+    connector: Any = aiohttp.TCPConnector(
+        use_dns_cache=False, resolver=aiohttp.ThreadedResolver(), ssl=context
+    )
+    connector._factory = partial(Connection, loop=asyncio.get_running_loop())  # noqa: SLF001
+    try:
+        connection = await connector._create_connection(request, [], aiohttp.ClientTimeout())  # noqa: SLF001
+    finally:
+        await connector.close()  # It keeps the connection to a proxy that refuses.
+    assert isinstance(connection, Connection)
+    return connection
 
 
 def _headers_for(proxy: httpx.Proxy) -> dict[str, str]:
@@ -273,9 +253,10 @@ class AiohttpWire(AsyncDefaultWire):
         context, limits = self._context, self._limits(family)
         context.set_alpn_protocols(["http/1.1"])
 
-        def make() -> Pool:
+        def make() -> AsyncConnectionPool:
             if not isinstance(running_loop(), asyncio.AbstractEventLoop):
                 raise ConfigurationError("aiohttp works on asyncio only: on trio, use the default wire")
-            return Pool(context, limits, family, proxy)
+            one = partial(OverAiohttp, context, limits.keepalive_expiry, family, proxy)
+            return AsyncConnectionPool(one, limits, family)
 
         return WirePerLoop(make, family)
