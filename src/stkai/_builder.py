@@ -22,6 +22,7 @@ from ._lazy import LateModule
 from ._log import Listener, listener_of
 from .transports._context import Context
 from .transports._layer import Layer
+from .transports._options import UNSET
 
 if TYPE_CHECKING:
     from . import _standard
@@ -63,15 +64,8 @@ class StackOptions(TypedDict, total=False):
     settle: "Settle | None"
 
 
-class _FromSettings:
-    """Stands for a default that the settings decide."""
-
-    def __repr__(self) -> str:
-        return "..."
-
-
-DEFAULTS: Final = {"auth": "auto", "rate_limit": _FromSettings(), "retry": _FromSettings()}
-"""The defaults that are not None."""
+DEFAULTS: Final = {"auth": "auto", "rate_limit": UNSET, "retry": UNSET}
+"""The defaults that are not None; the settings decide what is unset."""
 
 _TRANSPORT: Final = """
         transport: the wire; by default one of the package of each request (httpx or httpx2) that honours proxies, with

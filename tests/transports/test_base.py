@@ -226,7 +226,7 @@ def test_a_time_that_is_not_a_positive_number_of_seconds_is_refused_by_name(name
 
 def test_the_repr_of_options_shows_which_are_unset() -> None:
     assert repr(RequestOptions(retry=None)).startswith(
-        "RequestOptions(retry=None, deadline=UNSET, max_wait_time=UNSET"
+        "RequestOptions(retry=None, deadline=..., max_wait_time=..."
     )
 
 

@@ -22,7 +22,7 @@ class _Unset(Enum):
     UNSET = "unset"
 
     def __repr__(self) -> str:
-        return "UNSET"
+        return "..."
 
 
 UNSET: Final = _Unset.UNSET
