@@ -140,23 +140,14 @@ def _follow(transport: httpx.BaseTransport, response: httpx.Response) -> httpx.R
     """
     if not response.has_redirect_location:
         return response
+    known = [response]
+
+    def send(request: httpx.Request) -> httpx.Response:
+        # A client of ours reads the body within the deadline, which httpx would not.
+        return known.pop() if known else HttpClient(transport).send(request)
+
     client = httpx.Client(
-        transport=_Resumed(response, transport), follow_redirects=True, max_redirects=_MAX_REDIRECTS
+        transport=httpx.MockTransport(send), follow_redirects=True, max_redirects=_MAX_REDIRECTS
     )
     # Do not close the client: the transport is not its own.
     return client.send(response.request, auth=httpx.Auth())
-
-
-class _Resumed(httpx.BaseTransport):
-    """Answers the first request with a response that it already has, and sends the others."""
-
-    def __init__(self, response: httpx.Response, transport: httpx.BaseTransport) -> None:
-        self._first: httpx.Response | None = response
-        self._transport = transport
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        first, self._first = self._first, None
-        if first is not None:
-            return first
-        # Reads the body within the deadline, which httpx would not.
-        return HttpClient(self._transport).send(request)
