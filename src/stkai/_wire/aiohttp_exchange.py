@@ -40,6 +40,7 @@ class Connection(ResponseHandler):
     head_left: int | None = None  # How many bytes of the head may still arrive; None once it is complete.
     seconds: float | None = None  # How long each part of the head may take; None for no limit.
     timeout: asyncio.Timeout | None = None  # That limit while the head is awaited.
+    is_last = False  # Whether no other request may follow the one in progress.
     broken_by: BaseException | None = None  # aiohttp forgets it once a body without length has begun.
 
     def is_alive(self) -> bool:
@@ -212,7 +213,8 @@ class Body(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         connection = self._connection
-        if not self._whole or connection.should_close or not connection.is_connected():
+        can_go_on = connection.is_connected() and not (connection.is_last or connection.should_close)
+        if not self._whole or not can_go_on:
             connection.drop()
         elif connection.idle_since is None:
             connection.idle_since = asyncio.get_running_loop().time()

@@ -91,8 +91,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
             )
             await writer.write_to(connection, timeouts.get("write"))
             response = await self._receive(connection, request, timeouts.get("read"))
-            if writer.must_close:
-                connection.force_close()
+            connection.is_last = writer.must_close
             return response
         except BaseException:
             connection.drop()
