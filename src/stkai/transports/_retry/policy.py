@@ -37,6 +37,7 @@ from ..._checks import (
 )
 from ..._errors import ConfigurationError
 from ..._families import alike
+from ..._headers import has_field
 from ..._process import after_fork
 from .errors import Failure, failure_of_error, is_unreadable
 from .retry_after import retry_after
@@ -52,7 +53,7 @@ _JITTER: Final = 0.25
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 """Methods that may be repeated whatever happened to the first attempt; RFC 9110, section 9.2.2."""
 
-_KEY: Final = "idempotency-key"
+_KEY: Final = b"idempotency-key"
 """The header that lets servers recognise a repeated request; draft-ietf-httpapi-idempotency-key-header."""
 
 
@@ -224,7 +225,9 @@ class RetryPolicy:
     def is_repeatable(self, request: httpx.Request) -> bool:
         """Whether the server gives it the same answer when repeated: its method is idempotent, or it has a key."""
         headers, own = request.headers, self.idempotency_header
-        return request.method in _IDEMPOTENT or _KEY in headers or (own is not None and own in headers)
+        return (
+            request.method in _IDEMPOTENT or has_field(headers, _KEY) or (own is not None and own in headers)
+        )
 
     def failure_of(
         self,

@@ -7,6 +7,8 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
+from ..._headers import has_field
+
 _SECONDS = r"[0-9]+(\.[0-9]+)?"
 
 _DAY = 86400.0
@@ -22,10 +24,9 @@ def retry_after(headers: httpx.Headers, now: datetime) -> float | None:
     values the longest counts. A number too large for a float is the largest float; negative numbers and garbage are
     ignored.
     """
-    values = headers.get("retry-after")
-    if values is None:
+    if not has_field(headers, b"retry-after"):  # As usual, and `get` would raise and catch an error.
         return None
-    found = [_read(value.strip(), headers, now) for value in re.split(_COMMA, values)]
+    found = [_read(value.strip(), headers, now) for value in re.split(_COMMA, headers["retry-after"])]
     return max((seconds for seconds in found if seconds is not None), default=None)
 
 
