@@ -171,13 +171,17 @@ def _tenacity() -> Any:
     tenacity: Any = import_module("tenacity")
 
     class Retrying(tenacity.Retrying):  # type: ignore[misc]
-        iter_state: Any = None
-        statistics: Any = None
+        __slots__ = ("iter_state", "retry", "statistics", "wait")
 
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            self.iter_state, self.statistics = tenacity.IterState(), {}
+        def __init__(self, retry: Any, wait: Any) -> None:
+            self.retry, self.wait = retry, wait
+            self.iter_state = tenacity.IterState()
+            self.statistics: dict[str, Any] = {}
 
+    # tenacity's own constructor takes a while: what else it sets is the same for all calls.
+    for name, value in vars(tenacity.Retrying(sleep=None, before=None, after=None)).items():
+        if name not in Retrying.__slots__:
+            setattr(Retrying, name, value)
     return tenacity, Retrying
 
 
@@ -199,7 +203,7 @@ class _Loop:
         self.policy, self.context, self.attempt = policy, layer.context, attempt
         self.response: httpx.Response | None = None  # The last one, until it is returned or discarded.
         self._error: Exception | None = None
-        self._known = {"repeatable": policy.is_repeatable(request), "sound_wire": layer.wire_is_sound}
+        self._repeatable, self._sound = policy.is_repeatable(request), layer.wire_is_sound
         self._seconds = 0.0
         self._excused = 0
         # tenacity itself never stops the loop and never classifies a failure: the policy does.
@@ -232,13 +236,15 @@ class _Loop:
     def should_retry(self, state: "tenacity.RetryCallState") -> bool:
         """Whether to make another attempt after the one in `state`; sets after how long, and reports it."""
         context, policy, attempt = self.context, self.policy, self.attempt
-        response, error = self.response, self._error
-        paced = response is not None and attempt.last.paced
-        failure = policy.failure_of(response, error, context.clock.utcnow(), paced=paced, **self._known)
+        response, last, date = self.response, attempt.last, context.clock.utcnow()
+        paced = response is not None and last.paced
+        failure = policy.failure_of(
+            response, self._error, date, paced=paced, repeatable=self._repeatable, sound_wire=self._sound
+        )
         if failure is None:
             return False
         now = context.now()
-        self._excused += attempt.last.excused
+        self._excused += last.excused
         number = max(1, state.attempt_number - self._excused)
         seconds = policy.delay(failure, number, attempt.call.time_left(now), context.random())
         if seconds is None or (policy.budget is not None and not policy.budget.withdraw(now)):
