@@ -48,10 +48,12 @@ class Turn:
         call: the request's call, for events; set before the layer runs an operation for the limiter, if it has any.
     """
 
-    # Defaults are class attributes, except those read for every turn: look-ups on the instance are faster.
+    # Defaults are class attributes, except those that a turn uses while it waits or goes: Python reads and writes what
+    # hides an attribute of the class more slowly. And it gives the objects of a class room for what the first few of
+    # them have had; one that gets more has a dict of its own, of 400 bytes.
     not_before: float = -math.inf
-    nap: float = math.inf
-    is_guess: bool = False
+    nap: float
+    is_guess: bool
     paced: bool = False
     excused: bool = False
     errand: Operation | None = None
@@ -60,13 +62,13 @@ class Turn:
     costs: dict[Any, float] | None = None  # Units by source, where they differ from `cost`.
     excuses: int = 0  # How many refusals of the call's earlier attempts were excused.
     mark: Any = None  # What its pace noted about its permit.
-    asked: float = 0.0  # When it first asked.
-    due_at: float = math.inf  # When it is due.
-    slack: float = 0.0  # Seconds that it sleeps beyond that: those before it may be late by then.
-    held_by: Any = None  # The source that held it up when it last asked.
-    is_woken: bool = False  # Whether its sleep has been ended, so that it asks at once.
-    moves_up: bool = False  # Whether it may go earlier than `ask` said: turns before it have left.
-    wake: Callable[[], object] | None = None  # Ends its sleep, from any thread, if the driver can do that.
+    asked: float  # When it first asked.
+    due_at: float  # When it is due.
+    slack: float  # Seconds that it sleeps beyond that: those before it may be late by then.
+    held_by: Any  # The source that held it up when it last asked.
+    is_woken: bool  # Whether its sleep has been ended, so that it asks at once.
+    moves_up: bool  # Whether it may go earlier than `ask` said: turns before it have left.
+    wake: Callable[[], object] | None  # Ends its sleep, from any thread, if the driver can do that.
     leases: dict[Any, Any] | None = None  # What shared sources keep for it.
     guests: tuple[Any, ...] = ()  # Limiters of the user's own that it asks as well ...
     inner: "dict[Any, Turn]" = {}  # noqa: RUF012 - ... and the turns that these see; replaced, never changed
@@ -91,6 +93,10 @@ class Turn:
         self.priority = priority
         self.sources = sources  # Where it takes its permits from.
         self.granted, self.since = False, 0.0  # `since` is when it got its permit.
+        self.nap = self.due_at = math.inf
+        self.asked = self.slack = 0.0
+        self.is_guess = self.is_woken = self.moves_up = False
+        self.held_by = self.wake = None
 
     def resume(self, earlier: "Turn") -> None:
         """Return to the place of an earlier attempt of the same call."""
@@ -104,14 +110,6 @@ class Turn:
         turn = Turn(self.request, chance=self.chance, cost=self.cost, priority=self.priority)
         turn.resume(self)
         return turn
-
-
-# Python gives the objects of a class room for the attributes that the first few of them have had; one that gets more is
-# given a dict of its own, of 400 bytes. So the first turn has all that a turn gets while it waits and goes.
-_first = Turn()
-for _name in ("asked", "due_at", "slack", "nap", "is_guess", "held_by", "is_woken", "moves_up", "wake"):
-    setattr(_first, _name, getattr(Turn, _name))
-del _first
 
 
 number_of: Final = attrgetter("number")
