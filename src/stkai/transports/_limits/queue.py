@@ -180,9 +180,9 @@ class Queue:
             ahead = source.count(place) if is_mixed else place
             if is_mixed and ahead:
                 ahead -= source.later_ones(ahead, now)
-            seconds = source.when(turn, ahead, now)
-            is_sooner = turn.nap < math.inf
-            may_be_sooner, nap = may_be_sooner or is_sooner, turn.nap if is_sooner else seconds
+            seconds = nap = source.when(turn, ahead, now)
+            if turn.nap < math.inf:
+                may_be_sooner, nap = True, turn.nap
             if seconds > exact and seconds > guess:
                 turn.held_by, held = source, nap
             if source.is_exact:
