@@ -133,7 +133,6 @@ class Attempt:
     paced = excused = False
     number = 1
     _numbers: Iterator[int] | None = None
-    _info: "events.CallInfo | None" = None
 
     def __init__(self, call: Call | Beginning, closing: Job | None = None, is_observed: bool = True) -> None:
         # Python reads what has a default on the class more slowly: these are read in every call. And it makes an object
@@ -147,6 +146,7 @@ class Attempt:
         self.place: tuple[object, Any] | None = None
         self.is_signed: Callable[[], bool] | None = None
         self._record: CallRecord | None = None
+        self._info: events.CallInfo | None = None
         self._following: Attempt | None = None
 
     @property
