@@ -132,7 +132,7 @@ class Order:
         turn = self.drop(place)
         if turn.moves_up:
             self.move_up(turn, place, turn.due_at - now)
-        if self.is_mixed or not place:
+        if self.is_mixed or (not place and self.turns and self.turns[0].moves_up):
             self._wake(self._behind(turn, place))
         number = turn.number
         if number > self._gone:
