@@ -173,8 +173,7 @@ class Queue:
         sources, before = turn.sources, turn.held_by
         first = turn.held_by = sources[0]
         turn.slack = exact = guess = latest = held = 0.0
-        may_be_sooner = False
-        is_mixed = first.order.is_mixed
+        may_be_sooner, is_mixed = False, first.order.is_mixed
         for source in sources:
             turn.nap = math.inf
             ahead = source.count(place) if is_mixed else place
@@ -186,7 +185,8 @@ class Queue:
             if seconds > exact and seconds > guess:
                 turn.held_by, held = source, nap
             if source.is_exact:
-                exact, latest = max(exact, seconds), max(latest, nap)
+                exact = seconds if seconds > exact else exact  # noqa: FURB136 - a call takes longer
+                latest = nap if nap > latest else latest  # noqa: FURB136
             else:
                 guess = max(guess, seconds)
         turn.nap = max(latest, held) if may_be_sooner else math.inf  # Before, one of them has no permit.
