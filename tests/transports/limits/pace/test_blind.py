@@ -6,7 +6,7 @@ import pytest
 
 from stkai.transports import Turn
 from stkai.transports._limits.pace.blind import BlindRate
-from stkai.transports._limits.pace.pairs import Pair, PairTest, Spacing
+from stkai.transports._limits.pace.pairs import PairTest, Spacing
 from stkai.transports._limits.pace.quota import KnownQuota
 from stkai.transports._limits.pace.silent_servers import EqualRefusals, SilentWindow
 from stkai.transports._limits.pace.start import Found
@@ -286,7 +286,7 @@ def test_lateness_is_made_up_for_by_half_a_gap_at_most(late: float, gap: float) 
 
 def test_lateness_is_not_made_up_for_where_requests_may_collide() -> None:
     rate = blind(10.0, is_bursty=False)
-    for _ in Pair:
+    for _ in range(2):
         rate.take(Turn(), 100.12)
     rate.ignore(Turn())
     assert next_permit(rate, 100.12) == pytest.approx(0.1)
@@ -371,7 +371,7 @@ def try_pair(test: PairTest, now: float, gap: float, *accepted: bool) -> float:
     seconds = test.second_due - now
     second = test.take(now + seconds, gap, False)
     assert second is not None
-    assert [first.which, second.which] == list(Pair)
+    assert [first.number, second.number] == [0, 1]
     for paired, outcome in zip((first, second), accepted, strict=True):
         test.observe(paired, now + seconds, accepted=outcome, starting=False)
     return seconds
@@ -408,7 +408,7 @@ def test_two_that_ask_at_one_instant_go_as_far_apart_as_the_search_for_the_spaci
     assert one.wait(now, first) == 0.0
     assert one.wait(now, second) == pytest.approx(distance)
     assert one.wait(now + distance + 1e-6, second) == 0.0
-    assert [first.mark.which, second.mark.which] == list(Pair)
+    assert [first.mark.number, second.mark.number] == [0, 1]
 
 
 def test_an_accepted_request_after_a_shorter_time_corrects_the_spacing_that_collisions_made_too_long() -> (

@@ -7,7 +7,6 @@ say, so pairs with a distance narrow down the range in which that lies.
 """
 
 import math
-from enum import Enum, auto
 from typing import NamedTuple
 
 TOGETHER = 0.01
@@ -40,18 +39,11 @@ _REFUSED = 2
 request may have come between."""
 
 
-class Pair(Enum):
-    """Which request of a pair, sent at one instant, a turn is."""
-
-    FIRST = auto()
-    SECOND = auto()
-
-
 class Paired(NamedTuple):
-    """A request of a pair."""
+    """A request of a pair, sent at one instant."""
 
-    which: Pair  # Which of the two.
-    answers: dict[Pair, bool]  # To the pair, as far as there are any; they tell one pair from another.
+    number: int  # Which of the two: 0 or 1.
+    answers: dict[int, bool]  # To the pair, as far as there are any; they tell one pair from another.
 
 
 class Spacing:
@@ -123,7 +115,7 @@ class PairTest:
         self._at = math.inf if is_bursty else -math.inf
         self._failed = self._unheard = 0
         self._needed = _TESTS
-        self._answers: dict[Pair, bool] | None = None
+        self._answers: dict[int, bool] | None = None
         self._first, self._distance, self._apart, self._gap = -math.inf, 0.0, 0.0, math.inf
         self._has_rested = False
 
@@ -172,13 +164,13 @@ class PairTest:
         if self.is_open:
             self.is_open, self._apart = False, now - self._first
             if self._answers is not None and self._apart <= self._distance + gap / 4:
-                return Paired(Pair.SECOND, self._answers)
+                return Paired(1, self._answers)
             self._answers = None
         if not self.is_due(now, is_busy):
             return None
         self._first, self._distance, self.is_open, self._answers = now, self.distance, True, {}
         self._has_rested = False
-        return Paired(Pair.FIRST, self._answers)
+        return Paired(0, self._answers)
 
     def rest(self, now: float) -> float:
         """Seconds for which to hold back before a pair that tests a verdict, if it is due."""
@@ -209,8 +201,8 @@ class PairTest:
         """
         if paired.answers is not self._answers:
             return None
-        self._answers[paired.which] = accepted
-        if len(self._answers) < len(Pair):
+        self._answers[paired.number] = accepted
+        if len(self._answers) < 2:
             return 1
         answers, self._answers = self._answers, None
         good = sum(answers.values())
@@ -220,7 +212,7 @@ class PairTest:
                 self.is_bursty, self._failed, self._at = True, 0, math.inf
             self._spacing.accepted_after(self._apart, self._gap)
         elif good and self._distance:
-            if answers[Pair.FIRST]:
+            if answers[0]:
                 self._spacing.refused_after(self._apart, self._gap)
         elif good:
             self.is_bursty = False
