@@ -222,10 +222,6 @@ class Queue:
             turn.sources[0].order.leave(turn, now)
             for source in turn.sources:
                 source.pass_on(turn, now)
-        if self.has_remote:
-            for source in turn.sources:
-                if source.is_remote:
-                    source.turn_left(turn)
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Take note of the answer's head, or of the error in its place; take back what was never sent."""

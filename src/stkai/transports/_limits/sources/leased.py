@@ -109,14 +109,13 @@ class Leased(Member):
 
     def give_back(self, turn: Turn, now: float) -> None:
         use = self._use_of(turn)
-        if use is None:
-            return
-        if use.is_local:
+        if use is not None and use.is_local:
             self.outage.give_back(turn, now)
-        else:
+        elif use is not None:
             self.held.put_back(self.cost_of(turn))
             if self.history is not None:
                 self.history.give_back(turn, now)
+        self.pass_on(turn, now)
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         use, quota = self._use_of(turn), self.quota
@@ -195,8 +194,10 @@ class Leased(Member):
             return None
         return self.client.operation(self.reserve_call(turn, now), now)
 
-    def turn_left(self, turn: Turn) -> None:
+    def pass_on(self, turn: Turn, now: float, but: tuple[Any, ...] = ()) -> None:
         """Let another turn make the call that this one has reserved; return permits that no turn is left to use."""
+        if but:
+            return  # It still waits, for another limit as well.
         call = self.calling
         if call is not None and call.turn is turn and call.ask is None:
             self.drop_call(call)

@@ -61,7 +61,7 @@ class Source:
     counts_units = False  # Whether it counts units of cost.
     is_exact = True  # Whether the seconds that it names are exact; otherwise they are a guess.
     wakes = False  # Whether it wakes those who wait for it, also from short sleeps.
-    # Whether it is a `Leased`: the queue also calls its `call`, `turn_left` and `afterwards`.
+    # Whether it is a `Leased`: the queue also calls its `call` and `afterwards`.
     is_remote = False
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
