@@ -49,7 +49,8 @@ _UNKNOWN_SHARE = 10.0
 """Requests per pace for which growth without a known quota equals that of one of ten senders on `_REFERENCE`."""
 
 _UNKNOWN_POWER = 0.8
-"""The power of its own rate with which a sender grows if the quota is unknown; below 1, so that shares even out."""
+"""The power of its own rate with which a sender grows if the quota is unknown; below 1, so that shares even out: a
+small sender grows by a larger share than a large one, and is cut by the same."""
 
 LEAST_PAUSE = 1 / 60
 """Windows: the least jitter of a pause, and the shortest nap of a waiter."""
@@ -83,13 +84,7 @@ class Past(NamedTuple):
 
 
 class TunedLaw(NamedTuple):
-    """The law that shares a quota best in our measurements.
-
-    Growth cannot be a share of a quota that is unknown, and must not be a share of the sender's own rate: then all
-    rates would grow in proportion, and stay as unequal as they are. So without a quota it follows a power of the rate
-    that is less than one. A small sender then grows by a larger share than a large one, while a cut takes the same
-    share of both.
-    """
+    """The law that shares a quota best in our measurements."""
 
     ceiling: float  # The rate of the quota; infinite if it is unknown.
     window: float  # Seconds; an estimate if the quota is unknown.
@@ -194,8 +189,7 @@ def full_pause(asked: float, row: int, window: float, rate: float, chance: float
 class Congestion:
     """Separates congestion events: all refusals of one event count once.
 
-    A refusal of a request sent before the last cut says nothing about the current rate, nor do further refusals before
-    the server has accepted a request again.
+    A refusal of a request sent before the last cut says nothing, nor do others before the server accepts one again.
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,8 @@
 """Finds out what a refusal means: that the quota is used up, or that the server spaces requests out.
 
-A server that spaces requests out, such as nginx's `limit_req` without a burst, refuses whatever comes too soon after
-what it accepted, so most refusals are mere collisions of several senders. Two requests at one instant tell: a bucket or
-a window that is not used up accepts both, such a server at most one. How far apart requests must be, a refusal does not
-say, so pairs with a distance narrow down the range in which that lies.
+Where it does, as nginx's `limit_req` without a burst, most refusals are mere collisions of several senders. Two
+requests at one instant tell: a bucket or a window that is not used up accepts both, such a server at most one. Then
+pairs with a distance narrow down the range in which the spacing lies.
 """
 
 import math

@@ -67,9 +67,7 @@ _SEVERAL, _GAIN = 2, 0.2
 class SilentWindow:
     """Finds the window of a server that refuses everything until it is over, and never says when that is.
 
-    Such a server accepts whatever is sent, and then refuses all of it until the next window. So what a sender got from
-    the end of one outage to the end of the next is its share of a window, whatever it had sent. A bucket refuses now
-    and then.
+    What a sender got from the end of one outage to the end of the next is its share of a window, whatever it had sent.
 
     Args:
         since: when the first request was accepted.
@@ -168,10 +166,8 @@ class InFlightLimit:
 class EqualRefusals:
     """The law of equal refusals: how the rate of one sender moves, by the share of its requests that is refused.
 
-    The rate grows by a share b per patience T, and a refusal cuts it by b. In balance, each sender is refused once per
-    T. Senders that share a bucket tend to be refused in turn, however much each sends, so T is proportional to the
-    sender's own rate: all rates grow by the same amount, and are cut by the same share, which makes them equal (Chiu
-    and Jain, 1989).
+    The rate grows by a share b per patience T, and a refusal cuts it by b. T is proportional to the rate: all senders
+    grow by the same amount, and are cut by the same share, which makes them equal (Chiu and Jain, 1989).
 
     Args:
         quota: the ceiling, if it is known.

@@ -43,11 +43,7 @@ class Found(NamedTuple):
 
 
 class ColdStart:
-    """The rate doubles with time while requests wait, and successes release permits at once, as in TCP's slow start.
-
-    With a known quota each success releases one permit, up to a share of the quota. Without one the rate just doubles
-    faster, because nothing is known of the window.
-    """
+    """The rate doubles with time while requests wait, and with a known quota, each success releases a permit."""
 
     def __init__(self, quota: KnownQuota) -> None:
         self.over = False

@@ -1,8 +1,7 @@
 """A rate that moves with the windows of the quota: for servers that say how long to wait.
 
-The rate grows slowly while requests are held back, and is cut once per congestion event (additive increase,
-multiplicative decrease: Chiu and Jain, 1989). It grows with time, not per success, so that refusals do not grow with
-the number of processes. While the server describes its window in headers, the rate follows these instead.
+The rate grows with time while requests are held back, and is cut once per congestion event (Chiu and Jain, 1989). While
+the server describes its window in headers, the rate follows these instead.
 """
 
 import math
@@ -207,11 +206,7 @@ class WindowedRate:
     def refused(
         self, turn: Turn, now: float, sent: float, asked: float | None, chance: float, *, explained: bool
     ) -> None:
-        """Note the refusal of a request sent at `sent`, which asks for a wait of `asked` seconds.
-
-        The rate is cut once per congestion event: a refusal of a request sent before the last cut says nothing about
-        the current rate. A window that is known to be used up is not an event.
-        """
+        """Note the refusal of a request sent at `sent`, which asks for a wait of `asked` seconds."""
         self.history.add(sent, -1.0)
         first = not self.start.over
         past = self.history.past(now, cold=first)
