@@ -672,7 +672,7 @@ class AnyOrder(RuleBasedStateMachine):
         for source in (self.slots, self.units, self.window, self.rate):
             assert source.waiting == sum(source in turn.sources for turn in line)
         costs = [self.units.cost_of(turn) for turn in line if self.units in turn.sources]
-        assert self.units.cost_before(len(costs)) == sum(costs)
+        assert self.units._costs == costs
         assert self.units.level <= 40.0
         assert sum(instant > self.now - 10.0 + 2e-6 for instant in self.went) <= 6
         assert -1e-6 <= self.rate.credit <= self.rate.burst + 1.1

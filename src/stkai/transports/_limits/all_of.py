@@ -1,7 +1,7 @@
 """Several limits at once: a request is admitted when all of them admit it, and takes from all of them in one step."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -46,7 +46,9 @@ class AllOf(QueueLimiter):
         self._choosers = any(isinstance(part, Chooser) for part in self.parts)
         plan = _joined(None, [part for part in self.parts if not isinstance(part, Chooser)]) or Plan()
         super().__init__(*plan.sources)
-        self._methods, self._max_wait_time = _all_methods(self.parts), plan.max_wait_time
+        each = [None if isinstance(part, Chooser) else part.methods for part in self.parts]
+        self._methods = None if None in each else frozenset(name for names in each for name in names or ())
+        self._max_wait_time = plan.max_wait_time
         self._plan, self._plans = plan, dict[str, Plan | None]()
         self.has_remote = self.has_remote or self._choosers
 
@@ -70,7 +72,7 @@ class AllOf(QueueLimiter):
 
     def ask(self, turn: Turn, now: float) -> float | Operation:
         wait = super().ask(turn, now)
-        if not turn.guests or wait == 0:
+        if not turn.guests:
             return wait
         if wait is READY:
             wait = self._ask_guests(turn, now)
@@ -191,11 +193,6 @@ def _joined(request: httpx.Request | None, parts: Sequence[Any]) -> Plan | None:
         min((plan.max_wait_time for plan in plans if plan.max_wait_time is not None), default=None),
         parts=tuple(parts),
     )
-
-
-def _all_methods(parts: Iterable[Any]) -> frozenset[str] | None:
-    each = [None if isinstance(part, Chooser) else part.methods for part in parts]
-    return None if None in each else frozenset(name for names in each for name in names or ())
 
 
 class Guest(Source):

@@ -51,9 +51,6 @@ class _End(NamedTuple):
         ended = now >= self.first - TOLERANCE
         return _Move.NEXT if ended and instant >= self.first + window - TOLERANCE else _Move.WRONG
 
-    def confirmed(self, instant: float) -> "_End":
-        return self._replace(earliest=min(self.earliest, instant), latest=max(self.latest, instant))
-
 
 class WindowGuide:
     """The pace of one of several senders that share a window. Each sees what is left for all, but not the others.
@@ -183,7 +180,9 @@ class WindowGuide:
             self.in_force = False
             self._doubt()
         if move is _Move.SAME:
-            self._end = self._end.confirmed(end)
+            self._end = self._end._replace(
+                earliest=min(self._end.earliest, end), latest=max(self._end.latest, end)
+            )
         else:
             if not self._over:
                 self._finish()

@@ -66,10 +66,6 @@ class Units(Source):
         super().recover(turns)
         self._costs = [self.cost_of(turn) for turn in turns]
 
-    def cost_before(self, count: int) -> float:
-        """Units that the first `count` turns that wait for this source take together."""
-        return sum(self._costs[:count])
-
     def _advance(self, now: float) -> None:
         if now > self._at:
             if self._at > -math.inf:
@@ -89,16 +85,11 @@ class Units(Source):
             else:
                 costs = [self.cost_of(other) for other in self.first(ahead, now, self.turns)]
             need += sum(costs)
-            if not cost:
-                need -= self._debt_of_last(costs)
+            if not cost:  # It does not pay the debt that the last one before it leaves.
+                need -= max(0.0, next(filter(None, reversed(costs)), 0.0) - self.most)
         if not need or need <= self.level + ROUNDING * self.most:
             return 0.0
         return self._wait(turn, need, now)
-
-    def _debt_of_last(self, costs: Sequence[float]) -> float:
-        """What the last of these costs that is not 0 leaves as a debt: a call that costs nothing pays none."""
-        cost = next(filter(None, reversed(costs)), 0.0)
-        return max(0.0, cost - self.most)
 
     def _wait(self, turn: Turn, need: float, now: float) -> float:
         wait = max(TICK, (need - self.level) / self.rate)
@@ -107,7 +98,7 @@ class Units(Source):
         return wait
 
     def until_spare(self, turn: Turn, rank: int, asleep: Sequence[Turn], now: float) -> float:
-        before, cost = self.cost_before(rank) if rank else 0.0, self.cost_of(turn)
+        before, cost = sum(self._costs[:rank]), self.cost_of(turn)
         left = self.level - before - cost + ROUNDING * self.most
         need = 0.0
         for other in asleep:
