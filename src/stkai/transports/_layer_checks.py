@@ -81,14 +81,10 @@ class OfOtherKind:
     def __init__(self, client: str, builder: str) -> None:
         self._cure = f"an {client} needs the other kind of stack, such as stkai.{builder}"
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._owner, self._name = owner, name
+    def __set_name__(self, _owner: type, name: str) -> None:
+        self._name = name
 
     def __get__(self, layer: object, kind: type) -> Any:
-        order = kind.__mro__
-        for base in order[order.index(self._owner) + 1 :]:  # A class may be of both kinds.
-            if self._name in vars(base) and base.__module__ == self._owner.__module__:
-                return vars(base)[self._name].__get__(layer, kind)
         msg = f"{kind.__name__!r} object has no attribute {self._name!r}: {self._cure}"
         raise AttributeError(msg, name=self._name, obj=layer)
 
