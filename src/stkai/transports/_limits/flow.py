@@ -208,19 +208,13 @@ class AsyncTokenBucketTransport(AsyncLimiterTransport):
 
 
 class AdaptiveTransport(LimiterTransport):
-    """Waits for a permit of the adaptive limiter, sends, and lets the limiter learn from the answer.
-
-    Otherwise like `LimiterTransport`.
-    """
+    """Waits for a permit of the adaptive limiter before it sends; otherwise like `LimiterTransport`."""
 
     name = "adaptive"
 
 
 class AsyncAdaptiveTransport(AsyncLimiterTransport):
-    """Waits for a permit of the adaptive limiter, sends, and lets the limiter learn from the answer.
-
-    Otherwise like `AsyncLimiterTransport`.
-    """
+    """Waits for a permit of the adaptive limiter before it sends; otherwise like `AsyncLimiterTransport`."""
 
     name = "adaptive"
 
