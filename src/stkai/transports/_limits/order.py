@@ -158,12 +158,10 @@ class Order:
                 left.costs, left.due_at = turn.costs, turn.due_at
                 insort(self.vacant, left, key=number_of)
                 self.move_up(turn, place, math.inf)
-                if not self.is_mixed:
-                    self._wake(self.turns[: not place])
-                elif turn.held_by in turn.sources:
-                    first = turn.held_by.first(1, now, turn.held_by.turns)
-                    if first and first[0].number >= turn.number:
-                        self._wake(first)
+                source = turn.held_by or turn.sources[0]
+                first = source.first(1, now, source.turns)
+                if first and first[0].number >= turn.number:
+                    self._wake(first)
 
     def move_up(self, turn: Turn, place: int, seconds: float) -> None:
         """Note that the turn behind this one, in that place, may go so much earlier than `ask` said.

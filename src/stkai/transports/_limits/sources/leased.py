@@ -95,13 +95,11 @@ class Leased(Member):
             outage.take(turn, now)
         use = Use(-1 if lease is None else lease.epoch, outage.is_on)
         turn.leases = {**(turn.leases or {}), self: use}
-        if not outage.is_on:
-            self._use(turn, now)
-
-    def _use(self, turn: Turn, now: float) -> None:
+        if outage.is_on:
+            return
         self.held.use(self.cost_of(turn))
         self.demand.used_at = now
-        if self.history is not None and self.history not in self.outage.sources:
+        if self.history is not None and self.history not in outage.sources:
             self.history.take(turn, now)
         if self.held.due and len(self.turns) < 2:
             # Perhaps no request comes that uses the others.
