@@ -102,24 +102,22 @@ async def _until_woken(sleeper: Any, seconds: float, clock: Clock) -> None:
             await clock.asleep(seconds)
 
 
-async def _aperform(operation: Operation, left: float = math.inf) -> Any:
+async def _aperform(operation: Operation, left: Callable[[], float] = lambda: math.inf) -> Any:
     match operation:
         case Read():
             await aread(operation.response)
         case Load():
-            seconds = drain_time(left) if operation.brief else math.inf
-            await aload(operation.response, operation.limit, lambda: math.inf, seconds)
+            seconds = drain_time(left()) if operation.brief else math.inf
+            await aload(operation.response, operation.limit, left, seconds)
         case Drain():
-            await adrain(operation.response, min(operation.seconds, drain_time(left)))
+            await adrain(operation.response, min(operation.seconds, drain_time(left())))
         case Close():
             await aclose_response(operation.response)
         case Run(cleans_up=True):
             with anyio.CancelScope(shield=True):
-                return await operation.asynchronous(left)
+                return await operation.asynchronous(left())
         case Run():
-            return await operation.asynchronous(left)
-        case Send():
-            return await operation.wire.handle_async_request(operation.request)
+            return await operation.asynchronous(left())
         case _:
             raise WrongOperationError(operation)
     return None
@@ -132,7 +130,7 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
         return deadline - clock.monotonic()
 
     if isinstance(operation, Drain):
-        return await _aperform(operation, left())
+        return await _aperform(operation, left)
     if is_clean_up(operation):
         return await _aperform(operation)
     seconds = left()
@@ -161,14 +159,8 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
             await _by_scope(partial(aload, operation.response, math.inf, left), left, deadline, attempt)
             await aread(operation.response)
             return None
-        case Load():
-            brief = drain_time(seconds) if operation.brief else math.inf
-            work = partial(aload, operation.response, operation.limit, left, brief)
-            return await _by_scope(work, left, deadline, attempt)
-        case Run():
-            return await _by_scope(partial(operation.asynchronous, seconds), left, deadline, attempt)
         case _:
-            raise WrongOperationError(operation)
+            return await _by_scope(partial(_aperform, operation, left), left, deadline, attempt)
 
 
 async def _by_scope(
