@@ -218,7 +218,7 @@ class Queue:
             turn.granted = False
             for source in turn.sources:
                 source.give_back(turn, now)
-        elif turn.sources:
+        else:
             turn.sources[0].order.leave(turn, now)
             for source in turn.sources:
                 source.pass_on(turn, now)
@@ -257,23 +257,21 @@ class Queue:
 
     def _when_free(self, turn: Turn, now: float, work: Callable[[Turn, float], None]) -> None:
         """Run it now; or later, if a finalizer or a signal handler calls while the lock is held."""
+        if not turn.sources:  # It has never asked.
+            return
         if Queue.lock._is_owned():  # noqa: SLF001 - see `ask`
-            if turn.sources:
-                turn.sources[0].order.deferred.append(partial(work, turn, now))
+            turn.sources[0].order.deferred.append(partial(work, turn, now))
             return
         with Queue.lock:
-            order: Order | None = turn.sources[0].order if turn.sources else None
-            if order is None:
+            order: Order = turn.sources[0].order
+            if order.deferred:
+                order.catch_up()
+            try:
                 work(turn, now)
-            else:
-                if order.deferred:
-                    order.catch_up()
-                try:
-                    work(turn, now)
-                except BaseException:  # See `ask`.
-                    order.deferred.append(order.recover)
-                    raise
-        if order is not None and order.woken:
+            except BaseException:  # See `ask`.
+                order.deferred.append(order.recover)
+                raise
+        if order.woken:
             order.wake()
         if self.has_remote:
             self._afterwards(turn, now)
