@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from stkai import AimdLimiter, AllOf, ConfigurationError, InFlight, StackBuilder, TokenBucket
+from stkai.stores import MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Turn, limiter
 
@@ -154,6 +155,18 @@ async def test_the_quota_of_an_adaptive_limiter_changes_and_its_law_goes_on(worl
         await world.send(transport, httpx.Request("POST", "https://api.example.com"))
     assert policy.max_requests == 6000
     assert clock.monotonic() < 45.0
+
+
+def test_after_a_new_time_window_a_refusal_stops_a_shared_limiter_for_a_part_of_that() -> None:
+    clock = FakeClock()
+    policy = AimdLimiter(600, 600, share="team", store=MemoryStore(clock))
+    with policy.permit(clock=clock):
+        policy.update(max_requests=6, time_window=6)
+    with policy.permit(clock=clock) as permit:
+        permit.refused()
+    refused = clock.monotonic()
+    with policy.permit(clock=clock):
+        assert clock.monotonic() < refused + 5.0
 
 
 @pytest.mark.parametrize("name", ["min_rate_floor", "penalty_factor", "recovery_factor"])

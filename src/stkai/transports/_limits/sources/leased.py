@@ -55,6 +55,8 @@ class Leased(Member):
         self.quota = quota._replace(methods=self.quota.methods)
         if self.history is not None:
             self.history.update(window_of(quota))
+        if self.pace is not None:
+            self.pace.update(quota.rate, limits.time_window)
         self._date, self._started, self.updated = self._identity()[1], math.inf, limits
         self.outage.update(limits)
         self.client.schedule(0.0)
