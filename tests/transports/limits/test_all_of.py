@@ -35,6 +35,7 @@ from stkai.transports._limits.sources.units import Units
 
 from ...support.crowd import Waiter, drive, took
 from ...support.heard import Heard
+from ...support.shares import answer
 from ...support.world import World
 
 URL = "https://api.example.com/v1"
@@ -400,6 +401,23 @@ def test_a_cancelled_request_leaves_ones_own_limiter_to_the_next() -> None:
     assert [what for what, _ in gate.seen] == ["ask", "leave"]
     assert policy.ask(second, 1.0) == 2.0
     assert policy.ask(second, 3.0) == 0.0
+
+
+def test_ones_own_limiter_can_excuse_a_refusal_and_sees_that_in_the_next_attempt() -> None:
+    class Lenient(Gate):
+        def learn(self, turn: Turn, answer: Answer) -> None:
+            turn.excused = True
+
+    gate, clock = Lenient(), FakeClock()
+    policy, first, again = AllOf(gate, InFlight(5)), Turn(), Turn()
+    policy.ask(first, 0.0)
+    assert policy.ask(first, 2.0) == 0.0
+    policy.learn(first, answer(clock, 429))
+    assert first.excused
+    policy.end(first, 2.0)
+    again.resume(first)
+    policy.ask(again, 2.0)
+    assert [turn.excuses for turn in gate.asked] == [0, 1]
 
 
 async def test_ones_own_limiter_learns_and_settles_as_alone(world: World) -> None:

@@ -112,7 +112,7 @@ class AllOf(QueueLimiter):
         for guest in turn.guests:
             inner = guest.inner(turn)
             changes.append(guest.limiter.learn(inner, answer))
-            turn.paced = turn.paced or inner.paced
+            turn.paced, turn.excused = turn.paced or inner.paced, turn.excused or inner.excused
             turn.errand = turn.errand or inner.errand
             turn.not_before = max(turn.not_before, inner.not_before)
         return next((change for change in changes if change is not None), None)
