@@ -100,14 +100,14 @@ def _sleep(operation: Sleep, seconds: float, attempt: Attempt, clock: Clock) -> 
     require_open(attempt)
 
 
-def _perform(operation: Operation) -> Any:
+def _perform(operation: Operation, left: float = math.inf) -> Any:
     match operation:
         case Read():
             read(operation.response)
         case Close():
             close_response(operation.response)
         case Run():
-            return operation.sync(math.inf)
+            return operation.sync(left)
         case _:
             raise WrongOperationError(operation)
     return None
@@ -148,8 +148,6 @@ class _Bounded:
                 if operation.seconds and self.left() <= 0:
                     raise self._attempt.too_late(self.deadline)
                 return None
-            case Run():
-                return operation.sync(left)
             case Send():
                 return self._send(operation, left)
             case Read():
@@ -162,7 +160,7 @@ class _Bounded:
                     self._fetch(operation.response, operation.limit, until)
                 return None
             case _:
-                raise WrongOperationError(operation)
+                return _perform(operation, left)
 
     def load_redirect(self, response: httpx.Response, deadline: float) -> None:
         """Fetch the body of a redirect: an httpx client reads it before it sends the next request."""
