@@ -61,7 +61,6 @@ class Turn:
     # The rest is for stkai's own limiters.
     costs: dict[Any, float] | None = None  # Units by source, where they differ from `cost`.
     excuses: int = 0  # How many refusals of the call's earlier attempts were excused.
-    mark: Any = None  # What its pace noted about its permit.
     asked: float  # When it first asked.
     due_at: float  # When it is due.
     slack: float  # Seconds that it sleeps beyond that: those before it may be late by then.
@@ -69,7 +68,7 @@ class Turn:
     is_woken: bool  # Whether its sleep has been ended, so that it asks at once.
     moves_up: bool  # Whether it may go earlier than `ask` said: turns before it have left.
     wake: Callable[[], object] | None  # Ends its sleep, from any thread, if the driver can do that.
-    leases: dict[Any, Any] | None = None  # What shared sources keep for it.
+    notes: dict[Any, Any] | None = None  # What shares and paces noted about its permits.
     guests: tuple[Any, ...] = ()  # Limiters of the user's own that it asks as well ...
     inner: "dict[Any, Turn]" = {}  # noqa: RUF012 - ... and the turns that these see; replaced, never changed
     is_admitted: bool = False  # Whether the guests have let it go.
@@ -97,6 +96,14 @@ class Turn:
         self.asked = self.slack = 0.0
         self.is_guess = self.is_woken = self.moves_up = False
         self.held_by = self.wake = None
+
+    def note(self, by: object, what: Any) -> None:
+        """Let a share or a pace note something about its permit."""
+        self.notes = {**(self.notes or {}), by: what}
+
+    def noted(self, by: object) -> Any:
+        """What it noted; None if that is nothing."""
+        return None if self.notes is None else self.notes.get(by)
 
     def resume(self, earlier: "Turn") -> None:
         """Return to the place of an earlier attempt of the same call."""

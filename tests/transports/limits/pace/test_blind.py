@@ -408,7 +408,20 @@ def test_two_that_ask_at_one_instant_go_as_far_apart_as_the_search_for_the_spaci
     assert one.wait(now, first) == 0.0
     assert one.wait(now, second) == pytest.approx(distance)
     assert one.wait(now + distance + 1e-6, second) == 0.0
-    assert [first.mark.number, second.mark.number] == [0, 1]
+    assert [turn.noted(mode).number for turn in (first, second)] == [0, 1]
+
+
+def test_each_adaptive_limiter_of_a_list_has_its_own_pairs() -> None:
+    modes = [blind(10.0, is_bursty=False) for _ in range(2)]
+    for now in (101.0, 102.0, 103.0):
+        turns = [Turn(), Turn()]
+        for turn in turns:
+            for mode in modes:
+                mode.take(turn, now)
+        for mode in modes:
+            mode.accepted(turns[0], now + 0.01, now)
+            mode.refused(turns[1], now + 0.01, now, 0.5)
+    assert [mode.finding for mode in modes] == ["collisions, rate kept"] * 2
 
 
 def test_an_accepted_request_after_a_shorter_time_corrects_the_spacing_that_collisions_made_too_long() -> (

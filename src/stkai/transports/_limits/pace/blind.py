@@ -158,19 +158,21 @@ class BlindRate:
         """Take the permit; returns the credit that it uses: the first of a pair uses that of the time to the second."""
         self._in_flight.sent(now, self._accepted_at)
         gap, test, was_open = 1 / self.rate, self._test, self._test.is_open
-        turn.mark = test.take(now, gap, self.row > 0)
-        if was_open and turn.mark is not None:
-            return 1.0
+        paired = test.take(now, gap, self.row > 0)
+        if paired is not None:
+            turn.note(self, paired)
+            if was_open:
+                return 1.0
         self._due = max(self._due + gap, now + gap - min(gap / 2, _LATE) * test.is_bursty)
         if rest := test.rest(now):
             self._hold = max(self._hold, now + rest)
-        return 1.0 if turn.mark is None else (test.second_due - now) * self.rate
+        return 1.0 if paired is None else (test.second_due - now) * self.rate
 
     def ignore(self, turn: Turn) -> None:
         """Note that a request was not sent, or its answer says nothing: if it was one of a pair, there is no pair."""
         self._in_flight.ended()
-        if turn.mark is not None:
-            self._test.drop(turn.mark)
+        if (paired := turn.noted(self)) is not None:
+            self._test.drop(paired)
 
     give_back = ignore
 
@@ -198,8 +200,8 @@ class BlindRate:
         self._in_flight.accepted(sent)
         self._accepted += 1
         self._test.accepted(sent)
-        mark, starting = turn.mark, self._starting
-        if mark is not None and self._test.observe(mark, now, accepted=True, starting=starting) == 2:
+        paired, starting = turn.noted(self), self._starting
+        if paired is not None and self._test.observe(paired, now, accepted=True, starting=starting) == 2:
             self._due += 1 / self.rate
         if self._starting and self._was_awaited and self._test.is_clear:
             added = max(_ADDED, self.rate * math.log(2) / _DOUBLING)
@@ -232,8 +234,8 @@ class BlindRate:
         """Note that a request sent at `sent` was refused; it asked for a second or two, or for nothing."""
         self._in_flight.ended(sent)
         self._in_flight.refused(now)
-        if turn.mark is not None:
-            good = self._test.observe(turn.mark, now, accepted=False, starting=self._starting)
+        if (paired := turn.noted(self)) is not None:
+            good = self._test.observe(paired, now, accepted=False, starting=self._starting)
             if good == 0:
                 self._due = now + (0.5 + chance) / self.rate
             if good is not None:

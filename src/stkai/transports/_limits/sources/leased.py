@@ -95,8 +95,7 @@ class Leased(Member):
         outage, lease = self.outage, self.group.lease
         if outage.sources:
             outage.take(turn, now)
-        use = Use(-1 if lease is None else lease.epoch, outage.is_on)
-        turn.leases = {**(turn.leases or {}), self: use}
+        turn.note(self, Use(-1 if lease is None else lease.epoch, outage.is_on))
         if outage.is_on:
             return
         self.held.use(self.cost_of(turn))
@@ -108,7 +107,7 @@ class Leased(Member):
             self.client.schedule(LATE if self.expected(len(self.turns)) else SOON)
 
     def give_back(self, turn: Turn, now: float) -> None:
-        use = self._use_of(turn)
+        use: Use | None = turn.noted(self)
         if use is not None and use.is_local:
             self.outage.give_back(turn, now)
         elif use is not None:
@@ -118,7 +117,8 @@ class Leased(Member):
         self.pass_on(turn, now)
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
-        use, quota = self._use_of(turn), self.quota
+        use: Use | None = turn.noted(self)
+        quota = self.quota
         if use is None or not quota.max_cost:
             return
         if use.is_local:
@@ -137,7 +137,8 @@ class Leased(Member):
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Let the group learn from an answer; until the number of members is known, each adapts alone."""
-        use, local = self._use_of(turn), self.outage.sources
+        use: Use | None = turn.noted(self)
+        local = self.outage.sources
         if use is None:
             return None
         if answer.is_refusal:
@@ -254,9 +255,6 @@ class Leased(Member):
             return True
         claimed = sum(map(self.cost_of, self.first(ahead, now, self.turns))) if ahead else 0.0
         return claimed + cost <= self.held.units + ROUNDING * self.max_cost
-
-    def _use_of(self, turn: Turn) -> Use | None:
-        return (turn.leases or {}).get(self)
 
 
 def quota_of(limits: Limits, *, promises: bool) -> Quota:
