@@ -100,8 +100,6 @@ class AllOf(QueueLimiter):
     def _give_up_guests(self, turn: Turn, now: float) -> None:
         for guest in turn.guests:
             guest.give_up(turn, now)
-        if turn.guests:
-            turn.inner = {}
 
     def leave(self, turn: Turn, now: float) -> None:
         super().leave(turn, now)
@@ -237,12 +235,11 @@ class Guest(Source):
 
     def inner(self, turn: Turn) -> Turn:
         """The turn that the limiter sees in place of ours."""
-        if turn.inner is Turn.inner:
-            turn.inner = {}
-        if self not in turn.inner:
-            cost, priority = self.cost_of(turn), turn.priority
-            turn.inner[self] = Turn(turn.request, chance=turn.chance, cost=cost, priority=priority)
-        return turn.inner[self]
+        inner: Turn | None = turn.noted(self)
+        if inner is None:
+            inner = Turn(turn.request, 0, turn.chance, self.cost_of(turn), turn.priority)
+            turn.note(self, inner)
+        return inner
 
     def ask(self, turn: Turn, now: float) -> float | Operation:
         """The limiter's answer; `turn.nap` is then when to ask again."""
@@ -254,8 +251,10 @@ class Guest(Source):
 
     def give_up(self, turn: Turn, now: float) -> None:
         """Leave the limiter with the turn's place or permit, and let it be asked about another turn."""
-        if self in turn.inner:
-            self.limiter.leave(turn.inner[self], now)
+        inner: Turn | None = turn.noted(self)
+        if inner is not None:
+            self.limiter.leave(inner, now)
+            turn.note(self, None)
         if self._asking is turn:
             self._asking = None
 

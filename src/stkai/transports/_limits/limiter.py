@@ -68,9 +68,8 @@ class Turn:
     is_woken: bool  # Whether its sleep has been ended, so that it asks at once.
     moves_up: bool  # Whether it may go earlier than `ask` said: turns before it have left.
     wake: Callable[[], object] | None  # Ends its sleep, from any thread, if the driver can do that.
-    notes: dict[Any, Any] | None = None  # What shares and paces noted about its permits.
-    guests: tuple[Any, ...] = ()  # Limiters of the user's own that it asks as well ...
-    inner: "dict[Any, Turn]" = {}  # noqa: RUF012 - ... and the turns that these see; replaced, never changed
+    notes: dict[Any, Any] | None = None  # What shares and paces noted about its permits, and what guests see.
+    guests: tuple[Any, ...] = ()  # Limiters of the user's own that it asks as well.
     is_admitted: bool = False  # Whether the guests have let it go.
     loop_has_ended: Callable[[], bool] | None = None  # Whether its task will be pending for ever.
     is_by_hand: bool = False  # Whether no layer or permit asks with it, and keeps it meanwhile ...
@@ -98,7 +97,7 @@ class Turn:
         self.held_by = self.wake = None
 
     def note(self, by: object, what: Any) -> None:
-        """Let a share or a pace note something about its permit."""
+        """Let a share, a pace or a guest note something about it."""
         self.notes = {**(self.notes or {}), by: what}
 
     def noted(self, by: object) -> Any:
@@ -109,8 +108,9 @@ class Turn:
         """Return to the place of an earlier attempt of the same call."""
         self.number, self.not_before = earlier.number, earlier.not_before
         self.excuses = earlier.excuses + earlier.excused
-        if earlier.guests:
-            self.inner = {guest: inner.again() for guest, inner in earlier.inner.items()}
+        for guest in earlier.guests:
+            if (inner := earlier.noted(guest)) is not None:
+                self.note(guest, inner.again())
 
     def again(self) -> "Turn":
         """A turn for another attempt of the same call."""
