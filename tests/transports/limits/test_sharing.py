@@ -174,6 +174,19 @@ def test_after_a_suspension_no_request_uses_a_permit_from_before(clock: FakeCloc
     assert policy.ask(turn, clock.monotonic()) != 0
 
 
+def test_a_permit_of_an_answer_that_is_read_after_a_suspension_is_not_used(
+    clock: FakeClock, store: Scripted
+) -> None:
+    policy, turn = bucket(store, rate=1000.0), Turn()
+    assert policy.ask(turn, 0.0) != 0
+    member: Any = policy._leased
+    call = member.calling
+    lease = store.lease(member.begin_call(call, 0.0))
+    member.end_call(call, lease, 3.0)
+    assert lease.count > 0
+    assert policy.ask(turn, 3.0) != 0
+
+
 def test_units_of_cost_are_shared(clock: FakeClock, store: Scripted) -> None:
     first = bucket(store, rate=1000, burst=100, max_cost=100)
     second = bucket(store, rate=1000, burst=100, max_cost=100)

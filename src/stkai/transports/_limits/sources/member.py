@@ -223,8 +223,8 @@ class Member(Source):
             self.held.rewind(ask.used, ask.lapsed)
             # The quota was changed or reset, and the store knows what that means for the window.
             self.guards_from = now + self.quota.window
-        # The permits of an answer that was read after a suspension are already due.
-        arrived = now - GIVE_UP if now - call.sent > GIVE_UP else now
+        # When the permits of an answer that was read after a suspension are due is unknown: they lapse.
+        arrived = -math.inf if now - call.sent > GIVE_UP else now
         got = self.held.add(lease.ranges, lease.units, arrived)
         self.held.late = max(LATE, 0.8 * self.held.late)
         group.update(lease, call.sent, now, is_empty=bool(ask.want and not got))
