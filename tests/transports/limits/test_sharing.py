@@ -481,6 +481,20 @@ def test_a_lost_state_is_no_outage(clock: FakeClock, store: Scripted) -> None:
     assert [event for event in events if isinstance(event, StoreLost | StoreRestored)] == []
 
 
+def test_after_its_state_was_lost_a_group_counts_for_ten_seconds_as_large_as_it_was(
+    clock: FakeClock, store: Scripted
+) -> None:
+    first, second = bucket(store), bucket(store)
+    for policy in (first, second, first):
+        wait_for(policy, clock)
+    store._states.clear()
+    wait_for(first, clock)
+    assert first.members == 2, "each will use half of the quota if the store is lost once more"
+    clock.sleep(10.0)
+    wait_for(first, clock)
+    assert first.members == 1
+
+
 def test_an_overruled_member_says_so_once(clock: FakeClock, store: Scripted) -> None:
     events: list[Event] = []
     old = bucket(store, rate=10)
