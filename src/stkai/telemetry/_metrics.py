@@ -119,8 +119,8 @@ METRICS: Final = (
 # fmt: on
 
 
-def bounded(word: str, known: set[str]) -> str:
-    """The word, if it is known or there are few so far, which makes it known; otherwise what stands for all others."""
+def bounded(word: str | int, known: set[str | int]) -> str | int:
+    """The value, if it is known or there are few so far, which makes it known; otherwise what stands for all others."""
     if word not in known and len(known) >= _MOST:
         return OTHER
     known.add(word)
@@ -162,7 +162,7 @@ _LABELS: Final[dict[str, Callable[[Any], str | int | None]]] = {
     "stkai.limit": attrgetter("limit"),
     "stkai.share": attrgetter("share"),
 }
-_WORDS: Final = ("server.address", "stkai.cause", "stkai.layer", "stkai.limit", "stkai.share")
+_WORDS: Final = ("server.address", "server.port", "stkai.cause", "stkai.layer", "stkai.limit", "stkai.share")
 """Labels that could have any number of values."""
 
 
@@ -180,7 +180,7 @@ class Recorder:
 
     def __init__(self, made: Callable[[Metric], Callable[[float, Labels], object]]) -> None:
         self._record = {metric: made(metric) for metric in METRICS}
-        self._known: dict[str, set[str]] = {name: set() for name in _WORDS}
+        self._known: dict[str, set[str | int]] = {name: set() for name in _WORDS}
 
     def __call__(self, event: Event) -> None:
         for metric, measure in _BY_EVENT.get(type(event), ()):
@@ -188,5 +188,5 @@ class Recorder:
             if value is not None:
                 labels = labels_of(event, *metric.labels)
                 for name in labels.keys() & self._known.keys():
-                    labels[name] = bounded(str(labels[name]), self._known[name])
+                    labels[name] = bounded(labels[name], self._known[name])
                 self._record[metric](value, labels)
