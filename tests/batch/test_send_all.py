@@ -6,6 +6,7 @@ import errno
 import gc
 import itertools
 import json
+import os
 import threading
 import time
 import warnings
@@ -468,6 +469,17 @@ def test_a_journal_that_is_in_use_or_of_another_kind_is_refused(tmp_path: Path) 
     path.write_text('{"stkai": "send_all", "version": 2, "job": "00000000-0000-4000-8000-000000000000"}\n')
     with pytest.raises(stkai.ConfigurationError, match="another version"):
         next(stkai.send_all(client(world), requests(3), journal=path))
+
+
+@pytest.mark.parametrize("name", ["pipe", "null"])
+def test_a_journal_that_is_not_a_file_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(f"/dev/{name}")
+    with pytest.raises(stkai.ConfigurationError, match=f"{name} is not a file"):
+        next(stkai.send_all(client(World("sync")), requests(1), journal=path))
 
 
 def test_an_abandoned_loop_leaves_no_task_behind() -> None:

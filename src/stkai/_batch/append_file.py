@@ -1,6 +1,7 @@
 """An append-only file: each record is one write, so that a kill can tear only the last record."""
 
 import os
+import stat
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from .._errors import StkaiError
+from .._errors import ConfigurationError, StkaiError
 
 _BLOCK: Final = 1 << 16
 
@@ -28,7 +29,11 @@ class AppendFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        self.size = os.fstat(self.descriptor).st_size
+        status = os.fstat(self.descriptor)
+        if not stat.S_ISREG(status.st_mode):  # Reading what it holds might never end.
+            os.close(self.descriptor)
+            raise ConfigurationError(f"{path} is not a file, which a journal or an output must be")
+        self.size = status.st_size
         self._appending = threading.Lock()
         """A failed write is cut off at the size before it, so nothing else may be written meanwhile."""
         self._is_torn = False
