@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import anyio
 import httpx
@@ -242,6 +243,18 @@ class Stop(BaseException):
 async def test_a_base_exception_ends_the_loop_and_reaches_the_caller(world: World) -> None:
     with pytest.raises(Stop):
         await collect(world, client(world, lambda _: Stop(), retry=None), requests(2))
+
+
+async def test_mocks_of_all_clients_send(world: World) -> None:
+    answer = httpx.Response(200)
+    kinds: list[type] = [stkai.HttpClient, httpx.Client]
+    if world.is_async:
+        kinds = [stkai.AsyncHttpClient, httpx.AsyncClient]
+    for kind in kinds:
+        mock = create_autospec(kind, instance=True)
+        mock.send.return_value = mock.post.return_value = answer
+        (outcome,) = await collect(world, mock, requests(1))
+        assert outcome.response is answer
 
 
 class Held(httpx.AsyncBaseTransport):

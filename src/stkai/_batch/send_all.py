@@ -210,8 +210,7 @@ def _send_all(
 def _sender(client: Any) -> Callable[[httpx.Request, Watch], httpx.Response]:
     """A function that sends one request through a sync client."""
     if isinstance(client, HttpClient):
-        kind = type(client)
-        if kind.post is HttpClient.post and kind.send is HttpClient.send and kind._send is HttpClient._send:  # noqa: SLF001
+        if _inherits(client, HttpClient, "post", "send", "_send"):
             return partial(send_watched, client)
         return partial(_send_at_once, partial(_send_by_verb, client))
     if isinstance(client, alike(httpx.Client)):
@@ -221,13 +220,18 @@ def _sender(client: Any) -> Callable[[httpx.Request, Watch], httpx.Response]:
 
 def _async_sender(client: Any) -> Callable[[httpx.Request, Watch], Awaitable[httpx.Response]]:
     """A function that sends one request through an async client."""
-    if isinstance(client, AsyncHttpClient) and type(client).send is AsyncHttpClient.send:
+    if isinstance(client, AsyncHttpClient) and _inherits(client, AsyncHttpClient, "send"):
         return partial(asend_watched, client)
     if isinstance(client, alike(httpx.AsyncClient)):
         return partial(asend_mounted, client)
     if isinstance(client, AsyncHttpClient):
         return partial(_send_at_once, client.send)
     raise _wrong("asend_all", client, "a stkai.AsyncHttpClient or an httpx.AsyncClient", "send_all")
+
+
+def _inherits(client: object, kind: type, *methods: str) -> bool:
+    """Whether the client has these methods of a class, and not some of its own; a mock of that class has none."""
+    return all(getattr(type(client), name, None) is getattr(kind, name) for name in methods)
 
 
 def _send_at_once(send: Callable[[httpx.Request], T], request: httpx.Request, watch: Watch) -> T:
