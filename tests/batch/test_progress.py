@@ -149,7 +149,7 @@ def test_a_bar_is_ascii_where_the_terminal_takes_nothing_else() -> None:
     assert b"\\u" not in terminal.buffer.getvalue()  # type: ignore[attr-defined]
 
 
-def test_on_a_terminal_there_is_a_bar_and_the_summary_comes_last(tmp_path: Path) -> None:
+def test_on_a_terminal_there_is_a_bar_to_the_end_and_the_summary_comes_last(tmp_path: Path) -> None:
     with server() as running:
         job = Job(tmp_path, running.url)
         job.write(20)
@@ -168,4 +168,5 @@ def test_on_a_terminal_there_is_a_bar_and_the_summary_comes_last(tmp_path: Path)
         os.close(controller)
         assert process.wait(HANGS) == 0
     assert b"\x1b[" in seen
+    assert b"100 % 20/20" in seen
     assert seen.decode().splitlines()[-1].endswith("20 done, 0 failed (0 unknown)")

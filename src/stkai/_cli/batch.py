@@ -173,6 +173,7 @@ class _JobRun:
     def run(self) -> int:
         anyio.run(self._work)
         _interrupt_at_signals()  # The event loop has left them to the system.
+        self._display.show(self._clock.monotonic(), self._progress())
         self._display.close()
         self._copy_rest()
         self._finish_files()
