@@ -101,6 +101,14 @@ def test_a_merge_overwrites_no_file(name: str, job: Job) -> None:
     assert job.snapshot() == before
 
 
+def test_a_merge_to_stdout_is_wrong_usage(job: Job) -> None:
+    job.run()
+    before = job.snapshot()
+    result = merge(job, "out", "-o", "-")
+    assert (result.returncode, "a merge writes two files" in result.stderr) == (2, True)
+    assert job.snapshot() == before
+
+
 def test_an_output_that_the_system_refuses_is_wrong_usage(job: Job) -> None:
     result = merge(job, "x" * 300, "-o", "all")
     assert (result.returncode, "File name too long" in result.stderr) == (2, True)

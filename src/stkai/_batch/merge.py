@@ -114,6 +114,8 @@ def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int,
     # `part-*.jsonl` also matches the failure outputs, which are read in any case.
     outputs = [Paths.of(name) for name in names if not name.endswith(f".failed{SUFFIX}")]
     merged = Paths.of(target)
+    if target == "-":
+        raise ConfigurationError("a merge writes two files: name one with -o, such as all.jsonl")
     if not outputs:
         raise ConfigurationError("pass the answer outputs: the failure outputs are read along with them")
     if not merged.out.parent.is_dir():
