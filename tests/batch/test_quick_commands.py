@@ -161,6 +161,11 @@ def test_a_creation_that_is_refused_or_names_no_execution_is_a_failure(
     assert job.run().returncode == 1
     assert job.codes() == {1: "http_404", 2: "NoExecutionError", 3: "NoExecutionError"}
     assert job.failures()[2]["response"]["body"] == {"oops": 1}
+    said = {
+        number: "may have executed it" in entry["error"]["message"]
+        for number, entry in job.failures().items()
+    }
+    assert said == {1: False, 2: True, 3: True}
 
 
 def test_a_deadline_bounds_the_whole_execution(job: Job, executions: Executions) -> None:

@@ -170,7 +170,7 @@ class Runner:
                     "execution_failed", "the execution of the quick command ended with FAILURE"
                 )
             elif error is not None:
-                failure = failure_of_error(error, self._client.timeouts)
+                failure = _may_have_acted(line, failure_of_error(error, self._client.timeouts))
             return OutputLine.of(line.number, line.custom_id, failure, response, body)
         except Exception as unreadable:  # noqa: BLE001 - whatever the server has sent, the run continues
             return self._failure(line, unreadable)
