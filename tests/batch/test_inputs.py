@@ -131,6 +131,14 @@ def test_rows_that_do_not_fit_fail_alone(job: Job, tmp_path: Path) -> None:
     assert set(job.codes().values()) == {"invalid_line"}
 
 
+def test_an_id_that_is_not_utf_8_fails_alone(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "prompts.csv").write_bytes(b"id,text\nbad \xff,1\ngood,2\n")
+    (tmp_path / "body.json").write_text('{"text": "{text}"}')
+    assert job.run("prompts.csv", "--body", "body.json", "--id-column", "id").returncode == 1
+    assert (list(job.done()), job.codes()) == ([2], {1: "invalid_line"})
+    assert job.failures()[1]["custom_id"] is None
+
+
 def test_a_cell_of_any_size_is_read(tmp_path: Path) -> None:
     path = tmp_path / "big.csv"
     path.write_text("a\n" + "x" * 1_000_000 + "\n")

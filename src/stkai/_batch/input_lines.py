@@ -97,7 +97,7 @@ def csv_records(path: Path, size: int | None = None) -> Lines:
             except StopIteration:
                 return
             except csv.Error as error:
-                row = f"line {rows.line_num}: {error}: double the quotes inside a cell"
+                row = f"{error}, at line {rows.line_num} of the file: double the quotes inside a cell"
             if row:
                 number += 1
                 yield number, partial(_row, names, row)

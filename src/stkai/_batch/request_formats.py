@@ -78,7 +78,7 @@ def custom_id(values: Values | None, name: str | None) -> str:
     """The id of a line, as JSON; its member with the given name must be there."""
     part = None if values is None else values.get(name or "custom_id")
     if part is not None:
-        return part.text or json.dumps(part.value)
+        return part.text or json.dumps(_utf8(part.value).decode())
     if name is not None:
         raise InvalidLineError(f"this has no {name!r}, the member that --id-column names")
     return "null"
@@ -121,11 +121,9 @@ class Format:
 
     def _filled(self, template: Template, values: Values | None) -> bytes:
         try:
-            return template.fill(values or {}).encode()
+            return _utf8(template.fill(values or {}))
         except KeyError as error:
             raise InvalidLineError(f"this has no {error.args[0]!r}, which the template uses") from None
-        except UnicodeEncodeError as error:
-            raise InvalidLineError("a value is not UTF-8: save the file as UTF-8") from error
 
     def _absolute(self, part: Part | None) -> httpx.URL:
         url = None if part is None else part.value
@@ -141,6 +139,13 @@ class Format:
             return parse_url(url)
         except ValueError as error:
             raise InvalidLineError(f'"url" is not a url: {error}') from None
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidLineError("a value is not UTF-8: save the file as UTF-8") from error
 
 
 def _body(values: Values, method: str) -> bytes | None:
