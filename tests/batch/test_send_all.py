@@ -473,7 +473,7 @@ def test_a_journal_that_is_in_use_or_of_another_kind_is_refused(tmp_path: Path) 
     world = World("sync")
     first = stkai.send_all(client(world), requests(3), journal=path)
     next(first)
-    with pytest.raises(stkai.ConfigurationError, match="another process"):
+    with pytest.raises(stkai.ConfigurationError, match="another loop in this one"):
         next(stkai.send_all(client(world), requests(3), journal=path))
     first.close()
     path.write_text('{"stkai": "batch", "version": 1, "job": "00000000-0000-4000-8000-000000000000"}\n')

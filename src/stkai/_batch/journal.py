@@ -151,8 +151,10 @@ class Journal(AppendFile):
             msg = f"{self.path} cannot be locked ({error.strerror}): choose a file system with locks for -o"
             raise ConfigurationError(msg) from error
         if not is_free:
-            msg = f"another process is working on this job: it holds {self.path}; wait for it, or stop it"
-            raise ConfigurationError(msg)
+            raise ConfigurationError(
+                f"another process, or another loop in this one, is working on this job: it holds {self.path};"
+                " wait for it, or stop it"
+            )
 
     def begin(self, kind: str, facts: Mapping[str, Any], survey: Survey | None = None) -> Header:
         """Start a new job, and discard the journal's contents."""
