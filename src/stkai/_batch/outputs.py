@@ -32,7 +32,7 @@ _BEGINNING: Final = re.compile(rb'\{"id": "line-([1-9][0-9]*)", "custom_id": ')
 _CODE: Final = b'"error": {"code": "'
 
 UNKNOWN: Final = "unknown"
-"""The code of lines that were in flight when an earlier run was killed."""
+"""The code of lines that were in flight when an earlier run ended."""
 
 
 class Paths(NamedTuple):

@@ -111,7 +111,7 @@ class Runner:
             return OutputLine.of(number, error.custom_id, failure)
         execution = job.recovered.executions.pop(number, None)
         if state is LineState.SENT and execution is None and self._options.unknown == "report":
-            what = "this was in flight when an earlier run was killed"
+            what = "this was in flight when an earlier run ended"
             failure = LineFailure(UNKNOWN, f"{where}: {what}{_MAY_HAVE_ACTED}")
             return OutputLine.of(number, target.custom_id, failure)
         self.in_flight[number] = LineInFlight(self._state, number, target.custom_id, execution)
