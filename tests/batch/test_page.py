@@ -1,18 +1,21 @@
 """The pages on batches are true: files are written, commands run and print what the page shows, Python runs."""
 
+import asyncio
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+from aiohttp import web
 
 from stkai.testing import QuotaServer
 
 from ..support.forked import Forked
-from .job import HANGS, ROOT, Job, entries
+from .job import HANGS, ROOT, Job, echo, entries, server, until
 
 pytestmark = pytest.mark.real_time
 
@@ -95,11 +98,43 @@ def test_the_page_runs_from_its_first_block_to_its_last(tmp_path: Path) -> None:
         assert ran > 10
 
 
+def pod_script(url: str) -> str:
+    """What a pod of the page runs, as one of two shards."""
+    page = {block.title: block.text for block in blocks("batch-clusters.md")}
+    text = " ".join(re.findall(r"^ {14}(.*)$", page["job.yaml"], re.MULTILINE))
+    return text.replace("/8 ", "/2 ").replace("https://api.example.com", url)
+
+
+def test_a_pod_that_is_evicted_finishes_the_requests_in_flight(tmp_path: Path) -> None:
+    is_over = threading.Event()
+
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        await asyncio.get_running_loop().run_in_executor(None, is_over.wait, HANGS)
+        return await echo(request, body)
+
+    with server(answer) as running:
+        job = Job(tmp_path, running.url)
+        job.write(4)
+        job.input.rename(tmp_path / "prompts.jsonl")
+        names = {"STKAI_AUTH_TOKEN": "any", "JOB_COMPLETION_INDEX": "0"}
+        environment, log = command(tmp_path, job.environment(**names)), tmp_path / "log"
+        with log.open("wb") as stderr:
+            shell = ["/bin/sh", "-c", pod_script(running.url)]
+            pod = subprocess.Popen(shell, cwd=tmp_path, env=environment, stderr=stderr)
+        until(lambda: len(running.seen) == 2, pod)
+        pod.terminate()
+        try:
+            until(lambda: b"waiting for the requests in flight" in log.read_bytes(), pod)
+        finally:
+            is_over.set()
+        assert pod.wait(HANGS) == 130
+    assert sorted(entries(tmp_path / "part-0.jsonl")) == [1, 3]
+
+
 def test_the_scripts_for_schedulers_run_their_shards_and_merge_them(tmp_path: Path) -> None:
     with QuotaServer() as server:
         environment = command(tmp_path, Job(tmp_path, server.url).environment(**server.env()))
         page = {block.title: block.text for block in blocks("batch-clusters.md")}
-        pod = " ".join(re.findall(r"^ {14}(.*)$", page["job.yaml"], re.MULTILINE)).replace("/8 ", "/2 ")
         folder = tmp_path / "work"
         folder.mkdir()
         lines = [f'{{"url": "/echo", "body": {{"n": {number}}}}}\n' for number in range(5)]
@@ -119,7 +154,7 @@ def test_the_scripts_for_schedulers_run_their_shards_and_merge_them(tmp_path: Pa
 
         # Each shard is done, with an invalid line; for a pod, that is no failure.
         assert run_script(page["shards.sbatch"], SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_TASK_COUNT="2") == 1
-        assert run_script(pod, JOB_COMPLETION_INDEX="1") == 0
+        assert run_script(pod_script(server.url), JOB_COMPLETION_INDEX="1") == 0
         assert run_script(page["merge.sbatch"]) == 1
         assert list(entries(folder / "answers.jsonl")) == [1, 2, 3, 4, 5]
         assert list(entries(folder / "answers.failed.jsonl")) == [6, 7]
