@@ -87,12 +87,24 @@ def test_a_terminal_that_is_closed_interrupts_the_run_like_any_signal(job: Job, 
     os.close(terminal)
     gate.wait_for(3)
     os.close(controller)  # From now on, the process cannot write to it.
-    process.send_signal(signal.SIGHUP)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(0.3)
+    for _ in range(2):  # The system sends one, and so does the shell.
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
     gate.opened.set()
     process.communicate(timeout=HANGS)
     assert sorted(job.done()) == [1, 2, 3]
+
+
+def test_signals_that_come_at_once_are_one(job: Job, gate: Gate) -> None:
+    process = job.start("--max-in-flight", "3")
+    gate.wait_for(3)
+    for sent in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+        process.send_signal(sent)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    gate.opened.set()
+    assert (end(process)[0], sorted(job.done())) == (130, [1, 2, 3])
 
 
 @pytest.mark.parametrize("options", [(), ("--quiet",)])

@@ -31,6 +31,7 @@ REFUSED: Final = 2
 
 _RUN: Final = "run"
 _SYNC_EVERY: Final = 1.0
+_AT_ONCE: Final = 0.02  # Seconds in which a second signal is still the first one.
 _SHOWN: Final = 5
 
 
@@ -188,14 +189,19 @@ class _JobRun:
                 group.cancel_scope.cancel()
 
     async def _end_at_signals(self, signals: AsyncIterator[signal.Signals]) -> None:
-        """At the first signal, end the run; at the second one, the process."""
+        """At the first signal, end the run; at the second one, the process.
+
+        `timeout` signals a process and its group at once; a terminal that is closed hangs up, and so does its shell.
+        """
         why = f"interrupted by {(await anext(signals)).name}"
+        first = self._clock.monotonic()
         self._runner.stop(INTERRUPTED, why)
         if any(not each.may_drop for each in self._runner.in_flight.values()):
             self._display.say(f"{why}: waiting for the requests in flight; interrupt again to abort them")
-        await anext(signals)
-        self._display.close()
-        os._exit(INTERRUPTED)
+        async for again in signals:
+            if again is not signal.SIGHUP and self._clock.monotonic() - first > _AT_ONCE:
+                self._display.close()
+                os._exit(INTERRUPTED)
 
     async def _watch(self) -> None:
         """Show the progress; every second, record the input and the tokens, and sync the files if asked to."""
