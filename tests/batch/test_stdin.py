@@ -1,8 +1,10 @@
 """Stdin as the input: what a run that ends early leaves of it to the next one."""
 
+import asyncio
 import io
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,31 @@ def test_an_interrupt_of_the_copying_leaves_the_rest_out_and_the_run_says_so(
     said = halted.communicate()[1]
     assert b"--resume sends only the lines that were copied" in said
     assert b"0 done, 0 failed" in said
+
+
+def test_a_run_that_is_interrupted_with_the_writer_of_stdin_says_so_as_well(
+    job: Job, counting: Server
+) -> None:
+    is_over = threading.Event()
+
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        await asyncio.get_running_loop().run_in_executor(None, is_over.wait, HANGS)
+        return await echo(request, body)
+
+    counting.answer = answer
+    with job.start("-", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(job.input.read_bytes())
+        process.stdin.flush()
+        until(lambda: len(counting.seen) == 5, process)
+        process.send_signal(signal.SIGINT)
+        assert b"interrupted by SIGINT" in process.stderr.readline()
+        process.stdin.close()
+        until(lambda: b"\ni " in job.journal.read_bytes(), process)
+        is_over.set()
+        said = process.stderr.read()
+    assert b"--resume sends only the lines that were copied" in said
 
 
 def test_an_interrupted_run_says_that_stdin_was_not_copied_to_its_end(

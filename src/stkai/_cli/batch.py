@@ -169,7 +169,7 @@ class _JobRun:
     def __init__(self, job: BatchJob, client: BatchClient, shown: Display) -> None:
         self._job, self._client, self._display = job, client, shown
         self._options, self._runner = job.plan.options, Runner(job, client)
-        self._clock = SystemClock()
+        self._clock, self._is_cut_off = SystemClock(), False
 
     def run(self) -> int:
         anyio.run(self._work)
@@ -194,7 +194,9 @@ class _JobRun:
         `timeout` signals a process and its group at once; a terminal that is closed hangs up, and so does its shell.
         """
         why = f"interrupted by {(await anext(signals)).name}"
-        first = self._clock.monotonic()
+        first, stdin = self._clock.monotonic(), self._job.stdin
+        # Ctrl-C in a pipeline ends the writer of stdin as well, which looks like the end of its lines.
+        self._is_cut_off = stdin is not None and not stdin.is_complete
         self._runner.stop(INTERRUPTED, why)
         if any(not each.may_drop for each in self._runner.in_flight.values()):
             self._display.say(f"{why}: waiting for the requests in flight; interrupt again to abort them")
@@ -268,8 +270,8 @@ class _JobRun:
             complain(message)
             if not self._options.to_stdout:
                 say("to continue: run the same command with --resume")
-                if job.stdin is not None and job.survey is None:
-                    say("stdin was not copied to its end: --resume sends only the lines that were copied")
+                if self._is_cut_off or (job.stdin is not None and job.survey is None):
+                    say("stdin had not ended: --resume sends only the lines that were copied")
         if self._options.quiet and not code:
             return code
         if codes:
