@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stkai import StackBuilder, SystemClock, TokenBucket, _clock
+from stkai import AllOf, StackBuilder, SystemClock, TokenBucket, _clock
 from stkai.stores import MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Attempt, Call, Context, Sleep, Turn, token_bucket
@@ -193,3 +193,15 @@ def test_those_who_wait_for_several_windows_sleep_once_although_timers_are_late(
     assert sleeps <= 1.05 * 600
     assert most_in(sent, 1.0) <= 200
     assert sent[-1] <= 4.01
+
+
+@pytest.mark.parametrize("sizes", [(2, 3), (3, 2)])
+def test_the_lateness_of_those_ahead_is_allowed_for_in_whatever_order_the_limits_are(
+    sizes: tuple[int, int],
+) -> None:
+    both = AllOf(*(TokenBucket(size, 1.0) for size in sizes))
+    turns = [Turn() for _ in range(9)]
+    for turn in turns:
+        both.ask(turn, 0.0)
+    last = turns[-1]
+    assert last.slack == pytest.approx(3 * 0.001), "those of three windows of two are ahead"

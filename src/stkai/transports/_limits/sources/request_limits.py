@@ -123,7 +123,7 @@ class Window(Source):
         if first >= 0:
             start = self.instant(first)
         if windows:  # Those whose places it takes, one in each window, will be late.
-            turn.slack = windows * self._slack
+            turn.slack = max(turn.slack, windows * self._slack)
         return max(TICK, start + (windows + 1) * seconds - now)
 
     def recover(self, turns: Sequence[Turn]) -> None:
