@@ -68,13 +68,17 @@ def served(group: Group, members: int, act: Act | None = None, part: float = 0.0
     assert report.errors == []
     assert sum(map(bool, report.grants.values())) == members
     assert len(report.after(0.5).all) >= least
-    grants = report.all
-    assert len(grants) <= RATE * (grants[-1] - grants[0] + LATE) + 1
+    assert_within_the_quota(report.all)
     return report
 
 
-LATE = 0.1
-"""Seconds by which a permit may be used after its time, and before a member notes it, at the beginning."""
+def assert_within_the_quota(sent: list[float]) -> None:
+    """At no instant were more requests sent than the quota has permits since the start.
+
+    A shorter stretch may have more: permits wait for requests that wake late, the first ones as well. The clocks of the
+    server and of the test may differ by the time of one permit.
+    """
+    assert all(number <= RATE * seconds + 2 for number, seconds in enumerate(sent, 1))
 
 
 @pytest.mark.parametrize(
@@ -139,10 +143,11 @@ async def visit(port: int, patience: float, end: float) -> None:
 @in_a_file
 def test_a_service_whose_clients_disconnect_keeps_to_its_quota_and_leaves_nobody_waiting(store: str) -> None:
     sent: list[float] = []
+    start = time.monotonic()
     visits: Counter[str] = Counter()
 
     def answer(request: httpx.Request) -> httpx.Response:
-        sent.append(time.monotonic())
+        sent.append(time.monotonic() - start)
         return httpx.Response(200)
 
     bucket = TokenBucket(RATE, 1, burst=1, share="service", store=store)
@@ -173,7 +178,7 @@ def test_a_service_whose_clients_disconnect_keeps_to_its_quota_and_leaves_nobody
                 await until(lambda: visits["closed"] == visits["accepted"])
 
     asyncio.run(main())
-    assert len(sent) <= RATE * (sent[-1] - sent[0] + LATE) + 1
+    assert_within_the_quota(sent)
     assert bucket.waiting == 0
     assert visits["accepted"] == visits["closed"] == visits["answered"] + visits["cancelled"]
     # A client may disconnect between the request and its answer.
@@ -210,7 +215,7 @@ def test_no_error_reaches_a_caller_while_the_server_is_down(tmp_path: Path) -> N
     assert sorted(report.grants) == [0, 1, 2]
     # A busy machine may lose the store once more.
     assert report.events["StoreLost"] >= report.events["StoreRestored"] >= 3
-    assert len(report.all) <= 1.2 * RATE * (report.all[-1] - report.all[0] + LATE) + 1
+    assert len(report.all) <= 1.2 * RATE * report.all[-1] + 1
 
 
 PRELOADED: dict[str, Any] = {}
