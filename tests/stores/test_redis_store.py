@@ -219,6 +219,21 @@ def test_a_connection_that_the_server_has_closed_is_closed_at_once(tmp_path: Pat
         assert connection._sock is None
 
 
+@pytest.mark.parametrize("kind", INSTALLED)
+def test_a_server_that_knows_no_hello_is_asked_at_once_when_connected(tmp_path: Path, kind: str) -> None:
+    """As Redis 5; and from far away, each command before the first one takes time."""
+    with Server(kind, tmp_path / "older", "--rename-command", "HELLO", "") as server:
+        store = patient_store(server.url)
+        store.lease(ask())
+        store.close()
+        with server.client() as client:
+            client.config_resetstat()
+            assert store.lease(ask("b")).members == 2
+            sent = client.info("commandstats")
+        assert not {"cmdstat_hello", "cmdstat_client", "cmdstat_ping", "cmdstat_select"} & set(sent)
+        store.close()
+
+
 def test_an_error_of_the_client_is_not_taken_for_a_missing_connection(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,7 +67,7 @@ class Server:
 
     def client(self, **options: Any) -> "redis.Redis":
         """A separate client for the test."""
-        return redis.Redis(port=self.port, **options)
+        return redis.Redis(port=self.port, **{"protocol": 2, **options})
 
     def send_signal(self, number: int) -> None:
         assert self._process is not None

@@ -247,10 +247,10 @@ def connections(url: Secret, timeout: float) -> Connections:
     if (found := _shared.get((url.reveal(), timeout))) is not None:
         return found
     once = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
+    # The second version of the protocol needs no HELLO, which takes a round trip and which Redis 5 does not know.
+    options = {"protocol": 2, "socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": once}
     with suppress(ValueError):
-        client = redis.Redis.from_url(
-            url.reveal(), socket_timeout=timeout, socket_connect_timeout=timeout, retry=once
-        )
+        client = redis.Redis.from_url(url.reveal(), **options)
     if client is None:  # Outside of the handler: redis-py's error may quote a password.
         raise ConfigurationError(
             "the store's URL is invalid; it must look like redis://user:password@host:6379/0"
