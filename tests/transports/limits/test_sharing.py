@@ -441,6 +441,53 @@ def test_what_was_used_in_an_outage_and_comes_back_later_unbalances_no_book(
     assert books["used"] >= 3
 
 
+@pytest.mark.parametrize("outage", [3, 20])
+def test_units_spent_while_the_store_is_lost_are_not_there_again_when_it_returns(
+    clock: FakeClock, store: Scripted, outage: int
+) -> None:
+    policy = TokenBucket(1000, 10.0, max_cost=100, burst=100, share="team", store=store)
+    spent = list[float]()
+
+    def spend(seconds: int) -> None:
+        until = clock.monotonic() + seconds
+        while clock.monotonic() < until:
+            wait_for(policy, clock, Turn(cost=10))
+            spent.append(clock.monotonic())
+
+    spend(20)
+    store.fails = True
+    spend(outage)
+    store.fails = False
+    client_of(policy).work()
+    spend(20)
+    later = [instant for instant in spent if instant > 10]
+    assert all(end - start > 8.9 for start, end in zip(later, later[10:], strict=False))
+    assert later[-1] - later[0] == pytest.approx(len(later), abs=3)
+
+
+def test_what_a_request_cost_is_charged_though_it_was_sent_while_the_store_was_lost(
+    clock: FakeClock, store: Scripted
+) -> None:
+    policy, turns = (
+        TokenBucket(1000, 10.0, max_cost=100, share="team", store=store),
+        [Turn(cost=1), Turn(cost=1)],
+    )
+    wait_for(policy, clock)
+    store.fails = True
+    for turn in turns:
+        wait_for(policy, clock, turn)
+    store.fails = False
+    client_of(policy).work()
+    before = client_of(policy).member.held.spent
+    policy.settle(turns[0], 30, clock.monotonic())
+    policy.settle(turns[0], 20, clock.monotonic())
+    clock.sleep(5)  # The local sources are in force no longer.
+    policy.settle(turns[1], 30, clock.monotonic())
+    policy.settle(turns[1], 40, clock.monotonic())
+    client_of(policy).work()
+    assert store.asked[-1].units_used == before + 29 + 39
+
+
 def test_a_store_that_was_never_reached_leaves_each_process_to_adapt(
     clock: FakeClock, store: Scripted
 ) -> None:

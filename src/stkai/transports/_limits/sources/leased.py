@@ -121,15 +121,19 @@ class Leased(Member):
         quota = self.quota
         if use is None or not quota.max_cost:
             return
-        if use.is_local:
-            for source in self.outage.sources:
-                source.settle(turn, cost, now)
-            return
         estimate = self.cost_of(turn)
         # No answer holds the others back for longer than the longest wait.
         cost = min(cost, max(estimate, quota.max_cost, quota.cost_rate * LONGEST_PAUSE))
+        more = cost - estimate
+        if use.is_local:
+            for source in self.outage.sources:
+                source.settle(turn, cost, now)
+            if self.outage.is_on:
+                self.outage.spent += more
+                return
+            more = max(0.0, more)  # The store may not have been told of all of the estimate.
         turn.costs = {**(turn.costs or {}), self: cost}
-        self.held.spent += cost - estimate
+        self.held.spent += more
         self.call_soon()
 
     def listens(self, now: float) -> bool:

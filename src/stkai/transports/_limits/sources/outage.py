@@ -35,7 +35,8 @@ class Outage:
         self.is_on = False  # Whether the store is out of reach now.
         self.since = -math.inf
         self.failures = 0  # Calls that have failed in a row.
-        self.used = 0  # Permits of the local sources that were not reported yet.
+        self.used = 0  # Permits of the local sources that were not reported yet, and what they cost.
+        self.spent = 0.0
         self._local: Sequence[Source] = ()
         # How long they are in force: while the store is out of reach, and shortly afterwards.
         self._until = -math.inf
@@ -87,6 +88,7 @@ class Outage:
     def end(self, now: float, ask: Ask) -> bool:
         """Note that the store has answered this message. Returns whether to announce it."""
         self.used -= ask.own
+        self.spent = 0.0
         if ask.quota == self._leased.quota:
             self._updated = None
         if not self.is_on:
@@ -132,15 +134,24 @@ class Outage:
         return max([source.when(turn, ahead, now) for source in self.sources], default=0.0)
 
     def take(self, turn: Turn, now: float) -> None:
-        self.used += self.is_on
+        if self.is_on:
+            self.used += 1
+            self.spent += self._leased.cost_of(turn)
         for source in self.sources:
             source.take(turn, now)
 
     def give_back(self, turn: Turn, now: float) -> None:
         """Give back a permit that only the local sources gave."""
         self.used -= 1
+        if self.is_on:
+            self.spent -= self._leased.cost_of(turn)
         for source in self.sources:
             source.give_back(turn, now)
+
+    def owed(self, now: float) -> float:
+        """Units spent that the time since has not made up for: those that the group's bucket should be short of."""
+        missing = sum(source.missing(now) for source in self._local if isinstance(source, Units))
+        return max(0.0, min(self.spent, missing))
 
     def soon(self, now: float, seconds: float) -> float:
         return min([source.soon(now, seconds) for source in self.sources], default=math.inf)

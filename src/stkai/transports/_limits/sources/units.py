@@ -72,6 +72,11 @@ class Units(Source):
                 self._give(self.rate * (now - self._at))
             self._at = now
 
+    def missing(self, now: float) -> float:
+        """How many units it is short of being full."""
+        self._advance(now)
+        return self.most - self.level
+
     def _give(self, units: float) -> None:
         self.level = min(self.most, self.level + units)
 
