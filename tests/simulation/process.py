@@ -158,7 +158,9 @@ class Process:
         """A child that inherits the limiter; its parent's tasks do not run in it."""
         sim = self.sim
         # What belongs to the parent's tasks and stack is not copied.
-        memo: dict[int, Any] = {id(each): each for each in (self.transport, *self.policy._leased.order.turns)}
+        leased = self.policy._leased
+        turns = [*leased.order.turns, *leased.order.woken, leased.calling and leased.calling.turn]
+        memo: dict[int, Any] = {id(each): each for each in (self.transport, *turns)}
         memo[id(self.store)] = self.store
         policy = copy.deepcopy(self.policy, memo)
         child = Process(sim, len(sim.processes), policy)
