@@ -162,8 +162,9 @@ class Job:
             self._discard()
 
     def _discard(self) -> None:
-        with suppress(Exception):
-            self._results.pop().close()
+        if self._results:  # Usually not: an error of `pop` would be in the context of the call's own.
+            with suppress(Exception):
+                self._results.pop().close()
 
 
 def _release(ended: Any) -> None:
