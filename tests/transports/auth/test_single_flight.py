@@ -1,13 +1,15 @@
 """One fetch for everyone: who waits for it, for how long, and what happens to it when they leave."""
 
 import asyncio
+import math
 import os
 import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Iterator
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
+from itertools import count
 from typing import Any
 
 import anyio
@@ -19,6 +21,7 @@ from stkai.transports._auth import provider as providers
 from stkai.transports._auth.provider import Fetch, in_background, is_running, join
 from stkai.transports._auth.single_flight import aget_token, get_token
 
+from ...support.interrupts import Interrupt, needs_opcodes
 from ...support.world import NAMES, World
 
 pytestmark = [pytest.mark.real_time, pytest.mark.worlds(*NAMES)]
@@ -277,3 +280,25 @@ async def test_a_provider_sees_the_context_of_a_caller_and_may_run_an_event_loop
     tenant: ContextVar[str] = ContextVar("tenant")
     tenant.set("mine")
     assert await ask(world, Provider(), 10.0) == "mine"
+
+
+@pytest.mark.no_cover
+@needs_opcodes
+@pytest.mark.parametrize("seconds", [10.0, math.inf])
+def test_a_thread_can_get_a_token_after_an_interrupt_at_any_point(seconds: float) -> None:
+    class Quick(AuthProvider):
+        def get_access_token(self) -> str:
+            return "token"
+
+    def interrupted(interrupt: Interrupt) -> None:
+        provider = Quick()
+        with interrupt.during():
+            get_token(provider, seconds)
+        assert get_token(provider, seconds) == "token"
+
+    for number in count(1):
+        interrupt = Interrupt(number, "_auth")
+        copy_context().run(interrupted, interrupt)
+        if interrupt.left > 0:
+            break
+    assert number > 10, "there were interrupts"

@@ -95,7 +95,7 @@ def _fetching(provider: AuthProvider) -> Iterator[None]:
     Raises:
         AuthenticationError: the provider sends through a client that it signs for, or a signal handler sends.
     """
-    outer = FETCHING.get()
+    outer = tuple(filter(None, FETCHING.get()))  # Those that are not over.
     if any(each is provider for fetching in outer for each in fetching):
         msg = (
             f"{type(provider).__name__} is asked for a token while it gets one: it sends its request through a client"
@@ -103,9 +103,10 @@ def _fetching(provider: AuthProvider) -> Iterator[None]:
             " interrupted"
         )
         raise AuthenticationError(msg)
-    mine = [provider]
+    mine = list[AuthProvider]()
     token = FETCHING.set((*outer, mine))
     try:
+        mine.append(provider)  # Only here: an interrupt before this line would leave it noted for good.
         yield
     finally:
         mine.clear()  # A task that it has started goes on with a copy of the context.
