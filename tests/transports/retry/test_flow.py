@@ -280,6 +280,31 @@ def test_tenacity_is_imported_only_for_a_second_attempt() -> None:
     assert output.stdout.split() == ["False", "True"]
 
 
+def test_calls_are_retried_after_an_interrupt_in_the_import_of_tenacity() -> None:
+    program = """if True:
+        import os, signal, sys, httpx, stkai
+        from stkai.transports import RetryTransport
+
+        class CtrlC:
+            def find_spec(self, name, *_):
+                if name == "tenacity.wait":
+                    sys.meta_path.remove(self)
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.meta_path.insert(0, CtrlC())
+        statuses = iter([503, 503, 200])
+        wire = httpx.MockTransport(lambda request: httpx.Response(next(statuses)))
+        transport = RetryTransport(wire, stkai.RetryPolicy(initial_delay=0))
+        try:
+            transport.handle_request(httpx.Request("GET", "http://localhost"))
+        except KeyboardInterrupt:
+            print(transport.handle_request(httpx.Request("GET", "http://localhost")).status_code)
+    """
+    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert output.stdout.split() == ["200"]
+
+
 async def test_a_refused_answer_is_closed_if_the_import_of_tenacity_is_interrupted(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

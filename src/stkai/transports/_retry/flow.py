@@ -4,6 +4,7 @@ The last response or error itself reaches the caller. tenacity runs the loop, fr
 one nearly always succeeds and pays nothing for it.
 """
 
+import math
 import warnings
 from functools import cache, partial
 from importlib import import_module
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
+from ..._abandonable import do_within
 from ..._clock import unique_key
 from ..._errors import ConfigurationError
 from ..._families import alike
@@ -168,15 +170,15 @@ class _RetryFlow(LayerBase):
 @cache
 def _tenacity() -> Any:
     """tenacity, and its loop for one call, whose state need not be looked up by thread."""
-    tenacity: Any = import_module("tenacity")
+    # In another thread: an interrupt in the middle of an import would leave its package half imported for good.
+    tenacity: Any = do_within(math.inf, partial(import_module, "tenacity"))
 
     class Retrying(tenacity.Retrying):  # type: ignore[misc]
         __slots__ = ("iter_state", "retry", "statistics", "wait")
 
         def __init__(self, retry: Any, wait: Any) -> None:
             self.retry, self.wait = retry, wait
-            self.iter_state = tenacity.IterState()
-            self.statistics: dict[str, Any] = {}
+            self.iter_state, self.statistics = tenacity.IterState(), dict[str, Any]()
 
     # tenacity's own constructor takes a while: what else it sets is the same for all calls.
     for name, value in vars(tenacity.Retrying(sleep=None, before=None, after=None)).items():
@@ -204,8 +206,7 @@ class _Loop:
         self.response: httpx.Response | None = None  # The last one, until it is returned or discarded.
         self._error: Exception | None = None
         self._repeatable, self._sound = policy.is_repeatable(request), layer.wire_is_sound
-        self._seconds = 0.0
-        self._excused = 0
+        self._seconds, self._excused = 0.0, 0
         # tenacity itself never stops the loop and never classifies a failure: the policy does.
         self.retrying = retrying(retry=self.should_retry, wait=lambda _: self._seconds)
         self.retrying.begin()
