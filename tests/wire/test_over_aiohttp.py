@@ -132,6 +132,12 @@ SAME = {
     ),
     "204 with a length": Case(answers(b"HTTP/1.1 204 N\r\nContent-Length: 4\r\n\r\n", end="keep"), times=2),
     "more than its length says": Case(answers(OK + b"more")),
+    "more, behind a head in two parts": Case(answers(OK[:30], OK[30:] + b"more", pause=0.02)),
+    "more, behind a head that is cut in its end": Case(answers(OK[:36], OK[36:] + b"more", pause=0.02)),
+    "more, behind an informational answer": Case(answers(b"HTTP/1.1 102 P\r\n\r\n" + OK + b"more")),
+    "HEAD, answered with early hints and a body": Case(
+        answers(b"HTTP/1.1 103 Early\r\n\r\n" + OK), method="HEAD"
+    ),
     "more after the last chunk": Case(answers(CHUNKED + b"4\r\nbody\r\n0\r\n\r\nmore")),
     "100, then the end": Case(answers(b"HTTP/1.1 100 Continue\r\n\r\n")),
     "another protocol": Case(answers(b"HTTP/1.1 101 S\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")),

@@ -29,6 +29,8 @@ LONGEST: Final = 102_400
 NOT_READ: Final = (aiohttp.ClientError, HttpProcessingError, OSError)
 """The errors of an answer that does not come, or not whole."""
 
+SWITCHING: Final = 101
+
 _END_OF_HEAD: Final = b"\r\n\r\n"
 
 
@@ -36,7 +38,8 @@ class Connection(ResponseHandler):
     """One connection. It cannot be used again if bytes arrive while it is idle: they belong to no request."""
 
     idle_since: float | None = None  # In seconds of the loop's clock; None while in use.
-    awaits_head = False  # Whether nothing of an answer has arrived yet.
+    awaits_head = False  # Whether the head of the answer has not arrived yet.
+    _last = b""  # The last bytes of what has arrived of a head.
     head_left: int | None = None  # How many bytes of the head may still arrive; None once it is complete.
     seconds: float | None = None  # How long each part of the head may take; None for no limit.
     timeout: asyncio.Timeout | None = None  # That limit while the head is awaited.
@@ -65,14 +68,21 @@ class Connection(ResponseHandler):
         if self.idle_since is not None:
             self.drop()
             return
-        if self.awaits_head:
-            # In two steps: what follows the answer and is not HTTP must not take the answer with it.
-            self.awaits_head = False
-            end = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
-            if len(_END_OF_HEAD) <= end < len(data):
-                self._parse(data[:end])
-                data = data[end:]
-        self._parse(data)
+        # In steps: what follows the answer and is not HTTP must not take the answer with it.
+        while self.awaits_head and data:
+            place = (self._last + data).find(_END_OF_HEAD)
+            size = len(data) if place < 0 else place + len(_END_OF_HEAD) - len(self._last)
+            part, data = data[:size], data[size:]
+            self._last = b"" if place >= 0 else (self._last + part)[1 - len(_END_OF_HEAD) :]
+            self._parse(part)
+            if not data:
+                return
+        self._parse(data)  # Perhaps nothing: aiohttp asks so for what it has put off.
+
+    def feed_data(self, data: Any, *size: int) -> None:
+        """Called by aiohttp with a head, and its body that is to come."""
+        super().feed_data(data, *size)
+        self.awaits_head = is_interim(data[0].code)
 
     def _parse(self, data: bytes) -> None:
         super().data_received(data)
@@ -233,6 +243,11 @@ class NetworkStream:
             return transport is None or transport.is_closing()
         names = {"client_addr": "sockname", "server_addr": "peername"}
         return None if transport is None else transport.get_extra_info(names.get(info, info))
+
+
+def is_interim(status: int) -> bool:
+    """Whether the answer to the request is still to come (RFC 9110, section 15.2)."""
+    return 100 <= status < 200 and status != SWITCHING
 
 
 def is_readable(descriptor: int) -> bool:

@@ -26,11 +26,13 @@ from .aiohttp_exchange import (
     BUFFER,
     LONGEST,
     NOT_READ,
+    SWITCHING,
     Body,
     Connection,
     NetworkStream,
     RequestWriter,
     connecting,
+    is_interim,
     unreadable,
 )
 from .default import AsyncDefaultWire
@@ -41,9 +43,7 @@ from .proxies import ProxyMap
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
 
-_INFORMATIONAL: Final = range(100, 200)
 _NO_BODY: Final = frozenset({204, 304})
-_SWITCHING: Final = 101
 
 
 class OverAiohttp(httpx.AsyncBaseTransport):
@@ -145,7 +145,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
                     message, payload = await connection.read()
             except NOT_READ as error:
                 raise unreadable(error, connection, request) from error
-            if message.code not in _INFORMATIONAL or message.code == _SWITCHING:
+            if not is_interim(message.code):
                 break
         connection.head_left = None
         reason = _why_unreadable(message)
@@ -210,9 +210,9 @@ def _place(request: httpx.Request) -> tuple[object, ...]:
 
 def _why_unreadable(message: Any) -> str | None:
     """Why an answer cannot be read, although aiohttp reads it; None if it can."""
-    if message.code == _SWITCHING:
+    if message.code == SWITCHING:
         return "the server switched to another protocol, which this wire cannot speak"
-    if message.code < _INFORMATIONAL.start:
+    if message.code < httpx.codes.CONTINUE:
         return f"the answer has an impossible status: {message.code}"
     if "Transfer-Encoding" in message.headers:  # aiohttp takes more for white space than HTTP does.
         fields = [value for name, value in message.raw_headers if name.lower() == b"transfer-encoding"]
