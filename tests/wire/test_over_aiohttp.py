@@ -248,7 +248,7 @@ def test_bytes_that_arrive_on_an_idle_connection_reach_no_later_request(stray: b
     assert ours.connections > 1
 
 
-@pytest.mark.parametrize("ends", ["close", "reset"])
+@pytest.mark.parametrize("ends", ["close", "reset", "hang"])
 def test_an_answer_before_the_end_of_a_long_request_reaches_the_caller(ends: str) -> None:
     async def refuse(peer: Peer) -> None:
         await peer.read()
@@ -256,8 +256,11 @@ def test_an_answer_before_the_end_of_a_long_request_reaches_the_caller(ends: str
         await asyncio.sleep(0.05)
         if ends == "reset":
             peer.reset()
+        if ends == "hang":
+            peer.stop_reading()
+            await asyncio.sleep(4 * LIMIT)
 
-    _, ours = both(Case(refuse, body=b"x" * 5_000_000, method="POST"))
+    _, ours = both(Case(refuse, body=b"x" * 20_000_000, method="POST"))
     assert [(outcome[0], outcome[-1]) for outcome in ours.outcomes] == [(413, b"big")]
 
 

@@ -166,6 +166,8 @@ class RequestWriter:
             async with asyncio.timeout(seconds):
                 await StreamWriter(connection, asyncio.get_running_loop()).drain()
         except TimeoutError as error:
+            if not connection.awaits_head:  # The server has answered, and reads no more.
+                raise _NotReadingError from error
             raise error_for(httpx.WriteTimeout, "", self._request) from error
         except (aiohttp.ClientError, OSError) as error:
             raise _NotReadingError from error
