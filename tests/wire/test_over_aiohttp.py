@@ -330,6 +330,7 @@ async def test_a_server_that_is_not_there_is_a_connect_error_that_names_it(world
         (url, url.netloc.decode()),
         ("http://no-such.invalid/", "no-such.invalid:80"),
         ("http://[::1]:1/", "[::1]:1"),
+        ("http://127.0.0.1:0/", "127.0.0.1:0"),
     ):
         error = await error_of(str(unreachable), HttpConfig(), retry=None)
         assert isinstance(error, httpx.ConnectError)

@@ -119,7 +119,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
             raise error_for(
                 httpx.UnsupportedProtocol, f"not an http:// or https:// address: {url.scheme}", request
             )
-        port = url.port or DEFAULT_PORTS[url.scheme]
+        port = DEFAULT_PORTS[url.scheme] if url.port is None else url.port
         with connecting(request):
             async with asyncio.timeout(seconds):
                 wanted = aiohttp.ClientRequest(
