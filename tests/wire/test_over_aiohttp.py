@@ -478,6 +478,17 @@ async def test_a_deadline_does_not_shorten_the_read_timeout_of_a_returned_stream
     server.close()
 
 
+async def test_a_body_that_a_task_reads_ends_when_another_task_closes_the_wire(world: World) -> None:
+    with raw_server() as server:
+        server.answer = lambda _: (SHORT, True)
+        async with over_aiohttp() as wire:
+            response = await wire.handle_async_request(httpx.Request("GET", server.url))
+            reading = asyncio.create_task(response.aread())
+            await asyncio.sleep(0.05)
+        with pytest.raises(httpx.ReadError, match="closed"):
+            await asyncio.wait_for(reading, 10)
+
+
 async def test_requests_beyond_the_limit_wait_for_a_connection_and_then_fail(world: World) -> None:
     with raw_server() as server:
         async with over_aiohttp(max_connections=1) as wire:

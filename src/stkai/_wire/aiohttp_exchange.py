@@ -60,9 +60,12 @@ class Connection(ResponseHandler):
 
     def drop(self) -> None:
         """Close at once. aiohttp's `close` first sends what is left of a request, however long the server takes."""
+        payload = self._payload
         if self.transport is not None:
             self.transport.abort()
         self.close()
+        if payload is not None and not payload.is_eof():  # Another task reads it: aiohttp forgets that.
+            payload.set_exception(aiohttp.ClientConnectionError("the connection was closed on this side"))
 
     def data_received(self, data: bytes) -> None:
         if self.idle_since is not None:
