@@ -97,6 +97,39 @@ async def test_a_task_cancelled_in_a_tls_handshake_leaves_no_connection_open(wor
         await world.close(mine)
 
 
+@pytest.mark.worlds("asyncio", "trio")
+@pytest.mark.parametrize("kind", ["default", "aiohttp"])
+async def test_a_request_whose_client_is_closed_in_its_tls_handshake_is_not_sent(
+    world: World, kind: str
+) -> None:
+    if (world.name, kind) == ("trio", "aiohttp"):
+        pytest.skip("aiohttp works on asyncio only")
+    greeted, goes_on, over = threading.Event(), threading.Event(), threading.Event()
+    arrived = list[bytes]()
+
+    def talk(connection: socket.socket) -> None:
+        connection.recv(1, socket.MSG_PEEK)
+        greeted.set()
+        goes_on.wait(10)
+        with suppress(OSError), context().wrap_socket(connection, server_side=True) as secure:
+            arrived.append(secure.recv(65_536))
+        over.set()
+
+    async def call() -> None:
+        with pytest.raises(httpx.ConnectError, match="closed"):
+            await mine.post(url)
+
+    with server(talk) as url:
+        mine = client(world, HttpConfig(verify=False), kind, retry=None)
+        async with anyio.create_task_group() as group:
+            group.start_soon(call)
+            await world.until(greeted.is_set)
+            await world.close(mine)
+            goes_on.set()
+        await world.until(over.is_set)
+    assert b"".join(arrived) == b""
+
+
 @pytest.mark.worlds("sync")
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.filterwarnings("error::ResourceWarning")

@@ -22,7 +22,7 @@ from .proxies import AsyncProxyStream, ProxyStream
 
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
-_CLOSED: Final = "the client was closed while it connected: nothing was sent"
+CLOSED: Final = "the client was closed while it connected: nothing was sent"
 
 
 def mended(transport: Transport) -> Transport:
@@ -72,7 +72,7 @@ class Network:
         )
         if self._is_closed:  # Meanwhile, by another thread.
             self._stream.close()
-            raise self._errors.ConnectError(_CLOSED)
+            raise self._errors.ConnectError(CLOSED)
         return self._stream
 
     def close(self) -> Any:
@@ -96,7 +96,7 @@ class AsyncNetwork(Network):
         )
         if self._is_closed:
             await self._stream.aclose()
-            raise self._errors.ConnectError(_CLOSED)
+            raise self._errors.ConnectError(CLOSED)
         return self._stream
 
     async def close(self) -> None:
@@ -177,6 +177,10 @@ class Stream:
         except self._errors.ConnectError as error:
             explain(error, "the server closed the connection during the TLS handshake")
             raise
+        except Exception as error:
+            if type(error).__name__ != "ClosedResourceError":  # anyio's, or trio's
+                raise
+            raise self._errors.ConnectError(CLOSED) from error
 
 
 def explain(error: BaseException, otherwise: str = "") -> None:

@@ -37,6 +37,7 @@ from .aiohttp_exchange import (
 )
 from .default import AsyncDefaultWire
 from .lifetimes import WirePerLoop
+from .network import CLOSED
 from .pool import AsyncConnectionPool
 from .proxies import ProxyMap
 
@@ -55,6 +56,8 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         family: the package of the requests.
         proxy: what to connect through, or None.
     """
+
+    _is_closed = False
 
     def __init__(
         self, context: ssl.SSLContext, expiry: float | None, family: Family, proxy: httpx.Proxy | None
@@ -131,6 +134,9 @@ class OverAiohttp(httpx.AsyncBaseTransport):
                     server_hostname=sni.decode("ascii") if isinstance(sni, bytes) else sni,
                 )
                 connection = await _connected(wanted, self._context)
+        if self._is_closed:  # Meanwhile, by another task.
+            connection.drop()
+            raise error_for(httpx.ConnectError, CLOSED, request)
         self._connection, self._place = connection, _place(request)
         return connection
 
@@ -172,6 +178,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         )
 
     async def aclose(self) -> None:
+        self._is_closed = True
         connection, self._connection = self._connection, None
         if connection is not None and connection.transport is not None:
             connection.drop()
