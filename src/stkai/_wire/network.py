@@ -59,21 +59,21 @@ class Network:
 
     def __init__(self, pool: Any, backend: Any, errors: Any) -> None:
         self._close = getattr(pool, "close", None) or pool.aclose
-        self._backend, self._errors, self._has_proxy = backend, errors, "Proxy" in type(pool).__name__
-        self._has_http2 = getattr(pool, "_http2", False)
+        self._backend, self.errors, self._has_proxy = backend, errors, "Proxy" in type(pool).__name__
         self.sleep, self.connect_unix_socket = backend.sleep, backend.connect_unix_socket
 
     def connect_tcp(self, *args: Any, **options: Any) -> Any:
-        with _connecting(self._errors):
-            stream = self._backend.connect_tcp(*args, **options)
-        stream = GoAwayStream(stream, self._errors) if self._has_http2 else stream
-        self._stream = (
-            ProxyStream(stream, self._errors, options.get("timeout")) if self._has_proxy else stream
-        )
-        if self._is_closed:  # Meanwhile, by another thread.
-            self._stream.close()
-            raise self._errors.ConnectError(CLOSED)
-        return self._stream
+        with _connecting(self.errors):
+            stream = SyncStream(self.unless_closed(self._backend.connect_tcp(*args, **options)), self)
+        return ProxyStream(stream, self.errors, options.get("timeout")) if self._has_proxy else stream
+
+    def unless_closed(self, stream: Any) -> Any:
+        """The connection, if the client was not closed meanwhile, by another thread."""
+        self._stream = stream
+        if self._is_closed:
+            stream.close()
+            raise self.errors.ConnectError(CLOSED)
+        return stream
 
     def close(self) -> Any:
         """Close the pool, and what it has forgotten."""
@@ -89,15 +89,13 @@ class AsyncNetwork(Network):
     """The async version."""
 
     async def connect_tcp(self, *args: Any, **options: Any) -> Any:
-        with _connecting(self._errors):
-            stream: Any = Stream(await self._backend.connect_tcp(*args, **options), self._errors)
-        self._stream = (
-            AsyncProxyStream(stream, self._errors, options.get("timeout")) if self._has_proxy else stream
-        )
+        with _connecting(self.errors):
+            stream: Any = Stream(await self._backend.connect_tcp(*args, **options), self.errors)
+        self._stream = stream
         if self._is_closed:
-            await self._stream.aclose()
-            raise self._errors.ConnectError(CLOSED)
-        return self._stream
+            await stream.aclose()
+            raise self.errors.ConnectError(CLOSED)
+        return AsyncProxyStream(stream, self.errors, options.get("timeout")) if self._has_proxy else stream
 
     async def close(self) -> None:
         self._is_closed = True
@@ -124,6 +122,33 @@ def _connecting(errors: Any) -> Iterator[None]:
         if str(root) not in str(error):
             error.args = (f"{error}: {root}".removeprefix(": "),)
         raise
+
+
+class SyncStream:
+    """A connection in a thread."""
+
+    def __init__(self, stream: Any, network: Network) -> None:
+        self._stream, self._network, self._frames = stream, network, GoAways.of(stream, network.errors)
+        self.close, self.get_extra_info = stream.close, stream.get_extra_info
+        if self._frames is None:
+            self.read, self.write = stream.read, stream.write  # type: ignore[method-assign]
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Read what there is."""
+        while True:
+            data: bytes = self._stream.read(max_bytes, timeout)
+            if not data or self._frames is None or (data := self._frames.arrived(data)):
+                return data
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Write all of it."""
+        if self._frames is None or self._frames.sent(buffer):
+            self._stream.write(buffer, timeout)
+
+    def start_tls(self, *args: Any, **options: Any) -> "SyncStream":
+        """The same connection, from now on through TLS, unless the client was closed meanwhile."""
+        stream = self._network.unless_closed(self._stream.start_tls(*args, **options))
+        return SyncStream(stream, self._network)
 
 
 class Stream:
@@ -191,38 +216,12 @@ def explain(error: BaseException, otherwise: str = "") -> None:
             error.args = (text,)
 
 
-class GoAwayStream:
-    """A connection of a sync transport that may speak HTTP/2."""
-
-    def __init__(self, stream: Any, errors: Any) -> None:
-        self._stream, self._errors = stream, errors
-        self._frames = GoAways.of(stream, errors)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        while True:
-            data: bytes = self._stream.read(max_bytes, timeout)
-            if not data or self._frames is None or (data := self._frames.arrived(data)):
-                return data
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        if self._frames is None or self._frames.sent(buffer):
-            self._stream.write(buffer, timeout)
-
-    def start_tls(self, *args: Any, **options: Any) -> "GoAwayStream":
-        return GoAwayStream(self._stream.start_tls(*args, **options), self._errors)
-
-
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEAD: Final = 9  # Bytes in front of a frame's body; RFC 9113, section 4.1.
 _LONGEST: Final = 16_384  # Bytes of a body; h2 refuses longer ones.
 _STREAM: Final = 0x7FFFFFFF  # The bits of a stream's number.
 _DATA, _HEADERS, _RST_STREAM, _GOAWAY, _CONTINUATION = 0, 1, 3, 7, 9  # Types of frames.
 _END_STREAM, _END_HEADERS = 1, 4  # Their flags.
-
-Frame = tuple[int, int, int, bytes]  # Its type, its flags, its stream, and all of it.
 
 
 class GoAways:
@@ -231,13 +230,12 @@ class GoAways:
     A server that ends an HTTP/2 connection in an orderly way still answers the requests that it has accepted (RFC 9113,
     section 6.8); nginx does so after a thousand requests, and when it is reloaded. h2 refuses everything behind a
     GOAWAY: the answer would be lost, and the request perhaps sent again.
-
-    Args:
-        refused: an error for a GOAWAY that accepts no request at all. httpcore's would not tell that none was executed.
     """
 
     def __init__(self, refused: type[Exception]) -> None:
-        self._refused = refused
+        self._refused = (
+            refused  # If none is accepted: httpcore's error would not tell that none was executed.
+        )
         self._newest, self._has_begun, self._is_answered, self._is_over = 0, False, True, False
         self._held = b""  # The GOAWAY that is held back.
         self._rest = b""  # The start of a frame whose end has not arrived yet.
@@ -289,9 +287,9 @@ class GoAways:
         return text
 
 
-def _frames_of(data: bytes) -> tuple[list[Frame], bytes]:
-    """The whole frames, and what is left."""
-    frames: list[Frame] = []
+def _frames_of(data: bytes) -> tuple[list[tuple[int, int, int, bytes]], bytes]:
+    """The type, the flags, the stream and the whole of each frame, and what is left."""
+    frames = []
     place = 0
     while place + _HEAD <= len(data):
         end = place + _HEAD + int.from_bytes(data[place : place + 3])
