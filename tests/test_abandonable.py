@@ -2,11 +2,14 @@
 
 import threading
 import time
+from itertools import count
 
 import pytest
 
-from stkai._abandonable import Job
+from stkai._abandonable import Job, do_within
 from stkai.transports._limits.limiter import Turn
+
+from .support.interrupts import Interrupt, needs_opcodes
 
 
 @pytest.mark.real_time
@@ -45,3 +48,19 @@ def test_a_sleeper_may_be_woken_more_than_once() -> None:
         turn.wake()
     waiter.join(10.0)
     assert not waiter.is_alive()
+
+
+@pytest.mark.no_cover
+@needs_opcodes
+def test_no_thread_is_left_after_an_interrupt_at_any_point() -> None:
+    before = set(threading.enumerate())
+    for number in count(1):
+        interrupt = Interrupt(number, "_abandonable.py")
+        with interrupt.during():
+            do_within(10.0, lambda: None)
+        if interrupt.left > 0:
+            break
+    assert number > 10, "there were interrupts"
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()

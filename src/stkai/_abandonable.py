@@ -181,14 +181,18 @@ class Worker:
     """A thread that does the jobs of one call, one at a time. The first job starts it, `release` ends it."""
 
     def __init__(self) -> None:
-        self._jobs: SimpleQueue[Job | None] | None = None
+        self._jobs: SimpleQueue[Any] | None = None
 
     def start(self, job: Job) -> None:
         """Begin a job, or raise a NoThreadError."""
         if self._jobs is None:
             self._jobs = SimpleQueue()
             try:
-                threading.Thread(target=_serve, args=(self._jobs,), name="stkai-call", daemon=True).start()
+                # An interrupt may cut off `release`, but not the callback of a reference: it is a method of a C type.
+                ends = ref(self, self._jobs.put)
+                threading.Thread(
+                    target=_serve, args=(self._jobs, ends), name="stkai-call", daemon=True
+                ).start()
             except RuntimeError as error:
                 self._jobs = None
                 raise NoThreadError(f"nothing was sent: {error}, as a call with a deadline needs") from error
@@ -222,8 +226,8 @@ class Worker:
             jobs.put(None)
 
 
-def _serve(jobs: "SimpleQueue[Job | None]") -> None:
-    while (job := jobs.get()) is not None:
+def _serve(jobs: "SimpleQueue[Any]", _ends: "ref[Worker]") -> None:
+    while isinstance(job := jobs.get(), Job):
         job.run()
         del job
 
