@@ -16,12 +16,14 @@ import pytest
 
 import stkai
 from stkai import DeadlineExceededError, HttpConfig, RequestOptions, RetryPolicy
+from stkai._abandonable import GivenUpError, do_within
 from stkai._wire.default import AsyncDefaultWire, DefaultWire
 from stkai._wire.network import AsyncNetwork, Network, mended
 
 from ..support.listening import Serve, listening, speaks_plain_http
 from ..support.servers import CERTIFICATE, KEY
 from ..support.world import NAMES, World
+from .raw import ENDLESS, raw_server
 
 pytestmark = [pytest.mark.real_time, pytest.mark.worlds(*NAMES)]
 
@@ -306,3 +308,18 @@ async def test_a_connection_that_is_made_after_its_client_was_closed_is_closed_t
         with pytest.raises(httpx.ConnectError, match="closed while it connected"):
             await world.send(transport, request)
     assert [each.fileno() for each in connected] == [-1]
+
+
+@pytest.mark.worlds("sync")
+async def test_a_connection_is_closed_although_an_interrupt_has_left_the_lock_of_its_pool_taken(
+    world: World,
+) -> None:
+    with raw_server() as there:
+        there.answer = lambda _: (ENDLESS, True)
+        transport: Any = mended(httpx.HTTPTransport())
+        response = await world.send(transport, httpx.Request("GET", there.url))
+        with transport._pool._optional_thread_lock._lock:
+            with pytest.raises(GivenUpError):
+                do_within(0.1, transport.close)
+            await world.until(lambda: not there.open)
+        response.close()

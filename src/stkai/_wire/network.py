@@ -76,13 +76,13 @@ class Network:
         return stream
 
     def close(self) -> Any:
-        """Close the pool, and what it has forgotten."""
+        """Close the pool, and first of all the connection: an interrupt may have left the lock of the pool taken."""
         self._is_closed = True
         try:
-            self._close()
-        finally:
             if self._stream is not None:
                 self._stream.close()
+        finally:
+            self._close()
 
 
 class AsyncNetwork(Network):
@@ -233,9 +233,7 @@ class GoAways:
     """
 
     def __init__(self, refused: type[Exception]) -> None:
-        self._refused = (
-            refused  # If none is accepted: httpcore's error would not tell that none was executed.
-        )
+        self._refused = refused  # If none is accepted; httpcore's error would not say so.
         self._newest, self._has_begun, self._is_answered, self._is_over = 0, False, True, False
         self._held = b""  # The GOAWAY that is held back.
         self._rest = b""  # The start of a frame whose end has not arrived yet.
