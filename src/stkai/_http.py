@@ -119,11 +119,14 @@ class ReferenceResponse(StreamedResponse):
 
     def _byte_lines(self) -> Iterator[bytes]:
         # Not from the text: that also ends a line at U+2028, and cannot show each byte.
-        rest = b""
+        held = [b""]  # Joined at the end of a line only: it may be long.
         for chunk in self.iter_bytes():
-            lines = (rest + chunk).splitlines(keepends=True)
-            rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
-            yield from (line.rstrip(b"\r\n") for line in lines)
+            held.append(chunk)
+            if b"\n" in chunk or b"\r" in chunk or held[-2].endswith(b"\r"):
+                lines = b"".join(held).splitlines(keepends=True)
+                held = [b"" if lines[-1].endswith(b"\n") else lines.pop()]
+                yield from (line.rstrip(b"\r\n") for line in lines)
+        rest = b"".join(held)
         if rest:
             yield rest.rstrip(b"\r\n")
 

@@ -185,3 +185,12 @@ def test_a_response_has_ok_and_iter_content_like_requests(
     missing: Any = client.get(f"{server.url}/none")
     assert not missing.ok
     assert isinstance(missing, httpx.Response)
+
+
+def test_a_long_line_of_bytes_is_not_copied_for_each_piece_of_it() -> None:
+    pieces = 5_000
+    response: Any = httpx.Response(200, content=iter([b"x" * 1024] * pieces))
+    response.__class__ = ReferenceResponse
+    before = time.process_time()
+    assert [len(line) for line in response.iter_lines(decode_unicode=False)] == [1024 * pieces]
+    assert time.process_time() - before < 0.5
