@@ -5,6 +5,7 @@ The other client is the wire of a stack: each request carries the call to its me
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from types import ModuleType
@@ -32,6 +33,7 @@ from .transports._layer_checks import signature_of
 from .transports._limits.flow import AdaptiveTransport, TokenBucketTransport
 from .transports._limits.quota_limiters import AimdLimiter, TokenBucket
 from .transports._options import OPTIONS, UNSET, CallOptions, RequestOptions, options_of
+from .transports._options import options as options_block
 from .transports._retry.flow import RetryTransport
 
 __all__ = [
@@ -106,15 +108,16 @@ class _RateLimitedHttpClient(HttpClient):
         call = partial(getattr(self.delegate, verb), url, *body)
         request = _request(method, url, headers, timeout)
         around = Call.start(request, 0.0).options  # Those of `stkai.options`.
-        if around.retry is not UNSET:
-            options = {"retry": around.retry, **options}
+        # As with a policy of the call: retries are made here, not by a client below.
+        block = nullcontext() if around.retry is UNSET else options_block(retry=None)
 
         def send(changed: httpx.Request) -> Any:
             known = {*httpx.Headers(headers), *_SET_BY_DELEGATE}
             added = {name: value for name, value in changed.headers.items() if name not in known}
             left = changed.extensions.get("timeout", {}).get("read", timeout)
             all_headers = {**(headers or {}), **added} if added else headers
-            return call(headers=all_headers, timeout=left, **_accepted_by(call, options))
+            with block:
+                return call(headers=all_headers, timeout=left, **_accepted_by(call, options))
 
         return self._through(request, given.over(around), send)
 

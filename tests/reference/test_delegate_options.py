@@ -85,6 +85,25 @@ def test_the_policy_of_a_block_is_that_of_its_calls(decorator: Callable[..., Any
     assert response.extensions["stkai"].attempts == 3, "each with a permit of its own"
 
 
+def test_a_block_adds_nothing_to_what_a_delegate_passes_on(decorator: Callable[..., Any]) -> None:
+    answers = Answers(*[503] * 20)
+    retrying = answers.retrying_client()
+
+    class PassesOn(HttpClient):
+        def get(self, *args: Any, **more: Any) -> Any:
+            raise NotImplementedError
+
+        def post(
+            self, url: str, data: Any = None, headers: Any = None, timeout: float = 30, **more: Any
+        ) -> Any:
+            assert not more, "requests.post() knows no such argument"
+            return retrying.post(url, data, headers, timeout)
+
+    with stkai.options(retry=RetryPolicy(2, initial_delay=0.0)):
+        assert decorator(PassesOn()).post(URL).status_code == 503
+    assert len(answers.requests) == 3
+
+
 def test_a_block_reaches_a_delegate_that_takes_no_options(decorator: Callable[..., Any]) -> None:
     answers = Answers(503, 503)
     sending = HttpClient(answers.transport())
