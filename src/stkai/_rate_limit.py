@@ -262,9 +262,10 @@ def _checked(delegate: Any) -> HttpClient:
         ConfigurationError: they are not; a requests session, for example, would send a form instead of JSON.
     """
     packages = {kind.__module__.partition(".")[0] for kind in type(delegate).__mro__}
+    # Methods of a mock with the specification of `HttpClient` say that they are coroutine functions.
+    kind = type(delegate) if isinstance(delegate, HttpClient) else delegate
     looks_right = not isinstance(delegate, type | ModuleType | AsyncHttpClient) and all(
-        callable(getattr(delegate, verb, None))
-        and not inspect.iscoroutinefunction(getattr(type(delegate), verb, None))
+        callable(getattr(delegate, verb, None)) and not inspect.iscoroutinefunction(getattr(kind, verb, None))
         for verb in ("get", "post")
     )
     is_other = not isinstance(delegate, HttpClient) and packages & {"requests", "httpx", "httpx2", "aiohttp"}

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -314,6 +315,7 @@ class MySession(requests.Session):
         httpx.AsyncClient(),
         requests,
         Coroutines(),
+        SimpleNamespace(get=Coroutines().get, post=Coroutines().post),
         stkai.AsyncHttpClient(httpx.AsyncHTTPTransport()),
         requests.Session,
         object(),
