@@ -375,6 +375,13 @@ def test_a_dry_run_of_valid_lines_ends_with_0(job: Job) -> None:
     assert job.run("-", "--dry-run", stdin=job.input.read_bytes()).returncode == 0
 
 
+def test_a_dry_run_finds_settings_that_a_run_would_refuse(job: Job) -> None:
+    job.write(1)
+    result = job.run("--dry-run", env={"STKAI_RATE_LIMIT_MAX_REQUESTS": "many"})
+    assert result.returncode == 2
+    assert "STKAI_RATE_LIMIT_MAX_REQUESTS" in result.stderr
+
+
 def test_http2_and_socks_proxies_which_aiohttp_cannot_speak_go_by_the_default_wire(job: Job) -> None:
     job.write(3)
     assert job.run(env={"STKAI_HTTP_HTTP2": "true"}).returncode == 0

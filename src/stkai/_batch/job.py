@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from .._clock import unique_key
+from .._config import STKAI
 from .._errors import ConfigurationError
 from .._log import logger
 from ..costs import CHARACTERS_PER_TOKEN
@@ -216,6 +217,7 @@ def _check_unchanged(source: Path, before: Survey | None, *, is_copy: bool) -> N
 def dry_run(plan: JobPlan, say: Callable[[str], None]) -> bool:
     """Report on the input; whether every line is a valid request."""
     options = plan.options
+    STKAI.provenance()  # Raises the error that a run would raise.
     with tempfile.TemporaryDirectory(prefix="stkai-batch-") as folder:
         source = Path(options.source)
         if options.from_stdin:
