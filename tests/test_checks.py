@@ -5,7 +5,9 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any, cast
+from unittest.mock import AsyncMock, MagicMock, Mock, create_autospec
 
 import pytest
 
@@ -25,6 +27,7 @@ from stkai._checks import (
     check_choice,
     check_flag,
     check_number,
+    is_async,
     is_token,
 )
 
@@ -104,6 +107,33 @@ def test_what_is_no_clock_is_refused_with_what_a_clock_needs(
 def test_a_token_is_the_name_of_a_header_or_a_method() -> None:
     assert all(map(is_token, ("POST", "x-request-id", "!#$%&'*+.^_`|~9")))
     assert not any(map(is_token, ("", "a b", "a:b", "é", "a\n", b"POST", None)))
+
+
+class Tenants:
+    """Functions that a user's program passes to limiters and stacks."""
+
+    def key(self, _: object) -> str:
+        return "a"
+
+    async def sleep(self, _: object) -> str:
+        return "a"
+
+
+def test_a_mock_of_a_plain_function_is_not_async() -> None:
+    mocked, tenants = create_autospec(Tenants, instance=True), Tenants()
+    plain = (tenants.key, partial(tenants.key), Mock(), Mock(spec=Tenants.key), MagicMock(spec=Tenants.key))
+    assert not any(map(is_async, (*plain, mocked.key, None, 5)))
+    assert all(map(is_async, (tenants.sleep, partial(tenants.sleep), mocked.sleep, AsyncMock())))
+    mocked.key.return_value = "a"
+    policy = stkai.PerKey(mocked.key, lambda _: stkai.TokenBucket(1, 1, max_cost=1, cost=mocked.key))
+    stkai.build_client(auth=None, rate_limit=policy, cost=mocked.key, listener=mocked.key).close()
+
+
+def test_a_provider_that_is_given_an_async_method_later_is_refused() -> None:
+    provider: Any = stkai.StaticToken("token")
+    provider.get_access_token = Tenants().sleep
+    with pytest.raises(ConfigurationError, match="rename the async one"):
+        stkai.BearerAuth(provider)
 
 
 @pytest.mark.parametrize(

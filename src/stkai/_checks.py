@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from inspect import iscoroutinefunction
+from types import CodeType
 from typing import Any, Final, NamedTuple, TypeVar
 
 from ._clock import Clock, SystemClock
@@ -89,6 +91,11 @@ def clock_or_system(clock: Clock | None) -> Clock:
             f" asleep(seconds), such as stkai.testing.FakeClock(): {clock!r} has no {missing[0]}()"
         )
     return clock
+
+
+def is_async(function: object) -> bool:
+    """Whether it is a coroutine function. A mock of a function is none, though it says yes to each flag."""
+    return isinstance(getattr(function, "__code__", None), CodeType | None) and iscoroutinefunction(function)
 
 
 @contextmanager

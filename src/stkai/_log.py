@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Callable
-from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Final
 
+from ._checks import is_async
 from ._clock import SystemClock
 from ._errors import ConfigurationError
 from ._lazy import LateModule
@@ -85,7 +85,7 @@ def listener_of(given: object) -> Listener:
         msg = f"listener must be a function that takes an event, or a list of such functions, not {given!r}"
         raise ConfigurationError(msg)
     for each in several:
-        if iscoroutinefunction(each):
+        if is_async(each):
             msg = f"listener must be a plain function, since it is never awaited, not the async {each!r}"
             raise ConfigurationError(msg)
     if len(several) == 1:

@@ -3,7 +3,6 @@
 The other client is the wire of a stack: each request carries the call to its method.
 """
 
-import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any, Final
 
 import httpx
 
-from ._checks import argument_errors
+from ._checks import argument_errors, is_async
 from ._client import AsyncHttpClient, Headers, HttpClient
 from ._config.names import REFERENCE_METHODS
 from ._errors import (
@@ -262,11 +261,8 @@ def _checked(delegate: Any) -> HttpClient:
         ConfigurationError: they are not; a requests session, for example, would send a form instead of JSON.
     """
     packages = {kind.__module__.partition(".")[0] for kind in type(delegate).__mro__}
-    # Methods of a mock with the specification of `HttpClient` say that they are coroutine functions.
-    kind = type(delegate) if isinstance(delegate, HttpClient) else delegate
     looks_right = not isinstance(delegate, type | ModuleType | AsyncHttpClient) and all(
-        callable(getattr(delegate, verb, None)) and not inspect.iscoroutinefunction(getattr(kind, verb, None))
-        for verb in ("get", "post")
+        callable(method := getattr(delegate, verb, None)) and not is_async(method) for verb in ("get", "post")
     )
     is_other = not isinstance(delegate, HttpClient) and packages & {"requests", "httpx", "httpx2", "aiohttp"}
     if not looks_right or is_other:

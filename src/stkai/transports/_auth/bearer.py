@@ -7,12 +7,11 @@ objects that hold it here do not print it.
 import itertools
 from collections.abc import Hashable, Iterable, Mapping
 from contextlib import suppress
-from inspect import iscoroutinefunction
 from typing import Final
 
 import httpx
 
-from ..._checks import check_flag, even_half_made
+from ..._checks import check_flag, even_half_made, is_async
 from ..._errors import AuthenticationError, ConfigurationError, InvalidArgumentError
 from ..._headers import Fields, copy_request, with_fields
 from ..._secrets import HoldsSecret, Secret, reveal
@@ -99,7 +98,7 @@ class BearerAuth(HoldsSecret):
             )
             raise ConfigurationError(msg)
         for name, cure in _PLAIN_METHODS.items():
-            if iscoroutinefunction(getattr(type(provider), name, None)):  # Every mock says that it is one.
+            if is_async(getattr(provider, name, None)):
                 method = f"{type(provider).__name__}.{name}"
                 raise ConfigurationError(
                     f"{method} must be a plain method, since it is called without await: {cure}"

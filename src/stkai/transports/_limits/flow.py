@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
-from inspect import iscoroutinefunction
 from typing import Any, Final
 
 import httpx
 
+from ..._checks import is_async
 from ..._errors import ConfigurationError
 from ..._event_loops import loop_has_ended
 from ...events import RateChanged
@@ -53,7 +53,7 @@ class _LimitFlow(LayerBase):
         plan = self.policy.plan_for_all if is_ours(self.policy) else None
         self._fixed: tuple[Any, Plan | None] | None = None if plan is None else (self.policy, plan)
         for name, function in (("cost", cost), ("settle", settle)):
-            if function is not None and (not callable(function) or iscoroutinefunction(function)):
+            if function is not None and (not callable(function) or is_async(function)):
                 msg = f"{name} must be a plain function, not {function!r}"
                 raise ConfigurationError(msg)
         self._meter = Meter(cost, settle)

@@ -4,13 +4,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from inspect import iscoroutinefunction
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
 import httpx
 
-from ..._checks import POSITIVE_COUNT, check_number, even_half_made
+from ..._checks import POSITIVE_COUNT, check_number, even_half_made, is_async
 from ..._errors import ConfigurationError
 from ..._process import begin_in_each_process
 from ..._urls import DEFAULT_PORTS, show_origin
@@ -36,9 +35,9 @@ class PerKey(Chooser):
         self, key: Callable[[httpx.Request], str], make: Callable[[str], Any], *, max_keys: int = 1000
     ) -> None:
         for function in (key, make):
-            is_async = iscoroutinefunction(function)  # Each coroutine would be a key of its own.
-            if is_async or not callable(function):
-                kind, given = type(self).__name__, f"{'the async ' * is_async}{function!r}"
+            of_async = is_async(function)  # Each coroutine would be a key of its own.
+            if of_async or not callable(function):
+                kind, given = type(self).__name__, f"{'the async ' * of_async}{function!r}"
                 msg = f"{kind} needs a function such as lambda key: TokenBucket(10, 60), not {given}"
                 raise ConfigurationError(msg)
         self._most = check_number("max_keys", max_keys, POSITIVE_COUNT)

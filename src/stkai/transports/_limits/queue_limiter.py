@@ -3,12 +3,11 @@
 import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
-from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import httpx
 
-from ..._checks import POSITIVE, check_number, is_token
+from ..._checks import POSITIVE, check_number, is_async, is_token
 from ..._clock import Clock
 from ..._errors import ConfigurationError
 from .._options import UNSET, Priority, RequestOptions, Unset
@@ -259,7 +258,7 @@ def check_limits(
 
 def _checked_cost(cost: object, max_cost: float | None) -> Any:
     is_usable = isinstance(cost, Pricing) or callable(cost)
-    if isinstance(cost, type) or not is_usable or iscoroutinefunction(cost):
+    if isinstance(cost, type) or not is_usable or is_async(cost):
         raise ConfigurationError(
             "cost must be a plain function of a request, or an object with estimate and settle such as"
             f" stkai.costs.llm_tokens(), not {cost!r}"
