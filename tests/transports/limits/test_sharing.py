@@ -465,6 +465,29 @@ def test_units_spent_while_the_store_is_lost_are_not_there_again_when_it_returns
     assert later[-1] - later[0] == pytest.approx(len(later), abs=3)
 
 
+@pytest.mark.parametrize("loses_state", [False, True])
+def test_units_spent_while_the_store_is_lost_are_charged_though_a_request_was_refused(
+    clock: FakeClock, store: Scripted, loses_state: bool
+) -> None:
+    policy = AimdLimiter(1000, 10, max_cost=100, share="team", store=store)
+    for _ in range(3):
+        with policy.permit(clock=clock, cost=0):
+            clock.sleep(0.3)
+    store.fails = True
+    for cost in (30, 40):
+        with policy.permit(clock=clock, cost=cost):
+            pass
+    with policy.permit(clock=clock, cost=0) as permit:
+        permit.refused()
+    store.fails = False
+    if loses_state:
+        store._states.clear()
+    member = client_of(policy).member
+    before = member.held.spent
+    client_of(policy).work()
+    assert member.held.spent - before == (0 if loses_state else pytest.approx(70, abs=10))
+
+
 def test_what_a_request_cost_is_charged_though_it_was_sent_while_the_store_was_lost(
     clock: FakeClock, store: Scripted
 ) -> None:

@@ -218,7 +218,8 @@ class Member(Source):
         if self.calling is not call or ask is None:
             return False
         self.calling, self._hung = None, 0
-        if group.lease is not None and lease.epoch == group.lease.epoch:  # A new state begins without units.
+        # A new state, whose epoch is above all ids before it, begins without units.
+        if group.lease is not None and lease.epoch <= group.lease.id:
             self.held.spent += self.outage.owed(now)
         restored = self.outage.end(now, ask)
         if lease.void:
