@@ -72,30 +72,39 @@ def test_forked_children_of_a_busy_parent_can_use_its_limiter_and_tokens(
     busy = threading.Event()
     world, children = World("sync"), Children()
 
-    def calls(who: str) -> None:
-        with client_of(world, auth=provider, rate_limit=policy, retry=stkai.RetryPolicy()) as client:
-            for number in range(20):
-                response = client.post(f"{server.url}/echo", data=f"{who}-{number}", timeout=60)
-                assert response.status_code == 200
+    made = partial(client_of, world, auth=provider, rate_limit=policy, retry=stkai.RetryPolicy())
+
+    def calls(client: stkai.HttpClient, who: str) -> None:
+        for number in range(20):
+            response = client.post(f"{server.url}/echo", data=f"{who}-{number}", timeout=60)
+            assert response.status_code == 200
+
+    def child(number: int) -> None:
+        with made() as client:
+            calls(client, f"child-{number}")
 
     def keep_the_locks_busy() -> None:
         while not busy.is_set():
             took(policy, 0.0)
             time.sleep(0)
 
-    calls("before")  # By then, everything is imported: a child would wait for ever for its parent's import.
+    parent = made()
+    # By then, everything is imported, and OpenSSL has read the certificates of the parent's client: a child would wait
+    # for ever for a lock that a thread of its parent held in either.
+    calls(parent, "before")
     threads = [threading.Thread(target=keep_the_locks_busy) for _ in range(2)]
-    threads.append(threading.Thread(target=calls, args=("parent",)))
+    threads.append(threading.Thread(target=calls, args=(parent, "parent")))
     for thread in threads:
         thread.start()
     try:
         for number in range(CHILDREN):
-            children.fork(partial(calls, f"child-{number}"))
+            children.fork(partial(child, number))
         assert children.wait() == [0] * CHILDREN
     finally:
         busy.set()
         for thread in threads:
             thread.join()
+        parent.close()
     assert server.count(path="/echo", status=200) == 20 * (CHILDREN + 2)
 
 
