@@ -45,11 +45,7 @@ class AppendFile:
         self._committing = anyio.Lock()
 
     def append(self, record: bytes) -> None:
-        """Write a record. For any thread.
-
-        Raises:
-            WriteError: the record could not be written. If a part of it cannot be cut off, nothing follows it.
-        """
+        """Write a record, from any thread. If a failed write cannot be cut off, nothing follows it."""
         with self._appending:
             try:
                 if self._is_torn:
@@ -92,11 +88,7 @@ class AppendFile:
         self._changes += 1
 
     def sync(self) -> None:
-        """Return once everything written so far would survive a power failure.
-
-        Raises:
-            WriteError: the system cannot guarantee that.
-        """
+        """Return once everything written so far would survive a power failure."""
         reached = self._changes
         if self._safe_changes == reached:
             return

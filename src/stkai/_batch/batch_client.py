@@ -97,10 +97,6 @@ class BatchClient:
 
         A quick command is polled to its end: the answer is then the last callback, or the refusal to create the
         execution.
-
-        Raises:
-            NoExecutionError: the creation succeeded but returned no execution id.
-            DeadlineExceededError: the execution did not end in time.
         """
         if self._options.quick_command is None:
             return await asend_watched(self._client, request, line)

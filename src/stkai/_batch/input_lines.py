@@ -30,12 +30,9 @@ Lines = Generator[tuple[int, ReadLine] | None, None, None]
 
 
 def json_lines(path: Path, size: int | None = None, is_complete: Callable[[], bool] = lambda: True) -> Lines:
-    """The lines of a JSONL file, numbered from 1 as in an editor; blank lines are numbered but skipped.
+    """The lines of the first `size` bytes of a JSONL file, which may grow until it `is_complete`.
 
-    Args:
-        path: the file.
-        size: how many of its bytes to read; by default all.
-        is_complete: whether nothing more will be appended.
+    They are numbered as in an editor, from 1; blank lines are numbered but skipped.
     """
     number = place = 0
     with path.open("rb") as file:
@@ -145,19 +142,12 @@ ALL_LINES: Final = Shard(0, 1)
 
 
 class Survey(NamedTuple):
-    """The input as it was when a run began.
+    """The input as it was when a run began."""
 
-    Attributes:
-        size: in bytes.
-        sha256: of all of it.
-        lines: how many of its lines belong to this job, without blank ones.
-        last: the number of its last line.
-    """
-
-    size: int
-    sha256: str
-    lines: int
-    last: int
+    size: int  # In bytes.
+    sha256: str  # Of all of it.
+    lines: int  # How many belong to this job, without blank ones.
+    last: int  # The number of the last one.
 
     @classmethod
     def of(cls, path: Path, size: int, lines: Lines, shard: Shard) -> "Survey":
@@ -179,20 +169,14 @@ class Survey(NamedTuple):
 
 
 class StdinCopy(threading.Thread):
-    """Copies a descriptor to a file, so that a resumed job can read it there.
-
-    Attributes:
-        is_complete: everything was copied, or copying failed.
-        survey: what was copied, once all of it was.
-        error: the reason if copying failed.
-    """
+    """Copies a descriptor to a file, so that a resumed job can read it there."""
 
     def __init__(self, path: Path, shard: Shard = ALL_LINES, descriptor: int = 0) -> None:
         super().__init__(name="stkai.batch.stdin", daemon=True)
         self.path = path
-        self.is_complete = False
-        self.survey: Survey | None = None
-        self.error: StkaiError | None = None
+        self.is_complete = False  # Everything was copied, or copying failed.
+        self.survey: Survey | None = None  # Once everything was copied.
+        self.error: StkaiError | None = None  # Why copying failed.
         self._file, self._shard, self._descriptor = AppendFile(path), shard, descriptor
 
     @property

@@ -25,25 +25,17 @@ _SHOWN: Final = 20  # How many lines a dry run lists for each kind of problem.
 
 
 class BatchJob:
-    """A job that this process works on, locked against others until it is closed.
-
-    Attributes:
-        id: makes the idempotency keys.
-        journal: what was sent; None for stdout, which cannot be resumed.
-        recovered: what earlier runs have left behind.
-        survey: the input; None while stdin still arrives.
-        stdin: the copy of stdin, if that is the input.
-    """
+    """A job that this process works on, locked against others until it is closed."""
 
     def __init__(self, plan: JobPlan, stack: ExitStack) -> None:
         """Start or resume the job that writes to `-o`; the stack closes its files."""
         self.plan, self._options, self._stack = plan, plan.options, stack
-        self.id = uuid.UUID(hex=unique_key(), version=4)
-        self.journal: Journal | None = None
+        self.id = uuid.UUID(hex=unique_key(), version=4)  # Makes the idempotency keys.
+        self.journal: Journal | None = None  # None for stdout, which cannot be resumed.
         self.recovered, self.usage = Recovered(), Usage()
-        self.survey: Survey | None = None
+        self.survey: Survey | None = None  # None while stdin still arrives.
         self.lines: Lines
-        self.stdin: StdinCopy | None = None
+        self.stdin: StdinCopy | None = None  # If that is the input.
         self.outputs: Outputs = self._to_stdout() if plan.options.to_stdout else self._to_files()
 
     def _to_stdout(self) -> Outputs:

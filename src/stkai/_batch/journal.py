@@ -86,22 +86,14 @@ class LineStates:
 
 @dataclass(slots=True)
 class Recovered:
-    """What the outputs and the journal of earlier runs say.
+    """What the outputs and the journal of earlier runs say."""
 
-    Attributes:
-        states: the state of each line; the outputs take precedence over the journal.
-        executions: executions created by lines that have no outcome, by line number.
-        survey: the input that the latest run has read; None if not all of stdin was copied.
-        usage: tokens sent and received.
-        torn: the start of the number in a last record that was only partly written: that line was sent.
-        suspects: how many lines it may be: lines are read in order, so it is one of the first without an outcome.
-    """
-
-    states: LineStates = field(default_factory=LineStates)
-    executions: dict[int, str] = field(default_factory=dict)
-    survey: Survey | None = None
-    usage: tuple[int, int] = (0, 0)
-    torn: str = ""
+    states: LineStates = field(default_factory=LineStates)  # The outputs take precedence over the journal.
+    executions: dict[int, str] = field(default_factory=dict)  # Those of lines that have no outcome, by line.
+    survey: Survey | None = None  # What the latest run has read; None if not all of stdin was copied.
+    usage: tuple[int, int] = (0, 0)  # Tokens sent and received.
+    torn: str = ""  # The start of the number in a last record that was cut off: that line was sent.
+    # How many lines it may be: lines are read in order, so it is one of the first without an outcome.
     suspects: int = 0
 
     def begin(self, number: int) -> LineState:
@@ -115,16 +107,11 @@ class Recovered:
 
 
 class Header(NamedTuple):
-    """The first line of the journal.
+    """The first line of the journal."""
 
-    Attributes:
-        kind: "batch" for the command, "send_all" for the function.
-        facts: what must be the same when the job is resumed.
-    """
-
-    kind: str
+    kind: str  # "batch" for the command, "send_all" for the function.
     job: uuid.UUID
-    facts: dict[str, Any]
+    facts: dict[str, Any]  # What must be the same when the job is resumed.
     version: object = VERSION
 
 

@@ -58,12 +58,7 @@ class Part(NamedTuple):
 
 
 def parse(text: str, decoder: json.JSONDecoder = _LENIENT) -> Part:
-    """One JSON value, without surrounding whitespace.
-
-    Raises:
-        ValueError: it is not JSON.
-        RecursionError: it is nested too deeply.
-    """
+    """One JSON value, without surrounding whitespace; a RecursionError if it is nested too deeply, or a ValueError."""
     return Part(decoder.decode(text), text.strip(_SPACE))
 
 
@@ -96,13 +91,8 @@ def one_line(text: str) -> str:
 class Template:
     """A JSON document with `{name}` placeholders in its string values, replaced after parsing: values need no escaping.
 
-    Args:
-        text: the document.
-        columns: names that every line must fill although they contain spaces or other characters.
-
-    Attributes:
-        names: the names of placeholders that every line must fill.
-            Other text in braces is a placeholder for those lines that have a member of that name.
+    Every line must fill `names`, also those of `columns` that contain spaces. Other text in braces is a placeholder
+    for those lines that have a member of that name.
     """
 
     def __init__(self, text: str, columns: Collection[str] = ()) -> None:
@@ -132,10 +122,7 @@ class Template:
         return cls(text)
 
     def fill(self, values: Mapping[str, Part]) -> str:
-        """The document with the values filled in: strings as text, everything else as JSON.
-
-        A KeyError names a value that is missing.
-        """
+        """The document with values: strings as text, everything else as JSON. A KeyError names one that is missing."""
 
         def replaced(found: re.Match[str]) -> str:
             name = found[1]

@@ -27,17 +27,13 @@ _FILE_BITS: Final = 16
 
 
 class Entries:
-    """The entries of some outputs, by the number of their line.
-
-    Attributes:
-        counts: how many are in each output.
-    """
+    """The entries of some outputs, by the number of their line."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
         self._places: list[int] = []
         """The line's number, the index of the file and the offset in it: a tuple would take three times the memory."""
-        self.counts: Counter[Path] = Counter()
+        self.counts: Counter[Path] = Counter()  # How many are in each output.
         for file, path in enumerate(paths):
             offset = 0
             for number, entry in entries_in(path):
@@ -75,11 +71,7 @@ class Entries:
 
 
 def _write(contents: Mapping[Path, Entries]) -> None:
-    """Write entries by number into their targets, which are created or replaced only once all are complete.
-
-    Raises:
-        WriteError: a target cannot be written.
-    """
+    """Write entries by number into their targets, which are created or replaced only once all are complete."""
     targets = {Path(os.path.realpath(target)): entries for target, entries in contents.items()}
     copies = {target: target.with_name(f"{target.name}.{os.getpid()}.sorting") for target in targets}
     target = Path()
@@ -104,13 +96,7 @@ def sort_file(path: Path) -> None:
 
 
 def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int, int]:
-    """Write the answers and the failures of all outputs, each in input order; returns both counts.
-
-    Raises:
-        ConfigurationError: an output is missing, the target exists, a line is in two outputs, or one is in none and
-            `partial` does not allow that.
-        WriteError: the target cannot be written.
-    """
+    """Write the answers and the failures of all outputs, each in input order; returns both counts."""
     # `part-*.jsonl` also matches the failure outputs, which are read in any case.
     outputs = [Paths.of(name) for name in names if not name.endswith(f".failed{SUFFIX}")]
     merged = Paths.of(target)

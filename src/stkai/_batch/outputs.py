@@ -102,10 +102,7 @@ def code_in(entry: bytes) -> str:
 
 
 def body_of(response: httpx.Response) -> Part:
-    """The body of an answer as JSON.
-
-    Invalid JSON becomes a string, and binary content an object with its `content_type` and its bytes in `base64`.
-    """
+    """The body of an answer as JSON: a string for other text, an object with type and base64 for binary content."""
     content = response.content
     try:
         text = content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
@@ -123,32 +120,21 @@ def body_of(response: httpx.Response) -> Part:
 
 
 class Outputs:
-    """Where outcomes are written, and how many of them were.
+    """Where outcomes are written, and how many of them were."""
 
-    Attributes:
-        done: how many answers were written.
-        codes: how many failures were written, by code.
-        unknown: how many lines this run found that the server may have executed.
-        error: why an outcome could not be written.
-        held: how many outcomes wait in memory.
-    """
-
-    held = 0
+    held = 0  # How many outcomes wait in memory.
 
     def __init__(self) -> None:
-        self.done = 0
-        self.codes: Counter[str] = Counter()
-        self.unknown = 0
-        self.error: WriteError | None = None
+        self.done = 0  # Answers written.
+        self.codes: Counter[str] = Counter()  # Failures written, by code.
+        self.unknown = 0  # Lines of this run that the server may have executed before.
+        self.error: WriteError | None = None  # Why an outcome could not be written.
 
     def expect(self, number: int) -> None:
         """Expect an outcome for this line."""
 
     async def settle(self, number: int, entry: OutputLine | None) -> None:
-        """Write the outcome of a line; None if it has none in this run.
-
-        Print what cannot be written to stderr, so that it is not lost.
-        """
+        """Write the outcome of a line, if it has one in this run. What cannot be written goes to stderr."""
         if entry is not None:
             await self._write(entry)
 

@@ -118,21 +118,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The progress of a job.
+    """The progress of a job."""
 
-    Attributes:
-        finished: lines of the whole job that have an outcome.
-        total: the job's lines; None while stdin still arrives.
-        failed: how many of the finished ones failed.
-        waiting: lines in flight that are not on the wire, because they wait for a permit or another attempt.
-        tokens: tokens and their price, as text.
-    """
-
-    finished: int
-    total: int | None = None
-    failed: int = 0
-    waiting: int = 0
-    tokens: str = ""
+    finished: int  # Lines of the whole job that have an outcome.
+    total: int | None = None  # The job's lines; None while stdin still arrives.
+    failed: int = 0  # How many of the finished ones failed.
+    waiting: int = 0  # Lines in flight that wait for a permit or another attempt.
+    tokens: str = ""  # Tokens and their price.
 
     def text(self, rate: float) -> str:
         """One line: `41 % 872/3,000 | 812/s | 9 waiting for quota | 3 failed | 12.4M tokens $1.86 | ETA 12:04`."""

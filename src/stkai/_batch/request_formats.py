@@ -86,19 +86,12 @@ def custom_id(values: Values | None, name: str | None) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """How the lines of an input become requests.
+    """How the lines of an input become requests."""
 
-    Attributes:
-        base_url: of relative urls, in OpenAI's batch form: `{"custom_id", "method", "url", "body"}`.
-        url: where all requests are sent instead: those of a template, or of a quick command.
-        template: makes the body from any object; without one, the body is that of the line.
-        id_name: the member to use as the id.
-    """
-
-    base_url: str | None = None
-    url: httpx.URL | None = None
-    template: Template | None = None
-    id_name: str | None = None
+    base_url: str | None = None  # Of relative urls: `{"custom_id", "method", "url", "body"}`, as for OpenAI.
+    url: httpx.URL | None = None  # Where all requests go instead: those of a template or a quick command.
+    template: Template | None = None  # Makes the body from any object; otherwise the line has it.
+    id_name: str | None = None  # The member to use as the id.
 
     def target(self, values: Values | None) -> Target:
         """The request for a line with these members; pass None for a line that is not an object."""

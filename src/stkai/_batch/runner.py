@@ -38,16 +38,11 @@ _MAY_HAVE_ACTED: Final = "; the server may have executed it: to send it again, p
 
 
 class Runner:
-    """Sends the lines of a job, and writes their outcomes.
-
-    Attributes:
-        stop_reason: if the run must end early, its exit code, and what happened and what to do.
-        in_flight: the lines in flight, by number.
-    """
+    """Sends the lines of a job, and writes their outcomes."""
 
     def __init__(self, job: BatchJob, client: BatchClient) -> None:
-        self.stop_reason: tuple[int, str] | None = None
-        self.in_flight: dict[int, LineInFlight] = {}
+        self.stop_reason: tuple[int, str] | None = None  # The exit code, and what happened and what to do.
+        self.in_flight: dict[int, LineInFlight] = {}  # By number.
         self._job, self._client, self._clock = job, client, SystemClock()
         self._options, self._outputs = job.plan.options, job.outputs
         self._state = RunState(job.journal, needs_commit=self._options.sync == "always")

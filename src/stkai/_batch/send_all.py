@@ -145,11 +145,7 @@ class _OutcomeLog(RunState):
 
     @contextmanager
     def handing_out(self, outcome: Outcome) -> Iterator[None]:
-        """Mark the outcome as handed out when the caller asks for the next one, or leaves the loop.
-
-        Raises:
-            WriteError: the request was not sent, because the journal could not be written.
-        """
+        """Mark the outcome as handed out when the caller asks for the next one, or leaves the loop."""
         if isinstance(outcome.error, WriteError):
             raise outcome.error
         try:

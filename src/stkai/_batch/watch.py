@@ -36,20 +36,14 @@ class DroppedError(StkaiError):
 
 
 class RunState:
-    """What all requests of a run share.
-
-    Attributes:
-        journal: where they record that they are sent; None for nowhere.
-        commit: makes sure that the journal would survive a power failure; None if that is not asked for.
-        ending: done once nothing more may be sent.
-    """
+    """What all requests of a run share."""
 
     def __init__(self, journal: Journal | None, *, needs_commit: bool = False) -> None:
         self.journal = journal
-        self.commit: Run | None = None
+        self.commit: Run | None = None  # Makes sure that the journal would survive a power failure.
         if journal is not None and needs_commit:
             self.commit = Run(lambda _: journal.sync(), lambda _: journal.commit())
-        self.ending = Job(lambda: None)
+        self.ending = Job(lambda: None)  # Done once nothing more may be sent.
 
 
 class Watch:
@@ -64,12 +58,7 @@ class Watch:
         self.may_drop, self.may_have_acted = True, False
 
     def about_to_send(self) -> Operation | None:
-        """Called right before an attempt goes to the wire; may ask for an operation first.
-
-        Raises:
-            DroppedError: the run is ending.
-            WriteError: the journal cannot be written.
-        """
+        """Called right before an attempt goes to the wire; may ask for an operation first, or refuse."""
         if self.run.ending.is_done:
             raise DroppedError
         if self.run.journal is not None:
@@ -87,18 +76,12 @@ class Watch:
 
 
 class LineInFlight(Watch):
-    """A line that is being sent.
-
-    Attributes:
-        custom_id: as JSON.
-        execution: the id of the execution that it created, once known.
-        may_drop: also once it can be polled later.
-        scope: of its task.
-    """
+    """A line that is being sent. It `may_drop` also once it can be polled later."""
 
     def __init__(self, run: RunState, number: int, custom_id: str, execution: str | None = None) -> None:
         super().__init__(run, number)
-        self.custom_id, self.execution = custom_id, execution
+        self.custom_id = custom_id  # As JSON.
+        self.execution = execution  # The id of the execution that it has created, once known.
         self.scope = anyio.CancelScope()
 
     def end_with_run(self) -> None:
