@@ -48,10 +48,7 @@ class Sending:
     """A request or the reading of a body that a caller may give up. It is the `trace` that httpcore calls at each step.
 
     Once given up, it neither connects nor sends, and releases the connection on which it waits for the head of its
-    answer, or for its body: if that arrives byte by byte, no timeout ends the wait.
-
-    Args:
-        trace: the caller's own `trace`, or None.
+    answer, or for its body: if that arrives byte by byte, no timeout ends the wait. It calls the caller's own `trace`.
     """
 
     def __init__(self, trace: Callable[[str, Any], object] | None = None) -> None:
@@ -60,11 +57,7 @@ class Sending:
         self._lock = threading.Lock()
 
     def __call__(self, name: str, info: Any) -> object:
-        """Note the connection.
-
-        Raises:
-            GivenUpError: the step would connect or send, and the request has been given up.
-        """
+        """Note the connection; a GivenUpError if the step would connect or send, and the request has been given up."""
         step, _, moment = name.rpartition(".")
         connects = step.endswith(("connect_tcp", "connect_unix_socket", "start_tls"))
         if moment == "started" and (connects or step.endswith("send_request_headers")) and abandoned():
@@ -160,10 +153,7 @@ def fetch(response: httpx.Response, limit: float, chunks: list[bytes], left: Cal
     """Fetch up to `limit` bytes, still encoded, into `chunks`, and close the stream; the rest is dropped.
 
     If the job that does this is given up, its read fails, so that it returns the connection now and not at its read
-    timeout.
-
-    Raises:
-        GivenUpError: `left()` seconds were 0 or less before the end.
+    timeout. It gives up itself when no seconds are `left()` before the end.
     """
     body: Any = response.stream
     reading = Sending()
@@ -224,10 +214,7 @@ async def aload(
 ) -> None:
     """Fetch up to `limit` bytes, still encoded, and close the stream; the response can be read as before.
 
-    Drop what has not arrived within `seconds`.
-
-    Raises:
-        GivenUpError: `left()` seconds were 0 or less before the end.
+    Drop what has not arrived within `seconds`; give up when none are `left()` before the end.
     """
     if is_there(response):
         return

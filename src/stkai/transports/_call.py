@@ -90,11 +90,7 @@ Beginning = tuple[httpx.Request, RequestOptions, float, float | None, bool]
 
 
 def begin(request: httpx.Request, now: float, buffered: bool = False) -> Beginning:
-    """Begin a call with the options on the request, and those of `stkai.options` for what it leaves open.
-
-    Raises:
-        ConfigurationError: the extension holds something else.
-    """
+    """Begin a call with the options on the request, and those of `stkai.options` for what it leaves open."""
     options, deadline = NO_OPTIONS, None
     if OPTIONS in request.extensions or _entered():
         options = request.extensions.get(OPTIONS, NO_OPTIONS)
@@ -277,11 +273,7 @@ def cannot_send() -> RuntimeError:
 
 
 def require_open(attempt: Attempt) -> None:
-    """Refuse to go on if the stack was closed.
-
-    Raises:
-        RuntimeError: it was.
-    """
+    """Raise an error if the stack was closed."""
     if attempt.closing is not None and attempt.closing.is_done:
         raise cannot_send()
 

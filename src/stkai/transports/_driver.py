@@ -130,11 +130,7 @@ class _Bounded:
         return self.deadline - self._clock.monotonic()
 
     def perform(self, operation: Operation) -> Any:
-        """Carry out an operation.
-
-        Raises:
-            DeadlineExceededError: it took longer, or there was no time left for it.
-        """
+        """Carry out an operation, or raise the deadline's error."""
         left = self.left()
         if isinstance(operation, Drain):
             return self._drain(operation, min(operation.seconds, drain_time(left)))

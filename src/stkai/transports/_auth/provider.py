@@ -123,11 +123,7 @@ def has_own_headers(provider: AuthProvider) -> bool:
 
 
 class Fetch(Job):
-    """A fetch in a background thread: wait for it, then ask for its `result`.
-
-    Args:
-        work: gets the token, usually a provider's method.
-    """
+    """A fetch in a background thread: wait for it, then ask for its `result`."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         super().__init__(self._fetch, _outside_of_event_loops())
@@ -144,11 +140,7 @@ class Fetch(Job):
                 _running.pop(self.key, None)
 
     def result(self) -> Any:
-        """The token, or the headers, of a fetch that has ended.
-
-        Raises:
-            AuthenticationError: a copy for each caller, since each error carries the request that failed with it.
-        """
+        """What was fetched, or a copy of the error for each caller: it carries the request that failed with it."""
         if isinstance(self._error, AuthenticationError):
             raise copy.copy(self._error) from self._error.cause
         if self._error is not None:

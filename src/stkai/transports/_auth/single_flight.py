@@ -18,9 +18,7 @@ Signature = str | Mapping[str, str]
 def get_token(provider: AuthProvider, seconds: float) -> Signature:
     """A token from the provider, or its own headers, for a thread that can wait this many seconds.
 
-    Raises:
-        AuthenticationError: the provider raised an error.
-        DeadlineExceededError: it takes longer. The fetch continues, for later callers.
+    After them, the fetch continues, for later callers.
     """
     if seconds <= 0:
         raise _too_late()
@@ -42,10 +40,6 @@ async def aget_token(provider: AuthProvider, seconds: float) -> Signature:
     """A token from the provider, or its own headers, for a task that can wait this many seconds.
 
     The tasks of one event loop share one fetch. If the task that leads it is cancelled, the next one takes over.
-
-    Raises:
-        AuthenticationError: the provider raised an error.
-        DeadlineExceededError: it takes longer.
     """
     if seconds <= 0:
         raise _too_late()
@@ -90,11 +84,7 @@ def _spare(provider: AuthProvider) -> Signature | None:
 
 @contextmanager
 def _fetching(provider: AuthProvider) -> Iterator[None]:
-    """Refuse to wait for a token that this code itself is fetching.
-
-    Raises:
-        AuthenticationError: the provider sends through a client that it signs for, or a signal handler sends.
-    """
+    """Refuse to wait for a token that this code itself is fetching."""
     outer = tuple(filter(None, FETCHING.get()))  # Those that are not over.
     if any(each is provider for fetching in outer for each in fetching):
         msg = (

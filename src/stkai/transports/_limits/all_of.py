@@ -138,11 +138,7 @@ class AllOf(QueueLimiter):
 
 
 def checked_limiter(policy: Any, wanted: str = WANTED) -> Any:
-    """A limiter, or one per key; a list or a tuple is all of its limiters.
-
-    Raises:
-        ConfigurationError: it cannot be asked for permits.
-    """
+    """A limiter, or one per key; a list or a tuple is all of its limiters."""
     if isinstance(policy, list | tuple):
         return AllOf(*policy)
     if isinstance(policy, type) or not isinstance(policy, Limiter | Chooser):

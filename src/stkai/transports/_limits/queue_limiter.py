@@ -98,18 +98,7 @@ class QueueLimiter(Queue):
 
 
 class QuotaLimiter(QueueLimiter):
-    """A limiter with a quota: requests, units of cost, or both, per time window; its own, or a group's.
-
-    Args:
-        limits: the numbers, as `check_limits` returns them.
-        alone: makes the sources of a process that shares nothing, or has not reached the store of its share yet.
-        beside: sources that each member of a share has besides.
-        pace: computes the group's rate, for an adaptive limiter.
-
-    Raises:
-        ConfigurationError: `cost` cannot be used, or there is no `max_cost`; `store` is given without `share`, or
-            cannot be used; or the name is invalid.
-    """
+    """A limiter with a quota: requests, units of cost, or both, per time window; its own, or a group's."""
 
     _pace: Any = None
     """What sets the rate of a process that shares nothing, if it is not constant."""
@@ -117,12 +106,12 @@ class QuotaLimiter(QueueLimiter):
     def __init__(
         self,
         limits: Limits,
-        alone: Callable[[], Sequence[Source]],
+        alone: Callable[[], Sequence[Source]],  # Makes those of one that shares nothing, or does not yet.
         *,
         share: str | None,
         store: Any,
-        beside: Sequence[Source] = (),
-        pace: "GroupPace | None" = None,
+        beside: Sequence[Source] = (),  # What each member of a share has besides.
+        pace: "GroupPace | None" = None,  # Computes the group's rate, if that adapts.
         methods: Iterable[str] | None,
         max_wait_time: float | None,
         cost: Cost | None,

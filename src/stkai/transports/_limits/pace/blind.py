@@ -57,14 +57,7 @@ _NAPS = 0.25, 1.0
 
 
 class BlindRate:
-    """A rate that follows only which requests are accepted.
-
-    Args:
-        quota: the ceiling, if it is known.
-        found: what was found before the first refusal.
-        now: when that came.
-        asked: seconds that it asked for, a second or two; None if it asked for nothing.
-    """
+    """A rate that follows only which requests are accepted. It begins with a refusal, which may ask for 1 or 2 s."""
 
     burst = 1.0  # No two requests go at once.
     paused_until = -math.inf  # The credit takes pauses into account.

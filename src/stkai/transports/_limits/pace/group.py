@@ -82,10 +82,7 @@ class GroupState(NamedTuple):
 class GroupPace:
     """Steers the group's rate by the answers that this member receives. The caller holds a lock.
 
-    Args:
-        quota: the whole quota.
-        plain: the penalty and the recovery factor of plain AIMD; None for the tuned law.
-        starts_warm: whether to start at the rate of a group that ended within a day.
+    If it `starts_warm`, it starts at the rate of a group that ended within a day.
     """
 
     def __init__(
@@ -115,8 +112,7 @@ class GroupPace:
     def learn(self, turn: Turn, answer: Answer, epoch: int, rate: float) -> tuple[float, RateChange | None]:
         """Note the answer to a request of this epoch, sent while the group's rate was `rate`.
 
-        Returns:
-            For how many seconds the group must stop, and the change of its rate if that is worth a report.
+        Returns for how many seconds the group must stop, and the change of its rate if that is worth a report.
         """
         response, turn.paced = answer.response, answer.is_refusal
         if response is None or not (turn.paced or is_accepted(answer)):

@@ -26,12 +26,7 @@ class _Described(NamedTuple):
 
 
 class GroupWindow:
-    """What this member knows about the window and has to report to the group. The caller holds a lock.
-
-    Args:
-        quota: the whole quota.
-        listens: whether to read headers at all.
-    """
+    """What this member knows about the window and has to report to the group. The caller holds a lock."""
 
     def __init__(self, quota: KnownQuota, *, listens: bool) -> None:
         self._quota, self._listens = quota, listens

@@ -46,10 +46,7 @@ class Paired(NamedTuple):
 
 
 class Spacing:
-    """Finds the least time between two requests that a server accepts, where it spaces requests out.
-
-    It has the range in which that lies, and what was found.
-    """
+    """Finds the least time between two requests that a server accepts, where it spaces requests out."""
 
     def __init__(self) -> None:
         self._found = 0.0
@@ -102,9 +99,7 @@ class Spacing:
 class PairTest:
     """Decides when two requests go at one instant, and concludes from their answers.
 
-    Args:
-        is_bursty: whether two requests at one instant are known to have been accepted.
-        searches: whether to look for the spacing of a server that spaces requests out: a quota that is given says it.
+    It `searches` for the spacing of a server that spaces requests out, unless a quota is given, which says it.
     """
 
     def __init__(self, *, is_bursty: bool, searches: bool = True) -> None:
@@ -192,11 +187,9 @@ class PairTest:
             self._answers, self.is_open = None, False
 
     def observe(self, paired: Paired, now: float, *, accepted: bool, starting: bool) -> int | None:
-        """Note an answer to one of a pair.
+        """Note an answer to one of a pair; returns how many of the pair were accepted, and 1 as long as that is open.
 
-        Returns:
-            How many of the pair were accepted; 1 as long as that is open. None if the pair was forgotten, or the answer
-            is like any other.
+        None if the pair was forgotten, or the answer is like any other.
         """
         if paired.answers is not self._answers:
             return None

@@ -32,22 +32,15 @@ bucket, it would take each place at the instant at which there is one: others wo
 
 
 class KnownQuota:
-    """So many requests per window, for all senders together.
-
-    Args:
-        max_requests: requests per `time_window`; None if that is unknown.
-        time_window: seconds; None if it is unknown.
-        floor_share: least share of the quota at which a sender sends.
-        leaves_some: whether a sender leaves a little of the quota to others.
-    """
+    """So many requests per window, for all senders together; None for what is unknown."""
 
     def __init__(
         self,
         max_requests: float | None,
         time_window: float | None,
-        floor_share: float = 0.0,
+        floor_share: float = 0.0,  # Least share of the quota at which a sender sends.
         *,
-        leaves_some: bool = False,
+        leaves_some: bool = False,  # Whether a sender leaves a little of the quota to others.
     ) -> None:
         self._leaves_some = leaves_some
         self.is_given = max_requests is not None and time_window is not None
@@ -137,10 +130,7 @@ class History:
 
     A request counts from the moment it is sent and is taken back if it is refused, so a slow answer does not make the
     count lag behind the rate. Counted are whole spans: the present one, and the part of the one before that is needed.
-
-    Args:
-        span: seconds over which requests are counted.
-        quota: over its window fades the share of the time that was spent holding back.
+    The share of the time that was spent holding back fades over the quota's window.
     """
 
     def __init__(self, span: float, quota: KnownQuota) -> None:

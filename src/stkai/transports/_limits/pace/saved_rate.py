@@ -32,11 +32,7 @@ _NO_WAITING: Final = getattr(os, "O_NONBLOCK", 0)
 
 
 def check_warm_start(name: object, share: str | None, *, plain: bool) -> None:
-    """Check that `name` is a name, and that there is something to save under it.
-
-    Raises:
-        ConfigurationError: the name is no printable text, or not that of the share; or the law is plain AIMD.
-    """
+    """Check that `name` is a name, and that there is something to save under it."""
     if not isinstance(name, str) or not name.strip():
         raise ConfigurationError(f"warm_start must be the name of a quota, a non-empty string, not {name!r}")
     if not name.isprintable():
@@ -65,9 +61,6 @@ class SavedRate:
     """A file that keeps what a limiter has learned: while the program runs, because it may be killed, and at its end.
 
     A file that cannot be used is not an error: the limiter starts cold.
-
-    Args:
-        name: the quota's name; limiters with the same name start where the last one ended.
     """
 
     def __init__(self, name: str, clock: Clock | None = None) -> None:
@@ -99,10 +92,9 @@ class SavedRate:
         return found
 
     def note(self, learned: LearnedRate, answer: Answer) -> Run | None:
-        """Note what an answer taught. Does no I/O, so the caller may hold a lock.
+        """Note what an answer taught, without I/O; returns the operation that saves it, if that is due.
 
-        Returns:
-            The operation that saves it, after the first refusal, and if a minute has passed since the last one.
+        It is due after the first refusal, and if a minute has passed since the last one.
         """
         self._unsaved = learned, answer.date()
         if answer.now < self._due and learned.refused <= self._has_limit:

@@ -68,10 +68,6 @@ class SilentWindow:
     """Finds the window of a server that refuses everything until it is over, and never says when that is.
 
     What a sender got from the end of one outage to the end of the next is its share of a window, whatever it had sent.
-
-    Args:
-        since: when the first request was accepted.
-        accepted: how many have been accepted since then.
     """
 
     def __init__(self, since: float, accepted: float) -> None:
@@ -101,8 +97,7 @@ class SilentWindow:
     def accepts_again(self, now: float, row_began: float) -> float:
         """Note the end of a row of refusals that was the end of a window, or may have been.
 
-        Returns:
-            The sender's share of a window in requests per second; 0 if there is no window.
+        Returns the sender's share of a window in requests per second; 0 if there is no window.
         """
         seconds, share = now - self._since, 0.0
         is_window = self._rows == 1 and self._accepted >= _ENOUGH and seconds <= _LONGEST
@@ -116,10 +111,7 @@ class InFlightLimit:
     """Finds out whether a server limits what is in flight, and how much of that this sender has when it is refused.
 
     Such a server accepts a request again as soon as one has been answered, and not before. A bucket accepts at any
-    instant, so that sooner or later a request goes through between two answers.
-
-    Args:
-        now: the present; what was sent before is not counted.
+    instant, so that sooner or later a request goes through between two answers. What was sent before is not counted.
     """
 
     def __init__(self, now: float) -> None:
@@ -168,11 +160,6 @@ class EqualRefusals:
 
     The rate grows by a share b per patience T, and a refusal cuts it by b. T is proportional to the rate: all senders
     grow by the same amount, and are cut by the same share, which makes them equal (Chiu and Jain, 1989).
-
-    Args:
-        quota: the ceiling, if it is known.
-        test: knows whether the server spaces requests out.
-        window: knows whether it has a window.
     """
 
     def __init__(self, quota: KnownQuota, test: PairTest, window: SilentWindow) -> None:

@@ -76,13 +76,8 @@ class ColdStart:
     def excuses(self, sent: float, rate: float, seconds: float, asked: float = 0.0) -> bool:
         """Whether the first refusal says nothing about the rate: a burst met a small bucket.
 
-        Args:
-            sent: requests so far.
-            rate: requests per second.
-            seconds: since the first request.
-            asked: seconds that the server asks for; 0 if it says nothing.
-
-        It ends the bursts. The rate keeps doubling until the next refusal.
+        It came after `sent` requests in so many `seconds`, and asks for `asked` seconds, or for nothing. It ends the
+        bursts. The rate keeps doubling until the next refusal.
         """
         self._free = 0.0
         is_small = sent < _FEW * self._quota or 0.0 < asked < _SOON * self._window

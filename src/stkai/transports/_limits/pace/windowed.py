@@ -25,9 +25,7 @@ _LISTENING = 1.0  # Seconds between checks of the headers of a server that has s
 class WindowedRate:
     """Connects the cold start, the law, the pauses, what is remembered, and the window that a server describes.
 
-    Args:
-        quota: what is known about the quota.
-        plain: the penalty and the recovery factor of plain AIMD, which reads no headers; None for the tuned law.
+    If it is `plain`, it is AIMD with this penalty and this recovery factor, and reads no headers.
     """
 
     least_change = law.LEAST_CHANGE  # Share by which the rate must move before it is reported again.

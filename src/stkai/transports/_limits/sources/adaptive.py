@@ -35,14 +35,7 @@ Save = Callable[[LearnedRate, Answer], Operation | None]
 
 
 class AdaptiveRate(Rate):
-    """A bucket whose rate and burst follow what the server accepts.
-
-    Args:
-        quota: what is known about the quota: the ceiling, if it was given.
-        plain: the penalty and the recovery factor of plain AIMD; None for the tuned law.
-        learned: what an earlier program learned about the quota.
-        save: notes what was learned.
-    """
+    """A bucket whose rate and burst follow what the server accepts. `plain`: the factors of AIMD instead of the law."""
 
     limit = "adaptive rate"
 

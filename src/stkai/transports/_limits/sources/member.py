@@ -28,16 +28,7 @@ _RISEN: Final = 3.0
 
 
 class Member(Source):
-    """The side of `Leased` that faces the store. Instants are on the caller's clock, in seconds.
-
-    Args:
-        share: the name of the quota.
-        quota: the quota as this process was configured.
-        identity: a new member's unique name, and when it starts: in seconds since 1970, and as an instant.
-        alone: makes the local sources for as long as the number of members is unknown.
-        pace: computes the group's rate from the answers, if its members find that together; then nothing is leased
-            before it is known.
-    """
+    """The side of `Leased` that faces the store. Instants are on the caller's clock, in seconds."""
 
     client: Any
     """Makes its calls; it sets this itself."""
@@ -49,9 +40,10 @@ class Member(Source):
         self,
         share: str,
         quota: Quota,
+        # A unique name, and when it starts: in seconds since 1970, and as an instant.
         identity: Callable[[], tuple[str, float, float]],
-        alone: Callable[[], Sequence[Source]],
-        pace: Any = None,
+        alone: Callable[[], Sequence[Source]],  # Makes the sources until the number of members is known.
+        pace: Any = None,  # Computes the group's rate, if it is found together; before, nothing is leased.
     ) -> None:
         self.share, self.quota, self.pace = share, quota, pace
         self._identity, self.alone = identity, alone

@@ -23,12 +23,7 @@ _EXACT, _SLOTS = 2048, 256
 
 
 class Rate(Source):
-    """A bucket of `burst` permits: full at first, refilled at a constant rate.
-
-    Args:
-        start: from when on it releases permits, and the credit it then has; by default it is full when first asked.
-        limit: what it allows, in words.
-    """
+    """A bucket of `burst` permits, refilled at a constant rate: full when first asked, or as `start` says."""
 
     def __init__(
         self, rate: float, burst: float = 1.0, *, start: tuple[float, float] | None = None, limit: str = ""

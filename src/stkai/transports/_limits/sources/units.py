@@ -20,13 +20,8 @@ _LEARNING: Final = 0.1  # The weight of the latest correction in the average wor
 class Units(Source):
     """A bucket of units: full at first, refilled evenly, and below zero while there is a debt.
 
-    A cost above the whole bucket waits until it is full, and leaves a debt.
-
-    Args:
-        most: units that it holds.
-        time_window: seconds in which as many are refilled.
-        reads_headers: whether a server's headers about its quota of tokens may lower the level and the rate.
-        start: from when on it is refilled, and the level it then has; by default it is full when first asked.
+    A cost above the whole bucket waits until it is full, and leaves a debt. It may begin at an instant with a level.
+    If it reads headers, what a server says about its quota of tokens may lower the level and the rate.
     """
 
     counts_units = True
