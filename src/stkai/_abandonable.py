@@ -199,12 +199,7 @@ class Worker:
         self._jobs.put(job)
 
     def do(self, work: Callable[[], Any], left: Callable[[], float]) -> Any:
-        """The result of `work`, if it is ready while `left()` is more than 0 seconds.
-
-        Raises:
-            GivenUpError: it is not ready. The next job gets another thread.
-            NoThreadError: no thread can be started.
-        """
+        """The result of `work`, if it is ready while `left()` is more than 0 seconds; otherwise a GivenUpError."""
         job = Job(work)
         try:
             self.start(job)
@@ -233,11 +228,7 @@ def _serve(jobs: "SimpleQueue[Any]", _ends: "ref[Worker]") -> None:
 
 
 def do_within(seconds: float, work: Callable[[], Any]) -> Any:
-    """The result of `work`, in another thread, or in this one if no thread can be started.
-
-    Raises:
-        GivenUpError: it takes more than this many seconds.
-    """
+    """The result of `work`, in another thread, or in this one if none can be started; too late, a GivenUpError."""
     worker, end = Worker(), SystemClock.monotonic() + seconds
     try:
         return worker.do(work, lambda: end - SystemClock.monotonic())

@@ -22,10 +22,7 @@ _CLOCK: Final = ("monotonic", "utcnow", "sleep", "asleep")
 
 
 class Numbers(NamedTuple):
-    """The numbers that an argument accepts: finite ones from `low` on, or `above` it, never a bool.
-
-    The words complete the sentence "it must be ...".
-    """
+    """The numbers that an argument accepts: finite ones from `low` on, or `above` it, never a bool; and in words."""
 
     words: str
     low: float = 0.0

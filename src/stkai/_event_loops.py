@@ -22,11 +22,7 @@ def _trio() -> Any:
 
 
 def running_loop() -> Any:
-    """What identifies the event loop of this task: asyncio's loop, or trio's token.
-
-    Raises:
-        RuntimeError: no event loop runs here.
-    """
+    """What identifies the event loop of this task: asyncio's loop, or trio's token. A RuntimeError without one."""
     trio = _trio()
     if trio is not None:
         with suppress(RuntimeError):  # This is not a trio task.

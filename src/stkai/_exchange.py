@@ -93,8 +93,7 @@ class Exchange:
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         """Send through the stack; read the body if the caller wants all of it, or if no layer retries.
 
-        Raises:
-            ServerSideRateLimitError: the answer is a 429 that a limiter has seen.
+        A 429 that a limiter has seen is raised as a ServerSideRateLimitError.
         """
         try:
             response = yield from self._layer.flow(request, attempt)

@@ -111,10 +111,7 @@ def _twin(kind: type[T], family: Family) -> type[T] | None:
 
 
 def adopt(error: Exception, request: httpx.Request) -> None:
-    """Make an error one of the request's package as well, since the caller expects that package's errors.
-
-    A `stkai.AuthenticationError`, for example, also becomes an `httpx2.TransportError`.
-    """
+    """Make an error one of the request's package as well, since the caller expects that package's errors."""
     # In place, so that the error keeps its traceback, its cause, and all references to it.
     error.__class__ = of_family(type(error), family_of(request))
 

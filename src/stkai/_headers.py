@@ -31,11 +31,7 @@ _VALUE: Final = rb"(?:[^\x00\s](?:[^\x00\n\r\v\f]*[^\x00\s])?)?"
 def headers_of(
     method: str, url: httpx.URL, given: Mapping[str, str] | None, content: bytes | None
 ) -> httpx.Headers:
-    """All headers of a request, in httpx's order; the given ones replace others of the same name.
-
-    Raises:
-        InvalidArgumentError: the given ones cannot be sent.
-    """
+    """All headers of a request, in httpx's order; the given ones replace others of the same name."""
     items = [(b"Host", b"host", url.netloc), *default_items()]
     if content is not None or method == "POST":
         items.append((b"Content-Length", b"content-length", b"%d" % len(content or b"")))
@@ -81,14 +77,9 @@ def check_headers(given: Mapping[str, str] | None) -> httpx.Headers:
 
 @dataclass(frozen=True, slots=True)  # Python reads slots faster than the fields of a NamedTuple.
 class Fields:
-    """Headers to be set on many requests, encoded once.
+    """Headers to be set on many requests, encoded once."""
 
-    Attributes:
-        names: their names, in lower case.
-        items: the headers.
-    """
-
-    names: tuple[bytes, ...]
+    names: tuple[bytes, ...]  # In lower case.
     items: list[_Item]
 
     @classmethod

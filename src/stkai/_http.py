@@ -136,11 +136,7 @@ class ReferenceResponse(StreamedResponse):
 
 
 def _follow(transport: httpx.BaseTransport, response: httpx.Response) -> httpx.Response:
-    """Follow the redirects from `response`; as in an httpx client, with one deadline for all hops.
-
-    Raises:
-        httpx.TooManyRedirects: there are too many.
-    """
+    """Follow the redirects from `response`; as in an httpx client, with one deadline for all hops."""
     if not response.has_redirect_location:
         return response
     known = [response]

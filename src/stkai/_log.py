@@ -73,11 +73,7 @@ def log_events(event: "events.Event") -> None:
 
 
 def listener_of(given: object) -> Listener:
-    """One function that calls them all: the default log and `given`, or exactly those in a list.
-
-    Raises:
-        ConfigurationError: it is neither a function nor a list or tuple of functions.
-    """
+    """One function that calls them all: the default log and `given`, or exactly those in a list."""
     if given is None or given is log_events:
         return log_events
     several = [log_events, given] if callable(given) else given

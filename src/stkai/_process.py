@@ -95,9 +95,6 @@ def refuse_in_handler() -> None:
     """Refuse a call that a signal handler makes while it interrupts another one of the same client.
 
     It could wait for ever for something that the interrupted call holds.
-
-    Raises:
-        RuntimeError: a handler is running.
     """
     handlers = set(_handlers())
     frame: FrameType | None = sys._getframe() if handlers else None  # noqa: SLF001 - inspect takes 5 ms to import

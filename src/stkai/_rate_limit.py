@@ -255,11 +255,7 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
 
 
 def _checked(delegate: Any) -> HttpClient:
-    """The client, if its methods are those of `HttpClient`.
-
-    Raises:
-        ConfigurationError: they are not; a requests session, for example, would send a form instead of JSON.
-    """
+    """The client, if its methods are those of `HttpClient`; a requests session, for example, would send a form."""
     packages = {kind.__module__.partition(".")[0] for kind in type(delegate).__mro__}
     looks_right = not isinstance(delegate, type | ModuleType | AsyncHttpClient) and all(
         callable(method := getattr(delegate, verb, None)) and not is_async(method) for verb in ("get", "post")
@@ -276,11 +272,7 @@ def _checked(delegate: Any) -> HttpClient:
 
 
 def _request(verb: str, url: str, headers: Headers, timeout: float) -> httpx.Request:
-    """What the layers see of a call to a method.
-
-    Raises:
-        InvalidArgumentError: the URL is not absolute, or a header cannot be sent.
-    """
+    """What the layers see of a call to a method."""
     extensions = {"timeout": timeouts(timeout)} if isinstance(timeout, int | float) else None
     try:
         # It may contain credentials: requests knows what to do with them.

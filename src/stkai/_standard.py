@@ -72,11 +72,7 @@ class AuthChoice:
 
 
 def check_options(caller: str, options: Any, known: Collection[str]) -> None:
-    """Refuse an argument that does not exist, and hide a token that was given in place of a provider.
-
-    Raises:
-        TypeError: there is no such argument. The message says where it belongs.
-    """
+    """Refuse an argument that does not exist, and say where it belongs; hide a token given in place of a provider."""
     if isinstance(options.get("auth"), str) and options["auth"] != "auto":
         options["auth"] = Secret(options["auth"])  # In place: tracebacks show variables.
     for name in options:
@@ -118,9 +114,6 @@ def standard_layers(
     """The layers of a standard stack, outermost first, and whether StackSpot CLI is the wire, and signs.
 
     The settings decide what the options leave open. With a wire of its own, a stack does not use StackSpot CLI.
-
-    Raises:
-        ConfigurationError: an option has an unsupported value, or there is nothing to authenticate with.
     """
     policy = options.get("retry", UNSET)
     if policy is UNSET:

@@ -53,9 +53,7 @@ def parse_url(
 ) -> httpx.URL:
     """The URL in `text`, if a request can be sent to it, and it contains no credentials.
 
-    Raises:
-        ConfigurationError: (or `error`) it is something else. The message begins with the rule, ends with the hint if
-            there are credentials, and shows no password.
+    The error begins with the rule, ends with the hint if there are credentials, and shows no password.
     """
     try:
         url = absolute_url(text)

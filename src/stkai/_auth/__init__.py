@@ -153,11 +153,7 @@ class _Kept:
 
 
 def _text(name: str, given: Secret) -> str:
-    """The text of an argument, without white space around it. Any of them may be the secret, by mistake.
-
-    Raises:
-        ConfigurationError: it is not text, or none is left. The message does not show it.
-    """
+    """The text of an argument, without white space around it. No error shows it: any may be the secret, by mistake."""
     if not given.is_text():
         raise ConfigurationError(f"{name} must be a non-empty string that can be sent as UTF-8")
     text: str = given.reveal().strip()

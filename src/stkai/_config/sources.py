@@ -48,11 +48,7 @@ class Loaded:
 
 
 def load(configured: Mapping[str, Mapping[str, Any]], env_file: Path | None = None) -> Loaded:
-    """Merge all sources and check the result.
-
-    Raises:
-        ConfigurationError: lists everything that is wrong.
-    """
+    """Merge all sources and check the result; the error lists everything that is wrong."""
     environment = _read(EnvSettingsSource(BaseSettings))
     sources = {"environment": environment}
     rows: list[Explained] = []

@@ -106,14 +106,7 @@ class Connection(ResponseHandler):
 
 
 class RequestWriter:
-    """A request to be written.
-
-    Args:
-        forwarding: headers for the proxy that carries the request in the clear, or None.
-
-    Raises:
-        httpx.LocalProtocolError: the method, the target or a header is not legal.
-    """
+    """A request to be written; `forwarding` are headers for the proxy that carries it in the clear, or None."""
 
     def __init__(self, request: httpx.Request, forwarding: Mapping[str, str] | None) -> None:
         self._request = request

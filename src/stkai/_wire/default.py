@@ -35,12 +35,6 @@ class _Router:
     """A wire for each package and each proxy, and which of them a request takes.
 
     Those of httpx are made first, so that unusable settings fail there; those of httpx2 when its first request comes.
-
-    Args:
-        config: the settings; by default `STKAI.config.http`.
-
-    Raises:
-        ConfigurationError: the proxy or the certificates cannot be used, or a package is missing.
     """
 
     family = None
@@ -77,11 +71,9 @@ class _Router:
         )
 
     def _wires_of(self, family: Family) -> dict[str, Any]:
-        """The direct wire of a package, and one for each proxy, by the proxy's URL.
+        """The direct wire of a package, and one for each proxy, by its URL.
 
-        Raises:
-            ConfigurationError: a proxy cannot be used. Neither the message nor a variable of the traceback shows its
-                URL, which may contain a password.
+        No error, and no variable of its traceback, shows that URL, which may contain a password.
         """
         problems: list[str] = []
         made = self._try_wires_of(family, problems)
@@ -125,8 +117,7 @@ class _Router:
     def _name_proxy(self, error: Exception, request: httpx.Request) -> None:
         """Name the proxy in the error of a connection to it or through it; hide its password.
 
-        Raises:
-            httpx.ProxyError: the proxy does not speak SOCKS, which httpcore reports as it is.
+        One that does not speak SOCKS makes httpcore raise a foreign error; a ProxyError takes its place.
         """
         name = self._names.get(self._proxy_for(request))
         if name is None:
@@ -179,11 +170,7 @@ class AsyncDefaultWire(_Router, httpx.AsyncBaseTransport):
 
 
 def _context_of(config: "HttpConfig") -> ssl.SSLContext:
-    """How TLS verifies the server. All wires share one context: loading the certificates is the slow part.
-
-    Raises:
-        ConfigurationError: the certificates cannot be read.
-    """
+    """How TLS verifies the server. All wires share one context: loading the certificates is the slow part."""
     verify = config.verify
     if isinstance(verify, str):
         name, path = "verify (STKAI_HTTP_VERIFY)", verify

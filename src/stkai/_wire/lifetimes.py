@@ -29,12 +29,7 @@ Closer = AsyncGenerator[None, None]
 
 
 class WirePerLoop(httpx.AsyncBaseTransport):
-    """Sends each request through the wire of its event loop; several loops may run at once.
-
-    Args:
-        make: makes a wire; called in the loop that will use it.
-        family: the package of the wires.
-    """
+    """Sends each request through the wire of its event loop, which it makes there; several loops may run at once."""
 
     def __init__(self, make: Callable[[], httpx.AsyncBaseTransport], family: Family = HTTPX) -> None:
         self.family = family

@@ -44,13 +44,7 @@ def mended(transport: Transport) -> Transport:
 
 
 class Network:
-    """A network backend of httpcore for one connection.
-
-    Args:
-        pool: httpcore's pool.
-        backend: makes the connections.
-        errors: httpcore, or the version of it that httpx2 uses.
-    """
+    """A network backend of httpcore for one connection; `errors` is httpcore, or the version of it that httpx2 uses."""
 
     _stream: Any = None
     """The latest connection: httpcore forgets one whose handshake is cancelled or given up."""

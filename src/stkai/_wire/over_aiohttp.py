@@ -48,14 +48,7 @@ _NO_BODY: Final = frozenset({204, 304})
 
 
 class OverAiohttp(httpx.AsyncBaseTransport):
-    """A transport with room for one connection.
-
-    Args:
-        context: how TLS is spoken.
-        expiry: seconds after which an idle connection is not used again; None for no limit.
-        family: the package of the requests.
-        proxy: what to connect through, or None.
-    """
+    """A transport with room for one connection, which is not used again once it was idle for `expiry` seconds."""
 
     _is_closed = False
 
@@ -237,11 +230,7 @@ def _parser_limits() -> dict[str, Any]:
 
 
 class AiohttpWire(AsyncDefaultWire):
-    """A wire with the verification, limits and proxies of the settings.
-
-    Raises:
-        ConfigurationError: they ask for what aiohttp cannot do, or the certificates cannot be read.
-    """
+    """A wire with the verification, limits and proxies of the settings."""
 
     def __init__(self, config: "HttpConfig") -> None:
         if config.http2:

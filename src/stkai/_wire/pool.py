@@ -123,10 +123,7 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
         self._sweep()
 
     def _sweep(self, *, after_interrupt: bool = False) -> None:
-        """Close wires that are no longer of use.
-
-        After an interrupt, which may have left a lock of a wire taken, do not wait for ever.
-        """
+        """Close wires that are no longer of use; after an interrupt, which may have left a lock taken, wait briefly."""
         if after_interrupt:
             with suppress(GivenUpError):
                 do_within(BRIEF, self._sweep)

@@ -66,13 +66,7 @@ class _Lent(ref[Loan[Any]]):
 
 
 class PoolState(Generic[Wire]):
-    """A limited number of wires; prefers an idle one to the right place, the most recently used first.
-
-    Args:
-        make: makes a wire that has room for one connection.
-        limits: how many wires there are, how many of them stay idle, and for how many seconds.
-        family: the package of the wires.
-    """
+    """A limited number of wires; prefers an idle one to the right place, the most recently used first."""
 
     _watched: type
     """The class of the bodies whose ends the pool notices."""
@@ -105,8 +99,7 @@ class PoolState(Generic[Wire]):
     def take(self, loan: Loan[Wire]) -> bool:
         """Lend a wire if one is free; otherwise queue a loan that has a `wake`.
 
-        Raises:
-            RuntimeError: the pool is closed, or a signal handler asks that interrupts it.
+        Raises if the pool is closed, or a signal handler asks that interrupts it.
         """
         with self._lock:
             if self._busy:
@@ -123,11 +116,7 @@ class PoolState(Generic[Wire]):
         return is_lent
 
     def leave(self, loan: Loan[Wire]) -> None:
-        """Leave the queue.
-
-        Raises:
-            RuntimeError: the pool was closed.
-        """
+        """Leave the queue; raises if the pool was closed."""
         with self._lock:  # Another thread may be looking for the first in the queue.
             self._waiting.pop(loan.number, None)
         if loan.wire is None and self._closed:

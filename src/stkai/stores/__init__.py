@@ -50,11 +50,7 @@ def problem_of(store: object) -> str | None:
 
 
 def store_from(store: "str | Store | Secret | None", timeout: float = 0.25) -> Store:
-    """The store for this value; `timeout`, in seconds, applies to Redis URLs.
-
-    Raises:
-        ConfigurationError: the value does not describe a store, or it cannot be used.
-    """
+    """The store for this value; `timeout`, in seconds, applies to Redis URLs."""
     given = Secret(reveal(store))  # Tracebacks show variables, and a URL may contain a password.
     del store
     problem = problem_of(given.reveal())

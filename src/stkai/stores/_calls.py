@@ -34,11 +34,7 @@ Work = Callable[[], None]
 class TimeLimit:
     """Calls in another thread, which end or are given up within so many seconds; for what has no limit of its own.
 
-    While a call is stuck, further calls fail at once, so that threads do not pile up.
-
-    Args:
-        seconds: for a call.
-        who: what is called, in words.
+    While a call is stuck, further calls fail at once, so that threads do not pile up. `who` is called, in words.
     """
 
     def __init__(self, seconds: float, who: str) -> None:
@@ -50,14 +46,7 @@ class TimeLimit:
         self._stuck: Job | None = None
 
     def run(self, work: Callable[[], Any], seconds: float | None = None) -> Any:
-        """The result of `work`.
-
-        Args:
-            seconds: what is left of the time; all of it by default.
-
-        Raises:
-            TimeoutError: it takes too long, or an earlier call is still stuck.
-        """
+        """The result of `work`, in what is left of the time, by default all of it."""
         if self._stuck is not None and not self._stuck.is_done:
             raise TimeoutError(f"{self._who} has not answered an earlier call yet")
         self._stuck = None

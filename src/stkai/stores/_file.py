@@ -128,12 +128,7 @@ def _read(file: FileIO, now: float) -> tuple[int, State]:
 
 
 def _slot(file: FileIO, offset: int) -> tuple[int, str, float, str] | None:
-    """What a slot holds; None if it is damaged.
-
-    Returns:
-        The number of the write, of which the higher one is newer; the boot of the machine that wrote it; when, in
-        seconds since 1970; and the share's state, packed.
-    """
+    """What a slot holds: the number of the write, the boot, the wall clock then, the packed state; None if damaged."""
     file.seek(offset)
     head = file.read(_HEAD.size)
     if len(head) < _HEAD.size or not head.startswith(_MAGIC):

@@ -173,10 +173,7 @@ def labels_of(event: Event, *names: str) -> Labels:
 
 
 class Recorder:
-    """Records what events measure, with labels that have a limited number of values.
-
-    `made` makes an instrument, as a function that records a value with its labels.
-    """
+    """Records what events measure, with few values per label. `made` makes an instrument: a function that records."""
 
     def __init__(self, made: Callable[[Metric], Callable[[float, Labels], object]]) -> None:
         self._record = {metric: made(metric) for metric in METRICS}

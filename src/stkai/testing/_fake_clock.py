@@ -202,10 +202,7 @@ class _Sleeper:
 
 
 async def _all_tasks_wait(still_wanted: Callable[[], bool]) -> None:
-    """Yield until no other task can run, or until `still_wanted` returns False.
-
-    A task that waits for a socket counts as waiting.
-    """
+    """Yield until no other task can run, or until `still_wanted` returns False."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
