@@ -239,7 +239,6 @@ def do_within(seconds: float, work: Callable[[], Any]) -> Any:
 
 
 def current_job() -> Job | None:
-    """The job that this thread is running, or None."""
     return _current.job
 
 

@@ -147,7 +147,6 @@ def default_wire(http: HttpConfig | None, *, by_cli: bool, is_async: bool) -> ob
 
 
 def limiter_from(config: RateLimitConfig) -> Limiter:
-    """A new limiter with a config's numbers."""
     limiter = _quota_from(config)
     if config.in_flight is None:
         return limiter

@@ -125,7 +125,6 @@ class Shard(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """The shard that is written I/N."""
         found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         if found is None or not int(found[1]) < int(found[2]):
             raise ConfigurationError(
@@ -161,7 +160,6 @@ class Survey(NamedTuple):
 
     @classmethod
     def of_record(cls, size: int, rest: bytes) -> "Survey":
-        """The survey in a record of a journal."""
         found = _SURVEY.fullmatch(rest)
         if found is None:
             raise ConfigurationError("the journal is damaged: pass --restart to start over")
@@ -181,7 +179,6 @@ class StdinCopy(threading.Thread):
 
     @property
     def lines(self) -> Lines:
-        """The lines, as they arrive."""
         return json_lines(self.path, is_complete=lambda: self.is_complete)
 
     def run(self) -> None:

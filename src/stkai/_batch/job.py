@@ -139,7 +139,6 @@ class BatchJob:
         self.outputs.sync()
 
     def sort(self) -> None:
-        """Sort both outputs into input order."""
         if isinstance(self.outputs, FileOutputs):
             for file in (self.outputs.answers, self.outputs.failures):
                 sort_file(file.path)

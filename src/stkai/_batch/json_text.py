@@ -111,7 +111,6 @@ class Template:
 
     @classmethod
     def read(cls, path: Path) -> "Template":
-        """The template in a file."""
         try:
             text = parse(path.read_text("utf-8-sig")).text
         except UnicodeError as error:

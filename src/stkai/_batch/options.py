@@ -135,12 +135,10 @@ class Options:
 
     @property
     def continues_job(self) -> bool:
-        """Whether to continue an existing job."""
         return self.resume or self.retry_failed
 
     @property
     def prices(self) -> Price | None:
-        """What tokens cost, if `--price` says so."""
         return None if self.price is None else Price.parse(self.price)
 
     @property

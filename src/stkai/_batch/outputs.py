@@ -69,7 +69,6 @@ class OutputLine(NamedTuple):
 
     @property
     def code(self) -> str | None:
-        """The code of a failure; None for an answer."""
         return None if self.failure is None else self.failure.code
 
     @classmethod
@@ -96,7 +95,6 @@ class OutputLine(NamedTuple):
 
 
 def code_in(entry: bytes) -> str:
-    """The code in the line of a failure."""
     start = entry.rfind(_CODE)
     return entry[start + len(_CODE) :].partition(b'"')[0].decode() if start >= 0 else "other"
 

@@ -89,7 +89,6 @@ class Price:
         return cls(**prices)
 
     def dollars(self, input_tokens: int, output_tokens: int) -> float:
-        """The cost of these tokens."""
         return (input_tokens * self.input + output_tokens * self.output) / _MILLION
 
 
@@ -118,8 +117,6 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The progress of a job."""
-
     finished: int  # Lines of the whole job that have an outcome.
     total: int | None = None  # The job's lines; None while stdin still arrives.
     failed: int = 0  # How many of the finished ones failed.
@@ -202,7 +199,6 @@ def _print(console: Console, message: str) -> None:
 
 
 def display(*, quiet: bool, say: Callable[[str], None]) -> Display:
-    """The display that suits stderr."""
     if quiet:
         return Display(say)
     if sys.stderr is not None and sys.stderr.isatty():

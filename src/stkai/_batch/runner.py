@@ -196,7 +196,6 @@ def _may_have_acted(line: LineInFlight, failure: LineFailure) -> LineFailure:
 
 
 def failure_of_answer(response: httpx.Response, body: Part) -> LineFailure:
-    """The code and the message for an answer that is a failure."""
     status = response.status_code
     message = f"the server answered {status} {visible(response.reason_phrase)}".rstrip()
     said = _error_text(body.value)
@@ -209,7 +208,6 @@ def failure_of_answer(response: httpx.Response, body: Part) -> LineFailure:
 
 
 def failure_of_error(error: Exception, timeouts: dict[str, Any]) -> LineFailure:
-    """The code and the message for a call that raised."""
     message = visible(str(error))
     if isinstance(error, alike(httpx.ReadTimeout, httpx.WriteTimeout)):
         message = f"no answer for {timeouts['read']:g} s: to wait longer, pass --deadline SECONDS"

@@ -155,14 +155,12 @@ class _OutcomeLog(RunState):
                 self.journal.write("d", outcome.index)
 
     def close(self) -> None:
-        """Send nothing more, and close the journal."""
         self.ending.run()
         if self.journal is not None:
             self.journal.close()
 
 
 async def _wanted(requests: Requests, log: _OutcomeLog) -> AsyncGenerator[tuple[int, httpx.Request], None]:
-    """The requests to send, with their indices."""
     index = 0
     if isinstance(requests, AsyncIterable):
         async for request in requests:
@@ -204,7 +202,6 @@ def _send_all(
 
 
 def _sender(client: Any) -> Callable[[httpx.Request, Watch], httpx.Response]:
-    """A function that sends one request through a sync client."""
     if isinstance(client, HttpClient):
         if _inherits(client, HttpClient, "post", "send", "_send"):
             return partial(send_watched, client)
@@ -215,7 +212,6 @@ def _sender(client: Any) -> Callable[[httpx.Request, Watch], httpx.Response]:
 
 
 def _async_sender(client: Any) -> Callable[[httpx.Request, Watch], Awaitable[httpx.Response]]:
-    """A function that sends one request through an async client."""
     if isinstance(client, AsyncHttpClient) and _inherits(client, AsyncHttpClient, "send"):
         return partial(asend_watched, client)
     if isinstance(client, alike(httpx.AsyncClient)):

@@ -96,7 +96,6 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def not_a_setting(name: str, word: str, known: Collection[str]) -> str:
-    """The error text for an unknown word."""
     hint = closest(word, known)
     return f"{name} is not a setting; " + (
         f"did you mean {hint!r}?" if hint else f"there are {', '.join(known)}"

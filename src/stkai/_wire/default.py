@@ -150,8 +150,6 @@ class DefaultWire(_Router, httpx.BaseTransport):
 
 
 class AsyncDefaultWire(_Router, httpx.AsyncBaseTransport):
-    """The async version of `DefaultWire`."""
-
     def _make(self, family: Family, proxy: httpx.Proxy | None) -> httpx.AsyncBaseTransport:
         make, limits = self._maker(family.AsyncHTTPTransport, family, proxy), self._limits(family)
         return WirePerLoop(lambda: AsyncConnectionPool(make, limits, family), family)

@@ -80,8 +80,6 @@ class Network:
 
 
 class AsyncNetwork(Network):
-    """The async version."""
-
     async def connect_tcp(self, *args: Any, **options: Any) -> Any:
         with _connecting(self.errors):
             stream: Any = Stream(await self._backend.connect_tcp(*args, **options), self.errors)
@@ -128,14 +126,12 @@ class SyncStream:
             self.read, self.write = stream.read, stream.write  # type: ignore[method-assign]
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Read what there is."""
         while True:
             data: bytes = self._stream.read(max_bytes, timeout)
             if not data or self._frames is None or (data := self._frames.arrived(data)):
                 return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Write all of it."""
         if self._frames is None or self._frames.sent(buffer):
             self._stream.write(buffer, timeout)
 

@@ -199,7 +199,6 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
         run_soon(self.loop, self.settle)
 
     async def sweep(self) -> None:
-        """Close wires that are no longer of use."""
         while self.trash:
             with anyio.CancelScope(shield=True):
                 await self.trash.popleft().aclose()

@@ -55,7 +55,6 @@ class ProxyMap:
 
     @property
     def has_socks(self) -> bool:
-        """Whether a SOCKS proxy is among them."""
         return any(url.lower().startswith("socks") for url in self.urls)
 
     def proxy_for(self, url: httpx.URL) -> str | None:
@@ -170,8 +169,6 @@ class ProxyStream:
 
 
 class AsyncProxyStream(ProxyStream):
-    """The async version."""
-
     async def read(self, max_bytes: int, timeout: float | None = None) -> Any:
         with self._connecting():
             return self._arrived(await self._stream.read(max_bytes, self._limit(timeout)))

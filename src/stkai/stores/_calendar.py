@@ -63,7 +63,6 @@ class Calendar:
 
     @property
     def held(self) -> int:
-        """Permits that members hold."""
         return self.leased - self.used - self.returned - self.expired
 
 

@@ -262,7 +262,6 @@ else:
     import fcntl
 
     def try_lock(fd: int) -> bool:
-        """Take the lock if it is free."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -270,7 +269,6 @@ else:
         return True
 
     def unlock(fd: int) -> None:
-        """Release the lock."""
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 

@@ -250,7 +250,6 @@ class Store(Protocol):
 
 
 def check_share(share: object) -> str:
-    """Check the name of a share, and return it."""
     if not isinstance(share, str) or not share.strip():
         raise ConfigurationError(f"share must be a name, such as 'team-key', not {share!r}")
     try:

@@ -69,8 +69,6 @@ def _tuples(rows: Iterable[Iterable[Any]]) -> list[Any]:
 
 @dataclass(slots=True)
 class State(Calendar):
-    """The state of one share."""
-
     epoch: int = 0  # Counts refusals; restarts above all earlier values when a state is lost.
     version: int = 0  # Of the pace.
     id: int = 0  # The last lease.

@@ -193,7 +193,6 @@ def exceeds(response: httpx.Response, most: int) -> bool:
 
 
 async def aread(response: httpx.Response) -> None:
-    """Read and decode the body."""
     body: Any = response.stream
     try:
         if _is_plain(response):

@@ -20,8 +20,6 @@ BRIEF: Final = 1.0
 
 
 class BodyEnd(Enum):
-    """How a body ended."""
-
     WHOLE = "read to its end"
     CLOSED = "closed early, or broken"
     STUCK = "it could not be closed after an interrupt"
@@ -121,8 +119,6 @@ class WatchedBody(_Watched, httpx.SyncByteStream):
 
 
 class AsyncWatchedBody(_Watched, httpx.AsyncByteStream):
-    """The same for async clients."""
-
     async def __aiter__(self) -> AsyncIterator[bytes]:
         each = self._each
         try:

@@ -66,7 +66,6 @@ def attempt_finished(
 
 
 def call_started(context: Context, attempt: Attempt) -> None:
-    """Report that a call begins."""
     if context.observes(DEBUG):
         context.emit(events.CallStarted(call=attempt.info))
 
@@ -93,7 +92,6 @@ def call_failed(context: Context, attempt: Attempt, error: BaseException) -> Non
 def call_finished(
     context: Context, attempt: Attempt, *, status: int | None = None, error: str | None = None
 ) -> None:
-    """Report that a call has ended with a response, or an error."""
     record, info = attempt.record, attempt.last.info
     if record.attempts != info.attempt:  # Some attempts were parallel.
         info = replace(info, attempt=record.attempts)

@@ -126,7 +126,6 @@ class _Bounded:
         self._attempt, self._clock = attempt, clock
 
     def left(self) -> float:
-        """Seconds until the deadline."""
         return self.deadline - self._clock.monotonic()
 
     def perform(self, operation: Operation) -> Any:

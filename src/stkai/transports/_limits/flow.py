@@ -121,7 +121,6 @@ class _LimitFlow(LayerBase):
             self._meter.price(turn, plan, request, options.cost)
 
     def _note_error(self, limiter: Any, turn: Turn, plan: Plan, error: BaseException, sent: float) -> None:
-        """Report an error to the limiter."""
         now = self.context.now()
         if isinstance(error, SignatureExpired):  # A limiter further in has not let it go.
             limiter.leave(turn, now)

@@ -52,7 +52,6 @@ class Slots(Source):
 
     @property
     def busy(self) -> int:
-        """How many are taken."""
         return len(self._taken) - len(self._lost)
 
     @property

@@ -254,7 +254,6 @@ class Chooser:
     """Has a limiter for each request."""
 
     def limiter_for(self, request: httpx.Request) -> Limiter:
-        """The limiter of that request."""
         raise NotImplementedError
 
 

@@ -104,7 +104,6 @@ class Bill:
         self._kept = _Chunks(LONGEST)
 
     def add(self, chunk: bytes) -> None:
-        """Keep a chunk of the body, as it was received."""
         self._kept.add(chunk)
 
     def settle(self, how: BodyEnd, now: float) -> None:
@@ -197,7 +196,6 @@ class _Chunks:
 
     @property
     def is_full(self) -> bool:
-        """Whether there were more bytes."""
         return self._left < 0
 
     def add(self, chunk: bytes) -> None:

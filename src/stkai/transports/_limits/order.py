@@ -44,7 +44,6 @@ class Order:
         self.last = self._low = self._gone = 0
 
     def forget(self) -> None:
-        """Drop all waiting turns."""
         self.turns.clear()
         self.vacant.clear()
         self.deferred.clear()
@@ -142,7 +141,6 @@ class Order:
                 self.last = number - 1
 
     def drop(self, place: int) -> Turn:
-        """Remove the turn in that place."""
         turn = self.turns.pop(place)
         for source in turn.sources:
             source.drop(turn, place)

@@ -214,22 +214,18 @@ class _Loop:
         self.state = self.tenacity.RetryCallState(self.retrying, fn=None, args=(), kwargs={})
 
     def ended(self, response: httpx.Response | None, error: Exception | None = None) -> None:
-        """Note the outcome of an attempt."""
         self.response, self._error, self.state.outcome = response, error, self
 
     # What tenacity asks an outcome.
 
     @property
     def failed(self) -> bool:
-        """Whether the attempt ended with an error."""
         return self._error is not None
 
     def exception(self) -> Exception | None:
-        """That error."""
         return self._error
 
     def result(self) -> httpx.Response | None:
-        """The response; raises the error."""
         if self._error is not None:
             raise self._error
         return self.response
@@ -291,7 +287,6 @@ def retry(policy: RetryPolicy | None = None) -> Layer:
 
 
 def _checked(policy: RetryPolicy | None) -> RetryPolicy:
-    """The policy, or the default one."""
     if policy is None:
         return RetryPolicy()
     if not isinstance(policy, RetryPolicy):

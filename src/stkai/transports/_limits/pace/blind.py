@@ -94,7 +94,6 @@ class BlindRate:
 
     @property
     def _outage(self) -> int:
-        """How many refusals in a row count as an outage."""
         return _STRICT_OUTAGE if self._test.is_strict else _OUTAGE
 
     @property
@@ -188,7 +187,6 @@ class BlindRate:
     # Answers
 
     def accepted(self, turn: Turn, now: float, sent: float) -> None:
-        """Note that a request was accepted."""
         self._in_flight.ended(sent)
         self._in_flight.accepted(sent)
         self._accepted += 1

@@ -64,7 +64,6 @@ class GroupState(NamedTuple):
     window: tuple[Any, ...] = ()
 
     def text(self) -> str:
-        """The text for the store."""
         numbers = [round(value, 6) for value in self[:-1]]
         window = [float(f"{value:.9g}") if isinstance(value, float) else value for value in self.window]
         return json.dumps([*numbers, window], separators=(",", ":"))

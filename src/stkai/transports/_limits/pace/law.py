@@ -116,7 +116,6 @@ class TunedLaw(NamedTuple):
         return math.pow(math.pow(rate, rest) + factor * rest * _growth(quiet, seconds, unit), 1 / rest)
 
     def cut(self, rate: float, past: Past) -> float:
-        """The rate after a refusal."""
         goodput = past.successes / max(past.seconds, self.window / 60)
         share = min(1.0, goodput / self.ceiling)
         eased = rate * (_KEPT + (_KEPT_ALONE - _KEPT) * share)
@@ -164,7 +163,6 @@ RateLaw = TunedLaw | PlainLaw
 
 
 def longest_pause(window: float) -> float:
-    """The longest pause, in seconds."""
     return max(window, LONGEST_PAUSE)
 
 
@@ -212,6 +210,5 @@ class Congestion:
         return True
 
     def cut(self, now: float) -> None:
-        """Note that the rate was cut."""
         self._cut_at = now
         self.is_answered = False

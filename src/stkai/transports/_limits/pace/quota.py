@@ -69,7 +69,6 @@ class KnownQuota:
         return f"{self.requests:g}, {self.window:g}"
 
     def bounded(self, rate: float) -> float:
-        """The rate, between the floor and the ceiling."""
         return min(self.ceiling, max(self.floor, rate))
 
     def law(self, plain: tuple[float, float] | None = None) -> RateLaw:
@@ -90,7 +89,6 @@ class KnownQuota:
 
     @property
     def was_asked(self) -> bool:
-        """Whether a refusal has asked for a wait lately."""
         return any(self._waits)
 
     def read(self, response: httpx.Response, now: datetime) -> Reading | None:
@@ -120,7 +118,6 @@ class KnownQuota:
             self._set(self.requests, min(window, longest_pause(0.0)))
 
     def update(self, max_requests: float, time_window: float) -> None:
-        """Replace what is known by these numbers."""
         self.is_given = True
         self._set(max_requests, time_window)
 

@@ -48,8 +48,6 @@ def check_warm_start(name: object, share: str | None, *, plain: bool) -> None:
 
 
 class LearnedRate(NamedTuple):
-    """What a limiter has learned."""
-
     rate: float  # Requests per second.
     window: float  # The quota's window in seconds, or its estimate.
     refused: bool = True  # Whether a refusal, or a server's headers, have shown where the limit is.
@@ -109,7 +107,6 @@ class SavedRate:
             self.write(*noted)
 
     def write(self, learned: LearnedRate, saved: datetime) -> None:
-        """Write the file."""
         if self.path is None:
             return
         content = learned._asdict() | {"saved": saved.timestamp()}

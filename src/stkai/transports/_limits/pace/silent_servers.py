@@ -79,7 +79,6 @@ class SilentWindow:
         return self._accepted / max(1.0, now - self._since)
 
     def accepted(self) -> None:
-        """Count an accepted request."""
         self._accepted += 1
 
     def refused(self, now: float) -> None:
@@ -139,7 +138,6 @@ class InFlightLimit:
             self._now = max(0, self._now - 1)
 
     def accepted(self, sent: float) -> None:
-        """Note that a request sent at `sent` was accepted."""
         if sent == self._retried_at:
             self._retried_at = math.inf
             step = 1 if self._waited else -_MISSED
@@ -168,12 +166,10 @@ class EqualRefusals:
         self._answers = self._refused = 0.0
 
     def note(self, *, refused: bool) -> None:
-        """Note an answer."""
         self._answers += 1
         self._refused += refused
 
     def fade(self, rate: float, seconds: float) -> None:
-        """Let what was noted fade."""
         fading = math.exp(-seconds / min(_LONGEST_MEMORY, max(_MEMORY, _ANSWERS / rate)))
         self._answers, self._refused = self._answers * fading, self._refused * fading
 
@@ -183,7 +179,6 @@ class EqualRefusals:
         return self._refused > _COLLISIONS * self._answers
 
     def forget(self) -> None:
-        """Forget all answers."""
         self._answers = self._refused = 0.0
 
     def grown(self, rate: float, seconds: float) -> float:
@@ -193,7 +188,6 @@ class EqualRefusals:
         return rate * math.exp(min(50.0, step / self.patience(rate) * seconds))
 
     def cut(self, rate: float) -> float:
-        """The rate after a refusal."""
         if self._test.is_strict:
             return rate * (1 - _STRICT_STEP)
         share = rate / self._quota.ceiling

@@ -63,11 +63,9 @@ class ColdStart:
 
     @property
     def releases(self) -> bool:
-        """Whether a success releases permits."""
         return not self.over and self._free >= 1
 
     def released_by_success(self) -> float:
-        """Permits that a success releases."""
         if not self.releases:
             return 0.0
         self._free -= 1

@@ -85,7 +85,6 @@ class WindowGuide:
 
     @property
     def rate(self) -> float:
-        """The rate now."""
         if not self.in_force:
             return self.base
         # Together, senders that share the quota may exceed its rate for a while, to use up what is left.
@@ -218,7 +217,6 @@ class WindowGuide:
         self._accounted = now
 
     def _finish(self) -> None:
-        """The window has ended."""
         self._over = True
         if self.in_force and self._readings:
             self._account(self._end.latest)

@@ -65,7 +65,6 @@ class WindowedRate:
         return self._resumes_at or self.base
 
     def set(self, rate: float) -> None:
-        """Continue at this rate."""
         self.rate = rate
         self.burst = max(1.0, law.BURST * self._quota.window * rate)
 

@@ -142,7 +142,6 @@ class StoreClient:
         self._noted, self._ahead = now, now - _clock.monotonic()
 
     def _now(self) -> float:
-        """The time of the caller's clock."""
         return self._noted if self._is_instant else _clock.monotonic() + self._ahead
 
     def schedule(self, seconds: float) -> None:
@@ -172,7 +171,6 @@ class StoreClient:
             self._send(call, ask)
 
     def _send(self, call: StoreCall, ask: Ask) -> None:
-        """Send the message and take in the answer."""
         member = self.member
         try:
             answer = checked(self._call(self.store.lease, ask), ask.want)
