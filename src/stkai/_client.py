@@ -21,8 +21,7 @@ class _Client:
     """What the sync and the async client share: everything but the calls."""
 
     _kind: type
-    _twin: type
-    """The client of httpx that resembles this one."""
+    _twin: type  # The client of httpx that resembles this one.
 
     _builder: str
     _entry_kind: type[LayerBase]

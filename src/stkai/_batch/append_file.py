@@ -36,11 +36,9 @@ class AppendFile:
         self.size = status.st_size
         self._appending = threading.Lock()
         """A failed write is cut off at the size before it, so nothing else may be written meanwhile."""
-        self._is_torn = False
-        """Whether the last write has failed, and could not be cut off."""
+        self._is_torn = False  # Whether the last write has failed, and could not be cut off.
         self._changes = 0
-        self._safe_changes = 0
-        """How many of the changes would survive a power failure."""
+        self._safe_changes = 0  # How many of the changes would survive a power failure.
         self._lost: OSError | None = None
         self._committing = anyio.Lock()
 

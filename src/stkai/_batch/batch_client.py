@@ -68,8 +68,7 @@ class BatchClient:
         """Of each attempt, in seconds, as httpx takes them."""
         # A batch waits for its permits as long as it takes.
         call = RequestOptions(deadline=UNSET if deadline is None else deadline, max_wait_time=None)
-        self.extensions = {OPTIONS: call, "timeout": self.timeouts}
-        """Those of a line's request."""
+        self.extensions = {OPTIONS: call, "timeout": self.timeouts}  # Those of a line's request.
         given: StackOptions = {"rate_limit": limits(options, STKAI.config)}
         if options.no_auth:
             given["auth"] = None

@@ -60,8 +60,7 @@ class OutcomesInTasks:
         """One is taken for each request that is read, and given back when its outcome is handed out."""
         self._finished: deque[Outcome | BaseException | None] = deque()
         self._arrivals = anyio.Semaphore(0)
-        self._new: dict[int, Coroutine[Any, Any, None]] = {}
-        """The work whose task has not begun."""
+        self._new: dict[int, Coroutine[Any, Any, None]] = {}  # The work whose task has not begun.
         self._scope, self._has_ended = anyio.CancelScope(), anyio.Event()
 
     async def __aenter__(self) -> Self:

@@ -38,14 +38,10 @@ _TORN: Final = re.compile(rb"s(?: ([0-9]*))?")
 class LineState(IntEnum):
     """What is known about one line, or about one request of `send_all`."""
 
-    NEW = 0
-    """Not sent, or refused: a resumed job sends it."""
-    SENT = 1
-    """Sent, and no outcome is known."""
-    DONE = 2
-    """Its answer is in the output; for `send_all`: its outcome was handed out."""
-    FAILED = 3
-    """Its failure is in the failure output."""
+    NEW = 0  # Not sent, or refused: a resumed job sends it.
+    SENT = 1  # Sent, and no outcome is known.
+    DONE = 2  # Its answer is in the output; for `send_all`: its outcome was handed out.
+    FAILED = 3  # Its failure is in the failure output.
 
 
 _STATES = tuple(LineState)

@@ -143,8 +143,7 @@ class Progress:
 class Display:
     """Reports progress in plain lines, without escape codes, every so many seconds; by default never."""
 
-    pause = 0.25
-    """Seconds between updates."""
+    pause = 0.25  # Seconds between updates.
 
     def __init__(self, say: Callable[[str], None], every: float = math.inf) -> None:
         self.say, self._every = say, every

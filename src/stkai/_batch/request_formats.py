@@ -16,8 +16,7 @@ from .json_text import Part, Template, members
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_OWN: Final = (b"idempotency-key", b"authorization")
-"""Headers that are not the same in all requests."""
+_OWN: Final = (b"idempotency-key", b"authorization")  # Headers that are not the same in all requests.
 
 _BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 
@@ -27,8 +26,7 @@ Values = Mapping[str, Part]
 class InvalidLineError(Exception):
     """A line that is not a valid request."""
 
-    custom_id = "null"
-    """As JSON, if it could be read."""
+    custom_id = "null"  # As JSON, if it could be read.
 
 
 @dataclass(frozen=True, slots=True)

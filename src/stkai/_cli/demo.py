@@ -32,8 +32,7 @@ from ..transports._limits.quota_limiters import AimdLimiter, TokenBucket
 _PATH: Final = "/v1/quick-commands"
 _STATUSES: Final = (httpx.codes.OK, httpx.codes.TOO_MANY_REQUESTS)
 _FIGURES: Final = ("sent", "ok", "429", "failed", "p50 s", "p95 s")
-_NAMES: Final = 23
-"""Width of the first column, in characters."""
+_NAMES: Final = 23  # Width of the first column, in characters.
 _GAP: Final = 2  # Characters between two columns.
 _EIGHTHS: Final = " ▁▂▃▄▅▆▇█"
 _ASCII: Final = " .:-=+*#@"

@@ -68,8 +68,7 @@ class _Lent(ref[Loan[Any]]):
 class PoolState(Generic[Wire]):
     """A limited number of wires; prefers an idle one to the right place, the most recently used first."""
 
-    _watched: type
-    """The class of the bodies whose ends the pool notices."""
+    _watched: type  # The class of the bodies whose ends the pool notices.
 
     def __init__(self, make: Callable[[], Wire], limits: httpx.Limits, family: Family = HTTPX) -> None:
         self.family = family

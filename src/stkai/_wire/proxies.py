@@ -109,8 +109,7 @@ class ProxyStream:
     what is left of the connect timeout. httpcore sets no time limit for the exchange with a SOCKS proxy.
     """
 
-    _asks: re.Match[bytes] | None = None
-    """What the proxy is asked, as long as it has not connected."""
+    _asks: re.Match[bytes] | None = None  # What the proxy is asked, as long as it has not connected.
 
     _has_asked = False
 

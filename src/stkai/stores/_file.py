@@ -243,8 +243,7 @@ def _not_plain(path: Path) -> str:
 if sys.platform == "win32":
     import msvcrt
 
-    _BYTE: Final = 1 << 30
-    """Windows locks also block reads, so this is a byte far beyond the record."""
+    _BYTE: Final = 1 << 30  # Windows locks also block reads, so this is a byte far beyond the record.
 
     def try_lock(fd: int) -> bool:
         os.lseek(fd, _BYTE, os.SEEK_SET)

@@ -28,8 +28,7 @@ class App:
     """Everything that makes up one running server."""
 
     service: Service
-    faults: list[tuple[str, Fault]]
-    """Those that wait for requests, and where the paths of these begin."""
+    faults: list[tuple[str, Fault]]  # Those that wait for requests, and where the paths of these begin.
     log: deque[RequestRecord]
     clock: Clock
     latency: tuple[float, float]

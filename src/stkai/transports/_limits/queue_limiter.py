@@ -26,8 +26,7 @@ _HOOKS: Final = ("ask", "leave", "learn", "end", "settle")
 class QueueLimiter(Queue):
     """A queue that is a `Limiter`."""
 
-    is_own = False
-    """Whether it is a user's subclass, which must see every request and answer."""
+    is_own = False  # Whether it is a user's subclass, which must see every request and answer.
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -100,8 +99,7 @@ class QueueLimiter(Queue):
 class QuotaLimiter(QueueLimiter):
     """A limiter with a quota: requests, units of cost, or both, per time window; its own, or a group's."""
 
-    _pace: Any = None
-    """What sets the rate of a process that shares nothing, if it is not constant."""
+    _pace: Any = None  # What sets the rate of a process that shares nothing, if it is not constant.
 
     def __init__(
         self,

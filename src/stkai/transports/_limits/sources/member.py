@@ -30,8 +30,7 @@ _RISEN: Final = 3.0
 class Member(Source):
     """The side of `Leased` that faces the store. Instants are on the caller's clock, in seconds."""
 
-    client: Any
-    """Makes its calls; it sets this itself."""
+    client: Any  # Makes its calls; it sets this itself.
 
     updated: Limits | None = None
     """Numbers other than those that it was made with; a forked child keeps to them as well."""

@@ -17,8 +17,7 @@ ROUNDING: Final = 1e-6
 OVERSLEPT: Final = 5.0
 """Seconds after which a waiter that has not woken no longer delays those behind it: its loop may be stuck."""
 
-_LOOKED_AT: Final = 1000
-"""How far to look where some wait for limits of their own."""
+_LOOKED_AT: Final = 1000  # How far to look where some wait for limits of their own.
 
 _RUN, _RUNS = 50, 10
 """Farther away, to look at so many turns side by side, and at so many such runs: tenants often alternate."""
