@@ -75,15 +75,7 @@ class _Router:
 
         No error, and no variable of its traceback, shows that URL, which may contain a password.
         """
-        problems: list[str] = []
-        made = self._try_wires_of(family, problems)
-        if problems:
-            msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {problems[0]}"
-            raise ConfigurationError(msg)
-        return made
-
-    def _try_wires_of(self, family: Family, problems: list[str]) -> dict[str, Any]:
-        made = {_DIRECT: self._make(family, None)}
+        made, problem = {_DIRECT: self._make(family, None)}, ""
         for url in self._proxies.urls:
             try:
                 absolute_url(url, PROXIES)
@@ -91,8 +83,12 @@ class _Router:
                 context = self._context if url.lower().startswith("https://") else None
                 made[url] = self._make(family, family.Proxy(url, ssl_context=context))
             except alike(httpx.InvalidURL, ValueError, ImportError) as error:
-                problems.append(str(error))
-                return {}
+                problem, made = str(error), {}
+                del url
+                break
+        if problem:  # Outside of the handler: the error would show the URL.
+            msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {problem}"
+            raise ConfigurationError(msg)
         return made
 
     def _wire_for(self, request: httpx.Request) -> Any:
