@@ -254,6 +254,13 @@ def test_a_placeholder_that_no_column_fills_is_refused_before_anything_is_sent(
     assert (counting.seen, job.journal.exists()) == ([], False)
 
 
+def test_columns_separated_by_semicolons_are_refused_with_the_remedy(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "products.csv").write_text("sku;name\nA-1;Kettle\n")
+    (tmp_path / "body.json").write_text('{"t": "{name}"}')
+    result = job.run("products.csv", "--body", "body.json")
+    assert (result.returncode, "it has: sku;name (separate columns by commas)" in result.stderr) == (2, True)
+
+
 def test_a_placeholder_in_the_base_url_is_refused(job: Job, tmp_path: Path) -> None:
     (tmp_path / "people.csv").write_text("id\n1\n")
     (tmp_path / "body.json").write_text("{}")

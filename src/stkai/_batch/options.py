@@ -229,7 +229,11 @@ def _check_columns(path: Path, columns: list[str], options: Options, template: T
         wanted[options.id_column] = f"--id-column {options.id_column}"
     for name, what in wanted.items():
         if name not in columns:
-            raise ConfigurationError(f"{what}, but {path} has no such column; it has: {', '.join(columns)}")
+            # What Excel writes where the comma is the decimal sign.
+            hint = " (separate columns by commas)" if ";" in columns[0] else ""
+            raise ConfigurationError(
+                f"{what}, but {path} has no such column; it has: {', '.join(columns)}{hint}"
+            )
 
 
 def _first_object(path: Path) -> Values:
