@@ -61,8 +61,8 @@ def test_quota_shows_one_snapshot_without_a_terminal(store: FileStore) -> None:
     ("waiting", "queue", "words"),
     [
         (0, 0.0, "0 requests waiting; a new one would not have to wait"),
-        (1, 0.5, "1 request waiting; a new one would wait for 0.5 s"),
-        (1200, 60.0, "1,200 requests waiting; a new one would wait for 60 s"),
+        (1, 0.5, "1 request waiting; a new one would wait for 0.5 s in an idle process"),
+        (1200, 60.0, "1,200 requests waiting; a new one would wait for 60 s in an idle process"),
     ],
 )
 def test_the_queue_is_put_into_words(store: FileStore, waiting: int, queue: float, words: str) -> None:

@@ -84,6 +84,8 @@ def as_table(share: str, seen: Snapshot | None) -> Table | Text:
     quota = seen.quota
     refused = "none" if seen.refused is None else f"{seen.refused:.0f} s ago"
     wait = f"wait for {digits(seen.queue)} s" if seen.queue >= _AT_ONCE else "not have to wait"
+    # Processes take turns, so a request waits longer behind others of its own.
+    where = " in an idle process" if seen.waiting else ""
     terms = [f"quota {digits(quota.rate, 4)}", f"burst {digits(quota.burst, 4)}"]
     if quota.window:
         terms.append(f"at most {digits(quota.rate * quota.window, 6)} in {digits(quota.window, 4)} s")
@@ -92,7 +94,7 @@ def as_table(share: str, seen: Snapshot | None) -> Table | Text:
         "rate": f"{digits(seen.rate, 4)} requests/s ({', '.join(terms)})",
         "in use": f"{digits(seen.used, 4)} requests/s",
         "units": f"{seen.units:,.0f} of {quota.max_cost:,.0f} left; {digits(quota.cost_rate, 4)} more per second",
-        "queue": f"{count(seen.waiting, 'request')} waiting; a new one would {wait}",
+        "queue": f"{count(seen.waiting, 'request')} waiting; a new one would {wait}{where}",
         "pause": f"{digits(seen.pause)} s" if seen.pause else "none",
         "last 429": refused,
     }
