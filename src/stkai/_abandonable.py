@@ -195,7 +195,8 @@ class Worker:
                 ).start()
             except RuntimeError as error:
                 self._jobs = None
-                raise NoThreadError(f"nothing was sent: {error}, as a call with a deadline needs") from error
+                msg = f"nothing was sent: a call with a deadline needs a thread ({error})"
+                raise NoThreadError(msg) from error
         self._jobs.put(job)
 
     def do(self, work: Callable[[], Any], left: Callable[[], float]) -> Any:

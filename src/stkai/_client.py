@@ -75,8 +75,8 @@ class HttpClient(_Client):
     A subclass may instead override `get` and `post`, and `post_stream` if it can stream; it then needs no transport.
 
     Args:
-        transport: usually a stack, from `build_transport` or a `StackBuilder`. Only a subclass with its own verbs can
-            do without one.
+        transport: usually a stack, from `build_transport` or a `StackBuilder`. Only a subclass with methods of
+            its own can do without one.
 
     Raises:
         ConfigurationError: the transport is not a sync one.
@@ -95,7 +95,7 @@ class HttpClient(_Client):
     def transport(self) -> httpx.BaseTransport:
         """The transport that sends the requests."""
         if self._transport is None:
-            msg = f"{type(self).__name__} has no transport: override this verb, or call super().__init__(transport)"
+            msg = f"{type(self).__name__} has no transport: override this method, or call super().__init__(transport)"
             raise NotImplementedError(msg)
         return self._transport
 
@@ -148,7 +148,7 @@ class HttpClient(_Client):
         nothing is retried, and the deadline no longer counts.
 
         Raises:
-            NotImplementedError: the client is a subclass with its own verbs that does not stream.
+            NotImplementedError: the client is a subclass that overrides `post` and not this method.
         """
         return cast(StreamedResponse, self._send("post_stream", url, data, headers, timeout, options))
 

@@ -137,7 +137,7 @@ def _forget_contents(error: BaseException) -> None:
 
 
 class NotSent(StkaiError):  # noqa: N818 - a public name
-    """Derive from it an exception that leaves a permit's block when nothing was sent: the permit is given back."""
+    """Raise it, or an exception derived from it, in a `permit()` block if nothing was sent: the permit is returned."""
 
 
 class ConfigurationError(StkaiError, ValueError):

@@ -1,7 +1,7 @@
-"""The events of a stack, which its listener receives: one frozen dataclass each, in the past tense, with the reason.
+"""The events of a stack, which its listener receives: one frozen dataclass each, named in the past tense.
 
 Every event names its call, so that logs, metrics and traces can be built from events alone. `str(event)` is a readable
-line. Imported when the first event happens: `import stkai` does not pay for it.
+line. This module is imported with the first event, which keeps `import stkai` light.
 """
 
 from dataclasses import dataclass, field

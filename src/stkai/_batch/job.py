@@ -247,7 +247,7 @@ def _report(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
     if duplicates:
         say(f"{count(duplicates, 'duplicate id')}, which is allowed; use `id` to tell the lines apart")
     if invalid:
-        say(f"{count(invalid, 'invalid line')}, which would be reported as failures")
+        say(f"{count(invalid, 'invalid line')} would be reported as failed")
     tokens, price = size / CHARACTERS_PER_TOKEN, options.prices
     cost = "" if price is None else f", {show_dollars(price.dollars(round(tokens), 0))} for the input alone"
     say(

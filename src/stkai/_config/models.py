@@ -39,7 +39,7 @@ class AuthConfig(fields.Section):
             there, missing = ("ID", "SECRET") if self.client_secret is None else ("SECRET", "ID")
             raise ValueError(
                 f"STKAI_AUTH_CLIENT_{missing} is missing, but STKAI_AUTH_CLIENT_{there} is set:"
-                " set both or neither, there or with configure(auth={'client_id': ..., 'client_secret': ...})"
+                " set both or neither, as variables or with configure(auth={'client_id': ..., 'client_secret': ...})"
             )
         if self.token is not None and self.client_id is not None:
             raise ValueError(
@@ -111,7 +111,7 @@ class RateLimitConfig(fields.Section):
     def quota(self) -> tuple[int | None, float | None]:
         """Requests and seconds of the quota; (None, None) if the adaptive limiter has to find it.
 
-        It has to unless `max_requests` was given, or what needs a quota: the default number is not a real quota.
+        It does not have to if `max_requests`, or another field that needs a quota, was given; a default is not.
         """
         is_given = self.max_requests is not None and "max_requests" in self.model_fields_set
         parts = (self.min_rate_floor, self.penalty_factor, self.recovery_factor)
@@ -121,7 +121,7 @@ class RateLimitConfig(fields.Section):
         return self.max_requests or DEFAULT_QUOTA[0], self.time_window or DEFAULT_QUOTA[1]
 
     def without_effect(self) -> str | None:
-        """What to say of the settings of a limiter that is off; None if there are none, or it is off on purpose."""
+        """The warning about settings of a limiter that is off; None if there are none, or if it is off on purpose."""
         given = self.model_fields_set
         if self.enabled or "enabled" in given or not given:
             return None

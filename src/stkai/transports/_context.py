@@ -46,7 +46,7 @@ class Context:
         self.observes = logger.isEnabledFor if listener is log_events else lambda _: has_listener
 
     def emit(self, event: "events.Event") -> None:
-        """Call the listener; what it raises is logged, but for interrupts."""
+        """Call the listener. An exception that it raises is logged; an interrupt is passed on."""
         notify(self.listener, event)
 
 

@@ -76,7 +76,7 @@ class RequestOptions:
             check_choice("priority", self.priority, "normal", "low", error=InvalidArgumentError)
 
     def over(self, others: "RequestOptions") -> "RequestOptions":
-        """These options, and those of `others` in place of what is not given here."""
+        """These options, completed by those of `others` where a field is not given here."""
         if self is NO_OPTIONS:
             return others
         mine = {each.name: getattr(self, each.name) for each in fields(self)}

@@ -128,7 +128,7 @@ def _has_ended(taken: "ref[Turn] | Turn") -> bool:
 
 
 class InFlight(QueueLimiter):
-    """At most `n` requests between leaving and the end of their answer's body; a stream counts until it is closed.
+    """At most `n` requests in flight: from when they are sent until their answers have been read or closed.
 
     Args:
         n: how many, at least 1.

@@ -97,11 +97,11 @@ class Turn:
         self.held_by = self.wake = None
 
     def note(self, by: object, what: Any) -> None:
-        """Let a share, a pace or a guest note something about it."""
+        """Keep a note of a share, a pace or a guest about this turn."""
         self.notes = {**(self.notes or {}), by: what}
 
     def noted(self, by: object) -> Any:
-        """What it noted; None if that is nothing."""
+        """The note of `by`; None if there is none."""
         return None if self.notes is None else self.notes.get(by)
 
     def resume(self, earlier: "Turn") -> None:

@@ -223,7 +223,7 @@ class RetryPolicy:
         return response.status_code not in self.retry_on_status_codes
 
     def is_repeatable(self, request: httpx.Request) -> bool:
-        """Whether the server gives it the same answer when repeated: its method is idempotent, or it has a key."""
+        """Whether sending it twice has the effect of once: its method is idempotent, or it carries a key."""
         headers, own = request.headers, self.idempotency_header
         return (
             request.method in _IDEMPOTENT or has_field(headers, _KEY) or (own is not None and own in headers)
