@@ -112,7 +112,7 @@ class HttpClient(_Client):
             deadline: seconds that the whole call may take.
             max_wait_time: seconds that the call may wait for permits; None waits as long as necessary.
             cost: units that the call takes from a limiter with `max_cost`.
-            priority: "normal", or "low" to go when no normal request waits.
+            priority: "normal", or "low" to be sent when no normal request waits.
 
         Raises:
             InvalidArgumentError: (a ValueError and AssertionError) a bad URL, timeout or option.

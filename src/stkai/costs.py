@@ -129,7 +129,7 @@ def llm_tokens(count: Count = "total", tokenizer: Callable[[str], Sized] | None 
     the text that arrived.
 
     Args:
-        count: "total", or "input" or "output" alone, for services that limit them apart.
+        count: "total", or "input" or "output" alone, for services that limit them separately.
         tokenizer: turns a text into its tokens, if four characters per token is not accurate enough; for example
             `tiktoken.get_encoding("o200k_base").encode_ordinary`. Texts that it cannot read are estimated.
 

@@ -61,7 +61,7 @@ class StrategyRun:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """So many calls from each process, sent by so many threads, against a quota per window of seconds."""
+    """What each process sends, with how many threads, and the quota of the server per window of seconds."""
 
     requests: int
     processes: int

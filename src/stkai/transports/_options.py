@@ -47,8 +47,8 @@ class RequestOptions:
             necessary.
         cost: units that the call takes from each limit with `max_cost`; by default what that limit's own `cost` says,
             or else the stack's.
-        priority: "normal", the default, or "low", which goes when no normal request waits, and gets at least one permit
-            in eleven.
+        priority: "normal", the default, or "low", which is sent when no normal request waits, and gets at least one
+            permit in eleven.
 
     Raises:
         InvalidArgumentError: a value is out of range.

@@ -29,16 +29,16 @@ class RateChange(NamedTuple):
 
 
 class Turn:
-    """One request's wait for a permit. The layer asks the limiter with it until the request may go.
+    """One request's wait for a permit. The layer asks the limiter with it until the request is admitted.
 
     Attributes:
         request: what is to be sent.
         cost: units that it takes from a limiter that counts them.
         priority: "normal" or "low".
         chance: a random number in [0, 1), drawn for this turn.
-        number: the place in the queue, given by the limiter; the lower one goes first. An attempt that returns to the
-            queue brings the number of the one before; 0 is new.
-        not_before: when it may go at the earliest, in seconds of the clock; set by `learn` for the next attempt.
+        number: the place in the queue, given by the limiter; the lower one is served first. An attempt that returns to
+            the queue brings the number of the one before; 0 is new.
+        not_before: when it may be sent at the earliest, in seconds of the clock; set by `learn` for the next attempt.
         nap: seconds after which to ask again, if that is earlier than the wait; set by the limiter.
         is_guess: whether the wait is only a guess, so that asking again may succeed sooner; set by the limiter.
         granted: whether the permit has been taken, and neither given back nor ended; set by the limiter.
@@ -159,7 +159,7 @@ class Answer:
 
 @runtime_checkable
 class Limiter(Protocol):
-    """Decides when a request may go. Pure: it gets the time as an argument, and never waits, sends or sleeps.
+    """Decides when a request may be sent. Pure: it gets the time as an argument, and never waits, sends or sleeps.
 
     Derive from it, or write an object with the same members; a limiter layer takes either. Several threads and event
     loops may ask one object at once: guard its state with a lock, held for arithmetic only.
@@ -184,7 +184,7 @@ class Limiter(Protocol):
         max_wait_time: float | None = None
 
     def ask(self, turn: Turn, now: float) -> float | Operation:
-        """Whether the request may go at `now` (seconds of the clock).
+        """Whether the request may be sent at `now` (seconds of the clock).
 
         Returns:
             0.0 if it may, and the permit is taken. Otherwise the seconds that it has to wait, as far as is known; the

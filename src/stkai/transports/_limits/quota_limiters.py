@@ -18,17 +18,17 @@ from .sources.units import Units
 
 
 class TokenBucket(QuotaLimiter):
-    """At most so many requests in any time window. Share the object to share the quota, also between stacks.
+    """At most `max_requests` requests in any time window. Share the object to share the quota, even between stacks.
 
-    After a quiet time, `burst` requests may go at once; the others follow evenly. With the default burst, all of a
-    window's requests may go at once, and the next ones when these have left the window.
+    After a quiet time, `burst` requests may be sent at once; the others follow evenly. With the default burst, all
+    requests of a window may be sent at once, and the next ones when these have left the window.
 
     Args:
-        max_requests: requests allowed in any `time_window`; None counts units of cost alone.
+        max_requests: requests allowed in any `time_window`; None counts only units of cost.
         time_window: seconds.
         max_cost: units of cost allowed per `time_window`, such as tokens; None counts requests only. They are refilled
-            evenly. A call that costs more than all of them goes when none is used, and is paid for afterwards.
-        burst: requests that may go at once after a quiet time, at least 1; by default `max_requests`.
+            evenly. A call that costs more than all of them is sent when none is used, and paid for afterwards.
+        burst: requests that may be sent at once after a quiet time, at least 1; by default `max_requests`.
         cost: what a call costs: a function of its request, or an object with `estimate` and `settle`, such as
             `stkai.costs.llm_tokens()`; by default what the stack or the call says.
         max_wait_time: seconds that a request may wait for its permit; None waits as long as necessary.
@@ -82,7 +82,7 @@ class TokenBucket(QuotaLimiter):
 
     @property
     def burst(self) -> float:
-        """Requests that may go at once after a quiet time."""
+        """Requests that may be sent at once after a quiet time."""
         return self._limits.at_once
 
     @even_half_made
@@ -205,7 +205,7 @@ class AimdLimiter(QuotaLimiter):
 
     @property
     def burst(self) -> float:
-        """Requests that may go at once after a quiet time."""
+        """Requests that may be sent at once after a quiet time."""
         return self._pace.mode.burst
 
     @property
