@@ -1,4 +1,4 @@
-"""The command `stkai`, also `python -m stkai`."""
+"""The command `stkai`, or `python -m stkai`."""
 
 import os
 import signal

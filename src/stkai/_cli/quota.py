@@ -115,7 +115,7 @@ def _unused(share: str) -> str:
 
 
 def _watch(console: Console, share: str, store: FileStore | RedisStore) -> None:
-    """Update the table until Ctrl-C, also while the store cannot be reached."""
+    """Update the table until Ctrl-C, even while the store cannot be reached."""
     clock = SystemClock()
     with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while True:

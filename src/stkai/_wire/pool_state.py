@@ -143,7 +143,7 @@ class PoolState(Generic[Wire]):
                     self._busy = False
 
     def discard_all(self) -> None:
-        """Move all wires to the trash, also those in use."""
+        """Move all wires to the trash, even those in use."""
         self._closed = True
         self.settle()
 
