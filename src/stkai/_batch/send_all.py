@@ -46,10 +46,11 @@ def send_all(
 ) -> Generator[Outcome, None, None]:
     """Send many requests through one client, in threads, and yield each outcome as its call finishes.
 
-    A request that fails yields an outcome with an `error` and does not stop the others. The iterable is read in the
-    caller's thread, at most `max_in_flight` requests ahead of the outcomes yielded. If the iterable raises, the loop
-    raises that error after the outcomes of the requests read so far. `close()`, or Ctrl-C, stops sending and waits for
-    the requests in flight: `with contextlib.closing(stkai.send_all(...)) as outcomes`.
+    A request without an answer yields an outcome with an `error`; an answer with a status such as 500 is a response.
+    Neither stops the others. The iterable is read in the caller's thread, at most `max_in_flight` requests ahead of the
+    outcomes yielded. If it raises, the loop raises that error after the outcomes of the requests read so far.
+    `close()`, or Ctrl-C, stops sending and waits for the requests in flight:
+    `with contextlib.closing(stkai.send_all(...)) as outcomes`.
 
     Args:
         client: any sync stkai or httpx client; it is not closed.
