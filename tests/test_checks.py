@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 from unittest.mock import AsyncMock, MagicMock, Mock, create_autospec
 
@@ -62,6 +63,37 @@ def test_any_other_number_is_refused_by_name(allowed: Numbers, values: tuple[Any
         with pytest.raises(ConfigurationError) as caught:
             check_number("rate", value, allowed)
         assert str(caught.value) == f"rate must be {allowed.words}, not {value!r}"
+
+
+@pytest.mark.parametrize("kind", ["int64", "uint8", "float32", "float64"])
+def test_numbers_of_numpy_are_numbers(kind: str) -> None:
+    numpy = pytest.importorskip("numpy")
+    number = check_number("rate", getattr(numpy, kind)(5), POSITIVE)
+    assert isinstance(number, int if "int" in kind else float)
+    assert number == 5
+    assert stkai.RequestOptions(cost=getattr(numpy, kind)(5)).cost == 5
+    for bad in (numpy.float32("inf"), numpy.float32("nan"), numpy.bool_(True), numpy.int8(-1)):
+        with pytest.raises(ConfigurationError, match=r"^rate must be a positive, finite number, not np\."):
+            check_number("rate", bad, POSITIVE)
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_limiters_take_numbers_of_numpy(tmp_path: Path, is_shared: bool) -> None:
+    numpy = pytest.importorskip("numpy")
+    five = numpy.int64(5)
+    shared: Any = {"share": "mine", "store": stkai.stores.FileStore(tmp_path)} if is_shared else {}
+    bucket = stkai.TokenBucket(
+        five, five, max_cost=numpy.float32(5), burst=five, max_wait_time=five, **shared
+    )
+    with bucket.permit(cost=five) as permit:
+        permit.settle(numpy.int32(4))
+    bucket.update(max_requests=numpy.int64(6))
+    adaptive = stkai.AimdLimiter(five, five, min_rate_floor=numpy.float32(0.5), **shared)
+    places = stkai.InFlight(five)
+    places.update(n=numpy.int64(6))
+    numbers = [bucket.max_requests, bucket.time_window, bucket.max_cost, adaptive.max_requests, places.n]
+    assert numbers == [6, 5, 5, 5, 6]
+    assert all(type(each) in {int, float} for each in numbers)
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**5000)], ids=["large", "too_long_to_print"])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from inspect import iscoroutinefunction
+from numbers import Integral, Real
 from types import CodeType
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -14,6 +15,9 @@ from ._errors import ConfigurationError, InvalidArgumentError, StkaiError
 
 T = TypeVar("T")
 N = TypeVar("N", bound=float | None)
+
+REAL: Final = (float, int, Real)
+"""The types of real numbers; the usual ones come first, because an abstract one is slow."""
 
 _MOST: Final = sys.float_info.max  # Excludes infinity, NaN, and integers that do not fit into a float.
 
@@ -48,14 +52,22 @@ SHARE: Final = Numbers("a number above 0 and at most 1", high=1, above=True)
 def check_number(
     name: str, value: N, allowed: Numbers, hint: str = "", *, error: type[StkaiError] = ConfigurationError
 ) -> N:
-    """The value of the argument `name`, if it is one of the allowed numbers.
+    """The value of the argument `name`, as an int or a float, if it is one of the allowed numbers.
 
     Raises:
         ConfigurationError: (or `error`) it is not: "name must be ..., not value"; the hint follows "...".
     """
-    if not allowed.accept(value):
+    number: N = _plain(value)
+    if not allowed.accept(number):
         raise error(f"{name} must be {allowed.words}{hint}, not {_shown(value)}")
-    return value
+    return number
+
+
+def _plain(value: Any) -> Any:
+    """A number of another type, such as one of NumPy, as an int or a float; anything else as it is."""
+    if type(value) in {int, float, bool} or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def check_flag(name: str, value: object) -> None:

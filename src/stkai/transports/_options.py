@@ -71,7 +71,7 @@ class RequestOptions:
             msg = f"retry must be a stkai.RetryPolicy, or None to send once, not {self.retry!r}"
             raise InvalidArgumentError(msg)
         if self.cost is not UNSET and self.cost is not None:
-            check_cost(self.cost)
+            object.__setattr__(self, "cost", check_cost(self.cost))
         if self.priority is not UNSET:
             check_choice("priority", self.priority, "normal", "low", error=InvalidArgumentError)
 

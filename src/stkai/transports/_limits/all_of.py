@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 
 import httpx
 
-from ..._checks import even_half_made
+from ..._checks import REAL, even_half_made
 from ..._errors import ConfigurationError
 from .._operations import Operation
 from .limiter import Answer, Chooser, Limiter, Plan, RateChange, Turn, subscribe
@@ -90,7 +90,7 @@ class AllOf(QueueLimiter):
         for number, guest in enumerate(turn.guests):
             wait: float | Operation = guest.ask(turn, now)
             if wait != 0:
-                if isinstance(wait, int | float):
+                if isinstance(wait, REAL):
                     turn.due_at, turn.held_by, turn.is_guess = now + wait, guest, False
                 for earlier in turn.guests[:number]:
                     earlier.limiter.leave(earlier.inner(turn), now)

@@ -142,8 +142,7 @@ class InFlight(QueueLimiter):
     def __init__(
         self, n: int, *, methods: Iterable[str] | None = None, max_wait_time: float | None = None
     ) -> None:
-        check_number("n", n, POSITIVE_COUNT)
-        self._slots = Slots(n)
+        self._slots = Slots(check_number("n", n, POSITIVE_COUNT))
         super().__init__(self._slots, methods=methods, max_wait_time=max_wait_time)
 
     @property
@@ -162,8 +161,7 @@ class InFlight(QueueLimiter):
         Raises:
             ConfigurationError: `n` is not a whole number of at least 1; nothing has changed.
         """
-        check_number("n", n, POSITIVE_COUNT)
-        slots = self._slots
+        n, slots = check_number("n", n, POSITIVE_COUNT), self._slots
         with Queue.lock:
             slots.most = n
             # No turn has given up its slot, and a limiter has no clock.

@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 
 import httpx
 
-from ..._checks import SECONDS, check_number, clock_or_system, even_half_made
+from ..._checks import REAL, SECONDS, check_number, clock_or_system, even_half_made
 from ..._clock import Clock, is_system_clock, uniform
 from ..._errors import (
     ConfigurationError,
@@ -30,8 +30,6 @@ from .._options import UNSET, Priority, RequestOptions, check_cost
 from .limiter import TOO_MANY_REQUESTS, Answer, Plan, Turn, was_never_sent
 from .queue import Queue
 from .sources.source import TICK, Source
-
-_REAL: Final = (float, int)
 
 _LONGEST: Final = 3600.0
 """Seconds; a longer wait is slept in pieces: every system limits the length of a sleep."""
@@ -63,7 +61,7 @@ def wait_for_permit(
     held: dict[Source | None, float] | None = {} if attempt.is_observed else None
     try:
         while wait != 0.0:
-            if isinstance(wait, _REAL) and wait > 0:
+            if isinstance(wait, REAL) and wait > 0:
                 left = end - now
                 if wait > left + TICK and not (turn.is_guess and left > TICK):
                     raise _refused(context, layer, attempt, most, wait, now - start, now)

@@ -38,7 +38,8 @@ class QueueLimiter(Queue):
     ) -> None:
         self._methods = _checked_methods(methods)
         if max_wait_time is not None:
-            check_number("max_wait_time", max_wait_time, POSITIVE, ", or None to wait as long as it takes")
+            hint = ", or None to wait as long as it takes"
+            max_wait_time = check_number("max_wait_time", max_wait_time, POSITIVE, hint)
         self._max_wait_time = max_wait_time
         super().__init__(*sources)
         ends = any(type(source).end is not Source.end for source in sources)
@@ -195,7 +196,7 @@ class QuotaLimiter(QueueLimiter):
                 raise ConfigurationError(
                     f"{name} cannot be updated: this limiter was made without it; make another with {name}={value!r}"
                 )
-        limits = self._limits._replace(**given)
+        limits = check_limits(*self._limits._replace(**given))
         with Queue.lock:
             self._limits = limits
             for source in self.sources:
@@ -239,7 +240,7 @@ def check_limits(
     for name, value in limits._asdict().items():
         if value is not None:
             hint = ", or None to count requests only" if name == "max_cost" else ""
-            check_number(name, value, POSITIVE, hint)
+            limits = limits._replace(**{name: check_number(name, value, POSITIVE, hint)})
     return limits
 
 

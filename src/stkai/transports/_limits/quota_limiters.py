@@ -57,7 +57,8 @@ class TokenBucket(QuotaLimiter):
     ) -> None:
         store = sealed(store)  # Tracebacks show variables, and a URL may contain a password.
         limits = check_limits(max_requests, time_window, max_cost, burst)
-        check_number("time_window", time_window, POSITIVE)
+        time_window = check_number("time_window", time_window, POSITIVE)
+        max_requests, max_cost = limits.max_requests, limits.max_cost
         if max_requests is None and max_cost is None:
             raise ConfigurationError(
                 "a TokenBucket without max_requests needs max_cost: it has nothing to count"
@@ -143,6 +144,7 @@ class AimdLimiter(QuotaLimiter):
     ) -> None:
         store = sealed(store)  # Tracebacks show variables, and a URL may contain a password.
         limits = check_limits(max_requests, time_window, max_cost)
+        max_requests, time_window, max_cost, _ = limits
         parts = {
             "min_rate_floor": min_rate_floor,
             "penalty_factor": penalty_factor,
@@ -150,7 +152,8 @@ class AimdLimiter(QuotaLimiter):
         }
         for name, value in parts.items():
             if value is not None:
-                check_number(name, value, SHARE)
+                parts[name] = check_number(name, value, SHARE)
+        min_rate_floor, penalty_factor, recovery_factor = parts.values()
         if max_requests is None or time_window is None:
             _require_no_numbers(limits, parts | {"max_cost": max_cost, "share": share})
         plain = None
