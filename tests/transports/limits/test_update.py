@@ -1,5 +1,6 @@
 """The numbers of a limiter are read-only, and change by `update` while requests wait."""
 
+import re
 from typing import Any
 
 import anyio
@@ -117,6 +118,20 @@ def test_a_bad_number_is_refused_by_name_and_changes_nothing(kind: Any, name: st
         with pytest.raises(ConfigurationError, match=rf"^{name} must be a positive"):
             policy.update(**others | {name: value})
         assert (policy.max_requests, policy.time_window, policy.max_cost) == (2, 10, 5)
+
+
+@pytest.mark.parametrize("name", ["max_requests", "time_window", "max_cost"])
+@pytest.mark.parametrize("kind", [TokenBucket, AimdLimiter])
+@pytest.mark.parametrize("value", [5e-324, 1e-12, 1e21, 1.7e308])
+def test_a_number_that_no_quota_has_is_refused_in_words(kind: Any, name: str, value: float) -> None:
+    numbers = {"max_requests": 2.0, "time_window": 10.0, "max_cost": 5.0}
+    policy = kind(**numbers)
+    message = f"{name} must be between 1e-9 and 1e20, not {value}"
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
+        kind(**numbers | {name: value})
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
+        policy.update(**{name: value})
+    assert (policy.max_requests, policy.time_window, policy.max_cost) == (2, 10, 5)
 
 
 def test_what_a_limiter_does_not_count_cannot_be_updated() -> None:

@@ -147,6 +147,12 @@ def test_a_burst_of_a_large_quota_is_out_of_the_window_when_it_ends() -> None:
     assert queue.ask(waiting, 86_405.0) == 0.0
 
 
+@pytest.mark.parametrize("window", [1e-9, 1e-6, 1e-3])
+def test_a_window_may_be_shorter_than_a_tick_of_the_clock(window: float) -> None:
+    bucket = TokenBucket(1e9, window)
+    assert all(took(bucket, 100.0 + number * 1e-10) for number in range(10))
+
+
 def test_those_far_back_in_the_line_are_told_windows_that_are_still_to_come() -> None:
     queue = TokenBucket(2, 10)
     turns = [Turn() for _ in range(7)]

@@ -38,7 +38,7 @@ class TokenBucket(QuotaLimiter):
             `stkai.stores.Store`.
 
     Raises:
-        ConfigurationError: a number is not positive and finite, there is nothing to count, `cost` is given without
+        ConfigurationError: a number is not between 1e-9 and 1e20, there is nothing to count, `cost` is given without
             `max_cost`, or the store cannot be used.
     """
 

@@ -141,7 +141,7 @@ class Window(Source):
         if instants and now < instants[-1]:
             now = instants[-1]  # Another thread read the clock a moment later.
         self.used += 1
-        if now < self._began + self._grain:
+        if instants and now < self._began + self._grain:  # After less than a tick, it may be empty.
             instants[-1] = now
             counts[-1] += 1
         else:
