@@ -1,9 +1,11 @@
 """Rules for URLs: which are accepted, their origin (RFC 6454), whether their connection is private. Safe file names."""
 
+import os
 from collections.abc import Collection
 from functools import lru_cache
 from hashlib import blake2b
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
@@ -149,6 +151,11 @@ def parse_origin(name: str) -> httpx.URL:
 def show_origin(url: httpx.URL) -> str:
     """Scheme, host and port, for messages."""
     return f"{url.scheme}://{url.netloc.decode('ascii')}"
+
+
+def full_path(path: str | os.PathLike[str]) -> Path:
+    """The absolute path of a file or a directory, with `~` expanded."""
+    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - Path raises for an unknown user
 
 
 def file_name(name: str, suffix: str) -> str:

@@ -457,6 +457,14 @@ async def test_a_journal_skips_returned_outcomes_and_reports_what_was_in_flight(
     assert header["stkai"] == "send_all"
 
 
+def test_the_path_of_a_journal_may_begin_with_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    list(stkai.send_all(client(World("sync")), requests(1), journal="~/calls.journal"))
+    assert (tmp_path / "calls.journal").is_file()
+
+
 def test_a_torn_intent_in_a_journal_counts_as_sent(tmp_path: Path) -> None:
     path = tmp_path / "calls.journal"
     world = World("sync")

@@ -101,6 +101,13 @@ def test_a_directory_above_that_is_missing_is_a_configuration_error(tmp_path: Pa
         FileStore(tmp_path / "file")
 
 
+def test_the_directory_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store = FileStore("~/quotas")
+    assert store.path == tmp_path / "quotas"
+    assert store.lease(ask()).count == 1
+
+
 def test_the_default_directory_is_the_users_own_and_no_other_is_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

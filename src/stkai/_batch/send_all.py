@@ -13,7 +13,6 @@ from collections.abc import (
 )
 from contextlib import closing, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import httpx
@@ -22,6 +21,7 @@ from .._checks import POSITIVE_COUNT, check_number
 from .._client import AsyncHttpClient, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError, OutcomeUnknownError
 from .._families import alike
+from .._urls import full_path
 from .append_file import WriteError
 from .engine import Outcome, OutcomesInTasks, outcomes_in_threads
 from .journal import Journal, LineState, LineStates, Recovered
@@ -106,7 +106,7 @@ class _OutcomeLog(RunState):
     """What is known about the requests by index; kept in a journal, if there is one."""
 
     def __init__(self, path: JournalPath | None, max_in_flight: int) -> None:
-        super().__init__(None if path is None else Journal(Path(path)))
+        super().__init__(None if path is None else Journal(full_path(path)))
         self._recovered = Recovered()
         self._unknown: set[int] = set()
         if self.journal is not None:

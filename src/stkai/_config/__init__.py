@@ -14,7 +14,8 @@ from .._lazy import LateModule
 from .._log import logger
 from .._process import begin_in_each_process
 from .._secrets import reveal, sealed
-from .names import SECTIONS, full_path, not_a_setting
+from .._urls import full_path
+from .names import SECTIONS, not_a_setting
 
 if TYPE_CHECKING:
     from . import models, sources

@@ -1,9 +1,7 @@
 """What settings are called, their defaults, and how they are put into words: values as text, with secrets masked."""
 
-import os
 import re
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from .._errors import ConfigurationError
@@ -43,11 +41,6 @@ _NO_PORT = r"(rediss?://[^/?#:\[]*:)(?!\d*(?:[/?#,]|$))[^/?#,]+"
 def variable(section: str, field: str) -> str:
     """The environment variable that sets a field, such as `STKAI_RETRY_DEADLINE`."""
     return f"{PREFIX}{section}_{field}".upper()
-
-
-def full_path(path: str | os.PathLike[str]) -> Path:
-    """The absolute path of a .env file, with `~` expanded."""
-    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - Path raises for an unknown user
 
 
 def masked(text: str) -> str:

@@ -10,9 +10,10 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSou
 
 from .._errors import ConfigurationError
 from .._secrets import Secret, reveal
+from .._urls import full_path
 from .fields import none_from_word, problems
 from .models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
-from .names import PREFIX, SECTIONS, as_text, closest, configuration_error, full_path, variable
+from .names import PREFIX, SECTIONS, as_text, closest, configuration_error, variable
 
 MODELS: dict[str, type[BaseModel]] = dict(
     zip(SECTIONS, (AuthConfig, RateLimitConfig, RetryConfig, HttpConfig), strict=True)

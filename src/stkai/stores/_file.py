@@ -20,7 +20,7 @@ from zlib import crc32
 from .._checks import even_half_made
 from .._clock import SystemClock
 from .._errors import ConfigurationError
-from .._urls import file_name
+from .._urls import file_name, full_path
 from ._protocol import Snapshot, check_share
 from ._share import FORGET, State
 from ._step import LocalStore, T
@@ -70,7 +70,7 @@ class FileStore(LocalStore):
         if path is None:  # The same for all processes with the same TMPDIR.
             user = getuser() if sys.platform == "win32" else str(os.getuid())
             path = Path(tempfile.gettempdir()) / f"stkai-{user}"
-        self.path = Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100
+        self.path = full_path(path)
         with suppress(OSError):  # Not available now; every lease tries again.
             _make_directory(self.path, private=self._private)
 
