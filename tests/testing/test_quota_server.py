@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import socket
 import subprocess
 import sys
@@ -389,6 +390,10 @@ def test_a_missing_aiohttp_is_named_with_the_command_that_installs_it(
         ({"kind": "leaky"}, "kind must be one of 'fixed', 'sliding', 'bucket', not 'leaky'"),
         ({"retry_after": "soon"}, "retry_after, unless a number, must be one of 'true', 'date', None"),
         ({"retry_after": -1.0}, "retry_after must be a non-negative number of seconds"),
+        ({"latency": -0.1}, "latency must be a non-negative number of seconds, not -0.1"),
+        ({"latency": (0.0, math.nan)}, "latency must be a non-negative number of seconds, not nan"),
+        ({"token_lifetime": "60"}, "token_lifetime must be a non-negative number of seconds, not '60'"),
+        ({"polls_until_done": -1}, "polls_until_done must be a non-negative whole number, not -1"),
     ],
 )
 def test_invalid_options_are_refused(arguments: dict[str, Any], message: str) -> None:

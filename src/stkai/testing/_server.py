@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from itertools import count
 from typing import TYPE_CHECKING, Final, Literal, Self
 
-from .._checks import SECONDS, check_choice, check_number, clock_or_system
+from .._checks import COUNT, SECONDS, check_choice, check_number, clock_or_system
 from .._clock import Clock
 from .._errors import missing_extra
 from ._replies import Answer, Fault, RequestRecord
@@ -77,15 +77,16 @@ class QuotaServer:
             check_choice("retry_after, unless a number,", retry_after, "true", "date", None)
         check_choice("kind", kind, *_KINDS)
         self._quota = None if max_requests is None else _KINDS[kind](max_requests, time_window)
-        self._latency = latency if isinstance(latency, tuple) else (latency, latency)
+        low, high = latency if isinstance(latency, tuple) else (latency, latency)
+        self._latency = check_number("latency", low, SECONDS), check_number("latency", high, SECONDS)
         self._service = Service(
             quota=self._quota,
             retry_after=retry_after,
             client_id=client_id,
             client_secret=client_secret,
             auth_required=auth_required,
-            token_lifetime=token_lifetime,
-            polls_until_done=polls_until_done,
+            token_lifetime=check_number("token_lifetime", token_lifetime, SECONDS),
+            polls_until_done=check_number("polls_until_done", polls_until_done, COUNT),
         )
         self.client_id = client_id
         self.client_secret = client_secret
