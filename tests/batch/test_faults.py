@@ -247,6 +247,20 @@ def test_an_input_that_cannot_be_read_to_its_end_halts_the_run(
     assert set(counting.executed.values()) == {1}
 
 
+def test_an_error_of_the_system_that_names_no_file_halts_the_run_before_anything_is_sent(
+    job: Job, counting: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(input_lines, "sha256", failing)
+        result = job.run()
+    assert (result.returncode, result.stderr) == (3, "stkai batch: [Errno 5] Input/output error\n")
+    assert counting.seen == []
+    assert job.run().returncode == 0
+
+
 def test_retry_failed_that_was_killed_before_it_emptied_the_failures_changes_nothing(killed: Job) -> None:
     with killed.journal.open("ab") as journal:
         journal.write(b"n 3\n")

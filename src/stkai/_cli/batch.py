@@ -143,8 +143,8 @@ def run_batch(given: Mapping[str, Any]) -> int:
 
 def _refused(error: StkaiError | OSError) -> int:
     """Report what prevents the command; returns the exit code."""
-    if isinstance(error, OSError):
-        error = ConfigurationError(f"{error.filename or 'a file'} cannot be used: {error.strerror}")
+    if isinstance(error, OSError) and error.filename is not None:
+        error = ConfigurationError(f"{error.filename} cannot be used: {error.strerror}")
     complain(str(error))
     return REFUSED if isinstance(error, ConfigurationError) else HALTED
 
