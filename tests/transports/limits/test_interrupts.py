@@ -1,7 +1,9 @@
 """A limiter works after an interrupt (Ctrl-C, the exception of a signal handler) at any point of its arithmetic."""
 
 import math
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
@@ -136,3 +138,29 @@ def test_work_that_was_put_off_is_done_after_an_interrupt_before_it() -> None:
         if interrupt.left > 0:
             break
     assert number > 2, "there were interrupts"
+
+
+class _Over(BaseException):
+    pass
+
+
+class _Sleepless(FakeClock):
+    def sleep(self, seconds: float) -> None:
+        """End the trace: from now on, an interrupt would come in the clean-up after it."""
+        sys.settrace(None)
+        raise _Over
+
+
+@pytest.mark.no_cover
+@needs_opcodes
+def test_an_interrupt_before_a_permit_is_waited_for_leaves_the_line_at_any_point() -> None:
+    policy, clock = InFlight(1), _Sleepless()
+    with policy.permit(clock=clock):
+        for number in count(1):
+            interrupt = Interrupt(number, "permit.py")
+            with suppress(_Over), interrupt.during():
+                policy.permit(clock=clock).__enter__()
+            assert policy.waiting == 0, number
+            if interrupt.left > 0:
+                break
+    assert number > 10, "there were interrupts"

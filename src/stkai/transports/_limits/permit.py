@@ -178,24 +178,26 @@ class Permit:
         self._learn(httpx.Response(TOO_MANY_REQUESTS, headers=headers), None)
 
     def __enter__(self) -> Self:
-        turn, wait = self._ask()
-        if wait is not None:
-            try:
+        turn = self._new_turn()
+        try:
+            wait = self._ask(turn)
+            if wait is not None:
                 drive(*wait, self._clock)
-            except BaseException:  # An interrupt, or a wait that takes too long.
-                self._leave(turn)
-                raise
+        except BaseException:  # An interrupt, a wait that takes too long, or a limiter of the user's own.
+            self._leave(turn)
+            raise
         return self
 
     async def __aenter__(self) -> Self:
-        turn, wait = self._ask()
-        turn.loop_has_ended = loop_has_ended()
-        if wait is not None:
-            try:
+        turn = self._new_turn()
+        try:
+            wait = self._ask(turn)
+            turn.loop_has_ended = loop_has_ended()
+            if wait is not None:
                 await adrive(*wait, self._clock)
-            except BaseException:  # An interrupt, or a wait that takes too long.
-                self._leave(turn)
-                raise
+        except BaseException:  # An interrupt, a wait that takes too long, or a limiter of the user's own.
+            self._leave(turn)
+            raise
         return self
 
     def __exit__(
@@ -220,28 +222,27 @@ class Permit:
     ) -> None:
         self.__exit__(kind, error, trace)
 
-    def _ask(self) -> tuple[Turn, tuple[Any, Attempt] | None]:
-        """A new turn, its wait, and a stand-in for its call if it has to wait."""
+    def _new_turn(self) -> Turn:
         if self._is_open:
             raise RuntimeError("this permit is in use: take one for each block, with limiter.permit()")
-        now = self._sent = self._clock.monotonic()
         plan = self._plan
         turn = self._turn = Turn(None, 0, uniform(), self._cost, self._priority, plan.sources)
         if plan.guests:
             turn.guests = plan.guests
         self._has_learned = self._is_returned = False
         self._is_open = True  # Also while it waits.
-        try:
-            wait = self._limiter.ask(turn, now)
-        except BaseException:  # An interrupt, or a limiter of the user's own.
-            self._leave(turn)
-            raise
+        return turn
+
+    def _ask(self, turn: Turn) -> tuple[Any, Attempt] | None:
+        """Its wait, and a stand-in for its call, if it has to wait."""
+        now = self._sent = self._clock.monotonic()
+        wait = self._limiter.ask(turn, now)
         if wait == 0:
-            return turn, None
+            return None
         call = Call.start(_request(), now)._replace(options=self._options, deadline=None)
         attempt = Attempt(call, None, False)
         turn.call = attempt.info
-        return turn, (self._wait(turn, wait, attempt), attempt)
+        return self._wait(turn, wait, attempt), attempt
 
     def _wait(self, turn: Turn, wait: float | Operation, attempt: Attempt) -> Steps[None]:
         context = Context(clock=self._clock, listener=Listeners(()))  # No stack listens.
