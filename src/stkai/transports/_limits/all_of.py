@@ -111,7 +111,7 @@ class AllOf(QueueLimiter):
             inner = guest.inner(turn)
             changes.append(guest.limiter.learn(inner, answer))
             turn.paced, turn.excused = turn.paced or inner.paced, turn.excused or inner.excused
-            turn.errand = turn.errand or inner.errand
+            turn.errand = inner.errand or turn.errand  # Ours, which saves a rate, comes again.
             turn.not_before = max(turn.not_before, inner.not_before)
         return next((change for change in changes if change is not None), None)
 

@@ -6,6 +6,7 @@ import os
 import stat
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -89,16 +90,17 @@ class SavedRate:
             logger.info("warm_start: %.3g requests per second, saved %.0f s ago", found.rate, found.age)
         return found
 
-    def note(self, learned: LearnedRate, answer: Answer) -> Run | None:
-        """Note what an answer taught, without I/O; returns the operation that saves it, if that is due.
+    def note(self, learned: LearnedRate, answer: Answer, before: Run | None = None) -> Run | None:
+        """Note what an answer taught, without I/O; returns the operation that saves it, if that is due, or `before`.
 
-        It is due after the first refusal, and if a minute has passed since the last one.
+        It is due after the first refusal, and if a minute has passed since the last one. It begins with `before`, which
+        saves what another limiter has learned from the same answer.
         """
         self._unsaved = learned, answer.date()
         if answer.now < self._due and learned.refused <= self._has_limit:
-            return None
+            return before
         self._due, self._has_limit = answer.now + _BETWEEN, learned.refused
-        return Run(lambda _left: self.save(), self._asave)
+        return Run(partial(self._save, before), partial(self._asave, before))
 
     def save(self) -> None:
         """Save what was noted last, unless it is saved. Others that read at the same time find a complete file."""
@@ -116,8 +118,13 @@ class SavedRate:
         except OSError as error:
             self._warn(f"warm_start: cannot save the rate in {str(self.path)!r}: {error}")
 
-    async def _asave(self, _left: float) -> None:
-        await anyio.to_thread.run_sync(self.save, abandon_on_cancel=True)
+    def _save(self, before: Run | None, left: float) -> None:
+        if isinstance(before, Run):
+            before.sync(left)
+        self.save()
+
+    async def _asave(self, before: Run | None, left: float) -> None:
+        await anyio.to_thread.run_sync(self._save, before, left, abandon_on_cancel=True)
 
     def _warn(self, reason: str) -> None:
         if not self._has_warned:

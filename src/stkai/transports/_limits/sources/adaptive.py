@@ -7,7 +7,7 @@ Several processes share one quota, and none knows about the others. What a serve
 import math
 from collections.abc import Callable
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from ..._operations import Operation
 from ..._retry.retry_after import retry_after
@@ -30,8 +30,8 @@ be used up."""
 _LOOKED_AT: Final = 1000
 """How far to look for one that waits for this limit and for no other: all before it may be of one key, for instance."""
 
-Save = Callable[[LearnedRate, Answer], Operation | None]
-"""Notes what was learned; returns an operation that saves it, if that is due."""
+Save = Callable[[LearnedRate, Answer, Any], Operation | None]
+"""Notes what was learned; returns the operation that it is given, or one that saves it as well, if that is due."""
 
 
 class AdaptiveRate(Rate):
@@ -174,7 +174,7 @@ class AdaptiveRate(Rate):
         if change is not None and self._save is not None:
             rate, refused = self.mode.lasting, self._windowed.start.over
             learned = LearnedRate(rate, self.quota.window, refused, finding=self.mode.finding)
-            turn.errand = self._save(learned, answer)
+            turn.errand = self._save(learned, answer, turn.errand)
         return change
 
     def _accepted(self, turn: Turn, answer: Answer, reading: Reading | None) -> RateChange | None:
