@@ -49,6 +49,7 @@ TEXTS: list[tuple[str, str, Any]] = [
     ("STKAI_RETRY_RETRY_ON_STATUS_CODES", "[429, 503]", (429, 503)),
     ("STKAI_RETRY_RETRY_ON_STATUS_CODES", "[]", ()),
     ("STKAI_RETRY_DEADLINE", "2.5", 2.5),
+    ("STKAI_RETRY_MAX_DELAY", "0", 0.0),
     ("STKAI_RETRY_IDEMPOTENCY_HEADER", "Idempotency-Key", "Idempotency-Key"),
     ("STKAI_HTTP_VERIFY", "False", False),
     ("STKAI_HTTP_VERIFY", "on", True),

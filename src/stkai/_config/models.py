@@ -165,7 +165,7 @@ class RetryConfig(fields.Section):
     enabled: fields.Flag = True
     max_retries: fields.Count = _RETRY.max_retries
     initial_delay: fields.Seconds = _RETRY.initial_delay
-    max_delay: fields.SomeSeconds = _RETRY.max_delay
+    max_delay: fields.Seconds = _RETRY.max_delay
     retry_on_status_codes: fields.Statuses = RETRY_ON_STATUS_CODES
     max_retry_after: fields.Seconds = _RETRY.max_retry_after
     deadline: fields.OrNone[fields.SomeSeconds] = None
