@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection
+from typing import get_type_hints
 
 import pytest
 import trio
@@ -22,6 +23,11 @@ def test_the_system_clock_reads_the_machines_clocks() -> None:
     assert clock.utcnow().tzinfo is UTC
     assert abs(clock.utcnow() - datetime.now(UTC)) < timedelta(seconds=5)
     assert repr(clock) == "SystemClock()"
+
+
+def test_type_checkers_accept_the_system_clock_as_a_clock() -> None:
+    """Pyright takes the result of an `async def` in a protocol for a narrower type than `Coroutine`."""
+    assert get_type_hints(Clock.asleep) == get_type_hints(SystemClock.asleep)
 
 
 @pytest.mark.real_time

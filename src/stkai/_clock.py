@@ -25,7 +25,7 @@ class Clock(Protocol):
         """Block this thread for this many seconds."""
         ...
 
-    async def asleep(self, seconds: float) -> None:
+    def asleep(self, seconds: float) -> Coroutine[Any, Any, None]:
         """Suspend this task for this many seconds, on whichever event loop runs it."""
         ...
 
