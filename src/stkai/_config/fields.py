@@ -81,6 +81,11 @@ class _Or(NamedTuple):
     word: str
 
 
+if TYPE_CHECKING:
+    _Hidden = Any  # Type checkers accept the text, which becomes a SecretStr.
+else:
+    _Hidden = SecretStr
+
 T = TypeVar("T")
 OrNone = Annotated[T | None, BeforeValidator(none_from_word), _Or("none")]
 OrUnlimited = Annotated[T | None, BeforeValidator(none_from_word), _Or("unlimited")]
@@ -105,9 +110,9 @@ Seconds = Annotated[float, _Number, Field(ge=0, description=_checks.SECONDS.word
 SomeSeconds = Annotated[float, _Number, Field(gt=0, description=_checks.SOME_SECONDS.words)]
 Share = Annotated[float, _Number, Field(gt=0, le=1, description=_checks.SHARE.words)]
 Text = Annotated[str, _Stripped, _NotEmpty]
-SecretText = Annotated[SecretStr, _Stripped, _NotEmpty]
+SecretText = Annotated[_Hidden, _Stripped, _NotEmpty]
 AccessToken = Annotated[
-    SecretStr,
+    _Hidden,
     _Stripped,
     _only_if(lambda token: is_sendable(token.get_secret_value())),
     Field(description='visible ASCII characters, without spaces and without "Bearer"'),
