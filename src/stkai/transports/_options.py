@@ -41,7 +41,8 @@ class RequestOptions:
     A field that is not given keeps the stack's own value; None turns it off.
 
     Attributes:
-        retry: the retry policy of this call; None sends it once.
+        retry: the retry policy of this call; None sends it once. It needs a retry layer: a stack built with
+            `retry=None` ignores it.
         deadline: seconds that the whole call may take, with all attempts, waits, redirects and token fetches.
         max_wait_time: seconds that the call may wait for permits, all attempts together; None waits as long as
             necessary.
