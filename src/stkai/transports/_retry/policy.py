@@ -131,7 +131,7 @@ class RetryPolicy:
     """Which failures to retry, how often, and after how long. Immutable; all times in seconds.
 
     Attributes:
-        max_retries: attempts after the first.
+        max_retries: attempts after the first. Early refusals under an adaptive limiter are not counted.
         initial_delay: the first delay; it doubles each time. Up to a quarter is added as jitter.
         max_delay: the longest such delay.
         retry_on_status_codes: status codes to retry.

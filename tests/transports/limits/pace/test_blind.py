@@ -251,6 +251,16 @@ def test_a_server_that_has_accepted_nothing_is_given_up_by_who_knows_the_quota(
     assert not turn.excused
 
 
+def test_who_does_not_know_the_quota_waits_for_a_window_that_others_have_used_up() -> None:
+    """Only its first refusal counts, although the server has accepted nothing from it."""
+    one, excused = Sender(), []
+    for second in range(1, 5):
+        turn = Turn()
+        one.observe(429, second + 0.1, second, turn=turn)
+        excused.append(turn.excused)
+    assert excused == [False, True, True, True]
+
+
 @pytest.mark.parametrize(("asked", "is_excused"), [("0", True), ("2", True), ("3", False)])
 def test_only_a_refusal_that_asks_for_at_most_two_seconds_is_bad_luck(asked: str, is_excused: bool) -> None:
     one = Sender()
