@@ -490,6 +490,19 @@ def test_an_incomplete_limiter_is_told_what_it_lacks() -> None:
         AllOf(Half())
 
 
+@pytest.mark.parametrize("names", [["post"], ("Post",), "POST", "post", [], [5]])
+def test_a_limiter_of_ones_own_that_would_count_no_request_is_refused(names: Any) -> None:
+    class Own(stkai.Limiter):
+        methods = names
+
+        def ask(self, turn: Turn, now: float) -> float:
+            return 0.0
+
+    for make in (AllOf, limiter, lambda own: stkai.build_client(auth=None, rate_limit=own)):
+        with pytest.raises(ConfigurationError, match="methods must be"):
+            make(Own())
+
+
 def test_lists_nest_and_the_same_object_counts_once() -> None:
     bucket, places = TokenBucket(1, 60), InFlight(2)
     policy = AllOf(bucket, [places, (bucket, AllOf(places))])

@@ -13,7 +13,7 @@ from ..._errors import ConfigurationError
 from .._operations import Operation
 from .limiter import Answer, Chooser, Limiter, Plan, RateChange, Turn, subscribe
 from .queue import GLANCE, READY, Queue, join_all
-from .queue_limiter import QueueLimiter, is_ours
+from .queue_limiter import QueueLimiter, checked_methods, is_ours
 from .sources.source import TICK, Source, listens_of
 
 _MEMBERS: Final = ("methods", "max_wait_time", "ask", "leave", "learn", "settle")
@@ -148,6 +148,9 @@ def checked_limiter(policy: Any, wanted: str = WANTED) -> Any:
             kind = type(policy).__name__
             hint = f"; {kind} has {' and '.join(missing)}: derive it from stkai.Limiter, which has defaults"
         raise ConfigurationError(f"{wanted}{policy!r}{hint}")
+    given = None if isinstance(policy, Chooser) else policy.methods
+    if given is not None and checked_methods(given) != frozenset(given):
+        raise ConfigurationError(f"{type(policy).__name__}.methods must be in upper case, not {given!r}")
     return policy
 
 

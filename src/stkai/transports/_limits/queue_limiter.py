@@ -38,7 +38,7 @@ class QueueLimiter(Queue):
     def __init__(
         self, *sources: Source, methods: Iterable[str] | None = None, max_wait_time: float | None = None
     ) -> None:
-        self._methods = _checked_methods(methods)
+        self._methods = checked_methods(methods)
         if max_wait_time is not None:
             hint = ", or None to wait as long as it takes"
             max_wait_time = check_number("max_wait_time", max_wait_time, POSITIVE, hint)
@@ -224,7 +224,7 @@ def is_ours(limiter: object) -> TypeGuard[QueueLimiter]:
     return isinstance(limiter, QueueLimiter) and not limiter.is_own
 
 
-def _checked_methods(methods: Iterable[str] | None) -> frozenset[str] | None:
+def checked_methods(methods: Iterable[str] | None) -> frozenset[str] | None:
     if methods is None:
         return None
     names = [] if isinstance(methods, str) or not isinstance(methods, Iterable) else list(methods)
