@@ -164,7 +164,7 @@ def test_a_tokenizer_that_cannot_be_called_is_an_error() -> None:
 ANTHROPIC = [
     {"type": "message_start", "message": {"id": "m", "usage": {"input_tokens": 25, "output_tokens": 1}}},
     {"type": "ping"},
-    {"type": "content_block_delta", "delta": {"type": "text_delta", "text": 'the "usage" of words'}},
+    {"type": "content_block_delta", "delta": {"type": "text_delta", "text": 'the "usage" of words' * 20}},
     {"type": "message_delta", "delta": {"stop_reason": None}, "usage": {"output_tokens": 7}},
     {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 15}},
     {"type": "message_stop"},
