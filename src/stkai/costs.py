@@ -210,19 +210,15 @@ def _events(content: bytes) -> Iterator[Any]:
 
 def _delta_texts(message: dict[str, Any]) -> list[str] | None:
     """The texts in a piece of an answer, in a stream of events; None if it is something else."""
-    choices, kind, delta = message.get("choices"), message.get("type"), message.get("delta")
+    choices, kind, pieces = message.get("choices"), message.get("type"), [message.get("delta")]
     if isinstance(choices, list):
-        deltas = [choice.get("delta") for choice in choices if isinstance(choice, dict)]
-        texts = [each.get("content") for each in deltas if isinstance(each, dict)]
-        if not texts:
+        pieces = [choice.get("delta") for choice in choices if isinstance(choice, dict)]
+        if not any(isinstance(piece, dict) for piece in pieces):
             return None
-    elif kind in ("response.created", "response.output_text.delta"):
-        texts = [delta]
-    elif kind == "content_block_delta":
-        texts = [delta.get("text")] if isinstance(delta, dict) and delta.get("type") == "text_delta" else []
-    else:
+    elif kind not in ("response.created", "response.output_text.delta", "content_block_delta"):
         return None
-    return [text for text in texts if isinstance(text, str)]
+    # Calls of tools and reasoning are output as well.
+    return [text for text in _texts(pieces) if text is not None]
 
 
 def _asks_for_usage(request: httpx.Request | None) -> bool:

@@ -133,6 +133,9 @@ async def test_after_a_refused_estimate_of_the_whole_limit_the_next_call_does_no
     assert clock.monotonic() == 0.0
 
 
+TOOL_CALL = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": "a" * 39}}
+
+
 @pytest.mark.parametrize(
     ("count", "messages", "cost"),
     [
@@ -141,6 +144,27 @@ async def test_after_a_refused_estimate_of_the_whole_limit_the_next_call_does_no
         ("output", deltas("a" * 40, "b" * 8), 12),
         ("output", [{"type": "response.output_text.delta", "delta": "a" * 40}], 10),
         ("output", [{"type": "content_block_delta", "delta": {"type": "text_delta", "text": "a" * 40}}], 10),
+        (
+            "output",
+            [
+                {
+                    "type": "content_block_delta",
+                    "delta": {"type": "input_json_delta", "partial_json": "a" * 40},
+                }
+            ],
+            10,
+        ),
+        (
+            "output",
+            [{"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "a" * 40}}],
+            10,
+        ),
+        (
+            "output",
+            [{"choices": [{"delta": {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]}}]}],
+            10,
+        ),
+        ("output", [{"choices": [{"delta": {"content": "", "reasoning_content": "a" * 40}}]}], 10),
         ("total", [*deltas("a" * 40), {"choices": [], "usage": {"total_tokens": 7}}], 7),
     ],
 )
