@@ -182,6 +182,21 @@ def test_a_merge_without_one_of_the_shards_names_its_lines(job: Job) -> None:
     assert merge(job, "a", "b", "-o", "all").returncode == 0
 
 
+def test_a_merge_refuses_shards_of_different_inputs(job: Job) -> None:
+    job.write(4)
+    job.run("--shard", "0/2", "-o", "a")
+    job.write(6)
+    job.run("--shard", "1/2", "-o", "b")
+    job.write(4)
+    job.input.write_text(job.input.read_text().replace("/", "/v2/"))
+    job.run("--shard", "1/2", "-o", "c")
+    for other in "bc":
+        result = merge(job, "a", other, "-o", "all")
+        assert (result.returncode, f"a.jsonl and {other}.jsonl come from" in result.stderr) == (2, True)
+    assert job.run("--shard", "0/2", "-o", "a", "--resume").returncode == 2
+    assert merge(job, "a", "c", "-o", "all", "--partial").returncode == 0
+
+
 def test_lines_missing_at_the_end_are_known_from_the_journal(job: Job, counting: Server) -> None:
     counting.answer = lambda request, body: halted()
     job.write(9)

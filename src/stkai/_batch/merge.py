@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from functools import reduce
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from operator import and_
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -126,19 +126,27 @@ def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int,
 
 
 def _check_complete(outputs: list[Paths], answers: Entries, failures: Entries) -> None:
-    """Refuse outputs in which lines of the input are missing.
+    """Refuse outputs of different inputs, and outputs in which lines of the input are missing.
 
     Without a journal, which may be deleted once a job is done, only the numbers are left; blank lines have no outcome.
     """
     present = {number for number, *_ in chain(answers, failures)}
     last = max(present, default=0)
     complete: list[Shard] = []
+    inputs: dict[str, Path] = {}
     for output in outputs:
         shard, survey = _input_of(output.journal)
         if survey is not None:
             last = max(last, survey.last)
+            inputs[survey.sha256] = output.out
             if answers.counts[output.out] + failures.counts[output.failed] >= survey.lines:
                 complete.append(shard)
+    if len(inputs) > 1:
+        some = " and ".join(map(str, islice(inputs.values(), 2)))
+        raise ConfigurationError(
+            f"{some} come from different versions of the input: resume each with the same one, or pass --partial to"
+            " join them anyway"
+        )
     missing = [
         number
         for number in range(1, last + 1)
