@@ -1,5 +1,6 @@
 """Templates, CSV and the lines of an input."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,15 @@ def test_a_file_in_utf_16_is_refused_with_the_remedy(
     source = "in.jsonl" if name == "in.jsonl" else "in.csv"
     result = job.run(source, *(() if source == "in.jsonl" else ("--body", "body.json")))
     assert (result.returncode, "save the file as UTF-8" in result.stderr) == (2, True)
+    assert counting.seen == []
+
+
+def test_a_compressed_file_is_refused_with_the_remedy(job: Job, counting: Server) -> None:
+    (job.folder / "body.json").write_text('{"a": "{a}"}')
+    for name, text in {"in.jsonl.gz": b'{"url": "/x", "body": {}}\n', "in.csv": b"a\n1\n"}.items():
+        (job.folder / name).write_bytes(gzip.compress(text))
+        result = job.run(name, "--body", "body.json")
+        assert (result.returncode, f"{name} is compressed" in result.stderr) == (2, True)
     assert counting.seen == []
 
 

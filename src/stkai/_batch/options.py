@@ -219,6 +219,8 @@ def _check_file(path: Path) -> None:
         )
     with path.open("rb") as file:
         start = file.read(4)
+    if start[:2] == b"\x1f\x8b":
+        raise ConfigurationError(f"the input {path} is compressed: unpack it first")
     if b"\0" in start or start[:2] in {b"\xff\xfe", b"\xfe\xff"}:
         raise ConfigurationError(f"the input {path} is in UTF-16 or UTF-32: save the file as UTF-8")
 
