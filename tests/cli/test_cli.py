@@ -219,6 +219,21 @@ def test_explain_shows_that_a_token_signs_and_not_the_token(monkeypatch: pytest.
     assert "hunter2" not in result.output + result.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "wire"),
+    [
+        ("STKAI_HTTP_TRUST_ENV", "true", "httpx, with the proxies of the environment"),
+        ("STKAI_HTTP_TRUST_ENV", "false", "httpx"),
+        ("STKAI_HTTP_PROXY", "http://proxy", "httpx"),
+    ],
+)
+def test_explain_mentions_the_proxies_of_the_environment_only_if_they_are_used(
+    name: str, value: str, wire: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert f"the wire is {wire})" in run("explain").output
+
+
 @pytest.mark.parametrize("value", ["team[/prod]", "[bold]x[/]", "[link=https://x]"])
 def test_explain_shows_values_as_they_are(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("STKAI_AUTH_CLIENT_ID", value)

@@ -39,7 +39,9 @@ def explain() -> None:
             if isinstance(limiter, QuotaLimiter) and limiter.share is not None:
                 # One line each, without wrapping, even in a narrow terminal.
                 console.print(Text.assemble(("Shared quota: ", "bold"), _share(limiter)), soft_wrap=True)
-    wire = "StackSpot CLI" if stack.by_cli else "httpx, with the proxies of the environment"
+    wire = "StackSpot CLI" if stack.by_cli else "httpx"
+    if wire == "httpx" and settings.http.trust_env and settings.http.proxy is None:
+        wire += ", with the proxies of the environment"
     _print(console, "Stack: ", f"{stack}  (outermost first; the wire is {wire})")
     limit = settings.rate_limit
     if (warning := limit.without_effect()) is not None:
