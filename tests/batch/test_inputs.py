@@ -157,6 +157,13 @@ def test_a_csv_needs_a_header_with_unique_names(text: str, says: str, job: Job, 
     assert (result.returncode, says in result.stderr) == (2, True)
 
 
+def test_columns_without_a_name_are_ignored(job: Job, counting: Server) -> None:
+    (job.folder / "x.csv").write_text("a,,\n1,,\n2,3,4\n")
+    (job.folder / "body.json").write_text('{"a": "{a}"}')
+    assert job.run("x.csv", "--body", "body.json").returncode == 0
+    assert sorted(body["a"] for body in counting.bodies) == ["1", "2"]
+
+
 def test_objects_go_through_a_template_and_incomplete_ones_fail_alone(
     job: Job, counting: Server, tmp_path: Path
 ) -> None:

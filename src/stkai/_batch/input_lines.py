@@ -75,7 +75,8 @@ def csv_columns(path: Path) -> list[str]:
         raise ConfigurationError(f"{path}, line 1: this is not a CSV header: {error}") from error
     if not names:
         raise ConfigurationError(f"{path} has no header: its first line must name the columns")
-    twice = {name for name in names if names.count(name) > 1}
+    # A spreadsheet may end in several columns without a name.
+    twice = {name for name in names if name and names.count(name) > 1}
     if twice:
         raise ConfigurationError(f"{path} has two columns named {min(twice)!r}: rename one")
     return names
