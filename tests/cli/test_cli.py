@@ -333,6 +333,15 @@ def test_explain_of_an_invalid_configuration_exits_with_2_and_names_the_variable
     assert "'leaky'" in result.stderr
 
 
+def test_explain_finds_what_no_client_can_be_built_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    monkeypatch.setenv("STKAI_HTTP_VERIFY", str(tmp_path / "ca.pem"))
+    result = run("explain")
+    assert (result.exit_code, "STKAI_HTTP_VERIFY" in result.stderr) == (2, True)
+
+
 def test_the_command_runs_as_a_module() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "stkai", "--help"], capture_output=True, text=True, check=True, timeout=60

@@ -25,6 +25,7 @@ def explain() -> None:
         table = _settings(console.width if console.is_terminal else math.inf)
         choice = AuthChoice.automatic(settings, own_wire=False)
         stack = StackBuilder.standard(settings, auth=None if choice.kind == "none" else "auto")
+        stack.build().close()  # Packages or certificates may be missing.
     except ConfigurationError as error:
         message = Text.assemble(("The configuration cannot work: ", "bold red"), str(error))
         Console(stderr=True).print(message, soft_wrap=True)
