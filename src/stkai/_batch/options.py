@@ -28,7 +28,9 @@ _UNWANTED: Final = re.compile(r"#|\{[^{}]+\}")
 class Options:
     """The options of `stkai batch`, as Typer reads them."""
 
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="A .jsonl or .csv file, or - for stdin.")]
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="A .jsonl or .csv file, or - for JSONL from stdin.")
+    ]
     out: Annotated[
         str | None, typer.Option("-o", "--out", metavar="OUT", help="Write answers here; - for stdout.")
     ] = None
@@ -229,10 +231,10 @@ def _check_columns(path: Path, columns: list[str], options: Options, template: T
     wanted = {} if template is None else {name: f"the template uses {{{name}}}" for name in template.names}
     if options.id_column is not None:
         wanted[options.id_column] = f"--id-column {options.id_column}"
+    # Excel writes semicolons where the comma is the decimal sign.
+    hint = " (separate columns by commas)" if ";" in columns[0] or "\t" in columns[0] else ""
     for name, what in wanted.items():
         if name not in columns:
-            # What Excel writes where the comma is the decimal sign.
-            hint = " (separate columns by commas)" if ";" in columns[0] else ""
             raise ConfigurationError(
                 f"{what}, but {path} has no such column; it has: {', '.join(columns)}{hint}"
             )
