@@ -280,7 +280,9 @@ class Queue:
 def join_all(sources: tuple[Source, ...]) -> None:
     """Let the turns of these sources, and of all that are used with them, wait in one order."""
     with Queue.lock:
-        order: Order = next((source.order for source in sources if source.order is not None), None) or Order()
+        orders: list[Order] = [source.order for source in sources if source.order is not None]
+        # The largest one: a limit that is used with those of thousands of keys joins them one by one.
+        order = max(orders, key=lambda each: len(each.members), default=None) or Order()
         for source in sources:
             old: Order | None = source.order
             if old is order:
