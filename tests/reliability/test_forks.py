@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import httpx
 import pytest
 
 import stkai
-from stkai import AimdLimiter, TokenBucket
+from stkai import AimdLimiter, AllOf, InFlight, PerKey, TokenBucket
 from stkai.testing import FakeClock, QuotaServer
+from stkai.transports import Turn
+from stkai.transports._limits.sources.request_limits import Window
 
 from ..support.crowd import took
 from ..support.wire import Wire
@@ -146,6 +149,38 @@ def test_a_child_does_not_inherit_its_parents_place_in_the_queue() -> None:
     assert policy.waiting == 1
     clock.advance(60.0)
     waiting.join()
+
+
+def test_a_child_asks_a_limiter_of_the_users_own_although_its_parent_is_asking_it() -> None:
+    class Gate(stkai.Limiter):
+        def ask(self, turn: Turn, now: float) -> float:
+            return 60.0 if os.getpid() == parent and now < 60.0 else 0.0
+
+    parent, clock = os.getpid(), FakeClock(autojump=False)
+    both = [PerKey(lambda request: request.url.host, lambda _: Gate()), InFlight(8)]
+    client = client_of(World("sync"), rate_limit=both, transport=Wire(lambda _: 200), clock=clock)
+    waiting = threading.Thread(target=client.post, args=("https://api.example.com/",))
+    waiting.start()
+    clock.wait_for_sleepers(1)
+    children = Children()
+    children.fork(partial(client.post, "https://api.example.com/", max_wait_time=1))
+    assert children.wait() == [0]
+    clock.advance(60.0)
+    waiting.join()
+
+
+def test_a_fork_renews_each_of_many_limits_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = AllOf(PerKey(lambda request: request.url.host, lambda _: TokenBucket(1, 1)), TokenBucket(100, 1))
+    renewed, children = list[object](), Children()
+    monkeypatch.setattr(Window, "recover", lambda source, _: renewed.append(source))
+    plans = [both.plan_for(httpx.Request("POST", f"https://{number}.example.com")) for number in range(100)]
+
+    def child() -> None:
+        ours = {source for plan in plans if plan is not None for source in plan.sources}
+        assert len([source for source in renewed if source in ours]) == len(ours) == 101
+
+    children.fork(child)
+    assert children.wait() == [0]
 
 
 @pytest.mark.no_cover

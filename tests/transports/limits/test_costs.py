@@ -249,7 +249,7 @@ def test_a_forked_child_has_no_waiters_for_units() -> None:
     queue = bucket()
     assert took(queue, 0.0, cost=100.0)
     queue.ask(Turn(cost=90.0), 0.0)
-    queue.forget_waiters()
+    queue.sources[0].order.forget()
     first, second = Turn(cost=10.0), Turn(cost=10.0)
     assert queue.ask(first, 0.0) == 1.0
     assert queue.ask(second, 0.0) == 2.0

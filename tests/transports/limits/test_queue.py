@@ -222,7 +222,7 @@ def test_an_unknown_ticket_is_neither_stranded_nor_served_in_place_of_another() 
     stale, other = Turn(), Turn()
     assert took(queue, 0.0)
     assert queue.ask(stale, 0.0) == 1.0
-    queue.forget_waiters()
+    queue.sources[0].order.forget()
     assert queue.ask(other, 0.0) == 1.0
     assert queue.ask(stale, 1.0) == 0.0
     assert queue.waiting == 1

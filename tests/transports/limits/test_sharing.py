@@ -263,7 +263,7 @@ def test_new_numbers_hold_for_a_forked_child_that_never_reaches_the_store(
     wait_for(policy, clock)
     policy.update(max_requests=2)
     wait_for(policy, clock)
-    policy.forget_waiters()  # As in a child.
+    policy.sources[0].order.forget()  # As in a child.
     store.fails = True
     start = clock.monotonic()
     for _ in range(40):

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Final
 from weakref import WeakSet
 
+from ..._process import after_fork
 from .limiter import Turn, number_of, place_in
 from .sources.source import Source
 
@@ -42,13 +43,17 @@ class Order:
         self.vacant: list[Turn] = []
         # The last number of normal and of low priority, and the highest number that was admitted.
         self.last = self._low = self._gone = 0
+        after_fork(self, Order.forget)
 
     def forget(self) -> None:
+        """Drop all waiting turns, in a forked child: only the thread that forked exists there."""
         self.turns.clear()
         self.vacant.clear()
         self.deferred.clear()
         self.woken.clear()
         self.recover()
+        for source in self.members:
+            source.forked()
 
     def recover(self) -> None:
         """Make all numbers agree again with the turns that wait: an interrupt, or a fork, may have come between."""

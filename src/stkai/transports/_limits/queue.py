@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar, Final
 
-from ..._process import IN_HANDLER, after_fork
+from ..._process import IN_HANDLER, begin_in_each_process
 from .._operations import Operation
 from .limiter import Answer, RateChange, Turn, was_never_sent
 from .order import NORMAL, Order
@@ -42,21 +42,13 @@ READY: Final = math.nan
 class Queue:
     """First come, first served, over one or more sources of permits. Gets the time as an argument; never waits."""
 
-    lock: ClassVar[Any] = threading.RLock()
+    lock: ClassVar[Any]
     """One for all queues: an `AllOf` may join queues that are in use, and take from all their sources in one step."""
 
     def __init__(self, *sources: Source) -> None:
         self.sources = sources
         self.has_remote = any(source.is_remote for source in sources)
         join_all(sources)
-        after_fork(self, Queue.forget_waiters)
-
-    def forget_waiters(self) -> None:
-        """Drop all waiters, and renew the lock, in a forked child: only the thread that forked exists there."""
-        Queue.lock = threading.RLock()
-        for source in self.sources:
-            source.order.forget()
-            source.forked()
 
     @property
     def waiting(self) -> int:
@@ -275,6 +267,13 @@ class Queue:
             order.wake()
         if self.has_remote:
             self._afterwards(turn, now)
+
+
+def _begin(queue: type[Queue]) -> None:
+    queue.lock = threading.RLock()
+
+
+begin_in_each_process(Queue, _begin)
 
 
 def join_all(sources: tuple[Source, ...]) -> None:
