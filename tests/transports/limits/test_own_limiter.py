@@ -128,8 +128,11 @@ async def test_other_methods_need_no_permit(world: World) -> None:
     assert clock.sleeps == []
 
 
+@pytest.mark.parametrize("beside", [[], [InFlight(1)]], ids=["alone", "in a list"])
 @pytest.mark.parametrize("answer", [None, -1.0, math.nan, "soon", []], ids=spelled)
-async def test_an_ask_that_returns_no_wait_is_an_error_and_nothing_is_sent(world: World, answer: Any) -> None:
+async def test_an_ask_that_returns_no_wait_is_an_error_and_nothing_is_sent(
+    world: World, answer: Any, beside: list[Any]
+) -> None:
     class Wrong(Gap):
         left = 0
 
@@ -141,7 +144,8 @@ async def test_an_ask_that_returns_no_wait_is_an_error_and_nothing_is_sent(world
             self.left += 1
 
     policy, wire = Wrong(1.0), Wire()
-    transport = world.build(StackBuilder((limiter(policy),), clock=FakeClock()), wire)
+    layer = limiter([policy, *beside] if beside else policy)
+    transport = world.build(StackBuilder((layer,), clock=FakeClock()), wire)
     with pytest.raises(ConfigurationError, match=r"Wrong\.ask must return 0\.0 to let a request go"):
         await world.send(transport, httpx.Request("POST", URL))
     assert (wire.requests, policy.left) == ([], 1)

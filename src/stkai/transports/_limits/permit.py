@@ -74,8 +74,9 @@ def wait_for_permit(
                 yield wait
             else:
                 # One that returns nothing would let everything pass.
+                names = [guest.limit for guest in turn.guests] or [type(limiter).__name__]
                 raise ConfigurationError(
-                    f"{type(limiter).__name__}.ask must return 0.0 to let a request go, the seconds that it must wait,"
+                    f"{' or '.join(names)}.ask must return 0.0 to let a request go, the seconds that it must wait,"
                     f" or an operation; not {wait!r}"
                 )
             before, now = now, context.now()
