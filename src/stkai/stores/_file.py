@@ -33,7 +33,8 @@ _FLAGS: Final = (
 
 _LOCK_TIMEOUT: Final = 0.25
 
-_LONGEST_NAP: Final = 0.0005
+_LONGEST_NAP: Final = 0.002
+"""Seconds; if a hundred processes look more often, that takes all of two cores, also from the one with the lock."""
 
 _TWO_MACHINES: Final = 60.0
 """Seconds; a file that another boot wrote more recently is used by another machine."""
