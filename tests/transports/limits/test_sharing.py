@@ -2,6 +2,7 @@
 
 import threading
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,7 +18,7 @@ from stkai import (
     StoreRestored,
     TokenBucket,
 )
-from stkai.stores import Ask, Lease, MemoryStore, Store
+from stkai.stores import Ask, FileStore, Lease, MemoryStore, Store
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Context, Run, Turn, limiter
 from stkai.transports._limits.sources.store_client import StoreClient
@@ -524,6 +525,23 @@ def test_a_store_that_was_never_reached_leaves_each_process_to_adapt(
         policy.learn(turn, answer(clock, 429 if granted > 5 else 200))
     assert 2 <= granted <= 15  # A constant rate would grant twenty.
     assert policy.members == 1
+
+
+def test_a_process_keeps_to_a_small_part_while_others_hold_the_lock_of_the_file(
+    clock: FakeClock, tmp_path: Path
+) -> None:
+    class Held(FileStore):
+        blocks = False
+
+        def lease(self, ask: Ask) -> Lease:
+            clock.advance(0.25)
+            raise TimeoutError("another process held the lock of the state file for 0.25 s")
+
+    policy, start, granted = bucket(Held(tmp_path), rate=100), clock.monotonic(), 0
+    while clock.monotonic() < start + 20:
+        wait_for(policy, clock)
+        granted += 1
+    assert 100 < granted <= 202  # Alone, it would have sent 1,500.
 
 
 def test_before_the_store_was_reached_costs_are_settled_in_the_process_alone(

@@ -17,7 +17,7 @@ BOTH: Final = 1.5
 
 _ALONE, _FIRST_PART = 3, 0.1
 """Calls in a row that must fail before a process that has never reached the store adapts alone, and the share of the
-quota that it uses until then: many that start at once may all be late."""
+quota that it uses until then, or as long as others use the store: many that start at once may all be late."""
 
 _FIRST_PROBE: Final = 0.25
 _LONGEST: Final = 1.0
@@ -35,6 +35,7 @@ class Outage:
         self.is_on = False  # Whether the store is out of reach now.
         self.since = -math.inf
         self.failures = 0  # Calls that have failed in a row.
+        self.is_in_use = False  # Whether other processes used the store when it could not be reached.
         self.used = 0  # Permits of the local sources that were not reported yet, and what they cost.
         self.spent = 0.0
         self._local: Sequence[Source] = ()
@@ -75,7 +76,7 @@ class Outage:
         if not self.is_on:
             self.since = now
             self.failures -= bool(self.sources)
-        adapts_alone = leased.group.lease is None and self.failures >= _ALONE
+        adapts_alone = leased.group.lease is None and self.failures >= _ALONE and not self.is_in_use
         if not self._local or (adapts_alone and self.failures == _ALONE):
             self._parts = None
             self._local = leased.alone() if adapts_alone else self._part(now)

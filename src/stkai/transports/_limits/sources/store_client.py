@@ -179,6 +179,8 @@ class StoreClient:
             with Queue.lock:
                 if member.group.lease is None and not member.outage.is_on:
                     ends_call = ends_call or isinstance(error, ConfigurationError)
+                if isinstance(self.store, FileStore) and isinstance(error, TimeoutError):
+                    member.outage.is_in_use = True  # Others hold its lock.
                 lost = not ends_call and member.fail_call(call, self._now())
                 if ends_call:
                     member.drop_call(call)
