@@ -22,6 +22,7 @@ from stkai._wire.default import AsyncDefaultWire
 from stkai.testing import QuotaServer
 
 from ..support import servers
+from ..support.secrecy import shown_by
 from ..support.servers import CERTIFICATE, KEY, Proxy
 from ..support.world import World
 from .differential import CHUNKED, LIMIT, OK, Case, Peer, answers, many, pieces, play
@@ -286,12 +287,14 @@ async def test_a_cancelled_upload_is_not_completed_later(world: World, secure: b
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context if secure else None)
     place = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     wire: Any = stkai.wires.aiohttp(HttpConfig(verify=False))
-    request = httpx.Request("POST", f"http{'s' * secure}://{place}/", content=body)
+    headers = {"Authorization": "Bearer the-token"}
+    request = httpx.Request("POST", f"http{'s' * secure}://{place}/", headers=headers, content=body)
     sending = asyncio.create_task(wire.handle_async_request(request))
     await began.wait()
     sending.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
+    with pytest.raises(asyncio.CancelledError) as caught:
         await sending
+    assert "the-token" not in shown_by(caught.value, own=__file__)
     cancelled.set()
     await asyncio.wait_for(ended.wait(), 10)
     await wire.aclose()

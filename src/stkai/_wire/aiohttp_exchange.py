@@ -118,27 +118,26 @@ class RequestWriter:
             names = {name.lower() for name, _ in fields}
             own = [(name.encode(), value.encode()) for name, value in forwarding.items()]
             fields = [*(field for field in own if field[0].lower() not in names), *fields]
+        self._unwritten = b""  # No variable, which a traceback would show: it has the headers.
         with _refusing(request):
-            self._head = self._bytes_of(
-                h11.Request(method=request.method.encode(), target=target, headers=fields)
-            )
+            self._add(h11.Request(method=request.method.encode(), target=target, headers=fields))
 
     async def write_to(self, connection: Connection, seconds: float | None) -> None:
         """Send head and body. If the server stops reading, the rest is dropped: it may have answered already."""
         stream: Any = self._request.stream
-        data = self._head
         try:
             with _refusing(self._request):
                 if type(stream) in alike(httpx.ByteStream):
                     # All of it is there: to iterate asynchronously would take longer than to write it.
                     for chunk in stream:
-                        data += self._bytes_of(h11.Data(data=chunk))
+                        self._add(h11.Data(data=chunk))
                 else:
-                    await self._write(connection, data, seconds)
-                    data = b""
+                    await self._write(connection, seconds)
                     async for chunk in stream:
-                        await self._write(connection, self._bytes_of(h11.Data(data=chunk)), seconds)
-                await self._write(connection, data + self._bytes_of(h11.EndOfMessage()), seconds)
+                        self._add(h11.Data(data=chunk))
+                        await self._write(connection, seconds)
+                self._add(h11.EndOfMessage())
+                await self._write(connection, seconds)
         except _NotReadingError:
             return
 
@@ -147,15 +146,16 @@ class RequestWriter:
         """Whether no request may follow on the connection: it says so, or was not sent whole; RFC 9112, section 9.6."""
         return self._machine.our_state is not h11.DONE
 
-    def _bytes_of(self, event: h11.Event) -> bytes:
-        return self._machine.send(event) or b""
+    def _add(self, event: h11.Event) -> None:
+        self._unwritten += self._machine.send(event) or b""
 
-    async def _write(self, connection: Connection, data: bytes, seconds: float | None) -> None:
+    async def _write(self, connection: Connection, seconds: float | None) -> None:
         transport = connection.transport
         if transport is None or transport.is_closing():
             raise _NotReadingError
-        if data:
-            transport.write(data)
+        if self._unwritten:
+            transport.write(self._unwritten)
+            self._unwritten = b""
         if not connection.writing_paused:
             return
         try:
