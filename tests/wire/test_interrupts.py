@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import httpcore._synchronization
 import httpx
 import pytest
 
@@ -18,10 +19,12 @@ from stkai._process import IN_HANDLER
 from stkai._wire import lifetimes as lifetimes_module
 from stkai._wire import pool as pool_module
 from stkai._wire import pool_state as state_module
+from stkai._wire.network import mended
 from stkai.transports import _body_end as body_module
 
 from ..support.world import World
 from .fakes import Body, Pool
+from .raw import raw_server
 
 FILES = {module.__file__ for module in (lifetimes_module, pool_module, state_module, body_module)}
 
@@ -195,6 +198,29 @@ def test_a_signal_handler_can_close_the_pool_before_any_line() -> None:
         return places
 
     every_line(run)
+
+
+@pytest.mark.no_cover
+def test_an_interrupt_in_a_lock_of_httpcore_ends_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "FILES", {httpcore._synchronization.__file__})
+    interrupted: list[list[str]] = []
+
+    def request(number: int) -> None:
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            mended(httpx.HTTPTransport()) as transport,
+            at_line(number, interrupt) as places,
+        ):
+            interrupted.append(places)
+            transport.handle_request(httpx.Request("GET", server.url)).read()
+
+    with raw_server() as server:
+        while not interrupted or interrupted[-1]:
+            thread = threading.Thread(target=request, args=(len(interrupted) + 1,), daemon=True)
+            thread.start()
+            thread.join(10)
+            assert not thread.is_alive(), interrupted[-1]
+    assert len(interrupted) > 5
 
 
 def test_a_response_that_a_handler_closes_wakes_the_interrupted_thread_itself() -> None:

@@ -277,6 +277,7 @@ async def test_the_private_parts_of_httpx_that_are_mended_exist(world: World) ->
     plain: Any = world.pick(httpx.HTTPTransport, httpx.AsyncHTTPTransport)()
     pool = mended(plain)._pool
     assert isinstance(pool._network_backend, world.pick(Network, AsyncNetwork))
+    assert hasattr(pool, "_optional_thread_lock")
     await world.close(plain)
 
 
@@ -318,7 +319,7 @@ async def test_a_connection_is_closed_although_an_interrupt_has_left_the_lock_of
         there.answer = lambda _: (ENDLESS, True)
         transport: Any = mended(httpx.HTTPTransport())
         response = await world.send(transport, httpx.Request("GET", there.url))
-        with transport._pool._optional_thread_lock._lock:
+        with transport._pool._optional_thread_lock:
             with pytest.raises(GivenUpError):
                 do_within(0.1, transport.close)
             await world.until(lambda: not there.open)

@@ -1,11 +1,13 @@
 """Mends connections of httpcore.
 
-It leaves a connection open whose handshake, with a server or a SOCKS proxy, is cancelled or given up. A proxy that does
-not connect looks to it like a server that does not answer. Some errors pass through it unchanged, and are not httpx
-errors; others lose their message. It loses an answer that follows a GOAWAY.
+It leaves a connection open whose handshake, with a server or a SOCKS proxy, is cancelled or given up, and a lock taken
+if an interrupt comes in it. A proxy that does not connect looks to it like a server that does not answer. Some errors
+pass through it unchanged, and are not httpx errors; others lose their message. It loses an answer that follows a
+GOAWAY.
 """
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import starmap
@@ -38,6 +40,7 @@ def mended(transport: Transport) -> Transport:
         network = (Network if is_sync else AsyncNetwork)(pool, backend, errors)
         pool._network_backend = network  # noqa: SLF001 - httpx takes none
         setattr(pool, "close" if is_sync else "aclose", network.close)
+        pool._optional_thread_lock = threading.RLock()  # noqa: SLF001 - httpcore's own is written in Python
         if credentials := getattr(pool, "_proxy_auth", None):  # httpcore logs those for a SOCKS proxy.
             pool._proxy_auth = tuple(map(HiddenBytes, credentials))  # noqa: SLF001
     return transport
