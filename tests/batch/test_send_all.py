@@ -1,17 +1,16 @@
 """`send_all` in threads and `asend_all` in tasks: outcomes as they come, and nothing read too far ahead."""
 
 import asyncio
-import contextlib
 import errno
 import gc
-import itertools
 import json
 import os
 import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
@@ -25,7 +24,8 @@ import stkai
 from stkai._batch.append_file import WriteError
 from stkai._batch.journal import Journal
 from stkai.testing import FakeClock
-from tests.support.world import World
+
+from ..support.world import World
 
 URL = "https://api.test/{}"
 
@@ -39,13 +39,13 @@ def number_of(request: httpx.Request) -> int:
 
 
 def transport(world: World, answer: Callable[[int], Any]) -> Any:
-    """A wire that answers with a function of the number in the path; if it returns an exception, that is raised."""
+    """A wire that answers with a function of the number in the path, which returns a response, an error or JSON."""
 
     def handle(request: httpx.Request) -> httpx.Response:
         result = answer(number_of(request))
         if isinstance(result, BaseException):
             raise result
-        return httpx.Response(200, json={"n": result})
+        return result if isinstance(result, httpx.Response) else httpx.Response(200, json={"n": result})
 
     async def ahandle(request: httpx.Request) -> httpx.Response:
         return handle(request)
@@ -58,10 +58,38 @@ def client(world: World, answer: Callable[[int], Any] = int, **kwargs: Any) -> A
     return build(auth=None, transport=transport(world, answer), **kwargs)
 
 
-async def collect(world: World, client: Any, requests: Any, **kwargs: Any) -> list[stkai.Outcome]:
+async def _loop(
+    world: World, client: Any, requests: Any, **kwargs: Any
+) -> AsyncGenerator[stkai.Outcome, None]:
     if world.is_async:
-        return [outcome async for outcome in stkai.asend_all(client, requests, **kwargs)]
-    return list(stkai.send_all(client, requests, **kwargs))
+        async with aclosing(stkai.asend_all(client, requests, **kwargs)) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
+    else:
+        with closing(stkai.send_all(client, requests, **kwargs)) as some:
+            for outcome in some:
+                yield outcome
+
+
+def loop(*given: Any, **kwargs: Any) -> aclosing[AsyncGenerator[stkai.Outcome, None]]:
+    """A loop over the outcomes, in the sync world as well, that is closed however it ends."""
+    return aclosing(_loop(*given, **kwargs))
+
+
+async def collect(world: World, client: Any, requests: Any, **kwargs: Any) -> list[stkai.Outcome]:
+    async with loop(world, client, requests, **kwargs) as outcomes:
+        return [outcome async for outcome in outcomes]
+
+
+async def first(world: World, count: int, client: Any, requests: Any, **kwargs: Any) -> list[stkai.Outcome]:
+    """So many outcomes; then the loop is closed."""
+    taken: list[stkai.Outcome] = []
+    async with loop(world, client, requests, **kwargs) as outcomes:
+        async for outcome in outcomes:
+            taken.append(outcome)
+            if len(taken) == count:
+                break
+    return taken
 
 
 def lazily(requests: Iterable[httpx.Request], world: World) -> Any:
@@ -158,16 +186,12 @@ async def test_at_most_max_in_flight_requests_are_read_ahead(world: World) -> No
 
         source = lazily(reading(), world) if lazy else reading()
         handed_out = 0
-        if world.is_async:
-            async for _ in stkai.asend_all(client(world), source, max_in_flight=4):
+        async with loop(world, client(world), source, max_in_flight=4) as outcomes:
+            async for _ in outcomes:
                 handed_out += 1
-                for _ in range(5):
+                for _ in range(5 if world.is_async else 0):
                     await anyio.lowlevel.checkpoint()
-                assert read <= handed_out + 4 + 1
-        else:
-            for _ in stkai.send_all(client(world), source, max_in_flight=4):
-                handed_out += 1
-                assert read <= handed_out + 4
+                assert read <= handed_out + 4 + world.is_async
         assert handed_out == 30
 
 
@@ -203,16 +227,10 @@ async def test_at_most_max_in_flight_requests_are_in_flight(world: World) -> Non
         assert most == 3
 
 
-async def each(world: World, client: Any, requests: Any, body: Callable[[stkai.Outcome], None]) -> None:
-    """A loop over the outcomes that is closed however it ends."""
-    if world.is_async:
-        async with contextlib.aclosing(stkai.asend_all(client, requests, max_in_flight=2)) as outcomes:
-            async for outcome in outcomes:
-                body(outcome)
-    else:
-        with contextlib.closing(stkai.send_all(client, requests, max_in_flight=2)) as some:
-            for outcome in some:
-                body(outcome)
+async def each(world: World, requests: Any, body: Callable[[stkai.Outcome], None]) -> None:
+    async with loop(world, client(world), requests, max_in_flight=2) as outcomes:
+        async for outcome in outcomes:
+            body(outcome)
 
 
 async def test_an_error_from_the_iterable_is_raised_after_the_outcomes(world: World) -> None:
@@ -224,7 +242,7 @@ async def test_an_error_from_the_iterable_is_raised_after_the_outcomes(world: Wo
         seen: list[stkai.Outcome] = []
         source = lazily(reading(), world) if lazy else reading()
         with pytest.raises(LookupError, match="no more"):
-            await each(world, client(world), source, seen.append)
+            await each(world, source, seen.append)
         assert sorted(outcome.index for outcome in seen) == [0, 1, 2]
 
 
@@ -233,7 +251,7 @@ async def test_an_error_in_the_loop_is_raised_unchanged(world: World) -> None:
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        await each(world, client(world), requests(5), fail)
+        await each(world, requests(5), fail)
 
 
 class Stop(BaseException):
@@ -431,22 +449,8 @@ async def test_a_journal_skips_returned_outcomes_and_reports_what_was_in_flight(
         sent.append(number)
         return number
 
-    seen: list[int] = []
-    if world.is_async:
-        outcomes = stkai.asend_all(client(world, answer), requests(10), max_in_flight=2, journal=path)
-        async with contextlib.aclosing(outcomes):
-            async for outcome in outcomes:
-                seen.append(outcome.index)
-                if len(seen) == 4:
-                    break
-    else:
-        some = stkai.send_all(client(world, answer), requests(10), max_in_flight=2, journal=path)
-        with contextlib.closing(some):
-            for outcome in some:
-                seen.append(outcome.index)
-                if len(seen) == 4:
-                    break
-    executed = set(sent)
+    taken = await first(world, 4, client(world, answer), requests(10), max_in_flight=2, journal=path)
+    seen, executed = [outcome.index for outcome in taken], set(sent)
     rest = await collect(world, client(world, answer), requests(10), max_in_flight=2, journal=path)
     assert sorted([*seen, *(outcome.index for outcome in rest)]) == list(range(10))
     unknown = {outcome.index for outcome in rest if isinstance(outcome.error, stkai.OutcomeUnknownError)}
@@ -518,28 +522,13 @@ def test_an_abandoned_loop_leaves_no_task_behind() -> None:
     async def leave_in_trio() -> None:
         async with (
             httpx.AsyncClient(transport=held) as plain,
-            contextlib.aclosing(stkai.asend_all(plain, requests(4))) as outcomes,
+            aclosing(stkai.asend_all(plain, requests(4))) as outcomes,
         ):
             async for _ in outcomes:
                 break
 
     trio.run(leave_in_trio)
     assert held.running == held.cancelled
-
-
-async def first(world: World, count: int, client: Any, requests: Any, **kwargs: Any) -> list[stkai.Outcome]:
-    """So many outcomes; then the loop is closed."""
-    taken: list[stkai.Outcome] = []
-    if world.is_async:
-        async with contextlib.aclosing(stkai.asend_all(client, requests, **kwargs)) as outcomes:
-            async for outcome in outcomes:
-                taken.append(outcome)
-                if len(taken) == count:
-                    break
-    else:
-        with contextlib.closing(stkai.send_all(client, requests, **kwargs)) as some:
-            taken.extend(itertools.islice(some, count))
-    return taken
 
 
 async def test_requests_whose_connection_failed_are_not_unknown_after_an_orderly_end(
@@ -576,21 +565,11 @@ async def test_requests_that_waited_for_a_permit_are_not_unknown_after_an_orderl
 async def test_requests_that_were_refused_are_not_unknown_after_an_orderly_end(
     world: World, tmp_path: Path
 ) -> None:
+    def answer(number: int) -> httpx.Response:
+        return httpx.Response(503, headers={"Retry-After": "2"}) if number else httpx.Response(200)
+
     path = tmp_path / "calls.journal"
-
-    def handle(request: httpx.Request) -> httpx.Response:
-        if number_of(request) == 0:
-            return httpx.Response(200)
-        return httpx.Response(503, headers={"Retry-After": "2"})
-
-    async def ahandle(request: httpx.Request) -> httpx.Response:
-        return handle(request)
-
-    build = stkai.build_async_client if world.is_async else stkai.build_client
-    wire = httpx.MockTransport(ahandle if world.is_async else handle)
-    taken = await first(
-        world, 1, build(auth=None, transport=wire), requests(4), max_in_flight=4, journal=path
-    )
+    taken = await first(world, 1, client(world, answer), requests(4), max_in_flight=4, journal=path)
     assert [outcome.index for outcome in taken] == [0]
     rest = await collect(world, client(world), requests(4), journal=path)
     assert sorted(outcome.index for outcome in rest) == [1, 2, 3]
