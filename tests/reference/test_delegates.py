@@ -220,18 +220,20 @@ def post_again_and_again(client: HttpClient, **options: Any) -> None:
 
 
 @each_decorator
-def test_max_wait_time_of_a_call_is_honoured(decorator: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"max_wait_time": 0.5}, TokenAcquisitionTimeoutError),
+        ({"deadline": 5.0}, stkai.DeadlineExceededError),
+    ],
+)
+def test_a_call_may_refuse_a_wait_that_is_too_long(
+    decorator: Callable[..., Any], options: Any, error: type[Exception]
+) -> None:
     client = decorator(Scripted(httpx.Response(200)), 1, 3600.0, max_wait_time=None)
-    client.post(URL, max_wait_time=0.5)
-    with pytest.raises(TokenAcquisitionTimeoutError):
-        post_again_and_again(client, max_wait_time=0.5)
-
-
-@each_decorator
-def test_a_deadline_refuses_a_wait_that_is_too_long(decorator: Callable[..., Any]) -> None:
-    client = decorator(Scripted(httpx.Response(200)), 1, 3600.0, max_wait_time=None)
-    with pytest.raises(stkai.DeadlineExceededError):
-        post_again_and_again(client, deadline=5.0)
+    client.post(URL, **options)
+    with pytest.raises(error):
+        post_again_and_again(client, **options)
 
 
 @pytest.mark.real_time

@@ -415,13 +415,6 @@ def test_a_process_that_is_alone_keeps_to_its_window_however_late_the_answers_ar
     assert sum(sim.per_second(2, 6)) >= 0.95 * sim.rate * 6
 
 
-def test_the_permits_of_a_slow_store_find_somebody_awake(simulate: Any) -> None:
-    sim = simulate(latency=0.1, processes=1)
-    sim.processes[0].loops(16, 8)
-    sim.run(9)
-    assert sum(sim.per_second(2, 6)) >= 0.85 * sim.rate * 6
-
-
 @pytest.mark.parametrize(("tasks", "goal"), [([6], 0.95), ([1], 0.95), ([2, 30], 0.95)])
 def test_few_requests_use_the_quota_of_a_store_that_is_far_away(
     simulate: Any, tasks: list[int], goal: float

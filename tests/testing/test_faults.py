@@ -131,14 +131,6 @@ def test_a_reset_is_not_a_clean_close(http: httpx.Client, server: QuotaServer, a
     assert server.requests[0].status == (200 if at == "body" else None)
 
 
-def test_a_reset_may_come_several_times(http: httpx.Client, server: QuotaServer) -> None:
-    server.fail_with(*[Reset()] * 2)
-    for _ in range(2):
-        with pytest.raises(httpx.ReadError):
-            ask(http, server)
-    assert ask(http, server).status_code == 200
-
-
 @pytest.mark.parametrize("after", [0, 5, 10_000])
 def test_a_reset_in_the_headers_never_completes_them(
     http: httpx.Client, server: QuotaServer, after: int

@@ -24,15 +24,6 @@ def anywhere() -> httpx.Request:
     return httpx.Request("POST", "https://api.example.com/", content=b"hello")
 
 
-async def test_one_test_body_sends_in_every_world(world: World) -> None:
-    wire = world.wire(503, httpx.ConnectError("refused"), httpx.Response(200, json={"answer": 42}))
-    assert (await world.send(wire, anywhere())).status_code == 503
-    with pytest.raises(httpx.ConnectError):
-        await world.send(wire, anywhere())
-    assert await world.read(await world.send(wire, anywhere())) == b'{"answer":42}'
-    assert wire.bodies == [b"hello"] * 3
-
-
 async def test_the_scripted_wire_counts_open_responses(world: World) -> None:
     wire = world.wire(lambda request: 200)
     first, second = await world.send(wire, anywhere()), await world.send(wire, anywhere())
@@ -45,24 +36,6 @@ async def test_the_scripted_wire_counts_open_responses(world: World) -> None:
 async def test_a_request_beyond_the_script_fails(world: World) -> None:
     with pytest.raises(AssertionError, match="request number 1 has no answer"):
         await world.send(world.wire(), anywhere())
-
-
-async def test_a_client_is_called_the_same_way_in_every_world(world: World) -> None:
-    wire = world.wire(httpx.Response(200, text="hi"))
-    client = world.client(wire)
-    assert (await world.call(client.get, "https://api.example.com/")).text == "hi"
-    await world.close(client)
-    assert wire.closed
-
-
-async def test_bodies_run_concurrently_and_their_results_come_in_order(world: World) -> None:
-    wire = world.wire(lambda request: int(request.url.path[1:]))
-
-    async def status(number: int) -> int:
-        return (await world.send(wire, httpx.Request("GET", f"https://api.example.com/{number}"))).status_code
-
-    numbers = list(range(200, 220))
-    assert await world.gather(*[lambda number=number: status(number) for number in numbers]) == numbers
 
 
 async def test_an_error_in_one_body_is_raised_after_all_have_ended(world: World) -> None:

@@ -21,13 +21,6 @@ pytestmark = pytest.mark.worlds(*NAMES)
 # Which wire is used
 
 
-async def test_sequential_requests_use_one_wire(world: World) -> None:
-    pool = Pool(world, 10, 10)
-    for _ in range(5):
-        assert await pool.get() == b"body"
-    assert len(pool.made) == 1
-
-
 async def test_concurrent_requests_use_a_wire_each_and_the_latest_is_reused_first(world: World) -> None:
     pool = Pool(world, 10, 10)
     for response in [await pool.open() for _ in range(2)]:
@@ -180,18 +173,6 @@ async def test_a_response_not_read_to_its_end_loses_its_connection_but_frees_its
     await world.close(await pool.open())
     assert await pool.hurry() == b"body"
     assert [wire.closed for wire in pool.made] == [1, 0]
-
-
-async def test_a_failed_request_returns_its_wire(world: World) -> None:
-    def fail(request: httpx.Request) -> httpx.Response:
-        raise httpx.ReadError("no", request=request)
-
-    pool = Pool(world, 1, 1)
-    pool.answer = fail
-    with pytest.raises(httpx.ReadError):
-        await pool.get()
-    pool.answer = None
-    assert await pool.hurry() == b"body"
 
 
 async def test_a_body_that_breaks_returns_its_wire_even_if_nobody_closes_it(world: World) -> None:

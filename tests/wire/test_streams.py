@@ -298,8 +298,6 @@ def test_connections_of_a_loop_that_ends_without_a_goodbye_are_dropped(
     server: RawServer, number: int
 ) -> None:
     """asyncio then warns about the sockets, which nobody could close; the call itself works."""
-    import asyncio
-
     client = stkai.AsyncHttpClient(AsyncDefaultWire(HttpConfig(verify=False)))
 
     async def use() -> bytes:
@@ -319,7 +317,6 @@ def test_connections_of_a_loop_that_ends_without_a_goodbye_are_dropped(
 
 
 def test_two_concurrent_event_loops_do_not_interfere(server: RawServer) -> None:
-
     client = stkai.AsyncHttpClient(AsyncDefaultWire(HttpConfig(verify=False)))
     answers: list[bytes] = []
     both = threading.Barrier(2, timeout=10)

@@ -280,17 +280,24 @@ async def test_after_a_401_the_headers_are_fetched_again(world: World) -> None:
     assert [request.headers["x-api-key"] for request in wire.requests] == ["key-1", "key-2"]
 
 
-@pytest.mark.parametrize("headers", [{"X-Api-Key": "k3y\nb"}, {"X Api": "k3y"}, {"X-Api-Key": "k3é"}])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        *({"X-Api-Key": value} for value in ("k3y\nb", "k3é", 5, ["k3y"])),
+        {"X Api": "k3y"},
+        None,
+    ],
+)
 async def test_headers_that_cannot_be_sent_are_an_error_that_does_not_show_them(
-    world: World, headers: dict[str, str]
+    world: World, headers: Any
 ) -> None:
     class Wrong(StaticToken):
-        def get_auth_headers(self) -> dict[str, str]:
+        def get_auth_headers(self) -> Any:
             return headers
 
     with pytest.raises(AuthenticationError, match="Wrong returned a token that cannot be sent") as caught:
         await world.send(transport(world, world.wire(), Wrong("key")), httpx.Request("GET", URL))
-    assert [value for value in headers.values() if value in str(caught.value)] == []
+    assert "k3" not in str(caught.value)
 
 
 # The copy of the headers
@@ -349,13 +356,3 @@ def test_headers_are_looked_up_without_await() -> None:
 
     with pytest.raises(ConfigurationError, match=r"Async\.get_auth_headers must be a plain method"):
         BearerAuth(Async("key"))
-
-
-@pytest.mark.parametrize("value", [5, None, ["a"]])
-async def test_headers_of_a_wrong_type_are_refused(world: World, value: Any) -> None:
-    class Wrong(StaticToken):
-        def get_auth_headers(self) -> dict[str, str]:
-            return {"X-Api-Key": value} if value else value
-
-    with pytest.raises(AuthenticationError, match="Wrong returned a token that cannot be sent"):
-        await world.send(transport(world, world.wire(), Wrong("key")), httpx.Request("GET", URL))

@@ -43,14 +43,6 @@ async def test_a_copy_of_the_request_is_signed_and_the_original_is_unchanged(wor
     assert dict(request.headers) == before
 
 
-async def test_the_users_own_authorization_header_is_replaced(world: World) -> None:
-    headers = [("authorization", "Basic abc"), ("X-Other", "1"), ("AUTHORIZATION", "Digest def")]
-    wire = world.wire(200)
-    await world.send(layer(world, wire, provider_over(Issuer())), httpx.Request("GET", URL, headers=headers))
-    assert wire.requests[0].headers.get_list("authorization") == ["Bearer token-1"]
-    assert wire.requests[0].headers["x-other"] == "1"
-
-
 async def test_later_requests_use_the_same_token_and_record_no_time_for_it(world: World) -> None:
     clock = FakeClock()
     issuer, wire = Issuer(lambda _: clock.sleep(0.3)), world.wire(200, 200)

@@ -49,28 +49,6 @@ async def test_callers_that_start_together_fetch_one_token(world: World) -> None
     assert len(heard.of(TokenRenewed)) == 1
 
 
-@pytest.mark.no_cover
-@pytest.mark.worlds("asyncio", "trio")
-async def test_a_thousand_tasks_wait_in_at_most_one_thread(world: World) -> None:
-    crowd = Crowd(1000)
-
-    class Slow(Static):
-        def get_access_token(self) -> str:
-            crowd.wait()
-            return super().get_access_token()
-
-    provider, wire = Slow("t"), Wire(lambda _: 200)
-    transport = layer(world, wire, provider)
-
-    async def call() -> None:
-        crowd.arrive()
-        await world.send(transport, post())
-
-    await world.gather(*[call] * 1000)
-    assert provider.asked == 1
-    assert threading.get_ident() not in provider.threads
-
-
 @pytest.mark.worlds("asyncio", "trio")
 async def test_a_sync_only_provider_never_blocks_the_event_loop(world: World) -> None:
     go = threading.Event()

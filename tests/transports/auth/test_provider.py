@@ -84,7 +84,3 @@ def test_a_static_token_that_cannot_be_a_header_value_is_refused_and_not_shown(v
     with pytest.raises(ConfigurationError, match="StaticToken takes the token as a string") as caught:
         StaticToken(value)
     assert "s3cret" not in str(caught.value)
-
-
-def test_a_static_token_is_not_shown() -> None:
-    assert "abc" not in f"{StaticToken('abc')!r} {StaticToken('abc')}"

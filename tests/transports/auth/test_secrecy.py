@@ -15,7 +15,7 @@ from stkai.testing import FakeClock, QuotaServer, Reset
 from stkai.transports import AsyncAuthTransport, AuthTransport, auth, retry
 
 from ...support.secrecy import shown_by
-from ...support.tokens import SECRET, Issuer, grant, provider_over
+from ...support.tokens import SECRET, grant, provider_over
 from ...support.wire import Answer, Wire
 from ...support.world import World
 
@@ -107,12 +107,6 @@ async def test_a_pickled_error_holds_neither_token_nor_secret(world: World) -> N
     with pytest.raises(AuthenticationError) as caught:
         await world.send(layer(world, Wire(), provider), httpx.Request("GET", URL))
     assert_hidden(pickled(caught.value) + repr(caught.value) + str(caught.value) + repr(vars(caught.value)))
-
-
-def test_a_provider_cannot_be_pickled_by_accident() -> None:
-    provider = provider_over(Issuer())
-    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
-        pickle.dumps(provider)
 
 
 @pytest.mark.parametrize(

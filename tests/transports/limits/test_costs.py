@@ -127,15 +127,6 @@ def test_a_request_that_is_refused_at_once_does_not_affect_the_others(
     assert [waiter.went for waiter in gone] == pytest.approx([waiter.went for waiter in alone], abs=1e-3)
 
 
-def test_the_bucket_starts_full_whatever_the_burst_and_refills_evenly() -> None:
-    queue = bucket(burst=1)
-    assert took(queue, 0.0, cost=100.0)
-    waiting = Turn(cost=50.0)
-    assert queue.ask(waiting, 0.0) == 5.0
-    assert queue.ask(waiting, 2.0) == 3.0
-    assert queue.ask(waiting, 5.0) == 0.0
-
-
 def test_a_call_above_the_whole_limit_waits_until_the_bucket_is_full_and_is_paid_for_afterwards() -> None:
     queue = bucket()
     assert took(queue, 0.0, cost=20.0)
@@ -156,17 +147,6 @@ def test_a_request_that_costs_nothing_pays_no_debt() -> None:
     large, free = Turn(cost=500.0), Turn(cost=0.0)
     assert queue.ask(large, 0.0) == 50.0
     assert queue.ask(free, 0.0) == 50.0
-
-
-def test_a_small_call_does_not_overtake_a_large_one() -> None:
-    queue = bucket()
-    assert took(queue, 0.0, cost=100.0)
-    large, small = Turn(cost=80.0), Turn(cost=1.0)
-    assert queue.ask(large, 0.0) == 8.0
-    assert queue.ask(small, 0.0) == 8.1
-    assert queue.ask(small, 7.0) != 0
-    assert queue.ask(large, 8.0) == 0.0
-    assert queue.ask(small, 8.1) == 0.0
 
 
 def test_a_vacant_place_goes_only_to_a_request_that_takes_no_more_units() -> None:

@@ -57,17 +57,6 @@ def test_a_notebook_beside_a_batch_waits_for_one_turn_and_not_for_the_batch() ->
     assert gone[-1].went == pytest.approx(1028 / RATE, abs=3 / RATE)
 
 
-@pytest.mark.no_cover
-def test_low_requests_alone_go_at_the_full_rate_and_in_order() -> None:
-    waiters = low(200)
-    assert drive(bucket(), waiters) == waiters
-    assert [waiter.went for waiter in waiters] == pytest.approx([number / RATE for number in range(200)])
-
-
-def test_a_low_request_does_not_wait_if_a_permit_is_free() -> None:
-    assert bucket().ask(Turn(priority="low"), 0.0) == 0.0
-
-
 def test_low_requests_use_the_permits_of_normal_ones_that_left() -> None:
     crowd = [Waiter(0.0, patience=1.0) for _ in range(500)]
     waiters = low(100)

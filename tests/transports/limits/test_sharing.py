@@ -18,7 +18,7 @@ from stkai import (
     StoreRestored,
     TokenBucket,
 )
-from stkai.stores import Ask, FileStore, Lease, MemoryStore, Store
+from stkai.stores import Ask, FileStore, Lease, MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Context, Run, Turn, limiter
 from stkai.transports._limits.sources.store_client import StoreClient
@@ -63,10 +63,6 @@ def client_of(policy: TokenBucket | AimdLimiter) -> StoreClient:
     assert policy._leased is not None
     client: StoreClient = policy._leased.client
     return client
-
-
-def test_a_scripted_store_is_a_store(store: Scripted) -> None:
-    assert isinstance(store, Store)
 
 
 async def test_requests_of_two_processes_leave_at_the_rate_of_one_quota(

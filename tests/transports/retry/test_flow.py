@@ -17,13 +17,11 @@ from stkai import (
     RequestOptions,
     RetryPolicy,
     RetryScheduled,
-    StackBuilder,
 )
 from stkai.testing import FakeClock
 from stkai.transports import (
     AsyncRetryTransport,
     RetryTransport,
-    auth,
     retry,
 )
 
@@ -139,28 +137,6 @@ async def test_a_final_error_is_raised_unchanged_at_once(world: World, error: ht
             await bench.send()
         assert caught.value is error
         assert bench.wire.open == 0
-
-
-async def test_an_error_names_the_callers_request_without_a_token(world: World) -> None:
-    class Provider(stkai.AuthProvider):
-        def get_access_token(self) -> str:
-            return "secret"
-
-    wire = world.wire(503, httpx.ReadError("reset"))
-    policy = RetryPolicy(1, idempotency_header="Idempotency-Key")
-    stack = StackBuilder((retry(policy), auth(Provider())), clock=FakeClock())
-    request = httpx.Request("POST", URL)
-    with pytest.raises(httpx.ReadError) as caught:
-        await world.send(world.build(stack, wire), request)
-    assert [sent.headers["Authorization"] for sent in wire.requests] == ["Bearer secret"] * 2
-    assert caught.value.request is request
-    assert {"authorization", "idempotency-key"}.isdisjoint(request.headers)
-
-
-async def test_with_no_retries_one_attempt_is_made(world: World) -> None:
-    bench = Bench(world, 503, policy=RetryPolicy(max_retries=0))
-    assert (await bench.send()).status_code == 503
-    assert len(bench.wire.requests) == 1
 
 
 @pytest.mark.parametrize("first", [500, httpx.ReadError("reset")], ids=repr)
