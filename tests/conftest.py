@@ -145,7 +145,7 @@ def _modules_that_name_httpx() -> list[ModuleType]:
 
 @pytest.fixture
 def world(request: pytest.FixtureRequest, package: str) -> World:
-    """Runs the test three times: as sync code, on asyncio and on trio. See `World`."""
+    """Runs the test as sync code and on an event loop; see `pytest_generate_tests` and `World`."""
     return World(request.param)
 
 
