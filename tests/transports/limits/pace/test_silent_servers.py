@@ -1,12 +1,65 @@
-"""Windows that a server never mentions: how they are found, kept, and given up."""
+"""Servers that only refuse: what a refusal takes, and windows that they never mention."""
+
+import math
 
 import pytest
 
 from stkai.transports import Turn
-from stkai.transports._limits.pace.silent_servers import SilentWindow
+from stkai.transports._limits.pace.pairs import PairTest
+from stkai.transports._limits.pace.quota import KnownQuota
+from stkai.transports._limits.pace.silent_servers import EqualRefusals, SilentWindow
 
 from ....support.gateways import FixedWindow, World, jain
 from ....support.sender import Sender
+
+# What a refusal takes
+
+
+def equal_refusals(quota: KnownQuota, *, window: float = 0.0) -> EqualRefusals:
+    found = SilentWindow(0.0, 0.0)
+    found.seconds = window
+    return EqualRefusals(quota, PairTest(is_bursty=True), found)
+
+
+def test_the_rate_of_a_huge_quota_stays_a_number() -> None:
+    assert math.isfinite(equal_refusals(KnownQuota(1e9, 1.0)).grown(1e-3, 1.0))
+
+
+def test_a_refusal_takes_less_from_a_sender_that_has_most_of_a_known_quota() -> None:
+    law = equal_refusals(KnownQuota(20, 1))
+    for _ in range(9):
+        law.count_cut()
+    assert [round(1 - law.cut(rate) / rate, 4) for rate in (2.0, 10.0, 20.0)] == [0.1487, 0.1181, 0.0225]
+
+
+@pytest.mark.parametrize("count", [4, 25, 100])
+def test_in_a_window_a_rate_grows_by_eight_requests_per_window(count: int) -> None:
+    law, rate = equal_refusals(KnownQuota(None, None), window=60.0), count / 60
+    grown = law.grown(rate, 0.001) - rate
+    assert grown * 60 / 0.001 == pytest.approx(8 / 60, rel=0.001)
+
+
+def test_the_first_refusals_take_more_than_later_ones() -> None:
+    law, taken = equal_refusals(KnownQuota(None, None)), []
+    for _ in range(9):
+        taken.append(round(1.0 - law.cut(1.0), 3))
+        law.count_cut()
+    assert taken == [0.5, 0.375, 0.3, 0.25, 0.214, 0.188, 0.167, 0.15, 0.15]
+
+
+def test_a_slow_sender_remembers_its_refusals_for_longer() -> None:
+    patience = []
+    for rate in (5.0, 0.6, 0.1):
+        law = equal_refusals(KnownQuota(None, None))
+        for number in range(20):
+            law.note(refused=number % 2 == 0)
+        law.fade(rate, 60.0)
+        patience.append(law.patience(1.0))
+    assert patience == sorted(patience)
+    assert patience[0] < patience[-1]
+
+
+# Windows
 
 
 def outage(window: SilentWindow, began: float, ended: float) -> float:

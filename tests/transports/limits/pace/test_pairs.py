@@ -1,0 +1,135 @@
+"""Pairs of requests close together: what their answers say of a server, and how far apart it wants requests."""
+
+import pytest
+
+from stkai.transports import Turn
+from stkai.transports._limits.pace.blind import BlindRate
+from stkai.transports._limits.pace.pairs import PairTest, Spacing
+from stkai.transports._limits.pace.quota import KnownQuota
+from stkai.transports._limits.pace.start import Found
+
+from ....support.sender import Sender, blind
+
+
+@pytest.mark.parametrize(("gap", "pairs"), [(2.0, 3), (2.1, 6)])
+def test_a_slow_sender_needs_twice_as_many_pairs_for_the_verdict(gap: float, pairs: int) -> None:
+    test, now, tried = PairTest(is_bursty=False), 0.0, 0
+    while not test.is_strict:
+        now, tried = now + 100.0, tried + 1
+        test.rest(now)
+        try_pair(test, now, gap, True, False)
+    assert tried == pairs
+
+
+def try_pair(test: PairTest, now: float, gap: float, *accepted: bool) -> float:
+    """Send a pair and let the server answer it; returns the seconds between its requests."""
+    first = test.take(now, gap, False)
+    assert first is not None
+    seconds = test.second_due - now
+    second = test.take(now + seconds, gap, False)
+    assert second is not None
+    assert [first.number, second.number] == [0, 1]
+    for paired, outcome in zip((first, second), accepted, strict=True):
+        test.observe(paired, now + seconds, accepted=outcome, starting=False)
+    return seconds
+
+
+@pytest.mark.parametrize("spacing", [0.012, 0.05, 0.3])
+@pytest.mark.parametrize("gap", [0.4, 1.0])
+def test_pairs_find_the_spacing_of_a_server_within_half_of_it(spacing: float, gap: float) -> None:
+    test, now = PairTest(is_bursty=False), 0.0
+    for _ in range(3):
+        now += 10.0
+        try_pair(test, now, gap, True, False)
+    assert test.is_strict
+    pairs = 0
+    while test.is_searching:
+        now, pairs = now + 10.0, pairs + 1
+        test.rest(now)
+        seconds = test.distance
+        assert try_pair(test, now, gap, True, seconds >= spacing) == pytest.approx(seconds)
+    assert spacing <= test.spacing <= 1.5 * spacing
+    assert pairs <= 16
+    assert test.is_clear
+
+
+def test_two_that_ask_at_one_instant_go_as_far_apart_as_the_search_for_the_spacing_wants() -> None:
+    one, mode = Sender(), blind(2.0, is_bursty=False)
+    mode._test._failed, mode._test._gap, mode._test._at = 3, 0.5, 1000.0
+    one.source.mode = mode
+    one.look(100.0)
+    now = 100.5
+    distance = mode._test.distance
+    assert 0.01 < distance < 0.1
+    first, second = Turn(), Turn()
+    assert one.wait(now, first) == 0.0
+    assert one.wait(now, second) == pytest.approx(distance)
+    assert one.wait(now + distance + 1e-6, second) == 0.0
+    assert [turn.noted(mode).number for turn in (first, second)] == [0, 1]
+
+
+def test_each_adaptive_limiter_of_a_list_has_its_own_pairs() -> None:
+    modes = [blind(10.0, is_bursty=False) for _ in range(2)]
+    for now in (101.0, 102.0, 103.0):
+        turns = [Turn(), Turn()]
+        for turn in turns:
+            for mode in modes:
+                mode.take(turn, now)
+        for mode in modes:
+            mode.accepted(turns[0], now + 0.01, now)
+            mode.refused(turns[1], now + 0.01, now, 0.5)
+    assert [mode.finding for mode in modes] == ["collisions, rate kept"] * 2
+
+
+def test_an_accepted_request_after_a_shorter_time_corrects_the_spacing_that_collisions_made_too_long() -> (
+    None
+):
+    spacing = Spacing()
+    spacing.refused_after(0.2, 0.5)
+    spacing.refused_after(0.2, 0.5)
+    spacing.refused_after(0.4, 0.5)
+    spacing.refused_after(0.4, 0.5)
+    assert spacing.is_found(0.5)
+    assert spacing.seconds(0.5) == 0.5
+    spacing.accepted(10.0, 0.5)
+    spacing.accepted(10.15, 0.5)
+    assert not spacing.is_found(0.5)
+    assert spacing.middle(0.5) < 0.15
+
+
+def test_a_quota_that_is_given_says_the_spacing_also_after_it_has_changed() -> None:
+    quota = KnownQuota(20.0, 1.0, 0.0)
+    mode = BlindRate(quota, Found(8.0, False, 50.0, 0.0, False), 100.0)
+    mode._test._failed, mode._test._gap = 3, 0.1
+    assert mode._test.is_strict
+    assert not mode._test.is_searching
+    before = mode.law.patience(8.0)
+    quota.update(10.0, 1.0)
+    mode.update(0.5)
+    assert mode.law.patience(8.0) == pytest.approx(4 * before)
+
+
+def test_two_requests_that_were_nearly_at_one_instant_show_that_there_is_no_spacing() -> None:
+    test, now = PairTest(is_bursty=False), 0.0
+    for _ in range(3):
+        now += 10.0
+        try_pair(test, now, 0.4, True, False)
+    while not test.is_bursty:
+        now += 10.0
+        test.rest(now)
+        try_pair(test, now, 0.4, True, True)
+    assert not test.is_strict
+
+
+def test_a_late_answer_to_a_forgotten_pair_is_not_one_to_the_next_pair() -> None:
+    test = PairTest(is_bursty=False)
+    old = test.take(1.0, 0.4, False)
+    assert old is not None
+    first, second = test.take(2.0, 0.4, False), test.take(2.0, 0.4, False)  # Too late to be its second.
+    assert first is not None
+    assert second is not None
+    assert test.observe(first, 3.1, accepted=False, starting=False) == 1
+    assert test.observe(old, 3.2, accepted=True, starting=False) is None
+    test.drop(old)
+    test.observe(second, 3.3, accepted=True, starting=False)
+    assert not test.is_bursty
