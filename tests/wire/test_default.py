@@ -277,15 +277,6 @@ async def test_closing_the_wire_closes_its_proxied_connections(
 # Certificates
 
 
-async def test_an_untrusted_certificate_is_refused(world: World, tls_url: str) -> None:
-    with pytest.raises(httpx.ConnectError):
-        await get(world, tls_url)
-
-
-async def test_verify_false_accepts_any_certificate(world: World, tls_url: str) -> None:
-    assert (await get(world, tls_url, verify=False)).text == "by TLS"
-
-
 @pytest.mark.parametrize("kind", ["file", "directory"])
 async def test_verify_takes_a_file_and_a_directory_of_certificates(
     world: World, tls_url: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -315,13 +306,6 @@ async def test_verify_also_applies_to_the_token_endpoint(world: World, tls_url: 
     await world.close(client)
 
 
-async def test_a_file_without_certificates_is_an_error_that_names_it(world: World, tmp_path: Path) -> None:
-    bundle = tmp_path / "bundle.pem"
-    bundle.write_text("no certificates here")
-    with pytest.raises(stkai.ConfigurationError, match=r"STKAI_HTTP_VERIFY.*PEM.*bundle\.pem"):
-        wire_of(world, verify=str(bundle))
-
-
 async def test_certificates_are_loaded_once_for_all_proxies(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,16 +320,6 @@ async def test_certificates_are_loaded_once_for_all_proxies(
 
 
 # Limits and HTTP/2
-
-
-async def test_the_connection_limit_holds(world: World, server: QuotaServer) -> None:
-    client = client_of(world, wire_of(world, max_connections=1))
-    held = await world.call(client.post_stream, server.url + "/echo", timeout=5)
-    with pytest.raises(httpx.PoolTimeout):
-        await world.call(client.get, server.url + "/echo", timeout=0.05)
-    await world.close(held)
-    assert (await world.call(client.get, server.url + "/echo", timeout=5)).status_code == 200
-    await world.close(client)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,12 @@ def client_of(policy: TokenBucket | AimdLimiter) -> StoreClient:
     return client
 
 
+def stack(policy: Any, clock: FakeClock, listener: Any) -> httpx.BaseTransport:
+    """A limiter alone, over a wire that answers 200."""
+    wire = httpx.MockTransport(lambda _: httpx.Response(200))
+    return limiter(policy).sync(wire, context=Context(clock=clock, listener=listener))
+
+
 async def test_requests_of_two_processes_leave_at_the_rate_of_one_quota(
     world: World, clock: FakeClock, store: Scripted
 ) -> None:
@@ -290,12 +296,7 @@ def test_the_listener_hears_of_a_loss_once_and_of_the_return_once(clock: FakeClo
         events.append(event)
 
     policy = bucket(store)
-    transports = [
-        limiter(policy).sync(
-            httpx.MockTransport(lambda _: httpx.Response(200)), context=Context(clock=clock, listener=heard)
-        )
-        for heard in (events.append, also_hear)
-    ]
+    transports = [stack(policy, clock, heard) for heard in (events.append, also_hear)]
     store.fails = True
     for transport in transports:
         for _ in range(3):
@@ -362,9 +363,7 @@ def test_a_store_that_fails_again_while_it_returns_is_in_the_same_outage(
     def hear(event: Event) -> None:
         events.append(type(event).__name__)
 
-    transport = limiter(policy).sync(
-        httpx.MockTransport(lambda _: httpx.Response(200)), context=Context(clock=clock, listener=hear)
-    )
+    transport = stack(policy, clock, hear)
 
     def fail(*, times: int) -> None:
         store.fails = True
@@ -557,8 +556,7 @@ def test_before_the_store_was_reached_costs_are_settled_in_the_process_alone(
 def test_a_lost_state_is_no_outage(clock: FakeClock, store: Scripted) -> None:
     events: list[Event] = []
     policy = bucket(store)
-    context = Context(clock=clock, listener=events.append)
-    transport = limiter(policy).sync(httpx.MockTransport(lambda _: httpx.Response(200)), context=context)
+    transport = stack(policy, clock, events.append)
     for _ in range(3):
         transport.handle_request(httpx.Request("POST", "https://api.test/"))
         store._states.clear()
@@ -582,10 +580,7 @@ def test_after_its_state_was_lost_a_group_counts_for_ten_seconds_as_large_as_it_
 def test_an_overruled_member_says_so_once(clock: FakeClock, store: Scripted) -> None:
     events: list[Event] = []
     old = bucket(store, rate=10)
-    transport = limiter(old).sync(
-        httpx.MockTransport(lambda _: httpx.Response(200)),
-        context=Context(clock=clock, listener=events.append),
-    )
+    transport = stack(old, clock, events.append)
     wait_for(old, clock)
     new = bucket(store, rate=20)
     wait_for(new, clock)
@@ -691,8 +686,7 @@ def test_limiters_of_each_host_tell_the_listener_too(clock: FakeClock, store: Sc
     events: list[Event] = []
     store.fails = True
     policy = PerHost(lambda origin: TokenBucket(10, 1, share=origin, store=store))
-    context = Context(clock=clock, listener=events.append)
-    transport = limiter(policy).sync(httpx.MockTransport(lambda _: httpx.Response(200)), context=context)
+    transport = stack(policy, clock, events.append)
     transport.handle_request(httpx.Request("POST", "https://api.test/"))
     assert [event.share for event in events if isinstance(event, StoreLost)] == ["https://api.test"]
 

@@ -312,12 +312,3 @@ def test_one_policy_is_exact_across_threads_and_two_event_loops() -> None:
     check_exactness([instant for instant, _ in stepper.sent], stepper.clock.sleeps, 50.0, 1)
     sources = [number // 10 for _, number in stepper.sent]
     assert sources == sorted(sources)
-
-
-def test_a_bucket_names_its_layer_and_shows_its_policy() -> None:
-    policy = TokenBucket(1, 1)
-    layer = token_bucket(policy)
-    assert (layer.name, layer.policy) == ("token_bucket", policy)
-    transport = layer.sync(Wire(200))
-    assert isinstance(transport, TokenBucketTransport)
-    assert str(transport) == "token_bucket > wire"
