@@ -6,7 +6,7 @@ from stkai.transports import Turn
 from stkai.transports._limits.pace.blind import BlindRate
 from stkai.transports._limits.pace.pairs import PairTest, Spacing
 from stkai.transports._limits.pace.quota import KnownQuota
-from stkai.transports._limits.pace.start import Found
+from stkai.transports._limits.pace.start import ColdStart, Found
 
 from ....support.sender import Sender, blind
 
@@ -119,6 +119,19 @@ def test_two_requests_that_were_nearly_at_one_instant_show_that_there_is_no_spac
         test.rest(now)
         try_pair(test, now, 0.4, True, True)
     assert not test.is_strict
+
+
+@pytest.mark.parametrize(("late", "is_bursty"), [(0.015, True), (0.025, False)])
+def test_threads_that_are_a_little_late_were_at_one_instant(late: float, is_bursty: bool) -> None:
+    start, test = ColdStart(KnownQuota(None, None)), PairTest(is_bursty=False)
+    start.note(1.0)
+    start.note(1.0 + late)
+    first, second = test.take(1.0, 0.5, False), test.take(1.0 + late, 0.5, False)
+    assert first is not None
+    assert second is not None
+    test.observe(first, 1.1, accepted=True, starting=True)
+    test.observe(second, 1.1, accepted=True, starting=True)
+    assert [start.is_bursty, test.is_bursty] == [is_bursty, is_bursty]
 
 
 def test_a_late_answer_to_a_forgotten_pair_is_not_one_to_the_next_pair() -> None:

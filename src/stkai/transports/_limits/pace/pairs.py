@@ -8,8 +8,9 @@ pairs with a distance narrow down the range in which the spacing lies.
 import math
 from typing import NamedTuple
 
-TOGETHER = 0.01
-"""Seconds between two requests that go at one instant, as far as a server can tell that spaces requests out."""
+TOGETHER = 0.02
+"""Seconds between two requests that go at one instant, as far as a server can tell that spaces requests out: threads
+that may go at once are often ten milliseconds apart."""
 
 _TESTS = 3  # Pairs of which just one request was accepted that show a strict server.
 
