@@ -47,6 +47,17 @@ def test_the_first_refusals_take_more_than_later_ones() -> None:
     assert taken == [0.5, 0.375, 0.3, 0.25, 0.214, 0.188, 0.167, 0.15, 0.15]
 
 
+@pytest.mark.parametrize(("refused", "grows"), [(7, True), (8, False)])
+def test_where_collisions_do_not_explain_the_refusals_a_rate_does_not_grow(refused: int, grows: bool) -> None:
+    test = PairTest(is_bursty=False)
+    test._failed, test._gap = 3, 0.4
+    law = EqualRefusals(KnownQuota(None, None), test, SilentWindow(0.0, 0.0))
+    for number in range(10):
+        law.note(refused=number < refused)
+    assert test.is_strict
+    assert (law.grown(2.0, 1.0) > 2.0) is grows
+
+
 def test_a_slow_sender_remembers_its_refusals_for_longer() -> None:
     patience = []
     for rate in (5.0, 0.6, 0.1):

@@ -183,7 +183,10 @@ class EqualRefusals:
 
     def grown(self, rate: float, seconds: float) -> float:
         """The rate after `seconds` in which requests waited."""
-        step = _STRICT_STEP if self._test.is_strict else _STEP
+        is_strict = self._test.is_strict
+        if is_strict and self.refuses_most:
+            return rate  # It may be an emptied bucket.
+        step = _STRICT_STEP if is_strict else _STEP
         # Patience may be nanoseconds, with a quota of 1e9 per second. The ceiling bounds the rate in any case.
         return rate * math.exp(min(50.0, step / self.patience(rate) * seconds))
 
