@@ -90,7 +90,7 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         reported = _reported(messages)
         pieces = [texts for message in messages if (texts := _delta_texts(message)) is not None]
         text = "".join(chain.from_iterable(pieces))
-        types = [message.get("type") for message in messages]
+        types = [each.get("type") for each in messages if each.get("message") or each.get("usage")]
         if "message_start" in types and "message_delta" not in types:
             # Anthropic's stream starts with the input, and ends with the output; this one was closed before.
             reported["output_tokens"] = max(reported.get("output_tokens", 0.0), self._tokens(text))

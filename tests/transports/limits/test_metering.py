@@ -218,7 +218,8 @@ async def test_an_anthropic_stream_that_is_closed_early_costs_its_input_and_what
     start = {"type": "message_start", "message": {"usage": {"input_tokens": 50, "output_tokens": 1}}}
     text = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "a" * 80}}
     end = {"type": "message_delta", "usage": {"output_tokens": 33}}
-    for messages, cost in (([start, text], 70), ([start, text, end], 83)):
+    silent = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}}
+    for messages, cost in (([start, text], 70), ([start, text, end], 83), ([start, text, silent], 70)):
         policy = bucket(llm_tokens())
         await sent(world, policy, events(*messages))
         assert left(policy) == 10_000 - cost
