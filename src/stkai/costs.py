@@ -37,9 +37,9 @@ _MOST_OUTPUT: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens
 
 _NO_TEXT: Final = frozenset(
     {"model", "role", "type", "object", "user", "metadata", "detail", "media_type"}
-    | {"signature", "encrypted_content", "images", "b64_json", "file_data"}
+    | {"signature", "encrypted_content", "images", "b64_json", "file_data", "cited_text"}
 )
-"""The keys of values that the model does not read as text: settings, names, encrypted content and pictures."""
+"""The keys of values that are not tokens: settings, names, encrypted content, pictures, quotations in citations."""
 
 _DATA_URL: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.=+-]+)*;base64,[A-Za-z0-9+/=_-]*")
 _USAGE: Final = re.compile(rb'"(?:usage|tokens)"|data:')
