@@ -42,6 +42,7 @@ _NO_TEXT: Final = frozenset(
 """The keys of values that are not tokens: settings, names, encrypted content, pictures, quotations in citations."""
 
 _DATA_URL: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.=+-]+)*;base64,[A-Za-z0-9+/=_-]*")
+_PIECE: Final = re.compile(r"response\.(?:created|.+(?<!audio)\.delta)|content_block_delta")
 _USAGE: Final = re.compile(rb'"(?:usage|tokens)"|data:')
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}")
 _TEXTUAL: Final = re.compile(r"text/|application/(?:[\w.+-]*json|x-www-form-urlencoded)", re.IGNORECASE)
@@ -215,9 +216,9 @@ def _delta_texts(message: dict[str, Any]) -> list[str] | None:
         pieces = [choice.get("delta") for choice in choices if isinstance(choice, dict)]
         if not any(isinstance(piece, dict) for piece in pieces):
             return None
-    elif kind not in ("response.created", "response.output_text.delta", "content_block_delta"):
+    elif not isinstance(kind, str) or not _PIECE.fullmatch(kind):
         return None
-    # Calls of tools and reasoning are output as well.
+    # Calls of tools and reasoning are output as well; audio is in base64.
     return [text for text in _texts(pieces) if text is not None]
 
 

@@ -143,6 +143,8 @@ TOOL_CALL = {"index": 0, "id": "call_1", "type": "function", "function": {"name"
         ("input", deltas("a" * 40), 100),
         ("output", deltas("a" * 40, "b" * 8), 12),
         ("output", [{"type": "response.output_text.delta", "delta": "a" * 40}], 10),
+        ("output", [{"type": "response.function_call_arguments.delta", "delta": "a" * 40}], 10),
+        ("output", [{"type": "response.created"}, {"type": "response.audio.delta", "delta": "a" * 40}], 0),
         ("output", [{"type": "content_block_delta", "delta": {"citation": {"cited_text": "a" * 40}}}], 0),
         ("output", [{"type": "content_block_delta", "delta": {"type": "text_delta", "text": "a" * 40}}], 10),
         (
