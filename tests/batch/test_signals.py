@@ -333,7 +333,7 @@ def test_a_token_endpoint_that_refuses_halts_at_once(job: Job, counting: Server)
     job.options = ()
     result = job.run(env=settings)
     assert result.returncode == 3
-    assert "STKAI_AUTH_CLIENT_ID" in result.stderr
+    assert "if this is due to the credentials, check STKAI_AUTH_CLIENT_ID" in result.stderr
     assert (job.done(), job.failures()) == ({}, {})
     assert "hush" not in result.stderr
     counting.answer = echo

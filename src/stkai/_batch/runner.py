@@ -128,7 +128,7 @@ class Runner:
         if isinstance(error, WriteError):
             self.stop(HALTED, f"{error}; nothing more is sent")
         elif isinstance(error, AuthenticationError) and not isinstance(error, ExposedTokenError):
-            self._refuse(visible(str(error)))
+            self._refuse(f"{visible(str(error))}; if this is due to the credentials,")
         elif isinstance(error, DroppedError):
             pass
         elif response is None:
@@ -136,18 +136,18 @@ class Runner:
             return self._failure(line, error)
         elif response.status_code == httpx.codes.UNAUTHORIZED and self._options.halt_after:
             self._refuse(
-                f"the server answered 401 to line {line.number} (--halt-after 0 would report it as a failure)"
+                f"the server answered 401 to line {line.number} (--halt-after 0 would report it as a failure):"
             )
         else:
             return self._answer(line, response, error)
         return None
 
     def _refuse(self, what: str) -> None:
-        """Halt because the credentials are refused."""
+        """Halt because there is no token, or the credentials are refused."""
         way = "leave out --no-auth, and set" if self._options.no_auth else "check"
         self.stop(
             HALTED,
-            f"{what}: {way} STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET (and STKAI_AUTH_TOKEN_URL), or"
+            f"{what} {way} STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET (and STKAI_AUTH_TOKEN_URL), or"
             " STKAI_AUTH_TOKEN; nothing more is sent",
         )
 
