@@ -193,6 +193,7 @@ def test_a_merge_refuses_shards_of_different_inputs(job: Job) -> None:
     for other in "bc":
         result = merge(job, "a", other, "-o", "all")
         assert (result.returncode, f"a.jsonl and {other}.jsonl come from" in result.stderr) == (2, True)
+    assert "or restart each" in result.stderr
     assert job.run("--shard", "0/2", "-o", "a", "--resume").returncode == 2
     assert merge(job, "a", "c", "-o", "all", "--partial").returncode == 0
 

@@ -144,8 +144,8 @@ def _check_complete(outputs: list[Paths], answers: Entries, failures: Entries) -
     if len(inputs) > 1:
         some = " and ".join(map(str, islice(inputs.values(), 2)))
         raise ConfigurationError(
-            f"{some} come from different versions of the input: resume each with the same one, or pass --partial to"
-            " join them anyway"
+            f"{some} come from different versions of the input: resume or restart each with the same one, or pass"
+            " --partial to join them anyway"
         )
     missing = [
         number

@@ -79,12 +79,13 @@ def merge_outputs(
     outs: Annotated[list[str], typer.Argument(metavar="OUT", help="Outputs of the shards, as passed to -o.")],
     out: Annotated[str, typer.Option("-o", "--out", metavar="ALL", help="Write the joined output here.")],
     partial: Annotated[
-        bool, typer.Option("--partial", help="Join what there is, although lines of the input are missing.")
+        bool, typer.Option("--partial", help="Join what there is, whatever is missing or differs.")
     ] = False,
 ) -> None:
     """Join the outputs of shards, both answers and failures, in input order.
 
-    Exit codes: 0 all done, 1 some failed, 2 an output or a line is missing, ALL exists, or a line occurs twice.
+    Exit codes: 0 all done, 1 some failed, 2 an output or a line is missing, ALL exists, a line occurs twice, or the
+    inputs differ.
     """
     try:
         done, failed = merge(outs, out, partial=partial)
