@@ -147,7 +147,7 @@ class Survey(NamedTuple):
     size: int  # In bytes.
     sha256: str  # Of all of it.
     lines: int  # How many belong to this job, without blank ones.
-    last: int  # The number of the last one.
+    last: int  # The number of the input's last line.
 
     @classmethod
     def of(cls, path: Path, size: int, lines: Lines, shard: Shard) -> "Survey":
