@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
 
 import stkai
-from stkai import STKAI, HttpConfig, StackBuilder
+from stkai import STKAI, ConfigurationError, HttpConfig, StackBuilder
 from stkai._event_loops import running_loop
 from stkai._wire.default import AsyncDefaultWire, DefaultWire
 from stkai.testing import QuotaServer
@@ -118,6 +119,13 @@ async def test_a_proxy_may_be_named_without_its_scheme(
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", proxy[0].removeprefix("http://"))
     assert (await get(world, "http://service.example/")).text.startswith("by proxy")
+
+
+def test_a_proxy_that_is_refused_without_a_reason_is_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://proxy:1")
+    monkeypatch.setattr(httpx, "Proxy", Mock(side_effect=ValueError))
+    with pytest.raises(ConfigurationError, match="a proxy"):
+        DefaultWire()
 
 
 async def test_https_goes_through_a_tunnel_of_the_https_proxy(

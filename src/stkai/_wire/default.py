@@ -86,7 +86,7 @@ class _Router:
                 problem, made = str(error), {}
                 del url
                 break
-        if problem:  # Outside of the handler: the error would show the URL.
+        if not made:  # Outside of the handler: the error would show the URL.
             msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {problem}"
             raise ConfigurationError(msg)
         return made
