@@ -58,7 +58,7 @@ class Part(NamedTuple):
 
 
 def parse(text: str, decoder: json.JSONDecoder = _LENIENT) -> Part:
-    """One JSON value, without surrounding whitespace; a RecursionError if it is nested too deeply, or a ValueError."""
+    """One JSON value, without surrounding whitespace; raises a ValueError, or a RecursionError for deep nesting."""
     return Part(decoder.decode(text), text.strip(_SPACE))
 
 

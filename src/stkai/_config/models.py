@@ -111,7 +111,7 @@ class RateLimitConfig(fields.Section):
     def quota(self) -> tuple[int | None, float | None]:
         """Requests and seconds of the quota; (None, None) if the adaptive limiter has to find it.
 
-        It does not have to if `max_requests`, or another field that needs a quota, was given; a default is not.
+        It need not if `max_requests`, or another field that needs a quota, was given: a default is no real quota.
         """
         is_given = self.max_requests is not None and "max_requests" in self.model_fields_set
         parts = (self.min_rate_floor, self.penalty_factor, self.recovery_factor)
