@@ -5,6 +5,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import datetime
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -71,7 +72,12 @@ def test_numbers_of_numpy_are_numbers(kind: str) -> None:
     number = check_number("rate", getattr(numpy, kind)(5), POSITIVE)
     assert isinstance(number, int if "int" in kind else float)
     assert number == 5
-    assert stkai.RequestOptions(cost=getattr(numpy, kind)(5)).cost == 5
+    five = getattr(numpy, kind)(5)
+    assert stkai.RequestOptions(cost=five).cost == 5
+    options = stkai.RequestOptions(deadline=five, max_wait_time=five)
+    policy = stkai.RetryPolicy(initial_delay=five, max_delay=five, max_retry_after=five, deadline=five)
+    kept = [options.deadline, options.max_wait_time, policy.initial_delay, policy.max_delay, policy.deadline]
+    assert all(type(each) in {int, float} for each in kept), "a sum with np.float32 loses milliseconds"
     for bad in (numpy.float32("inf"), numpy.float32("nan"), numpy.bool_(True), numpy.int8(-1)):
         with pytest.raises(ConfigurationError, match=r"^rate must be a positive, finite number, not np\."):
             check_number("rate", bad, POSITIVE)
@@ -94,6 +100,12 @@ def test_limiters_take_numbers_of_numpy(tmp_path: Path, is_shared: bool) -> None
     numbers = [bucket.max_requests, bucket.time_window, bucket.max_cost, adaptive.max_requests, places.n]
     assert numbers == [6, 5, 5, 5, 6]
     assert all(type(each) in {int, float} for each in numbers)
+
+
+@pytest.mark.parametrize("value", [Fraction(1, 2), Fraction(10**400), Fraction(1, 10**400)])
+def test_a_fraction_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^rate must be a positive, finite number, not Fraction"):
+        check_number("rate", value, POSITIVE)
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**5000)], ids=["large", "too_long_to_print"])

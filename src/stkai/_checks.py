@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from inspect import iscoroutinefunction
-from numbers import Integral, Real
+from numbers import Integral, Rational, Real
 from types import CodeType
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -64,10 +64,12 @@ def check_number(
 
 
 def _plain(value: Any) -> Any:
-    """A number of another type, such as one of NumPy, as an int or a float; anything else as it is."""
+    """A number of another type, such as one of NumPy, as an int or a float; anything else, or a fraction, as it is."""
     if type(value) in {int, float, bool} or not isinstance(value, Real):
         return value
-    return int(value) if isinstance(value, Integral) else float(value)
+    if isinstance(value, Integral):
+        return int(value)
+    return value if isinstance(value, Rational) else float(value)  # A fraction may not fit into a float.
 
 
 def check_flag(name: str, value: object) -> None:

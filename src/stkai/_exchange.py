@@ -60,7 +60,7 @@ class Exchange:
         options = options_of(verb, given) if given else NO_OPTIONS
         method = "GET" if verb == "get" else "POST"
         target = request_url(url)
-        check_number("timeout", timeout, SOME_SECONDS, error=InvalidArgumentError)
+        timeout = check_number("timeout", timeout, SOME_SECONDS, error=InvalidArgumentError)
         extensions: dict[str, Any] = {"timeout": timeouts(timeout)}
         if options is not NO_OPTIONS:
             extensions[OPTIONS] = options

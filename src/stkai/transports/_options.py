@@ -65,7 +65,9 @@ class RequestOptions:
         for name in ("deadline", "max_wait_time"):
             value = getattr(self, name)
             if value is not UNSET and value is not None:
-                check_number(name, value, SOME_SECONDS, ", or None for no limit", error=InvalidArgumentError)
+                hint = ", or None for no limit"
+                number = check_number(name, value, SOME_SECONDS, hint, error=InvalidArgumentError)
+                object.__setattr__(self, name, number)
         # By what it does: `import stkai` does not pay for the class.
         is_policy = hasattr(type(self.retry), "is_repeatable")
         if self.retry is not UNSET and self.retry is not None and not is_policy:

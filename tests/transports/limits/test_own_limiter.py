@@ -129,6 +129,23 @@ async def test_other_methods_need_no_permit(world: World) -> None:
 
 
 @pytest.mark.parametrize("beside", [[], [InFlight(1)]], ids=["alone", "in a list"])
+async def test_an_ask_may_return_a_number_of_numpy(world: World, beside: list[Any]) -> None:
+    numpy = pytest.importorskip("numpy")
+
+    class Short(Gap):
+        def ask(self, turn: Turn, now: float) -> Any:
+            return numpy.float32(super().ask(turn, now))
+
+    policy, clock = Short(1.0), FakeClock()
+    layer = limiter([policy, *beside] if beside else policy)
+    transport = world.build(StackBuilder((layer,), clock=clock), Wire(200, 200))
+    for _ in range(2):
+        await world.send(transport, httpx.Request("POST", URL))
+    assert clock.sleeps
+    assert {type(seconds) for seconds in clock.sleeps} == {float}, "time.sleep takes no other numbers"
+
+
+@pytest.mark.parametrize("beside", [[], [InFlight(1)]], ids=["alone", "in a list"])
 @pytest.mark.parametrize("answer", [None, -1.0, math.nan, "soon", []], ids=spelled)
 async def test_an_ask_that_returns_no_wait_is_an_error_and_nothing_is_sent(
     world: World, answer: Any, beside: list[Any]

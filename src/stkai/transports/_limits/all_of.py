@@ -91,7 +91,7 @@ class AllOf(QueueLimiter):
             wait: float | Operation = guest.ask(turn, now)
             if wait != 0:
                 if isinstance(wait, REAL):
-                    turn.due_at, turn.held_by, turn.is_guess = now + wait, guest, False
+                    turn.due_at, turn.held_by, turn.is_guess = now + float(wait), guest, False
                 for earlier in turn.guests[:number]:
                     earlier.limiter.leave(earlier.inner(turn), now)
                 return wait

@@ -69,7 +69,7 @@ def wait_for_permit(
                 is_real = wait >= NAP and is_system_clock(context.clock)
                 seconds = min(wait + turn.slack if is_real else wait, turn.nap, left, _LONGEST)
                 may_wake = (is_real and seconds >= NAP) or getattr(turn.held_by, "wakes", False)
-                yield Sleep(seconds, turn if may_wake else None)
+                yield Sleep(float(seconds), turn if may_wake else None)  # Clocks need not know NumPy.
             elif isinstance(wait, Operation):
                 yield wait
             else:

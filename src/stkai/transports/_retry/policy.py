@@ -85,7 +85,7 @@ class RetryBudget:
             "ratio", ratio, Numbers("a number from 0 to 1, the retries per call", high=1)
         )
         self.min_per_second = check_number("min_per_second", min_per_second, AT_LEAST_ZERO)
-        self._most = self._steady = _MEMORY * min_per_second
+        self._most = self._steady = _MEMORY * self.min_per_second
         self._earned = 0.0
         self._at = math.inf
         self._renew_lock()
@@ -164,12 +164,15 @@ class RetryPolicy:
     trust_connect_errors: bool = False
 
     def __post_init__(self) -> None:
-        check_number("max_retries", self.max_retries, COUNT)
+        numbers: dict[str, Any] = {"max_retries": check_number("max_retries", self.max_retries, COUNT)}
         for name in ("initial_delay", "max_delay", "max_retry_after"):
-            check_number(name, getattr(self, name), AT_LEAST_ZERO)
+            numbers[name] = check_number(name, getattr(self, name), AT_LEAST_ZERO)
         object.__setattr__(self, "retry_on_status_codes", _status_codes(self.retry_on_status_codes))
         if self.deadline is not None:
-            check_number("deadline", self.deadline, SOME_SECONDS, ", or None for no limit")
+            hint = ", or None for no limit"
+            numbers["deadline"] = check_number("deadline", self.deadline, SOME_SECONDS, hint)
+        for name, number in numbers.items():
+            object.__setattr__(self, name, number)
         for name in ("retry_unknown", "retry_timeouts", "trust_connect_errors"):
             check_flag(name, getattr(self, name))
         header = self.idempotency_header
