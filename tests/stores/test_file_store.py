@@ -262,6 +262,28 @@ def test_a_lock_that_others_hold_is_given_up_after_a_quarter_of_a_second(tmp_pat
     assert store.lease(ask()).count == 1
 
 
+@pytest.mark.real_time
+def test_it_is_told_whether_others_use_the_file_or_hold_its_lock_without_using_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, writes = FileStore(tmp_path), True
+
+    def used_by_others(_: int) -> bool:
+        if writes:
+            os.utime(state_file(tmp_path))
+        return False
+
+    store.lease(ask())
+    monkeypatch.setattr(_file, "_LOCK_TIMEOUT", 0.05)
+    monkeypatch.setattr(_file, "try_lock", used_by_others)
+    with pytest.raises(_file.InUseError, match="another process held the lock"):
+        store.lease(ask())
+    writes = False
+    with pytest.raises(TimeoutError) as caught:
+        store.lease(ask())
+    assert type(caught.value) is TimeoutError
+
+
 def descriptors_of(directory: Path) -> list[Path]:
     """The files of a directory that this process has open."""
     found = []

@@ -52,6 +52,10 @@ _HEAD: Final = struct.Struct("<8sII")  # What a slot begins with: magic, length 
 clock = SystemClock()
 
 
+class InUseError(TimeoutError):
+    """Others write to the file all the time; whoever has the lock of one that nobody writes to may be stopped."""
+
+
 class FileStore(LocalStore):
     """A directory with one state file for each share, for the processes of one user on one machine.
 
@@ -278,10 +282,13 @@ def lock(fd: int) -> None:
     A blocking kernel lock has no timeout, and its holder may be stopped, so this polls: the lock is held for
     microseconds only.
     """
-    until = clock.monotonic() + _LOCK_TIMEOUT
+    if try_lock(fd):
+        return
+    until, written = clock.monotonic() + _LOCK_TIMEOUT, os.fstat(fd).st_mtime_ns
     nap = 1e-6
     while not try_lock(fd):
         if clock.monotonic() >= until:
-            raise TimeoutError(f"another process held the lock of the state file for {_LOCK_TIMEOUT:g} s")
+            error = TimeoutError if os.fstat(fd).st_mtime_ns == written else InUseError
+            raise error(f"another process held the lock of the state file for {_LOCK_TIMEOUT:g} s")
         clock.sleep(nap)
         nap = min(nap * 1.2, _LONGEST_NAP)

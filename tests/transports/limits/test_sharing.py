@@ -19,6 +19,7 @@ from stkai import (
     TokenBucket,
 )
 from stkai.stores import Ask, FileStore, Lease, MemoryStore
+from stkai.stores._file import InUseError
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Context, Run, Turn, limiter
 from stkai.transports._limits.sources.store_client import StoreClient
@@ -522,21 +523,24 @@ def test_a_store_that_was_never_reached_leaves_each_process_to_adapt(
     assert policy.members == 1
 
 
-def test_a_process_keeps_to_a_small_part_while_others_hold_the_lock_of_the_file(
-    clock: FakeClock, tmp_path: Path
-) -> None:
+def test_a_process_keeps_to_a_small_part_while_others_use_the_file(clock: FakeClock, tmp_path: Path) -> None:
     class Held(FileStore):
         blocks = False
+        error: type[TimeoutError] = InUseError
 
         def lease(self, ask: Ask) -> Lease:
             clock.advance(0.25)
-            raise TimeoutError("another process held the lock of the state file for 0.25 s")
+            raise self.error("another process held the lock of the state file for 0.25 s")
 
-    policy, start, granted = bucket(Held(tmp_path), rate=100), clock.monotonic(), 0
-    while clock.monotonic() < start + 20:
-        wait_for(policy, clock)
-        granted += 1
-    assert 100 < granted <= 202  # Alone, it would have sent 1,500.
+    store, granted = Held(tmp_path), [0, 0]
+    policy = bucket(store, rate=100)
+    for phase, store.error in enumerate((InUseError, TimeoutError)):  # The holder is stopped then.
+        start = clock.monotonic()
+        while clock.monotonic() < start + 20:
+            wait_for(policy, clock)
+            granted[phase] += 1
+    assert 100 < granted[0] <= 202
+    assert granted[1] > 1000, "it is alone"
 
 
 def test_before_the_store_was_reached_costs_are_settled_in_the_process_alone(

@@ -16,8 +16,8 @@ BOTH: Final = 1.5
 """Seconds after an outage during which a request needs a permit from both, since members return one by one."""
 
 _ALONE, _FIRST_PART = 3, 0.1
-"""Calls in a row that must fail before a process that has never reached the store adapts alone, and the share of the
-quota that it uses until then, or as long as others use the store: many that start at once may all be late."""
+"""Calls in a row that must fail, while nobody uses the store, before a process that has never reached it adapts alone;
+and the share of the quota that it uses until then: many that start at once may all be late."""
 
 _FIRST_PROBE: Final = 0.25
 _LONGEST: Final = 1.0
@@ -35,7 +35,7 @@ class Outage:
         self.is_on = False  # Whether the store is out of reach now.
         self.since = -math.inf
         self.failures = 0  # Calls that have failed in a row.
-        self.is_in_use = False  # Whether other processes used the store when it could not be reached.
+        self.in_use = 0  # How many of them had failed when other processes last used the store.
         self.used = 0  # Permits of the local sources that were not reported yet, and what they cost.
         self.spent = 0.0
         self._local: Sequence[Source] = ()
@@ -76,8 +76,9 @@ class Outage:
         if not self.is_on:
             self.since = now
             self.failures -= bool(self.sources)
-        adapts_alone = leased.group.lease is None and self.failures >= _ALONE and not self.is_in_use
-        if not self._local or (adapts_alone and self.failures == _ALONE):
+        row = self.failures - self.in_use
+        adapts_alone = leased.group.lease is None and row >= _ALONE
+        if not self._local or (adapts_alone and row == _ALONE):
             self._parts = None
             self._local = leased.alone() if adapts_alone else self._part(now)
             for source in self._local:

@@ -14,6 +14,7 @@ from ...._process import begin_in_each_process, is_interrupt, raise_interrupt
 from ....events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
 from ....stores import Ask, FileStore, Lease, Quota, RedisStore, store_from
 from ....stores._calls import LAST_REPORT, STUCK, TimeLimit, background, close_at_exit
+from ....stores._file import InUseError
 from ....stores._protocol import check_share, checked
 from ..._operations import Run
 from ..queue import Queue
@@ -179,8 +180,8 @@ class StoreClient:
             with Queue.lock:
                 if member.group.lease is None and not member.outage.is_on:
                     ends_call = ends_call or isinstance(error, ConfigurationError)
-                if isinstance(self.store, FileStore) and isinstance(error, TimeoutError):
-                    member.outage.is_in_use = True  # Others hold its lock.
+                if isinstance(error, InUseError):
+                    member.outage.in_use = member.outage.failures + 1
                 lost = not ends_call and member.fail_call(call, self._now())
                 if ends_call:
                     member.drop_call(call)
