@@ -46,6 +46,7 @@ SECONDS: Final = Numbers("a non-negative number of seconds")
 SOME_SECONDS: Final = Numbers("a positive number of seconds", above=True)
 COUNT: Final = Numbers("a non-negative whole number", whole=True)
 POSITIVE_COUNT: Final = Numbers("a positive whole number", low=1, whole=True)
+USUAL: Final = Numbers("between 1e-9 and 1e20", low=1e-9, high=1e20)  # So that no rate overflows or is 0.
 SHARE: Final = Numbers("a number above 0 and at most 1", high=1, above=True)
 
 

@@ -61,6 +61,16 @@ def test_a_section_created_directly_names_itself_in_its_errors(
     assert str(caught.value) == said
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_requests", 10**21), ("time_window", 1e-10), ("max_cost", 1e21)]
+)
+def test_a_number_that_no_limiter_takes_is_refused_with_its_variable(name: str, value: float) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        made(RateLimitConfig, **{name: value})
+    said = f"{name} (STKAI_RATE_LIMIT_{name.upper()}) must be between 1e-9 and 1e20, not {value!r}"
+    assert str(caught.value) == said
+
+
 def test_sections_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         made(HttpConfig).max_connections = 5

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from .._checks import USUAL, check_number
 from ..transports._limits.pace.saved_rate import check_warm_start
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from . import fields
@@ -91,6 +92,9 @@ class RateLimitConfig(fields.Section):
                 "a token bucket needs max_requests and time_window (STKAI_RATE_LIMIT_MAX_REQUESTS and"
                 " STKAI_RATE_LIMIT_TIME_WINDOW); only the strategy 'adaptive' finds the quota by itself"
             )
+        for name in ("max_requests", "time_window", "max_cost"):
+            if getattr(self, name) is not None:
+                check_number(f"{name} ({variable('rate_limit', name)})", getattr(self, name), USUAL)
         if self.max_cost is not None:
             vars(self)["cost"] = "llm-tokens"  # The only way of counting that settings can name.
         elif self.cost is not None:

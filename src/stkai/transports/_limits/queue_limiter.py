@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import httpx
 
-from ..._checks import POSITIVE, Numbers, check_number, is_async, is_token
+from ..._checks import POSITIVE, USUAL, check_number, is_async, is_token
 from ..._clock import Clock
 from ..._errors import ConfigurationError
 from .._options import UNSET, Priority, RequestOptions, Unset
@@ -19,8 +19,6 @@ from .sources.source import Limits, Source, listens_of
 if TYPE_CHECKING:
     from .pace.group import GroupPace
     from .sources.leased import Leased
-
-_USUAL: Final = Numbers("between 1e-9 and 1e20", low=1e-9, high=1e20)  # So that no rate overflows or is 0.
 
 _HOOKS: Final = ("ask", "leave", "learn", "end", "settle")
 
@@ -242,7 +240,7 @@ def check_limits(
     for name, value in limits._asdict().items():
         if value is not None:
             hint = ", or None to count requests only" if name == "max_cost" else ""
-            number = check_number(name, check_number(name, value, POSITIVE, hint), _USUAL)
+            number = check_number(name, check_number(name, value, POSITIVE, hint), USUAL)
             limits = limits._replace(**{name: number})
     return limits
 
