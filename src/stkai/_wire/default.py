@@ -113,7 +113,7 @@ class _Router:
     def _name_proxy(self, error: Exception, request: httpx.Request) -> None:
         """Name the proxy in the error of a connection to it or through it; hide its password.
 
-        One that does not speak SOCKS makes httpcore raise a foreign error; a ProxyError takes its place.
+        If a proxy does not speak SOCKS, httpcore raises a foreign error; a ProxyError takes its place.
         """
         name = self._names.get(self._proxy_for(request))
         if name is None:

@@ -98,7 +98,7 @@ class PoolState(Generic[Wire]):
     def take(self, loan: Loan[Wire]) -> bool:
         """Lend a wire if one is free; otherwise queue a loan that has a `wake`.
 
-        Raises if the pool is closed, or a signal handler asks that interrupts it.
+        Raises an error if the pool is closed, or if a signal handler calls it that has interrupted the pool.
         """
         with self._lock:
             if self._busy:
@@ -115,7 +115,7 @@ class PoolState(Generic[Wire]):
         return is_lent
 
     def leave(self, loan: Loan[Wire]) -> None:
-        """Leave the queue; raises if the pool was closed."""
+        """Leave the queue; raises an error if the pool was closed."""
         with self._lock:  # Another thread may be looking for the first in the queue.
             self._waiting.pop(loan.number, None)
         if loan.wire is None and self._closed:

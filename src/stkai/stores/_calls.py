@@ -34,7 +34,7 @@ Work = Callable[[], None]
 class TimeLimit:
     """Calls in another thread, which end or are given up within so many seconds; for what has no limit of its own.
 
-    While a call is stuck, further calls fail at once, so that threads do not pile up. `who` is called, in words.
+    While a call is stuck, further calls fail at once, so that threads do not pile up. `who` names what is called.
     """
 
     def __init__(self, seconds: float, who: str) -> None:
@@ -46,7 +46,7 @@ class TimeLimit:
         self._stuck: Job | None = None
 
     def run(self, work: Callable[[], Any], seconds: float | None = None) -> Any:
-        """The result of `work`, in what is left of the time, by default all of it."""
+        """The result of `work`; a TimeoutError after `seconds`, by default those of the limit."""
         if self._stuck is not None and not self._stuck.is_done:
             raise TimeoutError(f"{self._who} has not answered an earlier call yet")
         self._stuck = None

@@ -57,7 +57,7 @@ class Sending:
         self._lock = threading.Lock()
 
     def __call__(self, name: str, info: Any) -> object:
-        """Note the connection; a GivenUpError if the step would connect or send, and the request has been given up."""
+        """Note the connection. If the request has been given up, stop a step that would connect or send."""
         step, _, moment = name.rpartition(".")
         connects = step.endswith(("connect_tcp", "connect_unix_socket", "start_tls"))
         if moment == "started" and (connects or step.endswith("send_request_headers")) and abandoned():
@@ -153,7 +153,7 @@ def fetch(response: httpx.Response, limit: float, chunks: list[bytes], left: Cal
     """Fetch up to `limit` bytes, still encoded, into `chunks`, and close the stream; the rest is dropped.
 
     If the job that does this is given up, its read fails, so that it returns the connection now and not at its read
-    timeout. It gives up itself when no seconds are `left()` before the end.
+    timeout. Once `left()` is 0 or less, it gives up by itself.
     """
     body: Any = response.stream
     reading = Sending()
@@ -213,7 +213,7 @@ async def aload(
 ) -> None:
     """Fetch up to `limit` bytes, still encoded, and close the stream; the response can be read as before.
 
-    Drop what has not arrived within `seconds`; give up when none are `left()` before the end.
+    Drop what has not arrived within `seconds`; give up once `left()` is 0 or less.
     """
     if is_there(response):
         return

@@ -47,8 +47,8 @@ def wait_for_permit(
 ) -> Steps[float]:
     """Wait until the limiter admits the turn, beginning with the answer it gave at `start`; returns when it did.
 
-    After an error, the caller has to leave. The attempts of a call share its allowance, in seconds. If the token has
-    expired meanwhile, that is a SignatureExpired.
+    After an error, the caller has to leave; SignatureExpired is raised if the token has expired meanwhile. The attempts
+    of a call share its allowance, in seconds.
     """
     now, given, deadline = start, attempt.options.max_wait_time, attempt.deadline
     most = plan.max_wait_time if given is UNSET else given

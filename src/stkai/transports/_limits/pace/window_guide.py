@@ -143,7 +143,7 @@ class WindowGuide:
         return (self._name, *flags, *numbers, *(instant - now for instant in instants))
 
     def resume(self, state: tuple[Any, ...], now: float) -> None:
-        """Continue from a state whose instants are relative to `now`; a ValueError or TypeError if it is another's."""
+        """Continue from a state whose instants are relative to `now`; a foreign one raises ValueError or TypeError."""
         name, listening, doubted, in_force, over, *numbers = state
         self._name, self.listening, self._doubted = str(name), bool(listening), bool(doubted)
         self.in_force, self._over = bool(in_force), bool(over)
