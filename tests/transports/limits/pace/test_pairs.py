@@ -134,11 +134,11 @@ def test_threads_that_are_a_little_late_were_at_one_instant(late: float, is_burs
     assert [start.is_bursty, test.is_bursty] == [is_bursty, is_bursty]
 
 
-def test_half_of_the_shortest_time_that_was_accepted_counts_as_the_spacing_while_it_is_sought() -> None:
+def test_a_quarter_of_the_shortest_time_that_was_accepted_counts_as_the_spacing_while_it_is_sought() -> None:
     spacing = Spacing()
-    assert spacing.seconds(0.9) == pytest.approx(0.45)
+    assert spacing.seconds(0.9) == pytest.approx(0.225)
     spacing.accepted_after(0.6, 0.9)
-    assert spacing.seconds(0.9) == pytest.approx(0.3)
+    assert spacing.seconds(0.9) == pytest.approx(0.15)
 
 
 def test_a_late_answer_to_a_forgotten_pair_is_not_one_to_the_next_pair() -> None:

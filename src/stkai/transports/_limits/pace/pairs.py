@@ -64,8 +64,8 @@ class Spacing:
         return math.sqrt(self._least * min(self._most, max(gap, 2 * self._least)))
 
     def seconds(self, gap: float) -> float:
-        """The spacing; while it is sought, half of the shortest time that was accepted."""
-        return self._found or min(self._most, gap) / 2
+        """The spacing; while it is sought, a quarter of the shortest time that was accepted."""
+        return self._found or min(self._most, gap) / 4
 
     def accepted(self, sent: float, gap: float) -> None:
         """Note that a request sent at `sent` was accepted."""
