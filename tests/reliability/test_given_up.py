@@ -233,6 +233,20 @@ async def test_the_body_of_a_redirect_counts_towards_the_deadline(world: World, 
         await world.close(client)
 
 
+async def test_a_redirect_that_is_not_followed_is_whole(world: World) -> None:
+    body = b"x" * 300_000
+
+    def talk(connection: socket.socket, stopped: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: 300000\r\n\r\n" + body)
+        stopped.wait(30)
+
+    with hostile(talk) as url:
+        client = world.client(transport_of(world, retry=None, transport=wire_of(world)))
+        response = await world.call(client.get, url, extensions={"stkai": RequestOptions(deadline=30)})
+        assert response.content == body
+        await world.close(client)
+
+
 # No thread to be had
 
 

@@ -17,7 +17,7 @@ from .._event_loops import anyio, run_soon, running_loop
 from .._families import alike
 from .._log import logger
 from .._process import raise_interrupt
-from ._bodies import SHORT, adrain, aload, aread, drain_time, limited, unlimited
+from ._bodies import adrain, aload, aread, drain_time, limited, unlimited
 from ._call import Attempt, require_open
 from ._operations import (
     Close,
@@ -79,7 +79,7 @@ async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
 async def _load_redirect(response: httpx.Response, deadline: float, attempt: Attempt, clock: Clock) -> None:
     """Fetch the body of a redirect: an httpx client reads it before it sends the next request."""
     try:
-        await _ain_time(Load(response, SHORT), deadline, attempt, clock)
+        await _ain_time(Load(response, math.inf), deadline, attempt, clock)
     except BaseException:
         await aclose_response(response)
         raise

@@ -161,7 +161,7 @@ class _Bounded:
         """Fetch the body of a redirect: an httpx client reads it before it sends the next request."""
         self.deadline = deadline
         try:
-            self.perform(Load(response, SHORT))
+            self.perform(Load(response, math.inf))
         except BaseException:
             close_response(response)
             raise

@@ -70,7 +70,7 @@ class Load(Operation):
 
     __slots__ = ("brief", "limit", "response")
 
-    def __init__(self, response: httpx.Response, limit: int, *, brief: bool = False) -> None:
+    def __init__(self, response: httpx.Response, limit: float, *, brief: bool = False) -> None:
         self.response, self.limit, self.brief = response, limit, brief
 
 
