@@ -6,6 +6,7 @@ program can exit while a server hangs.
 """
 
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -188,6 +189,8 @@ class Worker:
         if self._jobs is None:
             self._jobs = SimpleQueue()
             try:
+                if sys.is_finalizing():  # Python 3.11 would wait forever for the thread to start.
+                    raise RuntimeError("the interpreter is shutting down")
                 # An interrupt may cut off `release`, but not the callback of a reference: it is a method of a C type.
                 ends = ref(self, self._jobs.put)
                 threading.Thread(

@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -509,3 +511,24 @@ def test_a_cleanup_never_waits_for_a_lock_that_an_interrupt_left_taken(interrupt
     assert client.get("http://a.example/", timeout=SOON).status_code == 200, "the place is free"
     taken.release()
     client.close()
+
+
+def test_a_call_with_a_deadline_at_the_end_of_the_interpreter_fails_instead_of_hanging() -> None:
+    program = """if True:
+        import httpx, stkai
+
+        class Last:
+            client = stkai.build_client(auth=None, transport=httpx.MockTransport(lambda _: httpx.Response(200)))
+
+            def __del__(self):
+                try:
+                    self.client.get("http://service.example", deadline=30)
+                except httpx.ConnectError as error:
+                    print(error)
+
+        last = Last()
+        last.client.get("http://service.example", deadline=30)
+    """
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert ended.stdout.startswith("nothing was sent: a call with a deadline needs a thread")

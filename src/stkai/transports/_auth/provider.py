@@ -190,7 +190,7 @@ class _Background(threading.Thread):
 
 def _start(fetch: Fetch) -> None:
     try:
-        if in_background():  # A provider that asks another provider: one thread is enough.
+        if in_background() or sys.is_finalizing():  # A provider that asks another one: one thread is enough.
             fetch.run()
         else:
             _Background(target=fetch.run, name="stkai-token", daemon=True).start()

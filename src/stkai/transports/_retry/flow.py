@@ -5,6 +5,7 @@ one nearly always succeeds and pays nothing for it.
 """
 
 import math
+import sys
 import warnings
 from functools import cache, partial
 from importlib import import_module
@@ -89,10 +90,14 @@ class _RetryFlow(LayerBase):
         return (yield from self._again(request, loop))
 
     def _loop(self, policy: RetryPolicy, request: httpx.Request, attempt: Attempt) -> "_Loop | None":
-        """The loop after a failure; None if tenacity cannot be imported, since no more files can be opened."""
+        """The loop after a failure; None if tenacity cannot be imported: no more files, or the end of the program."""
         try:
             return _Loop(policy, self, request, attempt)
         except OSError:
+            return None
+        except ImportError:
+            if not sys.is_finalizing():
+                raise
             return None
 
     def _deposit_and_key(self, request: httpx.Request, policy: RetryPolicy) -> httpx.Request:
