@@ -65,10 +65,11 @@ async def test_failures_are_retried_until_one_attempt_succeeds(world: World) -> 
 async def test_an_sdk_that_retries_above_the_stack_is_a_warning_once_if_the_stack_retries(
     world: World, recwarn: pytest.WarningsRecorder
 ) -> None:
-    bench = Bench(world, *[200] * 5)
+    bench = Bench(world, *[200] * 8)
     for retries in ("0", "1", "2"):
         request = httpx.Request("POST", URL, headers={"x-stainless-retry-count": retries})
         await bench.send(request, retry=None)
+        await bench.send(request, retry=RetryPolicy(max_retries=0))
         assert len(recwarn) == 0
     with pytest.warns(UserWarning, match="max_retries=0 on the SDK's client, or retry=None on the stack"):
         await bench.send(httpx.Request("POST", URL, headers={"x-stainless-retry-count": "1"}))
@@ -79,7 +80,7 @@ async def test_threads_that_look_for_an_sdk_at_the_same_moment_do_not_look_for_e
     bench = Bench(world, 200)
     bench.transport._looks = 1
     for _ in range(2):  # Both have seen the 1.
-        bench.transport._detect_sdk_retries(httpx.Request("POST", URL))
+        bench.transport._detect_sdk_retries(httpx.Request("POST", URL), RetryPolicy())
     await bench.send()
     assert bench.transport._is_plain
 

@@ -103,7 +103,7 @@ class _RetryFlow(LayerBase):
     def _deposit_and_key(self, request: httpx.Request, policy: RetryPolicy) -> httpx.Request:
         """Add the call's credit to the budget; returns the request with its idempotency key."""
         if self._looks > 0:  # Two threads may count at once.
-            self._detect_sdk_retries(request)
+            self._detect_sdk_retries(request, policy)
         else:
             self._is_plain = not self._has_extras
         if policy.budget is not None:
@@ -156,13 +156,13 @@ class _RetryFlow(LayerBase):
             loop.forget()
             del state
 
-    def _detect_sdk_retries(self, request: httpx.Request) -> None:
+    def _detect_sdk_retries(self, request: httpx.Request, policy: RetryPolicy) -> None:
         """Warn once if an SDK above this stack retries as well."""
         self._looks -= 1
         count = request.headers.get(_RETRIED_ABOVE)
         if count is not None:
             self._looks = _LOOKS  # There is an SDK: keep looking.
-        if count in {None, "", "0"}:
+        if count in {None, "", "0"} or not policy.max_retries:
             return
         self._looks = 0
         warnings.warn(
