@@ -211,3 +211,11 @@ async def test_an_own_limiter_that_raises_holds_up_no_other_request(
     assert places.busy == 1
     await world.close(response)
     assert places.busy == 0
+
+
+@pytest.mark.parametrize("kind", [TokenBucket, AimdLimiter, InFlight])
+def test_a_subclass_that_does_not_call_its_base_class_is_told_so(kind: type) -> None:
+    derived = type("Derived", (kind,), {"__init__": lambda self: None})()
+    for policy in (derived, [derived]):
+        with pytest.raises(ConfigurationError, match=r"not initialised: its __init__ must call super\(\)"):
+            limiter(policy)

@@ -141,6 +141,9 @@ def checked_limiter(policy: Any, wanted: str = WANTED) -> Any:
     """A limiter, or one per key; a list or a tuple is all of its limiters."""
     if isinstance(policy, list | tuple):
         return AllOf(*policy)
+    if isinstance(policy, QueueLimiter) and not hasattr(policy, "_plan"):
+        kind = type(policy).__name__
+        raise ConfigurationError(f"{kind} is not initialised: its __init__ must call super().__init__(...)")
     if isinstance(policy, type) or not isinstance(policy, Limiter | Chooser):
         hint = ""
         if hasattr(policy, "ask") and not isinstance(policy, type):
