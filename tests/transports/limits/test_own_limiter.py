@@ -14,6 +14,7 @@ from stkai import (
     InFlight,
     Limiter,
     RateChanged,
+    RequestOptions,
     RetryPolicy,
     StackBuilder,
     TokenBucket,
@@ -219,3 +220,12 @@ def test_a_subclass_that_does_not_call_its_base_class_is_told_so(kind: type) -> 
     for policy in (derived, [derived]):
         with pytest.raises(ConfigurationError, match=r"not initialised: its __init__ must call super\(\)"):
             limiter(policy)
+
+
+async def test_a_subclass_without_a_hash_counts_costs_among_other_limits(world: World) -> None:
+    derived = type("Derived", (TokenBucket,), {"__eq__": lambda self, other: self is other})(
+        10, 1.0, max_cost=5
+    )
+    transport = world.build(StackBuilder((limiter([derived, InFlight(3)]),)), Wire(200))
+    request = httpx.Request("POST", URL, extensions={"stkai": RequestOptions(cost=1)})
+    assert (await world.send(transport, request)).status_code == 200

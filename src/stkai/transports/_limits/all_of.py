@@ -183,11 +183,11 @@ def _joined(request: httpx.Request | None, parts: Sequence[Any]) -> Plan | None:
     sources = (*real, *guests)
     if any(source.order is not sources[0].order for source in sources):
         join_all(sources)
-    priced = dict.fromkeys(each for plan in plans for each in plan.priced)
+    priced = {id(each): each for plan in plans for each in plan.priced}
     return Plan(
         sources,
         tuple(guests),
-        tuple(priced),
+        tuple(priced.values()),
         any(plan.ends for plan in plans),
         listens_of(sources),
         min((plan.max_wait_time for plan in plans if plan.max_wait_time is not None), default=None),
