@@ -139,6 +139,17 @@ def test_looking_adds_no_member_and_a_reset_deletes_the_state(server: Server) ->
         assert not store.reset("never used")
 
 
+@pytest.mark.parametrize("part", ["state", "members", "dues"])
+def test_a_reset_deletes_what_is_no_state_of_a_share(server: Server, part: str) -> None:
+    with server.client() as client:
+        store = patient_store(client)
+        client.rpush(f"stkai:{{team}}:v5:{part}", "set by hand")
+        with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+            store.lease(ask())
+        assert store.reset("team")
+        assert store.lease(ask()).members == 1
+
+
 @pytest.mark.parametrize("through", ["a client", "a URL"])
 def test_members_of_version_2_are_noticed_and_do_not_share(server: Server, through: str) -> None:
     with server.client() as client:

@@ -530,6 +530,9 @@ if not now then
   local time = redis.call("TIME")
   now = time[1] + time[2] / 1e6
 end
+if ARGV[1] == "reset" and redis.call("TYPE", STATE).ok ~= "string" then
+  return redis.call("DEL", STATE, MEMBERS, DUES)
+end
 local s = unpacked(redis.call("GET", STATE))
 
 if ARGV[1] == "lease" then
@@ -551,7 +554,7 @@ elseif ARGV[1] == "amend" then
   save(s)
   return 1
 elseif not s or s.rate == 0 then
-  return ARGV[1] == "look" and "" or 0
+  return ARGV[1] == "look" and "" or redis.call("DEL", MEMBERS, DUES)  -- Perhaps of another type.
 elseif ARGV[1] == "look" then
   return look(s, now)
 end
