@@ -18,6 +18,8 @@ def main() -> None:
     finally:
         if is_interruptible:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(sys.stdout, "reconfigure"):  # What its encoding lacks is shown as on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except KeyboardInterrupt:

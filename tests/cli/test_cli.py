@@ -335,6 +335,25 @@ def test_the_command_runs_as_a_module() -> None:
     assert "explain" in result.stdout
 
 
+@pytest.mark.parametrize("command", [["explain"], ["quota", "équipe"]])
+def test_what_the_encoding_of_the_output_lacks_is_escaped(command: list[str]) -> None:
+    env = {
+        **os.environ,
+        "PYTHONIOENCODING": "ascii",
+        "STKAI_AUTH_CLIENT_ID": "équipe",
+        "STKAI_AUTH_CLIENT_SECRET": "x",
+    }
+    result = subprocess.run(
+        [sys.executable, "-m", "stkai", *command],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env=env,
+    )
+    assert r"\xe9quipe" in result.stdout
+
+
 def test_an_output_that_cannot_be_written_is_an_error_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
