@@ -76,6 +76,15 @@ def test_the_demo_fits_the_screen_with_its_plots(monkeypatch: pytest.MonkeyPatch
     assert any(line.startswith("given nothing") for line in lines)
 
 
+@pytest.mark.parametrize("columns", [66, 72, 80])
+def test_the_plots_of_the_demo_give_way_to_its_numbers(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    crowd = StrategyRun("shared", 4000, accepted=[0.1] * 1200, refused=[], seconds=[12.3] * 1200, failed=2800)
+    monkeypatch.setattr(Batch, "run", lambda self, strategy: replace(crowd, name=strategy))
+    output = run("demo", columns=columns).output
+    assert output.count("4,000  1,200    0   2,800   12.3   12.3") == len(STRATEGIES)
+    assert max(map(len, output.splitlines())) <= columns
+
+
 def test_the_demo_draws_its_plots_in_ascii_where_the_terminal_takes_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -203,21 +203,27 @@ def _table(runs: Sequence[StrategyRun], batch: Batch, console: Console) -> Table
     table = Table(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), leading=1
     )
+    figures = [_figures(run) for run in runs]
+    widths = [max(map(len, column)) for column in zip(_FIGURES, *figures, strict=True)]
+    cells = max(1, console.width - _NAMES - sum(widths) - _GAP * (len(_FIGURES) + 1))
     table.add_column("strategy", width=_NAMES)
-    for name in _FIGURES:
-        table.add_column(name, justify="right", no_wrap=True)
-    cells = console.width - _NAMES - sum(len(name) for name in _FIGURES) - _GAP * (len(_FIGURES) + 2) + 1
-    table.add_column(Text.assemble(("429", "red"), " / ", ("accepted", "green")), no_wrap=True)
-    plots = _plots(runs, batch, max(12, cells), _ASCII if console.options.ascii_only else _EIGHTHS)
-    for run, plot in zip(runs, plots, strict=True):
+    for name, width in zip(_FIGURES, widths, strict=True):
+        table.add_column(name, justify="right", no_wrap=True, min_width=width)
+    heading = Text.assemble(("429", "red"), " / ", ("accepted", "green"))
+    table.add_column(heading, no_wrap=True, max_width=cells)  # Gives way to the numbers.
+    plots = _plots(runs, batch, cells, _ASCII if console.options.ascii_only else _EIGHTHS)
+    for run, numbers, plot in zip(runs, figures, plots, strict=True):
         known = _LIMITERS[run.name][0]
         if run.found is not None:
             known = f"found {digits(run.found)} of {digits(batch.quota / batch.window)}/s"
         cell = Text.assemble((run.name, "bold"), f"\n{known}")
-        numbers = (run.sent, len(run.seconds), len(run.refused), run.failed)
-        figures = (*(f"{count:,}" for count in numbers), f"{run.quantile(50):.1f}", f"{run.quantile(95):.1f}")
-        table.add_row(cell, *figures, plot)
+        table.add_row(cell, *numbers, plot)
     return table
+
+
+def _figures(run: StrategyRun) -> tuple[str, ...]:
+    counts = (run.sent, len(run.seconds), len(run.refused), run.failed)
+    return (*(f"{count:,}" for count in counts), f"{run.quantile(50):.1f}", f"{run.quantile(95):.1f}")
 
 
 def _plots(runs: Sequence[StrategyRun], batch: Batch, cells: int, levels: str) -> list[Text]:
