@@ -266,6 +266,7 @@ async def test_a_proxy_that_cannot_be_used_is_an_error_without_its_password(
     with pytest.raises(stkai.ConfigurationError, match="HTTPS_PROXY or ALL_PROXY") as caught:
         wire_of(world)
     assert "secret" not in str(caught.value)
+    assert ('pip install "stkai[socks]"' in str(caught.value)) == url.startswith("socks5")
 
 
 async def test_closing_the_wire_closes_its_proxied_connections(

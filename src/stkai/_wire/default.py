@@ -83,7 +83,8 @@ class _Router:
                 context = self._context if url.lower().startswith("https://") else None
                 made[url] = self._make(family, family.Proxy(url, ssl_context=context))
             except alike(httpx.InvalidURL, ValueError, ImportError) as error:
-                problem, made = str(error), {}
+                is_missing = isinstance(error, ImportError)
+                problem, made = str(missing_extra("a SOCKS proxy", "socks") if is_missing else error), {}
                 del url
                 break
         if not made:  # Outside of the handler: the error would show the URL.
