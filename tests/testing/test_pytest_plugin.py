@@ -6,11 +6,16 @@ pytest_plugins = ["pytester"]
 
 CONFTEST = """
     import os
+    import sys
+    import types
     import stkai
 
     os.environ["STKAI_RETRY_MAX_RETRIES"] = "9"
     os.environ["STKAI_AUTH_TOKEN"] = "of-the-machine"
     stkai.STKAI.configure(retry={"initial_delay": 7})
+    cli = types.ModuleType("oscli.core.http")
+    cli.get_with_authorization = cli.post_with_authorization = print
+    sys.modules |= {"oscli": types.ModuleType("oscli"), "oscli.core": types.ModuleType("oscli.core"), cli.__name__: cli}
     pytest_plugins = ["stkai.testing.pytest"]
 """
 

@@ -1,6 +1,7 @@
 """Fixtures for pytest: put `pytest_plugins = ["stkai.testing.pytest"]` into your `conftest.py`."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -12,12 +13,14 @@ from ._server import QuotaServer
 
 @pytest.fixture
 def stkai_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[GlobalSettings]:
-    """`STKAI`, isolated: the test sees no variable of the machine and no `configure()` of an earlier test.
+    """`STKAI`, isolated: the test sees no variable and no CLI of the machine, and no `configure()` of an earlier test.
 
     Variables that the test sets later with `monkeypatch.setenv` count, also after a client has been built.
     """
     for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
         monkeypatch.delenv(name)
+    # StackSpot CLI takes precedence over a client id and secret.
+    monkeypatch.setitem(sys.modules, "oscli.core.http", None)
     monkeypatch.setattr(STKAI, "keeps_what_it_reads", False)
     STKAI.reset()
     yield STKAI
