@@ -25,6 +25,7 @@ def test_an_error_is_a_class_or_a_status_from_400_up() -> None:
     assert error_type(200, None) is None
     assert error_type(404, None) == "404"
     assert error_type(None, "ConnectError") == "ConnectError"
+    assert error_type(None, "BaseExceptionGroup") == "Cancelled"  # While it connects on trio.
     assert error_type(None, None) is None
 
 

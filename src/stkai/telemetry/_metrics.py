@@ -134,8 +134,8 @@ def method_of(method: str) -> str:
 
 def error_type(status: int | None, error: str | None) -> str | None:
     """What went wrong: the name of an error's class, or a status of 400 or above."""
-    if error is not None:
-        return error
+    if error is not None:  # trio groups the cancellations of a task that connects.
+        return "Cancelled" if error == "BaseExceptionGroup" else error
     return str(status) if status is not None and status >= 400 else None
 
 
