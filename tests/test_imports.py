@@ -130,6 +130,8 @@ def test_dir_shows_the_public_submodules() -> None:
 def test_dir_of_a_public_module_shows_only_what_is_public() -> None:
     for module in (stkai, stkai.events, stkai.limiters, stkai.transports):
         assert [name for name in dir(module) if name.startswith("_") and not name.endswith("__")] == []
+    for module in (stkai.costs, stkai.events, stkai.stores, stkai.telemetry, stkai.wires):
+        assert dir(module) == sorted(module.__all__)
 
 
 def test_only_the_package_has_a_version() -> None:

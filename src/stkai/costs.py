@@ -22,11 +22,7 @@ from ._families import alike
 from ._process import raise_interrupt
 
 __all__ = ["LlmTokens", "llm_tokens", "model_of"]
-
-
-def __dir__() -> list[str]:
-    return __all__
-
+__dir__ = __all__.copy
 
 Count = Literal["total", "input", "output"]
 

@@ -24,10 +24,7 @@ __all__ = [
     "TokenRenewed",
     "Waited",
 ]
-
-
-def __dir__() -> list[str]:
-    return __all__
+__dir__ = __all__.copy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ._families import AsyncTransport
 
 __all__ = ["aiohttp"]
+__dir__ = __all__.copy
 
 
 def aiohttp(config: "HttpConfig | None" = None) -> "AsyncTransport":

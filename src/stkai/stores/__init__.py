@@ -23,11 +23,7 @@ __all__ = [
     "Snapshot",
     "Store",
 ]
-
-
-def __dir__() -> list[str]:
-    return __all__
-
+__dir__ = __all__.copy
 
 URLS: Final = "file:///dir, redis://, rediss:// or unix://"
 ALLOWED: Final = f"'file', a URL ({URLS}), or a stkai.stores.Store"

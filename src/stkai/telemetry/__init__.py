@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 __all__ = ["OpenTelemetryListener", "PrometheusListener"]
+__dir__ = __all__.copy
 
 
 class OpenTelemetryListener:
