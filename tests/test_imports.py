@@ -1,13 +1,14 @@
 """What `import stkai` loads, and which names it has."""
 
 import ast
+import inspect
 import json
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -132,6 +133,21 @@ def test_dir_of_a_public_module_shows_only_what_is_public() -> None:
         assert [name for name in dir(module) if name.startswith("_") and not name.endswith("__")] == []
     for module in (stkai.costs, stkai.events, stkai.stores, stkai.telemetry, stkai.wires):
         assert dir(module) == sorted(module.__all__)
+
+
+NEED_NO_EXTRA = [
+    stkai, stkai.costs, stkai.events, stkai.limiters, stkai.stores, stkai.testing, stkai.transports, stkai.wires
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("module", NEED_NO_EXTRA, ids=lambda module: module.__name__)
+def test_frameworks_can_read_the_type_hints_of_what_is_public(module: ModuleType) -> None:
+    for public in (getattr(module, name) for name in module.__all__):
+        if inspect.isfunction(public) or inspect.isclass(public):
+            get_type_hints(public)
+        for name, method in inspect.getmembers(public, inspect.isfunction):
+            if method.__module__.startswith("stkai.") and (name == "__init__" or not name.startswith("_")):
+                get_type_hints(method)
 
 
 def test_only_the_package_has_a_version() -> None:

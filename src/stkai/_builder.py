@@ -15,11 +15,11 @@ import httpx
 from ._checks import even_half_made
 from ._client import AsyncHttpClient, HttpClient
 from ._clock import Clock
-from ._config import STKAI
+from ._config import STKAI, models
 from ._errors import ConfigurationError
 from ._families import AsyncTransport, AsyncWire, SyncWire, Transport, alike
 from ._lazy import LateModule
-from ._log import Listener, listener_of
+from ._log import Listener, events, listener_of  # noqa: F401 - the hints of `StackBuilder` name events
 from .transports._context import Context
 from .transports._layer import Layer
 from .transports._options import UNSET
@@ -150,7 +150,7 @@ class StackBuilder:
 
     @classmethod
     @_takes_stack_options
-    def standard(cls, settings: "Settings | None" = None, **options: Unpack[StackOptions]) -> Self:
+    def standard(cls, settings: "models.Settings | None" = None, **options: Unpack[StackOptions]) -> Self:
         """The standard stack, to which layers can be added: `StackBuilder.standard().outside("retry", mine).build()`.
 
         If StackSpot CLI signs the requests, it is the wire, and there is no layer `auth`. `settings` are by default

@@ -4,20 +4,17 @@ client = stkai.build_async_client(transport=stkai.wires.aiohttp())
 """
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from ._config import STKAI
+from ._config import STKAI, models
 from ._errors import ConfigurationError, missing_extra
-
-if TYPE_CHECKING:
-    from ._config.models import HttpConfig
-    from ._families import AsyncTransport
+from ._families import AsyncTransport
 
 __all__ = ["aiohttp"]
 __dir__ = __all__.copy
 
 
-def aiohttp(config: "HttpConfig | None" = None) -> "AsyncTransport":
+def aiohttp(config: "models.HttpConfig | None" = None) -> AsyncTransport:
     """An asyncio wire over aiohttp's connections: about half the processor time per request of the default wire.
 
     It behaves as the default wire does: the same errors, time limits, proxies, certificates and limits of connections,
@@ -33,10 +30,9 @@ def aiohttp(config: "HttpConfig | None" = None) -> "AsyncTransport":
     """
     if find_spec("aiohttp") is None:
         raise missing_extra("stkai.wires.aiohttp()", "aiohttp")
-    from ._config.models import HttpConfig
     from ._wire.over_aiohttp import AiohttpWire
 
-    if not isinstance(config, HttpConfig | None):
+    if not isinstance(config, models.HttpConfig | None):
         raise ConfigurationError(f"config must be a stkai.HttpConfig or None, not {config!r}")
     wire: Any = AiohttpWire(config or STKAI.config.http)
     return cast("AsyncTransport", wire)

@@ -2,22 +2,19 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, cast
+from typing import Final, Literal, cast
 
 import httpx
 
 from .._checks import SECONDS, check_choice, check_flag, check_number, clock_or_system, even_half_made
 from .._clock import Clock
-from .._config import STKAI
+from .._config import STKAI, models
 from .._config.names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
 from .._errors import AuthenticationError, ConfigurationError
 from .._log import logger
 from .._secrets import HoldsSecret, Secret
 from ..transports._auth.provider import AuthProvider, in_background, is_running, join
 from .token_endpoint import TokenEndpoint
-
-if TYPE_CHECKING:
-    from .._config.models import AuthConfig, HttpConfig
 
 __all__ = ["AuthProvider", "AuthenticationError", "ClientCredentialsAuthProvider", "create_standalone_auth"]
 
@@ -68,7 +65,7 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         client_auth: Literal["body", "basic"] = "body",
         allow_http: bool = False,
         transport: httpx.BaseTransport | None = None,
-        http: "HttpConfig | None" = None,
+        http: "models.HttpConfig | None" = None,
         clock: Clock | None = None,
     ) -> None:
         secret = Secret(client_secret)
@@ -161,7 +158,10 @@ def _text(name: str, given: Secret) -> str:
 
 
 def create_standalone_auth(
-    config: "AuthConfig | None" = None, *, http: "HttpConfig | None" = None, clock: Clock | None = None
+    config: "models.AuthConfig | None" = None,
+    *,
+    http: "models.HttpConfig | None" = None,
+    clock: Clock | None = None,
 ) -> ClientCredentialsAuthProvider:
     """A provider with the settings in `config`, or in `STKAI.config.auth` if there is none.
 

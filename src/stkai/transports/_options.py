@@ -9,10 +9,12 @@ import httpx
 
 from .._checks import AT_LEAST_ZERO, SOME_SECONDS, check_choice, check_number
 from .._errors import InvalidArgumentError
+from .._lazy import LateModule
 
 if TYPE_CHECKING:
-    from ._retry.policy import RetryPolicy
-
+    from ._retry import policy
+else:
+    policy = LateModule("stkai.transports._retry.policy")
 
 OPTIONS: Final = "stkai"
 """The extension that holds `RequestOptions` on a request and the `CallRecord` on a response."""
@@ -55,7 +57,7 @@ class RequestOptions:
         InvalidArgumentError: a value is out of range.
     """
 
-    retry: "RetryPolicy | Unset | None" = UNSET
+    retry: "policy.RetryPolicy | Unset | None" = UNSET
     deadline: float | Unset | None = UNSET
     max_wait_time: float | Unset | None = UNSET
     cost: float | Unset | None = UNSET
@@ -98,7 +100,7 @@ NO_OPTIONS: Final = RequestOptions()
 class CallOptions(TypedDict, total=False):
     """The fields of `RequestOptions` as keywords of the clients' methods."""
 
-    retry: "RetryPolicy | None"
+    retry: "policy.RetryPolicy | None"
     deadline: float | None
     max_wait_time: float | None
     cost: float | None
