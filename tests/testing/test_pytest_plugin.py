@@ -6,16 +6,11 @@ pytest_plugins = ["pytester"]
 
 CONFTEST = """
     import os
-    import sys
-    import types
     import stkai
 
     os.environ["STKAI_RETRY_MAX_RETRIES"] = "9"
     os.environ["STKAI_AUTH_TOKEN"] = "of-the-machine"
     stkai.STKAI.configure(retry={"initial_delay": 7})
-    cli = types.ModuleType("oscli.core.http")
-    cli.get_with_authorization = cli.post_with_authorization = print
-    sys.modules |= {"oscli": types.ModuleType("oscli"), "oscli.core": types.ModuleType("oscli.core"), cli.__name__: cli}
     pytest_plugins = ["stkai.testing.pytest"]
 """
 
@@ -28,6 +23,12 @@ def without_other_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(pytester: pytest.Pytester, test: str, passed: int) -> None:
     pytester.makeconftest(CONFTEST)
+    # An installed StackSpot CLI.
+    cli = pytester.mkpydir("oscli") / "core"
+    cli.mkdir()
+    (cli / "__init__.py").touch()
+    (cli / "http.py").write_text("get_with_authorization = post_with_authorization = print")
+    pytester.syspathinsert()
     pytester.makepyfile(test)
     result = pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider", "-W", "error")
     result.assert_outcomes(passed=passed)
