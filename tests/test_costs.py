@@ -66,6 +66,9 @@ def test_llm_tokens_returns_cost_and_settle() -> None:
         ({"input": [[15, 2000, 7], [1, 2]]}, 5),
         ({"streaming": True, "user_prompt": "x" * 800, "upload_ids": ["0" * 36]}, 200),
         (chat("é" * 4000), 1000),
+        ({"contents": [{"role": "user", "parts": [{"text": "x" * 400}]}]}, 100),
+        ({"contents": [{"parts": [{"text": "x" * 400}]}], "generationConfig": {"maxOutputTokens": 50}}, 150),
+        ({"contents": [{"parts": [{"text": "x" * 400}]}], "generationConfig": None}, 100),
     ],
 )
 def test_the_estimate_is_the_text_of_the_body_plus_the_most_tokens_of_the_answer(
@@ -171,6 +174,16 @@ ANTHROPIC = [
 ]
 
 
+GEMINI = {
+    "usageMetadata": {
+        "promptTokenCount": 11,
+        "candidatesTokenCount": 7,
+        "thoughtsTokenCount": 5,
+        "totalTokenCount": 23,
+    }
+}
+
+
 @pytest.mark.parametrize(
     ("response", "tokens"),
     [
@@ -195,6 +208,9 @@ ANTHROPIC = [
         (answer({"message": "hello", "tokens": {"user": 80, "enrichment": 15, "output": 20}}), 115),
         (answer({"message": "hello", "tokens": {"user": 80, "enrichment": None, "output": 20}}), 100),
         (answer({"usage": {"tokens": {"input_tokens": 3, "output_tokens": 4}}}), 7),
+        (answer(GEMINI), 23),
+        (stream({"usageMetadata": {"promptTokenCount": 11, "totalTokenCount": 11}}, GEMINI), 23),
+        (stream({"usageMetadata": {"promptTokenCount": 11, "candidatesTokenCount": 1}}), 12),
         (stream(*ANTHROPIC), 40),
         (stream(*ANTHROPIC, name="event: message\n"), 40),
         (stream(*ANTHROPIC, end="\r\n\r\n"), 40),
@@ -254,6 +270,11 @@ def test_an_answer_without_usage_keeps_the_estimate(response: httpx.Response) ->
 def test_a_refused_request_costs_nothing_unless_it_says_so(body: object, cost: float) -> None:
     for status in (400, 401, 413, 422):
         assert SETTLE(httpx.Response(status, json=body)) == cost
+
+
+def test_gemini_counts_its_reasoning_as_output() -> None:
+    assert llm_tokens("input").settle(answer(GEMINI)) == 11
+    assert llm_tokens("output").settle(answer(GEMINI)) == 7 + 5
 
 
 def test_responses_of_both_packages_are_read_the_same_way() -> None:

@@ -1,8 +1,8 @@
 """What a call costs a limiter that counts units besides requests, such as a language model's tokens per minute.
 
 A cost is needed twice: as an estimate before the request is sent, and as the real number when the answer has been read.
-`llm_tokens()` gives both for the bodies and usage reports of OpenAI, Anthropic, Mistral, Cohere and StackSpot, and of
-compatible servers:
+`llm_tokens()` gives both for the bodies and usage reports of OpenAI, Anthropic, Gemini, Mistral, Cohere and StackSpot,
+and of compatible servers:
 
     build_client(rate_limit=TokenBucket(60, 60, max_cost=100_000, cost=llm_tokens()))
 """
@@ -29,17 +29,17 @@ Count = Literal["total", "input", "output"]
 CHARACTERS_PER_TOKEN: Final = 4
 """OpenAI's rule of thumb for English text: https://help.openai.com/en/articles/4936856"""
 
-_MOST_OUTPUT: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_MOST_OUTPUT: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "maxOutputTokens")
 
 _NO_TEXT: Final = frozenset(
-    {"model", "role", "type", "object", "user", "metadata", "detail", "media_type"}
-    | {"signature", "encrypted_content", "images", "b64_json", "file_data", "cited_text"}
+    {"model", "role", "type", "object", "user", "metadata", "detail", "media_type", "mimeType"}
+    | {"signature", "thoughtSignature", "encrypted_content", "images", "b64_json", "file_data", "cited_text"}
 )
 """The keys of values that are not tokens: settings, names, encrypted content, pictures, quotations in citations."""
 
 _DATA_URL: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.=+-]+)*;base64,[A-Za-z0-9+/=_-]*")
-_PIECE: Final = re.compile(r"response\.(?:created|.+(?<!audio)\.delta)|content_block_delta")
-_USAGE: Final = re.compile(rb'"(?:usage|tokens)"|data:')
+_PIECE: Final = re.compile(r"response\.(?:created|.+(?<!audio)\.delta)|content_block_delta|content-delta")
+_USAGE: Final = re.compile(rb'"(?:usage|usageMetadata|tokens)"|data:')
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}")
 _TEXTUAL: Final = re.compile(r"text/|application/(?:[\w.+-]*json|x-www-form-urlencoded)", re.IGNORECASE)
 
@@ -69,7 +69,9 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         if self._count != "output":
             tokens += sum(1.0 if text is None else self._tokens(text) for text in _texts(body))
         if self._count != "input" and isinstance(body, dict):
-            tokens += max(_number(body.get(name)) or 0.0 for name in _MOST_OUTPUT)
+            options = body.get("generationConfig")  # Gemini's
+            places = (body, options) if isinstance(options, dict) else (body,)
+            tokens += max(_number(place.get(name)) or 0.0 for place in places for name in _MOST_OUTPUT)
         return tokens
 
     def settle(self, response: httpx.Response) -> float | None:
@@ -122,9 +124,9 @@ def llm_tokens(count: Count = "total", tokenizer: Callable[[str], Sized] | None 
     """Count the tokens of language models: `TokenBucket(500, 60, max_cost=200_000, cost=llm_tokens())`.
 
     The estimate is one token for every four characters of text in the body, plus the longest possible answer:
-    `max_tokens`, `max_completion_tokens` or `max_output_tokens`. It leaves out images and other attachments. The real
-    cost is the `usage` of the answer (StackSpot's `tokens`), streamed or not. A stream that reports none is settled by
-    the text that arrived.
+    `max_tokens`, `max_completion_tokens`, `max_output_tokens` or Gemini's `maxOutputTokens`. It leaves out images and
+    other attachments. The real cost is the `usage` of the answer (StackSpot's `tokens`, Gemini's `usageMetadata`),
+    streamed or not. A stream that reports none is settled by the text that arrived.
 
     Args:
         count: "total", or "input" or "output" alone, for services that limit them separately.
@@ -231,7 +233,7 @@ def _usages(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for place in places:
         if not isinstance(place, dict):
             continue
-        for name in ("usage", "tokens"):
+        for name in ("usage", "tokens", "usageMetadata"):
             usage = place.get(name)
             if isinstance(usage, dict):
                 yield usage
@@ -244,8 +246,14 @@ _INPUT: Final = (
     ("input_tokens", "cache_creation_input_tokens"),
     ("prompt_tokens",),
     ("user", "enrichment"),
+    ("promptTokenCount", "toolUsePromptTokenCount"),
 )
-_OUTPUT: Final = (("output_tokens",), ("completion_tokens",), ("output",))
+_OUTPUT: Final = (
+    ("output_tokens",),
+    ("completion_tokens",),
+    ("output",),
+    ("candidatesTokenCount", "thoughtsTokenCount"),  # Gemini reports its reasoning separately.
+)
 
 
 def _reported(messages: Iterable[dict[str, Any]]) -> dict[str, float]:
@@ -268,8 +276,9 @@ def used_tokens(body: object) -> tuple[int, int]:
 
 def _used(reported: dict[str, float], count: Count) -> float | None:
     """The tokens of that kind in a usage; None if it does not name them."""
-    if count == "total" and "total_tokens" in reported:
-        return reported["total_tokens"]
+    for name in ("total_tokens", "totalTokenCount"):
+        if count == "total" and name in reported:
+            return reported[name]
     for into, out in zip(_INPUT, _OUTPUT, strict=True):
         names = into if count == "input" else out if count == "output" else (*into, *out)
         numbers = [reported[name] for name in names if name in reported]

@@ -147,6 +147,7 @@ TOOL_CALL = {"index": 0, "id": "call_1", "type": "function", "function": {"name"
         ("output", [{"type": "response.created"}, {"type": "response.audio.delta", "delta": "a" * 40}], 0),
         ("output", [{"type": "content_block_delta", "delta": {"citation": {"cited_text": "a" * 40}}}], 0),
         ("output", [{"type": "content_block_delta", "delta": {"type": "text_delta", "text": "a" * 40}}], 10),
+        ("output", [{"type": "content-delta", "delta": {"message": {"content": {"text": "a" * 40}}}}], 10),
         (
             "output",
             [
