@@ -6,7 +6,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import httpx
@@ -267,6 +267,7 @@ def test_a_responses_record_has_a_type(module: Any) -> None:
     assert isinstance(record, stkai.CallRecord)
     assert record is response.extensions["stkai"]
     assert record.attempts == 1
+    assert stkai.record(SimpleNamespace(http_response=response)) is record  # an SDK's `with_raw_response`
 
 
 @pytest.mark.parametrize(

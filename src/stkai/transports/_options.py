@@ -5,8 +5,6 @@ from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack
 
-import httpx
-
 from .._checks import AT_LEAST_ZERO, SOME_SECONDS, check_choice, check_number
 from .._errors import InvalidArgumentError
 from .._lazy import LateModule
@@ -185,16 +183,16 @@ class CallRecord:
     on_wire: float = 0.0
 
 
-def record(response: httpx.Response) -> CallRecord:
+def record(response: Any) -> CallRecord:
     """The record of the call that a response answers: how many attempts it took, and what it waited for.
 
     Args:
-        response: what a client over a stack returned, of httpx or httpx2.
+        response: what a client over a stack returned, of httpx or httpx2, or of an SDK's `with_raw_response`.
 
     Raises:
         InvalidArgumentError: (a ValueError) the response did not pass through a stack.
     """
-    found = getattr(response, "extensions", {}).get(OPTIONS)
+    found = getattr(getattr(response, "http_response", response), "extensions", {}).get(OPTIONS)
     if not isinstance(found, CallRecord):
         msg = f"{response!r} has no CallRecord: it did not pass through a stack of stkai"
         raise InvalidArgumentError(msg)
