@@ -110,7 +110,11 @@ def unlimited(request: httpx.Request, sent: httpx.Request) -> None:
 
 def can_resend(request: httpx.Request) -> bool:
     """Whether the body can be sent again: bytes can, a generator or a file may be used up."""
-    return isinstance(request.stream, family_of(request).ByteStream)
+    if isinstance(request.stream, family_of(request).ByteStream):
+        return True
+    # A cache above the stack, such as hishel's, makes a stream of a body that is not there either.
+    framed = "content-length" in request.headers or "transfer-encoding" in request.headers
+    return request.method in ("GET", "HEAD") and not framed
 
 
 def is_there(response: httpx.Response) -> bool:

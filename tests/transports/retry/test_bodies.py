@@ -1,5 +1,7 @@
 """What the retry layer does with bodies: those that break, those that can be sent once, and idempotency keys."""
 
+from collections.abc import AsyncIterator, Iterator
+
 import httpx
 import pytest
 
@@ -87,3 +89,27 @@ async def test_no_key_is_added_unless_requested(world: World) -> None:
     bench = Bench(world, 503, 200)
     await bench.send()
     assert not any("idempotency-key" in request.headers for request in bench.wire.requests)
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "attempts"),
+    [("GET", {}, 2), ("HEAD", {}, 2), ("GET", {"content-length": "1"}, 1), ("POST", {}, 1)],
+)
+async def test_a_stream_without_a_body_can_be_sent_again(
+    world: World, method: str, headers: dict[str, str], attempts: int
+) -> None:
+    class Rebuilt(httpx.SyncByteStream, httpx.AsyncByteStream):
+        """The body of a request that a cache above the stack has made anew: it can be read once."""
+
+        parts = iter([b""])
+
+        def __iter__(self) -> Iterator[bytes]:
+            return self.parts
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for part in self.parts:
+                yield part
+
+    bench = Bench(world, 503, 200)
+    await bench.send(httpx.Request(method, URL, headers=headers, stream=Rebuilt()))
+    assert len(bench.wire.requests) == attempts
