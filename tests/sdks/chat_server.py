@@ -1,4 +1,4 @@
-"""The embedded server with the chats of Anthropic, Cohere and Groq."""
+"""The embedded server with the chats of Anthropic, Cohere, Gemini and Groq."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ ID = {"id": "chat-1"}
 
 
 class ChatServer(QuotaServer):
-    """A quota server whose model speaks to the SDKs of Anthropic, Cohere and Groq as well, all below `/v1`."""
+    """A quota server whose model speaks to the SDKs of Anthropic, Cohere, Google and Groq as well, all below `/v1`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -20,6 +20,7 @@ class ChatServer(QuotaServer):
             ("/messages", message),
             ("/v2/chat", chat),
             ("/openai/v1/chat/completions", completion),
+            ("/models/[^/]+:generateContent", content),
         ):
             self._service.routes.append(("POST", f"{API}{path}()", True, chat_with(reply)))
 
@@ -71,6 +72,13 @@ def chat(asked: dict[str, Any]) -> Reply:
         {"type": "message-end", **ID, "delta": end},
     ]
     return stream_of(events)
+
+
+def content(asked: dict[str, Any]) -> Reply:
+    """`/models/{model}:generateContent`, as in Gemini's API."""
+    part = asked["contents"][-1]["parts"][0]
+    candidate = {"content": {"role": "model", "parts": [part]}, "finishReason": "STOP"}
+    return json_reply({"candidates": [candidate], "usageMetadata": {"totalTokenCount": 2}})
 
 
 def stream_of(events: list[dict[str, Any]]) -> Reply:
