@@ -194,3 +194,16 @@ async def test_two_sdks_of_two_packages_share_one_limit_and_one_token(
     assert len(times) == 8
     assert [later - earlier for earlier, later in pairwise(times)] == pytest.approx([0.5] * 7)
     assert server.token_requests == 1
+
+
+@pytest.mark.parametrize("name", ["openai-httpx2", "openai-httpx", "anthropic", "groq", "together"])
+async def test_a_raw_response_has_the_record_of_its_call(
+    world: World, name: str, server: QuotaServer, clock: FakeClock
+) -> None:
+    sdk = next(sdk for sdk in SDKS if sdk.name == name)
+    async with connected(world, sdk, server, clock) as client:
+        resource = client.messages if name == "anthropic" else client.chat.completions
+        server.fail_with(503, path=sdk.path)
+        create = resource.with_raw_response.create
+        raw = await world.call(create, model="m", max_tokens=9, messages=[{"role": "user", "content": TEXT}])
+        assert stkai.record(raw).attempts == 2
