@@ -143,14 +143,17 @@ class Queue:
         while rank < place and turns[rank].due_at <= due:
             rank += 1
         is_mixed = rank < place and turn.sources[0].order.is_mixed
+        for source in turn.sources:  # Most have to wait already for these, and thousands may ask.
+            if source.when(turn, source.count(rank) if rank else 0, now):
+                return TICK
         for source in turn.sources:
             ahead = source.count(rank) if rank else 0
             if not source.is_exact:
                 # A turn that waits for an answer to end may go at any moment: it claims what it waits for, and no more.
-                ahead += sum(other.held_by is source for other in turns[rank:place])
-            elif is_mixed:  # Those behind one that a limit of its own holds up may be due.
-                ahead += source.claims(ahead, source.count(place), due)
-            if source.when(turn, ahead, now):
+                more = sum(other.held_by is source for other in source.turns[ahead : source.count(place)])
+            else:  # Those behind one that a limit of its own holds up may be due.
+                more = source.claims(ahead, source.count(place), due) if is_mixed else 0
+            if more and source.when(turn, ahead + more, now):
                 return TICK
         asleep = turns[rank : min(place, rank + _LOOKED_AT)]
         if asleep:
