@@ -10,7 +10,7 @@ import anyio
 import httpx
 import pytest
 
-from stkai import AimdLimiter, AllOf, SystemClock, TokenBucket, _clock
+from stkai import AimdLimiter, AllOf, InFlight, SystemClock, TokenBucket, _clock
 from stkai.stores import Ask, Lease, MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Context, RateChange, Run, Turn, limiter
@@ -168,6 +168,31 @@ def test_after_others_have_left_each_turn_that_goes_wakes_the_next(
     assert policy.ask(turns[7], 0.1) == pytest.approx(0.3)
     for number in (5, 6, 7):
         assert policy.ask(turns[number], 0.1 * (number - 3)) == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "give", "goes"),
+    [
+        (lambda: TokenBucket(1, 60), lambda policy, turn: policy.leave(turn, 1.0), 1),
+        (lambda: AimdLimiter(1, 60), lambda policy, turn: policy.leave(turn, 1.0), 1),
+        (lambda: AllOf(TokenBucket(1, 60), InFlight(9)), lambda policy, turn: policy.leave(turn, 1.0), 1),
+        (lambda: TokenBucket(9, 60, max_cost=2), lambda policy, turn: policy.settle(turn, 0.0, 1.0), 2),
+        (lambda: TokenBucket(1, 60), lambda policy, _: policy.update(max_requests=3), 2),
+        (lambda: TokenBucket(None, 60, max_cost=2), lambda policy, _: policy.update(max_cost=4), 2),
+    ],
+    ids=["unsent", "unsent, adaptive", "unsent, list", "units", "quota", "quota of units"],
+)
+def test_what_comes_back_wakes_the_first_and_whoever_goes_early_the_next(
+    make: Any, give: Any, goes: int
+) -> None:
+    policy, holder, turns, woken = make(), Turn(cost=2.0), [Turn() for _ in range(4)], list[int]()
+    assert policy.ask(holder, 0.0) == 0
+    for number, turn in enumerate(turns):
+        turn.wake = partial(woken.append, number)
+        assert policy.ask(turn, 0.0) > 1
+    give(policy, holder)
+    went = [number for number in range(4) if number in woken and policy.ask(turns[number], 1.0) == 0]
+    assert (went, woken) == (list(range(goes)), list(range(goes + 1)))
 
 
 def test_those_behind_waiters_that_oversleep_ask_again_after_milliseconds() -> None:

@@ -5,7 +5,8 @@ wait, and nothing delays a low one that is alone.
 
 When a turn leaves, the next turn that joins takes its place, unless the time of that place has passed. The turn behind
 it moves up: once it is the first, it is woken and asks again, and the one behind it moves up if that gains time. So if
-many turns leave at once, each later permit costs at most one more call of `ask`, not one for each waiting turn.
+many turns leave at once, each later permit costs at most one more call of `ask`, not one for each waiting turn. When
+permits come back or a quota rises, the first turn is woken, and one that goes earlier than `ask` said wakes the next.
 """
 
 import math
@@ -134,10 +135,10 @@ class Order:
     def admit(self, place: int, now: float) -> None:
         """Let the turn in that place go with its permit."""
         turn = self.drop(place)
-        if turn.moves_up:
+        if turn.due_at < math.inf:  # It was told to wait.
             self.move_up(turn, place, turn.due_at - now)
         if self.is_mixed or (not place and self.turns and self.turns[0].moves_up):
-            self._wake(self._behind(turn, place))
+            self.wake_soon(self._behind(turn, place))
         number = turn.number
         if number > self._gone:
             self._gone = number
@@ -164,7 +165,7 @@ class Order:
                 source = turn.held_by or turn.sources[0]
                 first = source.first(1, now, source.turns)
                 if first and first[0].number >= turn.number:
-                    self._wake(first)
+                    self.wake_soon(first)
 
     def move_up(self, turn: Turn, place: int, seconds: float) -> None:
         """Note that the turn behind this one, in that place, may go so much earlier than `ask` said.
@@ -185,7 +186,7 @@ class Order:
             found += source.line[behind : behind + 1]
         return found
 
-    def _wake(self, turns: Sequence[Turn]) -> None:
+    def wake_soon(self, turns: Sequence[Turn]) -> None:
         """Wake those of these turns that may go earlier than `ask` said."""
         for turn in turns:
             if turn.moves_up and not turn.is_woken:

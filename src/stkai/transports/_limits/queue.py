@@ -213,6 +213,7 @@ class Queue:
             turn.granted = False
             for source in turn.sources:
                 source.give_back(turn, now)
+                source.wake_first()
         else:
             turn.sources[0].order.leave(turn, now)
             for source in turn.sources:

@@ -201,6 +201,8 @@ class QuotaLimiter(QueueLimiter):
             self._limits = limits
             for source in self.sources:
                 source.update(limits)
+                source.wake_first()
+        self.sources[0].order.wake()
 
     def subscribe(self, layer: Any) -> None:
         """Report the store's events to the listener of a layer's stack."""

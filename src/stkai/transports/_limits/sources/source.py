@@ -19,6 +19,8 @@ OVERSLEPT: Final = 5.0
 
 _LOOKED_AT: Final = 1000  # How far to look where some wait for limits of their own.
 
+_NEAR: Final = 30  # How far to look for a turn to wake.
+
 _RUN, _RUNS = 50, 10
 """Farther away, to look at so many turns side by side, and at so many such runs: tenants often alternate."""
 
@@ -199,6 +201,14 @@ class Source:
 
         The next one is a turn that does not take its permits from the sources `but`.
         """
+
+    def wake_first(self) -> None:
+        """Wake the first turn that waits for this source, which has more to give than it said."""
+        if self.waiting and self.is_exact and not self.is_remote:
+            first = next((turn for turn in islice(self.turns, _NEAR) if turn.held_by is self), None)
+            if first is not None:
+                first.moves_up = True
+                self.order.wake_soon([first])
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         """Correct the units that the turn took to its real cost."""

@@ -141,6 +141,8 @@ class Units(Source):
         # No answer holds the others back for longer than the longest wait.
         cost = min(cost, max(estimate, self._own_rate * self._longest))
         self._give(estimate - cost)
+        if cost < estimate:
+            self.wake_first()
         if cost and estimate:
             # One call that cost a hundred times its estimate says little about the next.
             self._worth += _LEARNING * (min(cost / estimate, 2.0) - self._worth)
