@@ -211,6 +211,7 @@ GEMINI = {
         (answer(GEMINI), 23),
         (stream({"usageMetadata": {"promptTokenCount": 11, "totalTokenCount": 11}}, GEMINI), 23),
         (stream({"usageMetadata": {"promptTokenCount": 11, "candidatesTokenCount": 1}}), 12),
+        (answer([{"usageMetadata": {"promptTokenCount": 11, "totalTokenCount": 11}}, GEMINI]), 23),
         (stream(*ANTHROPIC), 40),
         (stream(*ANTHROPIC, name="event: message\n"), 40),
         (stream(*ANTHROPIC, end="\r\n\r\n"), 40),

@@ -85,7 +85,10 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         if not _USAGE.search(content):
             return unreported
         # The JSON object in the body, or those in its server-sent events.
-        messages = [body for body in _parsed(content) or _events(content) if isinstance(body, dict)]
+        bodies = _parsed(content) or [*_events(content)]
+        if bodies and isinstance(bodies[0], list) and b'"usageMetadata"' in content:
+            bodies = bodies[0]  # Gemini streams an array unless it is asked for events.
+        messages = [body for body in bodies if isinstance(body, dict)]
         reported = _reported(messages)
         pieces = [texts for message in messages if (texts := _delta_texts(message)) is not None]
         text = "".join(chain.from_iterable(pieces))
