@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import heapq
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -170,6 +171,9 @@ def test_after_others_have_left_each_turn_that_goes_wakes_the_next(
         assert policy.ask(turns[number], 0.1 * (number - 3)) == 0
 
 
+REFUSED = Answer(0.0, 1.0, httpx.Response(429), None, lambda: datetime.now(UTC), 0.5)
+
+
 @pytest.mark.parametrize(
     ("make", "give", "goes"),
     [
@@ -177,10 +181,11 @@ def test_after_others_have_left_each_turn_that_goes_wakes_the_next(
         (lambda: AimdLimiter(1, 60), lambda policy, turn: policy.leave(turn, 1.0), 1),
         (lambda: AllOf(TokenBucket(1, 60), InFlight(9)), lambda policy, turn: policy.leave(turn, 1.0), 1),
         (lambda: TokenBucket(9, 60, max_cost=2), lambda policy, turn: policy.settle(turn, 0.0, 1.0), 2),
+        (lambda: TokenBucket(9, 60, max_cost=2), lambda policy, turn: policy.learn(turn, REFUSED), 2),
         (lambda: TokenBucket(1, 60), lambda policy, _: policy.update(max_requests=3), 2),
         (lambda: TokenBucket(None, 60, max_cost=2), lambda policy, _: policy.update(max_cost=4), 2),
     ],
-    ids=["unsent", "unsent, adaptive", "unsent, list", "units", "quota", "quota of units"],
+    ids=["unsent", "unsent, adaptive", "unsent, list", "units", "refused", "quota", "quota of units"],
 )
 def test_what_comes_back_wakes_the_first_and_whoever_goes_early_the_next(
     make: Any, give: Any, goes: int

@@ -87,8 +87,7 @@ class Queue:
                             turn.number = order.last = order.last + NORMAL
                         elif turns:
                             order.admit(0, now)
-                        turn.granted = True
-                        turn.since = now
+                        turn.granted, turn.since = True, now
                         wait = 0.0
             except BaseException:  # An interrupt, perhaps between two numbers that must agree.
                 order.deferred.append(order.recover)
@@ -226,6 +225,8 @@ class Queue:
             return None
         with Queue.lock:
             changes = [source.learn(turn, answer) for source in turn.sources]
+        if changes:  # The units of a refused request have come back.
+            turn.sources[0].order.wake()
         if self.has_remote:
             self._afterwards(turn, answer.now)
         return next((change for change in changes if change is not None), None)
