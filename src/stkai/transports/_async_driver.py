@@ -188,6 +188,8 @@ async def _aclean_up(flow: Flow, error: BaseException) -> None:
                 await _atry(operation)
     except BaseException:  # Another interrupt.
         logger.debug("the clean-up of a call failed", exc_info=True)
+    finally:
+        del error  # See `clean_ups`.
 
 
 async def _atry(operation: Operation) -> None:

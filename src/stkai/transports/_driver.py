@@ -227,6 +227,8 @@ def _clean_up(flow: Flow, error: BaseException) -> None:
             _clean_up_one(operation)
     except BaseException:  # Another interrupt.
         logger.debug("the clean-up of a call failed", exc_info=True)
+    finally:
+        del error  # See `clean_ups`.
 
 
 def _clean_up_one(operation: Operation) -> None:

@@ -179,7 +179,7 @@ def clean_ups(flow: Flow, error: BaseException) -> Iterator[Operation]:
         if other is not error:
             logger.debug("the clean-up of a call failed", exc_info=True)
     finally:
-        del error  # Its traceback leads back here: the cycle would wait for the garbage collector.
+        del error  # Its traceback leads here and to the driver: such a cycle waits for the garbage collector.
 
 
 def _swallowed(error: BaseException, answer: str, notified: int) -> int:
