@@ -41,7 +41,7 @@ def explain() -> None:
                 # One line each, without wrapping, even in a narrow terminal.
                 console.print(Text.assemble(("Shared quota: ", "bold"), _share(limiter)), soft_wrap=True)
     wire = "StackSpot CLI" if stack.by_cli else "httpx"
-    if wire == "httpx" and settings.http.trust_env and settings.http.proxy is None:
+    if not stack.by_cli and settings.http.trust_env and settings.http.proxy is None:
         wire += ", with the proxies of the environment"
     _print(console, "Stack: ", f"{stack}  (outermost first; the wire is {wire})")
     limit = settings.rate_limit

@@ -29,8 +29,6 @@ LONGEST: Final = 102_400
 NOT_READ: Final = (aiohttp.ClientError, HttpProcessingError, OSError)
 """The errors of an answer that does not come, or not whole."""
 
-SWITCHING: Final = 101
-
 _END_OF_HEAD: Final = b"\r\n\r\n"
 
 
@@ -245,7 +243,7 @@ class NetworkStream:
 
 def is_interim(status: int) -> bool:
     """Whether the answer to the request is still to come (RFC 9110, section 15.2)."""
-    return 100 <= status < 200 and status != SWITCHING
+    return httpx.codes.is_informational(status) and status != httpx.codes.SWITCHING_PROTOCOLS
 
 
 def is_readable(descriptor: int) -> bool:

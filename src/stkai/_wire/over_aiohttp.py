@@ -26,7 +26,6 @@ from .aiohttp_exchange import (
     BUFFER,
     LONGEST,
     NOT_READ,
-    SWITCHING,
     Body,
     Connection,
     NetworkStream,
@@ -210,7 +209,7 @@ def _place(request: httpx.Request) -> tuple[object, ...]:
 
 def _why_unreadable(message: Any) -> str | None:
     """Why an answer cannot be read, although aiohttp reads it; None if it can."""
-    if message.code == SWITCHING:
+    if message.code == httpx.codes.SWITCHING_PROTOCOLS:
         return "the server switched to another protocol, which this wire cannot speak"
     if message.code < httpx.codes.CONTINUE:
         return f"the answer has an impossible status: {message.code}"
