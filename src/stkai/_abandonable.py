@@ -232,7 +232,7 @@ def _serve(jobs: "SimpleQueue[Any]", _ends: "ref[Worker]") -> None:
 
 
 def do_within(seconds: float, work: Callable[[], Any]) -> Any:
-    """The result of `work`, in another thread, or in this one if none can be started; too late, a GivenUpError."""
+    """The result of `work`, in another thread, or in this one if none can start; a GivenUpError when time is up."""
     worker, end = Worker(), SystemClock.monotonic() + seconds
     try:
         return worker.do(work, lambda: end - SystemClock.monotonic())

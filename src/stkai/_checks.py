@@ -26,7 +26,7 @@ _CLOCK: Final = ("monotonic", "utcnow", "sleep", "asleep")
 
 
 class Numbers(NamedTuple):
-    """The numbers that an argument accepts: finite ones from `low` on, or `above` it, never a bool; and in words."""
+    """What an argument accepts: finite numbers from `low` on, or `above` it, but no bool. `words` describes them."""
 
     words: str
     low: float = 0.0

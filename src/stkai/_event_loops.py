@@ -22,7 +22,7 @@ def _trio() -> Any:
 
 
 def running_loop() -> Any:
-    """What identifies the event loop of this task: asyncio's loop, or trio's token. A RuntimeError without one."""
+    """What identifies this task's event loop: asyncio's loop, or trio's token. Raises a RuntimeError without one."""
     trio = _trio()
     if trio is not None:
         with suppress(RuntimeError):  # This is not a trio task.

@@ -207,7 +207,7 @@ class _AttemptLoop:
     def will_retry(self, error: Exception, number: int) -> bool:
         """Whether to retry after attempt `number`, which raised `error`; also decides how long to wait.
 
-        After the last attempt, that is a MaxRetriesExceededError.
+        Raises a MaxRetriesExceededError after the last attempt.
         """
         retrying, policy, context = self.retrying, self.retrying.policy, self._context
         failure = retrying.failure_of(error)

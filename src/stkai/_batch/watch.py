@@ -76,7 +76,7 @@ class Watch:
 
 
 class LineInFlight(Watch):
-    """A line that is being sent. It `may_drop` also once it can be polled later."""
+    """A line that is being sent. It may also be dropped once a later run can poll for its outcome."""
 
     def __init__(self, run: RunState, number: int, custom_id: str, execution: str | None = None) -> None:
         super().__init__(run, number)

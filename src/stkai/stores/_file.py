@@ -34,7 +34,7 @@ _FLAGS: Final = (
 _LOCK_TIMEOUT: Final = 0.25
 
 _LONGEST_NAP: Final = 0.002
-"""Seconds; if a hundred processes look more often, that takes all of two cores, also from the one with the lock."""
+"""Seconds; a hundred processes that look more often take all of two cores, even from the one that holds the lock."""
 
 _TWO_MACHINES: Final = 60.0
 """Seconds; a file that another boot wrote more recently is used by another machine."""
@@ -53,7 +53,7 @@ clock = SystemClock()
 
 
 class InUseError(TimeoutError):
-    """Others write to the file all the time; whoever has the lock of one that nobody writes to may be stopped."""
+    """The lock was never free, but others wrote to the file: without that, its holder may be stopped."""
 
 
 class FileStore(LocalStore):

@@ -18,7 +18,7 @@ Signature = str | Mapping[str, str]
 def get_token(provider: AuthProvider, seconds: float) -> Signature:
     """A token from the provider, or its own headers, for a thread that can wait this many seconds.
 
-    If it takes longer, that is a DeadlineExceededError, and the fetch continues for later callers.
+    If it takes longer, raises a DeadlineExceededError; the fetch continues for later callers.
     """
     if seconds <= 0:
         raise _too_late()

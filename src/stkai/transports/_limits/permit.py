@@ -235,7 +235,7 @@ class Permit:
         return turn
 
     def _ask(self, turn: Turn) -> tuple[Any, Attempt] | None:
-        """Its wait, and a stand-in for its call, if it has to wait."""
+        """The wait of a turn that has to wait, and a stand-in for its call."""
         now = self._sent = self._clock.monotonic()
         wait = self._limiter.ask(turn, now)
         if wait == 0:

@@ -105,11 +105,11 @@ class QuotaLimiter(QueueLimiter):
     def __init__(
         self,
         limits: Limits,
-        alone: Callable[[], Sequence[Source]],  # Makes those of one that shares nothing, or does not yet.
+        alone: Callable[[], Sequence[Source]],  # Makes the sources of a process that shares nothing (yet).
         *,
         share: str | None,
         store: Any,
-        beside: Sequence[Source] = (),  # What each member of a share has besides.
+        beside: Sequence[Source] = (),  # The other sources of each member of a share.
         pace: "GroupPace | None" = None,  # Computes the group's rate, if that adapts.
         methods: Iterable[str] | None,
         max_wait_time: float | None,

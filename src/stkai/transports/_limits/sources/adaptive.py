@@ -31,7 +31,7 @@ _LOOKED_AT: Final = 1000
 """How far to look for one that waits for this limit and for no other: all before it may be of one key, for instance."""
 
 Save = Callable[[LearnedRate, Answer, Any], Operation | None]
-"""Notes what was learned; returns the operation that it is given, or one that saves it as well, if that is due."""
+"""Notes what was learned. If saving is due, returns an operation that saves after the given one; or else that one."""
 
 
 class AdaptiveRate(Rate):
