@@ -193,19 +193,9 @@ def test_an_unknown_name_is_an_attribute_error_that_names_it() -> None:
 
 
 def test_only_the_clock_reads_time_or_draws_random_numbers() -> None:
-    """The embedded server and the demo are separate programs."""
-    free = {"_clock.py", "_demo.py"}
     forbidden = {"time", "random", "secrets"}
-    for path in [*SOURCE.glob("*.py"), *(SOURCE / "transports").glob("*.py")]:
-        if path.name in free:
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and not node.level:
-                names = [str(node.module)]
-            assert not forbidden & set(names), (
-                f"{path.name} imports {names}: time and chance come from the Context"
-            )
+    found = {name: imports_of(name) & forbidden for name in modules() if name != "stkai._clock"}
+    assert {name: imported for name, imported in found.items() if imported} == {}
 
 
 def test_no_module_imports_itself_through_others() -> None:
