@@ -1,4 +1,4 @@
-"""Time and randomness: the only module that reads a clock, sleeps or draws."""
+"""Time and randomness: no other module reads the system's clocks or draws random numbers."""
 
 import random
 import sys
