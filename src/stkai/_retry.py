@@ -24,7 +24,7 @@ from ._families import alike, as_httpx, httpx_kind
 from ._log import logger
 from ._process import raise_interrupt
 from .transports._context import Context
-from .transports._retry.errors import Failure
+from .transports._failures import Failure
 from .transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 
 __all__ = ["MaxRetriesExceededError", "RetryableError", "Retrying"]

@@ -237,7 +237,7 @@ HONOURED: dict[str, tuple[list[tuple[str, str]], float]] = {
     "exactly the cap": (plain("60"), 60),
     "a garbled date": (plain("Fri, 99 Foo 2030 99:99:99 GMT"), 0),
 }
-"""Each of the ways to read it; tests/transports/retry/test_retry_after.py has all its forms."""
+"""Each of the ways to read it; tests/transports/test_retry_after.py has all its forms."""
 
 by_shape = pytest.mark.parametrize("shape", HONOURED)
 

@@ -27,7 +27,7 @@ from ..transports import Attempt, Context, Flow, LayerTransport, Load, RetryTran
 from ..transports._auth.provider import is_sendable
 from ..transports._bodies import is_there, json_of
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
-from ..transports._retry.retry_after import retry_after
+from ..transports._retry_after import retry_after
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig

@@ -27,7 +27,7 @@ from ..transports._limits.limiter import Limiter
 from ..transports._limits.quota_limiters import TokenBucket
 from ..transports._options import OPTIONS, UNSET, RequestOptions
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES
-from ..transports._retry.retry_after import retry_after
+from ..transports._retry_after import retry_after
 from .options import Options
 from .watch import LineInFlight, asend_watched
 

@@ -17,9 +17,9 @@ from .._headers import copy_request
 from ..transports import AsyncLayerTransport, LayerTransport
 from ..transports._base import LayerBase
 from ..transports._call import ATTEMPT, Attempt, Enter, ending_with
+from ..transports._failures import NOT_SENT
 from ..transports._layer_checks import is_sound
 from ..transports._operations import Flow, Operation, Run, Send
-from ..transports._retry.errors import NOT_SENT
 from ..transports._retry.policy import REFUSED_STATUS
 from .append_file import WriteError
 from .journal import Journal

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import stkai
 from stkai import ConfigurationError, RetryPolicy, TokenAcquisitionTimeoutError
-from stkai.transports._retry.errors import Failure
+from stkai.transports._failures import Failure
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 URL = "https://api.example.com/v1"

@@ -13,9 +13,9 @@ import httpx
 from ..._errors import ClientSideRateLimitError
 from ..._families import alike
 from ...events import CallInfo
+from .._failures import NOT_SENT
 from .._operations import Operation
 from .._options import Priority
-from .._retry.errors import NOT_SENT
 
 TOO_MANY_REQUESTS: Final = int(httpx.codes.TOO_MANY_REQUESTS)
 

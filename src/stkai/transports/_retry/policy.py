@@ -39,8 +39,8 @@ from ..._errors import ConfigurationError
 from ..._families import alike
 from ..._headers import has_field
 from ..._process import after_fork
-from .errors import Failure, failure_of_error, is_unreadable
-from .retry_after import retry_after
+from .._failures import Failure, failure_of_error, is_unreadable
+from .._retry_after import retry_after
 
 RETRY_ON_STATUS_CODES: Final = (408, 429, 500, 502, 503, 504)
 """Status codes that are retried by default."""

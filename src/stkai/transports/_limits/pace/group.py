@@ -10,7 +10,7 @@ import math
 from typing import Any, Final, NamedTuple
 
 from ....stores import Law, Lease
-from ..._retry.retry_after import retry_after
+from ..._retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn
 from .group_window import GroupWindow
 from .headers import is_accepted

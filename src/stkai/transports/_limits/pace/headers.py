@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import httpx
 
-from ..._retry.retry_after import seconds_until
+from ..._retry_after import seconds_until
 from ..limiter import Answer
 
 TOLERANCE = 1.6

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, Final
 
 from ..._operations import Operation
-from ..._retry.retry_after import retry_after
+from ..._retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn
 from ..pace.blind import BlindRate
 from ..pace.headers import Reading, is_accepted

@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from ..._headers import has_field
+from .._headers import has_field
 
 _SECONDS = r"[0-9]+(\.[0-9]+)?"
 

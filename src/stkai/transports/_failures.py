@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import httpx
 
-from ..._errors import (
+from .._errors import (
     ClientSideRateLimitError,
     DeadlineExceededError,
     RetryableError,
@@ -16,8 +16,8 @@ from ..._errors import (
     causes,
     describe,
 )
-from ..._families import alike, as_httpx
-from .retry_after import retry_after
+from .._families import alike, as_httpx
+from ._retry_after import retry_after
 
 # A proxy error comes before the tunnel is open, so the server has seen nothing.
 _NO_CONNECTION: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)

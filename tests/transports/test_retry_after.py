@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stkai import RetryPolicy
-from stkai.transports._retry.errors import Failure
-from stkai.transports._retry.retry_after import retry_after
+from stkai.transports._failures import Failure
+from stkai.transports._retry_after import retry_after
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
