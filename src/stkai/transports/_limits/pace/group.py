@@ -9,7 +9,7 @@ import json
 import math
 from typing import Any, Final, NamedTuple
 
-from ....stores import Law, Lease
+from ....stores._protocol import Law, Lease
 from ..._retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn
 from .group_window import GroupWindow

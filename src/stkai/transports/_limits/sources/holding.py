@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from ....stores import Ask, Lease
-from ....stores._protocol import AHEAD, LATE
+from ....stores._protocol import AHEAD, LATE, Ask, Lease
 from ..limiter import Turn
 from .source import ROUNDING
 

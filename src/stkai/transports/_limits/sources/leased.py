@@ -5,8 +5,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from ....stores import Quota
-from ....stores._protocol import LATE, UNLIMITED
+from ....stores._protocol import LATE, UNLIMITED, Quota
 from ..limiter import Answer, RateChange, Turn, place_in
 from ..pace.law import LONGEST_PAUSE
 from .adaptive import AdaptiveRate

@@ -9,8 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from ....stores import Ask, Lease, Quota, Refusal
-from ....stores._protocol import AHEAD, LATE
+from ....stores._protocol import AHEAD, LATE, Ask, Lease, Quota, Refusal
 from ..limiter import Turn
 from .holding import GIVE_UP, Demand, GroupStatus, Holding, StoreCall
 from .outage import Outage, window_of

@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ....stores import Ask, Quota
-from ....stores._protocol import AHEAD
+from ....stores._protocol import AHEAD, Ask, Quota
 from ..limiter import Turn
 from .holding import GIVE_UP
 from .request_limits import Rate
