@@ -10,7 +10,6 @@ from numbers import Integral, Rational, Real
 from types import CodeType
 from typing import Any, Final, NamedTuple, TypeVar
 
-from ._clock import Clock, SystemClock
 from ._errors import ConfigurationError, InvalidArgumentError, StkaiError
 
 T = TypeVar("T")
@@ -20,9 +19,6 @@ REAL: Final = (float, int, Real)
 """The types of real numbers; the usual ones come first, because an abstract one is slow."""
 
 _MOST: Final = sys.float_info.max  # Excludes infinity, NaN, and integers that do not fit into a float.
-
-
-_CLOCK: Final = ("monotonic", "utcnow", "sleep", "asleep")
 
 
 class Numbers(NamedTuple):
@@ -85,24 +81,6 @@ def check_choice(
         choices = [repr(each) for each in allowed]
         words = " or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}"
         raise error(f"{name} must be {words}, not {value!r}")
-
-
-def clock_or_system(clock: Clock | None) -> Clock:
-    """The argument `clock`, or the system's clock.
-
-    Raises:
-        ConfigurationError: it is no clock.
-    """
-    if clock is None:
-        return SystemClock()
-    is_class = isinstance(clock, type)  # Its methods lack `self`.
-    missing = [name for name in _CLOCK if is_class or not callable(getattr(clock, name, None))]
-    if missing:
-        raise ConfigurationError(
-            "clock must be a stkai.Clock, an object with the methods monotonic(), utcnow(), sleep(seconds) and"
-            f" asleep(seconds), such as stkai.testing.FakeClock(): {clock!r} has no {missing[0]}()"
-        )
-    return clock
 
 
 def is_async(function: object) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
+from ._errors import ConfigurationError
 from ._event_loops import anyio, asyncio_loop
 
 
@@ -60,6 +61,27 @@ class SystemClock:
 
 
 _SLEEPS: Final = SystemClock.sleep, SystemClock.asleep
+
+
+_METHODS: Final = ("monotonic", "utcnow", "sleep", "asleep")
+
+
+def clock_or_system(clock: Clock | None) -> Clock:
+    """The argument `clock`, or the system's clock.
+
+    Raises:
+        ConfigurationError: it is no clock.
+    """
+    if clock is None:
+        return SystemClock()
+    is_class = isinstance(clock, type)  # Its methods lack `self`.
+    missing = [name for name in _METHODS if is_class or not callable(getattr(clock, name, None))]
+    if missing:
+        raise ConfigurationError(
+            "clock must be a stkai.Clock, an object with the methods monotonic(), utcnow(), sleep(seconds) and"
+            f" asleep(seconds), such as stkai.testing.FakeClock(): {clock!r} has no {missing[0]}()"
+        )
+    return clock
 
 
 def is_system_clock(clock: Clock) -> bool:

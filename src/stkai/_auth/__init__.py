@@ -6,8 +6,8 @@ from typing import Final, Literal, cast
 
 import httpx
 
-from .._checks import SECONDS, check_choice, check_flag, check_number, clock_or_system, even_half_made
-from .._clock import Clock
+from .._checks import SECONDS, check_choice, check_flag, check_number, even_half_made
+from .._clock import Clock, clock_or_system
 from .._config import STKAI, models
 from .._config.names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
 from .._errors import AuthenticationError, ConfigurationError

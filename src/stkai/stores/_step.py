@@ -13,8 +13,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Final, TypeVar
 
-from .._checks import clock_or_system
-from .._clock import Clock
+from .._clock import Clock, clock_or_system
 from ._calendar import NEVER, ROUND, USAGE_SPAN, advance, count, merged, note, opening, past, place
 from ._protocol import AHEAD, BOOKS, Ask, Law, Lease, Snapshot
 from ._share import FORGET, MemberState, State, due, settle, sweep, uncount, void, void_old, wait

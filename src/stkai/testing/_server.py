@@ -8,8 +8,8 @@ from concurrent.futures import Future
 from itertools import count
 from typing import TYPE_CHECKING, Final, Literal, Self
 
-from .._checks import COUNT, SECONDS, check_choice, check_number, clock_or_system
-from .._clock import Clock
+from .._checks import COUNT, SECONDS, check_choice, check_number
+from .._clock import Clock, clock_or_system
 from .._errors import missing_extra
 from ._replies import Answer, Fault, RequestRecord
 from ._service import (

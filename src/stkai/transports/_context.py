@@ -7,8 +7,7 @@ from typing import Final
 
 import httpx
 
-from .._checks import clock_or_system
-from .._clock import Clock, uniform
+from .._clock import Clock, clock_or_system, uniform
 from .._errors import ConfigurationError, cure_of
 from .._families import adopt, alike
 from .._log import Listener, Listeners, events, log_events, logger, notify

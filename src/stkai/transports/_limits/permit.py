@@ -8,8 +8,8 @@ from typing import Any, Final, Self
 
 import httpx
 
-from ..._checks import REAL, SECONDS, check_number, clock_or_system, even_half_made
-from ..._clock import Clock, is_system_clock, uniform
+from ..._checks import REAL, SECONDS, check_number, even_half_made
+from ..._clock import Clock, clock_or_system, is_system_clock, uniform
 from ..._errors import (
     ConfigurationError,
     DeadlineExceededError,
