@@ -15,7 +15,8 @@ from stkai import STKAI, AimdLimiter, BearerAuth, RetryPolicy, StackBuilder, Tok
 from stkai._standard import AuthChoice
 from stkai.testing import FakeClock, QuotaServer
 from stkai.transports import Answer, StkCLITransport, Turn, adaptive, auth, token_bucket
-from stkai.transports._limits.pace.saved_rate import LearnedRate, SavedRate
+from stkai.transports._limits.pace.quota import LearnedRate
+from stkai.transports._limits.saved_rate import SavedRate
 
 from .support import stand_in_cli
 from .support.world import World

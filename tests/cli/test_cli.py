@@ -21,7 +21,8 @@ from stkai.__main__ import main
 from stkai._cli import app, demo
 from stkai._cli.demo import STRATEGIES, Batch, StrategyRun
 from stkai._cli.explain import _settings
-from stkai.transports._limits.pace.saved_rate import LearnedRate, SavedRate
+from stkai.transports._limits.pace.quota import LearnedRate
+from stkai.transports._limits.saved_rate import SavedRate
 
 from ..support.command_line import invoke
 from ..support.forked import forkserver

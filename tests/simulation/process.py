@@ -18,7 +18,7 @@ from stkai import RequestOptions, StackBuilder, _process
 from stkai.stores import Ask, Law, Lease
 from stkai.stores._step import amend
 from stkai.transports import limiter
-from stkai.transports._limits.sources import store_client
+from stkai.transports._limits import store_client
 
 if TYPE_CHECKING:
     from .simulator import Simulator

@@ -12,8 +12,8 @@ from .._config import STKAI
 from .._errors import ConfigurationError, digits
 from .._standard import NO_AUTHENTICATION, AuthChoice
 from ..transports._limits.all_of import AllOf
-from ..transports._limits.pace.saved_rate import SavedRate
 from ..transports._limits.queue_limiter import QuotaLimiter
+from ..transports._limits.saved_rate import SavedRate
 from .quota import describe
 
 

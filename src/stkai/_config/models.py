@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from .._checks import USUAL, check_number
-from ..transports._limits.pace.saved_rate import check_warm_start
+from ..transports._limits.saved_rate import check_warm_start
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from . import fields
 from .names import CLIENT_AUTH, DEFAULT_QUOTA, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL, variable

@@ -13,7 +13,7 @@ from stkai import PerKey, SystemClock, TokenBucket
 from stkai.stores import Ask, FileStore, Law, Lease, MemoryStore
 from stkai.stores import _calls as calls
 from stkai.transports import AsyncLimiterTransport
-from stkai.transports._limits.sources import store_client
+from stkai.transports._limits import store_client
 
 from ...support.world import World
 

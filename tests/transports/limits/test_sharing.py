@@ -22,7 +22,7 @@ from stkai.stores import Ask, FileStore, Lease, MemoryStore
 from stkai.stores._file import InUseError
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Context, Run, Turn, limiter
-from stkai.transports._limits.sources.store_client import StoreClient
+from stkai.transports._limits.store_client import StoreClient
 
 from ...support.shares import answer, wait_for
 from ...support.world import World

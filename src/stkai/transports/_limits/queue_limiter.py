@@ -117,7 +117,7 @@ class QuotaLimiter(QueueLimiter):
     ) -> None:
         self._leased: Leased | None = None
         if share is not None:
-            from .sources.store_client import StoreClient
+            from .store_client import StoreClient
 
             self._leased = StoreClient(store, share, limits, alone, pace).member
         elif store is not None:

@@ -9,8 +9,8 @@ from ..._errors import ConfigurationError, digits
 from ..._secrets import sealed
 from .limiter import Cost
 from .pace.quota import KnownQuota
-from .pace.saved_rate import SavedRate, check_warm_start
 from .queue_limiter import QuotaLimiter, check_limits
+from .saved_rate import SavedRate, check_warm_start
 from .sources.adaptive import AdaptiveRate
 from .sources.request_limits import Rate, Window
 from .sources.source import Limits, Source, in_words

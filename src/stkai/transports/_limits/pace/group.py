@@ -15,8 +15,7 @@ from ..limiter import Answer, RateChange, Turn
 from .group_window import GroupWindow
 from .headers import is_accepted
 from .law import BURST, HISTORY, LEAST_CHANGE, LEAST_PAUSE, Past, full_pause
-from .quota import KnownQuota
-from .saved_rate import BELIEVED
+from .quota import BELIEVED, KnownQuota
 from .start import SHARE
 
 _TICK: Final = 0.25  # Seconds between steps of the law.

@@ -6,6 +6,7 @@ The quota is known from the numbers that were given, from what the server's head
 import math
 from collections import deque
 from datetime import datetime
+from typing import Final, NamedTuple
 
 import httpx
 
@@ -29,6 +30,18 @@ _FLOOR, _FLOOR_SHARE = 0.5, 0.02
 _RESERVE, _MOST_RESERVED = 0.02, 0.1
 """Share of the quota that one sender leaves to others, and its bound in requests per second. At exactly the rate of a
 bucket, it would take each place at the instant at which there is one: others would be refused, and it never would."""
+
+
+BELIEVED: Final = 86400.0
+"""Seconds after which a saved rate no longer says anything about the present."""
+
+
+class LearnedRate(NamedTuple):
+    rate: float  # Requests per second.
+    window: float  # The quota's window in seconds, or its estimate.
+    refused: bool = True  # Whether a refusal, or a server's headers, have shown where the limit is.
+    age: float = 0.0  # Seconds since it was saved.
+    finding: str = ""  # What its refusals are, if that was found out, such as "in flight: 8".
 
 
 class KnownQuota:

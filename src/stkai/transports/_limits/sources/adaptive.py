@@ -15,8 +15,7 @@ from ..limiter import Answer, RateChange, Turn
 from ..pace.blind import BlindRate
 from ..pace.headers import Reading, is_accepted
 from ..pace.law import SOFT, is_soft
-from ..pace.quota import KnownQuota
-from ..pace.saved_rate import LearnedRate
+from ..pace.quota import KnownQuota, LearnedRate
 from ..pace.windowed import WindowedRate
 from .request_limits import NEVER, Rate
 from .source import ROUNDING, TICK, Limits, Source

@@ -8,18 +8,16 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from ...._clock import Clock, SystemClock, unique_key
-from ...._errors import ConfigurationError
-from ...._event_loops import anyio
-from ...._log import logger
-from ...._urls import file_name
-from ..._operations import Run
-from ..limiter import Answer
-
-BELIEVED: Final = 86400.0
-"""Seconds after which a saved rate no longer says anything about the present."""
+from ..._clock import Clock, SystemClock, unique_key
+from ..._errors import ConfigurationError
+from ..._event_loops import anyio
+from ..._log import logger
+from ..._urls import file_name
+from .._operations import Run
+from .limiter import Answer
+from .pace.quota import BELIEVED, LearnedRate
 
 _BETWEEN: Final = 60.0  # Seconds between two saves while the program runs.
 
@@ -46,14 +44,6 @@ def check_warm_start(name: object, share: str | None, *, plain: bool) -> None:
         raise ConfigurationError(
             f"warm_start={name!r} must be the name of the share, {share!r}: its store keeps one rate for the group"
         )
-
-
-class LearnedRate(NamedTuple):
-    rate: float  # Requests per second.
-    window: float  # The quota's window in seconds, or its estimate.
-    refused: bool = True  # Whether a refusal, or a server's headers, have shown where the limit is.
-    age: float = 0.0  # Seconds since it was saved.
-    finding: str = ""  # What its refusals are, if that was found out, such as "in flight: 8".
 
 
 class SavedRate:

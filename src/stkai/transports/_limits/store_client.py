@@ -6,24 +6,24 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary, proxy, ref
 
-from ...._abandonable import GivenUpError, Job, do_within
-from ...._clock import SystemClock, unique_key
-from ...._errors import ConfigurationError, describe
-from ...._log import Listeners, logger
-from ...._process import begin_in_each_process, is_interrupt, raise_interrupt
-from ....events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
-from ....stores import Ask, FileStore, Lease, Quota, RedisStore, store_from
-from ....stores._calls import LAST_REPORT, STUCK, TimeLimit, background, close_at_exit
-from ....stores._file import InUseError
-from ....stores._protocol import check_share, checked
-from ..._operations import Run
-from ..queue import Queue
-from .holding import StoreCall
-from .leased import Leased, quota_of
-from .source import Limits, Source
+from ..._abandonable import GivenUpError, Job, do_within
+from ..._clock import SystemClock, unique_key
+from ..._errors import ConfigurationError, describe
+from ..._log import Listeners, logger
+from ..._process import begin_in_each_process, is_interrupt, raise_interrupt
+from ...events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
+from ...stores import Ask, FileStore, Lease, Quota, RedisStore, store_from
+from ...stores._calls import LAST_REPORT, STUCK, TimeLimit, background, close_at_exit
+from ...stores._file import InUseError
+from ...stores._protocol import check_share, checked
+from .._operations import Run
+from .queue import Queue
+from .sources.holding import StoreCall
+from .sources.leased import Leased, quota_of
+from .sources.source import Limits, Source
 
 if TYPE_CHECKING:
-    from ..pace.group import GroupPace
+    from .pace.group import GroupPace
 
 _LIMIT: Final = 0.8
 """Seconds for a call to a store of the user's own; less than those after which another call may begin."""

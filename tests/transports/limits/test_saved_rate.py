@@ -14,10 +14,11 @@ import pytest
 from stkai import AimdLimiter, ConfigurationError
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Context, Run, Turn, adaptive
-from stkai.transports._limits.pace.saved_rate import LearnedRate, SavedRate
+from stkai.transports._limits.pace.quota import LearnedRate
+from stkai.transports._limits.saved_rate import SavedRate
 
-from ....support.wire import Wire
-from ....support.world import World
+from ...support.wire import Wire
+from ...support.world import World
 
 RATE = LearnedRate(2.0, 60.0)
 NOW = datetime.now(UTC)
