@@ -11,10 +11,10 @@ from .._builder import StackBuilder
 from .._config import STKAI
 from .._errors import ConfigurationError, digits
 from .._standard import NO_AUTHENTICATION, AuthChoice
+from ..stores import describe_store
 from ..transports._limits.all_of import AllOf
 from ..transports._limits.queue_limiter import QuotaLimiter
 from ..transports._limits.saved_rate import SavedRate
-from .quota import describe
 
 
 def explain() -> None:
@@ -39,7 +39,9 @@ def explain() -> None:
         for limiter in policy.parts if isinstance(policy, AllOf) else [policy]:
             if isinstance(limiter, QuotaLimiter) and limiter.share is not None:
                 # One line each, without wrapping, even in a narrow terminal.
-                console.print(Text.assemble(("Shared quota: ", "bold"), _share(limiter)), soft_wrap=True)
+                console.print(
+                    Text.assemble(("Shared quota: ", "bold"), _describe_share(limiter)), soft_wrap=True
+                )
     wire = "StackSpot CLI" if stack.by_cli else "httpx"
     if not stack.by_cli and settings.http.trust_env and settings.http.proxy is None:
         wire += ", with the proxies of the environment"
@@ -89,10 +91,10 @@ def _remembered(name: str, share: str | None) -> str:
     )
 
 
-def _share(limiter: QuotaLimiter) -> str:
+def _describe_share(limiter: QuotaLimiter) -> str:
     """The name of the shared quota, its store, and its number of members."""
     store, share = limiter.store, str(limiter.share)
-    heading = f"{share}, in {describe(store)}"
+    heading = f"{share}, in {describe_store(store)}"
     try:
         seen, has_older = store.look(share), store.has_older_members(share)
     except Exception as error:  # noqa: BLE001 - any error: show the rest anyway

@@ -2,7 +2,7 @@
 
 import json
 from contextlib import suppress
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 import typer
 from rich import box
@@ -14,7 +14,7 @@ from rich.text import Text
 from .._batch.progress import count
 from .._clock import SystemClock
 from .._errors import ConfigurationError, digits
-from ..stores import URLS, FileStore, RedisStore, Snapshot, store_from
+from ..stores import URLS, ManagedStore, Snapshot, describe_store, store_from
 from ..stores._protocol import UNLIMITED, check_share
 
 _REFRESH: Final = 0.5  # Seconds between updates.
@@ -36,15 +36,14 @@ def quota(
     """Show a shared quota: members, rate, use, units of cost, queue, pause and the last 429."""
     console = Console()
     try:
-        share, found = check_share(name), store_from(store)
-        assert isinstance(found, FileStore | RedisStore)
+        share, found = check_share(name), cast(ManagedStore, store_from(store))
         is_known = reset and found.reset(share)
         seen = None if reset else found.look(share)
     except ConfigurationError as error:
         Console(stderr=True).print(Text(str(error)), soft_wrap=True)
         raise typer.Exit(2) from error
     except Exception as error:
-        message = f"{describe(found)} cannot be reached: {error}"
+        message = f"{describe_store(found)} cannot be reached: {error}"
         Console(stderr=True).print(Text(message), soft_wrap=True)
         raise typer.Exit(1) from error
     if reset:
@@ -60,13 +59,6 @@ def quota(
         console.print(as_table(share, seen))
     else:
         _watch(console, share, found)
-
-
-def describe(store: Any) -> str:
-    """Name a store's location, without user and password."""
-    if isinstance(store, RedisStore):
-        return f"Redis at {store.place}"
-    return f"the directory {store.path}" if isinstance(store, FileStore) else repr(store)
 
 
 def as_dict(share: str, seen: Snapshot | None) -> dict[str, Any]:
@@ -114,7 +106,7 @@ def _unused(share: str) -> str:
     return f"No process has used the quota {share!r} recently."
 
 
-def _watch(console: Console, share: str, store: FileStore | RedisStore) -> None:
+def _watch(console: Console, share: str, store: ManagedStore) -> None:
     """Update the table until Ctrl-C, even while the store cannot be reached."""
     clock = SystemClock()
     with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
@@ -122,6 +114,6 @@ def _watch(console: Console, share: str, store: FileStore | RedisStore) -> None:
             try:
                 shown = as_table(share, store.look(share))
             except Exception as error:  # noqa: BLE001 - any error of a store
-                shown = Text(f"{describe(store)} cannot be reached: {error}")
+                shown = Text(f"{describe_store(store)} cannot be reached: {error}")
             live.update(shown, refresh=True)
             clock.sleep(_REFRESH)

@@ -1,7 +1,7 @@
 """Stores for shared quotas: a file for the processes of one machine, Redis or Valkey for several machines."""
 
 import os
-from typing import Final, cast
+from typing import Final, Protocol, cast
 from urllib.parse import unquote
 
 from .._errors import ConfigurationError
@@ -29,6 +29,14 @@ URLS: Final = "file:///dir, redis://, rediss:// or unix://"
 ALLOWED: Final = f"'file', a URL ({URLS}), or a stkai.stores.Store"
 
 
+class ManagedStore(Store, Protocol):
+    """A store that `stkai quota` and `stkai explain` can show: all that are given by name or URL are."""
+
+    def look(self, share: str) -> Snapshot | None: ...
+    def reset(self, share: str) -> bool: ...
+    def has_older_members(self, share: str) -> bool: ...
+
+
 def problem_of(store: object) -> str | None:
     """Why a value of `store=` does not describe a store; None if it does. Shows no password."""
     if store is None or store == "file" or (not isinstance(store, str | type) and isinstance(store, Store)):
@@ -54,10 +62,21 @@ def store_from(store: "str | Store | Secret | None", timeout: float = 0.25) -> S
         raise ConfigurationError(problem)
     if not isinstance(given.reveal(), str):
         return cast("Store", given.reveal() or FileStore())
-    if given.reveal() == "file":
+    return _store_at(given, timeout)
+
+
+def _store_at(url: Secret, timeout: float) -> ManagedStore:
+    if url.reveal() == "file":
         return FileStore()
-    if given.reveal().startswith("file://"):
-        path = unquote(given.reveal().removeprefix("file://"))
+    if url.reveal().startswith("file://"):
+        path = unquote(url.reveal().removeprefix("file://"))
         # file:///C:/directory names a drive.
         return FileStore(path[1:] if os.name == "nt" and path[2:3] == ":" else path)
-    return RedisStore(given.reveal(), timeout=timeout)
+    return RedisStore(url.reveal(), timeout=timeout)
+
+
+def describe_store(store: Store) -> str:
+    """Name a store's location, without user and password."""
+    if isinstance(store, RedisStore):
+        return f"Redis at {store.place}"
+    return f"the directory {store.path}" if isinstance(store, FileStore) else repr(store)
