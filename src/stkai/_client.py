@@ -9,7 +9,7 @@ from typing import Any, NoReturn, Self, Unpack, cast
 import httpx
 
 from ._errors import ConfigurationError
-from ._exchange import Exchange, StreamedResponse, entry
+from ._exchange import TIMEOUT, Exchange, StreamedResponse, entry
 from ._families import HTTPX, family_of_wire
 from .transports._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .transports._options import CallOptions
@@ -100,14 +100,14 @@ class HttpClient(_Client):
         return self._transport
 
     def get(
-        self, url: str, headers: Headers = None, timeout: float = 30, **options: Unpack[CallOptions]
+        self, url: str, headers: Headers = None, timeout: float = TIMEOUT, **options: Unpack[CallOptions]
     ) -> httpx.Response:
         """Send a GET request and read the answer.
 
         Args:
             url: absolute.
             headers: added to the default ones.
-            timeout: seconds that connecting, writing and each read may take.
+            timeout: seconds that connecting, writing and each read may take, by default 30.
             retry: a policy for this call, or None to send it once.
             deadline: seconds that the whole call may take.
             max_wait_time: seconds that the call may wait for permits; None waits as long as necessary.
@@ -128,7 +128,7 @@ class HttpClient(_Client):
         url: str,
         data: Any = None,
         headers: Headers = None,
-        timeout: float = 30,
+        timeout: float = TIMEOUT,
         **options: Unpack[CallOptions],
     ) -> httpx.Response:
         """Send a POST request with `data` as its JSON body, and read the answer; everything else is as for `get`."""
@@ -139,7 +139,7 @@ class HttpClient(_Client):
         url: str,
         data: Any = None,
         headers: Headers = None,
-        timeout: float = 30,
+        timeout: float = TIMEOUT,
         **options: Unpack[CallOptions],
     ) -> StreamedResponse:
         """Like `post`, but the body arrives while you iterate over the response.
@@ -212,7 +212,7 @@ class AsyncHttpClient(_Client):
         return self._transport
 
     async def get(
-        self, url: str, headers: Headers = None, timeout: float = 30, **options: Unpack[CallOptions]
+        self, url: str, headers: Headers = None, timeout: float = TIMEOUT, **options: Unpack[CallOptions]
     ) -> httpx.Response:
         """Send a GET request and read the answer; like `HttpClient.get`."""
         return await self._send("get", url, None, headers, timeout, options)
@@ -222,7 +222,7 @@ class AsyncHttpClient(_Client):
         url: str,
         data: Any = None,
         headers: Headers = None,
-        timeout: float = 30,
+        timeout: float = TIMEOUT,
         **options: Unpack[CallOptions],
     ) -> httpx.Response:
         """Send a POST request with `data` as its JSON body, and read the answer; like `HttpClient.post`."""
@@ -233,7 +233,7 @@ class AsyncHttpClient(_Client):
         url: str,
         data: Any = None,
         headers: Headers = None,
-        timeout: float = 30,
+        timeout: float = TIMEOUT,
         **options: Unpack[CallOptions],
     ) -> StreamedResponse:
         """Like `post`, but the body arrives while you iterate; see `HttpClient.post_stream`, with `async with`."""

@@ -19,6 +19,9 @@ from .transports._context import Context
 from .transports._operations import Close, Flow, Read
 from .transports._options import NO_OPTIONS, OPTIONS, CallOptions, options_of
 
+TIMEOUT: Final = 30
+"""Seconds that connecting, writing and each read may take, unless the call says otherwise."""
+
 _JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
@@ -84,7 +87,7 @@ class Exchange:
         if request.url.userinfo:
             request_url(request.url)
         layer.check_body(request)
-        extensions = {"timeout": timeouts(30), **request.extensions}
+        extensions = {"timeout": timeouts(TIMEOUT), **request.extensions}
         exchange.request = copy_request(request, extensions=extensions)
         exchange._started, exchange._buffered = layer.context.now(), True
         exchange.call = begin(exchange.request, exchange._started, True)

@@ -20,6 +20,7 @@ import httpx
 from .._checks import POSITIVE_COUNT, check_number
 from .._client import AsyncHttpClient, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError, OutcomeUnknownError
+from .._exchange import TIMEOUT
 from .._families import alike
 from .._urls import full_path
 from .append_file import WriteError
@@ -236,7 +237,7 @@ def _send_at_once(send: Callable[[httpx.Request], T], request: httpx.Request, wa
 def _send_by_verb(client: HttpClient, request: httpx.Request) -> httpx.Response:
     """Send through a client that overrides the verbs, and takes JSON instead of a request."""
     headers = {name: value for name, value in request.headers.items() if name not in _OWN_HEADERS}
-    timeout = request.extensions.get("timeout", {}).get("read") or 30
+    timeout = request.extensions.get("timeout", {}).get("read") or TIMEOUT
     if request.method == "GET":
         return client.get(str(request.url), headers, timeout)
     if request.method != "POST":
