@@ -31,6 +31,8 @@ __all__ = ["MaxRetriesExceededError", "RetryableError", "Retrying"]
 
 _TRANSIENT: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
 
+_DEFAULTS: Final = RetryPolicy()
+
 
 class Retrying:
     """Repeats a block until it succeeds: iterate with `for` or `async for`, and run the block in each attempt.
@@ -66,15 +68,15 @@ class Retrying:
 
     def __init__(
         self,
-        max_retries: int = 3,
-        initial_delay: float = 0.5,
+        max_retries: int = _DEFAULTS.max_retries,
+        initial_delay: float = _DEFAULTS.initial_delay,
         retry_on_status_codes: tuple[int, ...] = RETRY_ON_STATUS_CODES,
         retry_on_exceptions: tuple[type[Exception], ...] = _TRANSIENT,
         skip_retry_on_exceptions: tuple[type[Exception], ...] = (),
         logger_prefix: str = "",
         *,
-        max_delay: float = 60.0,
-        max_retry_after: float = 60.0,
+        max_delay: float = _DEFAULTS.max_delay,
+        max_retry_after: float = _DEFAULTS.max_retry_after,
         deadline: float | None = None,
         clock: Clock | None = None,
         random: Callable[[], float] | None = None,
