@@ -160,8 +160,18 @@ def test_a_custom_tokenizer_counts_the_text_and_falls_back_to_the_estimate() -> 
 
 def test_a_tokenizer_that_cannot_be_called_is_an_error() -> None:
     encoding: Any = object()  # tiktoken's, without `.encode_ordinary`: every text would be estimated
-    with pytest.raises(ValueError, match=r"tokenizer must be a function, such as encoding\.encode_ordinary"):
+    with pytest.raises(
+        stkai.ConfigurationError, match=r"must be a function, such as encoding\.encode_ordinary"
+    ):
         llm_tokens(tokenizer=encoding)
+
+
+def test_an_unknown_count_is_an_error_that_names_those_there_are() -> None:
+    unknown: Any = "all"
+    with pytest.raises(
+        stkai.ConfigurationError, match=r"count must be one of 'total', 'input', 'output', not 'all'"
+    ):
+        llm_tokens(unknown)
 
 
 ANTHROPIC = [

@@ -18,6 +18,8 @@ from typing import Any, Final, Literal
 
 import httpx
 
+from ._checks import check_choice
+from ._errors import ConfigurationError
 from ._families import alike
 from ._process import raise_interrupt
 
@@ -137,12 +139,13 @@ def llm_tokens(count: Count = "total", tokenizer: Callable[[str], Sized] | None 
             `tiktoken.get_encoding("o200k_base").encode_ordinary`. Texts that it cannot read are estimated.
 
     Raises:
-        ValueError: `count` is something else, or `tokenizer` cannot be called.
+        ConfigurationError: (a ValueError) `count` is something else, or `tokenizer` cannot be called.
     """
-    if count not in ("total", "input", "output"):
-        raise ValueError(f"count must be 'total', 'input' or 'output', not {count!r}")
+    check_choice("count", count, "total", "input", "output")
     if tokenizer is not None and not callable(tokenizer):
-        raise ValueError(f"tokenizer must be a function, such as encoding.encode_ordinary, not {tokenizer!r}")
+        raise ConfigurationError(
+            f"tokenizer must be a function, such as encoding.encode_ordinary, not {tokenizer!r}"
+        )
     return LlmTokens(count, tokenizer)
 
 
