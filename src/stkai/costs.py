@@ -41,9 +41,24 @@ _NO_TEXT: Final = frozenset(
 
 _DATA_URL: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.=+-]+)*;base64,[A-Za-z0-9+/=_-]*")
 _PIECE: Final = re.compile(r"response\.(?:created|.+(?<!audio)\.delta)|content_block_delta|content-delta")
-_USAGE: Final = re.compile(rb'"(?:usage|usageMetadata|tokens)"|data:')
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}")
 _TEXTUAL: Final = re.compile(r"text/|application/(?:[\w.+-]*json|x-www-form-urlencoded)", re.IGNORECASE)
+
+_FORMATS: Final = (
+    # Anthropic counts cache writes against the limit, but does not include them in `input_tokens`.
+    ("usage", ("input_tokens", "cache_creation_input_tokens"), ("output_tokens",), "total_tokens"),
+    ("usage", ("prompt_tokens",), ("completion_tokens",), "total_tokens"),
+    ("tokens", ("user", "enrichment"), ("output",), "total_tokens"),
+    (
+        "usageMetadata",  # Gemini's, which reports its reasoning separately.
+        ("promptTokenCount", "toolUsePromptTokenCount"),
+        ("candidatesTokenCount", "thoughtsTokenCount"),
+        "totalTokenCount",
+    ),
+)
+"""What answers report: the key of the usage, those of the input, those of the output, and that of both together."""
+_CONTAINERS: Final = tuple(dict.fromkeys(key for key, *_ in _FORMATS))
+_USAGE: Final = re.compile(f'"(?:{"|".join(_CONTAINERS)})"|data:'.encode())
 
 
 class Arrived(float):
@@ -239,27 +254,12 @@ def _usages(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for place in places:
         if not isinstance(place, dict):
             continue
-        for name in ("usage", "tokens", "usageMetadata"):
+        for name in _CONTAINERS:
             usage = place.get(name)
             if isinstance(usage, dict):
                 yield usage
                 if isinstance(usage.get("tokens"), dict):  # Cohere's
                     yield usage["tokens"]
-
-
-_INPUT: Final = (
-    # Anthropic counts cache writes against the limit, but does not include them in `input_tokens`.
-    ("input_tokens", "cache_creation_input_tokens"),
-    ("prompt_tokens",),
-    ("user", "enrichment"),
-    ("promptTokenCount", "toolUsePromptTokenCount"),
-)
-_OUTPUT: Final = (
-    ("output_tokens",),
-    ("completion_tokens",),
-    ("output",),
-    ("candidatesTokenCount", "thoughtsTokenCount"),  # Gemini reports its reasoning separately.
-)
 
 
 def _reported(messages: Iterable[dict[str, Any]]) -> dict[str, float]:
@@ -282,10 +282,10 @@ def used_tokens(body: object) -> tuple[int, int]:
 
 def _used(reported: dict[str, float], count: Count) -> float | None:
     """The tokens of that kind in a usage; None if it does not name them."""
-    for name in ("total_tokens", "totalTokenCount"):
-        if count == "total" and name in reported:
-            return reported[name]
-    for into, out in zip(_INPUT, _OUTPUT, strict=True):
+    for *_, total in _FORMATS:
+        if count == "total" and total in reported:
+            return reported[total]
+    for _, into, out, _ in _FORMATS:
         names = into if count == "input" else out if count == "output" else (*into, *out)
         numbers = [reported[name] for name in names if name in reported]
         if numbers:
