@@ -29,7 +29,7 @@ from ..transports._options import OPTIONS, UNSET, RequestOptions
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES
 from ..transports._retry_after import retry_after
 from .options import Options
-from .watch import LineInFlight, asend_watched
+from .sent_requests import LineInFlight, asend_tracked
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
@@ -98,10 +98,10 @@ class BatchClient:
         execution.
         """
         if self._options.quick_command is None:
-            return await asend_watched(self._client, request, line)
+            return await asend_tracked(self._client, request, line)
         start, deadline = self._clock.monotonic(), self._options.deadline
         if line.execution is None:
-            created = await asend_watched(self._client, request, line)
+            created = await asend_tracked(self._client, request, line)
             if created.status_code >= 300:
                 return created
             execution = json_of(created)

@@ -24,7 +24,7 @@ from .json_text import Part
 from .outputs import UNKNOWN, LineFailure, OutputLine, body_of
 from .progress import visible
 from .request_formats import InvalidLineError
-from .watch import DroppedError, LineInFlight, RunState
+from .sent_requests import DroppedError, LineInFlight, RunState
 
 HALTED: Final = 3
 INTERRUPTED: Final = 130

@@ -26,7 +26,7 @@ from .._urls import full_path
 from .append_file import WriteError
 from .engine import Outcome, OutcomesInTasks, outcomes_in_threads
 from .journal import Journal, LineState, LineStates, Recovered
-from .watch import RunState, Watch, asend_mounted, asend_watched, send_mounted, send_watched
+from .sent_requests import RunState, Tracker, asend_mounted, asend_tracked, send_mounted, send_tracked
 
 T = TypeVar("T")
 
@@ -130,7 +130,7 @@ class _OutcomeLog(RunState):
             self._unknown.add(index)
         return state < LineState.DONE
 
-    def send(self, send: Callable[[httpx.Request, Watch], T], index: int, request: httpx.Request) -> T:
+    def send(self, send: Callable[[httpx.Request, Tracker], T], index: int, request: httpx.Request) -> T:
         """Send a request, unless it may have been sent before, or is none."""
         if index in self._unknown:
             msg = (
@@ -143,7 +143,7 @@ class _OutcomeLog(RunState):
                 f"requests must be httpx.Request objects, as from client.build_request(...), not {request!r}"
             )
             raise InvalidArgumentError(msg)
-        return send(request, Watch(self, index))
+        return send(request, Tracker(self, index))
 
     @contextmanager
     def handing_out(self, outcome: Outcome) -> Iterator[None]:
@@ -176,7 +176,7 @@ async def _wanted(requests: Requests, log: _OutcomeLog) -> AsyncGenerator[tuple[
 
 
 async def _asend_all(
-    send: Callable[[httpx.Request, Watch], Awaitable[httpx.Response]],
+    send: Callable[[httpx.Request, Tracker], Awaitable[httpx.Response]],
     requests: Requests,
     most: int,
     path: JournalPath | None,
@@ -189,7 +189,7 @@ async def _asend_all(
 
 
 def _send_all(
-    send: Callable[[httpx.Request, Watch], httpx.Response],
+    send: Callable[[httpx.Request, Tracker], httpx.Response],
     requests: Iterable[httpx.Request],
     most: int,
     path: JournalPath | None,
@@ -203,19 +203,19 @@ def _send_all(
                     yield outcome
 
 
-def _sender(client: Any) -> Callable[[httpx.Request, Watch], httpx.Response]:
+def _sender(client: Any) -> Callable[[httpx.Request, Tracker], httpx.Response]:
     if isinstance(client, HttpClient):
         if _inherits(client, HttpClient, "post", "send", "_send"):
-            return partial(send_watched, client)
+            return partial(send_tracked, client)
         return partial(_send_at_once, partial(_send_by_verb, client))
     if isinstance(client, alike(httpx.Client)):
         return partial(send_mounted, client)
     raise _wrong("send_all", client, "a stkai.HttpClient or an httpx.Client", "asend_all")
 
 
-def _async_sender(client: Any) -> Callable[[httpx.Request, Watch], Awaitable[httpx.Response]]:
+def _async_sender(client: Any) -> Callable[[httpx.Request, Tracker], Awaitable[httpx.Response]]:
     if isinstance(client, AsyncHttpClient) and _inherits(client, AsyncHttpClient, "send"):
-        return partial(asend_watched, client)
+        return partial(asend_tracked, client)
     if isinstance(client, alike(httpx.AsyncClient)):
         return partial(asend_mounted, client)
     if isinstance(client, AsyncHttpClient):
@@ -228,9 +228,9 @@ def _inherits(client: object, kind: type, *methods: str) -> bool:
     return all(getattr(type(client), name, None) is getattr(kind, name) for name in methods)
 
 
-def _send_at_once(send: Callable[[httpx.Request], T], request: httpx.Request, watch: Watch) -> T:
+def _send_at_once(send: Callable[[httpx.Request], T], request: httpx.Request, tracker: Tracker) -> T:
     """Send through a client whose requests may go to the wire at any time."""
-    watch.about_to_send()
+    tracker.about_to_send()
     return send(request)
 
 

@@ -1,4 +1,4 @@
-"""Watches requests on their way: what the journal records of each, and when one may be dropped."""
+"""Tracks requests on their way: what the journal records of each, and when one may be dropped."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -46,8 +46,8 @@ class RunState:
         self.ending = Job(lambda: None)  # Done once nothing more may be sent.
 
 
-class Watch:
-    """Watches one request: the journal, if there is one, records that it goes to the wire, or did not run.
+class Tracker:
+    """Tracks one request: the journal, if there is one, records that it goes to the wire, or did not run.
 
     Its number is that of its line; for `send_all`, its index. It `may_drop` while it was not sent, or was refused.
     Once it `may_have_acted`, no later refusal proves that it did not run.
@@ -75,7 +75,7 @@ class Watch:
         self.may_drop = True
 
 
-class LineInFlight(Watch):
+class LineInFlight(Tracker):
     """A line that is being sent. It may also be dropped once a later run can poll for its outcome."""
 
     def __init__(self, run: RunState, number: int, custom_id: str, execution: str | None = None) -> None:
@@ -104,37 +104,41 @@ class LineInFlight(Watch):
         self.end_with_run()
 
 
-def send_watched(client: HttpClient, request: httpx.Request, watch: Watch) -> httpx.Response:
+def send_tracked(client: HttpClient, request: httpx.Request, tracker: Tracker) -> httpx.Response:
     """Send one request; what it waits for ends with the run."""
     layer = client._open_entry()  # noqa: SLF001
     exchange = Exchange.of(layer, request)
-    return exchange.finish(layer.carry_out(exchange.call, partial(_until_the_end, watch, exchange.flow)))
+    return exchange.finish(layer.carry_out(exchange.call, partial(_until_the_end, tracker, exchange.flow)))
 
 
-async def asend_watched(client: AsyncHttpClient, request: httpx.Request, watch: Watch) -> httpx.Response:
+async def asend_tracked(client: AsyncHttpClient, request: httpx.Request, tracker: Tracker) -> httpx.Response:
     """Send one request; cancel the task if it need not wait any longer."""
     layer = client._open_entry()  # noqa: SLF001
     exchange = Exchange.of(layer, request)
-    return exchange.finish(await layer.carry_out(exchange.call, partial(_watched, watch, exchange.flow)))
+    return exchange.finish(
+        await layer.carry_out(exchange.call, partial(_track_sends, tracker, exchange.flow))
+    )
 
 
-def send_mounted(client: httpx.Client, request: httpx.Request, watch: Watch) -> httpx.Response:
+def send_mounted(client: httpx.Client, request: httpx.Request, tracker: Tracker) -> httpx.Response:
     """Send one request through a client of httpx; what it waits for in a stack of ours ends with the run."""
-    around: Any = partial(_until_the_end, watch)
+    around: Any = partial(_until_the_end, tracker)
     if not _begins_in(LayerTransport, "handle_request", client, request):
-        watch.about_to_send()
-        around = partial(ending_with, watch.run.ending)
+        tracker.about_to_send()
+        around = partial(ending_with, tracker.run.ending)
     with _copy_of(request, around) as copy:
         return _answer_to(request, copy, client.send(copy))
 
 
-async def asend_mounted(client: httpx.AsyncClient, request: httpx.Request, watch: Watch) -> httpx.Response:
+async def asend_mounted(
+    client: httpx.AsyncClient, request: httpx.Request, tracker: Tracker
+) -> httpx.Response:
     """Send one request through an async client of httpx; cancel the task if it need not wait any longer."""
-    journal, kind = watch.run.journal, AsyncLayerTransport
+    journal, kind = tracker.run.journal, AsyncLayerTransport
     if journal is None or not _begins_in(kind, "handle_async_request", client, request):
-        watch.about_to_send()
+        tracker.about_to_send()
         return await client.send(request)
-    with _copy_of(request, partial(_watched, watch)) as copy:
+    with _copy_of(request, partial(_track_sends, tracker)) as copy:
         return _answer_to(request, copy, await client.send(copy))
 
 
@@ -171,29 +175,29 @@ def _answer_to(request: httpx.Request, copy: httpx.Request, response: httpx.Resp
     return response
 
 
-def _until_the_end(watch: Watch, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
-    """The same flow, which notifies `watch` of what it sends, and waits no longer once the run is ending."""
-    return ending_with(watch.run.ending, partial(_watched, watch, flow), request, attempt)
+def _until_the_end(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
+    """The same flow, which notifies `tracker` of what it sends, and waits no longer once the run is ending."""
+    return ending_with(tracker.run.ending, partial(_track_sends, tracker, flow), request, attempt)
 
 
-def _watched(watch: Watch, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
-    """The same flow, which notifies `watch` of what it sends."""
+def _track_sends(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
+    """The same flow, which notifies `tracker` of what it sends."""
 
     def send(operation: Send) -> Flow:
-        first = watch.about_to_send()
+        first = tracker.about_to_send()
         try:
             if first is not None:
                 yield first
             response: httpx.Response = yield operation
         except BaseException as error:
-            watch.may_have_acted = watch.may_have_acted or not _is_unsent(error, operation.wire)
+            tracker.may_have_acted = tracker.may_have_acted or not _is_unsent(error, operation.wire)
             raise
         else:
-            watch.may_have_acted = watch.may_have_acted or response.status_code not in _REFUSED
+            tracker.may_have_acted = tracker.may_have_acted or response.status_code not in _REFUSED
             return response
         finally:
-            if not watch.may_have_acted:
-                watch.not_sent()
+            if not tracker.may_have_acted:
+                tracker.not_sent()
 
     steps = flow(request, attempt)
     step: Callable[[], Any] = partial(next, steps)
