@@ -34,7 +34,9 @@ from ._operations import Close, Flow, Send
 _MAIN: Final = main_thread().ident
 
 
-def _send(inner: Any, context: Context, is_direct: bool, request: httpx.Request, attempt: Attempt) -> Flow:
+def _send_to_wire(
+    inner: Any, context: Context, is_direct: bool, request: httpx.Request, attempt: Attempt
+) -> Flow:
     """Send to a transport that is not one of our layers; `is_direct`: none is further in."""
     if not is_direct and request.extensions.get(ATTEMPT) is not attempt:
         request = copy_request(request, extensions={**request.extensions, ATTEMPT: attempt})
@@ -92,7 +94,7 @@ class LayerBase:
         self.context = context or Context()
         joins, is_ours = self._joins(inner), type(self).forward is LayerBase.forward
         is_direct = not joins and is_leaf(inner)
-        self._next = inner.flow if joins else partial(_send, inner, self.context, is_direct)
+        self._next = inner.flow if joins else partial(_send_to_wire, inner, self.context, is_direct)
         if is_ours:  # Flows of ours need not call it for each request.
             self._onward = self._next
         self._sends = is_direct and is_ours

@@ -15,9 +15,9 @@ from .._abandonable import Job
 from .._errors import ConfigurationError, DeadlineExceededError
 from .._log import events
 from .._urls import DEFAULT_PORTS
-from ._chain import CHAIN, CONTINUED, Chain, chain_before
 from ._operations import Flow
 from ._options import ENTERED, NO_OPTIONS, OPTIONS, UNSET, CallRecord, Priority, RequestOptions
+from ._redirect_chain import CHAIN, CONTINUED, Chain, chain_before
 
 ATTEMPT: Final = "stkai.attempt"
 """The extension that carries an attempt through transports that are not layers; or, on the request of a call that has

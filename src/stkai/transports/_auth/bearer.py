@@ -17,7 +17,7 @@ from ..._headers import Fields, copy_request, with_fields
 from ..._secrets import HoldsSecret, Secret, reveal
 from ..._urls import Origin, is_private, origin_of, parse_origin, show_origin
 from .._call import Attempt
-from .._chain import CHAIN, is_home
+from .._redirect_chain import CHAIN, is_home
 from .provider import AuthProvider, has_own_headers, is_sendable, named_errors
 
 _EXPOSED: Final = (
