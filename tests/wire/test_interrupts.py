@@ -19,7 +19,7 @@ from stkai._process import IN_HANDLER
 from stkai._wire import lifetimes as lifetimes_module
 from stkai._wire import pool as pool_module
 from stkai._wire import pool_state as state_module
-from stkai._wire.network import mended
+from stkai._wire.httpcore_fixes import mended
 from stkai.transports import _body_end as body_module
 
 from ..support.world import World

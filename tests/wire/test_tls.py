@@ -18,7 +18,7 @@ import stkai
 from stkai import DeadlineExceededError, HttpConfig, RequestOptions, RetryPolicy
 from stkai._abandonable import GivenUpError, do_within
 from stkai._wire.default import AsyncDefaultWire, DefaultWire
-from stkai._wire.network import AsyncNetwork, Network, mended
+from stkai._wire.httpcore_fixes import AsyncNetwork, Network, mended
 
 from ..support.listening import Serve, listening, speaks_plain_http
 from ..support.servers import CERTIFICATE, KEY

@@ -256,7 +256,7 @@ def is_readable(descriptor: int) -> bool:
 
 
 @contextmanager
-def connecting(request: httpx.Request) -> Iterator[None]:
+def connect_errors(request: httpx.Request) -> Iterator[None]:
     """Turn the errors of a connection that could not be opened into httpx's."""
     try:
         yield

@@ -18,8 +18,8 @@ from .._errors import ConfigurationError, hide_frames, missing_extra
 from .._families import HTTPX, Family, alike, error_for, family_of
 from .._urls import PROXIES, absolute_url, show_origin
 from ..transports._call import cannot_send
+from .httpcore_fixes import mended
 from .lifetimes import WirePerLoop
-from .network import mended
 from .pool import AsyncConnectionPool, ConnectionPool
 from .proxies import ProxyMap
 

@@ -30,13 +30,13 @@ from .aiohttp_exchange import (
     Connection,
     NetworkStream,
     RequestWriter,
-    connecting,
+    connect_errors,
     is_interim,
     unreadable,
 )
 from .default import AsyncDefaultWire
+from .httpcore_fixes import CLOSED
 from .lifetimes import WirePerLoop
-from .network import CLOSED
 from .pool import AsyncConnectionPool
 from .proxies import ProxyMap
 
@@ -115,7 +115,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
                 httpx.UnsupportedProtocol, f"not an http:// or https:// address: {url.scheme}", request
             )
         port = DEFAULT_PORTS[url.scheme] if url.port is None else url.port
-        with connecting(request):
+        with connect_errors(request):
             async with asyncio.timeout(seconds):
                 wanted = aiohttp.ClientRequest(
                     "GET",
