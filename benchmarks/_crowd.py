@@ -90,8 +90,8 @@ def crowd_of_threads(
         real_sleep(seconds)
 
     # A stack's threads sleep on something that wakes them when it is closed.
-    job: Any = getattr(sys.modules.get("stkai._abandonable"), "Job", None)
-    real_wait: Any = None if job is None else job.wait
+    waiting: Any = getattr(sys.modules.get("stkai._abandonable"), "AbandonableWork", None)
+    real_wait: Any = None if waiting is None else waiting.wait
 
     def wait(self: Any, seconds: float = math.inf) -> Any:
         watch.sleeps += 1
@@ -111,8 +111,8 @@ def crowd_of_threads(
     cpu, end = time.process_time(), time.perf_counter() + seconds
     for names in sleepers:
         names["sleep"] = sleep
-    if job is not None:
-        job.wait = wait
+    if waiting is not None:
+        waiting.wait = wait
     try:
         for thread in crowd:
             thread.start()
@@ -121,8 +121,8 @@ def crowd_of_threads(
     finally:
         for names in sleepers:
             names["sleep"] = real_sleep
-        if job is not None:
-            job.wait = real_wait
+        if waiting is not None:
+            waiting.wait = real_wait
     return watch.report(rate, threads, time.process_time() - cpu)
 
 

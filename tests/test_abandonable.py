@@ -6,41 +6,41 @@ from itertools import count
 
 import pytest
 
-from stkai._abandonable import Job, do_within
+from stkai._abandonable import Latch, do_within
 from stkai.transports._limits.limiter import Turn
 
 from .support.interrupts import Interrupt, needs_opcodes
 
 
 @pytest.mark.real_time
-def test_a_job_ends_although_its_waiters_leave_at_that_moment() -> None:
+def test_work_ends_although_its_waiters_leave_at_that_moment() -> None:
     """In a free-threaded Python, they leave between any two steps of its end."""
     for _ in range(30):
-        jobs = [Job(lambda: None) for _ in range(100)]
+        latches = [Latch() for _ in range(100)]
         begin = threading.Barrier(9)
 
-        def leave(jobs: list[Job] = jobs, begin: threading.Barrier = begin) -> None:
+        def leave(latches: list[Latch] = latches, begin: threading.Barrier = begin) -> None:
             begin.wait()
-            for job in jobs:
-                while not job.wait(0.0):
+            for latch in latches:
+                while not latch.wait(0.0):
                     pass
 
         waiters = [threading.Thread(target=leave, daemon=True) for _ in range(8)]
         for waiter in waiters:
             waiter.start()
         begin.wait()
-        for job in jobs:
-            job.run()
+        for latch in latches:
+            latch.run()
         for waiter in waiters:
             waiter.join(10.0)
-        assert all(job.is_done for job in jobs)
+        assert all(latch.is_done for latch in latches)
         assert not any(waiter.is_alive() for waiter in waiters)
 
 
 @pytest.mark.real_time
 def test_a_sleeper_may_be_woken_more_than_once() -> None:
-    job, turn = Job(lambda: None), Turn()
-    waiter = threading.Thread(target=job.wait, args=(30.0, turn), daemon=True)
+    latch, turn = Latch(), Turn()
+    waiter = threading.Thread(target=latch.wait, args=(30.0, turn), daemon=True)
     waiter.start()
     while turn.wake is None:
         time.sleep(0.001)

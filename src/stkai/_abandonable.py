@@ -1,8 +1,8 @@
 """Work in another thread that its caller may give up waiting for.
 
 A blocking call cannot be interrupted, but the wait for it can: by a deadline, by cancellation, by Ctrl-C. Work that has
-been given up begins nothing new: before it sends, it asks whether it is `abandoned`. The threads are daemons, so that a
-program can exit while a server hangs.
+been given up starts nothing new: before it sends, it checks whether it is `abandoned`. The threads are daemons, so that
+a program can exit while a server hangs.
 """
 
 import math
@@ -24,9 +24,9 @@ from ._event_loops import anyio, asyncio_loop, run_soon, running_loop
 
 
 class _Current(threading.local):
-    """The job that a thread is running, or None."""
+    """The work that a thread is doing, or None."""
 
-    job: "Job | None" = None
+    work: "AbandonableWork | None" = None
 
 
 _current: Final = _Current()
@@ -40,16 +40,16 @@ class NoThreadError(RetryableError, httpx.ConnectError):
     """No thread could be started for a call with a deadline; nothing was sent."""
 
 
-class Job:
-    """A piece of work for another thread; threads and tasks wait for its end, and may give it up.
+class AbandonableWork:
+    """Work for another thread; any number of threads and tasks can wait for its end, and abandon it.
 
-    There are no locks here: each waiter brings its own lock or event, and shared state changes by single atomic steps.
-    It has a copy of the caller's context variables, unless it gets others.
+    It takes no locks: each waiter brings its own lock or event, and shared state changes in single atomic steps.
+    It runs in a copy of the caller's context variables, or in the given ones.
     """
 
     def __init__(self, work: Callable[[], Any], context: Context | None = None) -> None:
         self.is_done = self._is_abandoned = False
-        self._outer = _current.job
+        self._outer = _current.work
         self._break_off: Callable[[], object] | None = None
         self._work: Callable[[], Any] | None = work
         self._context = context or copy_context()
@@ -59,21 +59,21 @@ class Job:
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether it has been given up, or the job that it is a part of."""
+        """Whether it, or the work that it is a part of, has been given up."""
         return self._is_abandoned or (self._outer is not None and self._outer.is_abandoned)
 
     def run(self) -> None:
-        """Do the work in this thread, and wake everyone who waits for it."""
+        """Do the work in this thread, and wake everything that waits for it."""
         work, self._work = self._work, None
-        if work is None:  # It runs once.
+        if work is None:  # It has run, or is running.
             return
-        before, _current.job = _current.job, self
+        before, _current.work = _current.work, self
         try:
             self._results.append(self._context.run(work))
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits for it
             self._error = error
         finally:
-            _current.job = before
+            _current.work = before
             self.is_done = True
             for wake in list(self._waiting.values()):
                 wake()
@@ -81,8 +81,8 @@ class Job:
                 self._discard()
 
     @contextmanager
-    def ending_also(self, other: "Job") -> Iterator[None]:
-        """While in the block, run `other` as soon as this work has ended."""
+    def ending_also(self, other: "AbandonableWork") -> Iterator[None]:
+        """Inside the block, run `other` as soon as this work has ended."""
         key = object()
         self._waiting[key] = other.run
         try:
@@ -94,7 +94,7 @@ class Job:
 
     def wait(self, seconds: float = math.inf, sleeper: Any = None) -> bool:
         """Block for at most this many seconds, or until `sleeper` is woken; returns whether the work has ended."""
-        ended = threading.Lock()  # And no queue or event: thousands of threads may wait here.
+        ended = threading.Lock()  # Cheaper than an Event: thousands of threads may wait here.
         ended.acquire()
         try:
             if self._has_to_wait(ended, partial(_release, ended), sleeper) and seconds > 0:
@@ -104,7 +104,7 @@ class Job:
         return self.is_done
 
     async def await_(self, seconds: float = math.inf, sleeper: Any = None) -> bool:
-        """The same for a task."""
+        """Like `wait`, for a task."""
         loop = asyncio_loop()
         if loop is None:
             loop, event = running_loop(), anyio.Event()
@@ -115,11 +115,11 @@ class Job:
             finally:
                 self._waiting.pop(event, None)
             return self.is_done
-        # Thousands of tasks may wait here: on asyncio, nothing comes between a task and its timer.
+        # Thousands of tasks may wait here: on asyncio, with nothing but a future and a timer.
         done = loop.create_future()
-        timer = None if seconds == math.inf else loop.call_at(loop.time() + seconds, _settle, done)
+        timer = None if seconds == math.inf else loop.call_at(loop.time() + seconds, _resolve, done)
         try:
-            if self._has_to_wait(done, partial(run_soon, loop, _settle, done), sleeper):
+            if self._has_to_wait(done, partial(run_soon, loop, _resolve, done), sleeper):
                 await done
         finally:
             self._waiting.pop(done, None)
@@ -128,34 +128,34 @@ class Job:
         return self.is_done
 
     def _has_to_wait(self, waiter: Any, wake: Callable[[], object], sleeper: Any) -> bool:
-        """Note how to end a wait; False if there is nothing to wait for."""
+        """Register how to end a wait; False if there is nothing to wait for."""
         self._waiting[waiter] = wake
         if sleeper is not None:
-            # A queue would keep the task of a closed loop, which gives up its place when it is collected.
+            # Weak: a queue that holds the sleeper would keep the task of a closed loop, which leaves it when collected.
             known = ref(wake)
             sleeper.wake = lambda: (found := known()) and found()
         return not (self.is_done or (sleeper is not None and sleeper.is_woken))
 
     def result(self) -> Any:
-        """What the work returned, for one caller, once it has ended; raises what it raised."""
+        """Return what the work returned, or raise what it raised. Call it once, after the work has ended."""
         error, self._error = self._error, None
         if error is not None:
             try:
                 raise error
             finally:
-                del error  # Its traceback leads back here: the cycle would wait for the garbage collector.
+                del error  # Its traceback refers to this frame: such a cycle waits for the garbage collector.
         return self._results.pop()
 
     def sends(self, break_off: Callable[[], object]) -> None:
-        """Note how to break off what it sends now, for those who give it up, or the job that it is a part of."""
+        """Register how to break off what it sends now, in case it, or the work that it is a part of, is given up."""
         self._break_off = break_off
-        if self._is_abandoned:  # It was given up before it came here.
+        if self._is_abandoned:  # Before this was registered.
             break_off()
         if self._outer is not None:
             self._outer.sends(break_off)
 
     def abandon(self) -> None:
-        """Give it up: it begins nothing new, what it sends is broken off, and a response that it returns is closed."""
+        """Give it up: it starts nothing new, what it sends is broken off, and a response that it returns is closed."""
         self._is_abandoned = True
         if self._break_off is not None:
             self._break_off()
@@ -163,76 +163,85 @@ class Job:
             self._discard()
 
     def _discard(self) -> None:
-        if self._results:  # Usually not: an error of `pop` would be in the context of the call's own.
+        if (
+            self._results
+        ):  # Usually empty; an error of `pop` would become the `__context__` of the call's own.
             with suppress(Exception):
                 self._results.pop().close()
 
 
+class Latch(AbandonableWork):
+    """A one-shot event that threads and tasks can wait for; `run` sets it."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: None)
+
+
 def _release(ended: Any) -> None:
-    with suppress(RuntimeError):  # It was woken already.
+    with suppress(RuntimeError):  # Already released.
         ended.release()
 
 
-def _settle(done: Any) -> None:
+def _resolve(done: Any) -> None:
     if not done.done():
         done.set_result(None)
 
 
 class Worker:
-    """A thread that does the jobs of one call, one at a time. The first job starts it, `release` ends it."""
+    """A thread that does the work of one call, one piece at a time; started by the first, ended by `release`."""
 
     def __init__(self) -> None:
-        self._jobs: SimpleQueue[Any] | None = None
+        self._queue: SimpleQueue[Any] | None = None
 
-    def start(self, job: Job) -> None:
-        """Begin a job, or raise a NoThreadError."""
-        if self._jobs is None:
-            self._jobs = SimpleQueue()
+    def start(self, work: AbandonableWork) -> None:
+        """Start the work, or raise a NoThreadError."""
+        if self._queue is None:
+            self._queue = SimpleQueue()
             try:
                 if sys.is_finalizing():  # Python 3.11 would wait forever for the thread to start.
                     raise RuntimeError("the interpreter is shutting down")
-                # An interrupt may cut off `release`, but not the callback of a reference: it is a method of a C type.
-                ends = ref(self, self._jobs.put)
+                # An interrupt may cut off `release`, but not a weak reference's callback, a method of a C type.
+                ends = ref(self, self._queue.put)
                 threading.Thread(
-                    target=_serve, args=(self._jobs, ends), name="stkai-call", daemon=True
+                    target=_serve, args=(self._queue, ends), name="stkai-call", daemon=True
                 ).start()
             except RuntimeError as error:
-                self._jobs = None
+                self._queue = None
                 msg = f"nothing was sent: a call with a deadline needs a thread ({error})"
                 raise NoThreadError(msg) from error
-        self._jobs.put(job)
+        self._queue.put(work)
 
     def do(self, work: Callable[[], Any], left: Callable[[], float]) -> Any:
-        """The result of `work`, if it is ready while `left()` is more than 0 seconds; otherwise a GivenUpError."""
-        job = Job(work)
+        """Return the result of `work`, or raise a GivenUpError once `left()` is 0 seconds or less."""
+        pending = AbandonableWork(work)
         try:
-            self.start(job)
-            # By the call's clock, which may differ from the system's: it is asked every millisecond at the most.
-            while not job.is_done and (seconds := left()) > 0:
-                job.wait(max(seconds, 0.001))
-            if not job.is_done:
+            self.start(pending)
+            # The call's clock may differ from the system's, so it is read again, at most every millisecond.
+            while not pending.is_done and (seconds := left()) > 0:
+                pending.wait(max(seconds, 0.001))
+            if not pending.is_done:
                 raise GivenUpError
-            return job.result()
+            return pending.result()
         finally:
-            if not job.is_done:
+            if not pending.is_done:
                 self.release()
-            job.abandon()
+            pending.abandon()
 
     def release(self) -> None:
-        """Let the thread end when its job is done."""
-        jobs, self._jobs = self._jobs, None
-        if jobs is not None:
-            jobs.put(None)
+        """Let the thread end once it has done its work."""
+        queue, self._queue = self._queue, None
+        if queue is not None:
+            queue.put(None)
 
 
-def _serve(jobs: "SimpleQueue[Any]", _ends: "ref[Worker]") -> None:
-    while isinstance(job := jobs.get(), Job):
-        job.run()
-        del job
+def _serve(queue: "SimpleQueue[Any]", _ends: "ref[Worker]") -> None:
+    while isinstance(work := queue.get(), AbandonableWork):
+        work.run()
+        del work
 
 
 def do_within(seconds: float, work: Callable[[], Any]) -> Any:
-    """The result of `work`, in another thread, or in this one if none can start; a GivenUpError when time is up."""
+    """Run `work` in another thread, or in this one if none can start; raises a GivenUpError when time is up."""
     worker, end = Worker(), SystemClock.monotonic() + seconds
     try:
         return worker.do(work, lambda: end - SystemClock.monotonic())
@@ -242,11 +251,11 @@ def do_within(seconds: float, work: Callable[[], Any]) -> Any:
         worker.release()
 
 
-def current_job() -> Job | None:
-    return _current.job
+def current_work() -> AbandonableWork | None:
+    return _current.work
 
 
 def abandoned() -> bool:
-    """Whether this thread is running a job that has been given up."""
-    job = _current.job
-    return job is not None and job.is_abandoned
+    """Whether this thread is doing work that has been given up."""
+    work = _current.work
+    return work is not None and work.is_abandoned

@@ -300,7 +300,7 @@ def install(sim: "Simulator", patch: pytest.MonkeyPatch) -> None:
     gc.collect()  # A limiter of another test that was collected meanwhile would send its report here.
     threads: list[asyncio.Future[None]] = []
 
-    class Job:
+    class AbandonableWork:
         """A call that a request waits for."""
 
         def __init__(self, work: Callable[[], object]) -> None:
@@ -342,7 +342,7 @@ def install(sim: "Simulator", patch: pytest.MonkeyPatch) -> None:
     def do_within(_: float, work: Callable[[], None]) -> None:
         work()
 
-    patch.setattr(store_client, "Job", Job)
+    patch.setattr(store_client, "AbandonableWork", AbandonableWork)
     patch.setattr(store_client.StoreClient, "_send", send)
     patch.setattr(store_client, "do_within", do_within)
     patch.setattr(store_client, "background", VirtualBackground(sim))

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from stkai import Clock
-from stkai._abandonable import Job
+from stkai._abandonable import Latch
 from stkai._errors import ConfigurationError
 from stkai.testing import FakeClock
 
@@ -287,10 +287,10 @@ def test_without_autojump_a_sleep_of_zero_returns_at_once(event_loop: World) -> 
 def test_an_interrupted_thread_does_not_count_as_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock(autojump=False)
 
-    def interrupted(job: Job) -> bool:
+    def interrupted(latch: Latch) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Job, "wait", interrupted)
+    monkeypatch.setattr(Latch, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         clock.sleep(1.0)
     assert clock.sleepers == 0

@@ -8,7 +8,7 @@ from typing import Any, Final
 import anyio
 import httpx
 
-from .._abandonable import Job
+from .._abandonable import Latch
 from .._client import AsyncHttpClient, HttpClient
 from .._errors import StkaiError
 from .._exchange import Exchange
@@ -43,7 +43,7 @@ class RunState:
         self.commit: Run | None = None  # Makes sure that the journal would survive a power failure.
         if journal is not None and needs_commit:
             self.commit = Run(lambda _: journal.sync(), lambda _: journal.commit())
-        self.ending = Job(lambda: None)  # Done once nothing more may be sent.
+        self.ending = Latch()  # Done once nothing more may be sent.
 
 
 class Tracker:

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from .._abandonable import Job, Worker
+from .._abandonable import AbandonableWork, Worker
 from .._clock import SystemClock
 from .._log import logger
 from .._process import begin_in_each_process
@@ -43,20 +43,20 @@ class TimeLimit:
 
     def _begin(self) -> None:
         """Begin anew in a forked child: its parent has the threads."""
-        self._stuck: Job | None = None
+        self._stuck: AbandonableWork | None = None
 
     def run(self, work: Callable[[], Any], seconds: float | None = None) -> Any:
         """The result of `work`; a TimeoutError after `seconds`, by default those of the limit."""
         if self._stuck is not None and not self._stuck.is_done:
             raise TimeoutError(f"{self._who} has not answered an earlier call yet")
         self._stuck = None
-        job, worker = Job(work), Worker()
-        worker.start(job)
+        pending, worker = AbandonableWork(work), Worker()
+        worker.start(pending)
         worker.release()
-        if not job.wait(self.seconds if seconds is None else max(0.0, seconds)):
-            self._stuck = job
+        if not pending.wait(self.seconds if seconds is None else max(0.0, seconds)):
+            self._stuck = pending
             raise TimeoutError(f"{self._who} did not answer within {self.seconds:.3g} s")
-        return job.result()
+        return pending.result()
 
 
 class BackgroundCalls:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import anyio
 import anyio.lowlevel
 
-from .._abandonable import Job
+from .._abandonable import Latch
 from .._checks import SECONDS, check_number
 from .._errors import ConfigurationError
 
@@ -198,7 +198,7 @@ class _Sleeper:
 
     def set_alarm(self) -> None:
         """Let the alarm ring once more. Call this before reading the clock, never after."""
-        self.alarm = Job(lambda: None)
+        self.alarm = Latch()
 
 
 async def _all_tasks_wait(still_wanted: Callable[[], bool]) -> None:

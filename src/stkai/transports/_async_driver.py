@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from .._abandonable import GivenUpError, Job
+from .._abandonable import GivenUpError, Latch
 from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._event_loops import anyio, run_soon, running_loop
@@ -92,7 +92,7 @@ def _sleeping(operation: Sleep, seconds: float, attempt: Attempt, clock: Clock) 
         return clock.asleep(seconds) if sleeper is None else _until_woken(sleeper, seconds, clock)
     if closing is None and sleeper is None:
         return clock.asleep(seconds)
-    return (closing or Job(lambda: None)).await_(seconds, sleeper)
+    return (closing or Latch()).await_(seconds, sleeper)
 
 
 async def _until_woken(sleeper: Any, seconds: float, clock: Clock) -> None:

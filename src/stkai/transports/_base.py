@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import httpx
 
-from .._abandonable import Job
+from .._abandonable import Latch
 from .._checks import even_half_made
 from .._families import alike, family_of_wire
 from .._headers import copy_request
@@ -101,7 +101,7 @@ class LayerBase:
         self.wire_is_sound = is_sound(inner, self._kind) and getattr(inner, "wire_is_sound", True)
         self.family = family_of_wire(inner)
         self._takes = object if self.family is None else self.family.Request
-        self._closing = Job(lambda: None)
+        self._closing = Latch()
         self._is_in_main_thread = False
 
     @property

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import httpx
 
-from .._abandonable import GivenUpError, abandoned, current_job
+from .._abandonable import GivenUpError, abandoned, current_work
 from .._event_loops import anyio
 from .._families import family_of
 from .._headers import copy_request, has_field
@@ -75,9 +75,9 @@ class Sending:
 
     def do(self, work: Callable[[], Any]) -> Any:
         """Send or read, in this thread; afterwards, another request may use the connection."""
-        job = current_job()
-        if job is not None:
-            job.sends(self.break_off)
+        outer = current_work()
+        if outer is not None:
+            outer.sends(self.break_off)
         try:
             return work()
         finally:
@@ -156,7 +156,7 @@ def _set_body(response: Any, chunks: list[bytes]) -> None:
 def fetch(response: httpx.Response, limit: float, chunks: list[bytes], left: Callable[[], float]) -> None:
     """Fetch up to `limit` bytes, still encoded, into `chunks`, and close the stream; the rest is dropped.
 
-    If the job that does this is given up, its read fails, so that it returns the connection now and not at its read
+    If the work that does this is given up, its read fails, so that it returns the connection now and not at its read
     timeout. Once `left()` is 0 or less, it gives up by itself.
     """
     body: Any = response.stream

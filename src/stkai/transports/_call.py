@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import httpx
 
-from .._abandonable import Job
+from .._abandonable import Latch
 from .._errors import ConfigurationError, DeadlineExceededError
 from .._log import events
 from .._urls import DEFAULT_PORTS
@@ -130,7 +130,9 @@ class Attempt:
     number = 1
     _numbers: Iterator[int] | None = None
 
-    def __init__(self, call: Call | Beginning, closing: Job | None = None, is_observed: bool = True) -> None:
+    def __init__(
+        self, call: Call | Beginning, closing: Latch | None = None, is_observed: bool = True
+    ) -> None:
         # Python reads what has a default on the class more slowly: these are read in every call. And it makes an object
         # faster if its `__init__` gets each argument, and all by position.
         self._call = call
@@ -281,7 +283,7 @@ def require_open(attempt: Attempt) -> None:
 Enter = Callable[[httpx.Request, Attempt], Flow]  # Such as a layer's `flow`.
 
 
-def ending_with(ending: Job, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
+def ending_with(ending: Latch, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
     """The same flow, which waits no longer, for example for a permit, once `ending` or the stack has ended."""
     assert attempt.closing is not None
     with attempt.closing.ending_also(ending):

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import httpx
 
-from .._abandonable import GivenUpError, Job, NoThreadError, Worker, do_within
+from .._abandonable import GivenUpError, Latch, NoThreadError, Worker, do_within
 from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._families import alike
@@ -96,7 +96,7 @@ def _sleep(operation: Sleep, seconds: float, attempt: Attempt, clock: Clock) -> 
     if (sleeper is None and (closing is None or seconds < NAP)) or not is_system_clock(clock):
         clock.sleep(seconds)
     else:
-        (closing or Job(lambda: None)).wait(seconds, sleeper)
+        (closing or Latch()).wait(seconds, sleeper)
     require_open(attempt)
 
 

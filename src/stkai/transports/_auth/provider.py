@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final, cast
 
-from ..._abandonable import Job
+from ..._abandonable import AbandonableWork
 from ..._errors import AuthenticationError, ConfigurationError, describe
 from ..._process import raise_interrupt
 from ..._secrets import MASK, HoldsSecret, Secret
@@ -122,7 +122,7 @@ def has_own_headers(provider: AuthProvider) -> bool:
     return getattr(type(provider), "get_auth_headers", None) is not AuthProvider.get_auth_headers
 
 
-class Fetch(Job):
+class Fetch(AbandonableWork):
     """A fetch in a background thread: wait for it, then ask for its `result`."""
 
     def __init__(self, work: Callable[[], Any]) -> None:

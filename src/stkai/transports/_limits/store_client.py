@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary, proxy, ref
 
-from ..._abandonable import GivenUpError, Job, do_within
+from ..._abandonable import AbandonableWork, GivenUpError, do_within
 from ..._clock import SystemClock, unique_key
 from ..._errors import ConfigurationError, describe
 from ..._log import Listeners, logger
@@ -87,12 +87,12 @@ class StoreClient:
                 self._make(call)
                 return
             # The member keeps what the thread receives, so a request that is cancelled just stops waiting.
-            job = Job(partial(self._make, call))
-            while not job.is_done:
-                if not background.later(0.0, job.run):  # It runs once.
-                    job.run()  # No thread can be started.
-                await job.await_(STUCK)
-            job.result()
+            pending = AbandonableWork(partial(self._make, call))
+            while not pending.is_done:
+                if not background.later(0.0, pending.run):  # It runs once.
+                    pending.run()  # No thread can be started.
+                await pending.await_(STUCK)
+            pending.result()
 
         return Run(run, arun)
 
