@@ -277,7 +277,7 @@ async def test_closing_the_wire_closes_its_proxied_connections(
     client = client_of(world, wire)
     await world.call(client.get, "http://service.example/")
     _, proxied = wires_in(wire)
-    (one,) = pool_of(world, proxied).wires
+    (one,) = pool_of(world, proxied).connections
     assert one._pool.connections
     await world.close(client)
     assert not one._pool.connections

@@ -119,7 +119,7 @@ def test_an_interrupt_before_any_line_loses_no_wire(
         gc.collect(0)
         pool.answer = None
         assert world.run(pool.hurry()) == b"body", places
-        assert len(pool.state.wires) == 1, places
+        assert len(pool.state.connections) == 1, places
         assert not pool.state._waiting, places
         assert max(wire.closed for wire in pool.made) <= 1, places
         return places
@@ -152,7 +152,7 @@ def test_a_signal_handler_before_any_line_is_served_or_gets_an_error_and_nothing
             signal.signal(signal.SIGUSR1, before)
         assert served in ([b"body"] * len(places), [IN_HANDLER]), places
         assert world.run(pool.hurry()) == b"body", places
-        assert len(pool.state.wires) <= 3, places
+        assert len(pool.state.connections) <= 3, places
         assert not pool.state._waiting, places
         return places
 
@@ -193,7 +193,7 @@ def test_a_signal_handler_can_close_the_pool_before_any_line() -> None:
             contextlib.suppress(RuntimeError),
         ):
             usual(pool, world)
-        assert places == [] or pool.state.wires == [], places
+        assert places == [] or pool.state.connections == [], places
         assert not places or all(wire.closed for wire in pool.made), places
         return places
 
@@ -315,7 +315,7 @@ async def test_a_cancellation_at_any_await_loses_no_wire(world: World) -> None:
                 group.cancel_scope.cancel()
         steps += 1
         assert await pool.hurry() == b"body"
-        assert len(pool.state.wires) == 1
+        assert len(pool.state.connections) == 1
     assert steps > 3, "trio runs the tasks of a turn in random order"
 
 

@@ -57,7 +57,7 @@ async def test_ten_thousand_hosts_leave_at_most_the_idle_limit_behind(world: Wor
     for number in range(10_000):
         await pool.get(f"http://host-{number}/")
     assert sum(wire.closed for wire in pool.made) == len(pool.made) - 20
-    assert len(pool.state.wires) == 20
+    assert len(pool.state.connections) == 20
 
 
 # Which wire is closed
@@ -99,7 +99,7 @@ async def test_a_connection_that_its_response_closed_evicts_no_live_one(world: W
     pool.answer = ENDS[end]
     await pool.get("http://ended/")
     assert [wire.closed for wire in pool.made] == [0, 1]
-    assert pool.state.wires == pool.made[:1]
+    assert pool.state.connections == pool.made[:1]
 
 
 async def test_refused_connections_evict_no_live_one(world: World) -> None:
@@ -112,7 +112,7 @@ async def test_refused_connections_evict_no_live_one(world: World) -> None:
     for number in range(5):
         with pytest.raises(httpx.ConnectError):
             await pool.get(f"http://refused-{number}/")
-    assert pool.state.wires == pool.made[:1]
+    assert pool.state.connections == pool.made[:1]
     assert [wire.closed for wire in pool.made] == [0] + [1] * 5
 
 
@@ -440,7 +440,7 @@ async def test_closing_closes_all_wires_once_including_those_in_use(world: World
         await world.close(pool.transport)
     assert [wire.closed for wire in pool.made] == [1, 1]
     await world.close(held)
-    assert pool.state.wires == []
+    assert pool.state.connections == []
 
 
 async def test_a_closed_pool_refuses_requests(world: World) -> None:
@@ -466,7 +466,7 @@ async def test_a_waiter_gets_an_error_when_the_pool_is_closed(world: World) -> N
     assert "closed" in str(waiting)
     assert closing == b""
     await world.close(held)
-    assert pool.state.wires == []
+    assert pool.state.connections == []
 
 
 # Forks and packages

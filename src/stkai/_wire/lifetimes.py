@@ -1,8 +1,8 @@
-"""How long wires live: idle ones; and each event loop has its own, and a forked child opens its own connections.
+"""How long wires and connections live: one wire for each event loop and forked process; which idle connection to close.
 
 A connection works only in the process and in the event loop that opened it. httpx keeps the connections of a loop that
-has ended, and fails with "Event loop is closed" when it meets one. Here each loop gets its own wire, which is closed
-when the loop ends, or dropped untouched if the loop gave no chance to close it.
+has ended, and fails with "Event loop is closed" when it picks one. Here each loop gets its own wire, which is closed
+when the loop ends, or dropped without being closed if the loop gives no chance to close it.
 """
 
 import threading
@@ -29,7 +29,7 @@ Closer = AsyncGenerator[None, None]
 
 
 class WirePerLoop(httpx.AsyncBaseTransport):
-    """Sends each request through the wire of its event loop, which it makes there; several loops may run at once."""
+    """Sends each request through its event loop's own wire, which is made there; several loops may run at once."""
 
     def __init__(self, make: Callable[[], httpx.AsyncBaseTransport], family: Family = HTTPX) -> None:
         self.family = family
@@ -58,7 +58,7 @@ class WirePerLoop(httpx.AsyncBaseTransport):
         wire = self._make()
         own = _OwnWire(wire)
         closer = _close_with_the_loop(own)
-        await anext(closer)  # From now on the loop knows the generator. This does not suspend.
+        await anext(closer)  # Registers the generator with the loop, without suspending.
         with self._lock:
             self._by_loop[loop] = own, closer
         return await wire.handle_async_request(request)
@@ -68,7 +68,7 @@ class WirePerLoop(httpx.AsyncBaseTransport):
             ended = [loop for loop, (own, _) in self._by_loop.items() if own.wire is None or _has_ended(loop)]
             forgotten = [self._by_loop.pop(loop) for loop in ended]
         with warnings.catch_warnings():
-            # Dropping the sockets closes them; an orderly close is no longer possible.
+            # Dropping the sockets closes them; they can no longer be closed in an orderly way.
             warnings.simplefilter("ignore", ResourceWarning)
             for own, _ in forgotten:
                 own.wire = None
@@ -76,7 +76,7 @@ class WirePerLoop(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         self._forget_ended_loops()
-        # Loops in other threads close their own wires, since their generators are dropped here.
+        # The generators are dropped here, which makes loops in other threads close their own wires.
         wires, self._by_loop = self._by_loop, {}
         here = wires.get(running_loop())
         if here is not None:
@@ -88,7 +88,7 @@ def _has_ended(loop: Any) -> bool:
 
 
 async def _close_with_the_loop(own: _OwnWire) -> Closer:
-    """Close the wire when the loop ends: asyncio and trio close all their asynchronous generators then."""
+    """Close the wire when the loop ends, which is when asyncio and trio close all their asynchronous generators."""
     try:
         yield
     finally:
@@ -98,37 +98,37 @@ async def _close_with_the_loop(own: _OwnWire) -> Closer:
                 await wire.aclose()
 
 
-Wire = TypeVar("Wire")
+Pooled = TypeVar("Pooled")
 
-Place = tuple[str, bytes]
-"""Scheme, and host with port: where a connection goes."""
+Destination = tuple[str, bytes]
+"""Where a connection goes: scheme, and host with port."""
 
 
 class Idle(NamedTuple):
-    """An idle wire's destination, since when it is idle, and the connection underneath."""
+    """An idle connection's destination, when it became idle (seconds of the clock), and its network stream."""
 
-    place: Place
+    destination: Destination
     since: float
     stream: Any
 
 
-class IdleWires(OrderedDict[Wire, Idle]):
-    """Unused wires, the most recently used last. Every step may be interrupted and then repeated from its beginning."""
+class IdleConnections(OrderedDict[Pooled, Idle]):
+    """Idle connections, the most recently used last. A step that is interrupted may be repeated from its beginning."""
 
-    def last_at(self, place: Place) -> Wire | None:
-        """The most recently used wire to that place."""
-        for wire in reversed(self):
-            if self[wire].place == place:
-                return wire
+    def last_to(self, destination: Destination) -> Pooled | None:
+        """The most recently used connection to that destination."""
+        for connection in reversed(self):
+            if self[connection].destination == destination:
+                return connection
         return None
 
-    def least_useful(self) -> Wire:
-        """The wire to close: one whose connection the server has closed, or the one idle for longest."""
-        dead = (wire for wire, idle in self.items() if _is_dead(idle.stream))
+    def least_useful(self) -> Pooled:
+        """The connection to close: one that the server has closed, or else the one that has been idle for longest."""
+        dead = (connection for connection, idle in self.items() if _is_dead(idle.stream))
         return next(dead, next(iter(self)))
 
-    def surplus(self, now: float, most: float, expiry: float) -> Wire | None:
-        """A wire above the limit, or idle for too long."""
+    def surplus(self, now: float, most: float, expiry: float) -> Pooled | None:
+        """A connection to close because there are more than `most`, or it has been idle for longer than `expiry`."""
         if len(self) > most:
             return self.least_useful()
         oldest = next(iter(self), None)
@@ -136,11 +136,11 @@ class IdleWires(OrderedDict[Wire, Idle]):
 
 
 def _is_dead(stream: Any) -> bool:
-    """Whether the other end has closed an idle connection; False if that is unknown."""
+    """Whether the server has closed an idle connection; False if unknown."""
     if stream is None:
         return False
     try:
-        # An idle server sends nothing but the end of the connection.
+        # On an idle connection, nothing should arrive but its end.
         return bool(stream.get_extra_info("is_readable"))
-    except Exception:  # noqa: BLE001 - a closed socket raises whatever the library that holds it likes
+    except Exception:  # noqa: BLE001 - for a closed socket, libraries raise different errors
         return True

@@ -1,9 +1,9 @@
-"""Connections side by side: a wire whose cost per request does not grow with the requests in flight.
+"""A connection pool: a wire whose cost per request does not grow with the number of requests in flight.
 
-httpcore's pool looks at all its connections, and asks the system about each idle one, whenever a request begins or
-ends. Here each connection is its own wire with room for one, and a request takes the most recently used: it costs what
-it costs with a single connection. The limits apply to all of them together. Requests that find all connections in use
-wait in the queue, as long as their pool timeout allows.
+httpcore's pool iterates over all its connections, and polls the socket of each idle one, whenever a request begins or
+ends. Here each connection is a transport with room for one, and a request takes the most recently used: it costs as
+much as with a single connection. The limits apply to all of them together. A request that finds all connections in use
+waits in the queue for as long as its pool timeout allows.
 """
 
 import threading
@@ -26,15 +26,15 @@ from .pool_state import Loan, PoolState
 _CLOCK = SystemClock()
 
 
-def _patience(request: httpx.Request) -> float | None:
-    """Seconds for which the request may wait for a wire."""
+def _pool_timeout(request: httpx.Request) -> float | None:
+    """Seconds for which the request may wait for a connection; None for no limit."""
     seconds: float | None = request.extensions.get("timeout", {}).get("pool")
     return seconds
 
 
 def _none_free(request: httpx.Request, family: Family) -> httpx.PoolTimeout:
     return family.PoolTimeout(
-        f"all connections were in use for {_patience(request)} s: close responses that you do not read to the end,"
+        f"all connections were in use for {_pool_timeout(request)} s: close responses that you do not read to the end,"
         " or raise max_connections (STKAI_HTTP_MAX_CONNECTIONS) or the timeout",
         request=request,
     )
@@ -53,18 +53,18 @@ def _is_persistent(response: httpx.Response) -> bool:
 def _has_leftovers(body: Any) -> bool:
     """Whether more has arrived on an HTTP/1.1 connection than the answer whose body was read to its end.
 
-    It is unsolicited: a second answer, or the rest of an answer longer than announced. httpcore takes it for the answer
-    to the next request.
+    Such data is unsolicited: a second answer, or the rest of an answer longer than announced. httpcore would take it
+    for the answer to the next request.
     """
     try:
-        connection = body._httpcore_stream._stream._connection  # noqa: SLF001 - httpcore itself does not look
+        connection = body._httpcore_stream._stream._connection  # noqa: SLF001 - httpcore does not check this
         return bool(connection._h11_state.trailing_data[0])  # noqa: SLF001
-    except AttributeError:  # It is no wire of httpx's, or speaks HTTP/2.
+    except AttributeError:  # Not a transport of httpx's, or HTTP/2.
         return False
 
 
 def _give_back(loan: Loan[Any], body: Any, is_persistent: bool, how: BodyEnd) -> None:
-    """End the loan of a wire whose answer's body has ended. If the body was dropped, the loan ends by itself."""
+    """End the loan when the body of the answer has ended. If the body was dropped, the loan ends by itself."""
     if how is BodyEnd.WHOLE and is_persistent and not _has_leftovers(body):
         loan.end(_CLOCK.monotonic())
     elif how is not BodyEnd.DROPPED:
@@ -72,9 +72,9 @@ def _give_back(loan: Loan[Any], body: Any, is_persistent: bool, how: BodyEnd) ->
 
 
 class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
-    """Sends each request through one of many wires, and never two at a time through the same one."""
+    """Sends each request through one of many connections, and never two at a time through the same one."""
 
-    _watched = WatchedBody
+    _body_class = WatchedBody
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         loan = Loan(self, (request.url.scheme, request.url.netloc))
@@ -83,11 +83,11 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
                 self._wait(request, loan)
             if self.trash:
                 self._sweep()
-            if loan.wire is None:
+            if loan.connection is None:
                 raise _none_free(request, self.family)
             if loan.stream is not None and isinstance(sending := request.extensions.get("trace"), Sending):
                 sending.uses(loan.stream)
-            response: httpx.Response = loan.wire.handle_request(request)
+            response: httpx.Response = loan.connection.handle_request(request)
         except BaseException as error:
             loan.end()
             self._sweep(after_interrupt=is_interrupt(error))
@@ -98,18 +98,18 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
         return response
 
     def _wait(self, request: httpx.Request, loan: Loan[httpx.BaseTransport]) -> None:
-        # A lock and not an Event: a finalizer that runs while this thread begins to wait may release it, and that takes
-        # no other lock.
+        # A lock and not an Event: a finalizer may release it while this thread starts to wait, which must not take
+        # another lock.
         turn = threading.Lock()
         turn.acquire()
         loan.wake = turn.release
         if self.take(loan):
             return
-        patience = _patience(request)
-        turn.acquire(timeout=-1 if patience is None else min(max(patience, 0), threading.TIMEOUT_MAX))
+        seconds = _pool_timeout(request)
+        turn.acquire(timeout=-1 if seconds is None else min(max(seconds, 0), threading.TIMEOUT_MAX))
         self.leave(loan)
         if abandoned():
-            # Leave the connection to a request that still has a caller.
+            # The caller has given up: leave the connection to another request.
             loan.end(_CLOCK.monotonic())
             raise GivenUpError
 
@@ -123,7 +123,7 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
         self._sweep()
 
     def _sweep(self, *, after_interrupt: bool = False) -> None:
-        """Close wires that are no longer of use; after an interrupt, which may have left a lock taken, wait briefly."""
+        """Close discarded connections; wait only briefly after an interrupt, which may have left a lock taken."""
         if after_interrupt:
             with suppress(GivenUpError):
                 do_within(BRIEF, self._sweep)
@@ -138,13 +138,13 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
 
 
 class _AsyncBody(AsyncWatchedBody):
-    """A body on whose end its pool closes the wires that are no longer of use."""
+    """A body at whose end the pool closes its discarded connections."""
 
     pool: "AsyncConnectionPool"
 
     async def aclose(self) -> None:
         if self.pool.loop is not running_loop():
-            self._end(BodyEnd.CLOSED)  # Its loop has ended, and so has its connection.
+            self._end(BodyEnd.CLOSED)  # Its event loop has ended, and its connection with it.
             return
         try:
             await super().aclose()  # httpx completes this even in a cancelled task
@@ -156,10 +156,10 @@ class _AsyncBody(AsyncWatchedBody):
 class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTransport):
     """The async version, for one event loop of asyncio or trio, which must be running when this is made.
 
-    A finalizer in another thread leaves the rest to the loop.
+    What a finalizer in another thread starts is finished by the loop.
     """
 
-    _watched = _AsyncBody
+    _body_class = _AsyncBody
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -172,9 +172,9 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
                 await self._wait(request, loan)
             if self.trash:
                 await self.sweep()
-            if loan.wire is None:
+            if loan.connection is None:
                 raise _none_free(request, self.family)
-            response: httpx.Response = await loan.wire.handle_async_request(request)
+            response: httpx.Response = await loan.connection.handle_async_request(request)
         except BaseException:
             loan.end()
             await self.sweep()
@@ -190,13 +190,13 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
         loan.wake = turn.set
         if self.take(loan):
             return
-        with anyio.move_on_after(_patience(request)):
+        with anyio.move_on_after(_pool_timeout(request)):
             await turn.wait()
         self.leave(loan)
 
     def give_from_finalizer(self, loan: Loan[httpx.AsyncBaseTransport]) -> None:
         self._back.append(loan)
-        run_soon(self.loop, self.settle)
+        run_soon(self.loop, self.catch_up)
 
     async def sweep(self) -> None:
         while self.trash:
