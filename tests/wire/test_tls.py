@@ -18,7 +18,7 @@ import stkai
 from stkai import DeadlineExceededError, HttpConfig, RequestOptions, RetryPolicy
 from stkai._abandonable import GivenUpError, do_within
 from stkai._wire.default import AsyncDefaultWire, DefaultWire
-from stkai._wire.httpcore_fixes import AsyncNetwork, Network, mended
+from stkai._wire.httpcore_fixes import AsyncNetwork, Network, with_fixes
 
 from ..support.listening import Serve, listening, speaks_plain_http
 from ..support.servers import CERTIFICATE, KEY
@@ -268,14 +268,14 @@ class Renamed(Unknown):
 @pytest.mark.worlds("sync")
 @pytest.mark.parametrize("transport", [Unknown(), Renamed()], ids=["no pool", "another pool"])
 async def test_a_transport_with_other_private_parts_is_left_as_it_is(world: World, transport: Any) -> None:
-    assert mended(transport) is transport
+    assert with_fixes(transport) is transport
     assert "_network_backend" not in vars(getattr(transport, "_pool", transport))
 
 
 @pytest.mark.worlds("sync", "asyncio")
 async def test_the_private_parts_of_httpx_that_are_mended_exist(world: World) -> None:
     plain: Any = world.pick(httpx.HTTPTransport, httpx.AsyncHTTPTransport)()
-    pool = mended(plain)._pool
+    pool = with_fixes(plain)._pool
     assert isinstance(pool._network_backend, world.pick(Network, AsyncNetwork))
     assert hasattr(pool, "_optional_thread_lock")
     await world.close(plain)
@@ -283,7 +283,7 @@ async def test_the_private_parts_of_httpx_that_are_mended_exist(world: World) ->
 
 async def test_a_connection_that_is_made_after_its_client_was_closed_is_closed_too(world: World) -> None:
     plain: Any = world.pick(httpx.HTTPTransport, httpx.AsyncHTTPTransport)(verify=False)
-    transport = mended(plain)
+    transport = with_fixes(plain)
     network = transport._pool._network_backend
     connected: list[socket.socket] = []
 
@@ -317,7 +317,7 @@ async def test_a_connection_is_closed_although_an_interrupt_has_left_the_lock_of
 ) -> None:
     with raw_server() as there:
         there.answer = lambda _: (ENDLESS, True)
-        transport: Any = mended(httpx.HTTPTransport())
+        transport: Any = with_fixes(httpx.HTTPTransport())
         response = await world.send(transport, httpx.Request("GET", there.url))
         with transport._pool._optional_thread_lock:
             with pytest.raises(GivenUpError):

@@ -1,6 +1,6 @@
 """The default wire: httpx's own transports, and the environment's proxies, which httpx ignores with `transport=`.
 
-Each request leaves through the package that made it, httpx or httpx2.
+Each request is sent by the package that made it, httpx or httpx2.
 """
 
 import os
@@ -18,7 +18,7 @@ from .._errors import ConfigurationError, hide_frames, missing_extra
 from .._families import HTTPX, Family, alike, error_for, family_of
 from .._urls import PROXIES, absolute_url, show_origin
 from ..transports._call import cannot_send
-from .httpcore_fixes import mended
+from .httpcore_fixes import with_fixes
 from .lifetimes import WirePerLoop
 from .pool import AsyncConnectionPool, ConnectionPool
 from .proxies import ProxyMap
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 _CONNECTING: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
 
-_DIRECT: Final = ""  # What stands for no proxy.
+_DIRECT: Final = ""  # Stands for no proxy.
 
 
 class _Router:
-    """A wire for each package and each proxy, and which of them a request takes.
+    """Holds a wire for each package and each proxy, and chooses one for each request.
 
-    Those of httpx are made first, so that unusable settings fail there; those of httpx2 when its first request comes.
+    The wires of httpx are made at once, so that unusable settings fail early; those of httpx2 with its first request.
     """
 
     family = None
@@ -49,18 +49,18 @@ class _Router:
         self._names = {url: show_origin(httpx.URL(url)) for url in self._proxies.urls}
 
     def _make(self, family: Family, proxy: httpx.Proxy | None) -> Any:
-        """The wire of a package, with the limits of the settings, that goes through a proxy or, with None, direct."""
+        """A wire of a package, with the limits of the settings, through a proxy, or direct if that is None."""
         raise NotImplementedError
 
     def _maker(self, kind: Any, family: Family, proxy: httpx.Proxy | None) -> Callable[[], Any]:
-        """Makes httpx's transports of this kind; each has room for one connection, and one request on it."""
+        """A function that makes transports of this kind; each has room for one connection, and one request on it."""
         http2, expiry = self._config.http2, self._config.keepalive_expiry
         if http2 and find_spec("h2") is None:
             raise missing_extra("HTTP/2 (STKAI_HTTP_HTTP2)", "http2")
         limits = family.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=expiry)
         make = partial(kind, verify=self._context, http2=http2, proxy=proxy, limits=limits)
-        make()  # An unusable proxy, for example, fails here; there is no connection yet to close.
-        return lambda: mended(make())
+        make()  # Fail early, for example for an unusable proxy; it has no connection yet that must be closed.
+        return lambda: with_fixes(make())
 
     def _limits(self, family: Family) -> httpx.Limits:
         """How many connections there may be, and how long they stay open while idle."""
@@ -73,13 +73,13 @@ class _Router:
     def _wires_of(self, family: Family) -> dict[str, Any]:
         """The direct wire of a package, and one for each proxy, by its URL.
 
-        No error, and no variable of its traceback, shows that URL, which may contain a password.
+        Neither an error nor a variable of its traceback shows that URL, which may contain a password.
         """
         made, problem = {_DIRECT: self._make(family, None)}, ""
         for url in self._proxies.urls:
             try:
                 absolute_url(url, PROXIES)
-                # The certificate of a proxy is checked like a server's.
+                # Check the certificate of a proxy like a server's.
                 context = self._context if url.lower().startswith("https://") else None
                 made[url] = self._make(family, family.Proxy(url, ssl_context=context))
             except alike(httpx.InvalidURL, ValueError, ImportError) as error:
@@ -87,19 +87,19 @@ class _Router:
                 problem, made = str(missing_extra("a SOCKS proxy", "socks") if is_missing else error), {}
                 del url
                 break
-        if not made:  # Outside of the handler: the error would show the URL.
+        if not made:  # Outside the handler, whose error would show the URL.
             msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {problem}"
             raise ConfigurationError(msg)
         return made
 
     def _wire_for(self, request: httpx.Request) -> Any:
-        # Not where the request is sent: tracebacks show variables, and a proxy's URL may contain a password.
+        # A method of its own, because tracebacks show variables, and a proxy's URL may contain a password.
         if self._is_closed:
             raise cannot_send()
         family = family_of(request)
         wires = self._wires.get(family)
         if wires is None:
-            # Two threads may get here at once; the wires that are not kept have no connections yet.
+            # Two threads may get here at once; the wires that lose have no connections yet.
             wires = self._wires.setdefault(family, self._wires_of(family))
         return wires[self._proxy_for(request) if self._names else _DIRECT]
 
@@ -107,14 +107,14 @@ class _Router:
         return self._proxies.proxy_for(request.url) or _DIRECT
 
     def _closing(self) -> list[Any]:
-        """All wires, which take no more requests."""
+        """All wires, for closing; from now on they get no more requests."""
         self._is_closed = True
         return [wire for wires in self._wires.values() for wire in wires.values()]
 
     def _name_proxy(self, error: Exception, request: httpx.Request) -> None:
-        """Name the proxy in the error of a connection to it or through it; hide its password.
+        """Name the proxy, without its password, in the error of a connection to it or through it.
 
-        If a proxy does not speak SOCKS, httpcore raises a foreign error; a ProxyError takes its place.
+        If a proxy does not speak SOCKS, httpcore raises socksio's error; raise a ProxyError instead.
         """
         name = self._names.get(self._proxy_for(request))
         if name is None:
@@ -165,7 +165,7 @@ class AsyncDefaultWire(_Router, httpx.AsyncBaseTransport):
 
 
 def _context_of(config: "HttpConfig") -> ssl.SSLContext:
-    """How TLS verifies the server. All wires share one context: loading the certificates is the slow part."""
+    """How TLS verifies the server. All wires share one context, because loading the certificates is slow."""
     verify = config.verify
     if isinstance(verify, str):
         name, path = "verify (STKAI_HTTP_VERIFY)", verify

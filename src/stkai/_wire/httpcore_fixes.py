@@ -1,9 +1,9 @@
-"""Mends connections of httpcore.
+"""Fixes for httpcore's connections.
 
-It leaves a connection open whose handshake, with a server or a SOCKS proxy, is cancelled or given up, and a lock taken
-if an interrupt comes in it. A proxy that does not connect looks to it like a server that does not answer. Some errors
-pass through it unchanged, and are not httpx errors; others lose their message. It loses an answer that follows a
-GOAWAY.
+httpcore leaves a connection open if its handshake, with a server or a SOCKS proxy, is cancelled or given up, and a lock
+taken if an interrupt comes while it holds it. It takes a proxy that does not connect for a server that does not answer.
+It passes some errors on that are not httpx errors, and drops the message of others. It loses an answer that arrives
+after a GOAWAY.
 """
 
 import sys
@@ -27,10 +27,10 @@ Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 CLOSED: Final = "the client was closed while it connected: nothing was sent"
 
 
-def mended(transport: Transport) -> Transport:
-    """The same transport, whose one connection is made through a `Network`, and closed with the transport.
+def with_fixes(transport: Transport) -> Transport:
+    """The same transport, whose one connection is opened through a `Network`, and closed with the transport.
 
-    It is unchanged if httpcore no longer has the parts that this needs.
+    Does nothing if httpcore no longer has the attributes that this needs.
     """
     pool: Any = getattr(transport, "_pool", None)
     backend = getattr(pool, "_network_backend", None)
@@ -38,10 +38,10 @@ def mended(transport: Transport) -> Transport:
     if hasattr(backend, "connect_tcp") and hasattr(errors, "ConnectError"):
         is_sync = isinstance(transport, alike(httpx.HTTPTransport))
         network = (Network if is_sync else AsyncNetwork)(pool, backend, errors)
-        pool._network_backend = network  # noqa: SLF001 - httpx takes none
+        pool._network_backend = network  # noqa: SLF001 - httpx has no argument for it
         setattr(pool, "close" if is_sync else "aclose", network.close)
         pool._optional_thread_lock = threading.RLock()  # noqa: SLF001 - httpcore's own is written in Python
-        if credentials := getattr(pool, "_proxy_auth", None):  # httpcore logs those for a SOCKS proxy.
+        if credentials := getattr(pool, "_proxy_auth", None):  # httpcore logs them for a SOCKS proxy.
             pool._proxy_auth = tuple(map(HiddenBytes, credentials))  # noqa: SLF001
     return transport
 
@@ -60,12 +60,12 @@ class Network:
         self.sleep, self.connect_unix_socket = backend.sleep, backend.connect_unix_socket
 
     def connect_tcp(self, *args: Any, **options: Any) -> Any:
-        with _connecting(self.errors):
-            stream = SyncStream(self.unless_closed(self._backend.connect_tcp(*args, **options)), self)
+        with _connect_errors(self.errors):
+            stream = Stream(self.unless_closed(self._backend.connect_tcp(*args, **options)), self)
         return ProxyStream(stream, self.errors, options.get("timeout")) if self._has_proxy else stream
 
     def unless_closed(self, stream: Any) -> Any:
-        """The connection, if the client was not closed meanwhile, by another thread."""
+        """The connection, unless another thread has closed the client in the meantime."""
         self._stream = stream
         if self._is_closed:
             stream.close()
@@ -73,7 +73,7 @@ class Network:
         return stream
 
     def close(self) -> Any:
-        """Close the pool, and first of all the connection: an interrupt may have left the lock of the pool taken."""
+        """Close the connection, then the pool, whose lock an interrupt may have left taken."""
         self._is_closed = True
         try:
             if self._stream is not None:
@@ -84,8 +84,8 @@ class Network:
 
 class AsyncNetwork(Network):
     async def connect_tcp(self, *args: Any, **options: Any) -> Any:
-        with _connecting(self.errors):
-            stream: Any = Stream(await self._backend.connect_tcp(*args, **options), self.errors)
+        with _connect_errors(self.errors):
+            stream: Any = AsyncStream(await self._backend.connect_tcp(*args, **options), self.errors)
         self._stream = stream
         if self._is_closed:
             await stream.aclose()
@@ -102,25 +102,25 @@ class AsyncNetwork(Network):
 
 
 @contextmanager
-def _connecting(errors: Any) -> Iterator[None]:
-    """Turn what a redirect to an impossible host or port raises into an error of httpcore's."""
+def _connect_errors(errors: Any) -> Iterator[None]:
+    """Turn the exceptions for an impossible host or port, as in a redirect, into httpcore's, and add the root cause."""
     try:
         yield
-    except ExceptionGroup as group:  # anyio collects what it gets for each address.
+    except ExceptionGroup as group:  # anyio groups the errors of all addresses.
         raise errors.ConnectError(str(group.exceptions[0])) from group.exceptions[0]
     except (ValueError, OverflowError) as error:
         raise errors.ConnectError(str(error)) from error
     except Exception as error:
         *_, root = causes(error)
-        while isinstance(root, BaseExceptionGroup):  # Of several addresses, the first counts.
+        while isinstance(root, BaseExceptionGroup):  # Of several addresses, report the first.
             *_, root = causes(root.exceptions[0])
         if str(root) not in str(error):
             error.args = (f"{error}: {root}".removeprefix(": "),)
         raise
 
 
-class SyncStream:
-    """A connection in a thread."""
+class Stream:
+    """A connection of a sync client."""
 
     def __init__(self, stream: Any, network: Network) -> None:
         self._stream, self._network, self._frames = stream, network, GoAways.of(stream, network.errors)
@@ -138,17 +138,17 @@ class SyncStream:
         if self._frames is None or self._frames.sent(buffer):
             self._stream.write(buffer, timeout)
 
-    def start_tls(self, *args: Any, **options: Any) -> "SyncStream":
-        """The same connection, from now on through TLS, unless the client was closed meanwhile."""
+    def start_tls(self, *args: Any, **options: Any) -> "Stream":
+        """The same connection over TLS, unless the client has been closed in the meantime."""
         stream = self._network.unless_closed(self._stream.start_tls(*args, **options))
-        return SyncStream(stream, self._network)
+        return Stream(stream, self._network)
 
 
-class Stream:
-    """A connection on asyncio or trio; for the arguments, see `Network`."""
+class AsyncStream:
+    """A connection on asyncio or trio; for `errors`, see `Network`."""
 
     _broken_by = ""
-    """What a write failed with: httpcore then reads, for there may be an answer, and the next error says nothing."""
+    """Why a write failed: httpcore then reads, since there may be an answer, and that read's error has no message."""
 
     def __init__(self, stream: Any, errors: Any) -> None:
         self._stream, self._errors = stream, errors
@@ -156,7 +156,7 @@ class Stream:
         self.aclose = stream.aclose
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Read what there is, or raise an error of httpcore's."""
+        """Read what has arrived, or raise an error of httpcore's."""
         while True:
             try:
                 data: bytes = await self._stream.read(max_bytes, timeout)
@@ -182,27 +182,27 @@ class Stream:
             raise
 
     def get_extra_info(self, info: str) -> Any:
-        """What httpcore and its users ask about a connection, such as `socket` or `is_readable`."""
+        """A property of the connection, such as `socket` or `is_readable`."""
         try:
             return self._stream.get_extra_info(info)
-        except ValueError:  # On trio, whether a socket that has been closed is readable.
+        except ValueError:  # trio raises it for `is_readable` of a closed socket.
             return True if info == "is_readable" else None
 
-    async def start_tls(self, *args: Any, **options: Any) -> "Stream":
-        """The same connection, from now on through TLS."""
+    async def start_tls(self, *args: Any, **options: Any) -> "AsyncStream":
+        """The same connection over TLS."""
         try:
-            return Stream(await self._stream.start_tls(*args, **options), self._errors)
+            return AsyncStream(await self._stream.start_tls(*args, **options), self._errors)
         except self._errors.ConnectError as error:
             explain(error, "the server closed the connection during the TLS handshake")
             raise
         except Exception as error:
-            if type(error).__name__ != "ClosedResourceError":  # anyio's, or trio's
+            if type(error).__name__ != "ClosedResourceError":  # of anyio or trio
                 raise
             raise self._errors.ConnectError(CLOSED) from error
 
 
 def explain(error: BaseException, otherwise: str = "") -> None:
-    """Give an error without a message that of its cause, or a default one: anyio's and trio's own have none."""
+    """Give an error without a message, such as anyio's and trio's, that of its cause, or else a default one."""
     if not str(error):
         known = (text for below in causes(error) if (text := str(below)))
         if text := next(known, otherwise):
@@ -211,82 +211,82 @@ def explain(error: BaseException, otherwise: str = "") -> None:
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEAD: Final = 9  # Bytes in front of a frame's body; RFC 9113, section 4.1.
-_LONGEST: Final = 16_384  # Bytes of a body; h2 refuses longer ones.
+_MAX_BODY: Final = 16_384  # Bytes of a body; h2 refuses longer ones.
 _STREAM: Final = 0x7FFFFFFF  # The bits of a stream's number.
 _DATA, _HEADERS, _RST_STREAM, _GOAWAY, _CONTINUATION = 0, 1, 3, 7, 9  # Types of frames.
 _END_STREAM, _END_HEADERS = 1, 4  # Their flags.
 
 
 class GoAways:
-    """Holds a GOAWAY back until the answer to the newest request has arrived. One request at a time is on its way.
+    """Holds a GOAWAY back until the answer to the newest request has arrived. Only one request is in flight at a time.
 
-    A server that ends an HTTP/2 connection in an orderly way still answers the requests that it has accepted (RFC 9113,
-    section 6.8); nginx does so after a thousand requests, and when it is reloaded. h2 refuses everything behind a
-    GOAWAY: the answer would be lost, and the request perhaps sent again.
+    A server that closes an HTTP/2 connection gracefully still answers the requests that it has accepted (RFC 9113,
+    section 6.8); nginx does so after a thousand requests, and when it is reloaded. h2 refuses all frames after a
+    GOAWAY: the answer would be lost, and the request might be sent again.
     """
 
     def __init__(self, refused: type[Exception]) -> None:
-        self._refused = refused  # If none is accepted; httpcore's error would not say so.
+        self._refused = refused  # The error if no request was accepted; httpcore's would not say so.
         self._newest, self._has_begun, self._is_answered, self._is_over = 0, False, True, False
-        self._held = b""  # The GOAWAY that is held back.
-        self._rest = b""  # The start of a frame whose end has not arrived yet.
-        self._is_open = False  # Whether the headers of the last frame go on in the next one.
+        self._goaway = b""  # The GOAWAY that is held back.
+        self._rest = b""  # The start of an incomplete frame.
+        self._is_open = False  # Whether the headers of the last frame continue in the next one.
 
     @classmethod
     def of(cls, stream: Any, errors: Any) -> "GoAways | None":
-        """Those of a connection; None unless client and server have agreed on HTTP/2 in the TLS handshake."""
+        """The filter for a connection; None unless the TLS handshake has chosen HTTP/2."""
         tls = stream.get_extra_info("ssl_object")
         return cls(errors.ConnectError) if tls and tls.selected_alpn_protocol() == "h2" else None
 
     def sent(self, data: bytes) -> bool:
-        """Note a request in these frames; whether it is still of use to send them."""
-        for kind, _, stream, _ in _frames_of(data.removeprefix(_PREFACE))[0]:
+        """Record a request in these frames; returns whether sending them still makes sense."""
+        for kind, _, stream, _ in _split_frames(data.removeprefix(_PREFACE))[0]:
             if kind == _HEADERS:
                 self._newest, self._has_begun, self._is_answered = stream, False, False
         return not self._is_over
 
     def arrived(self, data: bytes) -> bytes:
-        """The bytes for h2: whole frames, with a GOAWAY behind the answer that it would cut off."""
-        frames, self._rest = _frames_of(self._rest + data)
-        passed = b"".join(starmap(self._passed, frames))
-        if int.from_bytes(self._rest[:3].ljust(3, b"\0")) > _LONGEST:  # h2 will say so.
+        """The bytes for h2: complete frames, with a GOAWAY moved behind the answer that it would cut off."""
+        frames, self._rest = _split_frames(self._rest + data)
+        passed = b"".join(starmap(self._pass_on, frames))
+        if int.from_bytes(self._rest[:3].ljust(3, b"\0")) > _MAX_BODY:  # h2 will say so.
             passed, self._rest = passed + self._rest, b""
         return passed
 
-    def _passed(self, kind: int, flags: int, stream: int, text: bytes) -> bytes:
-        """What to pass on now that a frame has arrived."""
-        if self._is_over:  # h2 would refuse it, and with it the answer that has arrived with it.
+    def _pass_on(self, kind: int, flags: int, stream: int, frame: bytes) -> bytes:
+        """What to pass on when a frame has arrived."""
+        if self._is_over:  # h2 would refuse it, and the answer in the same chunk with it.
             return b""
-        if kind == _GOAWAY and not stream and len(text) >= _HEAD + 8:
-            last, code = (int.from_bytes(text[place : place + 4]) for place in (_HEAD, _HEAD + 4))
+        if kind == _GOAWAY and not stream and len(frame) >= _HEAD + 8:
+            last, code = (int.from_bytes(frame[offset : offset + 4]) for offset in (_HEAD, _HEAD + 4))
             last &= _STREAM
             if not self._is_answered and not code:
                 if self._newest <= last:
-                    self._held = text
+                    self._goaway = frame
                     return b""
                 if not last and not self._has_begun:
                     raise self._refused("the server ended the connection before it accepted a request")
-            self._held, self._is_over = b"", True
-            return text
+            self._goaway, self._is_over = b"", True
+            return frame
         if kind in {_HEADERS, _CONTINUATION}:
             self._has_begun, self._is_open = True, not flags & _END_HEADERS
         ends = kind == _RST_STREAM or (kind in {_DATA, _HEADERS} and flags & _END_STREAM)
         if ends and stream == self._newest:
             self._is_answered = True
-        if self._held and self._is_answered and not self._is_open:
-            text, self._held, self._is_over = text + self._held, b"", True
-        return text
+        if self._goaway and self._is_answered and not self._is_open:
+            frame, self._goaway, self._is_over = frame + self._goaway, b"", True
+        return frame
 
 
-def _frames_of(data: bytes) -> tuple[list[tuple[int, int, int, bytes]], bytes]:
-    """The type, the flags, the stream and the whole of each frame, and what is left."""
+def _split_frames(data: bytes) -> tuple[list[tuple[int, int, int, bytes]], bytes]:
+    """The type, flags, stream and bytes of each complete frame, and the remaining bytes."""
     frames = []
-    place = 0
-    while place + _HEAD <= len(data):
-        end = place + _HEAD + int.from_bytes(data[place : place + 3])
+    offset = 0
+    while offset + _HEAD <= len(data):
+        end = offset + _HEAD + int.from_bytes(data[offset : offset + 3])
         if end > len(data):
             break
-        stream = int.from_bytes(data[place + 5 : place + _HEAD]) & _STREAM
-        frames.append((data[place + 3], data[place + 4], stream, data[place:end]))
-        place = end
-    return frames, data[place:]
+        stream = int.from_bytes(data[offset + 5 : offset + _HEAD]) & _STREAM
+        frames.append((data[offset + 3], data[offset + 4], stream, data[offset:end]))
+        offset = end
+    return frames, data[offset:]

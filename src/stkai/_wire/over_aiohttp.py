@@ -1,7 +1,7 @@
-"""An asyncio wire over aiohttp's connections and parser, as sound under a retry layer as httpx's own.
+"""An asyncio wire over aiohttp's connections and parser, as reliable under a retry layer as httpx's own.
 
-aiohttp's client session is not used: it resends idempotent requests, keeps cookies, adds headers, and reports a
-connection that breaks as if nothing had been sent. Its connector opens the connections (addresses, TLS, proxies) and
+It does not use aiohttp's client session, which resends idempotent requests, keeps cookies, adds headers, and reports a
+broken connection as if nothing had been sent. aiohttp's connector opens the connections (addresses, TLS, proxies) and
 its parser, written in C, reads the answers. The requests are those that httpx's own wire sends, byte for byte.
 """
 
@@ -23,9 +23,9 @@ from .._families import Family, error_for, of_family
 from .._process import after_fork, never_finalize
 from .._urls import DEFAULT_PORTS, WEB
 from .aiohttp_exchange import (
-    BUFFER,
-    LONGEST,
-    NOT_READ,
+    BUFFER_SIZE,
+    MAX_HEAD,
+    READ_ERRORS,
     Body,
     Connection,
     NetworkStream,
@@ -47,7 +47,7 @@ _NO_BODY: Final = frozenset({204, 304})
 
 
 class OverAiohttp(httpx.AsyncBaseTransport):
-    """A transport with room for one connection, which is not used again once it was idle for `expiry` seconds."""
+    """A transport with room for one connection, which is not reused after `expiry` seconds of idle time."""
 
     _is_closed = False
 
@@ -59,7 +59,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         self._proxy = None if proxy is None else URL(str(proxy.url))
         self._proxy_headers = {} if proxy is None else _headers_for(proxy)
         self._connection: Connection | None = None
-        self._place: tuple[object, ...] | None = None
+        self._destination: tuple[object, ...] | None = None
         after_fork(self, OverAiohttp._abandon)
 
     def _abandon(self) -> None:
@@ -68,9 +68,9 @@ class OverAiohttp(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         timeouts = request.extensions.get("timeout", {})
-        # Those for the proxy that carries this request in the clear; None if it goes direct or by a tunnel.
+        # Headers for a proxy that forwards this request in plain text; None without a proxy, or through a tunnel.
         forwarding = None if self._proxy is None or request.url.scheme == "https" else self._proxy_headers
-        # Checked before anything is opened: a request that h11 refuses leaves no trace on the network.
+        # Checked before a connection is opened: a request that h11 refuses leaves no trace on the network.
         writer = RequestWriter(request, forwarding)
         connection = self._reusable(request)
         if connection is None:  # It has a length, and is false while nothing waits in it.
@@ -81,7 +81,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
                 skip_payload=request.method == "HEAD",
                 read_until_eof=True,
                 auto_decompress=False,
-                read_bufsize=BUFFER,
+                read_bufsize=BUFFER_SIZE,
                 **_parser_limits(),
             )
             await writer.write_to(connection, timeouts.get("write"))
@@ -93,7 +93,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
             raise
 
     def _reusable(self, request: httpx.Request) -> Connection | None:
-        """The idle connection, if it leads to the right place and is still good."""
+        """The idle connection, if it leads to the request's destination and is still usable."""
         connection = self._connection
         if connection is None:
             return None
@@ -101,7 +101,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         fresh = since is not None and (
             self._expiry is None or asyncio.get_running_loop().time() - since <= self._expiry
         )
-        if fresh and self._place == _place(request) and connection.is_alive():
+        if fresh and self._destination == _destination_of(request) and connection.is_alive():
             connection.idle_since = None
             return connection
         connection.drop()
@@ -126,10 +126,10 @@ class OverAiohttp(httpx.AsyncBaseTransport):
                     server_hostname=sni.decode("ascii") if isinstance(sni, bytes) else sni,
                 )
                 connection = await _connected(wanted, self._context)
-        if self._is_closed:  # Meanwhile, by another task.
+        if self._is_closed:  # By another task, in the meantime.
             connection.drop()
             raise error_for(httpx.ConnectError, CLOSED, request)
-        self._connection, self._place = connection, _place(request)
+        self._connection, self._destination = connection, _destination_of(request)
         return connection
 
     async def _receive(
@@ -137,11 +137,11 @@ class OverAiohttp(httpx.AsyncBaseTransport):
     ) -> httpx.Response:
         connection.seconds = seconds
         while True:
-            connection.head_left = LONGEST
+            connection.head_left = MAX_HEAD
             try:
                 async with asyncio.timeout(seconds) as connection.timeout:
                     message, payload = await connection.read()
-            except NOT_READ as error:
+            except READ_ERRORS as error:
                 raise unreadable(error, connection, request) from error
             if not is_interim(message.code):
                 break
@@ -150,7 +150,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         if reason is not None:
             raise error_for(httpx.RemoteProtocolError, reason, request)
         has_body = request.method != "HEAD" and message.code not in _NO_BODY
-        # The parser that aiohttp uses without its C extensions has an object of its own for "no body".
+        # Without its C extensions, aiohttp uses a parser that has a special object for "no body".
         is_empty = not has_body or payload is aiohttp.EMPTY_PAYLOAD
         body = self._body(connection, None if is_empty else payload, request)
         body.ends_with_connection = (
@@ -159,7 +159,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         version = message.version
         return self._response(
             message.code,
-            # Older versions of aiohttp keep the white space behind a value.
+            # Older versions of aiohttp keep trailing white space.
             headers=[(name, value.rstrip(b" \t")) for name, value in message.raw_headers],
             stream=body,
             extensions={
@@ -174,14 +174,14 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         connection, self._connection = self._connection, None
         if connection is not None and connection.transport is not None:
             connection.drop()
-            # The loop may end next: it must have closed the socket by then, and told TLS of it.
+            # Let the loop close the socket and notify TLS: it may end right after this.
             for _ in range(2):
                 await asyncio.sleep(0)
 
 
 async def _connected(request: aiohttp.ClientRequest, context: ssl.SSLContext) -> Connection:
-    """A new connection, through TLS and the proxy's tunnel where the request needs them."""
-    # As httpx does: ask the system for the addresses of each new connection.
+    """A new connection, with TLS and through the proxy's tunnel if the request needs them."""
+    # Like httpx, resolve the host anew for each connection.
     connector: Any = aiohttp.TCPConnector(
         use_dns_cache=False, resolver=aiohttp.ThreadedResolver(), ssl=context
     )
@@ -189,31 +189,31 @@ async def _connected(request: aiohttp.ClientRequest, context: ssl.SSLContext) ->
     try:
         connection = await connector._create_connection(request, [], aiohttp.ClientTimeout())  # noqa: SLF001
     finally:
-        await connector.close()  # It keeps the connection to a proxy that refuses.
+        await connector.close()  # It would keep the connection to a proxy that refuses.
     assert isinstance(connection, Connection)
     return connection
 
 
 def _headers_for(proxy: httpx.Proxy) -> dict[str, str]:
-    """What only the proxy is sent: its own headers, and its credentials (RFC 7617)."""
+    """What is sent to the proxy only: its own headers, and its credentials (RFC 7617)."""
     headers = dict(proxy.headers)
     if proxy.raw_auth is not None:
         headers["Proxy-Authorization"] = "Basic " + b64encode(b":".join(proxy.raw_auth)).decode("ascii")
     return headers
 
 
-def _place(request: httpx.Request) -> tuple[object, ...]:
-    """Where a connection must lead to be good for the request."""
+def _destination_of(request: httpx.Request) -> tuple[object, ...]:
+    """Where a connection must lead to carry the request."""
     return request.url.scheme, request.url.netloc, request.extensions.get("sni_hostname")
 
 
 def _why_unreadable(message: Any) -> str | None:
-    """Why an answer cannot be read, although aiohttp reads it; None if it can."""
+    """Why an answer that aiohttp has read cannot be used; None if it can."""
     if message.code == httpx.codes.SWITCHING_PROTOCOLS:
         return "the server switched to another protocol, which this wire cannot speak"
     if message.code < httpx.codes.CONTINUE:
         return f"the answer has an impossible status: {message.code}"
-    if "Transfer-Encoding" in message.headers:  # aiohttp takes more for white space than HTTP does.
+    if "Transfer-Encoding" in message.headers:  # aiohttp accepts more kinds of white space than HTTP does.
         fields = [value for name, value in message.raw_headers if name.lower() == b"transfer-encoding"]
         if [value.strip(b" \t").lower() for value in fields] != [b"chunked"]:
             return f"the answer has an unknown Transfer-Encoding: {b', '.join(fields).decode('latin-1')}"
@@ -222,8 +222,8 @@ def _why_unreadable(message: Any) -> str | None:
 
 @cache
 def _parser_limits() -> dict[str, Any]:
-    """The parser's limits for a head, as large as httpx's."""
-    limits = {"max_line_size": LONGEST, "max_field_size": LONGEST, "max_headers": LONGEST}
+    """Arguments that set the parser's limits for a head to httpcore's."""
+    limits = {"max_line_size": MAX_HEAD, "max_field_size": MAX_HEAD, "max_headers": MAX_HEAD}
     known = inspect.signature(ResponseHandler.set_response_params).parameters
     return {name: value for name, value in limits.items() if name in known}
 

@@ -3,7 +3,7 @@
 Requests to this machine use no proxy, as in browsers: secrets for a server on localhost would leave the machine, and
 the proxy would look for that server on its own machine.
 
-And the connection to a proxy, which httpcore takes for one to a server that does not answer.
+Also the connection to a proxy: httpcore takes a proxy that does not connect for a server that does not answer.
 """
 
 import math
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 
 class ProxyMap:
-    """Proxies by the scheme of the requests they carry, and the places that are reached directly.
+    """Proxies by the scheme of the requests they carry, and the destinations that are reached directly.
 
     Args:
         proxies: proxy URLs by scheme; "all" stands for every scheme that has none of its own.
-        no_proxy: places that are reached directly, separated by commas or blanks: a host (with its subdomains), an
-            address, a network such as 10.0.0.0/8, each optionally with a port or a scheme; or * for everything.
+        no_proxy: destinations that are reached directly, separated by commas or blanks: a host (with its subdomains),
+            an address, a network such as 10.0.0.0/8, each optionally with a port or a scheme; or * for everything.
     """
 
     def __init__(self, proxies: Mapping[str, str], no_proxy: str = "") -> None:
         self._proxies = {scheme: url if "://" in url else f"http://{url}" for scheme, url in proxies.items()}
-        # Separated by blanks as well, as curl does.
-        self._direct = [_Place(entry) for entry in no_proxy.replace(",", " ").split()]
-        # A program talks to few places, and the answer never changes.
+        # curl accepts blanks as separators, too.
+        self._direct = [_NoProxyEntry(entry) for entry in no_proxy.replace(",", " ").split()]
+        # A program talks to few hosts, and the choice for each never changes.
         self._choose = lru_cache(maxsize=256)(self._choose_anew)
 
     @classmethod
@@ -62,21 +62,21 @@ class ProxyMap:
         return self._choose(url.scheme, url.host, url.port)
 
     def _choose_anew(self, scheme: str, host: str, port: int | None) -> str | None:
-        if is_this_machine(host) or any(place.covers(scheme, host, port) for place in self._direct):
+        if is_this_machine(host) or any(entry.covers(scheme, host, port) for entry in self._direct):
             return None
         return self._proxies.get(scheme, self._proxies.get("all"))
 
 
-class _Place:
+class _NoProxyEntry:
     """One entry of NO_PROXY."""
 
     def __init__(self, entry: str) -> None:
-        self._scheme, _, place = entry.lower().rpartition("://")
-        host, colon, port = place.rpartition(":")
+        self._scheme, _, address = entry.lower().rpartition("://")
+        host, colon, port = address.rpartition(":")
         has_port = bool(colon) and port.isdecimal() and (":" not in host or host.endswith("]"))
         self._port = int(port) if has_port else None
         # curl and urllib read .example.com as example.com and everything below it.
-        self._host = (host if has_port else place).strip("[]").lstrip("*").strip(".")
+        self._host = (host if has_port else address).strip("[]").lstrip("*").strip(".")
         self._network = _network(self._host)
 
     def covers(self, scheme: str, host: str, port: int | None) -> bool:
@@ -98,18 +98,18 @@ def _network(text: str) -> IPv4Network | IPv6Network | None:
 
 
 _ASKS: Final = re.compile(rb"[\x01\x05]|(CONNECT [^/ ]+:[0-9]+ HTTP/)")
-"""How a message of SOCKS begins (RFC 1928 and 1929), and the request for a tunnel (RFC 9110, section 9.3.6): a request
-that a proxy forwards names a whole URL."""
+"""The start of a SOCKS message (RFC 1928 and 1929), or of a request for a tunnel (RFC 9110, section 9.3.6). A request
+that a proxy forwards contains a whole URL instead."""
 
 
 class ProxyStream:
-    """A connection to a proxy; for the errors, see `Network`; `seconds` is the time limit for connecting.
+    """A connection to a proxy; for `errors`, see `Network`; `seconds` is the time limit for connecting.
 
-    Until the proxy has connected, nothing of the request is sent: what fails is an error of connecting, and may take
-    what is left of the connect timeout. httpcore sets no time limit for the exchange with a SOCKS proxy.
+    Until the proxy has connected, nothing of the request is sent: a failure is a connect error, and the exchange may
+    take what is left of the connect timeout. httpcore sets no time limit for the exchange with a SOCKS proxy.
     """
 
-    _asks: re.Match[bytes] | None = None  # What the proxy is asked, as long as it has not connected.
+    _asks: re.Match[bytes] | None = None  # The start of what the proxy was asked; None once it has connected.
 
     _has_asked = False
 
@@ -133,11 +133,11 @@ class ProxyStream:
         return self._above(self._stream.start_tls(*args, **options))
 
     def _above(self, stream: Any) -> Any:
-        """The same connection through TLS: with the server or, at first, with the proxy."""
+        """The same connection over TLS: to the server or, before that, to the proxy."""
         return stream if self._asks else type(self)(stream, self._errors, self._left())
 
     def _begins(self, buffer: bytes) -> None:
-        if buffer and not self._has_asked:  # The end of a request may be written as nothing.
+        if buffer and not self._has_asked:  # The end of a request may be written as empty bytes.
             self._asks = _ASKS.match(buffer)
             self._has_asked = self._asks is None
 

@@ -123,23 +123,21 @@ class Attempt:
         is_signed: tells whether the token it was signed with is still valid; None if it does not matter. Written by the
             auth layer. After a wait, a limiter layer raises `SignatureExpired` if it is not.
         is_observed: whether a listener receives the events of this call. Written where the call begins.
-        closing: ends when the stack is closed, and with it all waits. Written where the call begins.
+        closed: set when the stack is closed, and with it all waits. Written where the call begins.
     """
 
     paced = excused = False
     number = 1
     _numbers: Iterator[int] | None = None
 
-    def __init__(
-        self, call: Call | Beginning, closing: Latch | None = None, is_observed: bool = True
-    ) -> None:
+    def __init__(self, call: Call | Beginning, closed: Latch | None = None, is_observed: bool = True) -> None:
         # Python reads what has a default on the class more slowly: these are read in every call. And it makes an object
         # faster if its `__init__` gets each argument, and all by position.
         self._call = call
         self.request, self.options, self.started, self.deadline, self.buffered = (
             call[1:] if isinstance(call, Call) else call
         )
-        self.closing = closing
+        self.closed = closed
         self.is_observed = is_observed
         self.place: tuple[object, Any] | None = None
         self.is_signed: Callable[[], bool] | None = None
@@ -206,7 +204,7 @@ class Attempt:
         return replace(self.record, attempts=0)
 
     def _with(self, call: Call, number: int, record: CallRecord) -> "Attempt":
-        other = Attempt(call, self.closing, self.is_observed)
+        other = Attempt(call, self.closed, self.is_observed)
         other.number, other._record = number, record
         other.is_signed, other._numbers = self.is_signed, self._numbers
         return other
@@ -276,7 +274,7 @@ def cannot_send() -> RuntimeError:
 
 def require_open(attempt: Attempt) -> None:
     """Raise an error if the stack was closed."""
-    if attempt.closing is not None and attempt.closing.is_done:
+    if attempt.closed is not None and attempt.closed.is_done:
         raise cannot_send()
 
 
@@ -285,7 +283,7 @@ Enter = Callable[[httpx.Request, Attempt], Flow]  # Such as a layer's `flow`.
 
 def ending_with(ending: Latch, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
     """The same flow, which waits no longer, for example for a permit, once `ending` or the stack has ended."""
-    assert attempt.closing is not None
-    with attempt.closing.ending_also(ending):
-        attempt.closing = ending
+    assert attempt.closed is not None
+    with attempt.closed.ending_also(ending):
+        attempt.closed = ending
         return (yield from flow(request, attempt))
