@@ -202,22 +202,22 @@ def test_stdout_keeps_the_order_and_counts_what_was_written(capfd: pytest.Captur
     reading, writing = os.pipe()
     outputs = StdoutOutputs(in_order=True, descriptor=writing)
 
-    async def settle(*entries: OutputLine) -> None:
+    async def write(*entries: OutputLine) -> None:
         for entry in entries:
-            await outputs.settle(entry.number, entry)
+            await outputs.write_outcome(entry.number, entry)
 
     for number in (1, 2, 3, 4):
         outputs.expect(number)
     failure = OutputLine(2, b"two\n", LineFailure("http_400", "no"))
-    anyio.run(settle, OutputLine(3, b"three\n", None), failure)
+    anyio.run(write, OutputLine(3, b"three\n", None), failure)
     assert (outputs.held, outputs.done) == (2, 0)
-    anyio.run(outputs.settle, 1, None)
+    anyio.run(outputs.write_outcome, 1, None)
     assert os.read(reading, 100) == b"two\nthree\n"
     assert (outputs.held, outputs.done, outputs.codes) == (0, 1, {"http_400": 1})
     os.close(reading)
     for number in (5, 6):
         outputs.expect(number)
-    anyio.run(settle, *(OutputLine(number, b"lost %d\n" % number, None) for number in (6, 5, 4)))
+    anyio.run(write, *(OutputLine(number, b"lost %d\n" % number, None) for number in (6, 5, 4)))
     assert capfd.readouterr().err == "lost 4\nlost 5\nlost 6\n"
     assert (outputs.held, outputs.done, str(outputs.error)) == (
         0,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stkai._batch.input_lines import csv_records, json_lines
-from stkai._batch.json_text import Part, Template, members, one_line, parse
+from stkai._batch.json_text import JsonValue, Template, members, one_line, parse
 from stkai._batch.outputs import body_of
 
 from .job import Job, Server
@@ -31,7 +31,9 @@ def job(counting: Server, tmp_path: Path) -> Job:
 
 
 def filled(template: str, **values: Any) -> str:
-    return Template(template).fill({name: Part(value, json.dumps(value)) for name, value in values.items()})
+    return Template(template).fill(
+        {name: JsonValue(value, json.dumps(value)) for name, value in values.items()}
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ def test_everything_else_in_a_template_is_unchanged() -> None:
 @given(st.text(), JSON)
 def test_any_text_can_be_put_into_a_template(text: str, rest: Any) -> None:
     template = Template(json.dumps({"text": "a {x} b", "rest": rest}))
-    values = {name: Part("", "") for name in template.names} | {"x": Part(text, "")}
+    values = {name: JsonValue("", "") for name in template.names} | {"x": JsonValue(text, "")}
     assert json.loads(template.fill(values))["text"] == f"a {text} b"
 
 

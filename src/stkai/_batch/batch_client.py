@@ -35,15 +35,15 @@ if TYPE_CHECKING:
     from .._config.models import HttpConfig
     from .._families import AsyncWire
 
-_READ: Final = 600.0  # Seconds that a batch waits for an answer; longer if `--deadline` is.
+_READ_TIMEOUT: Final = 600.0  # Seconds that a batch waits for an answer; longer if `--deadline` is.
 
-_EXECUTION: Final = _READ
+_EXECUTION_TIMEOUT: Final = _READ_TIMEOUT
 """Seconds that a batch waits for an execution to end, unless `--deadline` says how long."""
 
 _FIRST_PAUSE: Final = 1.0
-_LONGEST_PAUSE: Final = 5.0
+_MAX_PAUSE: Final = 5.0
 _GROWTH: Final = 1.5
-_LONGEST_ASKED: Final = 60.0
+_MAX_RETRY_AFTER: Final = 60.0
 
 COMPLETED: Final = "COMPLETED"
 FAILURE: Final = "FAILURE"
@@ -63,7 +63,7 @@ class BatchClient:
     def __init__(self, options: Options) -> None:
         self._options, self._clock = options, SystemClock()
         deadline = options.deadline
-        read = max(_READ, deadline or 0.0)
+        read = max(_READ_TIMEOUT, deadline or 0.0)
         self.timeouts = {"connect": 30.0, "read": read, "write": read, "pool": None}
         """Of each attempt, in seconds, as httpx takes them."""
         # A batch waits for its permits as long as it takes.
@@ -109,7 +109,7 @@ class BatchClient:
                 raise NoExecutionError(created)
             await line.created(execution)
         if deadline is None:  # A line may have waited for its permit as long as it took.
-            start, deadline = self._clock.monotonic(), _EXECUTION
+            start, deadline = self._clock.monotonic(), _EXECUTION_TIMEOUT
         with anyio.move_on_after(start + deadline - self._clock.monotonic()):
             return await self._poll(line.execution or "")
         raise DeadlineExceededError(
@@ -123,7 +123,7 @@ class BatchClient:
         pause = _FIRST_PAUSE
         while True:
             await self._clock.asleep(pause)
-            pause = min(pause * _GROWTH, _LONGEST_PAUSE)
+            pause = min(pause * _GROWTH, _MAX_PAUSE)
             try:
                 headers = [(name, value) for name, _, value in default_items()]
                 response = await self._unlimited.send(httpx.Request("GET", url, headers=headers))
@@ -133,7 +133,7 @@ class BatchClient:
                 continue
             if response.status_code in RETRY_ON_STATUS_CODES:
                 asked = retry_after(response.headers, self._clock.utcnow()) or 0.0
-                pause = max(pause, min(asked, _LONGEST_ASKED))
+                pause = max(pause, min(asked, _MAX_RETRY_AFTER))
             elif response.status_code >= 300 or status_of(response) in {COMPLETED, FAILURE}:
                 return response
 

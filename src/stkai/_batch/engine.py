@@ -45,7 +45,7 @@ async def _acquire(semaphore: anyio.Semaphore) -> None:
 
 
 class OutcomesInTasks:
-    """Sends requests with their indices, at most `most` at a time, in an `async with` block; iterate over the outcomes.
+    """Sends indexed requests, at most `limit` at a time, in an `async with` block; iterate over it for the outcomes.
 
     It is no async generator, since asyncio closes all of these at once when its loop ends: one inside another fails.
     The work is a task of the event loop, on asyncio and trio. A task group would stay open while the async generator
@@ -53,10 +53,10 @@ class OutcomesInTasks:
     """
 
     def __init__(
-        self, send: AsyncSend, requests: AsyncGenerator[tuple[int, httpx.Request], None], most: int
+        self, send: AsyncSend, requests: AsyncGenerator[tuple[int, httpx.Request], None], limit: int
     ) -> None:
         self._send, self._requests = send, requests
-        self._places = anyio.Semaphore(most)
+        self._slots = anyio.Semaphore(limit)
         """One is taken for each request that is read, and given back when its outcome is handed out."""
         self._finished: deque[Outcome | BaseException | None] = deque()
         self._arrivals = anyio.Semaphore(0)
@@ -88,7 +88,7 @@ class OutcomesInTasks:
             raise StopAsyncIteration
         if isinstance(outcome, BaseException):
             raise outcome
-        self._places.release()
+        self._slots.release()
         return outcome
 
     async def _run(self) -> None:
@@ -104,12 +104,12 @@ class OutcomesInTasks:
         try:
             async with anyio.create_task_group() as group:
                 try:
-                    await _acquire(self._places)
+                    await _acquire(self._slots)
                     async with aclosing(self._requests) as requests:
                         async for index, request in requests:
                             self._new[index] = self._work(index, request)
                             group.start_soon(self._new.__getitem__, index)
-                            await _acquire(self._places)
+                            await _acquire(self._slots)
                 except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
                     failure = error
                 except BaseException as error:  # noqa: BLE001 - raised in the caller's task
@@ -145,17 +145,17 @@ class OutcomesInTasks:
 def outcomes_in_threads(
     send: Callable[[int, httpx.Request], httpx.Response],
     requests: Iterator[tuple[int, httpx.Request]],
-    most: int,
+    limit: int,
     end: Callable[[], object],
 ) -> Generator[Outcome, None, None]:
     """The same in threads; the requests are read in the caller's. `end` drops those that have not been sent."""
     finished: SimpleQueue[Future[httpx.Response]] = SimpleQueue()
     pending: dict[Future[httpx.Response], tuple[int, httpx.Request]] = {}
     has_ended, failure = False, None
-    pool = ThreadPoolExecutor(most, thread_name_prefix="stkai.send_all")
+    pool = ThreadPoolExecutor(limit, thread_name_prefix="stkai.send_all")
     try:
         while True:
-            while len(pending) < most and not has_ended:
+            while len(pending) < limit and not has_ended:
                 try:
                     index, request = next(requests)
                 except StopIteration:

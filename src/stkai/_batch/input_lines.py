@@ -13,7 +13,7 @@ from typing import BinaryIO, Final, NamedTuple
 
 from .._errors import ConfigurationError, StkaiError
 from .append_file import AppendFile
-from .json_text import Part
+from .json_text import JsonValue
 from .request_formats import InvalidLineError, Values, values_of
 
 _BOM: Final = b"\xef\xbb\xbf"
@@ -34,17 +34,17 @@ def json_lines(path: Path, size: int | None = None, is_complete: Callable[[], bo
 
     They are numbered as in an editor, from 1; blank lines are numbered but skipped.
     """
-    number = place = 0
+    number = offset = 0
     with path.open("rb") as file:
         while True:
             # Ask before reading: then nothing can be appended after the end that we read.
             ends_here = is_complete()
             for raw in _up_to(size, file):
                 if not ends_here and raw[-1:] != b"\n":
-                    file.seek(place)
+                    file.seek(offset)
                     break
                 number += 1
-                place += len(raw)
+                offset += len(raw)
                 line = raw.removeprefix(_BOM) if number == 1 else raw
                 if line and not line.isspace():
                     yield number, partial(values_of, line)
@@ -115,14 +115,14 @@ def _row(names: list[str], row: list[str] | str) -> Values:
     if len(row) > len(names):
         msg = f"this has {len(row)} cells, but the header has {len(names)}: quote cells that contain commas"
         raise InvalidLineError(msg)
-    return {name: Part(text, "") for name, text in zip(names, row, strict=False)}
+    return {name: JsonValue(text, "") for name, text in zip(names, row, strict=False)}
 
 
 class Shard(NamedTuple):
     """One of several parts of an input: of `parts` lines in a row, the one at this place, counted from 0."""
 
-    place: int
-    parts: int
+    position: int
+    total: int
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
@@ -135,7 +135,7 @@ class Shard(NamedTuple):
 
     def has(self, number: int) -> bool:
         """Whether it has the line with this number, counted from 1."""
-        return (number - 1) % self.parts == self.place
+        return (number - 1) % self.total == self.position
 
 
 ALL_LINES: Final = Shard(0, 1)

@@ -21,7 +21,7 @@ from .outputs import FileOutputs, Outputs, Paths, StdoutOutputs
 from .progress import Usage, count, show_count, show_dollars
 from .request_formats import InvalidLineError
 
-_SHOWN: Final = 20  # How many lines a dry run lists for each kind of problem.
+_MAX_LISTED: Final = 20  # How many lines a dry run lists for each kind of problem.
 
 
 class BatchJob:
@@ -94,7 +94,7 @@ class BatchJob:
         if self.survey is not None:
             self.lines = self.plan.lines(Path(self._options.source), self.survey.size)
         else:
-            self.stdin = StdinCopy(copy, self._options.part)
+            self.stdin = StdinCopy(copy, self._options.line_shard)
             self.stdin.start()
             self.lines = self.stdin.lines
 
@@ -221,7 +221,7 @@ def dry_run(plan: JobPlan, say: Callable[[str], None]) -> bool:
 
 
 def _report(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
-    options, shard = plan.options, plan.options.part
+    options, shard = plan.options, plan.options.line_shard
     invalid = duplicates = requests = size = 0
     first: dict[int, int] = {}  # The first line with an id, by the id's hash.
     for item in lines:
@@ -233,7 +233,7 @@ def _report(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
             target = plan.form.target(read())
         except InvalidLineError as error:
             invalid += 1
-            if invalid <= _SHOWN:
+            if invalid <= _MAX_LISTED:
                 say(f"{where}: {error}")
             continue
         requests += 1
@@ -242,7 +242,7 @@ def _report(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
         earlier = number if own_id == "null" else first.setdefault(hash(own_id), number)
         if earlier != number:
             duplicates += 1
-            if duplicates <= _SHOWN:
+            if duplicates <= _MAX_LISTED:
                 say(f"{where}: duplicate custom_id {own_id}, as in line {earlier}")
     if duplicates:
         say(f"{count(duplicates, 'duplicate id')}, which is allowed; use `id` to tell the lines apart")

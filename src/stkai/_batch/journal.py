@@ -204,7 +204,7 @@ def records(path: Path, header: Header | None) -> Iterator[tuple[bytes, int, byt
         )
     with path.open("rb") as lines:
         lines.readline()
-        for place, line in enumerate(lines, 2):
+        for lineno, line in enumerate(lines, 2):
             kind, _, rest = line[:-1].partition(b" ")
             if line[-1:] != b"\n":
                 return
@@ -212,7 +212,7 @@ def records(path: Path, header: Header | None) -> Iterator[tuple[bytes, int, byt
             if len(kind) == 1 and number.isdigit():
                 yield kind, int(number), more
             else:
-                raise ConfigurationError(_DAMAGED.format(f"{path}, line {place}"))
+                raise ConfigurationError(_DAMAGED.format(f"{path}, line {lineno}"))
 
 
 def read_header(path: Path) -> Header | None:

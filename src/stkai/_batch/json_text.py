@@ -50,21 +50,21 @@ STRICT: Final = json.JSONDecoder(parse_float=_finite, parse_int=_whole, parse_co
 """For answers: values that some parsers cannot read back do not count as JSON."""
 
 
-class Part(NamedTuple):
+class JsonValue(NamedTuple):
     """A value and its original JSON text."""
 
     value: Any
     text: str
 
 
-def parse(text: str, decoder: json.JSONDecoder = _LENIENT) -> Part:
+def parse(text: str, decoder: json.JSONDecoder = _LENIENT) -> JsonValue:
     """One JSON value, without surrounding whitespace; raises a ValueError, or a RecursionError for deep nesting."""
-    return Part(decoder.decode(text), text.strip(_SPACE))
+    return JsonValue(decoder.decode(text), text.strip(_SPACE))
 
 
-def members(text: str) -> dict[str, Part] | None:
+def members(text: str) -> dict[str, JsonValue] | None:
     """The members of a JSON object, the last one of duplicates; None for any other JSON. Raises like `parse`."""
-    found: dict[str, Part] = {}
+    found: dict[str, JsonValue] = {}
     end, before = 0, _OPENING.match(text)
     while before is not None:
         name = _NAME_OF_MEMBER.match(text, before.end())
@@ -73,7 +73,7 @@ def members(text: str) -> dict[str, Part] | None:
         start, written = name.end(), name[1]
         key = parse(written).value if "\\" in written else written[1:-1]
         value, end = _LENIENT.raw_decode(text, start)
-        found[key] = Part(value, text[start:end])
+        found[key] = JsonValue(value, text[start:end])
         before = _COMMA.match(text, end)
     if before is None and found and _CLOSING.fullmatch(text, end) is not None:
         return found
@@ -120,7 +120,7 @@ class Template:
             raise ConfigurationError(f"the template {path} is not JSON: {error}") from error
         return cls(text)
 
-    def fill(self, values: Mapping[str, Part]) -> str:
+    def fill(self, values: Mapping[str, JsonValue]) -> str:
         """The document with values: strings as text, everything else as JSON. A KeyError names one that is missing."""
 
         def replaced(found: re.Match[str]) -> str:

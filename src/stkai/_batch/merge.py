@@ -20,7 +20,7 @@ from .progress import listed
 
 _OPEN_FILES: Final = 64  # Outputs that are open at the same time.
 
-_SHOWN: Final = 10
+_MAX_LISTED: Final = 10
 
 _OFFSET_BITS: Final = 48
 _FILE_BITS: Final = 16
@@ -31,22 +31,22 @@ class Entries:
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
-        self._places: list[int] = []
+        self._index: list[int] = []
         """The line's number, the index of the file and the offset in it: a tuple would take three times the memory."""
         self.counts: Counter[Path] = Counter()  # How many are in each output.
         for file, path in enumerate(paths):
             offset = 0
             for number, entry in entries_in(path):
-                self._places.append((number << _FILE_BITS | file) << _OFFSET_BITS | offset)
+                self._index.append((number << _FILE_BITS | file) << _OFFSET_BITS | offset)
                 self.counts[path] += 1
                 offset += len(entry)
-        self.is_sorted = all(place < following for place, following in pairwise(self._places))
-        self._places.sort()
+        self.is_sorted = all(position < following for position, following in pairwise(self._index))
+        self._index.sort()
 
     def __iter__(self) -> Iterator[tuple[int, Path, int]]:
         """The number, the file and the offset of all entries, by number."""
-        for place in self._places:
-            line, offset = divmod(place, 1 << _OFFSET_BITS)
+        for position in self._index:
+            line, offset = divmod(position, 1 << _OFFSET_BITS)
             number, file = divmod(line, 1 << _FILE_BITS)
             yield number, self._paths[file], offset
 
@@ -89,7 +89,7 @@ def _write(contents: Mapping[Path, Entries]) -> None:
 
 
 def sort_file(path: Path) -> None:
-    """Sort an output into input order, in place; nothing changes if there is no room for a second copy."""
+    """Sort an output into input order, in position; nothing changes if there is no room for a second copy."""
     entries = Entries([path])
     if not entries.is_sorted:
         _write({path: entries})
@@ -153,7 +153,7 @@ def _check_complete(outputs: list[Paths], answers: Entries, failures: Entries) -
         if number not in present and not any(shard.has(number) for shard in complete)
     ]
     if missing:
-        shown, count = listed(list(map(str, missing)), _SHOWN), len(missing)
+        shown, count = listed(list(map(str, missing)), _MAX_LISTED), len(missing)
         what = (
             f"line {shown} of the input has"
             if count == 1

@@ -106,7 +106,7 @@ class Options:
                 f"--quick-command must be the slug of a quick command, not {self.quick_command!r}"
             )
         self._check_base_url()
-        _ = self.part, self.prices  # Checks them.
+        _ = self.line_shard, self.prices  # Checks them.
 
     def _check_base_url(self) -> None:
         if self.base_url is None:
@@ -144,7 +144,7 @@ class Options:
         return None if self.price is None else Price.parse(self.price)
 
     @property
-    def part(self) -> Shard:
+    def line_shard(self) -> Shard:
         """The lines that this job sends."""
         return ALL_LINES if self.shard is None else Shard.parse(self.shard)
 
@@ -197,7 +197,7 @@ class JobPlan:
     def survey(self, source: Path) -> Survey:
         """The input, or the copy of stdin, as it is now."""
         size = source.stat().st_size
-        return Survey.of(source, size, self.lines(source, size), self.options.part)
+        return Survey.of(source, size, self.lines(source, size), self.options.line_shard)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -210,7 +210,7 @@ class JobPlan:
             "--quick-command": options.quick_command,
             "--body": None if template is None else _digest(template.text),
             "--id-column": options.id_column,
-            "--shard": None if options.shard is None else "{}/{}".format(*options.part),
+            "--shard": None if options.shard is None else "{}/{}".format(*options.line_shard),
         }
 
 

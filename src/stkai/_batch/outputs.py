@@ -21,12 +21,12 @@ import httpx
 from .._errors import ConfigurationError
 from .append_file import AppendFile, WriteError
 from .journal import LineState, LineStates
-from .json_text import STRICT, Part, one_line, parse
+from .json_text import STRICT, JsonValue, one_line, parse
 
 SUFFIX: Final = ".jsonl"
 _STDOUT: Final = 1
 
-_BEGINNING: Final = re.compile(rb'\{"id": "line-([1-9][0-9]*)", "custom_id": ')
+_LINE_START: Final = re.compile(rb'\{"id": "line-([1-9][0-9]*)", "custom_id": ')
 """How each line of an output begins."""
 
 _CODE: Final = b'"error": {"code": "'
@@ -78,7 +78,7 @@ class OutputLine(NamedTuple):
         custom_id: str,
         failure: LineFailure | None,
         response: httpx.Response | None = None,
-        body: Part | None = None,
+        body: JsonValue | None = None,
     ) -> "OutputLine":
         """The entry for an answer, or for a failure with the answer where there was one; the id is JSON."""
         answer = error = "null"
@@ -99,22 +99,22 @@ def code_in(entry: bytes) -> str:
     return entry[start + len(_CODE) :].partition(b'"')[0].decode() if start >= 0 else "other"
 
 
-def body_of(response: httpx.Response) -> Part:
+def body_of(response: httpx.Response) -> JsonValue:
     """The body of an answer as JSON: a string for other text, an object with type and base64 for binary content."""
     content = response.content
     try:
         text = content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
         value, written = parse(text, STRICT)
-        return Part(value, one_line(written))
+        return JsonValue(value, one_line(written))
     except (ValueError, RecursionError):
         pass
     for charset in (response.charset_encoding or "utf-8", "utf-8"):
         try:
-            return Part(None, json.dumps(content.decode(charset)))
+            return JsonValue(None, json.dumps(content.decode(charset)))
         except (LookupError, ValueError):
             continue
     kind = response.headers.get("content-type", "application/octet-stream")
-    return Part(None, json.dumps({"content_type": kind, "base64": b64encode(content).decode()}))
+    return JsonValue(None, json.dumps({"content_type": kind, "base64": b64encode(content).decode()}))
 
 
 class Outputs:
@@ -131,7 +131,7 @@ class Outputs:
     def expect(self, number: int) -> None:
         """Expect an outcome for this line."""
 
-    async def settle(self, number: int, entry: OutputLine | None) -> None:
+    async def write_outcome(self, number: int, entry: OutputLine | None) -> None:
         """Write the outcome of a line, if it has one in this run. What cannot be written goes to stderr."""
         if entry is not None:
             await self._write(entry)
@@ -196,15 +196,17 @@ class FileOutputs(Outputs):
 
 def entries_in(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines of an output with their numbers."""
-    match = _BEGINNING.match
+    match = _LINE_START.match
     with path.open("rb") as lines:
-        for place, line in enumerate(lines, 1):
+        for lineno, line in enumerate(lines, 1):
             if line[-1:] != b"\n":
-                msg = f"{path}, line {place} is cut off: finish that job first, with --resume"
+                msg = f"{path}, line {lineno} is cut off: finish that job first, with --resume"
                 raise ConfigurationError(msg)
             found = match(line)
             if found is None:
-                raise ConfigurationError(f"{path}, line {place}: this is not an output line of `stkai batch`")
+                raise ConfigurationError(
+                    f"{path}, line {lineno}: this is not an output line of `stkai batch`"
+                )
             yield int(found[1]), line
 
 
@@ -229,7 +231,7 @@ class StdoutOutputs(Outputs):
         if self._in_order:
             self._waiting[number] = None
 
-    async def settle(self, number: int, entry: OutputLine | None) -> None:
+    async def write_outcome(self, number: int, entry: OutputLine | None) -> None:
         if entry is None:
             self._waiting.pop(number, None)
         else:

@@ -16,11 +16,11 @@ from rich.progress import Progress as Bars
 from .._errors import ConfigurationError
 from ..costs import used_tokens
 
-_EVERY: Final = 10.0  # Seconds between plain lines.
+_LINE_INTERVAL: Final = 10.0  # Seconds between plain lines.
 
 _MILLION: Final = 1_000_000
 
-_LONGEST: Final = 500
+_MAX_SHOWN: Final = 500
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
@@ -29,9 +29,9 @@ def count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def listed(words: Sequence[str], most: int) -> str:
+def listed(words: Sequence[str], limit: int) -> str:
     """The first words of a list, and dots if there are more."""
-    return ", ".join(words[:most]) + (", ..." if len(words) > most else "")
+    return ", ".join(words[:limit]) + (", ..." if len(words) > limit else "")
 
 
 def show_count(count: float) -> str:
@@ -56,7 +56,7 @@ def show_time(seconds: float) -> str:
 
 def visible(text: str) -> str:
     """Text from elsewhere on one line, cut to a readable length, with control characters escaped."""
-    return escaped(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
+    return escaped(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...")
 
 
 def escaped(text: str) -> str:
@@ -75,8 +75,8 @@ class Price:
     def parse(cls, text: str) -> "Price":
         """Parse a price such as `input=0.15,output=0.6`; an omitted part is free."""
         prices = {"input": 0.0, "output": 0.0}
-        for part in text.split(","):
-            name, _, amount = part.strip().partition("=")
+        for item in text.split(","):
+            name, _, amount = item.strip().partition("=")
             try:
                 value = float(amount)
             except ValueError:
@@ -127,17 +127,17 @@ class Progress:
         """One line: `41 % 872/3,000 | 812/s | 9 waiting for quota | 3 failed | 12.4M tokens $1.86 | ETA 12:04`."""
         total = self.total
         share = "" if total is None else f"{100 * self.finished // total if total else 100} % "
-        parts = [f"{share}{self.finished:,}{'' if total is None else f'/{total:,}'}"]
+        columns = [f"{share}{self.finished:,}{'' if total is None else f'/{total:,}'}"]
         if rate:
-            parts.append(f"{rate:.1f}/s" if rate < 10 else f"{show_count(rate)}/s")
+            columns.append(f"{rate:.1f}/s" if rate < 10 else f"{show_count(rate)}/s")
         if self.waiting:
-            parts.append(f"{self.waiting} waiting for quota")
-        parts.append(f"{self.failed:,} failed")
+            columns.append(f"{self.waiting} waiting for quota")
+        columns.append(f"{self.failed:,} failed")
         if self.tokens:
-            parts.append(self.tokens)
+            columns.append(self.tokens)
         if rate and total is not None:
-            parts.append(f"ETA {show_time((total - self.finished) / rate)}")
-        return " | ".join(parts)
+            columns.append(f"ETA {show_time((total - self.finished) / rate)}")
+        return " | ".join(columns)
 
 
 class Display:
@@ -204,4 +204,4 @@ def display(*, quiet: bool, say: Callable[[str], None]) -> Display:
         console = Console(stderr=True)
         if not console.is_dumb_terminal:  # Rich would draw nothing there until the end.
             return Bar(console)
-    return Display(say, _EVERY)
+    return Display(say, _LINE_INTERVAL)

@@ -12,7 +12,7 @@ import httpx
 
 from .._headers import Fields, headers_of, with_fields
 from .._urls import absolute_url
-from .json_text import Part, Template, members
+from .json_text import JsonValue, Template, members
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -20,7 +20,7 @@ _OWN: Final = (b"idempotency-key", b"authorization")  # Headers that are not the
 
 _BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 
-Values = Mapping[str, Part]
+Values = Mapping[str, JsonValue]
 
 
 class InvalidLineError(Exception):
@@ -74,9 +74,9 @@ def values_of(raw: bytes) -> Values | None:
 
 def custom_id(values: Values | None, name: str | None) -> str:
     """The id of a line, as JSON; its member with the given name must be there."""
-    part = None if values is None else values.get(name or "custom_id")
-    if part is not None:
-        return part.text or json.dumps(_utf8(part.value).decode())
+    member = None if values is None else values.get(name or "custom_id")
+    if member is not None:
+        return member.text or json.dumps(_utf8(member.value).decode())
     if name is not None:
         raise InvalidLineError(f"this has no {name!r}, the member that --id-column names")
     return "null"
@@ -101,7 +101,7 @@ class Format:
                 raise InvalidLineError("this is not an object: each line must be one JSON object")
             if self.url is not None:
                 return Target(own_id, "POST", self.url, _body(values, "POST"))
-            method = values.get("method", Part("POST", ""))
+            method = values.get("method", JsonValue("POST", ""))
             name = method.value.upper() if isinstance(method.value, str) else ""
             if name not in _METHODS:
                 raise InvalidLineError(f'"method" must be POST or another HTTP method, not {method.text}')
@@ -116,8 +116,8 @@ class Format:
         except KeyError as error:
             raise InvalidLineError(f"this has no {error.args[0]!r}, which the template uses") from None
 
-    def _absolute(self, part: Part | None) -> httpx.URL:
-        url = None if part is None else part.value
+    def _absolute(self, member: JsonValue | None) -> httpx.URL:
+        url = None if member is None else member.value
         if not isinstance(url, str) or not url:
             raise InvalidLineError(
                 '"url" is missing or not a string: if the lines have another form, pass --body TEMPLATE.json'

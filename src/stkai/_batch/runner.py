@@ -20,7 +20,7 @@ from .engine import Outcome, OutcomesInTasks
 from .input_lines import ReadLine
 from .job import BatchJob
 from .journal import LineState
-from .json_text import Part
+from .json_text import JsonValue
 from .outputs import UNKNOWN, LineFailure, OutputLine, body_of
 from .progress import visible
 from .request_formats import InvalidLineError
@@ -30,8 +30,8 @@ HALTED: Final = 3
 INTERRUPTED: Final = 130
 """Exit codes of runs that ended early."""
 
-_PAUSE: Final = 0.05  # Seconds between checks of an input that is still being copied.
-_HELD: Final = 4  # Outcomes that may wait for an earlier one, per request in flight.
+_POLL_INTERVAL: Final = 0.05  # Seconds between checks of an input that is still being copied.
+_MAX_HELD: Final = 4  # Outcomes that may wait for an earlier one, per request in flight.
 
 _SHOWS_URL: Final = frozenset({404, 405, 410})
 _MAY_HAVE_ACTED: Final = "; the server may have executed it: to send it again, pass --retry-failed"
@@ -46,7 +46,7 @@ class Runner:
         self._job, self._client, self._clock = job, client, SystemClock()
         self._options, self._outputs = job.plan.options, job.outputs
         self._state = RunState(job.journal, needs_commit=self._options.sync == "always")
-        self._part = self._options.part
+        self._shard = self._options.line_shard
         self._streak: tuple[str | None, int] = (None, 0)
 
     def stop(self, exit_code: int, message: str) -> None:
@@ -59,10 +59,9 @@ class Runner:
 
     async def run(self) -> None:
         """Work until every line has an outcome, or the run must end."""
-        most = self._options.max_in_flight
-        async with OutcomesInTasks(self._send, self._requests(), most) as outcomes:
+        async with OutcomesInTasks(self._send, self._requests(), self._options.max_in_flight) as outcomes:
             async for outcome in outcomes:
-                await self._settle(outcome.index, self._entry(outcome))
+                await self._write_outcome(outcome.index, self._entry(outcome))
 
     # From a line to its request
 
@@ -72,17 +71,18 @@ class Runner:
             with closing(self._job.lines) as lines:
                 for item in lines:
                     while (
-                        self._outputs.held > _HELD * self._options.max_in_flight and self.stop_reason is None
+                        self._outputs.held > _MAX_HELD * self._options.max_in_flight
+                        and self.stop_reason is None
                     ):
-                        await self._clock.asleep(_PAUSE)
+                        await self._clock.asleep(_POLL_INTERVAL)
                     if self.stop_reason is not None:
                         return
                     if item is None:
-                        await self._clock.asleep(_PAUSE)
+                        await self._clock.asleep(_POLL_INTERVAL)
                         continue
                     made = self._request(*item)
                     if isinstance(made, OutputLine):
-                        await self._settle(made.number, made)
+                        await self._write_outcome(made.number, made)
                     elif made is not None:
                         yield item[0], made
         except OSError as error:
@@ -91,7 +91,7 @@ class Runner:
 
     def _request(self, number: int, read: ReadLine) -> httpx.Request | OutputLine | None:
         """The request for a line, or its failure if it is not sent; None if there is nothing to do."""
-        if not self._part.has(number):
+        if not self._shard.has(number):
             return None
         job, form = self._job, self._job.plan.form
         state = job.recovered.begin(number)
@@ -174,9 +174,9 @@ class Runner:
         failure = _may_have_acted(line, failure_of_error(error, self._client.timeouts))
         return OutputLine.of(line.number, line.custom_id, failure)
 
-    async def _settle(self, number: int, entry: OutputLine | None) -> None:
+    async def _write_outcome(self, number: int, entry: OutputLine | None) -> None:
         """Write the outcome of a line, and halt after too many equal failures in a row."""
-        await self._outputs.settle(number, entry)
+        await self._outputs.write_outcome(number, entry)
         if self._outputs.error is not None:
             self.stop(HALTED, f"{self._outputs.error}; nothing more is sent")
         if entry is None or entry.code == UNKNOWN:
@@ -195,7 +195,7 @@ def _may_have_acted(line: LineInFlight, failure: LineFailure) -> LineFailure:
     return failure if line.may_drop else failure._replace(message=failure.message + _MAY_HAVE_ACTED)
 
 
-def failure_of_answer(response: httpx.Response, body: Part) -> LineFailure:
+def failure_of_answer(response: httpx.Response, body: JsonValue) -> LineFailure:
     status = response.status_code
     message = f"the server answered {status} {visible(response.reason_phrase)}".rstrip()
     said = _error_text(body.value)

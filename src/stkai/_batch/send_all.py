@@ -178,11 +178,11 @@ async def _wanted(requests: Requests, log: _OutcomeLog) -> AsyncGenerator[tuple[
 async def _asend_all(
     send: Callable[[httpx.Request, Tracker], Awaitable[httpx.Response]],
     requests: Requests,
-    most: int,
+    limit: int,
     path: JournalPath | None,
 ) -> AsyncGenerator[Outcome, None]:
-    with closing(_OutcomeLog(path, most)) as log:
-        async with OutcomesInTasks(partial(log.send, send), _wanted(requests, log), most) as outcomes:
+    with closing(_OutcomeLog(path, limit)) as log:
+        async with OutcomesInTasks(partial(log.send, send), _wanted(requests, log), limit) as outcomes:
             async for outcome in outcomes:
                 with log.handing_out(outcome):
                     yield outcome
@@ -191,12 +191,12 @@ async def _asend_all(
 def _send_all(
     send: Callable[[httpx.Request, Tracker], httpx.Response],
     requests: Iterable[httpx.Request],
-    most: int,
+    limit: int,
     path: JournalPath | None,
 ) -> Generator[Outcome, None, None]:
-    with closing(_OutcomeLog(path, most)) as log:
+    with closing(_OutcomeLog(path, limit)) as log:
         wanted = (item for item in enumerate(requests) if log.wants(item[0]))
-        sent = outcomes_in_threads(partial(log.send, send), wanted, most, log.ending.run)
+        sent = outcomes_in_threads(partial(log.send, send), wanted, limit, log.ending.run)
         with closing(sent) as outcomes:
             for outcome in outcomes:
                 with log.handing_out(outcome):

@@ -108,21 +108,19 @@ def send_tracked(client: HttpClient, request: httpx.Request, tracker: Tracker) -
     """Send one request; what it waits for ends with the run."""
     layer = client._open_entry()  # noqa: SLF001
     exchange = Exchange.of(layer, request)
-    return exchange.finish(layer.carry_out(exchange.call, partial(_until_the_end, tracker, exchange.flow)))
+    return exchange.finish(layer.carry_out(exchange.call, partial(_until_run_ends, tracker, exchange.flow)))
 
 
 async def asend_tracked(client: AsyncHttpClient, request: httpx.Request, tracker: Tracker) -> httpx.Response:
     """Send one request; cancel the task if it need not wait any longer."""
     layer = client._open_entry()  # noqa: SLF001
     exchange = Exchange.of(layer, request)
-    return exchange.finish(
-        await layer.carry_out(exchange.call, partial(_track_sends, tracker, exchange.flow))
-    )
+    return exchange.finish(await layer.carry_out(exchange.call, partial(_track, tracker, exchange.flow)))
 
 
 def send_mounted(client: httpx.Client, request: httpx.Request, tracker: Tracker) -> httpx.Response:
     """Send one request through a client of httpx; what it waits for in a stack of ours ends with the run."""
-    around: Any = partial(_until_the_end, tracker)
+    around: Any = partial(_until_run_ends, tracker)
     if not _begins_in(LayerTransport, "handle_request", client, request):
         tracker.about_to_send()
         around = partial(ending_with, tracker.run.ending)
@@ -138,7 +136,7 @@ async def asend_mounted(
     if journal is None or not _begins_in(kind, "handle_async_request", client, request):
         tracker.about_to_send()
         return await client.send(request)
-    with _copy_of(request, partial(_track_sends, tracker)) as copy:
+    with _copy_of(request, partial(_track, tracker)) as copy:
         return _answer_to(request, copy, await client.send(copy))
 
 
@@ -175,12 +173,12 @@ def _answer_to(request: httpx.Request, copy: httpx.Request, response: httpx.Resp
     return response
 
 
-def _until_the_end(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
+def _until_run_ends(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
     """The same flow, which notifies `tracker` of what it sends, and waits no longer once the run is ending."""
-    return ending_with(tracker.run.ending, partial(_track_sends, tracker, flow), request, attempt)
+    return ending_with(tracker.run.ending, partial(_track, tracker, flow), request, attempt)
 
 
-def _track_sends(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
+def _track(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
     """The same flow, which notifies `tracker` of what it sends."""
 
     def send(operation: Send) -> Flow:

@@ -32,7 +32,7 @@ REFUSED: Final = 2
 _RUN: Final = "run"
 _SYNC_EVERY: Final = 1.0
 _AT_ONCE: Final = 0.02  # Seconds in which a second signal is still the first one.
-_SHOWN: Final = 5
+_MAX_LISTED: Final = 5
 
 
 class _DefaultCommand(TyperGroup):
@@ -184,7 +184,7 @@ class _JobRun:
     async def _work(self) -> None:
         with anyio.open_signal_receiver(*_signals()) as signals:
             async with aclosing(self._client), anyio.create_task_group() as group:
-                group.start_soon(self._watch)
+                group.start_soon(self._update)
                 group.start_soon(self._end_at_signals, signals)
                 await self._runner.run()
                 group.cancel_scope.cancel()
@@ -206,7 +206,7 @@ class _JobRun:
                 self._display.close()
                 os._exit(INTERRUPTED)
 
-    async def _watch(self) -> None:
+    async def _update(self) -> None:
         """Show the progress; every second, record the input and the tokens, and sync the files if asked to."""
         noted = self._clock.monotonic()
         while True:
@@ -285,7 +285,7 @@ class _JobRun:
 
     def _explain_failures(self) -> None:
         outputs, codes = self._job.outputs, self._job.outputs.codes
-        shown = listed([f"{count:,} {code}" for code, count in codes.most_common()], _SHOWN)
+        shown = listed([f"{count:,} {code}" for code, count in codes.most_common()], _MAX_LISTED)
         if not isinstance(outputs, FileOutputs):
             say(f"failed: {shown}")
             return

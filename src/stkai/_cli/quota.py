@@ -58,7 +58,7 @@ def quota(
     elif once or not console.is_terminal:
         console.print(as_table(share, seen))
     else:
-        _watch(console, share, found)
+        _show_live(console, share, found)
 
 
 def as_dict(share: str, seen: Snapshot | None) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _unused(share: str) -> str:
     return f"No process has used the quota {share!r} recently."
 
 
-def _watch(console: Console, share: str, store: ManagedStore) -> None:
+def _show_live(console: Console, share: str, store: ManagedStore) -> None:
     """Update the table until Ctrl-C, even while the store cannot be reached."""
     clock = SystemClock()
     with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:

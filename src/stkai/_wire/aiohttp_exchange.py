@@ -265,7 +265,7 @@ def connect_errors(request: httpx.Request) -> Iterator[None]:
     except aiohttp.ClientHttpProxyError as error:
         raise error_for(httpx.ProxyError, f"{error.status} {error.message}", request) from error
     except aiohttp.ClientConnectorError as error:
-        # Omit aiohttp's "ssl:default", shown even for http, and "None". Before 3.14, TLS errors may lack `os_error`.
+        # Omit aiohttp's "ssl:default", shown even for http, and "None". Before 3.14, certificate errors lack os_error.
         cause, host = getattr(error, "os_error", None), error.host
         address = f"[{host}]:{error.port}" if ":" in host else f"{host}:{error.port}"
         text = f"cannot connect to {address}: {error.strerror or describe(cause)}" if cause else str(error)
