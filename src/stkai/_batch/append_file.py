@@ -1,4 +1,4 @@
-"""An append-only file: each record is one write, so that a kill can tear only the last record."""
+"""An append-only file: each record is one write, so that a kill can truncate only the last record."""
 
 import os
 import stat
@@ -24,19 +24,19 @@ class WriteError(StkaiError):
 
 
 class AppendFile:
-    """Appends whole records, and cuts off what a failed write left behind."""
+    """Appends whole records, and cuts off what a failed write has left."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         status = os.fstat(self.descriptor)
-        if not stat.S_ISREG(status.st_mode):  # Reading what it holds might never end.
+        if not stat.S_ISREG(status.st_mode):  # Reading it might never end.
             os.close(self.descriptor)
             raise ConfigurationError(f"{path} is not a file, which a journal or an output must be")
         self.size = status.st_size
         self._appending = threading.Lock()
-        """A failed write is cut off at the size before it, so nothing else may be written meanwhile."""
-        self._is_torn = False  # Whether the last write has failed, and could not be cut off.
+        """A failed write is undone by truncating to the size before it, so nothing else may be written until then."""
+        self._is_torn = False  # Whether the last write failed, and could not be cut off.
         self._changes = 0
         self._safe_changes = 0  # How many of the changes would survive a power failure.
         self._lost: OSError | None = None
@@ -52,7 +52,7 @@ class AppendFile:
                 while written < len(record):
                     written += os.write(self.descriptor, memoryview(record)[written:])
                 self.size += len(record)
-            except BaseException as error:  # An interrupt may come as well, and must not leave half a record.
+            except BaseException as error:  # Including an interrupt, which must not leave half a record.
                 self._is_torn = True
                 with suppress(OSError):
                     self._cut()
@@ -95,7 +95,7 @@ class AppendFile:
         try:
             os.fsync(self.descriptor)
         except OSError as error:
-            # Fail for good: a second fsync would report success although the pages are lost.
+            # Fail permanently: a second fsync would report success although the pages are lost.
             self._lost = error
             raise WriteError(self.path, error) from error
         self._safe_changes = reached
@@ -110,6 +110,6 @@ class AppendFile:
     def close(self) -> None:
         """Close the file, which releases its lock. Nothing can be written afterwards."""
         with self._appending:
-            # Another file may have the number next, and a thread that an interrupt has left behind may still write.
+            # Another file may get the number next, and a thread left behind by an interrupt may still write.
             descriptor, self.descriptor = self.descriptor, -1
         os.close(descriptor)

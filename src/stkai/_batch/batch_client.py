@@ -1,4 +1,4 @@
-"""The stack of a batch, that of the settings; and the quick commands that are executed through it."""
+"""Builds a batch's stack from the settings, sends its lines, and polls quick commands."""
 
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _READ_TIMEOUT: Final = 600.0  # Seconds that a batch waits for an answer; longer if `--deadline` is.
 
 _EXECUTION_TIMEOUT: Final = _READ_TIMEOUT
-"""Seconds that a batch waits for an execution to end, unless `--deadline` says how long."""
+"""Seconds that a batch waits for an execution to end, without `--deadline`."""
 
 _FIRST_PAUSE: Final = 1.0
 _MAX_PAUSE: Final = 5.0
@@ -58,17 +58,17 @@ class NoExecutionError(StkaiError):
 
 
 class BatchClient:
-    """Sends requests through the stack of the settings."""
+    """Sends the requests of a batch through the stack that the settings describe."""
 
     def __init__(self, options: Options) -> None:
         self._options, self._clock = options, SystemClock()
         deadline = options.deadline
         read = max(_READ_TIMEOUT, deadline or 0.0)
         self.timeouts = {"connect": 30.0, "read": read, "write": read, "pool": None}
-        """Of each attempt, in seconds, as httpx takes them."""
-        # A batch waits for its permits as long as it takes.
+        """The timeouts of each attempt, in seconds, as httpx takes them."""
+        # A batch waits for its permits without a limit.
         call = RequestOptions(deadline=UNSET if deadline is None else deadline, max_wait_time=None)
-        self.extensions = {OPTIONS: call, "timeout": self.timeouts}  # Those of a line's request.
+        self.extensions = {OPTIONS: call, "timeout": self.timeouts}  # Of each line's request.
         given: StackOptions = {"rate_limit": limits(options, STKAI.config)}
         if options.no_auth:
             given["auth"] = None
@@ -76,7 +76,7 @@ class BatchClient:
             settings = _settings(options)
             stack = StackBuilder._made_by("stkai batch", given, settings, own_wire=True)  # noqa: SLF001
             signed = [layer for layer in stack.layers if layer.name == "auth"]
-            for layer in signed:  # Fail early if the token would travel to `--base-url` unencrypted.
+            for layer in signed:  # Fail early if the token would be sent to `--base-url` unencrypted.
                 assert isinstance(layer.policy, BearerAuth)
                 if layer.policy.origins is None and options.base_url is not None:
                     layer.policy.require_private(httpx.URL(options.base_url))
@@ -92,10 +92,10 @@ class BatchClient:
         self._unlimited = AsyncHttpClient(StackBuilder(signed).build_async(wire))
 
     async def send(self, line: LineInFlight, request: httpx.Request) -> httpx.Response:
-        """The answer to a line's request, which is sent with retries and within the limits.
+        """Send a line's request, with retries and within the limits, and return the answer.
 
-        A quick command is polled to its end: the answer is then the last callback, or the refusal to create the
-        execution.
+        The execution of a quick command is polled until it ends: the answer is the last callback, or the server's
+        refusal to create the execution.
         """
         if self._options.quick_command is None:
             return await asend_tracked(self._client, request, line)
@@ -108,7 +108,7 @@ class BatchClient:
             if not isinstance(execution, str) or not execution or not execution.isprintable():
                 raise NoExecutionError(created)
             await line.created(execution)
-        if deadline is None:  # A line may have waited for its permit as long as it took.
+        if deadline is None:  # Time spent waiting for a permit does not count.
             start, deadline = self._clock.monotonic(), _EXECUTION_TIMEOUT
         with anyio.move_on_after(start + deadline - self._clock.monotonic()):
             return await self._poll(line.execution or "")
@@ -118,7 +118,7 @@ class BatchClient:
         )
 
     async def _poll(self, execution: str) -> httpx.Response:
-        """The last callback. Polls need no permit; one that fails is repeated."""
+        """Poll until the execution ends; return the last callback. Polls need no permit; failed ones are repeated."""
         url = self._options.url_of_commands(f"callback/{quote(execution, safe='')}")
         pause = _FIRST_PAUSE
         while True:
@@ -142,9 +142,9 @@ class BatchClient:
 
 
 def limits(options: Options, settings: Settings) -> Any:
-    """The limiters of a batch: that of the settings, and those of `--rpm`, `--tpm` and `--in-flight`.
+    """The limiters of a batch: the one in the settings, and those of `--rpm`, `--tpm` and `--in-flight`.
 
-    Without any of these, a batch adapts to what the server accepts.
+    Without any of these, a batch adapts to the rate that the server accepts.
     """
     config, limiters = settings.rate_limit, list[Limiter]()
     if config.enabled:
@@ -154,14 +154,14 @@ def limits(options: Options, settings: Settings) -> Any:
         limiters.append(TokenBucket(options.rpm, 60.0, max_cost=options.tpm, cost=cost))
     if options.in_flight is not None:
         limiters.append(InFlight(options.in_flight))
-    # A share without a limiter is an error in the settings, which `UNSET` reports.
+    # With `UNSET`, the builder reports a share without a limiter as an error in the settings.
     return limiters or ("adaptive" if config.share is None else UNSET)
 
 
 def _settings(options: Options) -> Settings:
-    """The settings, for a batch: no unknown retries under `--unknown report`, and enough connections.
+    """The settings, adapted to a batch: no unknown retries under `--unknown report`, and enough connections.
 
-    Settings that ask for fewer connections are respected.
+    A number of connections that the user has set is kept.
     """
     settings = STKAI.config
     chosen, most = settings.http.model_fields_set, options.max_in_flight
@@ -180,14 +180,14 @@ def _settings(options: Options) -> Settings:
 
 
 def _wire(http: "HttpConfig") -> "AsyncWire":
-    """A wire over aiohttp, for half the processor time of the default one, which sends what aiohttp cannot."""
+    """A wire over aiohttp, which needs half the processor time; the default one if aiohttp lacks what is needed."""
     if http.http2 or ProxyMap.of(http).has_socks or find_spec("aiohttp") is None:
         return AsyncDefaultWire(http)
     return wires.aiohttp(http)
 
 
 def status_of(response: httpx.Response) -> str:
-    """The status in a callback; empty if there is none."""
+    """The status in a callback, in upper case; empty if there is none."""
     content = json_of(response)
     progress = content.get("progress") if isinstance(content, dict) else None
     status = progress.get("status") if isinstance(progress, dict) else None

@@ -37,7 +37,7 @@ class Outcome:
 
 
 async def _acquire(semaphore: anyio.Semaphore) -> None:
-    """Acquire it without letting other tasks run if that is possible."""
+    """Acquire it, if possible without letting other tasks run."""
     try:
         semaphore.acquire_nowait()
     except anyio.WouldBlock:
@@ -47,9 +47,9 @@ async def _acquire(semaphore: anyio.Semaphore) -> None:
 class OutcomesInTasks:
     """Sends indexed requests, at most `limit` at a time, in an `async with` block; iterate over it for the outcomes.
 
-    It is no async generator, since asyncio closes all of these at once when its loop ends: one inside another fails.
-    The work is a task of the event loop, on asyncio and trio. A task group would stay open while the async generator
-    around it is suspended, and its cancel scope would then enclose the caller's code.
+    Not an async generator: asyncio closes all of them at once when its loop ends, which fails for nested ones. The work
+    runs in a task of the event loop, on asyncio and trio. A task group would stay open while the async generator around
+    it is suspended, and its cancel scope would then enclose the caller's code.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class OutcomesInTasks:
     ) -> None:
         self._send, self._requests = send, requests
         self._slots = anyio.Semaphore(limit)
-        """One is taken for each request that is read, and given back when its outcome is handed out."""
+        """Acquired for each request that is read, and released when its outcome is handed out."""
         self._finished: deque[Outcome | BaseException | None] = deque()
         self._arrivals = anyio.Semaphore(0)
-        self._new: dict[int, Coroutine[Any, Any, None]] = {}  # The work whose task has not begun.
+        self._new: dict[int, Coroutine[Any, Any, None]] = {}  # The work of tasks that have not started yet.
         self._scope, self._has_ended = anyio.CancelScope(), anyio.Event()
 
     async def __aenter__(self) -> Self:
@@ -81,7 +81,6 @@ class OutcomesInTasks:
         return self
 
     async def __anext__(self) -> Outcome:
-        # The next outcome to hand out, which makes room for another request.
         await _acquire(self._arrivals)
         outcome = self._finished.popleft()
         if outcome is None:
@@ -99,7 +98,7 @@ class OutcomesInTasks:
             self._has_ended.set()
 
     async def _feed(self) -> None:
-        """Read the requests to their end, start each once there is a place, and wait until all have ended."""
+        """Read all requests, start each once there is a free slot, and wait until all have ended."""
         failure: Exception | None = None
         try:
             async with anyio.create_task_group() as group:
@@ -110,13 +109,13 @@ class OutcomesInTasks:
                             self._new[index] = self._work(index, request)
                             group.start_soon(self._new.__getitem__, index)
                             await _acquire(self._slots)
-                except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
+                except Exception as error:  # noqa: BLE001 - the caller's iterable; raised after the outcomes
                     failure = error
                 except BaseException as error:  # noqa: BLE001 - raised in the caller's task
                     self._crash(error)
         finally:
             for work in self._new.values():
-                # The loop has ended, and cancelled these tasks before they began.
+                # The loop has ended, and cancelled these tasks before they started.
                 work.close()
         self._put(failure)
 
@@ -124,7 +123,7 @@ class OutcomesInTasks:
         del self._new[index]
         try:
             outcome = Outcome(index, request, await self._send(index, request), None)
-        except Exception as error:  # noqa: BLE001 - whatever the call raises is its outcome
+        except Exception as error:  # noqa: BLE001 - what the call raises is its outcome
             outcome = Outcome(index, request, None, error)
         except BaseException as error:  # noqa: BLE001 - raised in the caller's task
             self._crash(error)
@@ -132,7 +131,7 @@ class OutcomesInTasks:
         self._put(outcome)
 
     def _crash(self, error: BaseException) -> None:
-        """Raise it in the caller's task; a cancellation ends this task too."""
+        """Raise the error in the caller's task; a cancellation ends this task too."""
         self._put(error)
         if isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit)):
             raise error
@@ -148,7 +147,7 @@ def outcomes_in_threads(
     limit: int,
     end: Callable[[], object],
 ) -> Generator[Outcome, None, None]:
-    """The same in threads; the requests are read in the caller's. `end` drops those that have not been sent."""
+    """Like `OutcomesInTasks`, in threads; reads the requests in the caller's. `end` drops those not sent yet."""
     finished: SimpleQueue[Future[httpx.Response]] = SimpleQueue()
     pending: dict[Future[httpx.Response], tuple[int, httpx.Request]] = {}
     has_ended, failure = False, None
@@ -160,7 +159,7 @@ def outcomes_in_threads(
                     index, request = next(requests)
                 except StopIteration:
                     has_ended = True
-                except Exception as error:  # noqa: BLE001 - the caller's iterable; raised when its time comes
+                except Exception as error:  # noqa: BLE001 - the caller's iterable; raised after the outcomes
                     has_ended, failure = True, error
                 else:
                     future = pool.submit(copy_context().run, send, index, request)

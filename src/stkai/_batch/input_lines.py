@@ -26,18 +26,18 @@ ReadLine = Callable[[], Values | None]
 
 
 Lines = Generator[tuple[int, ReadLine] | None, None, None]
-"""The number of each line and how to read it; None while the next one has not arrived yet. It holds a file open."""
+"""The number of each line and how to read it; None while the next one has not arrived yet. It keeps a file open."""
 
 
 def json_lines(path: Path, size: int | None = None, is_complete: Callable[[], bool] = lambda: True) -> Lines:
     """The lines of the first `size` bytes of a JSONL file, which may grow until it `is_complete`.
 
-    They are numbered as in an editor, from 1; blank lines are numbered but skipped.
+    They are numbered from 1, as in an editor; blank lines are numbered but skipped.
     """
     number = offset = 0
     with path.open("rb") as file:
         while True:
-            # Ask before reading: then nothing can be appended after the end that we read.
+            # Ask before reading, so that nothing can be appended after the end that is read.
             ends_here = is_complete()
             for raw in _up_to(size, file):
                 if not ends_here and raw[-1:] != b"\n":
@@ -54,7 +54,7 @@ def json_lines(path: Path, size: int | None = None, is_complete: Callable[[], bo
 
 
 def _up_to(size: int | None, file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file, without what was appended after its first `size` bytes."""
+    """The lines in the first `size` bytes of a file, or in all of it."""
     left = math.inf if size is None else size
     for raw in file:
         if len(raw) > left:
@@ -66,7 +66,7 @@ def _up_to(size: int | None, file: BinaryIO) -> Iterator[bytes]:
 
 
 def csv_columns(path: Path) -> list[str]:
-    """The names of the columns of a CSV file, from its header."""
+    """The column names in the header of a CSV file."""
     csv.field_size_limit(_ANY_SIZE)
     try:
         with path.open("rb") as file:
@@ -75,7 +75,7 @@ def csv_columns(path: Path) -> list[str]:
         raise ConfigurationError(f"{path}, line 1: this is not a CSV header: {error}") from error
     if not names:
         raise ConfigurationError(f"{path} has no header: its first line must name the columns")
-    # A spreadsheet may end in several columns without a name.
+    # A spreadsheet may have several unnamed columns at its end.
     twice = {name for name in names if name and names.count(name) > 1}
     if twice:
         raise ConfigurationError(f"{path} has two columns named {min(twice)!r}: rename one")
@@ -83,7 +83,7 @@ def csv_columns(path: Path) -> list[str]:
 
 
 def csv_records(path: Path, size: int | None = None) -> Lines:
-    """The records in the first bytes of a CSV file, by default in all, numbered from 1; the header is not counted."""
+    """The records in the first `size` bytes of a CSV file, or in all of it, numbered from 1, without the header."""
     names, number = csv_columns(path), 0
     row: list[str] | str
     with path.open("rb") as file:
@@ -102,14 +102,14 @@ def csv_records(path: Path, size: int | None = None) -> Lines:
 
 
 def _texts(lines: Iterable[bytes]) -> Iterator[str]:
-    """The lines as text. Bytes that are not UTF-8 fail only their row, not the file."""
+    """The lines as text. Bytes that are not UTF-8 make only their row fail, not the whole file."""
     for number, raw in enumerate(lines):
         for line in (raw if number else raw.removeprefix(_BOM)).splitlines(keepends=True):
             yield line.decode(errors="surrogateescape")
 
 
 def _row(names: list[str], row: list[str] | str) -> Values:
-    """The cells of a row by their names; a row that is broken is what to say of it."""
+    """The cells of a row by column name; for an invalid row, pass the error message."""
     if isinstance(row, str):
         raise InvalidLineError(row)
     if len(row) > len(names):
@@ -119,7 +119,7 @@ def _row(names: list[str], row: list[str] | str) -> Values:
 
 
 class Shard(NamedTuple):
-    """One of several parts of an input: of `parts` lines in a row, the one at this place, counted from 0."""
+    """One of several parts of an input: every `total`-th line, starting at `position`, which counts from 0."""
 
     position: int
     total: int
@@ -134,7 +134,7 @@ class Shard(NamedTuple):
         return cls(int(found[1]), int(found[2]))
 
     def has(self, number: int) -> bool:
-        """Whether it has the line with this number, counted from 1."""
+        """Whether the line with this number, counted from 1, belongs to it."""
         return (number - 1) % self.total == self.position
 
 
@@ -142,16 +142,16 @@ ALL_LINES: Final = Shard(0, 1)
 
 
 class Survey(NamedTuple):
-    """The input as it was when a run began."""
+    """The input as it was when a run started."""
 
     size: int  # In bytes.
-    sha256: str  # Of all of it.
-    lines: int  # How many belong to this job, without blank ones.
+    sha256: str  # The hash of these bytes.
+    lines: int  # The number of lines that belong to this job, without blank ones.
     last: int  # The number of the input's last line.
 
     @classmethod
     def of(cls, path: Path, size: int, lines: Lines, shard: Shard) -> "Survey":
-        """The survey of the first `size` bytes of a file, and of the lines in them."""
+        """The survey of the first `size` bytes of a file, which contain `lines`."""
         own = last = 0
         for item in lines:
             if item is not None:
@@ -173,8 +173,8 @@ class StdinCopy(threading.Thread):
     def __init__(self, path: Path, shard: Shard = ALL_LINES, descriptor: int = 0) -> None:
         super().__init__(name="stkai.batch.stdin", daemon=True)
         self.path = path
-        self.is_complete = False  # Everything was copied, or copying failed.
-        self.survey: Survey | None = None  # Once everything was copied.
+        self.is_complete = False  # Whether everything has been copied, or copying has failed.
+        self.survey: Survey | None = None  # Set once everything has been copied.
         self.error: StkaiError | None = None  # Why copying failed.
         self._file, self._shard, self._descriptor = AppendFile(path), shard, descriptor
 
@@ -190,7 +190,7 @@ class StdinCopy(threading.Thread):
             self.survey = Survey.of(self.path, self._file.size, json_lines(self.path), self._shard)
         except StkaiError as error:
             self.error = error
-        except OSError as error:  # Such as that of a pipe which another process has made non-blocking.
+        except OSError as error:  # For example, another process has made the pipe non-blocking.
             self.error = StkaiError(f"stdin cannot be read: {error.strerror}")
         finally:
             self._file.close()
@@ -208,7 +208,7 @@ def sha256(path: Path, size: int) -> str:
 
 
 def ends_complete(path: Path, size: int) -> bool:
-    """Whether a line ends after the first `size` bytes, so that what follows are lines of their own."""
+    """Whether a line ends after the first `size` bytes, so that a new line follows."""
     with path.open("rb") as file:
         file.seek(max(0, size - 1))
         around = file.read(3) if size else b"\n"

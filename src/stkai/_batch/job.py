@@ -1,4 +1,4 @@
-"""A job: its files, opened, locked and read, so that it begins or continues; a dry run only reads its input."""
+"""A job: opens, locks and reads its files, to start or resume it; a dry run only reads its input."""
 
 import os
 import tempfile
@@ -21,21 +21,21 @@ from .outputs import FileOutputs, Outputs, Paths, StdoutOutputs
 from .progress import Usage, count, show_count, show_dollars
 from .request_formats import InvalidLineError
 
-_MAX_LISTED: Final = 20  # How many lines a dry run lists for each kind of problem.
+_MAX_LISTED: Final = 20  # Lines that a dry run lists for each kind of problem.
 
 
 class BatchJob:
-    """A job that this process works on, locked against others until it is closed."""
+    """A job that this process works on; other processes cannot, until it is closed."""
 
     def __init__(self, plan: JobPlan, stack: ExitStack) -> None:
         """Start or resume the job that writes to `-o`; the stack closes its files."""
         self.plan, self._options, self._stack = plan, plan.options, stack
-        self.id = uuid.UUID(hex=unique_key(), version=4)  # Makes the idempotency keys.
+        self.id = uuid.UUID(hex=unique_key(), version=4)  # The namespace of the idempotency keys.
         self.journal: Journal | None = None  # None for stdout, which cannot be resumed.
         self.recovered, self.usage = Recovered(), Usage()
-        self.survey: Survey | None = None  # None while stdin still arrives.
+        self.survey: Survey | None = None  # None until all of stdin has arrived.
         self.lines: Lines
-        self.stdin: StdinCopy | None = None  # If that is the input.
+        self.stdin: StdinCopy | None = None  # None if the input is a file.
         self.outputs: Outputs = self._to_stdout() if plan.options.to_stdout else self._to_files()
 
     def _to_stdout(self) -> Outputs:
@@ -74,12 +74,12 @@ class BatchJob:
 
     def _begin(self, journal: Journal, paths: Paths) -> Header:
         self._survey_file()
-        # In this order, a kill in between leaves either a complete job or none.
+        # In this order, so that a kill in between leaves either a complete job or none.
         journal.truncate()
         for path in (paths.out, paths.failed):
-            if path.exists():  # Not replaced, so that it keeps its mode.
+            if path.exists():  # Truncate it instead of replacing it, so that it keeps its mode.
                 os.truncate(path, 0)
-        # A job that is no longer there may have left its copy of stdin behind.
+        # An earlier job may have left its copy of stdin.
         if self._options.restart or self._options.from_stdin:
             paths.stdin.unlink(missing_ok=True)
         facts = {"options": self.plan.facts, "input": "stdin" if self._options.from_stdin else "file"}
@@ -90,7 +90,7 @@ class BatchJob:
             self.survey = self.plan.survey(Path(self._options.source))
 
     def _read_input(self, copy: Path) -> None:
-        """Read the file, or stdin while it is copied."""
+        """Read the file, or stdin while it is being copied."""
         if self.survey is not None:
             self.lines = self.plan.lines(Path(self._options.source), self.survey.size)
         else:
@@ -113,7 +113,7 @@ class BatchJob:
         self.survey, self.lines = survey, self.plan.lines(source, survey.size)
         if self._options.retry_failed:
             failed = recovered.states.numbers(LineState.FAILED)
-            # After a kill before the truncation they are still failures; after it they are new.
+            # If the process is killed before the truncation, they are still failures; after it, they are new.
             if failed:
                 journal.not_sent(*failed)
             outputs.failures.truncate()
@@ -122,7 +122,7 @@ class BatchJob:
                 recovered.states[number] = LineState.NEW
 
     def note(self) -> None:
-        """Record what the input is, once all of stdin has arrived, and the tokens used so far."""
+        """Record the survey of the input, once all of stdin has arrived, and the tokens used so far."""
         if self.survey is None and self.stdin is not None and self.stdin.survey is not None:
             self.survey = self.stdin.survey
             if self.journal is not None:
@@ -164,7 +164,7 @@ def _check_paths(options: Options, paths: Paths) -> None:
 
 
 def _check_same(plan: JobPlan, header: Header, paths: Paths) -> None:
-    """Continue only the job that the journal belongs to."""
+    """Refuse options that differ from those of the job that the journal belongs to."""
     if header.kind != "batch":
         raise ConfigurationError(
             f"{paths.journal} is the journal of a program that uses stkai.send_all: choose another name with -o"
@@ -187,12 +187,12 @@ def _check_same(plan: JobPlan, header: Header, paths: Paths) -> None:
 
 
 def _check_unchanged(source: Path, before: Survey | None, *, is_copy: bool) -> None:
-    """Refuse an input that is not what it was, but for lines added at the end."""
+    """Refuse an input that has changed, other than by lines added at the end."""
     what = f"the copy of stdin {source}" if is_copy else str(source)
     restore = "restore it, or pass --restart to start over"
     if not source.is_file():
         raise ConfigurationError(f"{what} is missing: {restore}")
-    if before is None:  # An earlier run ended before it had read all of stdin.
+    if before is None:  # The earlier run ended before it had read all of stdin.
         return
     if source.stat().st_size < before.size or sha256(source, before.size) != before.sha256:
         raise ConfigurationError(
@@ -206,9 +206,9 @@ def _check_unchanged(source: Path, before: Survey | None, *, is_copy: bool) -> N
 
 
 def dry_run(plan: JobPlan, say: Callable[[str], None]) -> bool:
-    """Report on the input; whether every line is a valid request."""
+    """Report on the input; returns whether every line is a valid request."""
     options = plan.options
-    STKAI.provenance()  # Raises the error that a run would raise.
+    STKAI.provenance()  # Raises the errors that a run would raise.
     with tempfile.TemporaryDirectory(prefix="stkai-batch-") as folder:
         source = Path(options.source)
         if options.from_stdin:
@@ -223,7 +223,7 @@ def dry_run(plan: JobPlan, say: Callable[[str], None]) -> bool:
 def _report(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
     options, shard = plan.options, plan.options.line_shard
     invalid = duplicates = requests = size = 0
-    first: dict[int, int] = {}  # The first line with an id, by the id's hash.
+    first: dict[int, int] = {}  # The first line with each id, by the id's hash.
     for item in lines:
         if item is None or not shard.has(item[0]):
             continue

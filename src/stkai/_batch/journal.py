@@ -1,4 +1,4 @@
-"""The journal of a batch: records each line before it is sent; what a resumed job learns from it.
+"""The journal of a batch: records each line before it is sent, so that a job can be resumed.
 
     {"stkai": "batch", "version": 1, ...}   the header: the job's id, and the facts that must not change
     i 512 9f86d0... 40 43                   the input: bytes, hash, the job's lines in it, the number of its last line
@@ -9,8 +9,8 @@
     d 123                                   the outcome of request 123 was handed out (`send_all`, which has no outputs)
     u 520 78                                the answers so far have used 520 and 78 tokens
 
-Each record is one write. The process that has the journal open holds its lock. It contains no user-supplied ids, no
-bodies and no credentials.
+Each record is one write. The process that has the journal open holds its lock. The journal contains no user-supplied
+ids, no bodies and no credentials.
 """
 
 import json
@@ -39,7 +39,7 @@ class LineState(IntEnum):
     """What is known about one line, or about one request of `send_all`."""
 
     NEW = 0  # Not sent, or refused: a resumed job sends it.
-    SENT = 1  # Sent, and no outcome is known.
+    SENT = 1  # Sent, with an unknown outcome.
     DONE = 2  # Its answer is in the output; for `send_all`: its outcome was handed out.
     FAILED = 3  # Its failure is in the failure output.
 
@@ -48,7 +48,7 @@ _STATES = tuple(LineState)
 
 
 class LineStates:
-    """A state for each number; those never set are new."""
+    """A state for each number; `NEW` until it is set."""
 
     __slots__ = ("_bytes",)
 
@@ -63,7 +63,7 @@ class LineStates:
         self._bytes[number] = state
 
     def move(self, number: int, old: LineState, new: LineState) -> bool:
-        """Change a state, if it is `old`; whether it was."""
+        """Change a state if it is `old`; returns whether it was."""
         self._reach(number)
         if self._bytes[number] != old:
             return False
@@ -76,24 +76,24 @@ class LineStates:
             self._bytes.extend(bytes(missing))
 
     def numbers(self, state: LineState) -> list[int]:
-        """The numbers with this state, ascending."""
+        """The numbers with this state, in ascending order."""
         return [number for number, value in enumerate(self._bytes) if value == state]
 
 
 @dataclass(slots=True)
 class Recovered:
-    """What the outputs and the journal of earlier runs say."""
+    """What the outputs and the journal of earlier runs contain."""
 
     states: LineStates = field(default_factory=LineStates)  # The outputs take precedence over the journal.
-    executions: dict[int, str] = field(default_factory=dict)  # Those of lines that have no outcome, by line.
-    survey: Survey | None = None  # What the latest run has read; None if not all of stdin was copied.
-    usage: tuple[int, int] = (0, 0)  # Tokens sent and received.
-    torn: str = ""  # The start of the number in a last record that was cut off: that line was sent.
-    # How many lines it may be: lines are read in order, so it is one of the first without an outcome.
+    executions: dict[int, str] = field(default_factory=dict)  # Of lines without an outcome, by line.
+    survey: Survey | None = None  # The input of the latest run; None if not all of stdin was copied.
+    usage: tuple[int, int] = (0, 0)  # Input and output tokens.
+    torn: str = ""  # The first digits of the line number in a truncated last record: that line was sent.
+    # How many lines that may be: lines are read in order, so it is one of the first without an outcome.
     suspects: int = 0
 
     def begin(self, number: int) -> LineState:
-        """The state of a line whose turn has come; call this for each line, in order."""
+        """The state of the next line; call this for each line, in order."""
         state = self.states[number]
         if self.suspects and state < LineState.DONE:
             self.suspects -= 1
@@ -107,12 +107,12 @@ class Header(NamedTuple):
 
     kind: str  # "batch" for the command, "send_all" for the function.
     job: uuid.UUID
-    facts: dict[str, Any]  # What must be the same when the job is resumed.
+    facts: dict[str, Any]  # Must be the same when the job is resumed.
     version: object = VERSION
 
 
 class Journal(AppendFile):
-    """An open, locked journal, created if it is missing; its header is None if no job has begun yet."""
+    """An open, locked journal, created if it is missing; its header is None if no job has started yet."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -125,7 +125,7 @@ class Journal(AppendFile):
             raise
 
     def _lock(self) -> None:
-        """Lock the file for this process. The system releases the lock when the process ends, even by a kill."""
+        """Lock the file for this process. The system releases the lock when the process ends, even if it is killed."""
         if sys.platform == "win32":
             raise ConfigurationError("a batch needs Linux, macOS or WSL, whose files it can lock and cut")
         try:
@@ -149,7 +149,7 @@ class Journal(AppendFile):
         return header
 
     def recover(self, states: LineStates) -> Recovered:
-        """What the journal knows in addition to `states`, which the outputs say; cuts off a torn tail."""
+        """What the journal adds to the states found in the outputs; cuts off a truncated last record."""
         found, in_flight = Recovered(states), 0
         for kind, number, rest in records(self.path, self.header):
             if kind == b"s":
@@ -173,16 +173,16 @@ class Journal(AppendFile):
         return found
 
     def limit(self, in_flight: int) -> None:
-        """From here on, at most that many lines are in flight; written when the first one is sent."""
+        """Set how many lines may be in flight from here on; recorded when the first one is sent."""
         self._before_next = _record("f", in_flight)
 
     def sent(self, number: int) -> None:
-        """The line is about to be sent. If this fails, it must not be."""
+        """Record that the line is about to be sent. If this fails, it must not be sent."""
         self.append(self._before_next + _record("s", number))
         self._before_next = b""
 
     def not_sent(self, *numbers: int) -> None:
-        """The lines were refused, or are new again; one write."""
+        """Record, in one write, that the lines were refused, or are new again."""
         self.append(b"".join(_record("n", number) for number in numbers))
 
     def write(self, kind: str, *values: object) -> None:
@@ -195,7 +195,7 @@ def _record(kind: str, *values: object) -> bytes:
 
 
 def records(path: Path, header: Header | None) -> Iterator[tuple[bytes, int, bytes]]:
-    """All records: what happened, to which line, and further data; without the header and a torn tail."""
+    """All records: what happened, to which line, and further data; without the header and a truncated last record."""
     version = VERSION if header is None else header.version
     if version != VERSION:
         raise ConfigurationError(
@@ -216,7 +216,7 @@ def records(path: Path, header: Header | None) -> Iterator[tuple[bytes, int, byt
 
 
 def read_header(path: Path) -> Header | None:
-    """The header; None if it is missing or incomplete, so that nothing was sent."""
+    """The header; None if it is missing or incomplete, which means that nothing was sent."""
     with path.open("rb") as lines:
         first = lines.readline()
     not_a_journal = ConfigurationError(f"{path} is not a stkai journal: choose another name with -o")

@@ -1,6 +1,6 @@
-"""JSON as text: parts are passed on as written, to preserve numbers, escapes and the order of keys.
+"""JSON as text: values are passed on as written, to preserve numbers, escapes and the order of keys.
 
-The template of `--body` is such a text: a line fills its placeholders.
+The template of `--body` is such a text, with placeholders that each line fills.
 """
 
 import json
@@ -14,7 +14,7 @@ from .._errors import ConfigurationError
 
 _SPACE: Final = " \t\n\r"
 _UNSAFE: Final = re.compile("[\n\r\x7f-\x9f\u2028\u2029]")
-"""Line breaks, and characters that terminals interpret. In valid JSON the first two occur only between tokens."""
+"""Line breaks, and characters that terminals interpret. In valid JSON, line breaks occur only between tokens."""
 
 _STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
 _COLON: Final = re.compile(r"[ \t\n\r]*:")
@@ -24,7 +24,7 @@ _COMMA: Final = re.compile(r"[ \t\n\r]*,")
 _CLOSING: Final = re.compile(r"[ \t\n\r]*\}[ \t\n\r]*")
 _PLACEHOLDER: Final = re.compile(r"\{([^{}\n]{1,200})\}")
 _NAME: Final = re.compile(r"[\w.-]+")
-"""In braces, this is always a placeholder; any other text only if it is a column or a member of the line."""
+"""In braces, such a name is always a placeholder; other text is one only if it is a column or a member of the line."""
 
 
 def _no_constant(name: str) -> Any:
@@ -39,7 +39,7 @@ def _finite(text: str) -> float:
 
 
 def _whole(text: str) -> float:
-    # Not int, which refuses more than some thousand digits.
+    # `int` refuses a few thousand digits or more.
     return int(text) if len(text) < 300 else math.inf
 
 
@@ -63,7 +63,7 @@ def parse(text: str, decoder: json.JSONDecoder = _LENIENT) -> JsonValue:
 
 
 def members(text: str) -> dict[str, JsonValue] | None:
-    """The members of a JSON object, the last one of duplicates; None for any other JSON. Raises like `parse`."""
+    """The members of a JSON object, the last of duplicates; None for any other JSON. Raises like `parse`."""
     found: dict[str, JsonValue] = {}
     end, before = 0, _OPENING.match(text)
     while before is not None:
@@ -77,7 +77,7 @@ def members(text: str) -> dict[str, JsonValue] | None:
         before = _COMMA.match(text, end)
     if before is None and found and _CLOSING.fullmatch(text, end) is not None:
         return found
-    # It is empty, or no object, or no JSON, which raises.
+    # An empty object, another value, or not JSON, which raises.
     return {} if parse(text).value == {} else None
 
 
@@ -91,14 +91,14 @@ def one_line(text: str) -> str:
 class Template:
     """A JSON document with `{name}` placeholders in its string values, replaced after parsing: values need no escaping.
 
-    Every line must fill `names`, also those of `columns` that contain spaces. Other text in braces is a placeholder
-    for those lines that have a member of that name.
+    Every line must fill `names`, including columns whose names contain spaces. Other text in braces is a placeholder
+    only for lines that have a member of that name.
     """
 
     def __init__(self, text: str, columns: Collection[str] = ()) -> None:
         self.text = text
         self._pieces: list[tuple[str, str]] = []
-        """Text to keep, and the value of the string with placeholders that follows it."""
+        """Pairs: text to keep, and the value of the string with placeholders that follows it."""
         start, found_names = 0, list[str]()
         for found in _STRING.finditer(text):
             value: str = parse(found[0]).value
@@ -121,7 +121,7 @@ class Template:
         return cls(text)
 
     def fill(self, values: Mapping[str, JsonValue]) -> str:
-        """The document with values: strings as text, everything else as JSON. A KeyError names one that is missing."""
+        """Fill in the values: strings as text, everything else as JSON. Raises a KeyError that names a missing one."""
 
         def replaced(found: re.Match[str]) -> str:
             name = found[1]

@@ -18,7 +18,7 @@ from .journal import read_header, records
 from .outputs import SUFFIX, Paths, entries_in
 from .progress import listed
 
-_OPEN_FILES: Final = 64  # Outputs that are open at the same time.
+_OPEN_FILES: Final = 64  # Most outputs that are open at the same time.
 
 _MAX_LISTED: Final = 10
 
@@ -27,13 +27,13 @@ _FILE_BITS: Final = 16
 
 
 class Entries:
-    """The entries of some outputs, by the number of their line."""
+    """The entries of several outputs, by line number."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
         self._index: list[int] = []
-        """The line's number, the index of the file and the offset in it: a tuple would take three times the memory."""
-        self.counts: Counter[Path] = Counter()  # How many are in each output.
+        """The line number, index of the file and offset in it, in one int: a tuple takes three times the memory."""
+        self.counts: Counter[Path] = Counter()  # Entries in each output.
         for file, path in enumerate(paths):
             offset = 0
             for number, entry in entries_in(path):
@@ -44,14 +44,14 @@ class Entries:
         self._index.sort()
 
     def __iter__(self) -> Iterator[tuple[int, Path, int]]:
-        """The number, the file and the offset of all entries, by number."""
+        """The number, file and offset of each entry, ordered by number."""
         for position in self._index:
             line, offset = divmod(position, 1 << _OFFSET_BITS)
             number, file = divmod(line, 1 << _FILE_BITS)
             yield number, self._paths[file], offset
 
     def copy(self, target: Path) -> None:
-        """Write them by number into `target`, readable to those who may read all of their outputs."""
+        """Write the entries, by number, to `target`, readable to those who can read all of the outputs."""
         mode = reduce(and_, [path.stat().st_mode for path in self._paths], 0o666)
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(descriptor, "wb") as copy, ExitStack() as stack:
@@ -71,7 +71,7 @@ class Entries:
 
 
 def _write(contents: Mapping[Path, Entries]) -> None:
-    """Write entries by number into their targets, which are created or replaced only once all are complete."""
+    """Write entries, by number, to their targets, which are created or replaced only once all are complete."""
     targets = {Path(os.path.realpath(target)): entries for target, entries in contents.items()}
     copies = {target: target.with_name(f"{target.name}.{os.getpid()}.sorting") for target in targets}
     target = Path()
@@ -89,15 +89,15 @@ def _write(contents: Mapping[Path, Entries]) -> None:
 
 
 def sort_file(path: Path) -> None:
-    """Sort an output into input order, in position; nothing changes if there is no room for a second copy."""
+    """Sort an output into input order, in place; changes nothing if there is no room for a second copy."""
     entries = Entries([path])
     if not entries.is_sorted:
         _write({path: entries})
 
 
 def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int, int]:
-    """Write the answers and the failures of all outputs, each in input order; returns both counts."""
-    # `part-*.jsonl` also matches the failure outputs, which are read in any case.
+    """Join the answers and the failures of all outputs, each in input order; returns both counts."""
+    # `part-*.jsonl` also matches the failure outputs, which are read anyway.
     outputs = [Paths.of(name) for name in names if not name.endswith(f".failed{SUFFIX}")]
     merged = Paths.of(target)
     if target == "-":
@@ -128,7 +128,7 @@ def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int,
 def _check_complete(outputs: list[Paths], answers: Entries, failures: Entries) -> None:
     """Refuse outputs of different inputs, and outputs in which lines of the input are missing.
 
-    Without a journal, which may be deleted once a job is done, only the numbers are left; blank lines have no outcome.
+    Without a journal, which may be deleted once a job is done, only line numbers are known; blanks count as missing.
     """
     present = {number for number, *_ in chain(answers, failures)}
     last = max(present, default=0)
@@ -165,7 +165,7 @@ def _check_complete(outputs: list[Paths], answers: Entries, failures: Entries) -
 
 
 def _input_of(journal: Path) -> tuple[Shard, Survey | None]:
-    """The shard of a job, and its input as far as its journal knows."""
+    """The shard of a job, and the survey of its input if the journal contains one."""
     survey = None
     header = read_header(journal) if journal.is_file() else None
     if header is None:

@@ -149,7 +149,7 @@ class Options:
         return ALL_LINES if self.shard is None else Shard.parse(self.shard)
 
     def url_of_commands(self, path: str) -> str:
-        """Where quick commands are: `path` is what follows `/v1/quick-commands/`."""
+        """The URL of quick commands: `path` follows `/v1/quick-commands/`."""
         return join_url(self.base_url or QUICK_COMMANDS, f"/v1/quick-commands/{path}")
 
 
@@ -165,7 +165,7 @@ class JobPlan:
         """Check everything that can be checked without writing anything."""
         reads_stdin = options.from_stdin and not options.continues_job
         for name, is_used in (("stdin", reads_stdin), ("stdout", options.to_stdout)):
-            if is_used and getattr(sys, name) is None:  # Some other file will have its descriptor.
+            if is_used and getattr(sys, name) is None:  # Another file would get its descriptor.
                 raise ConfigurationError(f"{name} is closed: pass the name of a file instead of -")
         template = None if options.body is None else Template.read(options.body)
         first: Values = {}
@@ -191,17 +191,17 @@ class JobPlan:
         return cls(options, form)
 
     def lines(self, source: Path, size: int | None = None) -> Lines:
-        """The lines of the first `size` bytes of the input, or of the copy of stdin."""
+        """The lines in the first `size` bytes of the input, or of the copy of stdin."""
         return csv_records(source, size) if self.options.is_csv else json_lines(source, size)
 
     def survey(self, source: Path) -> Survey:
-        """The input, or the copy of stdin, as it is now."""
+        """Survey the input, or the copy of stdin, as it is now."""
         size = source.stat().st_size
         return Survey.of(source, size, self.lines(source, size), self.options.line_shard)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What changes the requests, and must stay what it was when the job began. Holds no secrets."""
+        """What determines the requests, and must not change during a job. Contains no secrets."""
         options, template, base = self.options, self.form.template, None
         if options.base_url is not None:  # Its user and password may change.
             base = _digest(str(httpx.URL(options.base_url).copy_with(userinfo=b"")))
@@ -215,7 +215,7 @@ class JobPlan:
 
 
 def _check_file(path: Path) -> None:
-    if path.exists() and not path.is_file():  # Opening a named pipe would wait for a writer.
+    if path.exists() and not path.is_file():  # Opening a named pipe would block until there is a writer.
         raise ConfigurationError(
             f"the input {path} cannot be read: it is not a file; for a pipe, pass - as the input"
         )
@@ -241,7 +241,7 @@ def _check_columns(path: Path, columns: list[str], options: Options, template: T
 
 
 def _first_object(path: Path) -> Values:
-    """The members of the first line, if it has any."""
+    """The members of the first line; empty if it has none."""
     with suppress(InvalidLineError):
         for item in json_lines(path):
             return (None if item is None else item[1]()) or {}

@@ -1,6 +1,6 @@
-"""The outputs of a job: a file of answers and one of failures, which decide which lines are done; or stdout.
+"""The outputs of a job: a file of answers and one of failures, which determine the lines that are done; or stdout.
 
-In each line the id comes first and the error last, so that reading it again needs no JSON parser.
+In each line, the id comes first and the error last, so that they can be read back without a JSON parser.
 """
 
 import json
@@ -27,7 +27,7 @@ SUFFIX: Final = ".jsonl"
 _STDOUT: Final = 1
 
 _LINE_START: Final = re.compile(rb'\{"id": "line-([1-9][0-9]*)", "custom_id": ')
-"""How each line of an output begins."""
+"""The start of each line of an output."""
 
 _CODE: Final = b'"error": {"code": "'
 
@@ -54,14 +54,14 @@ class Paths(NamedTuple):
 
 
 class LineFailure(NamedTuple):
-    """Why a line failed: a code for programs, a message for people."""
+    """Why a line failed: a code for programs, and a message for people."""
 
     code: str
     message: str
 
 
 class OutputLine(NamedTuple):
-    """The outcome of a line, as it is written to an output; an answer has no failure."""
+    """The outcome of a line, as written to an output; an answer has no failure."""
 
     number: int
     line: bytes
@@ -80,7 +80,7 @@ class OutputLine(NamedTuple):
         response: httpx.Response | None = None,
         body: JsonValue | None = None,
     ) -> "OutputLine":
-        """The entry for an answer, or for a failure with the answer where there was one; the id is JSON."""
+        """The entry for an answer, or for a failure, with its answer if there was one; the id is JSON."""
         answer = error = "null"
         if response is not None and body is not None:
             request_id = json.dumps(response.headers.get("x-request-id"))
@@ -118,9 +118,9 @@ def body_of(response: httpx.Response) -> JsonValue:
 
 
 class Outputs:
-    """Where outcomes are written, and how many of them were."""
+    """Writes outcomes, and counts them."""
 
-    held = 0  # How many outcomes wait in memory.
+    held = 0  # Outcomes that wait in memory.
 
     def __init__(self) -> None:
         self.done = 0  # Answers written.
@@ -129,10 +129,10 @@ class Outputs:
         self.error: WriteError | None = None  # Why an outcome could not be written.
 
     def expect(self, number: int) -> None:
-        """Expect an outcome for this line."""
+        """Announce that an outcome for this line will follow."""
 
     async def write_outcome(self, number: int, entry: OutputLine | None) -> None:
-        """Write the outcome of a line, if it has one in this run. What cannot be written goes to stderr."""
+        """Write the outcome of a line, unless it has none in this run. If that fails, write it to stderr."""
         if entry is not None:
             await self._write(entry)
 
@@ -166,7 +166,7 @@ class FileOutputs(Outputs):
         self.answers, self.failures = AppendFile(paths.out), AppendFile(paths.failed)
 
     def read(self) -> LineStates:
-        """Find out which lines are in which file, and cut off a torn last line."""
+        """Find out which lines are in which file, and cut off an incomplete last line."""
         states = LineStates()
         for file, state in ((self.answers, LineState.DONE), (self.failures, LineState.FAILED)):
             file.cut_torn_tail()
@@ -195,7 +195,7 @@ class FileOutputs(Outputs):
 
 
 def entries_in(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of an output with their numbers."""
+    """The lines of an output, each with the number of its input line."""
     match = _LINE_START.match
     with path.open("rb") as lines:
         for lineno, line in enumerate(lines, 1):
@@ -213,14 +213,14 @@ def entries_in(path: Path) -> Iterator[tuple[int, bytes]]:
 class StdoutOutputs(Outputs):
     """Writes every outcome to stdout, as calls finish or in input order.
 
-    A reader may be slow: it is written in a thread, so that no call in flight runs into its deadline meanwhile.
+    Writes in a thread, so that a slow reader does not make the calls in flight miss their deadlines.
     """
 
     def __init__(self, *, in_order: bool, descriptor: int = _STDOUT) -> None:
         super().__init__()
         self._in_order, self._descriptor = in_order, descriptor
         self._waiting: dict[int, OutputLine | None] = {}
-        """Outcomes to be written, by line; None for one that is expected, and holds up those after it."""
+        """Outcomes to be written, by line; None for one that is still expected, for which later ones have to wait."""
         self._writing = anyio.Lock()
 
     @property

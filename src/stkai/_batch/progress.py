@@ -30,12 +30,12 @@ def count(number: int, what: str) -> str:
 
 
 def listed(words: Sequence[str], limit: int) -> str:
-    """The first words of a list, and dots if there are more."""
+    """The first words of a list, followed by dots if there are more."""
     return ", ".join(words[:limit]) + (", ..." if len(words) > limit else "")
 
 
 def show_count(count: float) -> str:
-    """A count, short: 812, 41.2k, 12.4M."""
+    """A count in short form: 812, 41.2k, 12.4M."""
     for limit, unit in ((_MILLION, "M"), (10_000, "k")):
         if count >= limit:
             return f"{count / (1000 if unit == 'k' else limit):.1f}{unit}"
@@ -48,32 +48,32 @@ def show_dollars(amount: float) -> str:
 
 
 def show_time(seconds: float) -> str:
-    """Minutes and seconds, with hours if there are any."""
+    """Minutes and seconds, and hours if there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def visible(text: str) -> str:
-    """Text from elsewhere on one line, cut to a readable length, with control characters escaped."""
+    """Untrusted text on one line, cut to a readable length, with control characters escaped."""
     return escaped(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...")
 
 
 def escaped(text: str) -> str:
-    """Text in which characters that a terminal would interpret, such as line breaks, are shown as escapes."""
+    """The text with the characters that a terminal would interpret, such as line breaks, escaped."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Dollars for a million tokens, of questions and of answers."""
+    """Dollars per million tokens, of input and of output."""
 
     input: float
     output: float
 
     @classmethod
     def parse(cls, text: str) -> "Price":
-        """Parse a price such as `input=0.15,output=0.6`; an omitted part is free."""
+        """Parse a price such as `input=0.15,output=0.6`; what is omitted is free."""
         prices = {"input": 0.0, "output": 0.0}
         for item in text.split(","):
             name, _, amount = item.strip().partition("=")
@@ -99,13 +99,13 @@ class Usage:
         self.input_tokens, self.output_tokens = input_tokens, output_tokens
 
     def add(self, body: Any) -> None:
-        """Count the usage that an answer reports, if any."""
+        """Add the usage that an answer reports, if any."""
         input_tokens, output_tokens = used_tokens(body)
         self.input_tokens += input_tokens
         self.output_tokens += output_tokens
 
     def text(self, price: Price | None) -> str:
-        """For people, such as `12.4M tokens $1.86`; empty if nothing was reported."""
+        """The usage for people, such as `12.4M tokens $1.86`; empty if nothing was reported."""
         total = self.input_tokens + self.output_tokens
         if not total:
             return ""
@@ -118,8 +118,8 @@ class Usage:
 @dataclass(frozen=True, slots=True)
 class Progress:
     finished: int  # Lines of the whole job that have an outcome.
-    total: int | None = None  # The job's lines; None while stdin still arrives.
-    failed: int = 0  # How many of the finished ones failed.
+    total: int | None = None  # All lines of the job; None until all of stdin has arrived.
+    failed: int = 0  # Finished lines that failed.
     waiting: int = 0  # Lines in flight that wait for a permit or another attempt.
     tokens: str = ""  # Tokens and their price.
 
@@ -141,7 +141,7 @@ class Progress:
 
 
 class Display:
-    """Reports progress in plain lines, without escape codes, every so many seconds; by default never."""
+    """Reports progress in plain lines, without escape codes, every `every` seconds; by default never."""
 
     pause = 0.25  # Seconds between updates.
 
@@ -151,7 +151,7 @@ class Display:
         self._said: float | None = None
 
     def text(self, now: float, progress: Progress) -> str:
-        """The progress at an instant (monotonic seconds), with the rate of this run."""
+        """The progress at `now` (monotonic seconds), with the rate of this run."""
         began, before = self._start = self._start or (now, progress.finished)
         return progress.text((progress.finished - before) / (now - began) if now > began else 0.0)
 
@@ -171,10 +171,10 @@ class Bar(Display):
     """A bar with the same text."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__(partial(_print, console))  # Above the bar.
+        super().__init__(partial(_print, console))  # Prints above the bar.
         spinner = SpinnerColumn("line" if console.options.ascii_only else "dots")
         columns = (spinner, BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
-        # Refresh by hand: a thread that draws ten times a second would cost more than everything else.
+        # Refresh by hand: a thread that draws ten times a second would use more time than everything else.
         self._bars = Bars(
             *columns, console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
         )
@@ -202,6 +202,6 @@ def display(*, quiet: bool, say: Callable[[str], None]) -> Display:
         return Display(say)
     if sys.stderr is not None and sys.stderr.isatty():
         console = Console(stderr=True)
-        if not console.is_dumb_terminal:  # Rich would draw nothing there until the end.
+        if not console.is_dumb_terminal:  # On a dumb one, rich draws nothing until the end.
             return Bar(console)
     return Display(say, _LINE_INTERVAL)

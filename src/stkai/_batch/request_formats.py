@@ -1,4 +1,4 @@
-"""From a line of the input to a request: OpenAI's batch form, any object through a template, a quick command."""
+"""Turns a line of the input into a request: OpenAI's batch format, any object with a template, or a quick command."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from .json_text import JsonValue, Template, members
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_OWN: Final = (b"idempotency-key", b"authorization")  # Headers that are not the same in all requests.
+_OWN: Final = (b"idempotency-key", b"authorization")  # Headers that differ between requests.
 
 _BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 
@@ -26,7 +26,7 @@ Values = Mapping[str, JsonValue]
 class InvalidLineError(Exception):
     """A line that is not a valid request."""
 
-    custom_id = "null"  # As JSON, if it could be read.
+    custom_id = "null"  # As JSON; null if it could not be read.
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Target:
             own.append((b"Authorization", b"authorization", b"Basic " + credentials))
             url = url.copy_with(userinfo=b"")
         headers = with_fields(headers_of(self.method, url, None, self.content), Fields(_OWN, own))
-        # With a stream, httpx does not look again for what the headers lack.
+        # Given a stream, httpx does not check the headers again.
         stream = httpx.ByteStream(self.content or b"")
         request = httpx.Request(self.method, url, headers=headers, stream=stream, extensions=extensions)
         request.read()
@@ -73,7 +73,7 @@ def values_of(raw: bytes) -> Values | None:
 
 
 def custom_id(values: Values | None, name: str | None) -> str:
-    """The id of a line, as JSON; its member with the given name must be there."""
+    """The id of a line, as JSON; if `name` is given, the line must have that member."""
     member = None if values is None else values.get(name or "custom_id")
     if member is not None:
         return member.text or json.dumps(_utf8(member.value).decode())
@@ -86,13 +86,13 @@ def custom_id(values: Values | None, name: str | None) -> str:
 class Format:
     """How the lines of an input become requests."""
 
-    base_url: str | None = None  # Of relative urls: `{"custom_id", "method", "url", "body"}`, as for OpenAI.
-    url: httpx.URL | None = None  # Where all requests go instead: those of a template or a quick command.
-    template: Template | None = None  # Makes the body from any object; otherwise the line has it.
+    base_url: str | None = None  # For relative urls in OpenAI's `{"custom_id", "method", "url", "body"}`.
+    url: httpx.URL | None = None  # With a template or a quick command: where all requests go instead.
+    template: Template | None = None  # Makes the body from any object; without it, the line has a body.
     id_name: str | None = None  # The member to use as the id.
 
     def target(self, values: Values | None) -> Target:
-        """The request for a line with these members; pass None for a line that is not an object."""
+        """The request for a line with these members; pass None if the line is not an object."""
         own_id = custom_id(values, self.id_name)
         try:
             if self.template is not None and self.url is not None:
@@ -150,7 +150,7 @@ def _body(values: Values, method: str) -> bytes | None:
 
 
 def join_url(base: str, path: str) -> str:
-    """A relative url appended to the path of a base url; the base's query stays behind it."""
+    """A relative url appended to the path of a base url, and followed by the base's query."""
     base, _, query = base.partition("?")
     url = base.rstrip("/") + ("" if path.startswith(("/", "?")) else "/") + path
     return url if not query else f"{url}{'&' if '?' in url else '?'}{query}"

@@ -31,7 +31,7 @@ INTERRUPTED: Final = 130
 """Exit codes of runs that ended early."""
 
 _POLL_INTERVAL: Final = 0.05  # Seconds between checks of an input that is still being copied.
-_MAX_HELD: Final = 4  # Outcomes that may wait for an earlier one, per request in flight.
+_MAX_HELD: Final = 4  # Outcomes that may wait for an earlier line, per request in flight.
 
 _SHOWS_URL: Final = frozenset({404, 405, 410})
 _MAY_HAVE_ACTED: Final = "; the server may have executed it: to send it again, pass --retry-failed"
@@ -41,7 +41,7 @@ class Runner:
     """Sends the lines of a job, and writes their outcomes."""
 
     def __init__(self, job: BatchJob, client: BatchClient) -> None:
-        self.stop_reason: tuple[int, str] | None = None  # The exit code, and what happened and what to do.
+        self.stop_reason: tuple[int, str] | None = None  # The exit code, and a message with advice.
         self.in_flight: dict[int, LineInFlight] = {}  # By number.
         self._job, self._client, self._clock = job, client, SystemClock()
         self._options, self._outputs = job.plan.options, job.outputs
@@ -50,7 +50,7 @@ class Runner:
         self._streak: tuple[str | None, int] = (None, 0)
 
     def stop(self, exit_code: int, message: str) -> None:
-        """Stop sending, and drop lines that were not sent; requests in flight finish."""
+        """Stop sending, and drop lines that have not been sent; requests in flight continue to their end."""
         if self.stop_reason is None:
             self.stop_reason = exit_code, message
             self._state.ending.run()
@@ -58,7 +58,7 @@ class Runner:
                 line.end_with_run()
 
     async def run(self) -> None:
-        """Work until every line has an outcome, or the run must end."""
+        """Send and write until every line has an outcome, or the run is stopped."""
         async with OutcomesInTasks(self._send, self._requests(), self._options.max_in_flight) as outcomes:
             async for outcome in outcomes:
                 await self._write_outcome(outcome.index, self._entry(outcome))
@@ -66,7 +66,7 @@ class Runner:
     # From a line to its request
 
     async def _requests(self) -> AsyncGenerator[tuple[int, httpx.Request], None]:
-        """The requests of lines that have no outcome yet, with their numbers, until the run is ending."""
+        """The requests of lines that have no outcome yet, with their numbers, until the run is stopped."""
         try:
             with closing(self._job.lines) as lines:
                 for item in lines:
@@ -121,7 +121,7 @@ class Runner:
     # From an outcome to its line in the outputs
 
     def _entry(self, outcome: Outcome) -> OutputLine | None:
-        """What to write for a line; None if it was not sent, so that a resumed job sends it."""
+        """The entry for a line; None if it was not sent, so that a resumed job sends it."""
         line, error, response = self.in_flight.pop(outcome.index), outcome.error, outcome.response
         if response is None:
             response = getattr(error, "response", None)
@@ -143,7 +143,7 @@ class Runner:
         return None
 
     def _refuse(self, what: str) -> None:
-        """Halt because there is no token, or the credentials are refused."""
+        """Halt because there is no token, or the server refuses the credentials."""
         way = "leave out --no-auth, and set" if self._options.no_auth else "check"
         self.stop(
             HALTED,
@@ -167,7 +167,7 @@ class Runner:
             elif error is not None:
                 failure = _may_have_acted(line, failure_of_error(error, self._client.timeouts))
             return OutputLine.of(line.number, line.custom_id, failure, response, body)
-        except Exception as unreadable:  # noqa: BLE001 - whatever the server has sent, the run continues
+        except Exception as unreadable:  # noqa: BLE001 - whatever the server sends, the run continues
             return self._failure(line, unreadable)
 
     def _failure(self, line: LineInFlight, error: Exception) -> OutputLine:
@@ -217,7 +217,7 @@ def failure_of_error(error: Exception, timeouts: dict[str, Any]) -> LineFailure:
 
 
 def _error_text(body: Any) -> str:
-    """The message in an error body, where most servers put it."""
+    """The message in an error body, if it is where most servers put it."""
     for name in ("error", "message", "detail", "details"):
         body = body.get(name, body) if isinstance(body, dict) else body
     return visible(body) if isinstance(body, str) else ""

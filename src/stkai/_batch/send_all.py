@@ -35,7 +35,7 @@ Requests = Iterable[httpx.Request] | AsyncIterable[httpx.Request]
 JournalPath = str | os.PathLike[str]
 
 _OWN_HEADERS: Final = frozenset({"host", "content-length", "transfer-encoding"})
-"""Headers that a client of the API reference sets itself."""
+"""Headers that the API reference's clients set themselves."""
 
 
 def send_all(
@@ -104,7 +104,7 @@ def _check(requests: object, max_in_flight: int, kinds: Any) -> None:
 
 
 class _OutcomeLog(RunState):
-    """What is known about the requests by index; kept in a journal, if there is one."""
+    """What is known about the requests, by index; kept in a journal if there is one."""
 
     def __init__(self, path: JournalPath | None, max_in_flight: int) -> None:
         super().__init__(None if path is None else Journal(full_path(path)))
@@ -124,14 +124,14 @@ class _OutcomeLog(RunState):
                 raise
 
     def wants(self, index: int) -> bool:
-        """Whether the outcome of a request has not been handed out yet."""
+        """Whether the outcome of a request is still to be handed out."""
         state = self._recovered.begin(index)
         if state is LineState.SENT:
             self._unknown.add(index)
         return state < LineState.DONE
 
     def send(self, send: Callable[[httpx.Request, Tracker], T], index: int, request: httpx.Request) -> T:
-        """Send a request, unless it may have been sent before, or is none."""
+        """Send a request; refuse one that may have been sent before, and what is not a request."""
         if index in self._unknown:
             msg = (
                 f"request {index} was in flight when an earlier run ended: the server may have acted on it."
@@ -224,12 +224,12 @@ def _async_sender(client: Any) -> Callable[[httpx.Request, Tracker], Awaitable[h
 
 
 def _inherits(client: object, kind: type, *methods: str) -> bool:
-    """Whether the client has these methods of a class, and not some of its own; a mock of that class has none."""
+    """Whether the client has not overridden these methods of a class; False for a mock of that class."""
     return all(getattr(type(client), name, None) is getattr(kind, name) for name in methods)
 
 
 def _send_at_once(send: Callable[[httpx.Request], T], request: httpx.Request, tracker: Tracker) -> T:
-    """Send through a client whose requests may go to the wire at any time."""
+    """Send through a client that may pass a request to the wire at any time: from now on, it may have been sent."""
     tracker.about_to_send()
     return send(request)
 

@@ -1,4 +1,4 @@
-"""Tracks requests on their way: what the journal records of each, and when one may be dropped."""
+"""Tracks requests in flight: records in the journal which were sent, and knows which may be dropped."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +25,7 @@ from .append_file import WriteError
 from .journal import Journal
 
 _REFUSED: Final = REFUSED_STATUS | {httpx.codes.UNAUTHORIZED}
-"""Answers that prove that the request did not run."""
+"""Statuses that prove that the request did not run."""
 
 
 class DroppedError(StkaiError):
@@ -36,21 +36,21 @@ class DroppedError(StkaiError):
 
 
 class RunState:
-    """What all requests of a run share."""
+    """State that all requests of a run share."""
 
     def __init__(self, journal: Journal | None, *, needs_commit: bool = False) -> None:
         self.journal = journal
-        self.commit: Run | None = None  # Makes sure that the journal would survive a power failure.
+        self.commit: Run | None = None  # Ensures that the journal would survive a power failure.
         if journal is not None and needs_commit:
             self.commit = Run(lambda _: journal.sync(), lambda _: journal.commit())
-        self.ending = Latch()  # Done once nothing more may be sent.
+        self.ending = Latch()  # Set once nothing more may be sent.
 
 
 class Tracker:
-    """Tracks one request: the journal, if there is one, records that it goes to the wire, or did not run.
+    """Tracks one request: records in the journal, if there is one, that it is sent, or that it did not run.
 
-    Its number is that of its line; for `send_all`, its index. It `may_drop` while it was not sent, or was refused.
-    Once it `may_have_acted`, no later refusal proves that it did not run.
+    `number` is that of its line; for `send_all`, its index. `may_drop`: it has not been sent, or was refused. Once
+    `may_have_acted` is set, no later refusal proves that the request did not run.
     """
 
     def __init__(self, run: RunState, number: int) -> None:
@@ -58,7 +58,7 @@ class Tracker:
         self.may_drop, self.may_have_acted = True, False
 
     def about_to_send(self) -> Operation | None:
-        """Called right before an attempt goes to the wire; may ask for an operation first, or refuse."""
+        """Called just before an attempt is sent. May return an operation to carry out first, or raise to prevent it."""
         if self.run.ending.is_done:
             raise DroppedError
         if self.run.journal is not None:
@@ -69,7 +69,7 @@ class Tracker:
     def not_sent(self) -> None:
         """Called after an attempt, if all attempts so far prove that the request did not run."""
         if self.run.journal is not None:
-            # If that fails, it counts as sent, which is safe, and the next one is not sent.
+            # If that fails, the request counts as sent, which is safe, and the next one is not sent.
             with suppress(WriteError):
                 self.run.journal.not_sent(self.number)
         self.may_drop = True
@@ -81,7 +81,7 @@ class LineInFlight(Tracker):
     def __init__(self, run: RunState, number: int, custom_id: str, execution: str | None = None) -> None:
         super().__init__(run, number)
         self.custom_id = custom_id  # As JSON.
-        self.execution = execution  # The id of the execution that it has created, once known.
+        self.execution = execution  # The id of its execution, once known.
         self.scope = anyio.CancelScope()
 
     def end_with_run(self) -> None:
@@ -94,7 +94,7 @@ class LineInFlight(Tracker):
         self.end_with_run()
 
     async def created(self, execution: str) -> None:
-        """The line has created an execution, which a resumed job goes on polling."""
+        """Record that the line has created an execution, which a resumed job continues to poll."""
         self.execution = execution
         if self.run.journal is not None:
             self.run.journal.write("x", self.number, execution)
@@ -105,21 +105,21 @@ class LineInFlight(Tracker):
 
 
 def send_tracked(client: HttpClient, request: httpx.Request, tracker: Tracker) -> httpx.Response:
-    """Send one request; what it waits for ends with the run."""
+    """Send one request; stop waiting, for example for a permit, when the run ends."""
     layer = client._open_entry()  # noqa: SLF001
     exchange = Exchange.of(layer, request)
     return exchange.finish(layer.carry_out(exchange.call, partial(_until_run_ends, tracker, exchange.flow)))
 
 
 async def asend_tracked(client: AsyncHttpClient, request: httpx.Request, tracker: Tracker) -> httpx.Response:
-    """Send one request; cancel the task if it need not wait any longer."""
+    """Send one request; to stop waiting when the run ends, cancel the task."""
     layer = client._open_entry()  # noqa: SLF001
     exchange = Exchange.of(layer, request)
     return exchange.finish(await layer.carry_out(exchange.call, partial(_track, tracker, exchange.flow)))
 
 
 def send_mounted(client: httpx.Client, request: httpx.Request, tracker: Tracker) -> httpx.Response:
-    """Send one request through a client of httpx; what it waits for in a stack of ours ends with the run."""
+    """Send one request through an httpx client; if it has a stack of ours, that stops waiting when the run ends."""
     around: Any = partial(_until_run_ends, tracker)
     if not _begins_in(LayerTransport, "handle_request", client, request):
         tracker.about_to_send()
@@ -131,7 +131,7 @@ def send_mounted(client: httpx.Client, request: httpx.Request, tracker: Tracker)
 async def asend_mounted(
     client: httpx.AsyncClient, request: httpx.Request, tracker: Tracker
 ) -> httpx.Response:
-    """Send one request through an async client of httpx; cancel the task if it need not wait any longer."""
+    """Send one request through an async httpx client; to stop waiting when the run ends, cancel the task."""
     journal, kind = tracker.run.journal, AsyncLayerTransport
     if journal is None or not _begins_in(kind, "handle_async_request", client, request):
         tracker.about_to_send()
@@ -141,7 +141,7 @@ async def asend_mounted(
 
 
 def _begins_in(kind: type[LayerBase], method: str, client: Any, request: httpx.Request) -> bool:
-    """Whether the client hands the request to a layer of ours, which may still wait before anything is sent."""
+    """Whether the client passes the request to a layer of ours, which may wait before it sends anything."""
     find = getattr(client, "_transport_for_url", None)  # Private in httpx and httpx2.
     return find is not None and getattr(type(find(request.url)), method, None) is getattr(kind, method)
 
@@ -150,9 +150,9 @@ def _begins_in(kind: type[LayerBase], method: str, client: Any, request: httpx.R
 def _copy_of(
     request: httpx.Request, around: Callable[[Enter, httpx.Request, Attempt], Flow]
 ) -> Iterator[Any]:
-    """A copy of a request, for a stack to carry out with `around` inside the block only.
+    """A copy of a request that makes a stack apply `around`, but only inside the block.
 
-    Redirects, and the errors of httpx, keep what it carries, and the caller may send those requests again.
+    Redirects and httpx's errors keep the copy's extensions, and the caller may send those requests again.
     """
     arounds = [around]
 
@@ -166,7 +166,7 @@ def _copy_of(
 
 
 def _answer_to(request: httpx.Request, copy: httpx.Request, response: httpx.Response) -> httpx.Response:
-    """The response to the caller's own request, and not to the copy for this run."""
+    """The response, with the caller's own request in place of the copy for this run."""
     with suppress(RuntimeError):  # A mock may return a response without a request.
         if response.request is copy:
             response.request = request
@@ -174,7 +174,7 @@ def _answer_to(request: httpx.Request, copy: httpx.Request, response: httpx.Resp
 
 
 def _until_run_ends(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
-    """The same flow, which notifies `tracker` of what it sends, and waits no longer once the run is ending."""
+    """The same flow, which notifies `tracker` of what it sends, and stops waiting once the run is ending."""
     return ending_with(tracker.run.ending, partial(_track, tracker, flow), request, attempt)
 
 
@@ -207,14 +207,14 @@ def _track(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attem
             return response
         try:
             result = (yield from send(operation)) if isinstance(operation, Send) else (yield operation)
-        except BaseException as error:  # noqa: BLE001 - it is for the flow
+        except BaseException as error:  # noqa: BLE001 - thrown into the flow
             step = partial(steps.throw, error)
         else:
             step = partial(steps.send, result)
 
 
 def _is_unsent(error: BaseException, wire: object) -> bool:
-    """Whether an error proves that nothing was sent; foreign wires raise ConnectError in other cases, too."""
+    """Whether an error proves that nothing was sent; other people's wires may raise a ConnectError after sending."""
     return isinstance(error, alike(*NOT_SENT)) and (
         isinstance(error, alike(httpx.PoolTimeout)) or is_sound(wire)
     )
