@@ -177,7 +177,7 @@ def test_a_deadline_bounds_the_whole_execution(job: Job, executions: Executions)
 def test_an_execution_that_never_ends_is_a_failure_that_says_how_to_wait_longer(
     job: Job, executions: Executions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stkai._batch.batch_client._EXECUTION", 0.2)
+    monkeypatch.setattr("stkai._batch.batch_client._EXECUTION_TIMEOUT", 0.2)
     executions.needed = 10_000
     assert job.run().returncode == 1
     error = job.failures()[1]["error"]

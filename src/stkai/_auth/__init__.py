@@ -18,7 +18,7 @@ from .token_endpoint import TokenEndpoint
 
 __all__ = ["AuthProvider", "AuthenticationError", "ClientCredentialsAuthProvider", "create_standalone_auth"]
 
-_PAUSE: Final = 10.0
+_RETRY_DELAY: Final = 10.0
 """Seconds until the next attempt after a failed renewal, while the old token is still valid."""
 
 
@@ -26,7 +26,7 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
     """Fetches tokens with a client id and secret, and renews each one shortly before it expires, once for all callers.
 
     While a token is being renewed, all other callers keep using it until it expires, and likewise if the renewal fails.
-    Transient failures of the token endpoint are retried; redirects are not followed, since the secret would go along. A
+    Transient failures of the token endpoint are retried; redirects are not followed, which would leak the secret. A
     refusal of the credentials is remembered for 30 seconds, and a `Retry-After` for as long as it says: until then, the
     endpoint is not asked again. Safe to share between threads, event loops and forked processes.
 
@@ -89,8 +89,8 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
             http=http,
             clock=clock,
         )
-        # Replaced by a single assignment: there is no lock that a fork could leave behind.
-        self._kept = _Kept("", -math.inf, -math.inf)
+        # Replaced in a single assignment: there is no lock that a fork could leave taken.
+        self._cached = _CachedToken("", -math.inf, -math.inf)
 
     @even_half_made
     def __repr__(self) -> str:
@@ -106,43 +106,43 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         return cast("str", fetch.result())
 
     def cached_access_token(self, *, renewing: bool = False) -> str | None:
-        kept, now = self._kept, self._now()
-        if now < kept.renew_at or (now < kept.expires_at and (renewing or self._is_being_renewed())):
-            return kept.token
+        cached, now = self._cached, self._now()
+        if now < cached.renew_at or (now < cached.expires_at and (renewing or self._is_being_renewed())):
+            return cached.token
         return None
 
     def forget(self, token: str) -> None:
-        kept = self._kept
-        if token == kept.token:
-            kept.renew_at = kept.expires_at = -math.inf
+        cached = self._cached
+        if token == cached.token:
+            cached.renew_at = cached.expires_at = -math.inf
 
     def _is_being_renewed(self) -> bool:
         """Whether another caller, possibly an auth layer, is fetching a token."""
         return is_running(self._renew) or (not in_background() and is_running(self.get_access_token))
 
     def _renew(self) -> str:
-        """Fetch a token, in the background; if that fails, a token that is still valid stays in use."""
-        kept = self._kept
-        if self._now() < kept.renew_at:  # Another fetch ended just before this one began.
-            return kept.token
+        """Fetch a token; runs in the background. If that fails, a token that is still valid stays in use."""
+        cached = self._cached
+        if self._now() < cached.renew_at:  # Another fetch ended just before this one started.
+            return cached.token
         try:
             grant = self._endpoint.fetch()
         except AuthenticationError as error:
             now = self._now()
-            if now >= kept.expires_at:
+            if now >= cached.expires_at:
                 raise
-            kept.renew_at = min(now + (self._endpoint.pause_left() or _PAUSE), kept.expires_at)
+            cached.renew_at = min(now + (self._endpoint.pause_left() or _RETRY_DELAY), cached.expires_at)
             logger.warning("the token could not be renewed; the old one is used until it expires: %s", error)
-            return kept.token
+            return cached.token
         expires_at = grant.asked_at + grant.lifetime
         renew_at = expires_at - min(self.refresh_margin, grant.lifetime / 2)
-        self._kept = _Kept(grant.token, renew_at, expires_at)
+        self._cached = _CachedToken(grant.token, renew_at, expires_at)
         return grant.token
 
 
 @dataclass(slots=True)
-class _Kept:
-    """A token, and the instants (monotonic seconds) from which it is renewed and from which it is no longer used."""
+class _CachedToken:
+    """A cached token, when to renew it, and when it expires (monotonic seconds)."""
 
     token: str = field(repr=False)
     renew_at: float
@@ -150,7 +150,7 @@ class _Kept:
 
 
 def _text(name: str, given: Secret) -> str:
-    """The text of an argument, without white space around it. No error shows it: any may be the secret, by mistake."""
+    """The text of an argument, stripped of white space. Errors never show it: by mistake, it may be the secret."""
     if not given.is_text():
         raise ConfigurationError(f"{name} must be a non-empty string that can be sent as UTF-8")
     text: str = given.reveal().strip()
@@ -163,7 +163,7 @@ def create_standalone_auth(
     http: "models.HttpConfig | None" = None,
     clock: Clock | None = None,
 ) -> ClientCredentialsAuthProvider:
-    """A provider with the settings in `config`, or in `STKAI.config.auth` if there is none.
+    """A provider with the settings in `config`, by default those in `STKAI.config.auth`.
 
     Args:
         config: credentials, token endpoint and margin.

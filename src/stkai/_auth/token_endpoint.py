@@ -1,6 +1,6 @@
-"""The token endpoint: asks it for a token, and reads what it answers (RFC 6749, sections 4.4 and 5).
+"""The token endpoint: requests a token, and reads the answer (RFC 6749, sections 4.4 and 5).
 
-No message contains the client secret, and no frame in which an error arises holds it in a variable that a traceback
+No message contains the client secret, and no frame that can raise an error holds it in a variable that a traceback
 formatter would show.
 """
 
@@ -33,81 +33,81 @@ if TYPE_CHECKING:
     from .._config.models import HttpConfig
 
 _TIMEOUT: Final = 30.0  # Seconds for everything, including retries.
-_MOST: Final = 262_144  # Bytes of an answer, also unpacked; a usual one is a hundred times shorter.
+_MAX_SIZE: Final = 262_144  # Bytes of an answer, also unpacked; most are a hundred times shorter.
 
 _ZLIB_OR_GZIP: Final = zlib.MAX_WBITS | 32
 
-_LONGEST_TOKEN: Final = 65_536  # Characters; servers reject longer headers.
-_SHOWN: Final = 200  # Characters of the endpoint's own words in our messages.
+_MAX_TOKEN: Final = 65_536  # Characters; servers reject longer headers.
+_MAX_QUOTED: Final = 200  # Characters of the endpoint's answer that a message quotes.
 
-_LIFE: Final = 1199.0
-"""Seconds that a token is assumed to live if the endpoint does not say: the lifetime of StackSpot's tokens."""
+_DEFAULT_LIFETIME: Final = 1199.0
+"""Seconds: the assumed lifetime of a token if the endpoint states none; that of StackSpot's tokens."""
 
-_LONGEST_LIFE: Final = 86_400.0
-"""Seconds; a token is renewed at least once a day, whatever the endpoint says."""
+_MAX_LIFETIME: Final = 86_400.0
+"""Seconds; a token is renewed at least once a day, whatever lifetime the endpoint states."""
 
-_MEMORY: Final = 30.0
+_REFUSAL_PAUSE: Final = 30.0
 """Seconds for which a refusal is remembered: endpoints lock accounts that try a wrong secret too often."""
 
-_LONGEST_PAUSE: Final = 3600.0  # Seconds; the longest pause that an answer can cause.
+_MAX_PAUSE: Final = 3600.0  # Seconds; the longest pause that an answer can cause.
 
 _REFUSALS: Final = (400, 401, 403)
 _REFUSED_CLIENT: Final = ("invalid_client", "unauthorized_client", "invalid_grant", "access_denied")
-"""The statuses and error codes with which an endpoint refuses the client itself (RFC 6749, section 5.2)."""
+"""The statuses and error codes of an endpoint that refuses the client itself (RFC 6749, section 5.2)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenAnswer:
     status: int
     content: dict[str, Any] = field(repr=False)  # Its JSON object; empty if it is something else.
-    asked_at: float  # When the endpoint was asked, in seconds of the clock.
-    retry_after: float | None  # Seconds for which it asks to be left alone.
+    asked_at: float  # When the fetch started, in seconds of the clock.
+    retry_after: float | None  # Seconds that its `Retry-After` asks us to wait.
 
     @property
     def token(self) -> str:
-        """The token, if there is no problem."""
+        """The token. Only for an answer without a problem."""
         token: str = self.content["access_token"]
         return token
 
     @property
     def lifetime(self) -> float:
-        """Seconds that the token lives, from when it was asked for."""
+        """The token's lifetime in seconds, counted from `asked_at`."""
         value = self.content.get("expires_in")
         try:
             seconds = math.nan if isinstance(value, bool) else float(value or 0)
         except (TypeError, ValueError, OverflowError):
-            return _LIFE
-        return min(seconds, _LONGEST_LIFE) if seconds > 0 else _LIFE
+            return _DEFAULT_LIFETIME
+        return min(seconds, _MAX_LIFETIME) if seconds > 0 else _DEFAULT_LIFETIME
 
-    def problem(self, words: Callable[[object], str]) -> str | None:
-        """What is wrong with it; None if it has a token. `words` makes the endpoint's own words safe to show."""
+    def problem(self, quote: Callable[[object], str]) -> str | None:
+        """What is wrong with it; None if it has a token. `quote` makes text of the endpoint safe to show."""
         said = f"answered {self.status}"
         if 300 <= self.status < 400:
             return f"{said}, a redirect, which is not followed because it would carry the secret: correct token_url"
         if not 200 <= self.status < 300:
-            reasons = [words(self.content.get(name)) for name in ("error", "error_description")]
+            reasons = [quote(self.content.get(name)) for name in ("error", "error_description")]
             advice = {401: "; check client_id and client_secret", 404: "; check token_url"}
             return ": ".join([said, *filter(None, reasons)]) + advice.get(self.status, "")
         if not self.content:
             return f"{said} with something that is not a JSON object: check token_url"
         token = self.content.get("access_token")
-        is_usable = isinstance(token, str) and len(token) <= _LONGEST_TOKEN and is_sendable(token)
+        is_usable = isinstance(token, str) and len(token) <= _MAX_TOKEN and is_sendable(token)
         return None if is_usable else f"{said} without a usable access_token"
 
     def pause(self) -> tuple[float, str]:
-        """For how many seconds to leave the endpoint alone after an answer with a problem, and why."""
+        """How many seconds to wait, and why, before asking again after an answer with a problem."""
         code = self.content.get("error")
         refuses_client = self.status in _REFUSALS and code in _REFUSED_CLIENT
         if refuses_client or (code is None and self.status == httpx.codes.UNAUTHORIZED):
-            return _MEMORY, "too many failed sign-ins may lock the account"
-        return min(self.retry_after or 0.0, _LONGEST_PAUSE), "it asked for this"
+            return _REFUSAL_PAUSE, "too many failed sign-ins may lock the account"
+        return min(self.retry_after or 0.0, _MAX_PAUSE), "it asked for this"
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class TokenEndpoint:
-    """The endpoint where one client gets its tokens; the attributes are those of `ClientCredentialsAuthProvider`.
+    """The endpoint where one client gets its tokens; for the attributes, see `ClientCredentialsAuthProvider`.
 
-    Without a `transport`, one is made from `http` for each fetch, since fetches are rare.
+    Without a `transport`, each fetch makes one from `http`, since fetches are rare.
 
     Raises:
         ConfigurationError: the URL is invalid, contains a password, or is not encrypted.
@@ -126,21 +126,21 @@ class TokenEndpoint:
 
     def __post_init__(self) -> None:
         self._url = parse_url(self.url, "token_url must be an absolute http(s) URL")
-        self._place = show_origin(self._url) + self._url.path  # Without its query, for messages.
+        self._address = show_origin(self._url) + self._url.path  # Without the query, for messages.
         if not self.allow_http and not is_private(origin_of(self._url)):
             raise ConfigurationError(
-                f"token_url {self._place} would carry the client secret unencrypted: use https://, or allow it with"
+                f"token_url {self._address} would carry the client secret unencrypted: use https://, or allow it with"
                 " allow_http=True (STKAI_AUTH_ALLOW_HTTP=true)"
             )
         self._refusal: tuple[AuthenticationError, float, float, str] | None = None
-        """The latest refusal of a token, since and until when it counts, and why; None after a token."""
+        """The latest refusal, since when and until when it is in force, and why; None after a token."""
 
     def describe(self) -> str:
-        """Whose tokens, and where from, for the repr of a provider."""
-        return f"client_id={self.client_id!r}, token_url={self._place!r}"
+        """The client and the endpoint, for the repr of a provider."""
+        return f"client_id={self.client_id!r}, token_url={self._address!r}"
 
     def fetch(self) -> TokenAnswer:
-        """An answer with a new token.
+        """Fetch an answer with a new token.
 
         Raises:
             AuthenticationError: there is no token; transient failures have been retried. A refusal of the credentials,
@@ -149,25 +149,25 @@ class TokenEndpoint:
         self.check_open()
         try:
             answer = self._ask()
-        except Exception as error:  # noqa: BLE001 - the wire may be user code; whatever it raises
+        except Exception as error:  # noqa: BLE001 - the wire may be user code, and raise anything
             raise_interrupt(error)
-            # Its frames belong to the wire, and hold the body that was sent.
-            hide_secrets(error, httpx.Request("POST", self._place))
+            # Its frames belong to the wire, and their variables contain the body that was sent.
+            hide_secrets(error, httpx.Request("POST", self._address))
             what = f"{type(error).__name__}: {self._quoted(str(error))}"
             cause = None if self._repeats_secret(str(error)) else error
-            raise AuthenticationError(f"the token endpoint {self._place} failed: {what}", cause) from cause
+            raise AuthenticationError(f"the token endpoint {self._address} failed: {what}", cause) from cause
         problem = answer.problem(self._quoted)
         if problem is None:
             self._refusal = None
             return answer
-        refused = AuthenticationError(f"the token endpoint {self._place} {problem}")
+        refused = AuthenticationError(f"the token endpoint {self._address} {problem}")
         now = self.clock.monotonic()
         seconds, why = answer.pause()
         self._refusal = refused, now, now + seconds, why
         raise refused
 
     def check_open(self) -> None:
-        """Refuse to ask the endpoint for a while after it has refused the credentials, or asked for a wait.
+        """Refuse to ask the endpoint again too soon after it has refused the credentials, or asked us to wait.
 
         Raises:
             AuthenticationError: it has, and the time is not over.
@@ -182,7 +182,7 @@ class TokenEndpoint:
             raise AuthenticationError(msg)
 
     def pause_left(self) -> float:
-        """For how many seconds the endpoint is not asked again."""
+        """Seconds until the endpoint may be asked again."""
         return 0.0 if self._refusal is None else max(0.0, self._refusal[2] - self.clock.monotonic())
 
     def _ask(self) -> TokenAnswer:
@@ -192,7 +192,7 @@ class TokenEndpoint:
         wire = self.transport or default.DefaultWire(self.http)
         asked_at = self.clock.monotonic()
         try:
-            reader = LayerTransport(wire, _load)
+            reader = LayerTransport(wire, _read_limited)
             client = HttpClient(RetryTransport(reader, policy, context=Context(clock=self.clock)))
             response = client.send(self._request())
         finally:
@@ -222,13 +222,13 @@ class TokenEndpoint:
         return b64encode(pair.encode()).decode()
 
     def _quoted(self, value: object) -> str:
-        """Text from elsewhere, safe to show: on one line, short, and without the secret if it repeats that."""
+        """Untrusted text, made safe to show: short, on one line, and without the secret, should it contain that."""
         text = value if isinstance(value, str) else ""
         for secret in self._forms_of_secret():
             text = text.replace(secret, "[secret]")
         if self._repeats_secret(text):
             return "[words that repeat the secret]"
-        return "".join(char if char.isprintable() else " " for char in text[:_SHOWN]).strip()
+        return "".join(char if char.isprintable() else " " for char in text[:_MAX_QUOTED]).strip()
 
     def _repeats_secret(self, text: str) -> bool:
         forms = {text, unquote_plus(text), unquote(text), unescape(text)}
@@ -238,13 +238,14 @@ class TokenEndpoint:
         return self.client_secret.reveal(), quote_plus(self.client_secret.reveal()), self._basic
 
 
-def _load(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> Flow:
-    """Read at most as much of an answer as a token can need, and a refusal for a second at most."""
+def _read_limited(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> Flow:
+    """Read no more of an answer than a token can need, and a refusal for at most a second."""
     response = yield from layer.forward(request, attempt)
-    yield Load(response, _MOST, brief=response.status_code in RETRY_ON_STATUS_CODES)
+    yield Load(response, _MAX_SIZE, brief=response.status_code in RETRY_ON_STATUS_CODES)
     if not is_there(response) and response.headers.pop("content-encoding", ""):
-        # It was not asked for, and a short body may unpack to gigabytes.
+        # We did not ask for compression, and a short body may unpack to gigabytes.
         with suppress(zlib.error):
-            text = zlib.decompressobj(_ZLIB_OR_GZIP).decompress(b"".join(cast(Any, response.stream)), _MOST)
+            body = b"".join(cast(Any, response.stream))
+            text = zlib.decompressobj(_ZLIB_OR_GZIP).decompress(body, _MAX_SIZE)
             response.stream = httpx.ByteStream(text)
     return response

@@ -1,4 +1,4 @@
-"""The command line: `app` lists the subcommands, each of which has a module here."""
+"""The command line: `app` registers the subcommands, each of which has a module here."""
 
 from typing import Annotated
 
@@ -31,7 +31,7 @@ def _options(
     """A resilient pipeline under any httpx client."""
 
 
-# The first sentences of their docstrings would be cut off in the list of commands.
+# The first sentences of their docstrings are too long for the list of commands.
 app.command(short_help="Show the settings in force, and where each comes from.")(explain.explain)
 app.command(short_help="Compare the limiters on an embedded server.")(demo.demo)
 app.command(short_help="Show or reset a shared quota.")(quota.quota)

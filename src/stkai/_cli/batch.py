@@ -31,12 +31,12 @@ REFUSED: Final = 2
 
 _RUN: Final = "run"
 _SYNC_EVERY: Final = 1.0
-_AT_ONCE: Final = 0.02  # Seconds in which a second signal is still the first one.
+_SAME_SIGNAL: Final = 0.02  # Seconds within which a second signal counts as a repetition of the first.
 _MAX_LISTED: Final = 5
 
 
 class _DefaultCommand(TyperGroup):
-    """A group that passes anything but a command name to `run`, so that `stkai batch INPUT` works."""
+    """A group that passes everything but the name of a command to `run`, so that `stkai batch INPUT` works."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0] not in self.commands:
@@ -45,7 +45,7 @@ class _DefaultCommand(TyperGroup):
 
 
 class _Run(TyperCommand):
-    """Shows its usage as `stkai batch`, as it is typed."""
+    """Shows its usage as `stkai batch`, the way it is typed."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         return super().make_context(parent.info_name, args, parent.parent, **extra)
@@ -70,7 +70,7 @@ def run(**given: Any) -> None:
     raise typer.Exit(run_batch(given))
 
 
-# Typer reads the parameters of the command from it.
+# Typer reads the command's parameters from the signature.
 run.__signature__ = inspect.signature(Options)  # type: ignore[attr-defined]
 
 
@@ -97,7 +97,7 @@ def merge_outputs(
 
 def say(message: str) -> None:
     """Write a message to stderr, if it is still open, with control characters escaped."""
-    with suppress(OSError, ValueError, AttributeError):  # A stderr that is closed is None.
+    with suppress(OSError, ValueError, AttributeError):  # It is None if it was closed at the start.
         sys.stderr.write("".join(f"{escaped(line)}\n" for line in message.split("\n")))
         sys.stderr.flush()
 
@@ -116,7 +116,7 @@ class _Warnings(logging.Handler):
 
 
 def run_batch(given: Mapping[str, Any]) -> int:
-    """Run the command with these values of its options; returns its exit code."""
+    """Run the command with these option values; returns its exit code."""
     warnings = _Warnings(logging.WARNING)
     logger.addHandler(warnings)
     _interrupt_at_signals()
@@ -143,7 +143,7 @@ def run_batch(given: Mapping[str, Any]) -> int:
 
 
 def _refused(error: StkaiError | OSError) -> int:
-    """Report what prevents the command; returns the exit code."""
+    """Report why the command cannot run; returns the exit code."""
     if isinstance(error, OSError) and error.filename is not None:
         error = ConfigurationError(f"{error.filename} cannot be used: {error.strerror}")
     complain(str(error))
@@ -152,20 +152,20 @@ def _refused(error: StkaiError | OSError) -> int:
 
 def _signals() -> list[signal.Signals]:
     """The signals that end a run; those that are ignored, as under `nohup`, stay ignored."""
-    if sys.platform == "win32":  # Its event loops handle none, and Ctrl-C ends them.
+    if sys.platform == "win32":  # Event loops handle no signals there, and Ctrl-C ends them.
         return []
     wanted = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
     return [each for each in wanted if signal.getsignal(each) is not signal.SIG_IGN]
 
 
 def _interrupt_at_signals() -> None:
-    """Before and after a run, all signals raise KeyboardInterrupt."""
+    """Make all of these signals raise KeyboardInterrupt, as they do before and after a run."""
     for each in _signals():
         signal.signal(each, signal.default_int_handler)
 
 
 class _JobRun:
-    """One run of a job: shows its progress, keeps its files up to date, and says how it ended."""
+    """One run of a job: shows its progress, keeps its files up to date, and reports how it ended."""
 
     def __init__(self, job: BatchJob, client: BatchClient, shown: Display) -> None:
         self._job, self._client, self._display = job, client, shown
@@ -174,7 +174,7 @@ class _JobRun:
 
     def run(self) -> int:
         anyio.run(self._work)
-        _interrupt_at_signals()  # The event loop has left them to the system.
+        _interrupt_at_signals()  # The event loop has restored the system's handlers.
         self._display.show(self._clock.monotonic(), self._progress())
         self._display.close()
         self._copy_rest()
@@ -190,24 +190,24 @@ class _JobRun:
                 group.cancel_scope.cancel()
 
     async def _end_at_signals(self, signals: AsyncIterator[signal.Signals]) -> None:
-        """At the first signal, end the run; at the second one, the process.
+        """Stop the run at the first signal, and the process at the second.
 
-        `timeout` signals a process and its group at once; a terminal that is closed hangs up, and so does its shell.
+        `timeout` signals a process and its group at once; when a terminal is closed, both it and its shell send SIGHUP.
         """
         why = f"interrupted by {(await anext(signals)).name}"
         first, stdin = self._clock.monotonic(), self._job.stdin
-        # Ctrl-C in a pipeline ends the writer of stdin as well, which looks like the end of its lines.
+        # Ctrl-C in a pipeline also ends the writer of stdin, which then looks complete.
         self._is_cut_off = stdin is not None and not stdin.is_complete
         self._runner.stop(INTERRUPTED, why)
         if any(not each.may_drop for each in self._runner.in_flight.values()):
             self._display.say(f"{why}: waiting for the requests in flight; interrupt again to abort them")
         async for again in signals:
-            if again is not signal.SIGHUP and self._clock.monotonic() - first > _AT_ONCE:
+            if again is not signal.SIGHUP and self._clock.monotonic() - first > _SAME_SIGNAL:
                 self._display.close()
                 os._exit(INTERRUPTED)
 
     async def _update(self) -> None:
-        """Show the progress; every second, record the input and the tokens, and sync the files if asked to."""
+        """Show the progress; every second, record the input and the tokens, and sync the files if requested."""
         noted = self._clock.monotonic()
         while True:
             await self._clock.asleep(self._display.pause)
@@ -253,7 +253,7 @@ class _JobRun:
                 job.sync()
             progress = self._progress()
             missing = (progress.total or 0) - progress.finished
-            if missing > 0:  # It ends a run that nothing else has ended.
+            if missing > 0:  # Has no effect if the run has already been stopped for another reason.
                 what = f"{count(missing, 'line')} of {self._options.source} could not be read"
                 runner.stop(HALTED, f"{what}: it has changed during the run; restore it")
             if self._options.order == "input" and runner.stop_reason is None:
@@ -262,7 +262,7 @@ class _JobRun:
             runner.stop(HALTED, str(error))
 
     def _conclude(self) -> int:
-        """Say what happened and what to do next; returns the exit code."""
+        """Report what happened and what to do next; returns the exit code."""
         job, runner = self._job, self._runner
         reason, codes = runner.stop_reason, job.outputs.codes
         code = SOME_FAILED if codes else 0

@@ -40,7 +40,7 @@ _ASCII: Final = " .:-=+*#@"
 
 @dataclass(frozen=True, slots=True)
 class StrategyRun:
-    """How one strategy did: how many requests and calls, and when, in seconds from the first request."""
+    """The result of one strategy: numbers of requests and calls, and times in seconds from the first request."""
 
     name: str
     sent: int  # Requests that reached the server; each attempt counts.
@@ -48,12 +48,12 @@ class StrategyRun:
     refused: list[float]
     seconds: list[float]  # The durations of the calls that succeeded, waiting included, in ascending order.
     failed: int = 0
-    lost: int = 0  # Calls of which nothing is known.
-    found: float | None = None  # Requests per second that all processes have found; None without a search.
-    senders: Sequence[str | None] = ()  # What `accepted` were signed with; it differs between the processes.
+    lost: int = 0  # Calls with an unknown outcome.
+    found: float | None = None  # Requests/s that all processes found together; None without a search.
+    senders: Sequence[str | None] = ()  # The `Authorization` of `accepted`, which differs between processes.
 
     def quantile(self, percent: int) -> float:
-        """The duration that this percentage of the calls that succeeded did not exceed, in seconds."""
+        """This percentile of the durations of successful calls, in seconds."""
         if len(self.seconds) < 2:
             return self.seconds[0] if self.seconds else 0.0
         return statistics.quantiles(self.seconds, n=100, method="inclusive")[percent - 1]
@@ -61,7 +61,7 @@ class StrategyRun:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What each process sends, with how many threads, and the quota of the server per window of seconds."""
+    """What each process sends, with how many threads, and the server's quota per `window` seconds."""
 
     requests: int
     processes: int
@@ -70,7 +70,7 @@ class Batch:
     window: float
 
     def run(self, strategy: str) -> StrategyRun:
-        """Send the batch through one strategy to a server of its own."""
+        """Send the batch with one strategy to a new server."""
         with (
             QuotaServer(self.quota, self.window, latency=(0.01, 0.03)) as server,
             tempfile.TemporaryDirectory(prefix="stkai-demo-") as directory,
@@ -79,7 +79,7 @@ class Batch:
             ) as pool,
         ):
             url, credentials = server.create_url(), (server.client_id, server.client_secret, server.token_url)
-            # Ctrl-C reaches every process: the new ones inherit that they ignore it, and this one ends them.
+            # Ctrl-C reaches every process. The new ones inherit that it is ignored, and this one kills them.
             before = signal.signal(signal.SIGINT, signal.SIG_IGN)
             workers = [
                 pool.submit(_work, self, strategy, url, credentials, directory) for _ in range(self.processes)
@@ -132,19 +132,19 @@ _LIMITERS: Final[dict[str, tuple[str, Callable[[Batch, str], TokenBucket | AimdL
         ),
     ),
 }
-"""For each strategy, what each process knows of the quota and of the others, and its limiter."""
+"""For each strategy, what each process knows about the quota and the other processes, and its limiter."""
 
 STRATEGIES: Final = tuple(_LIMITERS)
 
 
 _Report = tuple[list[float], float | None]
-"""How long a process's successful calls took, in seconds, and the rate that it has found, if it had to."""
+"""The durations of a process's successful calls, in seconds, and the rate that it found, if it searched."""
 
 
 def _work(
     batch: Batch, strategy: str, url: str, credentials: tuple[str, str, str], directory: str
 ) -> _Report:
-    """One process: a client of its own, shared by its threads; the directory is that of the share."""
+    """One process: a client that its threads share; `directory` is that of the shared quota."""
     clock, auth = SystemClock(), ClientCredentialsAuthProvider(*credentials)
     limiter = _LIMITERS[strategy][1](batch, directory)
     with build_client(auth=auth, rate_limit=limiter) as client, ThreadPoolExecutor(batch.threads) as pool:
@@ -199,7 +199,7 @@ def demo(
 
 
 def _table(runs: Sequence[StrategyRun], batch: Batch, console: Console) -> Table:
-    """A row of two lines for each strategy so far: its name and what it knows, its figures, its plot."""
+    """A row of two lines for each strategy so far: its name and what it knows, its figures and its plot."""
     table = Table(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), leading=1
     )
@@ -210,7 +210,7 @@ def _table(runs: Sequence[StrategyRun], batch: Batch, console: Console) -> Table
     for name, width in zip(_FIGURES, widths, strict=True):
         table.add_column(name, justify="right", no_wrap=True, min_width=width)
     heading = Text.assemble(("429", "red"), " / ", ("accepted", "green"))
-    table.add_column(heading, no_wrap=True, max_width=cells)  # Gives way to the numbers.
+    table.add_column(heading, no_wrap=True, max_width=cells)  # Narrower if the numbers need the space.
     plots = _plots(runs, batch, cells, _ASCII if console.options.ascii_only else _EIGHTHS)
     for run, numbers, plot in zip(runs, figures, plots, strict=True):
         known = _LIMITERS[run.name][0]
@@ -227,9 +227,9 @@ def _figures(run: StrategyRun) -> tuple[str, ...]:
 
 
 def _plots(runs: Sequence[StrategyRun], batch: Batch, cells: int, levels: str) -> list[Text]:
-    """One plot per run, all to the same scale: refused requests above accepted ones."""
+    """One plot per run, all with the same scale: refused requests above accepted ones."""
     end = max((instant for run in runs for instant in (*run.accepted, *run.refused)), default=0.0)
-    # A bucket is never shorter than a window: within one, accepted requests may come in any pattern.
+    # A bucket is at least as long as a window, within which accepted requests may come in any pattern.
     buckets = max(1, min(cells, math.ceil(end / batch.window + 1e-9)))
     width = max(batch.window, end / buckets)
 
@@ -240,7 +240,7 @@ def _plots(runs: Sequence[StrategyRun], batch: Batch, cells: int, levels: str) -
 
 
 def counts(instants: Sequence[float], width: float, buckets: int) -> list[int]:
-    """How many of the instants fall into each bucket of `width` seconds; what is later counts in the last one."""
+    """How many instants fall into each bucket of `width` seconds; later ones count in the last bucket."""
     found = [0] * buckets
     for instant in instants:
         found[min(buckets - 1, max(0, int(instant / width)))] += 1
@@ -248,6 +248,6 @@ def counts(instants: Sequence[float], width: float, buckets: int) -> list[int]:
 
 
 def columns(counts: Sequence[int], top: float, cells: int, levels: str = _EIGHTHS) -> str:
-    """A column for each count, in one line; `top` fills it, higher ones are cut off, and a single request shows."""
+    """A column for each count, in one line; `top` or more fills it, and a single request is visible."""
     heights = [min(8, math.ceil(8 * count / top - 1e-9)) for count in counts]
     return "".join(levels[heights[cell * len(heights) // cells]] for cell in range(cells))

@@ -25,7 +25,7 @@ def explain() -> None:
         table = _settings(console.width if console.is_terminal else math.inf)
         choice = AuthChoice.automatic(settings, own_wire=False)
         stack = StackBuilder.standard(settings, auth=None if choice.kind == "none" else "auto")
-        stack.build().close()  # Packages or certificates may be missing.
+        stack.build().close()  # Fails if packages or certificates are missing.
     except ConfigurationError as error:
         message = Text.assemble(("The configuration cannot work: ", "bold red"), str(error))
         Console(stderr=True).print(message, soft_wrap=True)
@@ -38,10 +38,8 @@ def explain() -> None:
         policy = layer.policy
         for limiter in policy.parts if isinstance(policy, AllOf) else [policy]:
             if isinstance(limiter, QuotaLimiter) and limiter.share is not None:
-                # One line each, without wrapping, even in a narrow terminal.
-                console.print(
-                    Text.assemble(("Shared quota: ", "bold"), _describe_share(limiter)), soft_wrap=True
-                )
+                # Do not wrap lines, even in a narrow terminal.
+                console.print(Text.assemble(("Shared quota: ", "bold"), _described(limiter)), soft_wrap=True)
     wire = "StackSpot CLI" if stack.by_cli else "httpx"
     if not stack.by_cli and settings.http.trust_env and settings.http.proxy is None:
         wire += ", with the proxies of the environment"
@@ -69,13 +67,13 @@ def _settings(width: float) -> Text:
     table = Text.assemble((f"{'variable':<{first}}  {'value':<{second}}  from", "italic"))
     for name, value, source in rows:
         style = {"default": ""}.get(source, "yellow" if "not a setting of stkai" in source else "bold")
-        # Text, because rich parses brackets in a plain string as markup.
+        # As Text, because rich parses brackets in a plain string as markup.
         table.append(f"\n{name:<{first}}  {value:<{second}}  {source}", style)
     return table
 
 
 def _remembered(name: str, share: str | None) -> str:
-    """The rate saved by an earlier program."""
+    """What an earlier program has saved."""
     if share is not None:
         return "the store of the shared quota keeps its rate for a day; see stkai quota."
     saved = SavedRate(name)
@@ -91,7 +89,7 @@ def _remembered(name: str, share: str | None) -> str:
     )
 
 
-def _describe_share(limiter: QuotaLimiter) -> str:
+def _described(limiter: QuotaLimiter) -> str:
     """The name of the shared quota, its store, and its number of members."""
     store, share = limiter.store, str(limiter.share)
     heading = f"{share}, in {describe_store(store)}"

@@ -17,8 +17,8 @@ from .._errors import ConfigurationError, digits
 from ..stores import URLS, ManagedStore, Snapshot, describe_store, store_from
 from ..stores._protocol import UNLIMITED, check_share
 
-_REFRESH: Final = 0.5  # Seconds between updates.
-_AT_ONCE: Final = 0.001  # Seconds; a shorter wait is not noticeable.
+_REFRESH_INTERVAL: Final = 0.5  # Seconds between updates.
+_UNNOTICEABLE: Final = 0.001  # Seconds; a shorter wait counts as none.
 
 
 def quota(
@@ -75,8 +75,8 @@ def as_table(share: str, seen: Snapshot | None) -> Table | Text:
         return Text(_unused(share))
     quota = seen.quota
     refused = "none" if seen.refused is None else f"{seen.refused:.0f} s ago"
-    wait = f"wait for {digits(seen.queue)} s" if seen.queue >= _AT_ONCE else "not have to wait"
-    # Processes take turns, so a request waits longer behind others of its own.
+    wait = f"wait for {digits(seen.queue)} s" if seen.queue >= _UNNOTICEABLE else "not have to wait"
+    # Processes take turns, so a request waits longer behind others of its own process.
     where = " in an idle process" if seen.waiting else ""
     terms = [f"quota {digits(quota.rate, 4)}", f"burst {digits(quota.burst, 4)}"]
     if quota.window:
@@ -116,4 +116,4 @@ def _show_live(console: Console, share: str, store: ManagedStore) -> None:
             except Exception as error:  # noqa: BLE001 - any error of a store
                 shown = Text(f"{describe_store(store)} cannot be reached: {error}")
             live.update(shown, refresh=True)
-            clock.sleep(_REFRESH)
+            clock.sleep(_REFRESH_INTERVAL)

@@ -91,12 +91,12 @@ class GlobalSettings:
             }
             path = self._env_file if env_file is None else full_path(env_file)
             loaded = sources.load(configured, path)
-            # Not kept: changes to the environment until the first use count as well.
+            # Do not keep what was loaded: the environment may change until the first use.
             self._configured, self._env_file, self._loaded = configured, path, None
         return loaded.settings
 
     def reset(self) -> "Settings":
-        """Forget what `configure()` set and what was read, and return the settings from the environment.
+        """Discard what `configure()` set and what was read, and return the settings from the environment.
 
         The next use reads the environment again. If it holds an unusable value, that use raises the error, and this
         method returns the defaults.

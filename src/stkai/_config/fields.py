@@ -1,6 +1,6 @@
-"""What sections of settings are made of: types of fields, and the base class of sections.
+"""The types of the settings' fields, and the base class of sections.
 
-A type's description is a phrase for what it allows, which completes "it must be ...": the errors quote it.
+The description of a type completes the phrase "it must be ...", and is quoted in errors.
 """
 
 import json
@@ -38,7 +38,7 @@ def none_from_word(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    """One item, several separated by commas, or a JSON list: a variable can only hold text."""
+    """Parse one item, several separated by commas, or a JSON list: environment variables can only hold text."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -50,7 +50,7 @@ def _existing(value: bool | str) -> bool | str:
     """A flag, or the path of something that exists, with `~` expanded."""
     if isinstance(value, bool):
         return value
-    # Path raises errors of its own for a name that is too long, and for an unknown user.
+    # `Path` would raise other errors for a name that is too long, and for an unknown user.
     path = os.path.expanduser(value)  # noqa: PTH111
     if not os.path.exists(path):  # noqa: PTH110
         raise ValueError
@@ -58,7 +58,7 @@ def _existing(value: bool | str) -> bool | str:
 
 
 def _only_if(accepts: Callable[[Any], object]) -> AfterValidator:
-    """A field's values are those for which the function returns something true; it may raise a ValueError instead."""
+    """Accept the values for which the function returns something true; it may also raise a ValueError."""
 
     def accepted(value: Any) -> Any:
         if not accepts(value):
@@ -82,7 +82,7 @@ class _Or(NamedTuple):
 
 
 if TYPE_CHECKING:
-    _Hidden = Any  # Type checkers accept the text, which becomes a SecretStr.
+    _Hidden = Any  # So that type checkers accept text, which becomes a SecretStr.
 else:
     _Hidden = SecretStr
 
@@ -90,9 +90,9 @@ T = TypeVar("T")
 OrNone = Annotated[T | None, BeforeValidator(none_from_word), _Or("none")]
 OrUnlimited = Annotated[T | None, BeforeValidator(none_from_word), _Or("unlimited")]
 
-# A bool is an int to Python, and so to pydantic; "max_requests": True is a slip, not a 1.
+# To Python, and so to pydantic, a bool is an int; "max_requests": True is a mistake, not a 1.
 _Number = BeforeValidator(lambda value: str(value) if isinstance(value, bool) else value)
-# White space around them is never intended, also where a program reads them from a file.
+# White space around a value is never intended; it may be the line break at the end of a file.
 _Stripped = BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value)
 _Path = BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value)
 _Listed = BeforeValidator(_listed)
@@ -163,7 +163,7 @@ Verification = Annotated[
 
 
 def _phrase(field: FieldInfo) -> str:
-    """What a field allows, as a phrase that completes "it must be ..."."""
+    """The phrase that completes "it must be ..." for a field."""
     of_type = (
         each.description
         for kind in get_args(field.annotation)
@@ -180,7 +180,7 @@ def problems(
     error: ValidationError,
     name: Callable[[str], str],
 ) -> list[str]:
-    """What is wrong with these values of a model: a line per field, which `name` names."""
+    """What is wrong with these values of a model: one line per field, which `name` turns into its full name."""
     lines: dict[str, str] = {}
     for detail in error.errors():
         if not detail["loc"]:  # about several fields at once: the validator's message is complete
@@ -201,7 +201,7 @@ def problems(
 
 
 class Section(BaseModel):
-    """Base class of the sections: frozen; a bad value is a ConfigurationError that lists everything that is wrong."""
+    """Base class of the sections: frozen; bad values raise a ConfigurationError that lists everything that is wrong."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
@@ -226,7 +226,7 @@ class Section(BaseModel):
         return super().__reduce_ex__(protocol)
 
     def holds_secret(self) -> bool:
-        """Whether a token, a secret or a password is among the values; then it refuses to be pickled."""
+        """Whether a value is or contains a token, a secret or a password; such a section refuses to be pickled."""
         return any(
             value.holds_secret()
             if isinstance(value, Section)

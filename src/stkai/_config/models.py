@@ -1,6 +1,6 @@
-"""The settings as pydantic models: their fields, defaults and allowed values. They do not read the environment.
+"""The settings as pydantic models: fields, defaults and allowed values. They do not read the environment.
 
-This module imports pydantic, so it is imported on first use.
+This module imports pydantic, so it is only imported on first use.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -96,7 +96,7 @@ class RateLimitConfig(fields.Section):
             if getattr(self, name) is not None:
                 check_number(f"{name} ({variable('rate_limit', name)})", getattr(self, name), USUAL)
         if self.max_cost is not None:
-            vars(self)["cost"] = "llm-tokens"  # The only way of counting that settings can name.
+            vars(self)["cost"] = "llm-tokens"  # The only one that settings can name.
         elif self.cost is not None:
             raise ValueError(
                 "cost needs max_cost, the units that may be spent in a time window (STKAI_RATE_LIMIT_MAX_COST beside"
@@ -115,7 +115,7 @@ class RateLimitConfig(fields.Section):
     def quota(self) -> tuple[int | None, float | None]:
         """Requests and seconds of the quota; (None, None) if the adaptive limiter has to find it.
 
-        It need not if `max_requests`, or another field that needs a quota, was given: a default is no real quota.
+        It need not if `max_requests`, or another field that needs a quota, was given: a default is not a real quota.
         """
         is_given = self.max_requests is not None and "max_requests" in self.model_fields_set
         parts = (self.min_rate_floor, self.penalty_factor, self.recovery_factor)
@@ -125,7 +125,7 @@ class RateLimitConfig(fields.Section):
         return self.max_requests or DEFAULT_QUOTA[0], self.time_window or DEFAULT_QUOTA[1]
 
     def without_effect(self) -> str | None:
-        """The warning about settings of a limiter that is off; None if there are none, or if it is off on purpose."""
+        """The warning about settings of a limiter that is off; None without settings, or if it is off on purpose."""
         given = self.model_fields_set
         if self.enabled or "enabled" in given or not given:
             return None

@@ -1,4 +1,4 @@
-"""What settings are called, their defaults, and how they are put into words: values as text, with secrets masked."""
+"""The names and defaults of settings, and how their values are shown: as text, with secrets masked."""
 
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -24,18 +24,18 @@ CLIENT_AUTH: Final = ("body", "basic")
 """Where the client's credentials go in a token request (RFC 6749, section 2.3.1)."""
 
 DEFAULT_QUOTA: Final = (100, 60.0)
-"""Requests and seconds, for a limiter of the settings that needs a quota and is given none."""
+"""Requests and seconds, for a limiter in the settings that needs a quota and is given none."""
 
 REFERENCE_METHODS: Final = ("POST",)
-"""What the clients of the API reference count; they never hold back a GET."""
+"""The methods that the API reference's clients count; they never hold back a GET."""
 
 SECRETS = frozenset({"auth", "client_secret", "token"})
-"""Fields whose values are not shown; `auth` because a token may have been given in place of a section."""
-_LONGEST: Final = 200  # Characters of a rejected value that errors show.
+"""Fields whose values are never shown; `auth`, because a token may have been given in place of a section."""
+_MAX_SHOWN: Final = 200  # Characters of a rejected value that errors show.
 _SCHEME = r"[a-z][a-z0-9+.-]{0,15}"
 _IN_QUERY = r"(?i)([?&][^=&#]*(?:auth|key|pass|pwd|secret|token)[^=&#]*=)[^&#]+"
 _NO_PORT = r"(rediss?://[^/?#:\[]*:)(?!\d*(?:[/?#,]|$))[^/?#,]+"
-"""What stands where the port of a store should be: perhaps a password, if the host was forgotten."""
+"""Text in the place of a store's port: it may be a password, if the host was forgotten."""
 
 
 def variable(section: str, field: str) -> str:
@@ -44,7 +44,7 @@ def variable(section: str, field: str) -> str:
 
 
 def masked(text: str) -> str:
-    """The text without the user name and password that a URL may contain."""
+    """The text, with the user name and password of a URL masked."""
     text = re.sub(_IN_QUERY, rf"\1{MASK}", text)
     credentials, at, rest = text.rpartition("@")
     if not at:
@@ -56,7 +56,7 @@ def masked(text: str) -> str:
 
 
 def as_text(field: str, value: Any) -> str:
-    """A valid value as it would stand in a variable; secrets are masked."""
+    """A valid value as it would be written in a variable; secrets are masked."""
     if value is None:
         return "none"
     if field in SECRETS:
@@ -69,7 +69,7 @@ def as_text(field: str, value: Any) -> str:
 
 
 def as_given(value: Any) -> str:
-    """A rejected value as it was given, or its beginning; only its type if it may contain anything."""
+    """A rejected value as given, shortened if it is long; only its type if it could contain a secret."""
     value = reveal(value)
     if isinstance(value, str):
         text = repr(masked(value))
@@ -78,11 +78,11 @@ def as_given(value: Any) -> str:
     else:
         is_plain = value is None or isinstance(value, (int, float))
         text = repr(value) if is_plain else f"a {type(value).__name__}"
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that was probably meant, ignoring case, or None."""
+    """The known word that was probably meant, ignoring case; None if there is none."""
     words = {each.lower(): each for each in known}
     matches = _difflib.get_close_matches(word.lower(), sorted(words), n=1, cutoff=0.65)
     return words[matches[0]] if matches else None
@@ -96,7 +96,7 @@ def not_a_setting(name: str, word: str, known: Collection[str]) -> str:
 
 
 def configuration_error(lines: Sequence[str], remarks: Sequence[str] = ()) -> ConfigurationError:
-    """One error that lists everything that is wrong, and remarks on it."""
+    """One error that lists everything that is wrong, followed by remarks."""
     if len(lines) == 1 and not remarks:
         return ConfigurationError(lines[0])
     heading = f"{len(lines)} setting{'s' * (len(lines) != 1)} cannot be used:"

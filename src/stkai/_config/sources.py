@@ -26,22 +26,22 @@ _KNOWN: Final = {
     _ENV_FILE,
     *(variable(section, field) for section, model in MODELS.items() for field in model.model_fields),
 }
-"""The environment variables that are read."""
+"""The environment variables that stkai reads."""
 
 Variables = Mapping[str, Secret]
-"""The contents of one source: its variables with the prefix of settings."""
+"""The variables of one source that have the prefix of settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class Explained:
     variable: str  # The environment variable that sets it.
-    value: str  # As text; for a secret, only whether there is one.
+    value: str  # As text; for a secret, only whether it is set.
     source: str  # "configure", "environment", ".env file PATH" or "default".
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The settings in force, a row for each of them, and a warning for each variable that is ignored."""
+    """The settings in force, a row for each of them, and a warning for each ignored variable."""
 
     settings: Settings
     rows: tuple[Explained, ...]
@@ -77,7 +77,7 @@ def load(configured: Mapping[str, Mapping[str, Any]], env_file: Path | None = No
 def _section(
     section: str, sources: Mapping[str, Variables], configured: Mapping[str, Any]
 ) -> tuple[BaseModel, list[Explained]]:
-    """One section from all sources; later ones take precedence. Its error's arguments are the complaints."""
+    """One section from all sources; later ones take precedence. The arguments of the error are the complaints."""
     model = MODELS[section]
     given = {
         field: (source, _as_none(field, variables[variable(section, field)]))
@@ -111,12 +111,12 @@ def _section(
 
 
 def _as_none(field: str, value: Any) -> Any:
-    """The value of a variable; None if it says "none" for a name, which in Python may be a real one."""
+    """The value of a variable; None if it says "none" for a name. (In Python, "none" may be a real name.)"""
     return none_from_word(reveal(value)) if field in ("share", "warm_start") else value
 
 
 def _ignored(source: str, names: Collection[str]) -> list[Explained]:
-    """Variables of a source with the prefix of settings that are not settings. No values: one may be a secret."""
+    """Variables of a source that have the prefix but are not settings; without values, which may be secret."""
     rows = []
     for name in sorted(set(names) - _KNOWN):
         hint = closest(name.removeprefix(PREFIX), (known.removeprefix(PREFIX) for known in _KNOWN))
@@ -126,8 +126,8 @@ def _ignored(source: str, names: Collection[str]) -> list[Explained]:
 
 
 def _read(source: EnvSettingsSource) -> Variables:
-    # White space around a value is the line break at the end of a file, or comes from the shell. An empty variable
-    # counts as unset, as does a line of a file without "=".
+    # White space around a value is a line break at the end of a file, or comes from the shell. An empty variable counts
+    # as unset, as does a line without "=" in a file.
     there = {name.upper(): (value or "").strip() for name, value in source.env_vars.items()}
     return {name: Secret(value) for name, value in there.items() if value and name.startswith(PREFIX)}
 
@@ -139,7 +139,7 @@ def _read_file(path: Path, named_by: str) -> Variables:
             raise ConfigurationError(f"{where}, and there is no such file; correct or unset it")
         variables = _read(DotEnvSettingsSource(BaseSettings, env_file=path, env_file_encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        # Not from the error: it holds the whole file.
+        # Not `from error`, which contains the whole file.
         raise ConfigurationError(f"{where}, which cannot be read: {error}") from None
     if path.suffix.lower() in _OTHER_FORMATS and not variables:
         raise ConfigurationError(

@@ -46,7 +46,7 @@ class OpenTelemetryListener:
         self._spans: Callable[[Event], None] = Spans(tracer_provider)
 
     def __call__(self, event: Event) -> None:
-        # In this order a measurement is made inside its span, so the span can be its exemplar.
+        # In this order, a measurement is made inside its span, which can then be its exemplar.
         self._record(event)
         self._spans(event)
 

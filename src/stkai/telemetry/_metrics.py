@@ -1,6 +1,6 @@
-"""The metrics of a stack: one table of instruments, and what each event records. OpenTelemetry and Prometheus read it.
+"""The metrics of a stack: a table of instruments, and what each event records, for both OpenTelemetry and Prometheus.
 
-Labels have so few distinct values that each can have its own time series. Names and units follow
+Labels have few distinct values, since each combination is a time series. Names and units follow
 https://opentelemetry.io/docs/specs/semconv/http/http-metrics/.
 """
 
@@ -14,33 +14,33 @@ from .. import events
 from ..events import Event
 
 OTHER: Final = "_OTHER"
-"""What the semantic conventions use in place of an unknown value."""
+"""The semantic conventions' replacement for an unknown value."""
 
 DURATIONS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60, 120)
-"""Seconds: bounds of buckets. Those of the semantic conventions end at 10 s, where the answers of models begin."""
+"""Bucket bounds in seconds. Those of the semantic conventions end at 10 s, but models often take longer to answer."""
 
 _METHODS: Final = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
 )
-_MOST: Final = 200
-"""Distinct values of a label; a program that talks to more hosts puts the rest into one series."""
+_MAX_VALUES: Final = 200
+"""Distinct values of a label, such as hosts; all further ones share one series."""
 
 _CAUSE: Final = re.compile(r"\d{3}|[A-Za-z_]\w*(?=:|$)")
 
 Labels = dict[str, str | int]
-"""Attributes of a measurement; those that do not apply are missing."""
+"""Attributes of a measurement, without those that do not apply."""
 
-_Value = Callable[[Any], float | None]  # What an event contributes to an instrument; None for nothing.
+_Value = Callable[[Any], float | None]  # What an instrument records for an event; None for nothing.
 
 
 @dataclass(frozen=True, eq=False)
 class Metric:
     name: str  # As OpenTelemetry writes it.
     kind: Literal["counter", "active", "gauge", "histogram"]  # An "active" count goes up and down.
-    unit: str  # Seconds ("s"), or what is counted.
+    unit: str  # Seconds ("s"), or what it counts.
     text: str
     labels: tuple[str, ...]  # The attributes that its measurements may have.
-    values: Mapping[type[Event], _Value]  # What it measures of each event.
+    values: Mapping[type[Event], _Value]  # What it records for each kind of event.
 
 
 _SERVER: Final = ("server.address",)
@@ -120,21 +120,21 @@ METRICS: Final = (
 
 
 def bounded(word: str | int, known: set[str | int]) -> str | int:
-    """The value, if it is known or there are few so far, which makes it known; otherwise what stands for all others."""
-    if word not in known and len(known) >= _MOST:
+    """The value, if it is known or can be added to the known ones, as long as these are few; otherwise `OTHER`."""
+    if word not in known and len(known) >= _MAX_VALUES:
         return OTHER
     known.add(word)
     return word
 
 
 def method_of(method: str) -> str:
-    """The HTTP method, if it is a usual one."""
+    """The HTTP method, if it is a standard one; otherwise `OTHER`."""
     return method if method in _METHODS else OTHER
 
 
 def error_type(status: int | None, error: str | None) -> str | None:
-    """What went wrong: the name of an error's class, or a status of 400 or above."""
-    if error is not None:  # trio groups the cancellations of a task that connects.
+    """The name of an error's class, or a status of 400 or above; None if nothing went wrong."""
+    if error is not None:  # trio groups the cancellations of a task that is connecting.
         return "Cancelled" if error == "BaseExceptionGroup" else error
     return str(status) if status is not None and status >= 400 else None
 
@@ -162,22 +162,22 @@ _LABELS: Final[dict[str, Callable[[Any], str | int | None]]] = {
     "stkai.limit": attrgetter("limit"),
     "stkai.share": attrgetter("share"),
 }
-_WORDS: Final = ("server.address", "server.port", "stkai.cause", "stkai.layer", "stkai.limit", "stkai.share")
-"""Labels that could have any number of values."""
+_CAPPED: Final = ("server.address", "server.port", "stkai.cause", "stkai.layer", "stkai.limit", "stkai.share")
+"""Labels of which only some values are kept: there could be any number of them."""
 
 
 def labels_of(event: Event, *names: str) -> Labels:
-    """Those of the labels that apply to an event."""
+    """Those of the named labels that apply to an event, with their values."""
     labels = {name: _LABELS[name](event) for name in names}
     return {name: label for name, label in labels.items() if label}
 
 
 class Recorder:
-    """Records what events measure, with few values per label. `made` makes an instrument: a function that records."""
+    """Records what events measure, with few values per label. `made` returns a function that records a metric."""
 
     def __init__(self, made: Callable[[Metric], Callable[[float, Labels], object]]) -> None:
         self._record = {metric: made(metric) for metric in METRICS}
-        self._known: dict[str, set[str | int]] = {name: set() for name in _WORDS}
+        self._known: dict[str, set[str | int]] = {name: set() for name in _CAPPED}
 
     def __call__(self, event: Event) -> None:
         for metric, measure in _BY_EVENT.get(type(event), ()):

@@ -21,10 +21,10 @@ _INSTRUMENTS: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
     "gauge": ("create_gauge", "set", {}),
     "histogram": ("create_histogram", "record", {"explicit_bucket_boundaries_advisory": DURATIONS}),
 }
-"""For each kind of metric, the methods that make an instrument and record a value, and further arguments."""
+"""For each kind of metric: the methods that create an instrument and record a value, and further arguments."""
 
 _NO_HTTP_SPANS = getattr(context, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "suppress_http_instrumentation")
-"""What opentelemetry-instrumentation-httpx checks before it makes its own span."""
+"""The context key that opentelemetry-instrumentation-httpx checks before it starts a span of its own."""
 
 _NOTES: Final[dict[type[Event], tuple[str, tuple[str, ...]]]] = {
     events.RetryScheduled: ("retry scheduled", ("delay", "cause")),
@@ -33,11 +33,11 @@ _NOTES: Final[dict[type[Event], tuple[str, tuple[str, ...]]]] = {
     events.RateChanged: ("rate changed", ("old", "new", "reason")),
     events.TokenRenewed: ("token renewed", ("seconds", "reason")),
 }
-"""The events that are noted in the span of their call, and which of their fields."""
+"""The events that are added to the span of their call, and their fields that are recorded."""
 
 
 def recorder_of(provider: MeterProvider | None) -> Recorder:
-    """What records events with the meters of that provider, by default the global one."""
+    """A recorder with instruments of that provider, by default the global one."""
     meter = metrics.get_meter("stkai", meter_provider=provider)
 
     def made(metric: Metric) -> Callable[[float, Labels], object]:
@@ -50,7 +50,7 @@ def recorder_of(provider: MeterProvider | None) -> Recorder:
 
 
 class _Running:
-    """A span that has started, and the context in which it is current."""
+    """A started span, and the context in which it is current."""
 
     __slots__ = ("_context", "_token", "sent", "span")
 
@@ -65,7 +65,7 @@ class _Running:
         self.span.set_attributes(labels)
         if "error.type" in labels:
             self.span.set_status(Status(StatusCode.ERROR))
-        # In a task other than the one it started in, the context is not ours to reset.
+        # In another task than the one in which it started, the context must not be reset.
         if context.get_current() is self._context:
             context.detach(self._token)
         self.span.end()
@@ -104,7 +104,7 @@ class Spans:
         call = self._calls.get(event.call.id)
         outside = context.get_current() if call is None else trace.set_span_in_context(call.span)
         attributes = _attributes(event)
-        # A request sent again after a 401 is the second one of the same attempt.
+        # A request that is sent again after a 401 belongs to the same attempt.
         again = event.resend_count if call is None else max(event.resend_count, call.sent)
         if again:
             attributes["http.request.resend_count"] = again
@@ -124,7 +124,7 @@ class Spans:
             running.end(event)
 
     def _note(self, event: Event) -> None:
-        """Note in the span of its call what some other event says."""
+        """Add any other event to the span of its call."""
         name, fields = _NOTES.get(type(event), ("", ()))
         running = self._calls.get(event.call.id)
         if name and running is not None:
@@ -136,5 +136,5 @@ def _attributes(event: Event) -> Labels:
 
 
 def _span_name(method: str) -> str:
-    """The span's name; the conventions say HTTP if the method is not a usual one."""
+    """The name of a span; the conventions use HTTP if the method is not a standard one."""
     return "HTTP" if method == OTHER else method

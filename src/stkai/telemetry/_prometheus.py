@@ -18,7 +18,7 @@ _lock = threading.Lock()
 
 
 def recorder_of(given: CollectorRegistry | None) -> Recorder:
-    """What records events in that registry, by default the global one; its metrics are registered on first use."""
+    """The recorder for a registry, by default the global one; its metrics are registered on first use."""
     registry = given or REGISTRY
     with _lock:
         if registry not in _by_registry:
@@ -44,7 +44,7 @@ def _made(registry: CollectorRegistry, metric: Metric) -> Any:
         case "histogram":
             return Histogram(name, metric.text, labels, registry=registry, buckets=DURATIONS)
         case "gauge" | "active":
-            # With several workers, each has calls and a limiter of its own; a group has one rate, which all report.
+            # Each of several workers has its own calls and limiter; a group has one rate, which all members report.
             mode: Any = "livemostrecent" if metric is SHARE_RATE else "livesum"
             return Gauge(name, metric.text, labels, registry=registry, multiprocess_mode=mode)
 

@@ -19,3 +19,4 @@ __all__ = [
     "Reset",
     "Slow",
 ]
+__dir__ = __all__.copy

@@ -1,4 +1,4 @@
-"""The server's side of the network, on aiohttp: reads requests, and carries out deliveries and faults."""
+"""The network side of the server, on aiohttp: reads requests, sends answers, and carries out faults."""
 
 import asyncio
 import socket
@@ -17,7 +17,7 @@ from .._clock import Clock, uniform
 from ._replies import Answer, Fault, Hang, Reply, RequestRecord, Reset
 from ._service import API, Service
 
-_SETTLE = 0.01  # seconds before a reset, so that the client has taken in the bytes that came before it
+_RESET_DELAY = 0.01  # seconds before a reset, so that the client has read the bytes that precede it
 _SHUTDOWN = 0.05  # seconds that requests in progress may still take when the server closes
 _ANY_SIZE = 2**40
 _NO_BODY = (204, 304)
@@ -25,16 +25,16 @@ _NO_BODY = (204, 304)
 
 @dataclass
 class App:
-    """Everything that makes up one running server."""
+    """One running server."""
 
     service: Service
-    faults: list[tuple[str, Fault]]  # Those that wait for requests, and where the paths of these begin.
+    faults: list[tuple[str, Fault]]  # Queued faults, each with the start of the paths that it applies to.
     log: deque[RequestRecord]
     clock: Clock
     latency: tuple[float, float]
     numbers: Iterator[int]
     connections: WeakKeyDictionary[object, int] = field(default_factory=WeakKeyDictionary)
-    """The numbers of connections."""
+    """The number of each connection."""
 
     async def serve(self, started: "Future[tuple[int, Callable[[], object]]]") -> None:
         """Serve on loopback; `started` gets the port, and a function that stops the server from any thread."""
@@ -65,12 +65,12 @@ class App:
             await asyncio.sleep(low + (high - low) * uniform())
         if isinstance(fault, Reset) and fault.at == "headers":
             _transport(request).write(reply.head[: fault.after])
-            await asyncio.sleep(_SETTLE)
+            await asyncio.sleep(_RESET_DELAY)
             return _reset(request)
         record.status = reply.status
         try:
             return await _deliver(request, reply)
-        except ConnectionResetError:  # The client left in mid-body, which it may do.
+        except ConnectionResetError:  # The client may disconnect in the middle of a body.
             return web.Response()
 
     async def _record(self, request: web.Request) -> RequestRecord:
@@ -88,7 +88,7 @@ class App:
         )
 
     def _fault_for(self, path: str) -> Fault:
-        """The next fault for such a request. Only this thread takes any; others add some."""
+        """Take the next fault for such a request. Only this thread takes faults; others may add some."""
         for index, (prefix, fault) in enumerate(self.faults):
             if path.startswith(prefix):
                 del self.faults[index]
@@ -96,7 +96,7 @@ class App:
         return Fault()
 
     def _reply(self, record: RequestRecord, fault: Fault) -> Reply:
-        """The answer, dated by this server's clock, whatever time that shows."""
+        """The answer; its `Date` is the time of this server's clock."""
         utcnow = self.clock.utcnow()
         if isinstance(fault, Answer):
             reply = fault.reply()
@@ -124,7 +124,7 @@ async def _deliver(request: web.Request, reply: Reply) -> web.StreamResponse:
     if reply.cut is None:
         await response.write_eof()
     else:
-        await asyncio.sleep(_SETTLE)
+        await asyncio.sleep(_RESET_DELAY)
     if reply.ending == "reset":
         _reset(request)
     elif reply.ending != "keep":
@@ -133,7 +133,7 @@ async def _deliver(request: web.Request, reply: Reply) -> web.StreamResponse:
 
 
 def _reset(request: web.Request) -> web.StreamResponse:
-    """Abort with RST instead of FIN. aiohttp finds the connection closed and drops the returned response."""
+    """Abort with RST instead of FIN. aiohttp drops the returned response, since the connection is closed."""
     transport = _transport(request)
     transport.get_extra_info("socket").setsockopt(
         socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)

@@ -16,16 +16,16 @@ from .._checks import SECONDS, check_number
 from .._errors import ConfigurationError
 
 _EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
-_IDLE_CYCLES = 2  # one cycle polls the sockets; what arrived on them runs in the next
-_BLIND_CYCLES = 20  # on a loop that does not show what it still has to run
-_MAX_CYCLES = 1_000  # a task that spins without ever sleeping must not stop the clock
+_IDLE_CYCLES = 2  # one cycle polls the sockets; the next runs what has arrived on them
+_BLIND_CYCLES = 20  # for a loop that does not show what it still has to run
+_MAX_CYCLES = 1_000  # a task that never sleeps must not stop the clock
 
 
 class FakeClock:
     """A `Clock` for tests. Works in threads, on asyncio and on trio (one event loop at a time).
 
-    With `autojump`, a sleep moves the clock: in a thread at once, in a task when every other task sleeps or waits as
-    well, so that many can sleep side by side and wake in the order of their wake-up times, then of their arrival. The
+    With `autojump`, a sleep moves the clock: in a thread at once, in a task once every other task sleeps or waits as
+    well, so that many can sleep concurrently and wake in the order of their wake-up times, then of their arrival. The
     clock cannot see into sockets: a task that waits for one counts as waiting.
 
     Without `autojump`, sleepers stay asleep until `advance` or `advance_to_next` passes their wake-up time.
@@ -36,7 +36,7 @@ class FakeClock:
         epoch: the first reading of `utcnow`; 2030-01-01T00:00:00Z by default.
 
     Attributes:
-        sleeps: the length of every sleep in seconds, in the order of the calls; yours to count and to clear.
+        sleeps: the length of every sleep in seconds, in the order of the calls; you may clear it.
     """
 
     def __init__(self, start: float = 0.0, *, autojump: bool = True, epoch: datetime = _EPOCH) -> None:
@@ -61,7 +61,7 @@ class FakeClock:
 
     @property
     def sleepers(self) -> int:
-        """How many threads and tasks are asleep until a time in the future."""
+        """The number of threads and tasks that are asleep until a time in the future."""
         with self._changed:
             return self._asleep()
 
@@ -138,7 +138,7 @@ class FakeClock:
 
     @contextmanager
     def _sleeper(self, seconds: float) -> "Iterator[_Sleeper]":
-        """Asleep while in the block; one that leaves it early, by an error or an interrupt, is abandoned."""
+        """A sleeper, asleep inside the block; abandoned if an error or an interrupt ends the block early."""
         with self._changed:
             self.sleeps.append(seconds)
             self._arrivals += 1
@@ -153,7 +153,7 @@ class FakeClock:
             raise
 
     def _leave_if_due(self, sleeper: "_Sleeper") -> bool:
-        """Sleepers leave one at a time, each waking the next: that keeps their order on any event loop."""
+        """Let the first sleeper leave, which wakes the next: that keeps their order on any event loop."""
         with self._changed:
             if sleeper.target > self._now or self._first() is not sleeper:
                 return False
@@ -170,7 +170,7 @@ class FakeClock:
     async def _move_to(self, sleeper: "_Sleeper") -> None:
         """Move the clock to the first sleeper's wake-up time when no task can run.
 
-        If it has moved meanwhile, another sleeper has woken up and may still have to run before that time.
+        If the clock has moved in the meantime, another sleeper has woken and may have to run before that time.
         """
         before = self._now
 
@@ -189,7 +189,7 @@ class FakeClock:
 
 
 class _Sleeper:
-    """A thread or task asleep until `target`. When its alarm rings, which may be in any thread, it reads the clock."""
+    """A thread or task asleep until `target`. Its alarm, which any thread may set off, makes it read the clock."""
 
     def __init__(self, target: float) -> None:
         self.target = target
@@ -197,7 +197,7 @@ class _Sleeper:
         self.set_alarm()
 
     def set_alarm(self) -> None:
-        """Let the alarm ring once more. Call this before reading the clock, never after."""
+        """Set the alarm again. Call this before reading the clock, never after."""
         self.alarm = Latch()
 
 
@@ -208,8 +208,8 @@ async def _all_tasks_wait(still_wanted: Callable[[], bool]) -> None:
     except RuntimeError:
         await anyio.wait_all_tasks_blocked()
         return
-    # The queue of what runs next is not a public attribute, but asyncio offers no other way to see that it is empty;
-    # a fixed number of cycles is either too small (many tasks in line for one lock) or slow.
+    # asyncio offers no public way to see that nothing is ready to run. A fixed number of cycles is either too small, if
+    # many tasks wait for one lock, or slow.
     ready = getattr(loop, "_ready", None)
     needed = _BLIND_CYCLES if ready is None else _IDLE_CYCLES
     idle = 0

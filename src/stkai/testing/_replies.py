@@ -1,7 +1,7 @@
-"""What the server receives, what it answers, and what can go wrong with that: requests, replies and faults.
+"""Requests that the server has received, replies that it sends, and faults that spoil these.
 
 A fault applies to one request. `Answer` and `Reset("start")` replace the service, which does not see the request (no
-quota is used); with the others the service has done its work, and only the answer suffers.
+quota is used); with the others, the service handles the request, and only the answer is affected.
 """
 
 import gzip
@@ -21,14 +21,14 @@ class RequestRecord:
     """One request as the server saw it.
 
     Attributes:
-        time: when its last byte had arrived, in seconds of the server's clock.
+        time: when its last byte arrived, in seconds of the server's clock.
         method: GET, POST and so on.
         path: without the query.
         query: as sent, without the question mark.
-        headers: names in lower case, values as sent; a name may come twice.
+        headers: names in lower case, values as sent; a name may occur more than once.
         body: the bytes.
-        connection: the number of its TCP connection, from 1 up; equal numbers mean keep-alive.
-        status: the status of the answer; None while there is none.
+        connection: the number of its TCP connection, from 1; equal numbers mean keep-alive.
+        status: the status of the answer; None until there is one.
     """
 
     time: float
@@ -52,15 +52,15 @@ class RequestRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """An answer: a status, headers and a body, and how they travel."""
+    """An answer: status, headers and body, and how to send them."""
 
     status: int = 200
     headers: Headers = ()
-    pieces: tuple[bytes, ...] = (b"",)  # The body, as it is written.
+    pieces: tuple[bytes, ...] = (b"",)  # The body, in the pieces that are written.
     pause: float = 0.0  # Seconds between two pieces.
-    streamed: bool = False  # Whether the body goes out chunked; otherwise its length is known.
-    # What follows: "keep" the connection, "close" it, as a `Connection: close` header announces, "drop" it without one,
-    # or "reset" it.
+    streamed: bool = False  # Whether the body is sent chunked; otherwise with its length.
+    # Afterwards, "keep" the connection, "close" it, announced by `Connection: close`, "drop" it without that header, or
+    # "reset" it.
     ending: Literal["keep", "close", "drop", "reset"] = "keep"
     cut: int | None = None  # Break off after this many bytes of the body, always before its last.
 
@@ -106,7 +106,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Answer(Fault):
-    """Send this answer instead. Without a body, a short JSON error."""
+    """Send this answer instead; without a `body`, with a short JSON error."""
 
     status: int
     _: KW_ONLY
@@ -176,7 +176,7 @@ class Slow(Fault):
 
 @dataclass(frozen=True)
 class Hang(Fault):
-    """Do nothing for this many seconds, then answer."""
+    """Wait for this many seconds before answering."""
 
     seconds: float
 

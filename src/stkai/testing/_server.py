@@ -37,8 +37,8 @@ class QuotaServer:
             client.post(server.create_url(), json={"input_data": "hello"})
 
     Any number of clients in any number of processes may use it. It counts POSTs to quick commands, agents and models;
-    polls and refused requests use no quota. OpenAI's SDK finds its chats here, streamed or not, at
-    `/v1/chat/completions`, and so do others with the same API, such as Mistral's; the model repeats the last message.
+    polls and refused requests use no quota. OpenAI's SDK, and others with the same API, such as Mistral's, can chat at
+    `/v1/chat/completions`, streamed or not; the model repeats the last message.
 
     Args:
         max_requests: the quota; None for no limit.
@@ -120,7 +120,7 @@ class QuotaServer:
         return self
 
     def close(self) -> None:
-        """Stop serving, and break off what is in progress; returns when all sockets are closed."""
+        """Stop serving, and abort requests in progress; returns when all sockets are closed."""
         if self._thread is not None and self._stop is not None:
             self._stop()
             self._thread.join()
@@ -178,7 +178,7 @@ class QuotaServer:
         """Let the next requests whose path starts with `path` fail, one each: with a status, or a fault.
 
         None lets one through. A status, an `Answer` and `Reset("start")` replace the service, which does not see the
-        request; with the others, it has done its work (and counted the request), and only the answer suffers.
+        request; with the others, it handles (and counts) the request, and only the answer is affected.
         """
         wanted = [Answer(fault) if isinstance(fault, int) else fault or Fault() for fault in faults]
         self._faults += [(path, fault) for fault in wanted]
@@ -198,7 +198,7 @@ class QuotaServer:
         return list(self._log.copy())  # Copying is one atomic step, iterating is not.
 
     def count(self, *, path: str = "/", method: str | None = None, status: int | None = None) -> int:
-        """How many requests there were whose path starts with `path`, by method and by the status they got."""
+        """The number of requests whose path starts with `path`, optionally with this method and this status."""
         return sum(
             record.path.startswith(path)
             and method in (None, record.method)
@@ -208,16 +208,16 @@ class QuotaServer:
 
     @property
     def token_requests(self) -> int:
-        """How many requests the token endpoint has had."""
+        """The number of requests to the token endpoint."""
         return self.count(path=TOKEN_PATH)
 
     @property
     def connections(self) -> int:
-        """How many TCP connections the requests came on."""
+        """The number of TCP connections on which requests arrived."""
         return len({record.connection for record in self.requests})
 
     def forget_requests(self) -> None:
-        """Empty `requests`; all counts start again at 0."""
+        """Clear `requests`; all counts start again at 0."""
         self._log.clear()
 
     def __repr__(self) -> str:

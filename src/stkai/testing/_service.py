@@ -1,7 +1,7 @@
 """What StackSpot AI answers within its quota, and a model behind OpenAI's API: requests in, replies out.
 
-Does no I/O, and gets the time, which must not go back, as an argument. A quota is counted in one of three ways; its
-`max_requests` may be changed at any time. A model repeats the last message; streamed, it says one word at a time.
+Does no I/O; the time is an argument, and must not go back. A quota is counted in one of three ways; its `max_requests`
+may be changed at any time. A model repeats the last message; when streaming, it sends one word at a time.
 """
 
 import json
@@ -20,7 +20,7 @@ from .._clock import unique_key
 from ._replies import Reply, RequestRecord, error_reply, json_reply
 
 API = "/v1"
-"""Where tokens and latency count."""
+"""The start of the paths that need a token, and that latency applies to."""
 
 TOKEN_PATH = "/oidc/oauth/token"  # noqa: S105
 
@@ -30,11 +30,11 @@ RetryAfter = Literal["true", "date"] | float | None
 
 _AT_LEAST_ONE: Final = Numbers("at least 1", 1)
 
-_EPSILON = 1e-9  # of a permit: a client that waits exactly as long as the 429 says is admitted, whatever the rounding
+_EPSILON = 1e-9  # of a permit; a client that waits exactly as long as the 429 says must be admitted
 
 
 class ServerQuota:
-    """One quota, shared by all clients of the server. A refused request uses nothing."""
+    """One quota, shared by all clients of the server. Refused requests do not use it."""
 
     def __init__(self, max_requests: int, time_window: float) -> None:
         check_number("max_requests", max_requests, _AT_LEAST_ONE)
@@ -42,7 +42,7 @@ class ServerQuota:
         self.max_requests, self.time_window = max_requests, time_window
 
     def admit(self, now: float) -> float:
-        """Count a request that arrives at `now`: 0.0 if accepted, otherwise the seconds until one would be."""
+        """Count a request that arrives at `now`; returns 0.0 if accepted, otherwise the seconds until one would be."""
         raise NotImplementedError
 
 
@@ -59,7 +59,7 @@ class FixedWindow(ServerQuota):
         return 0.0
 
     def remaining(self, now: float) -> int:
-        """How many more requests the window of `now` accepts."""
+        """The number of requests that the current window still accepts."""
         self._enter_window(now)
         return max(0, self.max_requests - self._used)
 
@@ -74,7 +74,7 @@ class FixedWindow(ServerQuota):
 
 
 class SlidingWindow(ServerQuota):
-    """A log of the accepted requests: no `time_window`, wherever it starts, ever holds more than `max_requests`."""
+    """A log of the accepted requests: no `time_window`, wherever it starts, contains more than `max_requests`."""
 
     def __init__(self, max_requests: int, time_window: float) -> None:
         super().__init__(max_requests, time_window)
@@ -110,7 +110,7 @@ class Bucket(ServerQuota):
 
 
 def refusal(quota: ServerQuota | None, retry_after: RetryAfter, now: float, utcnow: datetime) -> Reply | None:
-    """Count a request that arrives now: the 429 if it is one too many, otherwise None."""
+    """Count a request that arrives now; returns the 429 if it is one too many, otherwise None."""
     wait = 0.0 if quota is None else quota.admit(now)
     if not wait:
         return None
@@ -123,7 +123,7 @@ def refusal(quota: ServerQuota | None, retry_after: RetryAfter, now: float, utcn
 
 @dataclass(kw_only=True)
 class Service:
-    """The endpoints, their tokens and their executions. `QuotaServer` explains the arguments."""
+    """The endpoints, with their tokens and executions. For the arguments, see `QuotaServer`."""
 
     quota: ServerQuota | None
     retry_after: RetryAfter
@@ -144,7 +144,7 @@ class Service:
             ("POST", f"{API}/chat/completions()", True, chat(completion)),
             ("", "/echo()", False, _echo),
         ]
-        """Methods, paths with what the handler needs of them, whether they are counted, and handlers."""
+        """Method, path (a pattern, whose group is passed to the handler), whether requests are counted, and handler."""
 
     def revoke_tokens(self) -> None:
         self._tokens.clear()
@@ -216,7 +216,7 @@ def _echo(request: RequestRecord, *_: object) -> Reply:
 
 
 def _json(request: RequestRecord) -> dict[str, Any]:
-    """The JSON object in a body, or an empty one: the client is under test, not this service."""
+    """The JSON object in a body; empty for anything else, since the client is under test, not this service."""
     try:
         content = json.loads(request.body)
     except ValueError:
@@ -230,7 +230,7 @@ def chat(reply: Callable[[dict[str, Any]], Reply]) -> Handler:
 
 
 def _agent(asked: dict[str, Any]) -> Reply:
-    """`/agent/{id}/chat`, as StackSpot AI answers."""
+    """The answer of `/agent/{id}/chat`, as in StackSpot AI."""
     prompt = str(asked.get("user_prompt", ""))
     words = _cut(prompt)
     end = {"stop_reason": "stop", "tokens": {"user": len(words), "enrichment": 0, "output": len(words)}}
@@ -241,7 +241,7 @@ def _agent(asked: dict[str, Any]) -> Reply:
 
 
 def completion(asked: dict[str, Any]) -> Reply:
-    """`/chat/completions`, as in OpenAI's API; Groq, Mistral and Together have the same."""
+    """The answer of `/chat/completions`, as in OpenAI's API and those of Groq, Mistral and Together."""
     words = last_words(asked)
     common: dict[str, Any] = {"id": "chat-1", "model": "echo", "created": 1_700_000_000}
     if not asked.get("stream"):
@@ -264,7 +264,7 @@ def completion(asked: dict[str, Any]) -> Reply:
 
 
 def last_words(asked: dict[str, Any]) -> list[str]:
-    """The last message, cut into words; each keeps its spaces."""
+    """The last message, split into words; each keeps its spaces."""
     messages = asked.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else {}
     content = last.get("content", "") if isinstance(last, dict) else ""

@@ -13,13 +13,13 @@ from ._server import QuotaServer
 
 @pytest.fixture
 def stkai_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[GlobalSettings]:
-    """`STKAI`, isolated: the test sees no variable and no CLI of the machine, and no `configure()` of an earlier test.
+    """`STKAI`, isolated from the machine's variables and CLI, and from `configure()` in earlier tests.
 
-    Variables that the test sets later with `monkeypatch.setenv` count, also after a client has been built.
+    Variables that the test sets later with `monkeypatch.setenv` count, even after a client has been built.
     """
     for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
         monkeypatch.delenv(name)
-    # StackSpot CLI takes precedence over a client id and secret; a fake may stay.
+    # StackSpot CLI takes precedence over a client id and secret; a fake that is already imported stays.
     if "oscli" not in sys.modules:
         monkeypatch.setitem(sys.modules, "oscli.core.http", None)
     monkeypatch.setattr(STKAI, "keeps_what_it_reads", False)
