@@ -41,7 +41,7 @@ class AbandonedCallError(BaseException):
 
 
 async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
-    """Run a flow to its end in this task, and return its response."""
+    """Run a flow in this task until it ends, and return its response."""
     deadline = attempt.deadline
     try:
         operation = flow.send(None)
@@ -50,7 +50,7 @@ async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
                 if deadline is None and isinstance(operation, Send):
                     value = await operation.wire.handle_async_request(operation.request)
                 elif deadline is None and isinstance(operation, Sleep):
-                    # Thousands of tasks may sleep here: nothing comes between this task and its clock.
+                    # Thousands of tasks may sleep here, so this one awaits the clock's sleep directly.
                     value = await _sleeping(operation, operation.seconds, attempt, clock)
                     require_open(attempt)
                 elif isinstance(operation, Until):
@@ -77,7 +77,7 @@ async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
 
 
 async def _load_redirect(response: httpx.Response, deadline: float, attempt: Attempt, clock: Clock) -> None:
-    """Fetch the body of a redirect: an httpx client reads it before it sends the next request."""
+    """Fetch the body of a redirect, which an httpx client reads before it sends the next request."""
     try:
         await _ain_time(Load(response, math.inf), deadline, attempt, clock)
     except BaseException:
@@ -86,7 +86,7 @@ async def _load_redirect(response: httpx.Response, deadline: float, attempt: Att
 
 
 def _sleeping(operation: Sleep, seconds: float, attempt: Attempt, clock: Clock) -> Awaitable[object]:
-    """A sleep that ends early if the stack is closed, or the sleeper is woken."""
+    """A sleep that ends early if the stack is closed, or `operation.sleeper` is woken."""
     closed, sleeper = attempt.closed, operation.sleeper
     if not is_system_clock(clock):
         return clock.asleep(seconds) if sleeper is None else _until_woken(sleeper, seconds, clock)
@@ -124,7 +124,7 @@ async def _aperform(operation: Operation, left: Callable[[], float] = lambda: ma
 
 
 async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clock: Clock) -> Any:
-    """Carry out an operation and cancel it at the deadline."""
+    """Carry out an operation, and cancel it at the deadline."""
 
     def left() -> float:
         return deadline - clock.monotonic()
@@ -138,7 +138,7 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
         raise attempt.too_late(deadline)
     match operation:
         case Sleep():
-            # By the call's clock, which may differ from the event loop's.
+            # Sleep by the call's clock, which may differ from the event loop's.
             await _sleeping(operation, min(operation.seconds, seconds), attempt, clock)
             require_open(attempt)
             if operation.seconds and left() <= 0:
@@ -149,7 +149,7 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
             value = await _by_scope(
                 partial(operation.wire.handle_async_request, request), left, deadline, attempt
             )
-            if left() <= 0:  # By the call's clock, which may have been moved meanwhile.
+            if left() <= 0:  # The call's clock may have been moved in the meantime.
                 await aclose_response(value)
                 raise attempt.too_late(deadline)
             if not attempt.buffered:
@@ -179,8 +179,8 @@ async def _by_scope(
 
 
 async def _aclean_up(flow: Flow, error: BaseException) -> None:
-    """Carry out the clean-up that the flow requests when notified that the call is over, even if cancelled again."""
-    # A coroutine that is being closed cannot await; and `yield from` would not pass a GeneratorExit on.
+    """Notify the flow that the call is over, and carry out the clean-up that it requests, even if cancelled again."""
+    # A coroutine that is being closed cannot await, and `yield from` would not pass on a GeneratorExit.
     awaits = not isinstance(error, GeneratorExit)
     try:
         for operation in clean_ups(flow, error if awaits else AbandonedCallError()):

@@ -1,4 +1,4 @@
-"""What every layer is built on: the two base transports, and the flow that they share."""
+"""The base classes of all layers: a sync and an async transport, which share the flow."""
 
 from collections.abc import Coroutine
 from functools import partial
@@ -34,10 +34,8 @@ from ._operations import Close, Flow, Send
 _MAIN: Final = main_thread().ident
 
 
-def _send_to_wire(
-    inner: Any, context: Context, is_direct: bool, request: httpx.Request, attempt: Attempt
-) -> Flow:
-    """Send to a transport that is not one of our layers; `is_direct`: none is further in."""
+def _to_wire(inner: Any, context: Context, is_direct: bool, request: httpx.Request, attempt: Attempt) -> Flow:
+    """Send to a transport that is not one of our layers; `is_direct` says that there are none further inside."""
     if not is_direct and request.extensions.get(ATTEMPT) is not attempt:
         request = copy_request(request, extensions={**request.extensions, ATTEMPT: attempt})
     if not (attempt.is_observed and context.observes(DEBUG)):
@@ -56,19 +54,19 @@ def _send_to_wire(
         raise
     try:
         attempt_finished(context, attempt, start, status=response.status_code)
-    except BaseException:  # An interrupt while a listener was notified.
+    except BaseException:  # An interrupt while a listener was being called.
         yield Close(response)
         raise
     return response
 
 
 class LayerBase:
-    """What the sync and the async layers share: everything but the driver.
+    """What sync and async layers share: everything but the driver.
 
     Attributes:
         name: the layer's name.
         context: the stack's clock, random numbers and listener.
-        family: the package whose requests the wire takes; None if it takes those of both.
+        family: the package (httpx or httpx2) whose requests the wire takes; None if it takes those of both.
         wire_is_sound: whether the connection errors of the wire mean that nothing was sent.
     """
 
@@ -94,8 +92,8 @@ class LayerBase:
         self.context = context or Context()
         joins, is_ours = self._joins(inner), type(self).forward is LayerBase.forward
         is_direct = not joins and is_leaf(inner)
-        self._next = inner.flow if joins else partial(_send_to_wire, inner, self.context, is_direct)
-        if is_ours:  # Flows of ours need not call it for each request.
+        self._next = inner.flow if joins else partial(_to_wire, inner, self.context, is_direct)
+        if is_ours:  # Flows of ours can skip `forward`.
             self._onward = self._next
         self._sends = is_direct and is_ours
         self.wire_is_sound = is_sound(inner, self._kind) and getattr(inner, "wire_is_sound", True)
@@ -110,16 +108,16 @@ class LayerBase:
         return self._inner
 
     def _joins(self, inner: object) -> bool:
-        """Whether the flow of the next layer is entered directly."""
+        """Whether the flow of the next layer can be entered directly."""
         is_sync = self._kind is httpx.BaseTransport
         ours, method = (
             (LayerTransport, "handle_request") if is_sync else (AsyncLayerTransport, "handle_async_request")
         )
-        # A subclass that overrides httpx's own method must see every request there.
+        # A subclass that overrides httpx's method must see every request there.
         return isinstance(inner, ours) and getattr(type(inner), method) is getattr(ours, method)
 
     def __init_subclass__(cls) -> None:
-        """Check the flows of users' layers, including those from a mix-in."""
+        """Check the flows of users' layers, including those of a mix-in."""
         super().__init_subclass__()
         if cls.forward is not LayerBase.forward:
             setattr(cls, "_onward", cls.forward)  # noqa: B010 - as below
@@ -138,7 +136,7 @@ class LayerBase:
         return self._next(request, attempt)
 
     def _begin(self, request: httpx.Request) -> Beginning:
-        """How the call of this request begins."""
+        """Begin the call of a request."""
         try:
             if not isinstance(request, self._takes):
                 assert self.family is not None
@@ -153,7 +151,7 @@ class LayerBase:
         """Refuse a body that only the other kind of client can send.
 
         Raises:
-            InvalidArgumentError: it is async, and this transport is not, or the other way round.
+            InvalidArgumentError: the body is async and this transport is not, or the other way round.
         """
         if not isinstance(request.stream, alike(self._body)):
             raise of_other_kind(is_async=self._body is httpx.AsyncByteStream)
@@ -171,7 +169,7 @@ class LayerBase:
 
 
 class LayerTransport(LayerBase, httpx.BaseTransport):
-    """Base class of the sync layers; with `flow=` it is a complete layer.
+    """Base class of the sync layers; a complete layer if given `flow=`.
 
     Override `flow`, a generator that sends inward with `yield from self.forward(request, attempt)`.
 

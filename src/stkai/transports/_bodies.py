@@ -1,4 +1,4 @@
-"""Requests that a caller may give up; bodies read whole, in part, or only to reuse the connection, or sent again."""
+"""Requests and reads that a caller may give up; bodies, read whole, in part or to reuse the connection, or resent."""
 
 import math
 import socket
@@ -18,17 +18,17 @@ from .._headers import copy_request, has_field
 SHORT: Final = 65_536
 """Bytes; an unwanted body is read up to this size."""
 
-_DIGITS: Final = 16  # No body has a length with more; Python refuses to convert thousands of digits.
-_BRIEF: Final = 1.0  # Seconds; an unwanted body is read for at most this long.
+_DIGITS: Final = 16  # No body has a longer length, and Python refuses to convert thousands of digits.
+_MAX_DRAIN_TIME: Final = 1.0  # Seconds; an unwanted body is read for at most this long.
 
 _KEYS: Final = ("connect", "read", "write", "pool")
 
-_LONGEST: Final = 1e9  # Seconds; sockets do not accept longer timeouts.
+_MAX_TIMEOUT: Final = 1e9  # Seconds; sockets do not accept longer timeouts.
 
 
 def drain_time(left: float) -> float:
-    """Seconds for an unwanted body; most of the time left until a deadline is kept for another attempt."""
-    return min(_BRIEF, left / 4)
+    """Seconds for an unwanted body; most of the time left until the deadline is kept for another attempt."""
+    return min(_MAX_DRAIN_TIME, left / 4)
 
 
 def json_of(response: httpx.Response) -> Any:
@@ -40,15 +40,15 @@ def json_of(response: httpx.Response) -> Any:
 
 
 def timeouts(seconds: float) -> dict[str, float]:
-    """A timeout in the form in which wires take it."""
-    return dict.fromkeys(_KEYS, min(seconds, _LONGEST))
+    """A timeout in the form that wires take."""
+    return dict.fromkeys(_KEYS, min(seconds, _MAX_TIMEOUT))
 
 
 class Sending:
-    """A request or the reading of a body that a caller may give up. It is the `trace` that httpcore calls at each step.
+    """A request, or the reading of a body, that a caller may give up. httpcore calls it as `trace` at each step.
 
-    Once given up, it neither connects nor sends, and releases the connection on which it waits for the head of its
-    answer, or for its body: if that arrives byte by byte, no timeout ends the wait. It calls the caller's own `trace`.
+    Once given up, it neither connects nor sends, and shuts down the connection on which it waits for the head or the
+    body of an answer: if that arrives byte by byte, no timeout ends the wait. It also calls the caller's own `trace`.
     """
 
     def __init__(self, trace: Callable[[str, Any], object] | None = None) -> None:
@@ -57,7 +57,7 @@ class Sending:
         self._lock = threading.Lock()
 
     def __call__(self, name: str, info: Any) -> object:
-        """Note the connection. If the request has been given up, stop a step that would connect or send."""
+        """Record the connection; once the request has been given up, prevent a step that would connect or send."""
         step, _, moment = name.rpartition(".")
         connects = step.endswith(("connect_tcp", "connect_unix_socket", "start_tls"))
         if moment == "started" and (connects or step.endswith("send_request_headers")) and abandoned():
@@ -65,16 +65,16 @@ class Sending:
         if moment == "complete" and connects:
             self.uses(info["return_value"])
         elif name.endswith("response_closed.started") or name.startswith("http2."):
-            self.uses(None)  # Other requests may use it.
+            self.uses(None)  # Other requests may use it now.
         return None if self._trace is None else self._trace(name, info)
 
     def uses(self, stream: Any) -> None:
-        """Note on which connection, a network stream of httpcore's, the answer arrives; None for no longer."""
+        """Record the connection (httpcore's network stream) on which the answer arrives; None once it has arrived."""
         with self._lock:
             self._stream = stream
 
     def do(self, work: Callable[[], Any]) -> Any:
-        """Send or read, in this thread; afterwards, another request may use the connection."""
+        """Send or read in this thread; afterwards, another request may use the connection."""
         outer = current_work()
         if outer is not None:
             outer.sends(self.break_off)
@@ -84,16 +84,16 @@ class Sending:
             self.uses(None)
 
     def break_off(self) -> None:
-        """Shut down the socket, if there is one, so that the other thread fails if it still waits for what arrives."""
-        with self._lock, suppress(Exception):  # Whatever a wire of the user's calls a stream.
+        """Shut down the socket, if there is one, so that a thread that is still reading from it fails."""
+        with self._lock, suppress(Exception):  # The stream of a user's wire may be anything.
             if self._stream is not None:
-                # The method of an SSLSocket would change it under the thread that reads.
+                # An SSLSocket's own method would change the object while the other thread reads from it.
                 socket.socket.shutdown(self._stream.get_extra_info("socket"), socket.SHUT_RDWR)
 
 
 def limited(request: httpx.Request, seconds: float, sending: Sending | None = None) -> httpx.Request:
-    """The request with no timeout longer than `seconds`; `sending` then follows its steps."""
-    seconds = min(seconds, _LONGEST)
+    """The request, with timeouts of at most `seconds`; `sending`, if given, becomes its `trace`."""
+    seconds = min(seconds, _MAX_TIMEOUT)
     given = request.extensions.get("timeout", {})
     timeout = {key: seconds if given.get(key) is None else min(seconds, given[key]) for key in _KEYS}
     extensions = {**request.extensions, "timeout": timeout}
@@ -103,16 +103,16 @@ def limited(request: httpx.Request, seconds: float, sending: Sending | None = No
 
 
 def unlimited(request: httpx.Request, sent: httpx.Request) -> None:
-    """Give the body the caller's timeouts: its wire looks them up when it is read."""
+    """Restore the caller's timeouts for the body: the wire looks them up when the body is read."""
     given = request.extensions.get("timeout", {})
     sent.extensions["timeout"].update({key: given.get(key) for key in _KEYS})
 
 
 def can_resend(request: httpx.Request) -> bool:
-    """Whether the body can be sent again: bytes can, a generator or a file may be used up."""
+    """Whether the body can be sent again: bytes can, but a generator or a file may be exhausted."""
     if isinstance(request.stream, family_of(request).ByteStream):
         return True
-    # A cache above the stack, such as hishel's, makes a stream of a body that is not there either.
+    # A cache above the stack, such as hishel's, turns even an empty body into a stream.
     framed = "content-length" in request.headers or "transfer-encoding" in request.headers
     return request.method in ("GET", "HEAD") and not framed
 
@@ -134,7 +134,7 @@ def read(response: httpx.Response) -> None:
 
 
 def _is_plain(response: httpx.Response) -> bool:
-    """Whether the body is still to be read, and need not be decoded: httpx takes much longer for the same."""
+    """Whether the body is unread and needs no decoding: reading it here then is much faster than in httpx."""
     kind: Any = type(response)
     is_unread = not (is_there(response) or response.is_stream_consumed or response.is_closed)
     return is_unread and not has_field(response.headers, b"content-encoding") and _is_known(kind)
@@ -142,7 +142,7 @@ def _is_plain(response: httpx.Response) -> bool:
 
 @cache
 def _is_known(kind: Any) -> bool:
-    """Whether a response stores its body as all known versions of httpx do."""
+    """Whether such responses store their bodies as all known versions of httpx do."""
     kept = vars(kind(200, content=b"")).keys()
     return {"_content", "_num_bytes_downloaded", "is_stream_consumed"} <= set(kept)
 
@@ -156,12 +156,12 @@ def _set_body(response: Any, chunks: list[bytes]) -> None:
 def fetch(response: httpx.Response, limit: float, chunks: list[bytes], left: Callable[[], float]) -> None:
     """Fetch up to `limit` bytes, still encoded, into `chunks`, and close the stream; the rest is dropped.
 
-    If the work that does this is given up, its read fails, so that it returns the connection now and not at its read
-    timeout. Once `left()` is 0 or less, it gives up by itself.
+    If the work that does this is given up, its read fails, so that it returns the connection at once and not after the
+    read timeout. Once `left()` is 0 or less, it gives up by itself.
     """
     body: Any = response.stream
     reading = Sending()
-    if response.extensions.get("http_version") != b"HTTP/2":  # Others arrive there as well.
+    if response.extensions.get("http_version") != b"HTTP/2":  # Whose connections carry other answers as well.
         reading.uses(response.extensions.get("network_stream"))
 
     def read() -> None:
@@ -177,11 +177,11 @@ def fetch(response: httpx.Response, limit: float, chunks: list[bytes], left: Cal
     try:
         reading.do(read)
     finally:
-        body.close()  # From now on, another request may use the connection.
+        body.close()  # After this, another request may use the connection.
 
 
 def keep(response: httpx.Response, chunks: list[bytes]) -> None:
-    """Make what has arrived the body of the response; it can be read or streamed as before."""
+    """Make the chunks that have arrived the body of the response, which can then be read or streamed as before."""
     response.stream = family_of(response).ByteStream(b"".join(chunks))
 
 
@@ -190,10 +190,10 @@ def is_short(response: httpx.Response) -> bool:
     return not (response.is_closed or is_there(response) or exceeds(response, SHORT))
 
 
-def exceeds(response: httpx.Response, most: int) -> bool:
+def exceeds(response: httpx.Response, limit: int) -> bool:
     """Whether the headers say that a body has more than this many bytes."""
     length = response.headers.get("content-length", "")
-    return length.isdecimal() and (len(length) > _DIGITS or int(length) > most)
+    return length.isdecimal() and (len(length) > _DIGITS or int(length) > limit)
 
 
 async def aread(response: httpx.Response) -> None:
@@ -207,7 +207,7 @@ async def aread(response: httpx.Response) -> None:
     except BaseException:
         with anyio.CancelScope(shield=True):
             await response.aclose()
-            # httpx2 closes it too, but without a shield: cancelled there, it marks the response as closed.
+            # httpx2 marks the response as closed even if it is cancelled while it closes the body.
             await body.aclose()
         raise
 
@@ -227,12 +227,12 @@ async def aload(
     kept: list[bytes] = []
     late = False
     try:
-        # Leaving the loop early would strand the wire's generators, of which trio warns: cancel the next read instead.
+        # Leaving the loop early would strand the wire's generators, and trio would warn: cancel the next read instead.
         with anyio.move_on_after(seconds) as enough:
             size = 0
             async for chunk in chunks:
                 if enough.cancel_called:
-                    # This body never waits, so that nothing can be cancelled; it is let run out, but not for ever.
+                    # This body never waits, so it cannot be cancelled; read it to its end, but not indefinitely.
                     size += len(chunk)
                     if late or size >= limit + SHORT:
                         break
@@ -244,7 +244,7 @@ async def aload(
                     enough.cancel()
     finally:
         with anyio.CancelScope(shield=True):
-            if hasattr(chunks, "aclose"):  # trio warns of generators that are left to the garbage collector.
+            if hasattr(chunks, "aclose"):  # trio warns about generators left to the garbage collector.
                 await chunks.aclose()
             await body.aclose()
     if late:
@@ -256,7 +256,7 @@ async def adrain(response: httpx.Response, seconds: float) -> None:
     """Close the response, after reading a short body, if it comes quickly, so that the connection stays open."""
     try:
         if seconds > 0 and is_short(response):
-            with suppress(Exception):  # The response is of no use any more, however it ends.
+            with suppress(Exception):  # Nobody needs the response any more.
                 await aload(response, SHORT, lambda: math.inf, seconds)
     finally:
         with anyio.CancelScope(shield=True), suppress(Exception):

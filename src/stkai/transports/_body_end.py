@@ -1,6 +1,6 @@
 """Notifies once when the body of a response has ended: read to its end, closed early, broken, or collected unread.
 
-A limiter returns a place then, costs are settled, and a pool gets its connection back. Works for sync and async bodies.
+This is when a limiter frees a place, costs are settled, and a pool gets its connection back. For sync and async bodies.
 The end is reported when the body is closed, which its reader does at the end.
 """
 
@@ -16,7 +16,7 @@ from .._families import Family, family_of, of_family
 from .._process import is_interrupt, raise_interrupt
 
 BRIEF: Final = 1.0
-"""Seconds; the longest that a clean-up takes."""
+"""Seconds; the longest that a clean-up may take."""
 
 
 class BodyEnd(Enum):
@@ -24,7 +24,7 @@ class BodyEnd(Enum):
     CLOSED = "closed early, or broken"
     STUCK = "it could not be closed after an interrupt"
     DROPPED = "collected unread"
-    """Reported by a finalizer: in any thread, at any moment, perhaps inside a lock that this thread holds."""
+    """Reported by a finalizer: in any thread, at any moment, possibly while the thread holds a lock."""
 
 
 Ended = Callable[[BodyEnd], object]
@@ -57,7 +57,7 @@ def _kind_for(body: Any, family: Any) -> Any:
 
 
 class _Watched:
-    """What the sync and the async body share."""
+    """What sync and async bodies share."""
 
     _is_whole = _is_closed = False
 
@@ -70,7 +70,7 @@ class _Watched:
             ended(how)
 
     def give_up(self) -> None:
-        """Report the end of a body that cannot be closed: an interrupt has left a lock of its wire taken."""
+        """Report the end of a body that cannot be closed, because an interrupt has left a lock of its wire taken."""
         self._is_closed = True
         self._end(BodyEnd.STUCK)
         give_up(self._body)
@@ -81,7 +81,7 @@ class _Watched:
 
 
 class WatchedBody(_Watched, httpx.SyncByteStream):
-    """A body that closes itself when it breaks or is left, and reports its end when it is closed."""
+    """A body that closes itself if reading it fails or is abandoned, and reports its end when it is closed."""
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -151,6 +151,6 @@ def give_up(body: Any) -> None:
 
 @cache
 def _either(family: Family) -> Any:
-    """The class of a body that can be read both ways."""
+    """The class of a body that can be read synchronously and asynchronously."""
     bases = (of_family(WatchedBody, family), of_family(AsyncWatchedBody, family))
     return type("EitherWatchedBody", bases, {})

@@ -1,6 +1,6 @@
 """A call on its way through a stack, and its attempts: what the layers tell each other.
 
-A `Call` never changes. Each pass of its request through the stack is an `Attempt`, whose fields one layer writes once.
+A `Call` never changes. Each pass of its request through the stack is an `Attempt`, each of whose fields one layer sets.
 """
 
 import itertools
@@ -20,12 +20,12 @@ from ._options import ENTERED, NO_OPTIONS, OPTIONS, UNSET, CallRecord, Priority,
 from ._redirect_chain import CHAIN, CONTINUED, Chain, chain_before
 
 ATTEMPT: Final = "stkai.attempt"
-"""The extension that carries an attempt through transports that are not layers; or, on the request of a call that has
-not begun, a function that is called like a flow, but with the stack's own flow first, and is carried out instead."""
+"""The extension that carries an attempt through transports that are not layers. On the request of a call that has not
+begun, it may hold a function to carry out instead of the stack's flow, which it gets as its first argument."""
 
 _numbers = itertools.count(1)
 
-# Python looks up attributes of built-in classes anew each time.
+# Bound once, since Python does not cache the lookup.
 _new: Final = object.__new__
 _entered: Final = ENTERED.get
 
@@ -37,7 +37,7 @@ class Call(NamedTuple):
         id: unique in this process.
         request: the caller's own request.
         options: the options that the caller set.
-        started: when the call began, in seconds of the clock.
+        started: when the call started, in seconds of the clock.
         deadline: when the call must have ended, in seconds of the clock, or None.
         buffered: whether the caller wants the whole body, so that retry reads it inside the attempt.
     """
@@ -55,14 +55,14 @@ class Call(NamedTuple):
         return cls(next(_numbers), *begin(request, now, buffered))
 
     def within(self, seconds: float) -> "Call":
-        """The same call, but it must end within `seconds` of the beginning of its chain."""
-        return self._replace(deadline=self.began + seconds)
+        """The same call, with a deadline `seconds` after the start of its chain."""
+        return self._replace(deadline=self.chain_started + seconds)
 
     @property
-    def began(self) -> float:
-        """When the first request of its chain began, in seconds of the clock."""
+    def chain_started(self) -> float:
+        """When the first request of its chain started, in seconds of the clock."""
         chain = chain_before(self.request)
-        return self.started if chain is None else chain.began
+        return self.started if chain is None else chain.started
 
     @property
     def method(self) -> str:
@@ -76,7 +76,7 @@ class Call(NamedTuple):
 
     @property
     def priority(self) -> Priority:
-        """The caller's, or "normal"."""
+        """The caller's priority; "normal" by default."""
         given = self.options.priority
         return "normal" if given is UNSET else given
 
@@ -85,12 +85,12 @@ class Call(NamedTuple):
         return math.inf if self.deadline is None else self.deadline - now
 
 
-# The fields of a `Call` but its id.
+# The fields of a `Call`, without the id.
 Beginning = tuple[httpx.Request, RequestOptions, float, float | None, bool]
 
 
 def begin(request: httpx.Request, now: float, buffered: bool = False) -> Beginning:
-    """Begin a call with the options on the request, and those of `stkai.options` for what it leaves open."""
+    """Begin a call with the options on the request, completed by those of `stkai.options`."""
     options, deadline = NO_OPTIONS, None
     if OPTIONS in request.extensions or _entered():
         options = request.extensions.get(OPTIONS, NO_OPTIONS)
@@ -102,12 +102,12 @@ def begin(request: httpx.Request, now: float, buffered: bool = False) -> Beginni
             options = options.over(entered[-1][1])
         if options.deadline is not UNSET and options.deadline is not None:
             chain = chain_before(request)
-            deadline = (now if chain is None else chain.began) + options.deadline
+            deadline = (now if chain is None else chain.started) + options.deadline
     return request, options, now, deadline, buffered
 
 
 class SignatureExpired(Exception):  # noqa: N818 - not an error: the auth layer signs the request again
-    """Raised by a limiter layer if the token expired while the request waited; it has given its permit back."""
+    """Raised by a limiter layer if the token expired while the request waited; its permit has been returned."""
 
 
 class Attempt:
@@ -116,14 +116,14 @@ class Attempt:
     Attributes:
         request, options, started, deadline, buffered: those of its call.
         number: 1 for the first.
-        place: a limiter and a turn: the place in its queue to which this attempt returns, or None; once a limiter has
-            admitted it, that one and its turn. Written by the limiter layer.
-        paced: whether the limiter handles the wait after the refusal of this attempt. Written by the limiter layer.
-        excused: whether the refusal of this attempt does not use up a retry. Written by the limiter layer.
-        is_signed: tells whether the token it was signed with is still valid; None if it does not matter. Written by the
+        place: a limiter and a turn, or None: where in the limiter's queue this attempt returns to or, once it has been
+            admitted, the limiter that did so and its turn. Set by the limiter layer.
+        paced: whether the limiter handles the wait after the refusal of this attempt. Set by the limiter layer.
+        excused: whether the refusal of this attempt does not use up a retry. Set by the limiter layer.
+        is_signed: returns whether the token that signed it is still valid; None if that does not matter. Set by the
             auth layer. After a wait, a limiter layer raises `SignatureExpired` if it is not.
-        is_observed: whether a listener receives the events of this call. Written where the call begins.
-        closed: set when the stack is closed, and with it all waits. Written where the call begins.
+        is_observed: whether a listener receives the events of this call. Set where the call begins.
+        closed: set when the stack is closed, which ends all waits. Set where the call begins.
     """
 
     paced = excused = False
@@ -131,8 +131,8 @@ class Attempt:
     _numbers: Iterator[int] | None = None
 
     def __init__(self, call: Call | Beginning, closed: Latch | None = None, is_observed: bool = True) -> None:
-        # Python reads what has a default on the class more slowly: these are read in every call. And it makes an object
-        # faster if its `__init__` gets each argument, and all by position.
+        # For speed: every call reads these attributes, and those with a default on the class are slower to read. Python
+        # also creates an object faster if its `__init__` gets all arguments, and by position.
         self._call = call
         self.request, self.options, self.started, self.deadline, self.buffered = (
             call[1:] if isinstance(call, Call) else call
@@ -147,15 +147,15 @@ class Attempt:
 
     @property
     def call(self) -> Call:
-        """The call it belongs to; all its attempts share it."""
+        """The call that it belongs to, and that all its attempts share."""
         if not isinstance(self._call, Call):
             self._call = Call(next(_numbers), *self._call)
         return self._call
 
     @property
     def record(self) -> CallRecord:
-        """What the caller will see; successive attempts share it."""
-        if self._record is None:  # Most calls write nothing into it until they end.
+        """The record that the caller will see; successive attempts share it."""
+        if self._record is None:  # Most calls need none until they end.
             self._record = CallRecord()
         return self._record
 
@@ -168,25 +168,25 @@ class Attempt:
 
     @property
     def last(self) -> "Attempt":
-        """The latest attempt that followed this one: a layer further in may have made some of its own."""
+        """The latest attempt that followed this one: layers further inside may have made some of their own."""
         attempt = self
         while attempt._following is not None:
             attempt = attempt._following
         return attempt
 
     def apart(self) -> "Attempt":
-        """The same attempt with its own record, for the first of several in parallel; see `absorb`."""
+        """The same attempt with a record of its own, for the first of several in parallel; see `absorb`."""
         self._numbers = self._numbers or itertools.count(self.number + 1)
         other = self._with(self.call, self.number, self._own_record())
         other.place = self.place
         return other
 
     def beside(self) -> "Attempt":
-        """Another attempt in parallel, with its own record; see `absorb`."""
+        """Another attempt in parallel, with a record of its own; see `absorb`."""
         return self._next(self._own_record())
 
     def absorb(self, other: "Attempt") -> None:
-        """Continue from the parallel attempt whose answer is used: take over its times and its place."""
+        """Continue from the parallel attempt whose answer is used: take over its times and its place in the queue."""
         mine, theirs, other = self.record, other.record, other.last
         mine.attempts += theirs.attempts
         mine.queued, mine.backed_off = theirs.queued, theirs.backed_off
@@ -195,12 +195,12 @@ class Attempt:
 
     def _next(self, record: CallRecord) -> "Attempt":
         self.record.attempts += 1
-        # Parallel attempts share one sequence of numbers.
+        # Parallel attempts are numbered together.
         self._numbers = self._numbers or itertools.count(self.number + 1)
         return self._with(self.call, next(self._numbers), record)
 
     def _own_record(self) -> CallRecord:
-        """A record that continues this one, with no attempts of its own yet."""
+        """A record that continues this one, without its attempts."""
         return replace(self.record, attempts=0)
 
     def _with(self, call: Call, number: int, record: CallRecord) -> "Attempt":
@@ -216,7 +216,7 @@ class Attempt:
         return other
 
     def allowance(self, seconds: float | None) -> float:
-        """What is left of so many seconds of waiting for permits; all attempts and redirects of a call share them."""
+        """What is left of `seconds` of waiting for permits, which all attempts and redirects of a call share."""
         if seconds is None:
             return math.inf
         chain = chain_before(self.request)
@@ -224,7 +224,7 @@ class Attempt:
 
     @property
     def info(self) -> "events.CallInfo":
-        """How events describe it."""
+        """Its description in events."""
         if self._info is None:
             call = self.call
             url = call.request.url
@@ -236,12 +236,12 @@ class Attempt:
 
     def too_late(self, deadline: float) -> DeadlineExceededError:
         """The error to raise when the deadline has passed."""
-        allowed, number = deadline - self.call.began, max(self.number, self.record.attempts)
+        allowed, number = deadline - self.call.chain_started, max(self.number, self.record.attempts)
         msg = f"no answer within the deadline of {allowed:g} s, at attempt number {number}"
         return DeadlineExceededError(msg)
 
     def forget_places(self) -> None:
-        """Drop the references to the call's limiters: a wire may keep sent requests, and these keep their attempts."""
+        """Drop references to limiters: a wire may keep the requests that it has sent, which refer to their attempts."""
         attempt: Attempt | None = self
         while attempt is not None:
             attempt.place = None
@@ -282,7 +282,7 @@ Enter = Callable[[httpx.Request, Attempt], Flow]  # Such as a layer's `flow`.
 
 
 def ending_with(ending: Latch, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
-    """The same flow, which waits no longer, for example for a permit, once `ending` or the stack has ended."""
+    """The same flow, which stops waiting, for example for a permit, once `ending` is set or the stack is closed."""
     assert attempt.closed is not None
     with attempt.closed.ending_also(ending):
         attempt.closed = ending

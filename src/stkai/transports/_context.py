@@ -1,4 +1,4 @@
-"""What a stack gives each of its layers: a clock, random numbers and a listener; its calls' and attempts' events."""
+"""What a stack gives each of its layers: a clock, random numbers and a listener. The events of calls and attempts."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,9 +22,9 @@ class Context:
     Attributes:
         clock: where time comes from.
         now: the clock's `monotonic`, looked up once: every call reads it several times.
-        listener: called with every event; its exceptions are logged, and not raised.
+        listener: called with every event; its exceptions are logged, not raised.
         random: draws a number in [0, 1).
-        observes: whether anybody would see an event that the default log writes at a level; bound once like `now`.
+        observes: whether anything receives events that the default log writes at this level; bound once, like `now`.
     """
 
     __slots__ = ("clock", "listener", "now", "observes", "random")
@@ -59,7 +59,7 @@ def attempt_started(context: Context, attempt: Attempt) -> dict[str, str]:
 def attempt_finished(
     context: Context, attempt: Attempt, start: float, *, status: int | None = None, error: str | None = None
 ) -> None:
-    """Report that the wire has returned a response, or raised an error; `start` is when it was asked."""
+    """Report that the wire has returned a response, or raised an error; `start` is when it was called."""
     seconds = context.now() - start
     context.emit(events.AttemptFinished(call=attempt.info, status=status, error=error, seconds=seconds))
 

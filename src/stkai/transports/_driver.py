@@ -1,12 +1,12 @@
 """The sync driver: carries out the operations of a flow in a thread, and enforces the deadline.
 
     a result               is sent back into the flow
-    an error               is thrown into the flow, where `try` and `finally` read as usual
+    an error               is thrown into the flow, where `try` and `finally` work as usual
     an interrupt, an exit  is thrown as well; the driver then carries out the clean-up that the flow asks for and
                            re-raises it: the flow can neither swallow it nor continue
 
-What a signal handler raises is an interrupt too, whatever the wire makes of it. The deadline covers every operation
-except clean-up. The async driver does the same for tasks.
+An exception raised by a signal handler counts as an interrupt, even if the wire wraps it. The deadline covers every
+operation except clean-up. The async driver does the same for tasks.
 """
 
 import math
@@ -43,14 +43,14 @@ from ._operations import (
 )
 
 _BOUNDED: Final = (Drain, Load, Until)
-"""What has a time limit even without a deadline (a second at most, in another thread), and what sets a deadline."""
+"""Operations that have a time limit without a deadline (a second at most, in another thread), or set a deadline."""
 
 NAP: Final = 0.5
-"""Seconds; shorter sleeps do not end early, which halves their processor time, unless their sleeper is to be woken."""
+"""Seconds; unless they have a sleeper, shorter sleeps do not end early, which halves their processor time."""
 
 
 def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:  # noqa: PLR0912 - every call costs
-    """Run a flow to its end in this thread, and return its response."""
+    """Run a flow in this thread until it ends, and return its response."""
     deadline = attempt.deadline
     bounded: _Bounded | None = None
     try:
@@ -114,14 +114,14 @@ def _perform(operation: Operation, left: float = math.inf) -> Any:
 
 
 class _Bounded:
-    """Carries out operations for a limited time.
+    """Carries out operations within a time limit.
 
-    A timeout bounds one read, not the number of reads: a server that sends its answer byte by byte could delay a call
-    indefinitely. A thread cannot be cancelled, so another one does the work and this one stops waiting for it.
+    A timeout limits each read, but not the number of reads: a server that sends its answer byte by byte could delay a
+    call indefinitely. A thread cannot be cancelled, so another one does the work, and this one stops waiting for it.
     """
 
     def __init__(self, attempt: Attempt, clock: Clock) -> None:
-        self.deadline = math.inf  # The instant until which operations may take, in seconds of the clock.
+        self.deadline = math.inf  # When operations must have ended, in seconds of the clock.
         self.worker = Worker()
         self._attempt, self._clock = attempt, clock
 
@@ -158,7 +158,7 @@ class _Bounded:
                 return _perform(operation, left)
 
     def load_redirect(self, response: httpx.Response, deadline: float) -> None:
-        """Fetch the body of a redirect: an httpx client reads it before it sends the next request."""
+        """Fetch the body of a redirect, which an httpx client reads before it sends the next request."""
         self.deadline = deadline
         try:
             self.perform(Load(response, math.inf))
@@ -172,7 +172,7 @@ class _Bounded:
         send = partial(operation.wire.handle_request, request)
         with self._in_time():
             response: httpx.Response = self.worker.do(partial(sending.do, send), self.left)
-        if self.left() <= 0:  # By the call's clock, which may have been moved meanwhile.
+        if self.left() <= 0:  # The call's clock may have been moved in the meantime.
             close_response(response)
             raise self._attempt.too_late(self.deadline)
         if not self._attempt.buffered:
@@ -180,7 +180,7 @@ class _Bounded:
         return response
 
     def _fetch(self, response: httpx.Response, limit: float, until: float, *, is_wanted: bool = True) -> None:
-        """Make what arrives until then the body of the response; to give up the rest is to close its connection."""
+        """Make what arrives before `until` the body of the response; giving up the rest closes the connection."""
         chunks: list[bytes] = []
 
         def left() -> float:
@@ -203,7 +203,7 @@ class _Bounded:
     def _drain(self, operation: Drain, seconds: float) -> None:
         response = operation.response
         if seconds > 0 and is_short(response):
-            with suppress(Exception):  # The response is of no use any more, however it ends.
+            with suppress(Exception):  # Nobody needs the response any more.
                 self._fetch(response, SHORT, self._clock.monotonic() + seconds, is_wanted=False)
         close_response(response)
 
@@ -221,7 +221,7 @@ class _Bounded:
 
 
 def _clean_up(flow: Flow, error: BaseException) -> None:
-    """Carry out the clean-up that the flow requests when notified that the call is over."""
+    """Notify the flow that the call is over, and carry out the clean-up that it requests."""
     try:
         for operation in clean_ups(flow, error):
             _clean_up_one(operation)
@@ -232,7 +232,7 @@ def _clean_up(flow: Flow, error: BaseException) -> None:
 
 
 def _clean_up_one(operation: Operation) -> None:
-    """Carry out a clean-up within a time limit: the interrupt may have left a lock of the wire taken."""
+    """Carry out a clean-up within a time limit, since the interrupt may have left a lock of the wire taken."""
     try:
         do_within(BRIEF, partial(_perform, operation))
     except GivenUpError:

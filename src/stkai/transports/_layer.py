@@ -1,4 +1,4 @@
-"""The recipe of a layer; and for authors of layers, a response of one's own, and a way to test a flow."""
+"""The recipe of a layer. For authors of layers: how to make a response, and how to test a flow."""
 
 from collections.abc import Callable, Generator
 from functools import partial
@@ -83,7 +83,7 @@ def response_like(
 
 
 def play(flow: Flow, *outcomes: Any) -> tuple[list[Operation], httpx.Response]:
-    """Play a flow by hand, to test it without a transport: nothing is sent, and nothing waits.
+    """Run a flow by hand, to test it without a transport: nothing is sent, and nothing waits.
 
         operations, response = play(layer.flow(request, attempt), httpx.ConnectError("refused"), None, answer)
 

@@ -1,4 +1,4 @@
-"""What a flow asks of its driver: each operation is one thing to do, and the driver sends back the result.
+"""What a flow asks its driver to do: each operation is one step, and the driver sends back the result.
 
 A flow is a generator. It does no I/O and never waits: it yields operations, and the sync or the async driver carries
 them out. The `yield` returns what the operation returns, and raises what it raises.
@@ -28,7 +28,7 @@ class Operation:
 class Send(Operation):
     """Send the request to a transport that is not a layer; returns its response with the body unread."""
 
-    # Without slots: every request makes one, and CPython 3.13 makes an object without them faster.
+    # No slots: every request creates one, and CPython 3.13 creates objects faster without them.
     def __init__(self, wire: Any, request: httpx.Request, attempt: Any) -> None:
         self.wire = wire
         self.request = request
@@ -39,8 +39,8 @@ class Sleep(Operation):
     """Wait for this many seconds, or until `sleeper` is woken.
 
     Args:
-        sleeper: the driver sets its `wake`, which ends the wait; it does not wait if `is_woken` is set already. In a
-            thread, only sleeps of the system's clock can be woken.
+        sleeper: an object whose `wake` the driver sets to a function that ends the wait; if its `is_woken` is set
+            already, there is no wait. In a thread, only sleeps of the system's clock can be woken.
     """
 
     __slots__ = ("seconds", "sleeper")
@@ -99,7 +99,7 @@ class Drain(Close):
 
 
 class Until(Operation):
-    """Hold all further operations to this deadline, an instant of the clock in seconds. It can only move earlier."""
+    """Set a deadline for all further operations, in seconds of the clock. It can only become earlier."""
 
     __slots__ = ("deadline",)
 
@@ -113,7 +113,7 @@ class Run(Operation):
     Args:
         sync: called with the seconds left until the deadline; infinite without one.
         asynchronous: the same for async stacks; cancelled at the deadline.
-        cleans_up: whether the operation gives something back, so that it must run even after a cancellation.
+        cleans_up: whether the operation releases something, so that it must run even after a cancellation.
     """
 
     __slots__ = ("asynchronous", "cleans_up", "sync")
@@ -136,8 +136,8 @@ Steps = Generator[Operation, Any, T]
 Flow = Generator[Operation, Any, httpx.Response]
 """A request's way through a layer and all layers inside it."""
 
-_PATIENCE: Final = 100
-"""How often a driver notifies a flow that its call is over; each layer may swallow it once."""
+_MAX_NOTICES: Final = 100
+"""How often a driver notifies a flow that its call is over, since each layer may swallow the notice once."""
 
 
 def is_clean_up(operation: object) -> bool:
@@ -156,14 +156,14 @@ class WrongOperationError(ConfigurationError, TypeError):
 
 
 def clean_ups(flow: Flow, error: BaseException) -> Iterator[Operation]:
-    """Tell a flow that its call is over, by `error`; yields the clean-up that it asks for, for its driver to carry out.
+    """Notify a flow, with `error`, that its call is over; yields the clean-up that it requests from its driver.
 
-    A layer must not answer with anything else; a response that one returns is to be closed as well.
+    A layer must not answer with anything else; if one returns a response, that must be closed as well.
     """
     notified = 0
     try:
         operation = flow.throw(error)
-        while notified < _PATIENCE:
+        while notified < _MAX_NOTICES:
             if is_clean_up(operation):
                 yield operation
                 operation = flow.send(None)
@@ -179,11 +179,11 @@ def clean_ups(flow: Flow, error: BaseException) -> Iterator[Operation]:
         if other is not error:
             logger.debug("the clean-up of a call failed", exc_info=True)
     finally:
-        del error  # Its traceback leads here and to the driver: such a cycle waits for the garbage collector.
+        del error  # Its traceback refers to this frame and the driver: a cycle for the garbage collector.
 
 
 def _swallowed(error: BaseException, answer: str, notified: int) -> int:
-    """Report, once, that a layer swallowed the end of its call; returns how often the flow has been notified."""
+    """Report, once, that a layer has swallowed the notice; returns how often the flow has been notified."""
     if not notified:
         bug = f"a layer answered {type(error).__name__} with {answer}; it must clean up and re-raise it"
         error.add_note(f"stkai: {bug}")

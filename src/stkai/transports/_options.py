@@ -1,4 +1,4 @@
-"""What a caller sets for one request, and what it learns afterwards."""
+"""What a caller sets for one request, and the record that it gets afterwards."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
@@ -68,7 +68,7 @@ class RequestOptions:
                 hint = ", or None for no limit"
                 number = check_number(name, value, SOME_SECONDS, hint, error=InvalidArgumentError)
                 object.__setattr__(self, name, number)
-        # By what it does: `import stkai` does not pay for the class.
+        # Check for a method, so that `import stkai` need not import the class.
         is_policy = hasattr(type(self.retry), "is_repeatable")
         if self.retry is not UNSET and self.retry is not None and not is_policy:
             msg = f"retry must be a stkai.RetryPolicy, or None to send once, not {self.retry!r}"
@@ -79,7 +79,7 @@ class RequestOptions:
             check_choice("priority", self.priority, "normal", "low", error=InvalidArgumentError)
 
     def over(self, others: "RequestOptions") -> "RequestOptions":
-        """These options, completed by those of `others` where a field is not given here."""
+        """These options, with those of `others` for the fields that are not given here."""
         if self is NO_OPTIONS:
             return others
         mine = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -125,11 +125,11 @@ def options_of(verb: str, given: CallOptions) -> RequestOptions:
 ENTERED: Final[ContextVar[tuple[tuple["_Block", RequestOptions], ...]]] = ContextVar(
     "stkai.entered", default=()
 )
-"""The `with options(...)` blocks around a call, the innermost last, each with the options that are in force in it."""
+"""The `with options(...)` blocks around a call, innermost last, each with the options in force inside it."""
 
 
 class _Block:
-    """Sets options while it is entered: any number of times, in any number of threads and tasks."""
+    """Sets options while entered; can be entered any number of times, in any number of threads and tasks."""
 
     def __init__(self, options: RequestOptions) -> None:
         self._options = options
@@ -141,7 +141,7 @@ class _Block:
 
     def __exit__(self, *_: object) -> None:
         entered = ENTERED.get()
-        # Generators may end in another order, or be closed in another context.
+        # Generators may end in a different order, or be closed in a different context.
         for place in reversed(range(len(entered))):
             if entered[place][0] is self:
                 ENTERED.set(entered[:place])

@@ -1,7 +1,7 @@
 """The requests of one call of an httpx client: the first, its redirects, and what httpx's own auth sends again.
 
-Each of them passes through the whole stack and is a `Call` there; they share one deadline and one allowance for
-waiting. Nearly all calls are a single request: a chain is made only when an answer allows another request.
+Each of them passes through the whole stack, as a `Call` of its own; they share one deadline and one allowance for
+waiting. Since most calls are a single request, a chain is created only when an answer allows another request.
 """
 
 import weakref
@@ -12,14 +12,14 @@ import httpx
 from .._urls import origin_of
 
 CHAIN: Final = "stkai.chain"
-"""The extension that tells a later request when and where the first began: httpx copies the extensions to it."""
+"""The extension that tells a later request when the first started, and where it went; httpx copies the extensions."""
 
 _AUTHORIZATION: Final = "authorization"
 
 _UNAUTHORIZED: Final = 401
 
 _CHALLENGE: Final = "www-authenticate"
-"""A 401 with this header makes an auth of httpx send the request again with credentials."""
+"""A 401 with this header makes httpx's auth send the request again, with credentials."""
 
 CONTINUED: Final = frozenset({301, 302, 303, 307, 308, _UNAUTHORIZED})
 """The statuses after which an httpx client may send another request."""
@@ -28,26 +28,26 @@ CONTINUED: Final = frozenset({301, 302, 303, 307, 308, _UNAUTHORIZED})
 class Chain:
     """What the requests of a call have in common; each carries it in its extensions once another may follow it."""
 
-    __slots__ = ("_is_challenged", "_is_redirected", "_request", "_signed", "began", "queued", "url")
+    __slots__ = ("_is_challenged", "_is_redirected", "_request", "_signed", "queued", "started", "url")
 
-    def __init__(self, request: httpx.Request, began: float) -> None:
-        self.began, self.url = began, request.url  # When the first began, by the clock, and where it went.
+    def __init__(self, request: httpx.Request, started: float) -> None:
+        self.started, self.url = started, request.url  # Of the first request; in seconds of the clock.
         self.queued = 0.0  # Seconds that the earlier requests spent waiting for permits.
         self._request = weakref.ref(request)
         self._is_redirected = self._is_challenged = False
         self._signed: str | None = None
 
     def includes(self, request: httpx.Request) -> bool:
-        """Whether the request continues the chain: not if it is a new call that copies the extensions of an old one.
+        """Whether the request continues the chain; False for a new call that copies the extensions of an old one.
 
-        A redirect is another request object. httpx's auth sends the same one again, with other credentials.
+        A redirect is a new request object. httpx's auth sends the same object again, with other credentials.
         """
         if self._request() is not request:
             return self._is_redirected
         return self._is_challenged and request.headers.get(_AUTHORIZATION) != self._signed
 
     def ended(self, response: httpx.Response, queued: float) -> None:
-        """Note the answer to the latest request, which says whether another may follow."""
+        """Record the answer to the latest request, which determines whether another may follow."""
         self.queued += queued
         self._is_redirected = response.has_redirect_location
         self._is_challenged = response.status_code == _UNAUTHORIZED and _CHALLENGE in response.headers

@@ -1,6 +1,6 @@
 """A wire that sends through StackSpot CLI, which is logged in and signs the requests itself.
 
-The CLI answers with a `requests.Response`; this turns it into a real `httpx.Response`: the status, all headers, and
+The CLI answers with a `requests.Response`, which is turned into a real `httpx.Response`: the status, all headers, and
 the body, streamed as it arrives and decoded exactly once.
 """
 
@@ -34,7 +34,7 @@ def _find_cli() -> Any:
     """The CLI's HTTP module, or None. Another package named `oscli` lacks these functions and does not count."""
     try:
         module = importlib.import_module("oscli.core.http")
-    except (Exception, SystemExit):  # noqa: BLE001 - whatever a foreign package does when imported, it is not the CLI
+    except (Exception, SystemExit):  # noqa: BLE001 - another package may do anything when it is imported
         return None
     names = ("get_with_authorization", "post_with_authorization")
     return module if all(callable(getattr(module, name, None)) for name in names) else None
@@ -128,7 +128,7 @@ def _convert(answer: "requests.Response", family: Family) -> httpx.Response:
 
     raw = answer.raw
     is_live = isinstance(raw, urllib3.HTTPResponse) and not getattr(answer, "_content_consumed", False)
-    # urllib3 keeps repeated headers apart; requests has joined them.
+    # urllib3 keeps repeated headers apart; requests joins them.
     given = raw.headers if isinstance(raw, urllib3.HTTPResponse) else answer.headers
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in given.items()]
     extensions = {"reason_phrase": (answer.reason or "").encode("latin-1", "replace")}
@@ -156,7 +156,7 @@ class _RawStream(httpx.SyncByteStream):
             if not hasattr(raw, "read1"):  # urllib3 1
                 yield from raw.stream(_CHUNK if raw.chunked else 1, decode_content=False)
                 return
-            # This returns what has arrived; read would wait for a full chunk and hold back server-sent events.
+            # `read1` returns what has arrived; `read` would wait for a full chunk and hold back server-sent events.
             while chunk := raw.read1(_CHUNK, decode_content=False):
                 yield chunk
 

@@ -78,7 +78,7 @@ async def test_an_sdk_that_retries_above_the_stack_is_a_warning_once_if_the_stac
 
 async def test_threads_that_look_for_an_sdk_at_the_same_moment_do_not_look_for_ever(world: World) -> None:
     bench = Bench(world, 200)
-    bench.transport._looks = 1
+    bench.transport._searches_left = 1
     for _ in range(2):  # Both have seen the 1.
         bench.transport._detect_sdk_retries(httpx.Request("POST", URL), RetryPolicy())
     await bench.send()

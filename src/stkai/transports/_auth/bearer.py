@@ -1,6 +1,6 @@
 """Who may see a token, and how a request is signed with it: `BearerAuth`.
 
-A copy of the request is signed: the token appears neither in `response.request` nor in an error's request, and the
+It signs a copy of the request: the token appears neither in `response.request` nor in an error's request, and the
 objects that hold it here do not print it.
 """
 
@@ -33,11 +33,11 @@ _PLAIN_METHODS: Final = {
 
 
 class ExposedTokenError(AuthenticationError):
-    """The token would travel unencrypted; nothing was sent. Requests to other origins may succeed."""
+    """The token would be sent unencrypted, so nothing was sent. Requests to other origins may succeed."""
 
 
 class Token(HoldsSecret):
-    """An access token as the headers that carry it, encoded once: thousands of waiting requests share the bytes."""
+    """An access token, with the headers that carry it, encoded once and shared by thousands of waiting requests."""
 
     __slots__ = ("_auth", "_claims", "fields", "value")
 
@@ -48,7 +48,7 @@ class Token(HoldsSecret):
             given = {"Authorization": f"Bearer {given}" if is_sendable(given) else "\n"}
         else:
             self.value = "\n".join(map(str, given.values())).removeprefix("Bearer ")
-        self.fields: Fields | None = None  # The headers, if they can be sent.
+        self.fields: Fields | None = None  # The headers; None if they cannot be sent.
         with suppress(InvalidArgumentError):
             self.fields = Fields.of(given)
         self._claims = itertools.count()
@@ -58,7 +58,7 @@ class Token(HoldsSecret):
         return next(self._claims) == 0
 
     def __call__(self) -> bool:
-        """Whether it is still the token to sign with; what `Attempt.is_signed` asks."""
+        """Whether it is still the token to sign with; called as `Attempt.is_signed`."""
         return self._auth.kept() is self
 
     def __repr__(self) -> str:
@@ -87,7 +87,7 @@ class BearerAuth(HoldsSecret):
         self, provider: AuthProvider, origins: Iterable[str] | str | None = None, *, allow_http: bool = False
     ) -> None:
         if not isinstance(provider, AuthProvider):
-            # Not its repr: it may be the token itself.
+            # Do not show its repr: it may be the token itself.
             kind = f"a value of type {type(reveal(provider)).__name__}"
             if isinstance(provider, type):
                 kind = f"the class {provider.__name__}"
@@ -132,7 +132,7 @@ class BearerAuth(HoldsSecret):
         return True
 
     def require_private(self, url: httpx.URL) -> None:
-        """Refuse a URL to which the token would travel unencrypted, so that others could read it.
+        """Refuse a URL to which the token would be sent unencrypted.
 
         Raises:
             AuthenticationError: the connection is not encrypted.
@@ -144,7 +144,7 @@ class BearerAuth(HoldsSecret):
         return self.allow_http or is_private(origin)
 
     def token(self, given: str | Mapping[str, str]) -> Token:
-        """The token, or the headers that carry it, encoded as sent; equal tokens give the same object."""
+        """Encode a token, or the headers that carry it, as they are sent; equal tokens give the same object."""
         key: Hashable = given
         if not isinstance(given, str):  # Providers are user code.
             given = given if isinstance(given, Mapping) else ""

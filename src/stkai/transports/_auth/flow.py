@@ -1,7 +1,7 @@
 """Signs requests with a bearer token, only for the origins that may see it, and renews a refused token.
 
-An httpx client follows redirects above all layers, so every hop passes through here: the token does not leak, even
-if a server redirects elsewhere.
+An httpx client follows redirects above all layers, so every hop passes through this one: the token does not leak, even
+if a server redirects to another origin.
 """
 
 from functools import partial
@@ -27,9 +27,9 @@ _REFUSED: Final = "the server refused the old one"
 
 _UNAUTHORIZED: Final = 401  # The status of a refused token; RFC 6750, section 3.1.
 
-_MOST: Final = 1_048_576
-"""How many bytes of a 401's body are kept while the token is renewed. A longer body, if its length is known, is not
-read before it is clear that the caller gets it."""
+_MAX_BODY: Final = 1_048_576
+"""Bytes of a 401's body that are kept while the token is renewed. A body known to be longer is not read before it is
+clear that the caller gets it."""
 
 
 class _AuthFlow(LayerBase):
@@ -56,7 +56,7 @@ class _AuthFlow(LayerBase):
             try:
                 response = yield from self._onward(policy.sign(request, token), attempt)
             except SignatureExpired:
-                # After one wait, it leaves with the token it gets: if every token takes long, it might never be sent.
+                # After one such wait, send with any token: if each took long to get, the request might never be sent.
                 token = policy.kept() or (yield from self.fetch(attempt, _NONE))
                 waited = True
                 continue
@@ -70,7 +70,7 @@ class _AuthFlow(LayerBase):
             if response.status_code != _UNAUTHORIZED or renewed:
                 return response
             try:
-                token = yield from self._another(request, response, token, attempt)
+                token = yield from self._replacement(request, response, token, attempt)
             except BaseException:
                 yield Close(response)
                 raise
@@ -81,23 +81,23 @@ class _AuthFlow(LayerBase):
             if not waited:
                 attempt.is_signed = token
 
-    def _another(
+    def _replacement(
         self, request: httpx.Request, response: httpx.Response, refused: Token, attempt: Attempt
     ) -> Steps[Token | None]:
-        """A token to replace the refused one, or None if another attempt could not help."""
+        """A token that replaces the refused one, or None if another attempt could not help."""
         self.policy.provider.forget(refused.value)
         if not can_resend(request):
             return None
         token, broken = self.policy.kept(), None
         if token is None:
             try:
-                # Return the connection first: the renewal may need it.
-                if not exceeds(response, _MOST):
-                    yield Load(response, _MOST, brief=True)
+                # First return the connection, which the renewal may need.
+                if not exceeds(response, _MAX_BODY):
+                    yield Load(response, _MAX_BODY, brief=True)
             except Exception as error:
                 if isinstance(error, DeadlineExceededError):
                     raise
-                broken = error  # That body is not needed if there is another token.
+                broken = error  # The body is not needed if there is another token.
             token = yield from self.fetch(attempt, _REFUSED)
         if token.value != refused.value:
             return token
@@ -118,7 +118,7 @@ class _AuthFlow(LayerBase):
         return token
 
 
-# The drivers keep results in variables, and tracebacks show variables: return a `Token`, never the text.
+# The drivers keep results in variables, which tracebacks show: return a `Token`, never its text.
 
 
 def _get(policy: BearerAuth, seconds: float) -> Token:

@@ -117,7 +117,7 @@ def is_sendable(token: str) -> bool:
 
 
 def has_own_headers(provider: AuthProvider) -> bool:
-    """Whether a provider signs with something other than a bearer token."""
+    """Whether a provider signs in another way than with a bearer token."""
     # A mock with `spec=AuthProvider` is an instance, but its class lacks the method.
     return getattr(type(provider), "get_auth_headers", None) is not AuthProvider.get_auth_headers
 
@@ -140,7 +140,7 @@ class Fetch(AbandonableWork):
                 _running.pop(self.key, None)
 
     def result(self) -> Any:
-        """What was fetched, or a copy of the error for each caller: it carries the request that failed with it."""
+        """What was fetched. Raises a copy of the error for each caller, since its `request` is that of the caller."""
         if isinstance(self._error, AuthenticationError):
             raise copy.copy(self._error) from self._error.cause
         if self._error is not None:
@@ -149,7 +149,7 @@ class Fetch(AbandonableWork):
 
 
 FETCHING: Final[ContextVar[tuple[list[AuthProvider], ...]]] = ContextVar("stkai.fetching", default=())
-"""The fetches that this code is a part of, each as its provider, or empty once it is over."""
+"""The fetches that this code is a part of: each is a list of its provider, which is empty once the fetch is over."""
 
 _running: Final[dict[Hashable, Fetch]] = {}  # The fetches in progress, by process and by work.
 
@@ -158,7 +158,7 @@ def join(work: Callable[[], Any]) -> Fetch:
     """The fetch that does `work`: the one in progress, or a new one.
 
     Raises:
-        RuntimeError: a signal handler asks for a token while it interrupts the start of this very fetch.
+        RuntimeError: the caller is a signal handler that has interrupted the start of this very fetch.
     """
     mine = Fetch(work)
     try:
@@ -190,11 +190,11 @@ class _Background(threading.Thread):
 
 def _start(fetch: Fetch) -> None:
     try:
-        if in_background() or sys.is_finalizing():  # A provider that asks another one: one thread is enough.
+        if in_background() or sys.is_finalizing():  # If a provider asks another one, one thread is enough.
             fetch.run()
         else:
             _Background(target=fetch.run, name="stkai-token", daemon=True).start()
-    except RuntimeError:  # No thread can be started, for example at interpreter shutdown.
+    except RuntimeError:  # No thread can be started, for example during interpreter shutdown.
         fetch.run()
     fetch.starter = None
 
@@ -202,20 +202,20 @@ def _start(fetch: Fetch) -> None:
 def key_of(work: Callable[..., object]) -> Hashable:
     """What identifies a fetch: the process, the work and, unless its token is for all, the context variables.
 
-    Bound methods compare equal if object and function do. A forked child does not have its parent's threads.
+    Bound methods are equal if their objects and functions are. A forked child does not have its parent's threads.
     """
     is_for_all = getattr(getattr(work, "__self__", None), "token_is_for_all", False)
     return os.getpid(), work, None if is_for_all else _context_key()
 
 
 def _context_key() -> Hashable:
-    """The context variables by identity: the fetch keeps the values alive, and some cannot be compared."""
+    """The context variables, compared by identity: the fetch keeps the values alive, and some cannot be compared."""
     ours = {var for var in (ENTERED, FETCHING, _library_variable()) if var is not None}
     return frozenset((var, id(value)) for var, value in copy_context().items() if var not in ours)
 
 
 def _outside_of_event_loops() -> Context:
-    """The current context, changed so that code in it may start its own event loop, and no call's options apply."""
+    """The current context, changed so that code can start its own event loop, and no call's options apply."""
     context = copy_context()
     context.run(ENTERED.set, ())
     library = _library_variable()
@@ -225,7 +225,7 @@ def _outside_of_event_loops() -> Context:
 
 
 def _library_variable() -> "ContextVar[Any] | None":
-    """Where sniffio keeps the name of the async library, if it is in use."""
+    """The variable in which sniffio keeps the name of the async library, if it is in use."""
     sniffio = sys.modules.get("sniffio")
     return None if sniffio is None else sniffio.current_async_library_cvar
 

@@ -16,7 +16,7 @@ Signature = str | Mapping[str, str]
 
 
 def get_token(provider: AuthProvider, seconds: float) -> Signature:
-    """A token from the provider, or its own headers, for a thread that can wait this many seconds.
+    """Get a token, or headers, from the provider, for a thread that can wait this many seconds.
 
     If it takes longer, raises a DeadlineExceededError; the fetch continues for later callers.
     """
@@ -27,8 +27,8 @@ def get_token(provider: AuthProvider, seconds: float) -> Signature:
             with named_errors(provider):
                 return _work(provider)()
         fetch = join(_work(provider))
-        for patience in _patience(provider, seconds):
-            if fetch.wait(patience):
+        for wait in _waits(provider, seconds):
+            if fetch.wait(wait):
                 return cast("Signature", fetch.result())
             spare = _spare(provider)
             if spare is not None:
@@ -37,15 +37,15 @@ def get_token(provider: AuthProvider, seconds: float) -> Signature:
 
 
 async def aget_token(provider: AuthProvider, seconds: float) -> Signature:
-    """A token from the provider, or its own headers, for a task that can wait this many seconds.
+    """Get a token, or headers, from the provider, for a task that can wait this many seconds.
 
     The tasks of one event loop share one fetch. If the task that leads it is cancelled, the next one takes over.
     """
     if seconds <= 0:
         raise _too_late()
     with _fetching(provider):
-        for patience in _patience(provider, seconds):
-            with anyio.move_on_after(patience):
+        for wait in _waits(provider, seconds):
+            with anyio.move_on_after(wait):
                 return await _share_in_loop(provider)
             spare = _spare(provider)
             if spare is not None:
@@ -65,14 +65,14 @@ async def _awork(provider: AuthProvider) -> Signature:
     return cast("Signature", fetch.result())
 
 
-def _patience(provider: AuthProvider, seconds: float) -> tuple[float, ...]:
-    """How long to wait for a fetch, again and again: half of the time, if there is still a token to send with."""
+def _waits(provider: AuthProvider, seconds: float) -> tuple[float, ...]:
+    """Seconds to wait for a fetch: all at once, or in two halves if there still is a token to send with."""
     return (seconds,) if seconds == math.inf or _spare(provider) is None else (seconds / 2, seconds / 2)
 
 
 def _spare(provider: AuthProvider) -> Signature | None:
     """A token that is still valid although it is time to renew it, or None."""
-    with suppress(TypeError):  # Some override the method without its argument.
+    with suppress(TypeError):  # Some providers override the method without its argument.
         if provider.cached_access_token(renewing=True) is not None:
             return (
                 provider.get_auth_headers()
@@ -84,8 +84,8 @@ def _spare(provider: AuthProvider) -> Signature | None:
 
 @contextmanager
 def _fetching(provider: AuthProvider) -> Iterator[None]:
-    """Refuse to wait for a token that this code itself is fetching."""
-    outer = tuple(filter(None, FETCHING.get()))  # Those that are not over.
+    """Refuse to wait for a token that this very code is fetching."""
+    outer = tuple(filter(None, FETCHING.get()))  # Those that are still in progress.
     if any(each is provider for fetching in outer for each in fetching):
         msg = (
             f"{type(provider).__name__} is asked for a token while it gets one: it sends its request through a client"
@@ -96,11 +96,11 @@ def _fetching(provider: AuthProvider) -> Iterator[None]:
     mine = list[AuthProvider]()
     token = FETCHING.set((*outer, mine))
     try:
-        mine.append(provider)  # Only here: an interrupt before this line would leave it noted for good.
+        mine.append(provider)  # Not before the `try`, where an interrupt would leave it in the list for good.
         yield
     finally:
-        mine.clear()  # A task that it has started goes on with a copy of the context.
-        with suppress(ValueError):  # A coroutine that is closed in another context.
+        mine.clear()  # A task that the fetch has started still has a copy of the context.
+        with suppress(ValueError):  # The coroutine is closed in another context.
             FETCHING.reset(token)
 
 
@@ -114,7 +114,7 @@ class _Shared:
 
 
 _by_loop: Final[WeakKeyDictionary[Any, dict[Hashable, _Shared]]] = WeakKeyDictionary()
-"""Fetches in progress that a task leads. Events belong to a loop, and one loop must not wait for another's task."""
+"""Fetches in progress that a task leads, by loop: events belong to a loop, which must not wait for another's task."""
 
 
 async def _share_in_loop(provider: AuthProvider) -> Signature:
@@ -132,7 +132,7 @@ async def _share_in_loop(provider: AuthProvider) -> Signature:
     except AuthenticationError as error:
         shared.error = error
         raise
-    finally:  # Also on cancellation: the first of the waiting tasks takes over.
+    finally:  # Even if cancelled: the first of the waiting tasks takes over.
         del running[key]
         shared.done.set()
     return shared.token

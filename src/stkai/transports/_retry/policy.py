@@ -8,12 +8,12 @@ Failures are classified by whether the server may have acted on the request:
     unanswered   a read timeout, 504, an answer that      it probably would: a POST or PATCH without an idempotency
                  cannot be parsed                         key is not sent again, unless the policy says so
 
-That a connection error means "not sent" is true of httpx's own transports and of ours. Others raise it for connections
-that broke later; there it is "unknown".
+With httpx's own transports and ours, a connection error means "not sent". Other transports may raise it for connections
+that broke later, so there it is "unknown".
 
 While a server is down, a policy of three retries sends it four times the load that it already could not handle. With a
-budget, as in Finagle, tower and the AWS SDKs, retries are at most a share of the calls; first attempts are never held
-back.
+budget, as in Finagle, tower and the AWS SDKs, retries are at most a fraction of the calls. First attempts are never
+held back.
 """
 
 import math
@@ -51,26 +51,26 @@ REFUSED_STATUS: Final = frozenset({408, 429, 503})
 _GATEWAY_TIMEOUT: Final = 504
 _JITTER: Final = 0.25
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-"""Methods that may be repeated whatever happened to the first attempt; RFC 9110, section 9.2.2."""
+"""Methods that may be repeated, whatever happened to the first attempt (RFC 9110, section 9.2.2)."""
 
 _KEY: Final = b"idempotency-key"
-"""The header that lets servers recognise a repeated request; draft-ietf-httpapi-idempotency-key-header."""
+"""The header by which servers recognise a repeated request; draft-ietf-httpapi-idempotency-key-header."""
 
 
-_MEMORY = 10.0
-"""Seconds in which the credit of calls halves, and that time earns credit for at most: Finagle's TTL."""
+_HALF_LIFE = 10.0
+"""Seconds in which the credit from calls halves, and the most for which time earns credit; Finagle's TTL."""
 
-_SAVINGS = 10.0
-"""Retries. This much credit does not fade: a program that makes one call a minute would otherwise never have any."""
+_LASTING_CREDIT = 10.0
+"""Retries. This much credit does not decay: otherwise, a program with one call a minute would never have any."""
 
 _ROUNDING = 1e-9
 
 
 class RetryBudget:
-    """Limits retries to a share of the calls. Share the object between policies and stacks to share the budget.
+    """Limits retries to a fraction of the calls. Share the object between policies and stacks to share the budget.
 
     A retry costs 1. Each call adds `ratio`, and each second adds `min_per_second`; the first 10 seconds' worth is there
-    from the start. When less than 1 is left, the caller gets a failure at once.
+    from the start. When less than 1 is left, failures are returned to the caller at once.
 
     Args:
         ratio: retries per call, from 0 to 1.
@@ -85,7 +85,7 @@ class RetryBudget:
             "ratio", ratio, Numbers("a number from 0 to 1, the retries per call", high=1)
         )
         self.min_per_second = check_number("min_per_second", min_per_second, AT_LEAST_ZERO)
-        self._most = self._steady = _MEMORY * self.min_per_second
+        self._most = self._steady = _HALF_LIFE * self.min_per_second
         self._earned = 0.0
         self._at = math.inf
         self._renew_lock()
@@ -95,13 +95,13 @@ class RetryBudget:
         self._lock = threading.RLock()  # A signal handler that sends must not hang here.
 
     def deposit(self, now: float) -> None:
-        """Add the credit of one call; `now` is an instant in seconds."""
+        """Add the credit of one call; `now` is in seconds of the clock."""
         with self._lock:
             self._advance(now)
             self._earned += self.ratio
 
     def withdraw(self, now: float) -> bool:
-        """Whether a retry may be made; if so, it is paid for."""
+        """Pay for a retry; returns whether there was enough credit."""
         with self._lock:
             self._advance(now)
             if self._steady + self._earned < 1 - _ROUNDING:
@@ -115,8 +115,8 @@ class RetryBudget:
         passed = max(0.0, now - self._at)
         self._at = now if self._at == math.inf else max(self._at, now)
         self._steady = min(self._most, self._steady + self.min_per_second * passed)
-        if self._earned > _SAVINGS:
-            self._earned = max(_SAVINGS, self._earned * 0.5 ** (passed / _MEMORY))
+        if self._earned > _LASTING_CREDIT:
+            self._earned = max(_LASTING_CREDIT, self._earned * 0.5 ** (passed / _HALF_LIFE))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RetryBudget, (self.ratio, self.min_per_second)
@@ -142,7 +142,7 @@ class RetryPolicy:
         retry_timeouts: whether to repeat a POST or PATCH without an idempotency key that was not answered: its read
             timeout passed, a gateway's did (504), or the answer cannot be parsed. The server has probably acted on it.
         idempotency_header: a header, usually `Idempotency-Key`, that carries one key for all attempts of a call.
-        budget: limits retries to a share of the calls; share the object to share the budget.
+        budget: limits retries to a fraction of the calls; share the object to share the budget.
         trust_connect_errors: whether a ConnectError or ConnectTimeout of your own wire means that nothing was sent, as
             it does with httpx's transports.
 
@@ -185,7 +185,7 @@ class RetryPolicy:
 
     @even_half_made
     def __repr__(self) -> str:
-        """Only what differs from the defaults."""
+        """Show only what differs from the defaults."""
         changed = []
         for each in fields(self):
             value = getattr(self, each.name)
@@ -201,9 +201,9 @@ class RetryPolicy:
         return min(base, self.max_delay / (1 + _JITTER)) * (1 + _JITTER * chance)
 
     def delay(self, failure: Failure, attempt: int, left: float, chance: float = 0.0) -> float | None:
-        """Seconds until the next attempt, or None if there is none: it would not help, or there is no time for it.
+        """Seconds until the next attempt; None for no further attempt, because it would not help, or there is no time.
 
-        Never less than was asked for; jitter is added on top. `left` is the time until the deadline.
+        Never less than the server asked for; jitter is added on top. `left` is the time until the deadline.
         """
         if attempt > self.max_retries or (failure.acted and not self.retry_unknown):
             return None
@@ -215,18 +215,18 @@ class RetryPolicy:
         if asked > self.max_retry_after:
             return None
         least, backoff = self.backoff(attempt), self.backoff(attempt, chance)
-        # A full queue names the same time to all requests that it refuses. Spread the retries over the time in which
-        # none of them would be admitted any earlier, so that they do not all compete for the one place free by then.
+        # A full queue gives the same time to all requests that it refuses. Spread their retries over the time during
+        # which none of them would be admitted anyway, so that they do not all compete for the first free place.
         jitter = max(backoff - least, chance * (failure.needed - asked))
         delay = max(asked + jitter, backoff)
         return delay if delay < left else None
 
     def is_final(self, response: httpx.Response) -> bool:
-        """Whether a response is an answer and not a failure."""
+        """Whether a response is a final answer, and not a failure to retry."""
         return response.status_code not in self.retry_on_status_codes
 
     def is_repeatable(self, request: httpx.Request) -> bool:
-        """Whether sending it twice has the effect of once: its method is idempotent, or it carries a key."""
+        """Whether sending it twice has the same effect as once: its method is idempotent, or it carries a key."""
         headers, own = request.headers, self.idempotency_header
         return (
             request.method in _IDEMPOTENT or has_field(headers, _KEY) or (own is not None and own in headers)
@@ -242,7 +242,7 @@ class RetryPolicy:
         repeatable: bool = True,
         sound_wire: bool = True,
     ) -> Failure | None:
-        """What an attempt's outcome, a response or an error, says about a retry; None if it is final.
+        """What the outcome of an attempt, a response or an error, means for a retry; None if it is final.
 
         `repeatable` is what `is_repeatable` says of the request. With a `sound_wire`, connection errors mean that
         nothing was sent.
