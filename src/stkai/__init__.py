@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     __all__: list[str]
     __version__: str
 else:  # Type checkers would take any name for one that exists.
-    # The names that are imported on first use. All names of `events` and `limiters` can be imported from here as well.
+    # Imported on first use. All names of `events` and `limiters` can be imported from here as well.
     __getattr__, __dir__, __all__ = _lazily(
         __name__,
         {

@@ -18,7 +18,7 @@ def main() -> None:
     finally:
         if is_interruptible:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-    if hasattr(sys.stdout, "reconfigure"):  # What its encoding lacks is shown as on stderr.
+    if hasattr(sys.stdout, "reconfigure"):  # Escape characters that its encoding lacks, as stderr does.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    """End at once: an exception would show a traceback, and pydantic, while it is imported, may swallow it."""
+    """Exit at once. An exception would show a traceback, and might be swallowed while pydantic is being imported."""
     os._exit(128 + number)
 
 

@@ -47,7 +47,7 @@ class AbandonableWork:
     It runs in a copy of the caller's context variables, or in the given ones.
     """
 
-    def __init__(self, work: Callable[[], Any], context: Context | None = None) -> None:
+    def __init__(self, work: Callable[[], Any] = lambda: None, context: Context | None = None) -> None:
         self.is_done = self._is_abandoned = False
         self._outer = _current.work
         self._break_off: Callable[[], object] | None = None
@@ -172,9 +172,6 @@ class AbandonableWork:
 
 class Latch(AbandonableWork):
     """A one-shot event that threads and tasks can wait for; `run` sets it."""
-
-    def __init__(self) -> None:
-        super().__init__(lambda: None)
 
 
 def _release(ended: Any) -> None:

@@ -1,4 +1,4 @@
-"""Puts layers together: `StackBuilder` holds recipes, outermost first; the `build_*` functions make the usual stacks.
+"""Combines layers: a `StackBuilder` holds recipes, outermost first; the `build_*` functions make the usual stacks.
 
     retry  >  auth  >  adaptive | token_bucket | limiter  >  wire
 
@@ -46,7 +46,7 @@ _SYNC: Final = httpx.BaseTransport, "httpx.HTTPTransport(), or call build_async(
 _ASYNC: Final = (
     httpx.AsyncBaseTransport, "httpx.AsyncHTTPTransport(), or call build()", "an AsyncLayerTransport",
 )  # fmt: skip
-"""The class of the transports of a stack, and examples of a wire and of what a layer makes."""
+"""The base class of a stack's transports, and examples of a wire and of a layer's transport."""
 
 
 class StackOptions(TypedDict, total=False):
@@ -65,7 +65,7 @@ class StackOptions(TypedDict, total=False):
 
 
 DEFAULTS: Final = {"auth": "auto", "rate_limit": UNSET, "retry": UNSET}
-"""The defaults that are not None; the settings decide what is unset."""
+"""The defaults that are not None; for `UNSET`, the settings decide."""
 
 _TRANSPORT: Final = """
         transport: the wire; by default one of the package of each request (httpx or httpx2) that honours proxies, with
@@ -165,7 +165,7 @@ class StackBuilder:
         _standard.check_options(caller, options, StackOptions.__annotations__)
         settings = settings or STKAI.config
         layers, by_cli = _standard.standard_layers(settings, options, own_wire=own_wire)
-        # A layer that does nothing still keeps deadlines, attaches records and reports calls to the listener.
+        # If there are no others, a layer that does nothing enforces deadlines, attaches records and reports calls.
         stack = cls(
             layers or (_PLAIN,),
             clock=options.get("clock"),

@@ -18,10 +18,10 @@ Headers = Mapping[str, str] | None
 
 
 class _Client:
-    """What the sync and the async client share: everything but the calls."""
+    """What the sync and the async client share: everything but the requests."""
 
     _kind: type
-    _twin: type  # The client of httpx that resembles this one.
+    _twin: type  # The httpx client that resembles this one.
 
     _builder: str
     _entry_kind: type[LayerBase]
@@ -62,7 +62,7 @@ class _Client:
 
     def __repr__(self) -> str:
         transport = self._transport
-        # And what its limiters have found so far.
+        # Also show what its limiters have found so far.
         details = transport.describe() if isinstance(transport, LayerBase) else ""
         return (
             f"<{type(self).__name__} {transport or 'without transport'}{details}{', closed' * self._closed}>"

@@ -12,14 +12,14 @@ from ._event_loops import anyio, asyncio_loop
 
 
 class Clock(Protocol):
-    """What a stack needs to know about time. Pass another one (`stkai.testing.FakeClock`) to test without sleeping."""
+    """Where a stack gets its time from. To test without sleeping, pass `stkai.testing.FakeClock`."""
 
     def monotonic(self) -> float:
-        """Seconds since some fixed instant; never goes back."""
+        """Seconds since some fixed instant; never decreases."""
         ...
 
     def utcnow(self) -> datetime:
-        """The wall clock, with its zone; only for HTTP-dates (RFC 9110, section 5.6.7)."""
+        """The wall-clock time, with a time zone; only for HTTP-dates (RFC 9110, section 5.6.7)."""
         ...
 
     def sleep(self, seconds: float) -> None:
@@ -27,15 +27,15 @@ class Clock(Protocol):
         ...
 
     def asleep(self, seconds: float) -> Coroutine[Any, Any, None]:
-        """Suspend this task for this many seconds, on whichever event loop runs it."""
+        """Suspend this task for this many seconds, on the event loop that runs it."""
         ...
 
 
-_LONGEST: Final = 1e6  # Seconds; a longer sleep is split, since systems limit its length.
+_MAX_SLEEP: Final = 1e6  # Seconds; longer sleeps are split, since operating systems limit them.
 
 
 class SystemClock:
-    """The machine's own clock; its async sleeps work on asyncio and on trio."""
+    """The system's clock; its async sleeps work on asyncio and trio."""
 
     monotonic = staticmethod(time.monotonic)
 
@@ -43,13 +43,13 @@ class SystemClock:
         return datetime.now(UTC)
 
     def sleep(self, seconds: float) -> None:
-        while seconds > _LONGEST:
-            time.sleep(_LONGEST)
-            seconds -= _LONGEST
+        while seconds > _MAX_SLEEP:
+            time.sleep(_MAX_SLEEP)
+            seconds -= _MAX_SLEEP
         time.sleep(seconds)
 
     def asleep(self, seconds: float) -> Coroutine[Any, Any, None]:
-        # Thousands of tasks may sleep here: on asyncio, nothing comes between a task and its timer.
+        # Thousands of tasks may sleep here: on asyncio, with nothing but asyncio's own timer.
         if asyncio_loop() is not None:
             asyncio = sys.modules["asyncio"]
             sleeping: Coroutine[Any, Any, None] = asyncio.sleep(seconds)
@@ -85,12 +85,12 @@ def clock_or_system(clock: Clock | None) -> Clock:
 
 
 def is_system_clock(clock: Clock) -> bool:
-    """Whether a clock sleeps in real time, so that a sleep may be replaced by another wait of the same length."""
+    """Whether a clock sleeps in real time, so that its sleeps can be replaced by other waits of the same length."""
     return type(clock) is SystemClock and (SystemClock.sleep, SystemClock.asleep) == _SLEEPS
 
 
 uniform = random.random
-"""A number in [0, 1). The generator reseeds itself in a forked child, so children draw different jitter."""
+"""Draw a number in [0, 1). The generator is reseeded in a forked child, so that children draw different jitter."""
 
 
 def unique_key() -> str:

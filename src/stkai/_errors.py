@@ -1,4 +1,4 @@
-"""The exceptions of stkai. What keeps a request from its answer is also an `httpx.TransportError`, with `.request`.
+"""The exceptions of stkai. If a request gets no answer, the error is also an `httpx.TransportError`, with `.request`.
 
     StkaiError
       + ConfigurationError             ValueError: settings, stacks or options that cannot be used
@@ -7,7 +7,7 @@
       + DeadlineExceededError          httpx.TimeoutException: the call's total time ran out
       + MaxRetriesExceededError        `Retrying` gave up
       + OutcomeUnknownError            `send_all`: an earlier run may have sent the request
-      + NotSent                        to derive from: leaves a permit's block without using the permit
+      + NotSent                        to raise, or derive from: leaves a permit's block and returns the permit
       + RetryableError                 httpx.TransportError: another attempt may help
           + ClientSideRateLimitError       a limiter in this process rejected it
           |   + TokenAcquisitionTimeoutError   the wait for a permit would have been too long
@@ -29,7 +29,7 @@ _pickle: Final = LateModule("pickle")
 
 
 def digits(number: float, count: int = 3) -> str:
-    """A number rounded for a message, to about so many digits; a large one is whole: 0.583, 60, 86,400."""
+    """A number for a message, rounded to about `count` digits; large ones to integers: 0.583, 60, 86,400."""
     return f"{number:.{count}g}" if number < 999.5 else f"{number:,.0f}"
 
 
@@ -53,13 +53,13 @@ def rebuilt(kind: type[E], args: tuple[Any, ...], state: dict[str, Any]) -> E:
 
 
 def _portable(value: object) -> object:
-    """What goes into a pickle: the value, or a description of it in words.
+    """What to put into a pickle: the value, or a description of it in words.
 
-    Many exceptions pickle but cannot be read back (`httpx.HTTPStatusError` is one): in a process pool that is a crash.
+    Many exceptions, such as `httpx.HTTPStatusError`, can be pickled but not unpickled, which crashes a process pool.
     """
     try:
         _pickle.loads(_pickle.dumps(value))
-    except Exception:  # noqa: BLE001 - foreign classes; whatever they raise
+    except Exception:  # noqa: BLE001 - other people's classes may raise anything
         return StkaiError(describe(value)) if isinstance(value, BaseException) else None
     return value
 
@@ -71,7 +71,7 @@ def describe(error: BaseException) -> str:
 def hide_frames(error: BaseException) -> None:
     """Drop the frames of the errors that caused this one.
 
-    They belong to the wire; their variables hold headers and bodies, which some traceback formatters print.
+    They belong to the wire, and their variables contain headers and bodies, which some traceback formatters print.
     """
     below = error.__cause__
     while below is not None and below.__traceback__ is not None:
@@ -82,7 +82,7 @@ def hide_frames(error: BaseException) -> None:
 def hide_secrets(error: BaseException, request: httpx.Request) -> None:
     """Drop the frames of an error and its causes, and replace the request that these and their responses refer to.
 
-    Its body or its headers are secret. Error trackers look at it, and a pickle of the error contains it.
+    The body or headers of that request are secret, but error trackers read it, and a pickle of the error contains it.
     """
     error.__traceback__ = None
     hide_frames(error)
@@ -93,23 +93,23 @@ def hide_secrets(error: BaseException, request: httpx.Request) -> None:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, and what caused it.
+    """An error, and the errors that caused it.
 
-    An error also refers to whatever the program was handling when it was raised, which is not a cause.
+    An error's `__context__` is whatever error the program was handling when it was raised, which need not be a cause.
     """
     below: BaseException | None = error
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_CAUSES):
         if below is None:
             return
         yield below
-        # These packages raise errors again without their cause, so only the context is left. Their own complaints, such
-        # as about a bad URL, are ValueErrors.
+        # These packages re-raise errors without a cause, so only the context is left. Their own errors, such as for bad
+        # URLs, are ValueErrors.
         is_raised_again = type(below).__module__.startswith(_WRAPPERS) and not isinstance(below, ValueError)
         below = below.__cause__ or (below.__context__ if is_raised_again else None)
 
 
 def cure_of(error: BaseException) -> str:
-    """What the user can do about an error of the network; empty if that depends."""
+    """What the user can do about a network error; empty if there is no general advice."""
     codes = {getattr(below, "verify_code", None) for below in causes(error)}
     return _NO_AUTHORITY if codes & _UNTRUSTED else ""
 
@@ -120,15 +120,15 @@ _NO_AUTHORITY: Final = (
 )
 
 _UNTRUSTED: Final = frozenset({18, 19, 20, 21})
-"""OpenSSL's X509_V_ERR_* for a certificate of an unknown authority."""
+"""OpenSSL's X509_V_ERR_* codes for certificates of an unknown authority."""
 
 _WRAPPERS: Final = ("httpcore", "requests", "urllib3")
 
-_DEEPEST: Final = 16  # How many causes of an error are looked at.
+_MAX_CAUSES: Final = 16  # Causes of an error that are inspected.
 
 
 def _forget_contents(error: BaseException) -> None:
-    """Empty an error that holds the text or the bytes that could not be read: those of a token source are secret."""
+    """Empty an error that contains the text or bytes that could not be read: those of a token source are secret."""
     if isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
         error.object = type(error.object)()
         error.args = (error.encoding, error.object, *error.args[2:])
@@ -137,7 +137,7 @@ def _forget_contents(error: BaseException) -> None:
 
 
 class NotSent(StkaiError):  # noqa: N818 - a public name
-    """Raise it, or an exception derived from it, in a `permit()` block if nothing was sent: the permit is returned."""
+    """Raise it, or a subclass, inside a `permit()` block if nothing was sent: the permit is returned."""
 
 
 class ConfigurationError(StkaiError, ValueError):
@@ -145,7 +145,7 @@ class ConfigurationError(StkaiError, ValueError):
 
 
 def missing_extra(what: str, extra: str) -> ConfigurationError:
-    """The error for a package that `what` needs, and that is not installed."""
+    """The error for a missing package that `what` needs."""
     return ConfigurationError(f'{what} needs a package that is not installed: pip install "stkai[{extra}]"')
 
 

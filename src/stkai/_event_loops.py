@@ -1,4 +1,4 @@
-"""Which event loop runs a task: that of asyncio, or trio; and anyio, which is imported when it is first used."""
+"""Which event loop runs a task, asyncio's or trio's; and anyio, imported on first use."""
 
 import sys
 from collections.abc import Callable
@@ -17,12 +17,12 @@ else:
 
 
 def _trio() -> Any:
-    """trio's low-level functions; None if it is not loaded: while a thread imports it, nothing can run on it."""
+    """trio's low-level functions; None if it is not loaded. (While a thread is importing it, nothing can run on it.)"""
     return getattr(sys.modules.get("trio"), "lowlevel", None)
 
 
 def running_loop() -> Any:
-    """What identifies this task's event loop: asyncio's loop, or trio's token. Raises a RuntimeError without one."""
+    """The identity of this task's event loop: asyncio's loop, or trio's token. Raises a RuntimeError without a loop."""
     trio = _trio()
     if trio is not None:
         with suppress(RuntimeError):  # This is not a trio task.
@@ -34,7 +34,7 @@ def running_loop() -> Any:
 def loop_has_ended() -> Callable[[], bool] | None:
     """A function that tells whether the event loop of this task has ended.
 
-    None for trio, which ends all its tasks, and for a flow that is played by hand.
+    None for trio, which ends all its tasks, and for a flow that is run by hand.
     """
     try:
         end: Callable[[], bool] | None = getattr(running_loop(), "is_closed", None)
@@ -44,14 +44,14 @@ def loop_has_ended() -> Callable[[], bool] | None:
 
 
 def run_soon(loop: Any, function: Callable[..., object], *arguments: object) -> None:
-    """Have a loop call a function soon, unless it has ended; safe in any thread and in finalizers."""
+    """Schedule a function on a loop, unless the loop has ended; safe in any thread and in finalizers."""
     call = getattr(loop, "run_sync_soon", None) or loop.call_soon_threadsafe
-    with suppress(RuntimeError):  # asyncio's "Event loop is closed"; trio's RunFinishedError is one as well.
+    with suppress(RuntimeError):  # asyncio's "Event loop is closed", or trio's RunFinishedError.
         call(function, *arguments)
 
 
 def asyncio_loop() -> Any:
-    """The loop of the asyncio task that is running; None if trio is, as a guest of the loop or within the task."""
+    """The loop of the running asyncio task; None if trio is running, even as a guest of the loop or inside the task."""
     if "asyncio" not in sys.modules:
         return None
     trio = _trio()
@@ -60,5 +60,5 @@ def asyncio_loop() -> Any:
             return None
         task = asyncio.current_task()
         return None if task is None else task.get_loop()
-    except (AttributeError, RuntimeError):  # A trio that cannot tell, or no loop in this thread.
+    except (AttributeError, RuntimeError):  # An old trio, or no loop in this thread.
         return None

@@ -1,4 +1,4 @@
-"""One request of a client and its answer: checks arguments, makes a complete request, returns a complete response."""
+"""One request of a client and its answer: checks arguments, builds a complete request, returns a complete response."""
 
 import json
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ _JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow
 class StreamedResponse(httpx.Response):
     """The response of `post_stream`: its body arrives while you iterate; close it, or use it in a `with` block.
 
-    Its `elapsed` is the time until you have it, without the body.
+    Its `elapsed` is the time until you get it, without the body.
     """
 
     def __enter__(self) -> Self:
@@ -45,7 +45,7 @@ class StreamedResponse(httpx.Response):
 
 
 class Exchange:
-    """One request in progress: checked, completed, and carried out by a flow that ends with what the caller wants."""
+    """One request in progress: checks and completes it; its flow returns what the caller wants."""
 
     __slots__ = ("_buffered", "_layer", "_started", "call", "request")
 
@@ -94,9 +94,9 @@ class Exchange:
         return exchange
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        """Send through the stack; read the body if the caller wants all of it, or if no layer retries.
+        """Send through the stack; read the body if the caller wants all of it and no layer has read it.
 
-        A 429 that a limiter has seen is raised as a ServerSideRateLimitError.
+        A 429 that an adaptive limiter handles is raised as a ServerSideRateLimitError.
         """
         try:
             response = yield from self._layer.flow(request, attempt)
@@ -120,7 +120,7 @@ class Exchange:
         return response
 
     def finish(self, response: httpx.Response) -> httpx.Response:
-        """The response with everything that belongs to it: `elapsed` is the time until it is returned here."""
+        """Complete the response; its `elapsed` is the time until it is returned here."""
         response.elapsed = self._elapsed()
         if self._buffered:
             return response
@@ -133,7 +133,7 @@ class Exchange:
 
 
 def entry(kind: type[LayerBase], transport: Any) -> Any:
-    """The layer through which calls enter a transport: its outermost one, or a layer around it that does nothing."""
+    """The layer through which calls enter a transport: the transport itself, or a layer around it that does nothing."""
     context = getattr(transport, "context", None)
     around = kind(transport, context=context if isinstance(context, Context) else None, name="client")
     joins = around._joins(transport)  # noqa: SLF001
@@ -141,7 +141,7 @@ def entry(kind: type[LayerBase], transport: Any) -> Any:
 
 
 def _name_timeout(error: BaseException, request: httpx.Request) -> None:
-    """Say in a timeout's message which number ran out, and how to raise it."""
+    """Add to the message of a timeout its number of seconds, and how to raise it."""
     if isinstance(error, alike(httpx.TimeoutException)) and not isinstance(error, DeadlineExceededError):
         phase = type(error).__name__.removesuffix("Timeout").lower()
         seconds = request.extensions.get("timeout", {}).get(phase)
@@ -153,7 +153,7 @@ def _name_timeout(error: BaseException, request: httpx.Request) -> None:
 
 
 def _encode(data: Any) -> bytes | None:
-    """`data` as JSON, as compact as httpx writes it; None for no body."""
+    """`data` as JSON, in httpx's compact form; None for no body."""
     if data is None:
         return None
     try:

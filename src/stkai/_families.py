@@ -1,10 +1,10 @@
-"""The packages httpx and httpx2: their classes look alike but none is shared, so everything belongs to one of the two.
+"""The packages httpx and httpx2: their classes look alike but none is shared, so each object belongs to one of the two.
 
-And what requests and urllib3 return and raise, in httpx's terms. Neither needs to be installed.
+Also converts what requests and urllib3 return and raise into httpx's terms. Neither needs to be installed.
 
-httpx2 is never imported here: until the program imports it, no object of it can arrive. The family of an object is
-found by `isinstance` against the packages that are loaded, since some SDKs change the `__module__` of classes.
-Annotations say httpx throughout: what they promise holds for both.
+httpx2 is never imported here: until the program imports it, there are no objects of it. The family of an object is
+found by `isinstance` with the classes of the loaded packages, since some SDKs change the `__module__` of classes.
+Annotations say httpx throughout, but hold for both.
 """
 
 import sys
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     import httpx2
 
     class Transport(httpx.BaseTransport, httpx2.BaseTransport):
-        """Fits into the sync clients of both packages."""
+        """For the sync clients of both packages."""
 
         def handle_request(self, request: Any) -> Any: ...
 
     class AsyncTransport(httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):
-        """Fits into the async clients of both packages."""
+        """For the async clients of both packages."""
 
         async def handle_async_request(self, request: Any) -> Any: ...
 
-else:  # Neither package checks the class of a transport.
+else:  # At run time, neither package checks the class of a transport.
     Transport, AsyncTransport = httpx.BaseTransport, httpx.AsyncBaseTransport
 
 
@@ -48,7 +48,7 @@ class AsyncWire(Protocol):
 
 
 class Family(Protocol):
-    """What is used of either package, by the names that both share."""
+    """The names that stkai uses of either package."""
 
     Request: type[httpx.Request]
     Response: type[httpx.Response]
@@ -71,7 +71,7 @@ HTTPX: Final = cast(Family, httpx)
 def families() -> tuple[Family, ...]:
     """The packages that the program has loaded; httpx is always one of them."""
     other = sys.modules.get("httpx2")
-    # A package that another thread is importing has no `__all__` yet. An aliased httpx2 is httpx itself.
+    # While another thread is importing a package, it has no `__all__` yet. httpx2 may be an alias of httpx.
     if other is None or other is httpx or not hasattr(other, "__all__"):
         return (HTTPX,)
     return HTTPX, cast(Family, other)
@@ -86,10 +86,7 @@ def family_of(thing: httpx.Request | httpx.Response) -> Family:
 
 
 def family_of_wire(wire: object) -> Family | None:
-    """The package whose requests a transport takes; None if it takes both.
-
-    A transport whose base class does not tell has the answer in its attribute `family`.
-    """
+    """The package whose requests a transport takes, by its `family` or its base class; None if it takes both."""
     if hasattr(wire, "family"):
         family: Family | None = wire.family
         return family
@@ -111,7 +108,7 @@ def _twin(kind: type[T], family: Family) -> type[T] | None:
 
 
 def adopt(error: Exception, request: httpx.Request) -> None:
-    """Make an error one of the request's package as well, since the caller expects that package's errors."""
+    """Make an error also an error of the request's package, which is what the caller expects."""
     # In place, so that the error keeps its traceback, its cause, and all references to it.
     error.__class__ = of_family(type(error), family_of(request))
 
@@ -124,11 +121,11 @@ def error_for(kind: type[httpx.RequestError], message: str, request: httpx.Reque
 
 
 _twofold: dict[tuple[Any, str], Any] = {}
-"""The classes made so far: two errors of one kind have the same class."""
+"""The classes made so far, so that two errors of one kind have the same class."""
 
 
 def of_family(kind: type[T], family: Family) -> type[T]:
-    """The class, if it belongs to that package; otherwise one that is both, by the nearest base that has a twin."""
+    """The class, if it belongs to that package; otherwise a class that is both, by the nearest base that has a twin."""
     key = (kind, family.__name__)
     if key not in _twofold:
         _twofold.setdefault(key, _both(kind, family))
@@ -163,7 +160,7 @@ _ORIGINAL: Final = "stkai.original"  # The extension of a response that represen
 def as_httpx(answer: Any) -> httpx.Response:
     """An `httpx.Response` with the status and headers of any other response; closing it closes that.
 
-    The body stays where it is. Anything that cannot be read counts as a 200 without headers; see also `original`.
+    The body stays where it is. What cannot be read counts as a 200 without headers. See also `original`.
     """
     if isinstance(answer, httpx.Response):
         return answer
@@ -171,7 +168,7 @@ def as_httpx(answer: Any) -> httpx.Response:
     if not isinstance(status, int) or not 100 <= status <= 599:
         status = 200
     try:
-        # As http.client decodes them, unless they know how they were decoded, as httpx2's do.
+        # http.client decodes headers as latin-1; httpx2's headers know their encoding.
         encoding = getattr(answer.headers, "encoding", "latin-1")
         headers = httpx.Headers(dict(answer.headers), encoding=encoding)
     except (AttributeError, LookupError, TypeError, ValueError):
@@ -180,12 +177,12 @@ def as_httpx(answer: Any) -> httpx.Response:
 
 
 def original(response: httpx.Response) -> Any:
-    """The response that another one represents; any other response is returned as it is."""
+    """The response that an `as_httpx` response represents; any other response is returned unchanged."""
     return response.extensions.get(_ORIGINAL, response)
 
 
 class _Elsewhere(httpx.SyncByteStream):
-    """The body of a response that is read elsewhere."""
+    """The body of a response that is read in another object."""
 
     def __init__(self, answer: Any) -> None:
         self._answer = answer
@@ -200,7 +197,7 @@ class _Elsewhere(httpx.SyncByteStream):
 
 @contextmanager
 def httpx_errors(family: Family) -> Iterator[None]:
-    """Turn what requests and urllib3 raise into what httpx would have raised."""
+    """Turn exceptions of requests and urllib3 into those that httpx would have raised."""
     try:
         yield
     except Exception as error:

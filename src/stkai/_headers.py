@@ -1,4 +1,4 @@
-"""The headers of a client's request: the caller's, checked, and the others that httpx itself sends; copies of it."""
+"""The headers of a client's request: the caller's, checked, and those that httpx adds. Also copies of requests."""
 
 import re
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from ._errors import InvalidArgumentError
 
 _NAME: Final = TOKEN.encode()
 _Item = tuple[bytes, bytes, bytes]
-"""A header as httpx keeps it: its name, the name in lower case, and its value."""
+"""A header as httpx stores it: its name, the name in lower case, and its value."""
 
-_lower_name: Final = itemgetter(1)  # The name of an item in lower case.
+_lower_name: Final = itemgetter(1)  # The name of an item, in lower case.
 
 _NO_HEADERS: Final = httpx.Headers()
-_known: Final[set[type]] = set()  # The classes of headers of which `_is_known` holds.
+_known: Final[set[type]] = set()  # The classes of headers for which `_is_known` is true.
 
-# Python looks up attributes of built-in classes anew each time.
+# Bound once, since Python does not cache the lookup.
 _new: Final = object.__new__
 
 _VALUE: Final = rb"(?:[^\x00\s](?:[^\x00\n\r\v\f]*[^\x00\s])?)?"
@@ -31,7 +31,7 @@ _VALUE: Final = rb"(?:[^\x00\s](?:[^\x00\n\r\v\f]*[^\x00\s])?)?"
 def headers_of(
     method: str, url: httpx.URL, given: Mapping[str, str] | None, content: bytes | None
 ) -> httpx.Headers:
-    """All headers of a request, in httpx's order; the given ones replace others of the same name."""
+    """All headers of a request, in httpx's order; the given ones replace defaults of the same name."""
     items = [(b"Host", b"host", url.netloc), *default_items()]
     if content is not None or method == "POST":
         items.append((b"Content-Length", b"content-length", b"%d" % len(content or b"")))
@@ -49,10 +49,10 @@ def headers_of(
 
 
 def check_headers(given: Mapping[str, str] | None) -> httpx.Headers:
-    """The headers, if they can be sent.
+    """Return the headers if they can be sent.
 
     Raises:
-        InvalidArgumentError: they cannot. The message names the header and never shows its value, which may be a
+        InvalidArgumentError: they cannot be. The message names the header, but never shows its value, which may be
             secret.
     """
     form = "headers must be a dict of strings, in ASCII"
@@ -77,7 +77,7 @@ def check_headers(given: Mapping[str, str] | None) -> httpx.Headers:
 
 @dataclass(frozen=True, slots=True)  # Python reads slots faster than the fields of a NamedTuple.
 class Fields:
-    """Headers to be set on many requests, encoded once."""
+    """Headers to set on many requests, encoded once."""
 
     names: tuple[bytes, ...]  # In lower case.
     items: list[_Item]
@@ -99,7 +99,7 @@ def with_fields(headers: httpx.Headers, fields: Fields) -> httpx.Headers:
         return copy
     kept = headers._list  # noqa: SLF001
     for name in fields.names:
-        if name in map(_lower_name, kept):  # Rarely so, and to ask costs less than to filter.
+        if name in map(_lower_name, kept):  # Rare, and cheaper to check than to filter.
             kept = [each for each in kept if each[1] != name]
     made = _new(kind)  # The items need not be encoded again.
     made._list, made._encoding = kept + fields.items, headers._encoding  # noqa: SLF001
@@ -107,7 +107,7 @@ def with_fields(headers: httpx.Headers, fields: Fields) -> httpx.Headers:
 
 
 def _is_known(kind: type[httpx.Headers]) -> bool:
-    """Whether such headers consist of these attributes, which are private in httpx and httpx2, and may change."""
+    """Whether such headers have just these attributes, which are private in httpx and httpx2, and may change."""
     if vars(kind()).keys() == {"_list", "_encoding"}:
         _known.add(kind)
     return kind in _known
@@ -116,10 +116,10 @@ def _is_known(kind: type[httpx.Headers]) -> bool:
 def copy_request(
     request: httpx.Request, headers: httpx.Headers | None = None, extensions: dict[str, Any] | None = None
 ) -> httpx.Request:
-    """The same request with other headers or extensions; the body stream is shared, the original is unchanged."""
+    """A copy of the request with other headers or extensions; shares the body, and leaves the original unchanged."""
     copy = _new(type(request))
     known = request.__dict__
-    if len(known) == 6 and "_content" in known:  # As httpx makes one whose body is in memory: twice as fast.
+    if len(known) == 6 and "_content" in known:  # A plain request with its body in memory: twice as fast.
         copy.method, copy.url, copy.stream = request.method, request.url, request.stream
         copy._content = request._content  # noqa: SLF001
     else:
@@ -130,13 +130,13 @@ def copy_request(
 
 
 def has_field(headers: httpx.Headers, name: bytes) -> bool:
-    """Whether there is a header of that name, in lower case; without decoding all of them, as httpx does."""
+    """Whether there is a header of that name (in lower case), without decoding all headers, as httpx would."""
     items = getattr(headers, "_list", None)
     return name.decode() in headers if items is None else name in map(_lower_name, items)
 
 
 @cache
 def default_items() -> list[_Item]:
-    """What httpx itself sends: the content codings depend on what is installed."""
+    """httpx's own default headers; the content codings depend on what is installed."""
     with httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200))) as client:
         return [(name, name.lower(), value) for name, value in client.headers.raw]

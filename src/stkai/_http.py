@@ -1,7 +1,7 @@
-"""The clients of StackSpot's API reference that send by themselves, each a few lines over the transports.
+"""The clients of StackSpot's API reference that send by themselves: thin wrappers around the transports.
 
 They do what the reference says and no more: none of them retries (see `Retrying` and `build_client`). Their responses
-are httpx responses, plus what code written for requests calls.
+are httpx responses, plus the methods that code written for requests calls.
 """
 
 import threading
@@ -29,7 +29,7 @@ _MAX_REDIRECTS: Final = 30  # As many as requests follows.
 
 
 class _SendingHttpClient(HttpClient):
-    """A client that follows the redirects of a GET, and whose responses resemble those of requests."""
+    """A client that follows the redirects of a GET, and returns responses like those of requests."""
 
     def _send(self, verb: str, *args: Any) -> httpx.Response:
         response = super()._send(verb, *args)
@@ -84,7 +84,7 @@ class EnvironmentAwareHttpClient(_SendingHttpClient):
 
     @property
     def transport(self) -> httpx.BaseTransport:
-        """The transport that sends the requests; the first access decides which one that is."""
+        """The transport that sends the requests; it is chosen on first access."""
         if self._transport is None:
             with self._lock:
                 if self._transport is None:
@@ -118,8 +118,8 @@ class ReferenceResponse(StreamedResponse):
         return super().iter_lines() if decode_unicode else self._byte_lines()
 
     def _byte_lines(self) -> Iterator[bytes]:
-        # Not from the text: that also ends a line at U+2028, and cannot show each byte.
-        held = [b""]  # Joined at the end of a line only: it may be long.
+        # Not by decoding: text also has line breaks such as U+2028, and not all bytes are text.
+        held = [b""]  # Joined only at the end of a line, which may be long.
         for chunk in self.iter_bytes():
             held.append(chunk)
             if b"\n" in chunk or b"\r" in chunk or held[-2].endswith(b"\r"):
@@ -142,11 +142,11 @@ def _follow(transport: httpx.BaseTransport, response: httpx.Response) -> httpx.R
     known = [response]
 
     def send(request: httpx.Request) -> httpx.Response:
-        # A client of ours reads the body within the deadline, which httpx would not.
+        # Our client reads the body within the deadline; httpx would not.
         return known.pop() if known else HttpClient(transport).send(request)
 
     client = httpx.Client(
         transport=httpx.MockTransport(send), follow_redirects=True, max_redirects=_MAX_REDIRECTS
     )
-    # Do not close the client: the transport is not its own.
+    # Do not close the client, which does not own the transport.
     return client.send(response.request, auth=httpx.Auth())

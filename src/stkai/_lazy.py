@@ -1,4 +1,4 @@
-"""Names that a package imports when they are first used: pydantic alone takes longer than everything else."""
+"""Names that a package imports on first use: importing pydantic alone takes longer than everything else."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class LateModule:
-    """A module that takes long to import: it is imported when one of its names is first used."""
+    """A module that is slow to import: imported when one of its names is first used."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -26,11 +26,11 @@ def lazily(
     submodules: tuple[str, ...] = (),
     unlisted: tuple[str, ...] = (),
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """The `__getattr__`, the `__dir__` and the `__all__` of a package whose names come from its own `modules`.
+    """The `__getattr__`, `__dir__` and `__all__` of a package whose names come from its own `modules`.
 
-    `__all__` holds these names, and those that the package has imported itself. `submodules` can be used after
-    importing only the package. All that is public in the submodules `unlisted` can also be imported from the package,
-    which does not list it. stkai itself also has a `__version__`.
+    `__all__` contains these names, and those that the package has imported itself. `submodules` can be used after
+    importing only the package. All public names of the submodules `unlisted` can also be imported from the package, but
+    are not in `__all__`. stkai itself also has a `__version__`.
     """
     home = {name: module for module, names in modules.items() for name in names}
     here = [

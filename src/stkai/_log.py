@@ -1,4 +1,4 @@
-"""The default log: who receives events, and what reaches the logger `stkai` at which level."""
+"""Listeners, and the default one: which events it writes to the logger `stkai`, at which level."""
 
 import logging
 from collections.abc import Callable
@@ -19,29 +19,29 @@ Listener = Callable[["events.Event"], None]
 """A plain function that is called with every event of a stack, in the thread or task in which it happened."""
 
 logger = logging.getLogger("stkai")
-# A library prints nothing unless its program asks for it.
+# A library must not print anything unless the program configures logging.
 logger.addHandler(logging.NullHandler())
 
 LONG_WAIT: Final = 1.0
-"""Seconds; a longer wait for a permit is worth a line at INFO."""
+"""Seconds; a longer wait for a permit is logged at INFO."""
 
 REFUSAL_INTERVAL: Final = 10.0
-"""Seconds between two warnings that a layer refuses requests."""
+"""Seconds between warnings that a layer refuses requests."""
 
 _LEVELS: Final = {
     "CallStarted": logging.DEBUG,
     "AttemptStarted": logging.DEBUG,
     "AttemptFinished": logging.DEBUG,
-    "RateChanged": logging.DEBUG,  # Each refused call already has a line, and each may change the rate.
+    "RateChanged": logging.DEBUG,  # Each refused call may change the rate, and already has a line.
     "TokenRenewed": logging.DEBUG,
     "Rejected": logging.WARNING,
     "StoreLost": logging.WARNING,
     "QuotaDisagreement": logging.WARNING,
 }
-"""By the name of the event's class; any other event is INFO."""
+"""Levels by the name of the event's class; any other event is INFO."""
 
 _refusals: Final[dict[str, tuple[float, int]]] = {}
-"""By layer: until when its refusals are no warnings, and how many were left out: a full queue refuses hundreds.
+"""By layer: until when its refusals are not warnings, and how many were left out, since a full queue refuses hundreds.
 
 There is no lock: threads that refuse at the same moment may count one too few, or warn twice.
 """
@@ -50,7 +50,7 @@ There is no lock: threads that refuse at the same moment may count one too few, 
 def log_events(event: "events.Event") -> None:
     """Write an event to the logger `stkai`: the default listener.
 
-    A call gives one line at INFO when it ends, plus one for each retry and each wait of more than a second; the rest
+    A call produces one line at INFO when it ends, plus one for each retry and each wait of more than a second; the rest
     is DEBUG. Refusals by the stack's own limiter are one WARNING per layer and 10 s, which counts those left out.
     """
     kind = type(event).__name__
@@ -73,7 +73,7 @@ def log_events(event: "events.Event") -> None:
 
 
 def listener_of(given: object) -> Listener:
-    """One function that calls them all: the default log and `given`, or exactly those in a list."""
+    """One function that calls the default log and `given`, or, if that is a list, exactly its functions."""
     if given is None or given is log_events:
         return log_events
     several = [log_events, given] if callable(given) else given
@@ -91,7 +91,7 @@ def listener_of(given: object) -> Listener:
 
 
 def notify(listener: Listener, event: "events.Event") -> None:
-    """Call a listener and log whatever it raises: an observer must not fail a request. Interrupts are raised."""
+    """Call a listener; log its exceptions, which must not make a request fail. Interrupts are raised."""
     try:
         listener(event)
     except Exception as error:
@@ -100,7 +100,7 @@ def notify(listener: Listener, event: "events.Event") -> None:
 
 
 class Listeners:
-    """Several listeners as one: whatever one of them raises, the others still get the event."""
+    """Several listeners as one: if one of them raises an exception, the others still get the event."""
 
     def __init__(self, each: tuple[Listener, ...]) -> None:
         self.each = each

@@ -1,6 +1,6 @@
 """The clients of StackSpot's API reference that send through another client, with a limiter in between.
 
-The other client is the wire of a stack: each request carries the call to its method.
+The other client serves as the wire of a stack: each request carries a function that calls its method.
 """
 
 from collections.abc import Callable
@@ -46,14 +46,14 @@ __all__ = [
 ]
 
 _MAX_WAIT_TIME: Final = 45.0  # Seconds that these clients let a request wait for its permit.
-_SEND: Final = "stkai.send"  # The extension of a request that holds the call to the other client.
-_RAISED: Final = "stkai.raised"  # That of a response that holds the error in which it came.
+_SEND: Final = "stkai.send"  # The extension of a request that holds the function to call.
+_RAISED: Final = "stkai.raised"  # The extension of a response that holds the error to which it belongs.
 
 _SET_BY_DELEGATE: Final = frozenset({"host", "content-length"})
-"""Headers that a request gets here, and that the other client sets itself."""
+"""Headers that a request gets here, but that the other client sets itself."""
 
 _Send = Callable[[httpx.Request], Any]
-"""Calls a method of the other client, with what the layers have changed in the request."""
+"""Calls a method of the other client with the layers' changes to the request."""
 
 
 class _RateLimitedHttpClient(HttpClient):
@@ -79,7 +79,7 @@ class _RateLimitedHttpClient(HttpClient):
         self.max_wait_time = limiter.max_wait_time
 
     def send(self, request: httpx.Request) -> Any:
-        """Wait for a permit, then let the other client's `send` send a complete request.
+        """Wait for a permit, then send a complete request with the other client's `send`.
 
         Raises:
             NotImplementedError: the other client has no `send`.
@@ -93,7 +93,7 @@ class _RateLimitedHttpClient(HttpClient):
 
         def send(changed: httpx.Request) -> Any:
             extensions = {**changed.extensions, OPTIONS: inner}
-            for own in (_SEND, ATTEMPT):  # The other client begins a call of its own.
+            for own in (_SEND, ATTEMPT):  # The other client starts a call of its own.
                 extensions.pop(own, None)
             return delegate.send(copy_request(changed, extensions=extensions))
 
@@ -107,7 +107,7 @@ class _RateLimitedHttpClient(HttpClient):
         call = partial(getattr(self.delegate, verb), url, *body)
         request = _request(method, url, headers, timeout)
         around = Call.start(request, 0.0).options  # Those of `stkai.options`.
-        # As with a policy of the call: retries are made here, not by a client below.
+        # Retries are made here, not by the client below; likewise if the call itself has a policy.
         block = nullcontext() if around.retry is UNSET else options_block(retry=None)
 
         def send(changed: httpx.Request) -> Any:
@@ -121,7 +121,7 @@ class _RateLimitedHttpClient(HttpClient):
         return self._through(request, given.over(around), send)
 
     def _through(self, request: httpx.Request, options: RequestOptions, send: _Send) -> Any:
-        """Send through the layers, which retry only if the call asks for it; errors of requests come out unchanged."""
+        """Send through the layers, which retry only if the call asks for it; raises errors of requests unchanged."""
         self._open_entry()
         retry = None if options.retry is UNSET else options.retry
         extensions = {**request.extensions, _SEND: send, OPTIONS: replace(options, retry=retry)}
@@ -135,7 +135,7 @@ class _RateLimitedHttpClient(HttpClient):
         return self._outcome(request, response)
 
     def _outcome(self, request: httpx.Request, response: httpx.Response) -> Any:
-        """What the other client returned; what it raised is raised."""
+        """Return what the other client returned, or raise what it raised."""
         if _RAISED in response.extensions:
             raise response.extensions.pop(_RAISED)
         return original(response)
@@ -148,7 +148,7 @@ class _DelegateWire(httpx.BaseTransport):
         self._delegate = delegate
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        # So that the retry layer recognises requests' errors; the caller sees the original.
+        # This lets the retry layer recognise errors of requests; the caller sees the original.
         with httpx_errors(HTTPX):
             try:
                 return as_httpx(request.extensions[_SEND](request))
@@ -194,7 +194,7 @@ class TokenBucketRateLimitedHttpClient(_RateLimitedHttpClient):
 
 
 class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
-    """Adapts its rate to the server's 429s: plain AIMD with the given factors, one cut per congestion event.
+    """Adapts its rate to the server's 429s: plain AIMD with the given factors, with one cut per congestion event.
 
     A 429 is raised as a ServerSideRateLimitError; the next request waits as long as the server asked.
 
@@ -203,9 +203,9 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
             whatever they return.
         max_requests: requests allowed in the window.
         time_window: seconds.
-        min_rate_floor: the share of the quota that the rate never falls below.
-        penalty_factor: the share of the rate that a cut takes away.
-        recovery_factor: the share of the quota that is regained per window.
+        min_rate_floor: the fraction of the quota that the rate never falls below.
+        penalty_factor: the fraction of the rate that a cut takes away.
+        recovery_factor: the fraction of the quota that is regained per window.
         max_wait_time: seconds that a request may wait for its permit; None waits as long as necessary.
 
     Raises:
@@ -243,7 +243,7 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
             return super()._outcome(request, response)
         answer = original(response)
         try:
-            # The body is available afterwards, whichever package made the response.
+            # Read the body, whichever package made the response.
             if isinstance(answer, httpx.Response):
                 answer.read()
             else:
@@ -255,7 +255,7 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
 
 
 def _checked(delegate: Any) -> HttpClient:
-    """The client, if its methods are those of `HttpClient`; a requests session, for example, would send a form."""
+    """Return the client if it has the methods of `HttpClient`; a requests session, for example, would send a form."""
     packages = {kind.__module__.partition(".")[0] for kind in type(delegate).__mro__}
     looks_right = not isinstance(delegate, type | ModuleType | AsyncHttpClient) and all(
         callable(method := getattr(delegate, verb, None)) and not is_async(method) for verb in ("get", "post")
@@ -275,7 +275,7 @@ def _request(verb: str, url: str, headers: Headers, timeout: float) -> httpx.Req
     """What the layers see of a call to a method."""
     extensions = {"timeout": timeouts(timeout)} if isinstance(timeout, int | float) else None
     try:
-        # It may contain credentials: requests knows what to do with them.
+        # It may contain credentials, which requests can handle.
         target = absolute_url(url)
     except ValueError:
         target = request_url(url)
@@ -283,7 +283,7 @@ def _request(verb: str, url: str, headers: Headers, timeout: float) -> httpx.Req
 
 
 def _accepted_by(method: Callable[..., Any], given: CallOptions) -> dict[str, Any]:
-    """The options that a call sets and a method accepts. Retries are made here, where each of them takes a permit."""
+    """The options of a call that a method accepts, with `retry=None`: retries are made here, each with a permit."""
     if not given:
         return {}
     chosen = {name: None if name == "retry" else value for name, value in given.items()}

@@ -1,6 +1,6 @@
 """`Retrying` of StackSpot's API reference, which repeats a block of your own code.
 
-A `RetryPolicy` decides, as in the retry layer, which is `transports/_retry/`.
+As in the retry layer (`transports/_retry/`), a `RetryPolicy` decides.
 """
 
 import math
@@ -45,7 +45,7 @@ class Retrying:
 
     The loop ends with the first attempt that raises nothing. An error that is not worth retrying is raised at once,
     unchanged, as is one whose server asks for a longer wait than `max_retry_after`. One object may serve many loops,
-    also in several threads.
+    even in several threads.
 
     Args:
         max_retries: attempts after the first; with 0, every error is raised unchanged.
@@ -99,12 +99,12 @@ class Retrying:
 
     @property
     def max_attempts(self) -> int:
-        """The most times that the block runs."""
+        """Maximum number of attempts."""
         return self.policy.max_retries + 1
 
     @property
     def enabled(self) -> bool:
-        """Whether failures are retried at all."""
+        """Whether failures are retried."""
         return self.policy.max_retries > 0
 
     def __iter__(self) -> "_AttemptLoop":
@@ -114,11 +114,11 @@ class Retrying:
         return _AttemptLoop(self)
 
     def failure_of(self, error: Exception) -> Failure | None:
-        """Whether and when to retry after this error; None if it is final."""
+        """What the error means for a retry; None if it is final."""
         if isinstance(error, alike(*self.skip_retry_on_exceptions)):
             return None
         if isinstance(error, ClientSideRateLimitError):
-            # The reference retries when its own limiter refuses; the retry layer passes that on at once.
+            # Unlike the retry layer, the reference retries when its own limiter refuses.
             if isinstance(error, TokenAcquisitionTimeoutError):
                 needed = error.required - error.waited
                 return Failure(describe(error), acted=False, asked=error.retry_after, needed=needed)
@@ -150,12 +150,12 @@ class RetryingAttempt:
 
     @property
     def max_attempts(self) -> int:
-        """How many attempts there are at most."""
+        """Maximum number of attempts."""
         return self._loop.retrying.max_attempts
 
     @property
     def is_last_attempt(self) -> bool:
-        """Whether no attempt follows this one."""
+        """Whether this is the last attempt."""
         return self.attempt_number >= self.max_attempts
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Values that stay hidden: no repr, variable of a traceback or pickle shows them."""
+"""Values that stay hidden from reprs, variables in tracebacks and pickles."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, Final
@@ -38,12 +38,12 @@ class Secret(HoldsSecret):
         return self._value
 
     def is_text(self) -> bool:
-        """Whether it is a string with something in it that can be sent as UTF-8."""
+        """Whether it is a string that is not blank and can be sent as UTF-8."""
         if not isinstance(self._value, str) or not self._value.strip():
             return False
         try:
             self._value.encode()
-        except UnicodeEncodeError:  # Bytes that are no text become surrogates in the environment.
+        except UnicodeEncodeError:  # In the environment, bytes that are not text become surrogates.
             return False
         return True
 
@@ -64,7 +64,7 @@ def reveal(value: Any) -> Any:
 
 
 def sealed(values: Any) -> Any:
-    """The same values of settings, with everything that may hold a secret wrapped: a dict of them, or one of them."""
+    """A value of settings, or a dict of them, with everything that may contain a secret wrapped."""
     if isinstance(values, Mapping):
         return {name: Secret(value) if _may_hold_secret(value) else value for name, value in values.items()}
     return Secret(values) if _may_hold_secret(values) else values

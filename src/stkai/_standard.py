@@ -1,4 +1,4 @@
-"""What the standard stack consists of: turns arguments and settings into layers and a wire, and says why."""
+"""The standard stack: turns arguments and settings into layers and a wire, and explains the choice."""
 
 import inspect
 from collections.abc import Collection, Mapping, Sequence
@@ -72,7 +72,7 @@ class AuthChoice:
 
 
 def check_options(caller: str, options: Any, known: Collection[str]) -> None:
-    """Refuse an argument that does not exist, and say where it belongs; hide a token given in place of a provider."""
+    """Refuse an unknown argument, and say where it belongs; hide a token that was given in place of a provider."""
     if isinstance(options.get("auth"), str) and options["auth"] != "auto":
         options["auth"] = Secret(options["auth"])  # In place: tracebacks show variables.
     for name in options:
@@ -81,7 +81,7 @@ def check_options(caller: str, options: Any, known: Collection[str]) -> None:
 
 
 def _where(name: str, known: Collection[str]) -> str:
-    """Where an argument that no stack takes belongs; if that is unknown, the arguments that a stack takes."""
+    """Where an argument belongs that no stack takes; if that is unknown, the arguments that a stack takes."""
     if name == "timeout":
         return (
             ": it belongs to each call, as in client.post(url, timeout=60), or to an httpx client over the stack:"
@@ -111,9 +111,9 @@ def _where(name: str, known: Collection[str]) -> str:
 def standard_layers(
     settings: Settings, options: Mapping[str, Any], *, own_wire: bool = False
 ) -> tuple[list[Layer], bool]:
-    """The layers of a standard stack, outermost first, and whether StackSpot CLI is the wire, and signs.
+    """The layers of a standard stack, outermost first, and whether StackSpot CLI is the wire and signs the requests.
 
-    The settings decide what the options leave open. With a wire of its own, a stack does not use StackSpot CLI.
+    The settings decide what the options leave open. A stack with a wire of its own does not use StackSpot CLI.
     """
     policy = options.get("retry", UNSET)
     if policy is UNSET:
@@ -140,7 +140,7 @@ def check_signed(wire: object, layers: Sequence[Layer]) -> None:
 
 
 def default_wire(http: HttpConfig | None, *, by_cli: bool, is_async: bool) -> object:
-    """The wire of a stack that is given none."""
+    """The wire of a stack for which none is given."""
     if is_async:
         return AsyncDefaultWire(http)
     return StkCLITransport() if by_cli else DefaultWire(http)
@@ -185,7 +185,7 @@ def _warn_of_settings(config: RateLimitConfig) -> None:
 
 
 def _check_counted(limiter: object, cost: object, settle: object) -> None:
-    """Refuse the cost of calls if nothing counts it; limiters that are not ours are checked when they are asked."""
+    """Refuse `cost` and `settle` if nothing counts units; limiters that are not ours are checked when first asked."""
     if cost is None and settle is None:
         return
     parts = limiter.parts if isinstance(limiter, AllOf) else [limiter]

@@ -1,4 +1,4 @@
-"""Rules for URLs: which are accepted, their origin (RFC 6454), whether their connection is private. Safe file names."""
+"""URLs: which are accepted, their origin (RFC 6454), and whether their connection is private. Also safe file names."""
 
 import os
 from collections.abc import Collection
@@ -17,15 +17,15 @@ Origin = tuple[str, bytes, int | None]
 """Scheme, host and port."""
 
 WEB: Final = ("http", "https")
-"""The schemes that requests are sent to."""
+"""The schemes of requests."""
 
 PROXIES: Final = ("http", "https", "socks5", "socks5h")
 """The schemes of proxies."""
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
-_LAST_PORT: Final = 65_535  # Some resolvers take higher port numbers modulo 65,536.
-_LONGEST_LABEL: Final = 63  # Most characters between two dots of a host name; RFC 1035, section 2.3.4.
+_MAX_PORT: Final = 65_535  # Some resolvers take higher port numbers modulo 65,536.
+_MAX_LABEL: Final = 63  # Characters between two dots of a host name (RFC 1035, section 2.3.4).
 
 _ENCRYPTED: Final = frozenset({"https", "wss"})
 
@@ -42,11 +42,11 @@ def absolute_url(text: str | httpx.URL, schemes: Collection[str] = WEB) -> httpx
         raise ValueError(_reason(text, error)) from None
     if url.scheme not in schemes or not url.host:
         raise ValueError(f"it needs {' or '.join(f'{scheme}://' for scheme in schemes)}, and a host")
-    if (url.port or 0) > _LAST_PORT:
-        raise ValueError(f"its port is above {_LAST_PORT}")
+    if (url.port or 0) > _MAX_PORT:
+        raise ValueError(f"its port is above {_MAX_PORT}")
     labels = url.raw_host.removesuffix(b".").split(b".")
-    if not all(0 < len(label) <= _LONGEST_LABEL for label in labels) and b":" not in url.raw_host:
-        raise ValueError(f"a part of its host name is empty or longer than {_LONGEST_LABEL} characters")
+    if not all(0 < len(label) <= _MAX_LABEL for label in labels) and b":" not in url.raw_host:
+        raise ValueError(f"a part of its host name is empty or longer than {_MAX_LABEL} characters")
     return url
 
 
@@ -55,7 +55,7 @@ def parse_url(
 ) -> httpx.URL:
     """The URL in `text`, if a request can be sent to it, and it contains no credentials.
 
-    The error begins with the rule, ends with the hint if there are credentials, and shows no password.
+    The message of the error begins with `rule`, ends with `hint` if there are credentials, and shows no password.
     """
     try:
         url = absolute_url(text)
@@ -72,7 +72,7 @@ def request_url(text: str | httpx.URL) -> httpx.URL:
     Raises:
         InvalidArgumentError: it is not absolute, or contains credentials. The message shows no password.
     """
-    # Parsing is the most expensive step of all, and programs use few URLs. Anything but text may not be hashable.
+    # Parsing is the most expensive step of a call, and programs use few URLs. Only text is sure to be hashable.
     return _cached(text) if isinstance(text, str) else _request_url(text)
 
 
@@ -92,7 +92,7 @@ def is_origin(url: httpx.URL) -> bool:
 
 def origin_of(url: httpx.URL) -> Origin:
     """The origin of a URL; the host is in its IDNA form, so look-alikes differ."""
-    # httpx drops a default port, but not behind a scheme in upper case.
+    # httpx drops a default port, but not after a scheme in upper case.
     scheme, port = url.scheme, url.port
     return scheme, url.raw_host.lower(), DEFAULT_PORTS.get(scheme) if port is None else port
 
@@ -100,7 +100,7 @@ def origin_of(url: httpx.URL) -> Origin:
 def is_private(origin: Origin) -> bool:
     """Whether a connection is private: it is encrypted, or does not leave this machine.
 
-    Names under localhost do not count: some resolvers ask the network for them, despite RFC 6761, section 6.3.
+    Subdomains of localhost do not count: some resolvers ask the network for them, despite RFC 6761, section 6.3.
     """
     scheme, host, _ = origin
     return scheme in _ENCRYPTED or host == b"localhost" or _is_loopback(host.decode("ascii"))
@@ -120,7 +120,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def address_of(host: str) -> IPv4Address | IPv6Address | None:
-    """The IP address that a host is written as; None for a name."""
+    """The IP address, if a host is written as one; None for a name."""
     try:
         return ip_address(host)
     except ValueError:
@@ -128,15 +128,15 @@ def address_of(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def _shown(text: object) -> str:
-    """What was given instead of a URL, unless it may contain a password."""
+    """What was given instead of a URL; hidden if it may contain a password."""
     return "a URL with credentials" if "@" in str(text) else repr(text)
 
 
 def _reason(text: object, error: Exception) -> str:
-    """Why httpx cannot read it. httpx mistakes part of a password with a slash for a port, and quotes that."""
+    """Why httpx cannot parse it. Hides what httpx quotes as a port if it may be part of a password with a slash."""
     if "@" in str(text):
         return "it cannot be read; write special characters of a password in escaped form, such as %2F for /"
-    return f"its port is not a number up to {_LAST_PORT}" if "port" in str(error).lower() else str(error)
+    return f"its port is not a number up to {_MAX_PORT}" if "port" in str(error).lower() else str(error)
 
 
 def parse_origin(name: str) -> httpx.URL:
@@ -159,6 +159,6 @@ def full_path(path: str | os.PathLike[str]) -> Path:
 
 
 def file_name(name: str, suffix: str) -> str:
-    """A file name that is unique to a name of any characters, even on file systems that ignore case."""
+    """A unique file name for a name with any characters, even on file systems that ignore case."""
     digest = blake2b(name.encode(), digest_size=10).hexdigest()
     return f"{quote(name, safe='')[:60]}-{digest}{suffix}"

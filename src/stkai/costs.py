@@ -1,4 +1,4 @@
-"""What a call costs a limiter that counts units besides requests, such as a language model's tokens per minute.
+"""What a call costs under a limiter that counts units besides requests, such as a language model's tokens per minute.
 
 A cost is needed twice: as an estimate before the request is sent, and as the real number when the answer has been read.
 `llm_tokens()` gives both for the bodies and usage reports of OpenAI, Anthropic, Gemini, Mistral, Cohere and StackSpot,
@@ -61,14 +61,14 @@ _CONTAINERS: Final = tuple(dict.fromkeys(key for key, *_ in _FORMATS))
 _USAGE: Final = re.compile(f'"(?:{"|".join(_CONTAINERS)})"|data:'.encode())
 
 
-class Arrived(float):
-    """Tokens counted from the text of a stream that reported no usage, and was not asked to."""
+class CountedFromText(float):
+    """Tokens counted from the text of a stream that reported no usage because the request did not ask for it."""
 
 
 class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks with every keyword.
-    """The tokens of calls to a language model: the `cost=` of a limiter.
+    """Counts the tokens of calls to a language model: the `cost=` of a limiter.
 
-    As `**llm_tokens()`, it is `cost=` and `settle=` of a stack.
+    As `**llm_tokens()`, it is the `cost=` and `settle=` of a stack.
     """
 
     def __init__(self, count: Count, tokenizer: Callable[[str], Sized] | None) -> None:
@@ -76,7 +76,7 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         self._count, self._tokenizer = count, tokenizer
 
     def estimate(self, request: httpx.Request) -> float:
-        """The tokens that a request asks for; a body that cannot be inspected is estimated by its length."""
+        """The tokens that a request may use; if its body cannot be inspected, an estimate by its length."""
         content = _content(request)
         bodies = _parsed(content or b"")
         if not bodies:
@@ -94,7 +94,7 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
     def settle(self, response: httpx.Response) -> float | None:
         """The tokens that an answer reports, or those of the text that a stream has sent; None if there is neither.
 
-        A refused request (4xx) has cost nothing, unless it reports otherwise; limiters know that of a 429 themselves.
+        A refused request (4xx) costs nothing, unless it reports otherwise; limiters handle a 429 themselves.
         """
         content = response.content
         is_refused = response.is_client_error and response.status_code != httpx.codes.TOO_MANY_REQUESTS
@@ -111,7 +111,7 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         text = "".join(chain.from_iterable(pieces))
         types = [each.get("type") for each in messages if each.get("message") or each.get("usage")]
         if "message_start" in types and "message_delta" not in types:
-            # Anthropic's stream starts with the input, and ends with the output; this one was closed before.
+            # Anthropic's streams report the input first and the output last; this one was closed before its end.
             reported["output_tokens"] = max(reported.get("output_tokens", 0.0), self._tokens(text))
         used = _used(reported, self._count)
         if used is not None:
@@ -119,14 +119,14 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         if not pieces:
             return unreported
         request = None
-        with suppress(RuntimeError):  # A response that was made by hand has none.
+        with suppress(RuntimeError):  # A response that was constructed by hand may have none.
             request = response.request
         arrived = 0.0 if self._count == "input" else self._tokens(text)
         if self._count != "output" and request is not None:
             arrived += LlmTokens("input", self._tokenizer).estimate(request)
-        # OpenAI's responses report it without being asked; this one was closed before.
+        # Streams of OpenAI's Responses API always report a usage at the end; this one was closed before.
         is_chat = any("choices" in message for message in messages)
-        return Arrived(arrived) if is_chat and not _asks_for_usage(request) else arrived
+        return CountedFromText(arrived) if is_chat and not _asks_for_usage(request) else arrived
 
     def _tokens(self, text: str) -> float:
         if self._tokenizer is not None:
@@ -171,7 +171,7 @@ def model_of(request: httpx.Request) -> str:
 
 
 def _content(request: httpx.Request) -> bytes | None:
-    """A request's body; None for a generator or a file: only the wire may read it."""
+    """A request's body; None for a generator or a file, which only the wire may read."""
     try:
         return request.content
     except alike(httpx.RequestNotRead):
@@ -187,7 +187,7 @@ def _parsed(text: bytes) -> list[Any]:
 
 
 def _body_of(request: httpx.Request) -> dict[str, Any]:
-    """The JSON object in a request's body; an empty one without it."""
+    """The JSON object in a request's body; empty if there is none."""
     return next((body for body in _parsed(_content(request) or b"") if isinstance(body, dict)), {})
 
 
@@ -201,7 +201,7 @@ def _tokens_of_length(request: httpx.Request, length: int | str | None) -> float
 
 
 def _texts(body: object) -> Iterator[str | None]:
-    """The texts in a body, and None for each token that is given as a number."""
+    """The texts in a body, and None for each token that is sent as a number."""
     stack = [body]
     while stack:
         value = stack.pop()
@@ -229,7 +229,7 @@ def _events(content: bytes) -> Iterator[Any]:
 
 
 def _delta_texts(message: dict[str, Any]) -> list[str] | None:
-    """The texts in a piece of an answer, in a stream of events; None if it is something else."""
+    """The texts in an event with a piece of an answer; None for any other event."""
     choices, kind, pieces = message.get("choices"), message.get("type"), [message.get("delta")]
     if isinstance(choices, list):
         pieces = [choice.get("delta") for choice in choices if isinstance(choice, dict)]
@@ -237,12 +237,12 @@ def _delta_texts(message: dict[str, Any]) -> list[str] | None:
             return None
     elif not isinstance(kind, str) or not _PIECE.fullmatch(kind):
         return None
-    # Calls of tools and reasoning are output as well; audio is in base64.
+    # Tool calls and reasoning are output as well; audio, in base64, is not counted.
     return [text for text in _texts(pieces) if text is not None]
 
 
 def _asks_for_usage(request: httpx.Request | None) -> bool:
-    """Whether a request asked the stream to report its usage, so that it was only closed too early."""
+    """Whether a request asked for the usage of its stream, which then was merely closed too early."""
     options = None if request is None else _body_of(request).get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True
 
@@ -275,7 +275,7 @@ def _reported(messages: Iterable[dict[str, Any]]) -> dict[str, float]:
 
 
 def used_tokens(body: object) -> tuple[int, int]:
-    """The tokens of the question and of the answer that the body of an answer reports; 0 if it does not."""
+    """The input and output tokens that the body of an answer reports; 0 where it reports none."""
     reported = _reported([body]) if isinstance(body, dict) else {}
     return int(_used(reported, "input") or 0), int(_used(reported, "output") or 0)
 
@@ -294,7 +294,7 @@ def _used(reported: dict[str, float], count: Count) -> float | None:
 
 
 def _number(value: object) -> float | None:
-    """The value as a number of tokens, if it is one."""
+    """The value, if it is a valid number of tokens."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
         return None
     return float(value) if math.isfinite(value) else None

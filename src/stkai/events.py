@@ -1,7 +1,7 @@
-"""The events of a stack, which its listener receives: one frozen dataclass each, named in the past tense.
+"""The events of a stack, which its listener receives: a frozen dataclass for each, named in the past tense.
 
 Every event names its call, so that logs, metrics and traces can be built from events alone. `str(event)` is a readable
-line. This module is imported with the first event, which keeps `import stkai` light.
+line. This module is imported with the first event, which keeps `import stkai` fast.
 """
 
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ class CallInfo:
         method: the HTTP method.
         host: the host name, without a port.
         attempt: the number of the attempt in progress: 1, 2, ...
-        port: the port, also where it is the scheme's usual one; None if there is no server.
+        port: the port, even if it is the scheme's default; None if there is no server.
     """
 
     id: int
@@ -129,7 +129,7 @@ class Waited(Event):
     Attributes:
         layer: the name of the layer.
         seconds: how long it waited.
-        limit: the limit that held it up, or for longest if several did, such as "16 in flight".
+        limit: the limit that held it up, such as "16 in flight"; the one that did so for longest if there were several.
     """
 
     layer: str
@@ -231,7 +231,7 @@ class StoreRestored(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuotaDisagreement(Event):
-    """Another member of the share, which started later, has a different quota; theirs is in force.
+    """Another member of the share, which started later, has a different quota, which is in force.
 
     Attributes:
         share: the name of the quota.

@@ -1,4 +1,4 @@
-"""Wires other than the default one: what a stack can send its requests with.
+"""Wires other than the default one, for a stack to send its requests with.
 
 client = stkai.build_async_client(transport=stkai.wires.aiohttp())
 """
@@ -15,11 +15,11 @@ __dir__ = __all__.copy
 
 
 def aiohttp(config: "models.HttpConfig | None" = None) -> AsyncTransport:
-    """An asyncio wire over aiohttp's connections: about half the processor time per request of the default wire.
+    """An asyncio wire over aiohttp's connections, with about half the processor time per request of the default wire.
 
-    It behaves as the default wire does: the same errors, time limits, proxies, certificates and limits of connections,
-    no redirects, cookies, decompression, or headers of its own. It may be made outside any event loop; each loop has
-    its own connections, which are closed with the client or with the loop.
+    It behaves like the default wire: the same errors, time limits, proxies, certificates and connection limits; no
+    redirects, cookies, decompression or headers of its own. It may be created outside any event loop; each loop has its
+    own connections, which are closed with the client or with the loop.
 
     Args:
         config: verification, limits and proxies; by default those of `STKAI.config.http` at the time of this call.

@@ -142,10 +142,7 @@ class BatchClient:
 
 
 def limits(options: Options, settings: Settings) -> Any:
-    """The limiters of a batch: the one in the settings, and those of `--rpm`, `--tpm` and `--in-flight`.
-
-    Without any of these, a batch adapts to the rate that the server accepts.
-    """
+    """The limiters in the settings and of `--rpm`, `--tpm` and `--in-flight`; without these, an adaptive one."""
     config, limiters = settings.rate_limit, list[Limiter]()
     if config.enabled:
         limiters.append(limiter_from(config))
@@ -159,10 +156,7 @@ def limits(options: Options, settings: Settings) -> Any:
 
 
 def _settings(options: Options) -> Settings:
-    """The settings, adapted to a batch: no unknown retries under `--unknown report`, and enough connections.
-
-    A number of connections that the user has set is kept.
-    """
+    """The settings, with enough connections unless the user set them; no unknown retries under `--unknown report`."""
     settings = STKAI.config
     chosen, most = settings.http.model_fields_set, options.max_in_flight
     http = {

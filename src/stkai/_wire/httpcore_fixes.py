@@ -28,10 +28,7 @@ CLOSED: Final = "the client was closed while it connected: nothing was sent"
 
 
 def with_fixes(transport: Transport) -> Transport:
-    """The same transport, whose one connection is opened through a `Network`, and closed with the transport.
-
-    Does nothing if httpcore no longer has the attributes that this needs.
-    """
+    """The transport, whose one connection is now opened through a `Network`; unchanged if httpcore is too different."""
     pool: Any = getattr(transport, "_pool", None)
     backend = getattr(pool, "_network_backend", None)
     errors = sys.modules.get(type(pool).__module__.partition(".")[0])

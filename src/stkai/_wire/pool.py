@@ -154,10 +154,7 @@ class _AsyncBody(AsyncWatchedBody):
 
 
 class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTransport):
-    """The async version, for one event loop of asyncio or trio, which must be running when this is made.
-
-    What a finalizer in another thread starts is finished by the loop.
-    """
+    """For one loop of asyncio or trio, which must be running when this is made; it also does a finalizer's work."""
 
     _body_class = _AsyncBody
 

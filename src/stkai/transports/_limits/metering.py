@@ -9,7 +9,7 @@ import httpx
 from ..._errors import InvalidArgumentError
 from ..._log import logger
 from ..._process import raise_interrupt
-from ...costs import Arrived
+from ...costs import CountedFromText
 from .._bodies import is_there
 from .._body_end import BodyEnd
 from .._options import UNSET, check_cost
@@ -130,7 +130,7 @@ class Bill:
                     continue
                 for limit in limits:
                     limit.settle(self._turn, check_cost(cost), now)
-                if isinstance(cost, Arrived):
+                if isinstance(cost, CountedFromText):
                     self._meter.advise_on_usage()
             except InvalidArgumentError as error:
                 self._meter.warn_of_failure(str(error))
