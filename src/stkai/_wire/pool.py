@@ -20,7 +20,7 @@ from .._families import Family
 from .._headers import has_field
 from .._process import is_interrupt
 from ..transports._bodies import Sending
-from ..transports._body_end import BRIEF, AsyncWatchedBody, BodyEnd, WatchedBody
+from ..transports._body_end import CLEAN_UP_LIMIT, AsyncWatchedBody, BodyEnd, WatchedBody
 from .pool_state import Loan, PoolState
 
 _CLOCK = SystemClock()
@@ -126,7 +126,7 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
         """Close discarded connections; wait only briefly after an interrupt, which may have left a lock taken."""
         if after_interrupt:
             with suppress(GivenUpError):
-                do_within(BRIEF, self._sweep)
+                do_within(CLEAN_UP_LIMIT, self._sweep)
             return
         while self.trash:
             with suppress(IndexError):  # Another thread was faster.

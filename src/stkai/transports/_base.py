@@ -99,7 +99,7 @@ class LayerBase:
         self.wire_is_sound = is_sound(inner, self._kind) and getattr(inner, "wire_is_sound", True)
         self.family = family_of_wire(inner)
         self._takes = object if self.family is None else self.family.Request
-        self._closed = Latch()
+        self._closed_latch = Latch()
         self._is_in_main_thread = False
 
     @property
@@ -196,7 +196,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
     def carry_out(self, call: Call | Beginning, flow: Enter | None = None) -> httpx.Response:
         """Carry out a call with a flow, by default the layer's own: report its start and end, and attach its record."""
         context = self.context
-        attempt = Attempt(call, self._closed, is_observed := context.observes(INFO))
+        attempt = Attempt(call, self._closed_latch, is_observed := context.observes(INFO))
         is_main, is_nested = get_ident() == _MAIN, self._is_in_main_thread
         if is_main:
             if is_nested:
@@ -223,7 +223,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         return response
 
     def close(self) -> None:
-        self._closed.run()
+        self._closed_latch.run()
         self._inner.close()
 
     def __enter__(self) -> Self:
@@ -231,7 +231,7 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._closed.run()
+        self._closed_latch.run()
         self._inner.__exit__(*error)
 
     if not TYPE_CHECKING:
@@ -260,7 +260,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
     async def carry_out(self, call: Call | Beginning, flow: Enter | None = None) -> httpx.Response:
         """Carry out a call with a flow, by default the layer's own: report its start and end, and attach its record."""
         context = self.context
-        attempt = Attempt(call, self._closed, is_observed := context.observes(INFO))
+        attempt = Attempt(call, self._closed_latch, is_observed := context.observes(INFO))
         try:
             if is_observed:
                 call_started(context, attempt)
@@ -279,7 +279,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         return response
 
     async def aclose(self) -> None:
-        self._closed.run()
+        self._closed_latch.run()
         await self._inner.aclose()
 
     async def __aenter__(self) -> Self:
@@ -287,7 +287,7 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        self._closed.run()
+        self._closed_latch.run()
         await self._inner.__aexit__(*error)
 
     if not TYPE_CHECKING:

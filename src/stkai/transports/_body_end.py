@@ -15,7 +15,7 @@ from .._abandonable import GivenUpError, do_within
 from .._families import Family, family_of, of_family
 from .._process import is_interrupt, raise_interrupt
 
-BRIEF: Final = 1.0
+CLEAN_UP_LIMIT: Final = 1.0
 """Seconds; the longest that a clean-up may take."""
 
 
@@ -94,7 +94,7 @@ class WatchedBody(_Watched, httpx.SyncByteStream):
         except BaseException as error:
             if is_interrupt(error):
                 try:
-                    do_within(BRIEF, self.close)
+                    do_within(CLEAN_UP_LIMIT, self.close)
                 except GivenUpError:
                     self.give_up()
                 raise_interrupt(error)

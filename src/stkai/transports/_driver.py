@@ -24,7 +24,7 @@ from .._families import alike
 from .._log import logger
 from .._process import raise_interrupt
 from ._bodies import SHORT, Sending, drain_time, fetch, is_short, is_there, keep, limited, read, unlimited
-from ._body_end import BRIEF, give_up
+from ._body_end import CLEAN_UP_LIMIT, give_up
 from ._call import Attempt, require_open
 from ._operations import (
     Close,
@@ -234,7 +234,7 @@ def _clean_up(flow: Flow, error: BaseException) -> None:
 def _clean_up_one(operation: Operation) -> None:
     """Carry out a clean-up within a time limit, since the interrupt may have left a lock of the wire taken."""
     try:
-        do_within(BRIEF, partial(_perform, operation))
+        do_within(CLEAN_UP_LIMIT, partial(_perform, operation))
     except GivenUpError:
         if isinstance(operation, Close):
             give_up(operation.response.stream)
