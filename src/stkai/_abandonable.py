@@ -163,9 +163,7 @@ class AbandonableWork:
             self._discard()
 
     def _discard(self) -> None:
-        if (
-            self._results
-        ):  # Usually empty; an error of `pop` would become the `__context__` of the call's own.
+        if self._results:  # Usually empty: an error of `pop` would become the context of the call's own.
             with suppress(Exception):
                 self._results.pop().close()
 

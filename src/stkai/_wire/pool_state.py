@@ -32,9 +32,7 @@ class Loan(Generic[Pooled]):
     connection: Pooled | None = None
     # The network stream underneath: the response's `network_stream`; before the response, that of the idle connection.
     stream: Any = None
-    wake: Callable[[], object] | None = (
-        None  # Called when a queued loan gets its connection, or the pool is closed.
-    )
+    wake: Callable[[], object] | None = None  # Called when a queued loan gets its connection, or never will.
     idle_since: float | None = None  # Set when the loan ends; None if the connection cannot be reused.
     _over = False
 
