@@ -20,36 +20,36 @@ from stkai import ConfigurationError, InvalidArgumentError, StkaiError
 from stkai._checks import (
     AT_LEAST_ZERO,
     COUNT,
+    FRACTION,
     POSITIVE,
     POSITIVE_COUNT,
+    POSITIVE_SECONDS,
     SECONDS,
-    SHARE,
-    SOME_SECONDS,
     Numbers,
     check_choice,
     check_flag,
     check_number,
     is_async,
-    is_token,
+    is_http_name,
 )
 
 ACCEPTED: list[tuple[Numbers, tuple[float, ...]]] = [
     (POSITIVE, (0.001, 1, 1.7e308, 10**300)),
     (AT_LEAST_ZERO, (0, 0.5, 10**300)),
     (SECONDS, (0, 0.5)),
-    (SOME_SECONDS, (0.5, 60)),
+    (POSITIVE_SECONDS, (0.5, 60)),
     (COUNT, (0, 1)),
     (POSITIVE_COUNT, (1, 10**9)),
-    (SHARE, (0.1, 1)),
+    (FRACTION, (0.1, 1)),
 ]
 REFUSED: list[tuple[Numbers, tuple[Any, ...]]] = [
     (POSITIVE, (0, -1)),
     (AT_LEAST_ZERO, (-0.001,)),
     (SECONDS, (-1,)),
-    (SOME_SECONDS, (0,)),
+    (POSITIVE_SECONDS, (0,)),
     (COUNT, (-1, 1.0)),
     (POSITIVE_COUNT, (0, 1.5)),
-    (SHARE, (0, 1.01)),
+    (FRACTION, (0, 1.01)),
 ]
 
 
@@ -149,8 +149,8 @@ def test_what_is_no_clock_is_refused_with_what_a_clock_needs(
 
 
 def test_a_token_is_the_name_of_a_header_or_a_method() -> None:
-    assert all(map(is_token, ("POST", "x-request-id", "!#$%&'*+.^_`|~9")))
-    assert not any(map(is_token, ("", "a b", "a:b", "é", "a\n", b"POST", None)))
+    assert all(map(is_http_name, ("POST", "x-request-id", "!#$%&'*+.^_`|~9")))
+    assert not any(map(is_http_name, ("", "a b", "a:b", "é", "a\n", b"POST", None)))
 
 
 class Tenants:
@@ -203,4 +203,4 @@ def test_a_traceback_can_show_an_object_whose_constructor_raises(kind: str, make
     with pytest.raises((StkaiError, TypeError)) as caught:
         make()
     shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
-    assert f"<{kind}, half made>" in shown
+    assert f"<{kind}, not fully constructed>" in shown

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar,
 
 import httpx
 
-from ._checks import even_half_made
+from ._checks import safe_repr
 from ._client import AsyncHttpClient, HttpClient
 from ._clock import Clock
 from ._config import STKAI, models
@@ -230,7 +230,7 @@ class StackBuilder:
     def __str__(self) -> str:
         return " > ".join([*(layer.name for layer in self.layers), "wire"])
 
-    @even_half_made
+    @safe_repr
     def __repr__(self) -> str:
         return f"<StackBuilder {self}>"
 

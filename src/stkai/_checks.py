@@ -1,4 +1,4 @@
-"""Checks of arguments: which numbers are accepted, in which words the others are refused, and what a token is."""
+"""Argument validation and its error messages."""
 
 import re
 import sys
@@ -16,17 +16,17 @@ T = TypeVar("T")
 N = TypeVar("N", bound=float | None)
 
 REAL: Final = (float, int, Real)
-"""The types of real numbers; the usual ones come first, because an abstract one is slow."""
+"""The types of real numbers; the concrete ones come first, because checking an abstract one is slow."""
 
-_MOST: Final = sys.float_info.max  # Excludes infinity, NaN, and integers that do not fit into a float.
+_MAX_FLOAT: Final = sys.float_info.max  # Excludes infinity, NaN, and integers that do not fit into a float.
 
 
 class Numbers(NamedTuple):
-    """What an argument accepts: finite numbers from `low` on, or `above` it, but no bool. `words` describes them."""
+    """The finite numbers that an argument accepts: at least `low`, or `above` it; no bool. `words` describes them."""
 
     words: str
     low: float = 0.0
-    high: float = _MOST
+    high: float = _MAX_FLOAT
     above: bool = False
     whole: bool = False
 
@@ -39,11 +39,11 @@ class Numbers(NamedTuple):
 POSITIVE: Final = Numbers("a positive, finite number", above=True)
 AT_LEAST_ZERO: Final = Numbers("a finite number of at least 0")
 SECONDS: Final = Numbers("a non-negative number of seconds")
-SOME_SECONDS: Final = Numbers("a positive number of seconds", above=True)
+POSITIVE_SECONDS: Final = Numbers("a positive number of seconds", above=True)
 COUNT: Final = Numbers("a non-negative whole number", whole=True)
 POSITIVE_COUNT: Final = Numbers("a positive whole number", low=1, whole=True)
-USUAL: Final = Numbers("between 1e-9 and 1e20", low=1e-9, high=1e20)  # So that no rate overflows or is 0.
-SHARE: Final = Numbers("a number above 0 and at most 1", high=1, above=True)
+SAFE_RANGE: Final = Numbers("between 1e-9 and 1e20", low=1e-9, high=1e20)  # No rate overflows or is 0.
+FRACTION: Final = Numbers("a number above 0 and at most 1", high=1, above=True)
 
 
 def check_number(
@@ -61,7 +61,7 @@ def check_number(
 
 
 def _plain(value: Any) -> Any:
-    """A number of another type, such as one of NumPy, as an int or a float; anything else, or a fraction, as it is."""
+    """Convert a number of another type, such as NumPy's, to int or float; keep fractions and other values unchanged."""
     if type(value) in {int, float, bool} or not isinstance(value, Real):
         return value
     if isinstance(value, Integral):
@@ -84,7 +84,7 @@ def check_choice(
 
 
 def is_async(function: object) -> bool:
-    """Whether it is a coroutine function. A mock of a function is none, though it says yes to each flag."""
+    """Whether it is a coroutine function. Mocks do not count, although `iscoroutinefunction` accepts them."""
     return isinstance(getattr(function, "__code__", None), CodeType | None) and iscoroutinefunction(function)
 
 
@@ -97,29 +97,29 @@ def argument_errors() -> Iterator[None]:
         raise InvalidArgumentError(*error.args) from error
 
 
-TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105
-"""The pattern of a token of RFC 9110, section 5.6.2: the names of headers and methods are tokens."""
+HTTP_NAME: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+"""The pattern of the names of headers and methods: tokens of RFC 9110, section 5.6.2."""
 
 
-def is_token(text: object) -> bool:
+def is_http_name(text: object) -> bool:
     """Whether it is a string that can be the name of a header or of a method."""
-    return isinstance(text, str) and re.fullmatch(TOKEN, text) is not None
+    return isinstance(text, str) and re.fullmatch(HTTP_NAME, text) is not None
 
 
-def even_half_made(show: Callable[[T], str]) -> Callable[[T], str]:
-    """Let a `__repr__` work for an object whose constructor raises: traceback formatters show `self` there."""
+def safe_repr(show: Callable[[T], str]) -> Callable[[T], str]:
+    """Let `__repr__` work for an object whose constructor raised: traceback formatters call it on `self`."""
 
     @wraps(show)
     def shown(thing: T) -> str:
         try:
             return show(thing)
         except AttributeError:
-            return f"<{type(thing).__name__}, half made>"
+            return f"<{type(thing).__name__}, not fully constructed>"
 
     return shown
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, int) and abs(value) > _MOST:
-        return "an integer that does not fit into a float"  # Python refuses to print the longest ones.
+    if isinstance(value, int) and abs(value) > _MAX_FLOAT:
+        return "an integer that does not fit into a float"  # Python refuses to print very long ones.
     return repr(value)

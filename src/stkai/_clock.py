@@ -70,7 +70,7 @@ def clock_or_system(clock: Clock | None) -> Clock:
     """The argument `clock`, or the system's clock.
 
     Raises:
-        ConfigurationError: it is no clock.
+        ConfigurationError: it is not a clock.
     """
     if clock is None:
         return SystemClock()

@@ -7,7 +7,7 @@ from typing import Any, Final, Self
 
 import httpx
 
-from ._checks import SOME_SECONDS, check_number
+from ._checks import POSITIVE_SECONDS, check_number
 from ._errors import DeadlineExceededError, InvalidArgumentError, ServerSideRateLimitError
 from ._families import alike
 from ._headers import copy_request, headers_of
@@ -63,7 +63,7 @@ class Exchange:
         options = options_of(verb, given) if given else NO_OPTIONS
         method = "GET" if verb == "get" else "POST"
         target = request_url(url)
-        timeout = check_number("timeout", timeout, SOME_SECONDS, error=InvalidArgumentError)
+        timeout = check_number("timeout", timeout, POSITIVE_SECONDS, error=InvalidArgumentError)
         extensions: dict[str, Any] = {"timeout": timeouts(timeout)}
         if options is not NO_OPTIONS:
             extensions[OPTIONS] = options

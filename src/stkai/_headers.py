@@ -9,10 +9,10 @@ from typing import Any, Final, Self
 
 import httpx
 
-from ._checks import TOKEN
+from ._checks import HTTP_NAME
 from ._errors import InvalidArgumentError
 
-_NAME: Final = TOKEN.encode()
+_NAME: Final = HTTP_NAME.encode()
 _Item = tuple[bytes, bytes, bytes]
 """A header as httpx stores it: its name, the name in lower case, and its value."""
 

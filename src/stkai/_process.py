@@ -1,11 +1,11 @@
-"""What the system does to this process: it is forked, and interrupted by signals.
+"""Fork hooks, and detection of exceptions raised by signal handlers.
 
 A forked child must not inherit the locks that its parent's threads hold, nor the connections that its parent uses. Two
-processes that write to one connection get each other's answers; a lock whose holder was not forked is never freed.
+processes that use one connection receive each other's responses; a lock whose holder was not forked is never released.
 
-An exception that a signal handler raised ends a call, and is no failure of the code that it interrupted. Celery's soft
-time limit and `signal.alarm` work that way. Python runs a handler between two steps of the main thread, so its
-exception comes out of whatever the thread is doing there, and wires wrap it like an error of their own: a TimeoutError
+An exception raised by a signal handler ends a call, but is not a failure of the code that it interrupted. Celery's soft
+time limit and `signal.alarm` work that way. Python runs a handler between two bytecodes of the main thread, so its
+exception is raised by whatever that thread is executing, and wires wrap it like an error of their own: a TimeoutError
 raised while they read becomes a ReadTimeout.
 """
 
@@ -28,12 +28,12 @@ _renewals: "WeakKeyDictionary[Any, Callable[[Any], None]]" = WeakKeyDictionary()
 
 
 def after_fork(thing: T, renew: Callable[[T], None]) -> None:
-    """Call `renew(thing)` in every child that is forked while `thing` lives."""
+    """Call `renew(thing)` in every child that is forked while `thing` is alive."""
     _renewals[thing] = renew
 
 
 def begin_in_each_process(thing: T, begin: Callable[[T], None]) -> None:
-    """Call `begin(thing)` here, and in every child that is forked while `thing` lives."""
+    """Call `begin(thing)` now, and in every child that is forked while `thing` is alive."""
     begin(thing)
     after_fork(thing, begin)
 
@@ -42,7 +42,7 @@ _parents: list[object] = []
 
 
 def never_finalize(thing: object) -> None:
-    """Keep what belongs to an event loop of the parent: in a child, finalizing it would touch that loop."""
+    """Keep an object of one of the parent's event loops alive: finalizing it in a child would use that loop."""
     _parents.append(thing)
 
 
@@ -58,13 +58,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_all)
 
 
-# The public module looks each number and each handler up in an enum, which takes twenty times as long.
+# The public module converts each number and each handler to an enum, which takes twenty times as long.
 _signal: Final[Any] = import_module("_signal")
 _NUMBERS: Final = tuple(_signal.valid_signals())
 
 
 def raised_by_handler(error: BaseException) -> BaseException | None:
-    """The exception that a signal handler raised, if that is what `error` is or was caused by."""
+    """The signal handler's exception that `error` is, or was caused by; None if there is none."""
     if threading.current_thread() is not threading.main_thread():
         return None  # Handlers run in the main thread only.
     handlers = set(_handlers())
@@ -78,23 +78,23 @@ def raised_by_handler(error: BaseException) -> BaseException | None:
 
 
 def raise_interrupt(error: BaseException) -> None:
-    """Raise what a signal handler raised, if that is what `error` is or was caused by; for an `except Exception`."""
+    """Re-raise a signal handler's exception if `error` is, or was caused by, one; for use in `except Exception`."""
     interrupt = raised_by_handler(error)
     if interrupt is not None:
         raise interrupt from None
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether an exception may have come at any moment, so that locks may still be held: Ctrl-C, a signal handler's."""
+    """Whether the exception is asynchronous (Ctrl-C, a signal handler), so that locks may still be held."""
     if isinstance(error, Exception | GeneratorExit):
         return raised_by_handler(error) is not None
     return True
 
 
 def refuse_in_handler() -> None:
-    """Refuse a call that a signal handler makes while it interrupts another one of the same client.
+    """Reject a call from a signal handler that has interrupted another call of the same client.
 
-    It could wait for ever for something that the interrupted call holds.
+    It could deadlock, waiting for something that the interrupted call holds.
     """
     handlers = set(_handlers())
     frame: FrameType | None = sys._getframe() if handlers else None  # noqa: SLF001 - inspect takes 5 ms to import

@@ -6,7 +6,7 @@ from typing import Final, Literal, cast
 
 import httpx
 
-from .._checks import SECONDS, check_choice, check_flag, check_number, even_half_made
+from .._checks import SECONDS, check_choice, check_flag, check_number, safe_repr
 from .._clock import Clock, clock_or_system
 from .._config import STKAI, models
 from .._config.names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
@@ -92,7 +92,7 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         # Replaced in a single assignment: there is no lock that a fork could leave taken.
         self._cached = _CachedToken("", -math.inf, -math.inf)
 
-    @even_half_made
+    @safe_repr
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._endpoint.describe()})"
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 import httpx
 import typer
 
-from .._checks import SOME_SECONDS, check_number
+from .._checks import POSITIVE_SECONDS, check_number
 from .._errors import ConfigurationError
 from .input_lines import ALL_LINES, Lines, Shard, Survey, csv_columns, csv_records, json_lines
 from .json_text import Template
@@ -96,7 +96,7 @@ class Options:
         if self.to_stdout and (self.continues_job or self.restart):
             raise ConfigurationError("-o - keeps no files, so the job cannot be resumed: pass -o OUT")
         if self.deadline is not None:
-            check_number("--deadline", self.deadline, SOME_SECONDS)
+            check_number("--deadline", self.deadline, POSITIVE_SECONDS)
         if self.is_csv and self.body is None:
             raise ConfigurationError(
                 f"{self.source} is a CSV file: pass --body TEMPLATE.json with {{column}} placeholders"

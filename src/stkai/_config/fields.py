@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from .. import _checks
-from .._checks import TOKEN
+from .._checks import HTTP_NAME
 from .._errors import ConfigurationError
 from .._secrets import HoldsSecret, reveal, sealed
 from .._urls import PROXIES, absolute_url, is_origin, show_origin
@@ -98,7 +98,7 @@ _Path = BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.P
 _Listed = BeforeValidator(_listed)
 _Distinct = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
 _NotEmpty = Field(min_length=1, description="a non-empty string")
-_Method = Annotated[str, StringConstraints(pattern=f"^{TOKEN}$", to_upper=True)]
+_Method = Annotated[str, StringConstraints(pattern=f"^{HTTP_NAME}$", to_upper=True)]
 _Origin = Annotated[str, AfterValidator(_origin)]
 _Status = Annotated[int, _Number, Field(ge=100, le=599)]
 
@@ -107,8 +107,8 @@ Count = Annotated[int, _Number, Field(ge=0, description=_checks.COUNT.words)]
 Positive = Annotated[int, _Number, Field(ge=1, description=_checks.POSITIVE_COUNT.words)]
 SomeCost = Annotated[float, _Number, Field(gt=0, description=_checks.POSITIVE.words)]
 Seconds = Annotated[float, _Number, Field(ge=0, description=_checks.SECONDS.words)]
-SomeSeconds = Annotated[float, _Number, Field(gt=0, description=_checks.SOME_SECONDS.words)]
-Share = Annotated[float, _Number, Field(gt=0, le=1, description=_checks.SHARE.words)]
+SomeSeconds = Annotated[float, _Number, Field(gt=0, description=_checks.POSITIVE_SECONDS.words)]
+Share = Annotated[float, _Number, Field(gt=0, le=1, description=_checks.FRACTION.words)]
 Text = Annotated[str, _Stripped, _NotEmpty]
 SecretText = Annotated[_Hidden, _Stripped, _NotEmpty]
 AccessToken = Annotated[
@@ -145,7 +145,9 @@ Methods = Annotated[
 Statuses = Annotated[
     tuple[_Status, ...], _Listed, Field(description="status codes from 100 to 599, separated by commas")
 ]
-HeaderName = Annotated[str, Field(pattern=f"^{TOKEN}$", description="a header name, such as Idempotency-Key")]
+HeaderName = Annotated[
+    str, Field(pattern=f"^{HTTP_NAME}$", description="a header name, such as Idempotency-Key")
+]
 Name = Annotated[str, Field(strict=True, pattern=r"\S", description="a name, a non-empty string")]
 StorePlace = Annotated[
     Any,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from .._checks import USUAL, check_number
+from .._checks import SAFE_RANGE, check_number
 from ..transports._limits.saved_rate import check_warm_start
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from . import fields
@@ -94,7 +94,7 @@ class RateLimitConfig(fields.Section):
             )
         for name in ("max_requests", "time_window", "max_cost"):
             if getattr(self, name) is not None:
-                check_number(f"{name} ({variable('rate_limit', name)})", getattr(self, name), USUAL)
+                check_number(f"{name} ({variable('rate_limit', name)})", getattr(self, name), SAFE_RANGE)
         if self.max_cost is not None:
             vars(self)["cost"] = "llm-tokens"  # The only one that settings can name.
         elif self.cost is not None:

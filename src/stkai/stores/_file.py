@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 from zlib import crc32
 
-from .._checks import even_half_made
+from .._checks import safe_repr
 from .._clock import SystemClock
 from .._errors import ConfigurationError
 from .._urls import file_name, full_path
@@ -106,7 +106,7 @@ class FileStore(LocalStore):
             return False
         return clock.utcnow().timestamp() - written < FORGET
 
-    @even_half_made
+    @safe_repr
     def __repr__(self) -> str:
         return f"FileStore({str(self.path)!r})"
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from urllib.parse import quote
 from weakref import WeakValueDictionary
 
-from .._checks import SOME_SECONDS, check_number, even_half_made
+from .._checks import POSITIVE_SECONDS, check_number, safe_repr
 from .._clock import SystemClock
 from .._errors import ConfigurationError, missing_extra
 from .._process import begin_in_each_process
@@ -44,7 +44,7 @@ class RedisStore:
 
     def __init__(self, url_or_client: Any, *, timeout: float = 0.25) -> None:
         url_or_client = sealed(url_or_client)  # Tracebacks show variables.
-        self.timeout = float(check_number("timeout", timeout, SOME_SECONDS))
+        self.timeout = float(check_number("timeout", timeout, POSITIVE_SECONDS))
         make = connections if isinstance(url_or_client, Secret) else Server
         self._server: Server = make(url_or_client, self.timeout)
 
@@ -93,7 +93,7 @@ class RedisStore:
         """Close the connections, unless you passed the client; the next lease opens them again."""
         self._server.close()
 
-    @even_half_made
+    @safe_repr
     def __repr__(self) -> str:
         return f"RedisStore({self.place!r})"
 

@@ -15,7 +15,7 @@ from email.utils import formatdate
 from typing import Any, Final, Literal
 from urllib.parse import parse_qs
 
-from .._checks import SOME_SECONDS, Numbers, check_number
+from .._checks import POSITIVE_SECONDS, Numbers, check_number
 from .._clock import unique_key
 from ._replies import Reply, RequestRecord, error_reply, json_reply
 
@@ -38,7 +38,7 @@ class ServerQuota:
 
     def __init__(self, max_requests: int, time_window: float) -> None:
         check_number("max_requests", max_requests, _AT_LEAST_ONE)
-        check_number("time_window", time_window, SOME_SECONDS)
+        check_number("time_window", time_window, POSITIVE_SECONDS)
         self.max_requests, self.time_window = max_requests, time_window
 
     def admit(self, now: float) -> float:

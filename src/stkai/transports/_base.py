@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import httpx
 
 from .._abandonable import Latch
-from .._checks import even_half_made
+from .._checks import safe_repr
 from .._families import alike, family_of_wire
 from .._headers import copy_request
 from .._process import refuse_in_handler
@@ -159,7 +159,7 @@ class LayerBase:
     def __str__(self) -> str:
         return f"{self.name} > {self._inner if isinstance(self._inner, LayerBase) else 'wire'}"
 
-    @even_half_made
+    @safe_repr
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self}{self.describe()}>"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from .._checks import even_half_made
+from .._checks import safe_repr
 from .._errors import ConfigurationError, InvalidArgumentError
 from .._families import family_of
 from ._base import AsyncLayerTransport, LayerTransport
@@ -57,7 +57,7 @@ class Layer:
     def __str__(self) -> str:
         return self.name
 
-    @even_half_made
+    @safe_repr
     def __repr__(self) -> str:
         return f"<Layer {self.name}>"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack
 
-from .._checks import AT_LEAST_ZERO, SOME_SECONDS, check_choice, check_number
+from .._checks import AT_LEAST_ZERO, POSITIVE_SECONDS, check_choice, check_number
 from .._errors import InvalidArgumentError
 from .._lazy import LateModule
 
@@ -66,7 +66,7 @@ class RequestOptions:
             value = getattr(self, name)
             if value is not UNSET and value is not None:
                 hint = ", or None for no limit"
-                number = check_number(name, value, SOME_SECONDS, hint, error=InvalidArgumentError)
+                number = check_number(name, value, POSITIVE_SECONDS, hint, error=InvalidArgumentError)
                 object.__setattr__(self, name, number)
         # Check for a method, so that `import stkai` need not import the class.
         is_policy = hasattr(type(self.retry), "is_repeatable")

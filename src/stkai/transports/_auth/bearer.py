@@ -11,7 +11,7 @@ from typing import Final
 
 import httpx
 
-from ..._checks import check_flag, even_half_made, is_async
+from ..._checks import check_flag, is_async, safe_repr
 from ..._errors import AuthenticationError, ConfigurationError, InvalidArgumentError
 from ..._headers import Fields, copy_request, with_fields
 from ..._secrets import HoldsSecret, Secret, reveal
@@ -185,6 +185,6 @@ class BearerAuth(HoldsSecret):
             raise AuthenticationError(msg)
         return copy_request(request, with_fields(request.headers, token.fields), None)
 
-    @even_half_made
+    @safe_repr
     def __repr__(self) -> str:
         return f"BearerAuth({type(self.provider).__name__})"

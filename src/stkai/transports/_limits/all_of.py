@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 
 import httpx
 
-from ..._checks import REAL, even_half_made
+from ..._checks import REAL, safe_repr
 from ..._errors import ConfigurationError
 from .._operations import Operation
 from .limiter import Answer, Chooser, Limiter, Plan, RateChange, Turn, subscribe
@@ -132,7 +132,7 @@ class AllOf(QueueLimiter):
         for part in self.parts:
             subscribe(part, layer)
 
-    @even_half_made
+    @safe_repr
     def __repr__(self) -> str:
         return f"AllOf({', '.join(map(repr, self.parts))})"
 

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any, Final
 from weakref import ref
 
-from ..._checks import POSITIVE_COUNT, check_number, even_half_made
+from ..._checks import POSITIVE_COUNT, check_number, safe_repr
 from .limiter import Turn
 from .queue import Queue
 from .queue_limiter import QueueLimiter
@@ -168,6 +168,6 @@ class InFlight(QueueLimiter):
             slots.pass_on(Turn(), slots.freed_at)
         slots.order.wake()
 
-    @even_half_made
+    @safe_repr
     def __repr__(self) -> str:
         return f"InFlight({self.n}{self._options()})"

@@ -9,7 +9,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 import httpx
 
-from ..._checks import POSITIVE_COUNT, check_number, even_half_made, is_async
+from ..._checks import POSITIVE_COUNT, check_number, is_async, safe_repr
 from ..._errors import ConfigurationError
 from ..._process import begin_in_each_process
 from ..._urls import DEFAULT_PORTS, show_origin
@@ -105,7 +105,7 @@ class PerKey(Chooser):
         """How many keys have a limiter."""
         return len(self._limiters)
 
-    @even_half_made
+    @safe_repr
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self._limiters)} keys)"
 

@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 
 import httpx
 
-from ..._checks import REAL, SECONDS, check_number, even_half_made
+from ..._checks import REAL, SECONDS, check_number, safe_repr
 from ..._clock import Clock, clock_or_system, is_system_clock, uniform
 from ..._errors import (
     ConfigurationError,
@@ -269,7 +269,7 @@ class Permit:
             self._is_returned, self._turn.cost, self._turn.costs = False, 0.0, None
         return self._turn
 
-    @even_half_made
+    @safe_repr
     def __repr__(self) -> str:
         return f"<Permit of {self._limiter!r}>"
 

@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..._checks import POSITIVE, SHARE, check_number, even_half_made
+from ..._checks import FRACTION, POSITIVE, check_number, safe_repr
 from ..._errors import ConfigurationError, digits
 from ..._secrets import sealed
 from .limiter import Cost
@@ -86,7 +86,7 @@ class TokenBucket(QuotaLimiter):
         """Requests that may be sent at once after a quiet time."""
         return self._limits.at_once
 
-    @even_half_made
+    @safe_repr
     def __repr__(self) -> str:
         limits = self._limits
         most = "None" if limits.max_requests is None else f"{limits.max_requests:g}"
@@ -152,7 +152,7 @@ class AimdLimiter(QuotaLimiter):
         }
         for name, value in parts.items():
             if value is not None:
-                parts[name] = check_number(name, value, SHARE)
+                parts[name] = check_number(name, value, FRACTION)
         min_rate_floor, penalty_factor, recovery_factor = parts.values()
         if max_requests is None or time_window is None:
             _require_no_numbers(limits, parts | {"max_cost": max_cost, "share": share})
@@ -216,7 +216,7 @@ class AimdLimiter(QuotaLimiter):
         """The quota's window in seconds, or the current estimate."""
         return self._pace.quota.window
 
-    @even_half_made
+    @safe_repr
     def __repr__(self) -> str:
         cost = "" if self.max_cost is None else f", max_cost={self.max_cost:g}"
         return f"AimdLimiter({self._pace}{cost}, rate={digits(self.rate)}{self._options()})"

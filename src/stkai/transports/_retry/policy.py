@@ -28,12 +28,12 @@ import httpx
 from ..._checks import (
     AT_LEAST_ZERO,
     COUNT,
-    SOME_SECONDS,
+    POSITIVE_SECONDS,
     Numbers,
     check_flag,
     check_number,
-    even_half_made,
-    is_token,
+    is_http_name,
+    safe_repr,
 )
 from ..._errors import ConfigurationError
 from ..._families import alike
@@ -121,7 +121,7 @@ class RetryBudget:
     def __reduce__(self) -> tuple[Any, ...]:
         return RetryBudget, (self.ratio, self.min_per_second)
 
-    @even_half_made
+    @safe_repr
     def __repr__(self) -> str:
         return f"RetryBudget(ratio={self.ratio:g}, min_per_second={self.min_per_second:g})"
 
@@ -170,20 +170,20 @@ class RetryPolicy:
         object.__setattr__(self, "retry_on_status_codes", _status_codes(self.retry_on_status_codes))
         if self.deadline is not None:
             hint = ", or None for no limit"
-            numbers["deadline"] = check_number("deadline", self.deadline, SOME_SECONDS, hint)
+            numbers["deadline"] = check_number("deadline", self.deadline, POSITIVE_SECONDS, hint)
         for name, number in numbers.items():
             object.__setattr__(self, name, number)
         for name in ("retry_unknown", "retry_timeouts", "trust_connect_errors"):
             check_flag(name, getattr(self, name))
         header = self.idempotency_header
-        if header is not None and not is_token(header):
+        if header is not None and not is_http_name(header):
             msg = f"idempotency_header must be the name of a header, such as Idempotency-Key, not {header!r}"
             raise ConfigurationError(msg)
         if self.budget is not None and not isinstance(self.budget, RetryBudget):
             msg = f"budget must be a stkai.RetryBudget, such as RetryBudget(ratio=0.2), or None, not {self.budget!r}"
             raise ConfigurationError(msg)
 
-    @even_half_made
+    @safe_repr
     def __repr__(self) -> str:
         """Show only what differs from the defaults."""
         changed = []
