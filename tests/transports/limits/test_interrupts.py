@@ -16,8 +16,8 @@ from stkai import AimdLimiter, AllOf, InFlight, TokenBucket
 from stkai.stores import MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Run, Turn
-from stkai.transports._limits.order import Order
 from stkai.transports._limits.queue_limiter import QueueLimiter
+from stkai.transports._limits.waiting_turns import WaitingTurns
 
 from ...support.interrupts import Interrupt, needs_opcodes
 
@@ -129,7 +129,7 @@ def test_a_limiter_works_after_an_interrupt_at_any_point(make: Callable[[FakeClo
 def test_work_that_was_put_off_is_done_after_an_interrupt_before_it() -> None:
     for number in count(1):
         done = list[int]()
-        order, interrupt = Order(), Interrupt(number, "order.py")
+        order, interrupt = WaitingTurns(), Interrupt(number, "waiting_turns.py")
         order.deferred.append(partial(done.append, 1))
         with interrupt.during():
             order.catch_up()

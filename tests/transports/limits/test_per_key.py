@@ -14,7 +14,7 @@ from stkai import AllOf, ConfigurationError, InFlight, PerHost, PerKey, StackBui
 from stkai.costs import model_of
 from stkai.testing import FakeClock
 from stkai.transports import LimiterTransport, Turn, limiter
-from stkai.transports._limits.order import Order
+from stkai.transports._limits.waiting_turns import WaitingTurns
 
 from ...support.gap_limiter import Gap
 from ...support.threads import together
@@ -302,13 +302,13 @@ def test_stacks_may_be_built_while_threads_make_limiters_and_drop_them() -> None
 def test_the_limits_of_thousands_of_keys_join_a_common_one_one_by_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    absorb, joined = Order.absorb, list[int]()
+    absorb, joined = WaitingTurns.absorb, list[int]()
 
-    def note(order: Order, other: Order) -> None:
+    def note(order: WaitingTurns, other: WaitingTurns) -> None:
         joined.append(len(other.members))
         absorb(order, other)
 
-    monkeypatch.setattr(Order, "absorb", note)
+    monkeypatch.setattr(WaitingTurns, "absorb", note)
     both = AllOf(PerKey(lambda request: request.url.host, lambda _: InFlight(1)), TokenBucket(100, 1))
     for number in range(100):
         both.plan_for(chat(url=f"https://{number}.example.com"))

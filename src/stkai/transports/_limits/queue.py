@@ -18,8 +18,8 @@ from typing import Any, ClassVar, Final
 from ..._process import IN_HANDLER, begin_in_each_process
 from .._operations import Operation
 from .limiter import Answer, RateChange, Turn, was_never_sent
-from .order import NORMAL, Order
 from .sources.source import OVERSLEPT, TICK, Source
+from .waiting_turns import NORMAL_STEP, WaitingTurns
 
 _EARLY: Final = 0.0005
 """Seconds before its time from which a sleeper claims its permit: otherwise turns that are awake would win ties."""
@@ -84,7 +84,7 @@ class Queue:
                         for source in sources:
                             source.take(turn, now)
                         if not number:
-                            turn.number = order.last = order.last + NORMAL
+                            turn.number = order.last = order.last + NORMAL_STEP
                         elif turns:
                             order.admit(0, now)
                         turn.granted, turn.since = True, now
@@ -108,7 +108,7 @@ class Queue:
         turn.sources, turn.is_by_hand = self.sources, True
         return self.sources
 
-    def _stand_in_line(self, turn: Turn, now: float, order: Order) -> float | Operation:
+    def _stand_in_line(self, turn: Turn, now: float, order: WaitingTurns) -> float | Operation:
         """What `ask` returns if other turns wait, or if there is no permit."""
         turn.is_woken = False
         place, turns = order.join(turn, now), order.turns
@@ -260,7 +260,7 @@ class Queue:
             turn.sources[0].order.deferred.append(partial(work, turn, now))
             return
         with Queue.lock:
-            order: Order = turn.sources[0].order
+            order: WaitingTurns = turn.sources[0].order
             if order.deferred:
                 order.catch_up()
             try:
@@ -284,11 +284,11 @@ begin_in_each_process(Queue, _begin)
 def join_all(sources: tuple[Source, ...]) -> None:
     """Let the turns of these sources, and of all that are used with them, wait in one order."""
     with Queue.lock:
-        orders: list[Order] = [source.order for source in sources if source.order is not None]
+        orders: list[WaitingTurns] = [source.order for source in sources if source.order is not None]
         # The largest one: a limit that is used with those of thousands of keys joins them one by one.
-        order = max(orders, key=lambda each: len(each.members), default=None) or Order()
+        order = max(orders, key=lambda each: len(each.members), default=None) or WaitingTurns()
         for source in sources:
-            old: Order | None = source.order
+            old: WaitingTurns | None = source.order
             if old is order:
                 continue
             if old is not None:

@@ -21,15 +21,15 @@ from ..._process import after_fork
 from .limiter import Turn, number_of, place_in
 from .sources.source import Source
 
-NORMAL: Final = 2
+NORMAL_STEP: Final = 2
 """From one number of normal priority to the next."""
 
-_LOW: Final = 18
+_LOW_STEP: Final = 18
 
-_GAIN: Final = 0.02  # Seconds; no turn is woken to gain less.
+_MIN_GAIN: Final = 0.02  # Seconds; no turn is woken to gain less.
 
 
-class Order:
+class WaitingTurns:
     """The turns that wait, in the order of their numbers; queues that have a source in common share it."""
 
     def __init__(self) -> None:
@@ -43,8 +43,8 @@ class Order:
         # The places of turns that left, in order; without their requests, which may hold long bodies.
         self.vacant: list[Turn] = []
         # The last number of normal and of low priority, and the highest number that was admitted.
-        self.last = self._low = self._gone = 0
-        after_fork(self, Order.forget)
+        self.last = self._low = self._highest_admitted = 0
+        after_fork(self, WaitingTurns.forget)
 
     def forget(self) -> None:
         """Drop all waiting turns, in a forked child: only the thread that forked exists there."""
@@ -62,7 +62,7 @@ class Order:
         for source in self.members:
             source.recover([turn for turn in self.turns if source in turn.sources])
 
-    def absorb(self, other: "Order") -> None:
+    def absorb(self, other: "WaitingTurns") -> None:
         """Add the turns of another order behind these, and low-priority ones where they would have joined."""
         other.catch_up()
         for turn in other.turns:
@@ -95,14 +95,14 @@ class Order:
         turns, vacant = self.turns, self.vacant
         if not turns:
             # All turns with a number were admitted or left, including those that did not have to wait.
-            self._gone, self.is_mixed = self.last, False
+            self._highest_admitted, self.is_mixed = self.last, False
             vacant.clear()
         if not turn.number:
             turn.asked = now
             if vacant or turn.priority == "low":
                 self._give_number(turn, now)
             else:
-                turn.number = self.last = self.last + NORMAL
+                turn.number = self.last = self.last + NORMAL_STEP
         while vacant and vacant[0].number < turn.number:
             # The turn that asks moves up, so these places are no longer free.
             vacant.pop(0)
@@ -128,9 +128,9 @@ class Order:
         if vacant and vacant[0].number & 1 == low and _could_stand_in(turn, vacant[0]):
             turn.number = vacant.pop(0).number
         elif low:
-            self._low = turn.number = (max(self._low, self._gone) | 1) + _LOW
+            self._low = turn.number = (max(self._low, self._highest_admitted) | 1) + _LOW_STEP
         else:
-            turn.number = self.last = self.last + NORMAL
+            turn.number = self.last = self.last + NORMAL_STEP
 
     def admit(self, place: int, now: float) -> None:
         """Let the turn in that place go with its permit."""
@@ -140,8 +140,8 @@ class Order:
         if self.is_mixed or (not place and self.turns and self.turns[0].moves_up):
             self.wake_soon(self._behind(turn, place))
         number = turn.number
-        if number > self._gone:
-            self._gone = number
+        if number > self._highest_admitted:
+            self._highest_admitted = number
             if number > self.last:
                 # A low-priority one: the next to come goes after it, and before the next of low priority.
                 self.last = number - 1
@@ -172,7 +172,7 @@ class Order:
 
         Once it is the first, it is woken. It then asks again, and passes on the time that it gains.
         """
-        if seconds > _GAIN:
+        if seconds > _MIN_GAIN:
             for other in self._behind(turn, place):
                 other.moves_up = True
 
