@@ -67,49 +67,49 @@ class AllOf(QueueLimiter):
 
     def _sources_for(self, turn: Turn) -> tuple[Source, ...]:
         plan = self.plan_for(turn.request) or self._plan
-        turn.sources, turn.guests, turn.parts, turn.is_by_hand = plan.sources, plan.guests, plan.parts, True
+        turn.sources, turn.custom, turn.parts, turn.is_by_hand = plan.sources, plan.custom, plan.parts, True
         return plan.sources
 
     def ask(self, turn: Turn, now: float) -> float | Operation:
         wait = super().ask(turn, now)
-        if not turn.guests:
+        if not turn.custom:
             return wait
         if wait is READY:
-            wait = self._ask_guests(turn, now)
+            wait = self._ask_custom(turn, now)
             if wait != 0:
                 return wait
             turn.is_admitted = True
             wait = super().ask(turn, now)
             turn.is_admitted = False
-        if wait != 0:  # For another limit, so the guests can be asked about another request.
-            self._give_up_guests(turn, now)
+        if wait != 0:  # Another limit holds it up, so the custom limiters can be asked about another request.
+            self._give_up_custom(turn, now)
         return wait
 
-    def _ask_guests(self, turn: Turn, now: float) -> float | Operation:
-        """Ask the guests, one after the other; if the turn has to wait for one, return the permits of those before."""
-        for number, guest in enumerate(turn.guests):
-            wait: float | Operation = guest.ask(turn, now)
+    def _ask_custom(self, turn: Turn, now: float) -> float | Operation:
+        """Ask the custom limiters one by one; if the turn has to wait for one, give the earlier ones' permits back."""
+        for number, source in enumerate(turn.custom):
+            wait: float | Operation = source.ask(turn, now)
             if wait != 0:
                 if isinstance(wait, REAL):
-                    turn.due_at, turn.held_by, turn.is_guess = now + float(wait), guest, False
-                for earlier in turn.guests[:number]:
+                    turn.due_at, turn.held_by, turn.is_guess = now + float(wait), source, False
+                for earlier in turn.custom[:number]:
                     earlier.limiter.leave(earlier.inner(turn), now)
                 return wait
         return 0.0
 
-    def _give_up_guests(self, turn: Turn, now: float) -> None:
-        for guest in turn.guests:
-            guest.give_up(turn, now)
+    def _give_up_custom(self, turn: Turn, now: float) -> None:
+        for source in turn.custom:
+            source.give_up(turn, now)
 
     def leave(self, turn: Turn, now: float) -> None:
         super().leave(turn, now)
-        self._give_up_guests(turn, now)
+        self._give_up_custom(turn, now)
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         changes = [super().learn(turn, answer)]
-        for guest in turn.guests:
-            inner = guest.inner(turn)
-            changes.append(guest.limiter.learn(inner, answer))
+        for source in turn.custom:
+            inner = source.inner(turn)
+            changes.append(source.limiter.learn(inner, answer))
             turn.paced, turn.excused = turn.paced or inner.paced, turn.excused or inner.excused
             turn.errand = inner.errand or turn.errand  # Ours, which saves a rate, comes again.
             turn.not_before = max(turn.not_before, inner.not_before)
@@ -117,15 +117,15 @@ class AllOf(QueueLimiter):
 
     def end(self, turn: Turn, now: float) -> None:
         super().end(turn, now)
-        for guest in turn.guests:
-            end = getattr(guest.limiter, "end", None)
+        for source in turn.custom:
+            end = getattr(source.limiter, "end", None)
             if end is not None:
-                end(guest.inner(turn), now)
+                end(source.inner(turn), now)
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
-        self._settle([source for source in turn.sources if source not in turn.guests], turn, cost, now)
-        for guest in turn.guests:
-            guest.settle(turn, cost, now)
+        self._settle([source for source in turn.sources if source not in turn.custom], turn, cost, now)
+        for source in turn.custom:
+            source.settle(turn, cost, now)
 
     def subscribe(self, layer: Any) -> None:
         """Report the stores' events to the listener of a layer's stack."""
@@ -172,21 +172,21 @@ def _flattened(limiters: Sequence[Any]) -> Iterator[Any]:
 def _joined(request: httpx.Request | None, parts: Sequence[Any]) -> Plan | None:
     """What a request needs of all these parts together."""
     asked = (
-        part.plan_for(request) if is_ours(part) else plan_of_own(part, request, _guest_of(part))
+        part.plan_for(request) if is_ours(part) else plan_of_own(part, request, _custom_source(part))
         for part in parts
     )
     plans = [plan for plan in asked if plan is not None]
     if not plans:
         return None
-    guests = dict.fromkeys(guest for plan in plans for guest in plan.guests)
-    real = dict.fromkeys(source for plan in plans for source in plan.sources if source not in guests)
-    sources = (*real, *guests)
+    custom = dict.fromkeys(source for plan in plans for source in plan.custom)
+    real = dict.fromkeys(source for plan in plans for source in plan.sources if source not in custom)
+    sources = (*real, *custom)
     if any(source.order is not sources[0].order for source in sources):
         join_all(sources)
     priced = {id(each): each for plan in plans for each in plan.priced}
     return Plan(
         sources,
-        tuple(guests),
+        tuple(custom),
         tuple(priced.values()),
         any(plan.ends for plan in plans),
         listens_of(sources),
@@ -195,10 +195,10 @@ def _joined(request: httpx.Request | None, parts: Sequence[Any]) -> Plan | None:
     )
 
 
-class Guest(Source):
-    """A limiter of the user's own among others: asked last, about one turn at a time, and not under the lock.
+class CustomSource(Source):
+    """A custom limiter among others: asked last, about one turn at a time, and without holding the lock.
 
-    As a source, it holds back all other turns. The limiter sees a turn of its own for each of ours.
+    While it is asked about one turn, all others wait. The limiter gets a separate turn in place of each of ours.
     """
 
     counts_units = True
@@ -264,27 +264,29 @@ class Guest(Source):
         self.limiter.settle(self.inner(turn), cost, now)
 
 
-_guests: WeakValueDictionary[int, Guest] = WeakValueDictionary()
+_custom: WeakValueDictionary[int, CustomSource] = WeakValueDictionary()
 """By the id of their limiter: a limiter in several lists is still asked about one turn at a time."""
 
 
-def _guest_of(limiter: Limiter) -> Guest:
+def _custom_source(limiter: Limiter) -> CustomSource:
     with Queue.lock:
-        return _guests.get(id(limiter)) or _guests.setdefault(id(limiter), Guest(limiter))
+        return _custom.get(id(limiter)) or _custom.setdefault(id(limiter), CustomSource(limiter))
 
 
-def plan_of_own(limiter: Limiter, request: httpx.Request | None, guest: Guest | None = None) -> Plan | None:
-    """What a request needs of a user's own limiter, alone or as a guest; it sees every request and every answer."""
-    if guest is None and isinstance(limiter, QueueLimiter):
+def plan_of_own(
+    limiter: Limiter, request: httpx.Request | None, source: CustomSource | None = None
+) -> Plan | None:
+    """What a request needs of a custom limiter, alone or as a source; it sees every request and every answer."""
+    if source is None and isinstance(limiter, QueueLimiter):
         plan = limiter.plan_for(request)
         # Its own `ask` says where its turns take their permits.
-        return plan and replace(plan, sources=(), guests=(), ends=True, listens=_always, sees_all=True)
+        return plan and replace(plan, sources=(), custom=(), ends=True, listens=_always, sees_all=True)
     if request is not None and limiter.methods is not None and request.method not in limiter.methods:
         return None
-    guests = () if guest is None else (guest,)
-    priced = () if getattr(limiter, "max_cost", None) is None else guests or (limiter,)
+    custom = () if source is None else (source,)
+    priced = () if getattr(limiter, "max_cost", None) is None else custom or (limiter,)
     ends, wait = hasattr(limiter, "end"), limiter.max_wait_time
-    return Plan(guests, guests, priced, ends, _always, wait, sees_all=True)
+    return Plan(custom, custom, priced, ends, _always, wait, sees_all=True)
 
 
 def _always(_now: float) -> bool:

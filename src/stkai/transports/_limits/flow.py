@@ -107,12 +107,12 @@ class _LimitFlow(LayerBase):
     def _prepare(
         self, turn: Turn, limiter: Any, plan: Plan, request: httpx.Request, attempt: Attempt
     ) -> None:
-        """Set what few turns have: a priority, guests, the place of an earlier attempt, costs."""
+        """Set what few turns have: low priority, custom limiters, the place of an earlier attempt, costs."""
         options, place = attempt.options, attempt.place
         if options.priority == "low":
             turn.priority = "low"
-        if plan.guests:
-            turn.guests = plan.guests
+        if plan.custom:
+            turn.custom = plan.custom
         if place is not None and place[0] is limiter:
             turn.resume(place[1])
         if plan.ends:

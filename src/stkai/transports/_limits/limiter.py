@@ -68,9 +68,9 @@ class Turn:
     is_woken: bool  # Whether its sleep has been ended, so that it asks at once.
     moves_up: bool  # Whether it may go earlier than `ask` said: turns before it have left.
     wake: Callable[[], object] | None  # Ends its sleep, from any thread, if the driver can do that.
-    notes: dict[Any, Any] | None = None  # What shares and paces noted about its permits, and what guests see.
-    guests: tuple[Any, ...] = ()  # Limiters of the user's own that it asks as well.
-    is_admitted: bool = False  # Whether the guests have let it go.
+    notes: dict[Any, Any] | None = None  # What sources and paces noted about its permits.
+    custom: tuple[Any, ...] = ()  # Those of its sources that are custom limiters.
+    is_admitted: bool = False  # Whether all custom limiters have admitted it.
     loop_has_ended: Callable[[], bool] | None = None  # Whether its task will be pending for ever.
     is_by_hand: bool = False  # Whether no layer or permit asks with it, and keeps it meanwhile ...
     parts: tuple[Any, ...] = ()  # ... and then the limiters of its plan.
@@ -97,7 +97,7 @@ class Turn:
         self.held_by = self.wake = None
 
     def note(self, by: object, what: Any) -> None:
-        """Keep a note of a share, a pace or a guest about this turn."""
+        """Keep what a source or a pace notes about this turn."""
         self.notes = {**(self.notes or {}), by: what}
 
     def noted(self, by: object) -> Any:
@@ -108,9 +108,9 @@ class Turn:
         """Return to the place of an earlier attempt of the same call."""
         self.number, self.not_before = earlier.number, earlier.not_before
         self.excuses = earlier.excuses + earlier.excused
-        for guest in earlier.guests:
-            if (inner := earlier.noted(guest)) is not None:
-                self.note(guest, inner.again())
+        for source in earlier.custom:
+            if (inner := earlier.noted(source)) is not None:
+                self.note(source, inner.again())
 
     def again(self) -> "Turn":
         """A turn for another attempt of the same call."""
@@ -228,7 +228,7 @@ class Plan:
     """What a request of some method needs of a limiter."""
 
     sources: tuple[Any, ...] = ()  # Where it takes its permits from.
-    guests: tuple[Any, ...] = ()  # Limiters of the user's own that it asks as well.
+    custom: tuple[Any, ...] = ()  # Those that are custom limiters.
     priced: tuple[Any, ...] = ()  # The limits that count units: they have `max_cost` and `settle`.
     ends: bool = False  # Whether one of them must be notified when the answer has ended.
     # Whether an answer of success could teach anything, at this instant or later; None if none ever does.
@@ -240,7 +240,7 @@ class Plan:
     notes: Callable[[float], bool] | None = field(init=False)  # Whether something is; None if never.
 
     def __post_init__(self) -> None:
-        is_plain = not (self.guests or self.priced or self.ends or self.sees_all)
+        is_plain = not (self.custom or self.priced or self.ends or self.sees_all)
         object.__setattr__(self, "is_plain", is_plain)
         object.__setattr__(self, "notes", self.listens if is_plain else lambda _: True)
 

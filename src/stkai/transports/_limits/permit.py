@@ -55,7 +55,7 @@ def wait_for_permit(
     end = math.inf if most is None else start + attempt.allowance(most)
     if deadline is not None and deadline < end:
         end = deadline
-    if plan.sees_all or turn.guests or limiter.has_remote:
+    if plan.sees_all or turn.custom or limiter.has_remote:
         turn.call = attempt.info  # Thousands of others wait without it.
     # Seconds for which each source held it up, if that is to be reported.
     held: dict[Source | None, float] | None = {} if attempt.is_observed else None
@@ -74,7 +74,7 @@ def wait_for_permit(
                 yield wait
             else:
                 # One that returns nothing would let everything pass.
-                names = [guest.limit for guest in turn.guests] or [type(limiter).__name__]
+                names = [source.limit for source in turn.custom] or [type(limiter).__name__]
                 raise ConfigurationError(
                     f"{' or '.join(names)}.ask must return 0.0 to let a request go, the seconds that it must wait,"
                     f" or an operation; not {wait!r}"
@@ -228,8 +228,8 @@ class Permit:
             raise RuntimeError("this permit is in use: take one for each block, with limiter.permit()")
         plan = self._plan
         turn = self._turn = Turn(None, 0, uniform(), self._cost, self._priority, plan.sources)
-        if plan.guests:
-            turn.guests = plan.guests
+        if plan.custom:
+            turn.custom = plan.custom
         self._has_learned = self._is_returned = False
         self._is_open = True  # Also while it waits.
         return turn

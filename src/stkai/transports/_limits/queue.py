@@ -73,7 +73,7 @@ class Queue:
                 turn.nap = math.inf
                 return turn.not_before - now
             try:
-                if turn.guests or (turns and (turns[0] is not turn or order.vacant)):
+                if turn.custom or (turns and (turns[0] is not turn or order.vacant)):
                     wait = self._stand_in_line(turn, now, order)
                 else:  # No turn is before it, as usual for one that wakes on time.
                     for source in sources:
@@ -117,10 +117,10 @@ class Queue:
             order.drop(0)
             place -= 1
         wait = self._has_to_wait(turn, place, now)
-        if not wait and turn.guests and not turn.is_admitted:
+        if not wait and turn.custom and not turn.is_admitted:
             turn.due_at = now
-            for guest in turn.guests:
-                guest.reserve(turn)
+            for source in turn.custom:
+                source.reserve(turn)
             return READY
         if not wait:
             for source in turn.sources:
