@@ -174,6 +174,7 @@ def test_the_fixed_public_names_exist() -> None:
     """
     assert set(fixed.split()) - set(stkai.transports.__all__) == set()
     assert {"FakeClock", "QuotaServer"} <= set(stkai.testing.__all__)
+    assert stkai.stores.Law is stkai.stores.GroupRate
 
 
 def test_importing_a_name_twice_yields_the_same_object() -> None:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from stkai import RequestOptions, StackBuilder, _process
-from stkai.stores import Ask, Law, Lease
+from stkai.stores import Ask, GroupRate, Lease
 from stkai.stores._step import amend
 from stkai.transports import limiter
 from stkai.transports._limits import store_client
@@ -40,7 +40,7 @@ class Connection:
             raise TimeoutError("the store did not answer")
         return lease
 
-    def amend(self, epoch: int, law: Law) -> bool:
+    def amend(self, epoch: int, law: GroupRate) -> bool:
         sim = self.process.sim
         if not sim.is_up or sim.state is None:
             raise TimeoutError("the store did not answer")

@@ -17,7 +17,7 @@ import pytest
 
 from stkai import ConfigurationError
 from stkai._urls import file_name
-from stkai.stores import FileStore, Law, Quota, Refusal, Store, _file, store_from
+from stkai.stores import FileStore, GroupRate, Quota, Refusal, Store, _file, store_from
 from stkai.stores._file import SLOT
 
 from ..support.interrupts import Interrupt, needs_opcodes
@@ -179,7 +179,7 @@ def test_an_adaptive_state_is_replaced_only_by_one_that_knew_it(tmp_path: Path) 
     law = store.lease(ask()).law
     assert law.memory == ""
     version = law.version
-    new = Law("team", 5.0, 2.0, "remember", version)
+    new = GroupRate("team", 5.0, 2.0, "remember", version)
     assert not store.amend(epoch - 1, new)
     assert not store.amend(epoch, new._replace(version=version - 1))
     assert store.amend(epoch, new)

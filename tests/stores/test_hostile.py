@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from stkai import AimdLimiter, Event, StackBuilder, StoreLost, StoreRestored, TokenBucket
-from stkai.stores import Ask, FileStore, Law, Lease, MemoryStore
+from stkai.stores import Ask, FileStore, GroupRate, Lease, MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import limiter
 from stkai.transports._limits.queue import Queue
@@ -127,7 +127,7 @@ def test_the_commands_that_the_documentation_allows_are_enough(server: Server) -
         client.execute_command(*rule.split())
     store = patient_store(f"redis://stkai:secret@127.0.0.1:{server.port}/0")
     lease = store.lease(ask())
-    assert store.amend(lease.epoch, Law("team", 5.0, 1.0, "x", lease.law.version))
+    assert store.amend(lease.epoch, GroupRate("team", 5.0, 1.0, "x", lease.law.version))
     one = Client(store, "b")
     for _ in range(3):
         assert one.lease(waiting=2).members == 2
@@ -144,7 +144,7 @@ def test_every_protocol_of_the_server_is_understood(server: Server, options: str
     store = patient_store(server.url + options)
     epoch = store.lease(ask()).epoch
     version = store.lease(ask()).law.version
-    assert store.amend(epoch, Law("team", 2.0, 1.0, "é", version))
+    assert store.amend(epoch, GroupRate("team", 2.0, 1.0, "é", version))
     assert store.lease(ask()).law.memory == "é"
     seen = store.look("team")
     assert seen is not None

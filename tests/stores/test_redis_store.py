@@ -18,7 +18,7 @@ import redis
 import redis.asyncio
 
 from stkai import AimdLimiter, ConfigurationError, PerKey, TokenBucket
-from stkai.stores import Law, RedisStore, Refusal, Store, store_from
+from stkai.stores import GroupRate, RedisStore, Refusal, Store, store_from
 from stkai.stores._calls import MOST
 from stkai.transports import AsyncLimiterTransport
 
@@ -48,7 +48,7 @@ def test_a_client_may_be_passed_and_stays_open(server: Server, decoded: bool) ->
     with server.client(decode_responses=decoded) as client:
         store = patient_store(client)
         epoch = store.lease(ask()).epoch
-        assert store.amend(epoch, Law("team", 2.0, 1.0, "é", epoch + 1))
+        assert store.amend(epoch, GroupRate("team", 2.0, 1.0, "é", epoch + 1))
         law = store.lease(ask()).law
         assert law.memory == "é"
         store.close()

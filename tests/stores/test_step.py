@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stkai.stores import Ask, Law, Lease, Refusal
+from stkai.stores import Ask, GroupRate, Lease, Refusal
 from stkai.stores._share import State
 from stkai.stores._step import amend, look, step
 
@@ -121,7 +121,7 @@ def test_books_balance_whatever_members_send(seed: int) -> None:
                 units=chance.choice([0.0, 50.0]),
             )
         if chance.random() < 0.05:
-            law = Law("s", chance.uniform(0.5, 2) * rate, burst, "x", state.version)
+            law = GroupRate("s", chance.uniform(0.5, 2) * rate, burst, "x", state.version)
             amend(state, state.epoch, law, now)
         answer: Lease | None = None
         for _ in range(chance.choice([1, 1, 1, 2])):  # Some messages arrive twice.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stkai.stores import Ask, Law, Refusal, _redis
+from stkai.stores import Ask, GroupRate, Refusal, _redis
 from stkai.stores._share import State
 from stkai.stores._step import amend, forget, look, step
 
@@ -116,7 +116,7 @@ def check_one_sequence(lua: InLua, seed: int) -> None:
         epoch = expected.epoch
         if chance.random() < 0.1:
             version = state.version - (chance.random() < 0.2)
-            law = Law(ask.share, chance.uniform(0.2, 40), chance.uniform(1, 5), '{"t": "é"}', version)
+            law = GroupRate(ask.share, chance.uniform(0.2, 40), chance.uniform(1, 5), '{"t": "é"}', version)
             given = epoch - (chance.random() < 0.2)
             done = amend(state, given, law, lua.now)
             assert lua.store.amend(given, law) is done

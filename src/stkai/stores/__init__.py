@@ -7,14 +7,14 @@ from urllib.parse import unquote
 from .._errors import ConfigurationError
 from .._secrets import Secret, reveal
 from ._file import FileStore
-from ._protocol import Ask, Law, Lease, Quota, Refusal, Snapshot, Store
+from ._protocol import Ask, GroupRate, Lease, Quota, Refusal, Snapshot, Store
 from ._redis import SCHEMES, RedisStore
 from ._step import MemoryStore
 
 __all__ = [
     "Ask",
     "FileStore",
-    "Law",
+    "GroupRate",
     "Lease",
     "MemoryStore",
     "Quota",
@@ -24,6 +24,9 @@ __all__ = [
     "Store",
 ]
 __dir__ = __all__.copy
+
+Law = GroupRate
+"""The earlier name of `GroupRate`."""
 
 URLS: Final = "file:///dir, redis://, rediss:// or unix://"
 ALLOWED: Final = f"'file', a URL ({URLS}), or a stkai.stores.Store"

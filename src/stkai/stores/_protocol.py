@@ -60,7 +60,7 @@ class Refusal(NamedTuple):
     pause: float
 
 
-class Law(NamedTuple):
+class GroupRate(NamedTuple):
     """The adaptive state of a group, as one of its members computed it.
 
     Attributes:
@@ -164,7 +164,7 @@ class Lease:
     """
 
     id: int
-    law: Law
+    law: GroupRate
     quota: Quota
     ranges: tuple[tuple[float, float, int], ...] = ()
     units: float = 0.0
@@ -236,7 +236,7 @@ class Store(Protocol):
         """Take a member's report and lease it permits, in one atomic step, by the store's own clock."""
         ...
 
-    def amend(self, epoch: int, law: Law) -> bool:
+    def amend(self, epoch: int, law: GroupRate) -> bool:
         """Replace the adaptive state of version `law.version` with a new one.
 
         Returns:

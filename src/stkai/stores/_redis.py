@@ -20,7 +20,7 @@ from .._errors import ConfigurationError, missing_extra
 from .._process import begin_in_each_process
 from .._secrets import Secret, sealed
 from ._calls import MOST, TimeLimit
-from ._protocol import Ask, Law, Lease, Quota, Snapshot, check_share
+from ._protocol import Ask, GroupRate, Lease, Quota, Snapshot, check_share
 from ._share import FORGET
 
 SCHEMES: Final = ("redis", "rediss", "unix")
@@ -59,7 +59,7 @@ class RedisStore:
         (
             number, units, void, queue, again, pause, epoch, active, members, rate, burst, version, age, *rest,
         ) = map(float, line.split())  # fmt: skip
-        law = Law(ask.share, rate, burst, _text(memory), int(version), age)
+        law = GroupRate(ask.share, rate, burst, _text(memory), int(version), age)
         parts = iter(rest[5:])
         return Lease(
             int(number), law, Quota._make([*rest[:5], _text(methods)]),
@@ -67,7 +67,7 @@ class RedisStore:
             units, bool(void), queue, again, pause, int(epoch), int(active), int(members),
         )  # fmt: skip
 
-    def amend(self, epoch: int, law: Law) -> bool:
+    def amend(self, epoch: int, law: GroupRate) -> bool:
         """Replace the adaptive state of version `law.version` with a new one."""
         return bool(self._run(law.share, "amend", json.dumps({"epoch": epoch, **law._asdict()})))
 

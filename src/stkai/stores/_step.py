@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 from .._clock import Clock, clock_or_system
 from ._calendar import NEVER, ROUND, USAGE_SPAN, advance, count, merged, note, opening, past, place
-from ._protocol import AHEAD, BOOKS, Ask, Law, Lease, Snapshot
+from ._protocol import AHEAD, BOOKS, Ask, GroupRate, Lease, Snapshot
 from ._share import FORGET, MemberState, State, due, settle, sweep, uncount, void, void_old, wait
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ def step(s: State, ask: Ask, now: float) -> Lease:
     return lease
 
 
-def amend(s: State, epoch: int, law: Law, now: float) -> bool:
+def amend(s: State, epoch: int, law: GroupRate, now: float) -> bool:
     """Put a new pace in force, unless epoch or version have moved. The number of places leased ahead stays the same."""
     if (epoch, law.version) != (s.epoch, s.version):
         return False
@@ -217,7 +217,7 @@ def _queue(s: State, now: float) -> float:
 def _answer(s: State, share: str, m: MemberState, now: float, *, is_void: bool, again: float = 0.0) -> Lease:
     return Lease(
         m.id,
-        Law(share, s.rate, s.burst, s.memory, s.version, now - s.written),
+        GroupRate(share, s.rate, s.burst, s.memory, s.version, now - s.written),
         s.quota,
         tuple([(first - now, gap, places) for first, gap, places in m.fresh]),
         m.units_fresh,
@@ -235,7 +235,7 @@ class LocalStore:
     def lease(self, ask: Ask) -> Lease:
         return self._change(ask.share, lambda state, now: step(state, ask, now))
 
-    def amend(self, epoch: int, law: Law) -> bool:
+    def amend(self, epoch: int, law: GroupRate) -> bool:
         return self._change(law.share, lambda state, now: amend(state, epoch, law, now))
 
     def look(self, share: str) -> Snapshot | None:

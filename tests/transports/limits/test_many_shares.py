@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from stkai import PerKey, SystemClock, TokenBucket
-from stkai.stores import Ask, FileStore, Law, Lease, MemoryStore
+from stkai.stores import Ask, FileStore, GroupRate, Lease, MemoryStore
 from stkai.stores import _calls as calls
 from stkai.transports import AsyncLimiterTransport
 from stkai.transports._limits import store_client
@@ -46,7 +46,7 @@ class Counting:
             with self._lock:
                 self._busy -= 1
 
-    def amend(self, epoch: int, law: Law) -> bool:
+    def amend(self, epoch: int, law: GroupRate) -> bool:
         return self._store.amend(epoch, law)
 
     def close(self) -> None:

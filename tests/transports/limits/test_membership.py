@@ -25,7 +25,7 @@ from stkai import (
     StoreLost,
     TokenBucket,
 )
-from stkai.stores import Ask, FileStore, Law, Lease, MemoryStore
+from stkai.stores import Ask, FileStore, GroupRate, Lease, MemoryStore
 from stkai.stores import _calls as calls_of_stores
 from stkai.testing import FakeClock
 from stkai.transports import Run, Turn, limiter
@@ -78,7 +78,7 @@ def test_a_permit_leased_at_a_low_rate_is_exchanged_when_the_rate_rises(
 
     def set_rate(rate: float) -> None:
         state = store._states["team"]
-        assert store.amend(state.epoch, Law("team", rate, 1.0, version=state.version))
+        assert store.amend(state.epoch, GroupRate("team", rate, 1.0, version=state.version))
 
     set_rate(0.001)
     operation: Any = policy.ask(turn, clock.monotonic())

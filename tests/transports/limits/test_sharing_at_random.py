@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from stkai import AimdLimiter, TokenBucket
-from stkai.stores import Ask, Law, Lease, MemoryStore
+from stkai.stores import Ask, GroupRate, Lease, MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Run, Turn
 
@@ -34,7 +34,7 @@ class Flaky(MemoryStore):
         self._perhaps_fail()
         return super().lease(ask)
 
-    def amend(self, epoch: int, law: Law) -> bool:
+    def amend(self, epoch: int, law: GroupRate) -> bool:
         self._perhaps_fail()
         return super().amend(epoch, law)
 

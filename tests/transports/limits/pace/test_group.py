@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stkai import AimdLimiter
-from stkai.stores import Law, Lease, MemoryStore, Quota
+from stkai.stores import GroupRate, Lease, MemoryStore, Quota
 from stkai.testing import FakeClock
 from stkai.testing._service import FixedWindow
 from stkai.transports import Answer, Turn
@@ -213,7 +213,7 @@ def test_a_member_that_asks_just_after_another_still_has_its_successes_counted(c
     state = GroupState(cold=0, accepted=10.0, seconds=30.0)
 
     def lease(now: float) -> Lease:
-        law = Law("team", QUOTA, 1.0, state.text(), version=round(now), age=0.01)
+        law = GroupRate("team", QUOTA, 1.0, state.text(), version=round(now), age=0.01)
         return Lease(1, law, Quota(QUOTA), members=2)
 
     assert pace.steer(lease(0.0), 1, 0.0) is None

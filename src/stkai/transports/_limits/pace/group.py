@@ -9,7 +9,7 @@ import json
 import math
 from typing import Any, Final, NamedTuple
 
-from ....stores._protocol import Law, Lease
+from ....stores._protocol import GroupRate, Lease
 from ..._retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn
 from .group_window import GroupWindow
@@ -93,7 +93,7 @@ class GroupPace:
         self._wrote_at = -math.inf
         self._refused = self._answered = -1
         self._row, self._row_epoch = 0, -1
-        self._last: tuple[int, Law] | None = None
+        self._last: tuple[int, GroupRate] | None = None
         self._reported = 0.0
 
     def _set_up(self) -> None:
@@ -139,7 +139,7 @@ class GroupPace:
         self._reported = rate
         return RateChange(before, rate, "the group's law") if rate != before else None
 
-    def steer(self, lease: Lease, waiting: int, now: float) -> Law | None:
+    def steer(self, lease: Lease, waiting: int, now: float) -> GroupRate | None:
         """The group's next state, if one is due."""
         self.update(lease.quota.rate, self._quota.window)
         before, state = lease.law, GroupState.of(lease.law.memory) if lease.law.memory else None
@@ -181,7 +181,7 @@ class GroupPace:
             state = state._replace(window=guide.state(now))
         return self._state(before, rate, state, lease.members)
 
-    def steered(self, law: Law, *, done: bool) -> None:
+    def steered(self, law: GroupRate, *, done: bool) -> None:
         """Forget what the state holds now; what another member wrote in its place does not hold it."""
         if done:
             self._accepted -= self._counted
@@ -191,14 +191,14 @@ class GroupPace:
                 self._refused = -1
         self._counted = 0
 
-    def _started(self, lease: Lease, *, cold: bool, rate: float | None = None) -> Law:
+    def _started(self, lease: Lease, *, cold: bool, rate: float | None = None) -> GroupRate:
         """The state of a new group: by default at a share of the quota, or at all of it if it does not start cold."""
         if rate is None:
             rate = SHARE * self._quota.ceiling if self._cold else self._quota.ceiling
         state = GroupState(epoch=lease.epoch, cold=int(cold))
         return self._state(lease.law, self._quota.bounded(rate), state, lease.members)
 
-    def _state(self, before: Law, rate: float, state: GroupState, members: int) -> Law:
+    def _state(self, before: GroupRate, rate: float, state: GroupState, members: int) -> GroupRate:
         burst = max(1.0, BURST * self._quota.window * rate / members)
         return before._replace(rate=rate, burst=burst, memory=state.text(), age=0.0)
 
