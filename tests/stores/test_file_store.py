@@ -337,7 +337,7 @@ def test_after_a_reboot_the_state_restarts_and_another_machine_is_refused(
     monkeypatch.setattr(_file, "_boot_id", lambda: "another")
     with pytest.raises(ConfigurationError, match="redis://"):
         store.lease(ask())
-    monkeypatch.setattr(_file, "_TWO_MACHINES", -1.0)
+    monkeypatch.setattr(_file, "_OTHER_MACHINE_WITHIN", -1.0)
     second = store.lease(ask(rate=1.0))
     assert second.ranges[0][0] == 0
     assert second.epoch > first.epoch

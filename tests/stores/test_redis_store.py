@@ -19,7 +19,7 @@ import redis.asyncio
 
 from stkai import AimdLimiter, ConfigurationError, PerKey, TokenBucket
 from stkai.stores import GroupRate, RedisStore, Refusal, Store, store_from
-from stkai.stores._calls import MOST
+from stkai.stores._calls import MAX_CALLS
 from stkai.transports import AsyncLimiterTransport
 
 from ..support.listening import listening
@@ -202,7 +202,7 @@ def test_a_crowd_of_threads_leaves_few_connections_open(server: Server) -> None:
                 store.look("x")
 
         together(*[look] * 40)
-        eventually(lambda: len(client.client_list()) <= before + MOST + 4)
+        eventually(lambda: len(client.client_list()) <= before + MAX_CALLS + 4)
         store.close()
 
 
@@ -440,4 +440,4 @@ async def test_hundreds_of_shares_use_a_few_connections(event_loop: World, serve
             for number in range(500):
                 tasks.start_soon(layer.handle_async_request, httpx.Request("GET", f"http://test/{number}"))
         made = client.info("stats")["total_connections_received"] - before
-    assert made <= 2 * MOST
+    assert made <= 2 * MAX_CALLS

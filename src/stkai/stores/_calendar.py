@@ -22,18 +22,18 @@ Entry = tuple[float, int]
 
 NEVER: Final = -1e18
 
-ROUND: Final = 1e-6
+ROUNDING: Final = 1e-6
 """Permits; covers the rounding of clocks."""
 
-_SET_BACK: Final = 0.1
+_CLOCK_SET_BACK: Final = 0.1
 """Seconds; if the clock is behind by more, it was set back, and the state continues as if no time had passed."""
 
 USAGE_SPAN: Final = 10.0
 """Seconds over which `usage` fades."""
 
-_SAME: Final = 1e-6  # Seconds; entries that are closer are one.
+_SAME_INSTANT: Final = 1e-6  # Seconds; entries that are closer are one.
 
-_EXACT: Final = 64
+_MAX_EXACT: Final = 64
 """Up to so many permits per window, every instant is kept; above, as many slots, each rounded to its end."""
 
 _NO_QUOTA: Final = Quota(0.0)
@@ -70,7 +70,7 @@ def advance(s: Calendar, now: float) -> float:
     """Move the state to the store's present: places that passed unused become credit. Returns the state's time."""
     at = now + s.offset
     if at < s.at:
-        if at < s.at - _SET_BACK:
+        if at < s.at - _CLOCK_SET_BACK:
             s.offset = s.at - now
         at = s.at
     seconds, s.at = at - s.at, at
@@ -122,7 +122,7 @@ def place(s: Calendar, places: int, now: float) -> Range:
         # While the window is closed, places pass unused as well: what exceeds the burst is lost.
         surplus = max(0.0, (opens - s.next) * s.rate + s.credit - max(0.0, s.burst - 1))
         s.next = min(opens, s.next + surplus * gap)
-    has_credit = s.credit >= 1 - ROUND and s.paused <= now
+    has_credit = s.credit >= 1 - ROUNDING and s.paused <= now
     if not (has_credit and opens <= now):
         for index, (first, step, size) in enumerate(s.free):
             if first + step * (size - 1) < max(s.next, opens) + gap:
@@ -131,7 +131,7 @@ def place(s: Calendar, places: int, now: float) -> Range:
                     s.free = sorted(s.free[:index] + cut([s.free[index]], found)[1] + s.free[index + 1 :])
                     return first, step, found
     if has_credit:
-        first, gap, places = max(now, opens), 0.0, min(places, math.floor(s.credit + ROUND))
+        first, gap, places = max(now, opens), 0.0, min(places, math.floor(s.credit + ROUNDING))
         places = max(1, fit(s, first, gap, places))
         s.credit -= places
         return first, gap, places
@@ -162,9 +162,9 @@ def note(s: Calendar, first: float, gap: float, places: int) -> None:
     while s.most and places > 0:
         instant, together = _entry(s, first, gap, places)
         index = len(s.window)
-        while index and s.window[index - 1][0] > instant + _SAME:
+        while index and s.window[index - 1][0] > instant + _SAME_INSTANT:
             index -= 1
-        if index and s.window[index - 1][0] > instant - _SAME:
+        if index and s.window[index - 1][0] > instant - _SAME_INSTANT:
             s.window[index - 1] = s.window[index - 1][0], s.window[index - 1][1] + together
         else:
             s.window.insert(index, (instant, together))
@@ -178,7 +178,7 @@ def forgive(s: Calendar, first: float, gap: float, places: int) -> None:
         first, places = first + together * gap, places - together
         for index in range(len(s.window) - 1, -1, -1):
             entered, number = s.window[index]
-            if together and entered <= instant + _SAME:
+            if together and entered <= instant + _SAME_INSTANT:
                 part = min(number, together)
                 s.window[index : index + 1] = [(entered, number - part)] if number > part else []
                 together -= part
@@ -186,9 +186,9 @@ def forgive(s: Calendar, first: float, gap: float, places: int) -> None:
 
 def _entry(s: Calendar, first: float, gap: float, places: int) -> tuple[float, int]:
     """The window's instant for the first of these permits, and how many of them fall into it. Slots round up."""
-    if s.most <= _EXACT:
+    if s.most <= _MAX_EXACT:
         return first, 1 if gap else places
-    width = s.quota.window / _EXACT
+    width = s.quota.window / _MAX_EXACT
     instant = math.ceil(first / width) * width
     return instant, max(1, past(first, gap, places, instant))
 
@@ -198,17 +198,17 @@ def fit(s: Calendar, first: float, gap: float, places: int) -> int:
     if not s.most or _within(s) + places <= s.most:
         return places
     length = _length(s)
-    if gap and s.window and s.window[-1][0] > first + _SAME:
+    if gap and s.window and s.window[-1][0] > first + _SAME_INSTANT:
         places = 1  # Later places share windows with permits that lie behind them.
-    near = [entry for entry in s.window if entry[0] > first - length + _SAME]
-    if s.most > _EXACT:
+    near = [entry for entry in s.window if entry[0] > first - length + _SAME_INSTANT]
+    if s.most > _MAX_EXACT:
         return min(places, s.most - sum(together for _, together in near))
-    most = inside = sum(together for instant, together in near if instant <= first + _SAME)
+    most = inside = sum(together for instant, together in near if instant <= first + _SAME_INSTANT)
     left = 0
     for instant, together in near:
-        if first + _SAME < instant < first + length - _SAME:
+        if first + _SAME_INSTANT < instant < first + length - _SAME_INSTANT:
             inside += together
-            while near[left][0] <= instant - length + _SAME:
+            while near[left][0] <= instant - length + _SAME_INSTANT:
                 inside -= near[left][1]
                 left += 1
             most = max(most, inside)
@@ -238,7 +238,7 @@ def past(first: float, gap: float, places: int, now: float) -> int:
     """How many of the places are not after `now`."""
     if first > now:
         return 0
-    return min(places, math.floor((now - first) / gap + ROUND) + 1) if gap else places
+    return min(places, math.floor((now - first) / gap + ROUNDING) + 1) if gap else places
 
 
 def cut(ranges: list[Range], places: int) -> tuple[list[Range], list[Range]]:

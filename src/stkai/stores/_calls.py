@@ -20,13 +20,13 @@ from .._process import begin_in_each_process
 LAST_REPORT: Final = 0.25
 """Seconds that the last report of a member may take, when its limiter is closed and at the end of the program."""
 
-MOST: Final = 16
+MAX_CALLS: Final = 16
 """Threads at once, for however many shares; and the connections to a server that are kept."""
 
-STUCK: Final = 1.0
+STUCK_AFTER: Final = 1.0
 """Seconds in which no call begins, although one is due, after which one more thread is started: the others hang."""
 
-_IDLE: Final = 1.0  # Seconds after which a thread without a call ends.
+_IDLE_TIMEOUT: Final = 1.0  # Seconds after which a thread without a call ends.
 
 Work = Callable[[], None]
 
@@ -79,7 +79,7 @@ class BackgroundCalls:
             now = self._monotonic()
             heapq.heappush(self._jobs, (now + seconds, next(self._numbers), work))
             self._changed.notify()
-            starts = not self._is_idle and (self._threads < MOST or now > self._moved_at + STUCK)
+            starts = not self._is_idle and (self._threads < MAX_CALLS or now > self._moved_at + STUCK_AFTER)
             self._is_idle = self._is_idle and self._left() > 0
             if starts:
                 self._threads, self._moved_at = self._threads + 1, now
@@ -117,7 +117,7 @@ class BackgroundCalls:
                 if self._is_idle:
                     break
                 self._is_idle = True
-                self._changed.wait(left if self._jobs else _IDLE)
+                self._changed.wait(left if self._jobs else _IDLE_TIMEOUT)
                 self._is_idle = False
                 if not self._jobs:
                     break

@@ -22,7 +22,7 @@ from .._clock import SystemClock
 from .._errors import ConfigurationError
 from .._urls import file_name, full_path
 from ._protocol import Snapshot, check_share
-from ._share import FORGET, State
+from ._share import MEMBER_LIFETIME, State
 from ._step import LocalStore, T
 
 _IS_UNIX: Final = sys.platform != "win32"
@@ -33,13 +33,13 @@ _FLAGS: Final = (
 
 _LOCK_TIMEOUT: Final = 0.25
 
-_LONGEST_NAP: Final = 0.002
+_MAX_NAP: Final = 0.002
 """Seconds; a hundred processes that look more often take all of two cores, even from the one that holds the lock."""
 
-_TWO_MACHINES: Final = 60.0
+_OTHER_MACHINE_WITHIN: Final = 60.0
 """Seconds; a file that another boot wrote more recently is used by another machine."""
 
-_BACKWARDS: Final = 5.0
+_CLOCK_TOLERANCE: Final = 5.0
 """Seconds that this clock may be behind the file's; a larger gap means that another clock wrote the file."""
 
 SLOT: Final = 1 << 21
@@ -104,7 +104,7 @@ class FileStore(LocalStore):
             written = (self.path / file_name(check_share(share), ".share")).stat().st_mtime
         except OSError:
             return False
-        return clock.utcnow().timestamp() - written < FORGET
+        return clock.utcnow().timestamp() - written < MEMBER_LIFETIME
 
     @safe_repr
     def __repr__(self) -> str:
@@ -127,7 +127,7 @@ def _read(file: FileIO, now: float) -> tuple[int, State]:
         _check_alone(wall, now)
     else:
         state = State.unpack(packed)
-        if state.at - state.offset <= now + _BACKWARDS:
+        if state.at - state.offset <= now + _CLOCK_TOLERANCE:
             return number, state
     return number, State.new(now)
 
@@ -162,8 +162,8 @@ def _check_alone(written: float, now: float) -> None:
     """Refuse a file that another machine has `written` to while this one was running."""
     wall = clock.utcnow().timestamp()
     # Earlier, it may have been this machine, before its restart.
-    since = max(wall - now, wall - _TWO_MACHINES)
-    if since < written <= wall + _BACKWARDS:
+    since = max(wall - now, wall - _OTHER_MACHINE_WITHIN)
+    if since < written <= wall + _CLOCK_TOLERANCE:
         raise ConfigurationError(
             "two machines share one state file, but their clocks are unrelated;"
             " share the quota through Redis: store='redis://host:6379'"
@@ -291,4 +291,4 @@ def lock(fd: int) -> None:
             error = TimeoutError if os.fstat(fd).st_mtime_ns == written else InUseError
             raise error(f"another process held the lock of the state file for {_LOCK_TIMEOUT:g} s")
         clock.sleep(nap)
-        nap = min(nap * 1.2, _LONGEST_NAP)
+        nap = min(nap * 1.2, _MAX_NAP)

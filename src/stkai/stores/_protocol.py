@@ -263,7 +263,7 @@ def check_share(share: object) -> str:
     return share
 
 
-_MORE: Final = 1000  # Permits more than requested that a user's store may lease before it counts as broken.
+_MAX_SURPLUS: Final = 1000  # Permits beyond those requested; with more, a user's store counts as broken.
 
 
 def checked(lease: Any, want: int) -> Lease:
@@ -278,7 +278,7 @@ def checked(lease: Any, want: int) -> Lease:
         makes_sense = (
             math.isfinite(total)
             and all(first > -1 and gap >= 0 and count == int(count) > 0 for first, gap, count in ranges)
-            and sum(count for _, _, count in ranges) <= want + _MORE
+            and sum(count for _, _, count in ranges) <= want + _MAX_SURPLUS
             and lease.units >= 0
             and lease.pause >= 0
             and min(lease.members, lease.active) >= 1

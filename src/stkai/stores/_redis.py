@@ -19,9 +19,9 @@ from .._clock import SystemClock
 from .._errors import ConfigurationError, missing_extra
 from .._process import begin_in_each_process
 from .._secrets import Secret, sealed
-from ._calls import MOST, TimeLimit
+from ._calls import MAX_CALLS, TimeLimit
 from ._protocol import Ask, GroupRate, Lease, Quota, Snapshot, check_share
-from ._share import FORGET
+from ._share import MEMBER_LIFETIME
 
 SCHEMES: Final = ("redis", "rediss", "unix")
 
@@ -87,7 +87,7 @@ class RedisStore:
         """Whether members of version 2 use the share now; they keep their own state, and do not share with these."""
         members = _keys(share)[1].removesuffix(b"v5:members") + b"members"
         now, _ = self._server.run("TIME")
-        return bool(self._server.run("ZCOUNT", members, int(now) - FORGET, "+inf"))
+        return bool(self._server.run("ZCOUNT", members, int(now) - MEMBER_LIFETIME, "+inf"))
 
     def close(self) -> None:
         """Close the connections, unless you passed the client; the next lease opens them again."""
@@ -214,7 +214,7 @@ class Connections(Server):
         return answer
 
     def _keep(self, connection: Any) -> None:
-        if len(self._idle) < MOST:
+        if len(self._idle) < MAX_CALLS:
             self._idle.append(connection)
         else:
             connection.disconnect()

@@ -14,16 +14,16 @@ from typing import Any, Final
 from ._calendar import NEVER, Calendar, Range, count, cut, end, forgive, give, merged, release
 from ._protocol import Ask, Quota
 
-FORGET: Final = 10.0
+MEMBER_LIFETIME: Final = 10.0
 """Seconds of silence after which a member is forgotten."""
 
-_KEPT: Final = 2.0  # Seconds after its last permit was due in which a silent member still holds its lease.
+_LEASE_GRACE: Final = 2.0  # Seconds for which a silent member keeps its lease after its last permit was due.
 
-WAITS: Final = 1.5
+WAITING_LIFETIME: Final = 1.5
 """Seconds of silence after which a member no longer counts as waiting."""
 
-_SWEEP: Final = 0.1  # Seconds between looks at silent members.
-_SWEPT: Final = 20  # Members looked at in one step.
+_SWEEP_INTERVAL: Final = 0.1  # Seconds between looks at silent members.
+_SWEEP_SIZE: Final = 20  # Members looked at in one step.
 
 
 @dataclass(slots=True)
@@ -107,7 +107,7 @@ class State(Calendar):
 _values_of_state: Final = attrgetter(*(each.name for each in fields(State)))
 
 
-def settle(s: State, m: MemberState, ask: Ask, now: float) -> bool:
+def reconcile(s: State, m: MemberState, ask: Ask, now: float) -> bool:
     """Replace what was assumed about the member by what it reports. Returns whether what it holds is void."""
     void_old(s, m)
     used, lapsed, spent = ask.used - m.used, ask.lapsed - m.lapsed, ask.units_used - m.units_used
@@ -179,15 +179,15 @@ def sweep(s: State, now: float) -> None:
     if now < s.sweep_at:
         return
     dues = [(float(packed[1 : packed.index(",")]), name) for name, packed in s.members.items()]
-    overdue = sorted(each for each in dues if each[0] <= now)[:_SWEPT]
-    s.sweep_at = now if len(overdue) == _SWEPT else now + _SWEEP
+    overdue = sorted(each for each in dues if each[0] <= now)[:_SWEEP_SIZE]
+    s.sweep_at = now if len(overdue) == _SWEEP_SIZE else now + _SWEEP_INTERVAL
     for _, name in overdue:
         m = MemberState.unpack(s.members[name])
         if m.epoch == s.epoch:
             s.expired += count(m.old) + count(m.fresh)
         uncount(s, m)
         m.old, m.fresh, m.units, m.units_fresh, m.waiting = [], [], 0.0, 0.0, 0
-        m.due = m.seen + FORGET
+        m.due = m.seen + MEMBER_LIFETIME
         if m.due > now:
             s.members[name] = m.pack()
         else:
@@ -197,5 +197,5 @@ def sweep(s: State, now: float) -> None:
 def due(m: MemberState) -> float:
     """When the member loses its permits, or is forgotten, if it stays silent."""
     if m.old or m.fresh:
-        return min(m.seen + FORGET, max(end(m.old), end(m.fresh)) + _KEPT)
-    return m.seen + (WAITS if m.counted else FORGET)
+        return min(m.seen + MEMBER_LIFETIME, max(end(m.old), end(m.fresh)) + _LEASE_GRACE)
+    return m.seen + (WAITING_LIFETIME if m.counted else MEMBER_LIFETIME)

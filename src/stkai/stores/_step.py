@@ -14,16 +14,16 @@ from dataclasses import fields, replace
 from typing import Final, TypeVar
 
 from .._clock import Clock, clock_or_system
-from ._calendar import NEVER, ROUND, USAGE_SPAN, advance, count, merged, note, opening, past, place
+from ._calendar import NEVER, ROUNDING, USAGE_SPAN, advance, count, merged, note, opening, past, place
 from ._protocol import AHEAD, BOOKS, Ask, GroupRate, Lease, Snapshot
-from ._share import FORGET, MemberState, State, due, settle, sweep, uncount, void, void_old, wait
+from ._share import MEMBER_LIFETIME, MemberState, State, due, reconcile, sweep, uncount, void, void_old, wait
 
 T = TypeVar("T")
 
-_REACH: Final = 0.1  # Seconds; a member that holds permits gets none that wait longer for units of cost.
-_LOW: Final = 0.1  # The share of requests of low priority while requests of normal priority wait.
-_TOGETHER: Final = 1.0  # Seconds; the ages of members that started closer do not show which one started last.
-_LONGEST_QUEUE: Final = 60.0  # Seconds; the longest queue that a member's report can restore.
+_MAX_UNITS_WAIT: Final = 0.1  # Seconds; a member with permits gets none that wait longer for units of cost.
+_LOW_FRACTION: Final = 0.1  # Fraction of low-priority requests while normal ones wait.
+_SAME_START: Final = 1.0  # Seconds; closer together, ages do not show which member started last.
+_MAX_QUEUE: Final = 60.0  # Seconds; the longest queue that a member's report can restore.
 
 
 def step(s: State, ask: Ask, now: float) -> Lease:
@@ -54,8 +54,8 @@ def step(s: State, ask: Ask, now: float) -> Lease:
     if s.is_new:
         s.is_new = False
         if ask.lease_id:
-            s.next = max(s.next, now + min(ask.queue, _LONGEST_QUEUE))
-    is_void = settle(s, m, ask, now)
+            s.next = max(s.next, now + min(ask.queue, _MAX_QUEUE))
+    is_void = reconcile(s, m, ask, now)
     wait(s, m, ask, now)
     if ask.refused is not None:
         _refuse(s, ask.refused.epoch, now + ask.refused.pause, now)
@@ -88,7 +88,7 @@ def look(s: State, now: float) -> Snapshot | None:
     if not s.rate:
         return None
     members = [MemberState.unpack(packed) for packed in s.members.values()]
-    members = [member for member in members if member.seen > now + s.offset - FORGET]
+    members = [member for member in members if member.seen > now + s.offset - MEMBER_LIFETIME]
     s = copy.copy(s)
     s.free, s.window = list(s.free), list(s.window)
     now = advance(s, now)
@@ -121,9 +121,9 @@ def _agree(s: State, ask: Ask, now: float) -> None:
     began, same = now - ask.age, ask.quota == s.quota
     younger = began - s.began
     if (
-        younger > _TOGETHER
-        or (younger > -_TOGETHER and ask.started > s.started)
-        or s.owner_seen <= now - FORGET
+        younger > _SAME_START
+        or (younger > -_SAME_START and ask.started > s.started)
+        or s.owner_seen <= now - MEMBER_LIFETIME
     ):
         if not same:
             if s.quota.window and not s.is_new:
@@ -132,7 +132,7 @@ def _agree(s: State, ask: Ask, now: float) -> None:
                 s.units = 0.0 if s.is_new and ask.lease_id else ask.max_cost
             s.quota = ask.quota
             s.units = min(s.units, ask.max_cost)
-            s.most = math.floor(ask.rate * ask.window + ROUND)
+            s.most = math.floor(ask.rate * ask.window + ROUNDING)
             s.version += 1
             s.memory = ""
             _set_rate(s, ask.rate, ask.burst, now)
@@ -164,7 +164,7 @@ def _refuse(s: State, epoch: int, until: float, now: float) -> None:
 def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
     """Lease permits, and pay for their units of cost. Returns seconds after which to ask again, if there are none."""
     # Its share of what is left of the burst is used at once, so it is not held in advance.
-    share = max(1, math.floor(max(s.rate * AHEAD, s.credit) / max(1, s.active) + ROUND))
+    share = max(1, math.floor(max(s.rate * AHEAD, s.credit) / max(1, s.active) + ROUNDING))
     # Permits whose time came while the message was on its way do not count as held.
     held = count(m.old) - sum(past(*each, now) for each in m.old)
     want = min(ask.want, share + 1 - held)
@@ -174,15 +174,15 @@ def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
         if s.low_next > now:
             return s.low_next - now
         want = min(want, 1)
-        s.low_next = max(s.low_next, now - 1 / (_LOW * s.rate)) + 1 / (_LOW * s.rate)
+        s.low_next = max(s.low_next, now - 1 / (_LOW_FRACTION * s.rate)) + 1 / (_LOW_FRACTION * s.rate)
     costs = ask.costs if s.quota.max_cost else ()
     granted = 0
     while granted < want:
         places, seconds = want - granted, 0.0
         if costs:
             places, seconds = _affordable(s, places, costs[granted:want])
-            if seconds > _REACH and (granted or m.old):
-                return 0.0 if granted else seconds - _REACH / 2
+            if seconds > _MAX_UNITS_WAIT and (granted or m.old):
+                return 0.0 if granted else seconds - _MAX_UNITS_WAIT / 2
         first, gap, found = place(s, places, now)
         first = max(first, now + seconds)  # It may be used when there are enough units.
         paid = sum(costs[granted : granted + found])
@@ -197,7 +197,7 @@ def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
 
 def _affordable(s: State, places: int, costs: tuple[float, ...]) -> tuple[int, float]:
     """How many requests there are units for now; if not even for one, one, and the seconds until there are."""
-    full, slack, left = s.quota.max_cost, ROUND * s.quota.max_cost, s.units
+    full, slack, left = s.quota.max_cost, ROUNDING * s.quota.max_cost, s.units
     for number, cost in enumerate(costs):
         need = min(cost, full)
         if cost and left < need - slack:

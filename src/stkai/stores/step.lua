@@ -5,9 +5,9 @@
 -- ARGV: a verb ("lease", "amend", "look" or "reset"), the time in seconds (empty for the server's own), and the verb's own.
 local STATE, MEMBERS, DUES = KEYS[1], KEYS[2], KEYS[3]
 local EXPIRES = 90000  -- Seconds after the last use: a group that starts warm within a day needs the rate.
-local AHEAD, FORGET, KEPT, WAITS, SWEEP, SWEPT = 0.25, 10, 2, 1.5, 0.1, 20
-local REACH, LOW, TOGETHER, LONGEST_QUEUE, SET_BACK, USAGE_SPAN = 0.1, 0.1, 1, 60, 0.1, 10
-local NEVER, ROUND, SAME, LATE, EXACT = -1e18, 1e-6, 1e-6, 0.05, 64
+local AHEAD, MEMBER_LIFETIME, LEASE_GRACE, WAITING_LIFETIME, SWEEP_INTERVAL, SWEEP_SIZE = 0.25, 10, 2, 1.5, 0.1, 20
+local MAX_UNITS_WAIT, LOW_FRACTION, SAME_START, MAX_QUEUE, CLOCK_SET_BACK, USAGE_SPAN = 0.1, 0.1, 1, 60, 0.1, 10
+local NEVER, ROUNDING, SAME_INSTANT, LATE, MAX_EXACT = -1e18, 1e-6, 1e-6, 0.05, 64
 local min, max, floor, ceil, insert = math.min, math.max, math.floor, math.ceil, table.insert
 
 -- Ranges of places: {first, gap, places}.
@@ -25,7 +25,7 @@ end
 
 local function past(first, gap, places, now)
   if first > now then return 0 end
-  return gap > 0 and min(places, floor((now - first) / gap + ROUND) + 1) or places
+  return gap > 0 and min(places, floor((now - first) / gap + ROUNDING) + 1) or places
 end
 
 local function cut(ranges, places)
@@ -85,8 +85,8 @@ local function opening(s)
 end
 
 local function entry_for(s, first, gap, places)
-  if s.most <= EXACT then return first, gap > 0 and 1 or places end
-  local width = s.window_seconds / EXACT
+  if s.most <= MAX_EXACT then return first, gap > 0 and 1 or places end
+  local width = s.window_seconds / MAX_EXACT
   local instant = ceil(first / width) * width
   return instant, max(1, past(first, gap, places, instant))
 end
@@ -95,8 +95,8 @@ local function note(s, first, gap, places)
   while s.most > 0 and places > 0 do
     local instant, together = entry_for(s, first, gap, places)
     local index = #s.window
-    while index > 0 and s.window[index][1] > instant + SAME do index = index - 1 end
-    if index > 0 and s.window[index][1] > instant - SAME then
+    while index > 0 and s.window[index][1] > instant + SAME_INSTANT do index = index - 1 end
+    if index > 0 and s.window[index][1] > instant - SAME_INSTANT then
       s.window[index][2] = s.window[index][2] + together
     else
       insert(s.window, index + 1, {instant, together})
@@ -111,7 +111,7 @@ local function forgive(s, first, gap, places)
     first, places = first + together * gap, places - together
     for index = #s.window, 1, -1 do
       local entry = s.window[index]
-      if together > 0 and entry[1] <= instant + SAME then
+      if together > 0 and entry[1] <= instant + SAME_INSTANT then
         local part = min(entry[2], together)
         entry[2], together = entry[2] - part, together - part
         if entry[2] == 0 then table.remove(s.window, index) end
@@ -123,21 +123,21 @@ end
 local function fit(s, first, gap, places)
   if s.most == 0 or within(s) + places <= s.most then return places end
   local seconds = length(s)
-  if gap > 0 and #s.window > 0 and s.window[#s.window][1] > first + SAME then places = 1 end
+  if gap > 0 and #s.window > 0 and s.window[#s.window][1] > first + SAME_INSTANT then places = 1 end
   local near, all, inside, left = {}, 0, 0, 1
   for _, entry in ipairs(s.window) do
-    if entry[1] > first - seconds + SAME then
+    if entry[1] > first - seconds + SAME_INSTANT then
       insert(near, entry)
       all = all + entry[2]
-      if entry[1] <= first + SAME then inside = inside + entry[2] end
+      if entry[1] <= first + SAME_INSTANT then inside = inside + entry[2] end
     end
   end
-  if s.most > EXACT then return min(places, s.most - all) end
+  if s.most > MAX_EXACT then return min(places, s.most - all) end
   local most = inside
   for _, entry in ipairs(near) do
-    if first + SAME < entry[1] and entry[1] < first + seconds - SAME then
+    if first + SAME_INSTANT < entry[1] and entry[1] < first + seconds - SAME_INSTANT then
       inside = inside + entry[2]
-      while near[left][1] <= entry[1] - seconds + SAME do
+      while near[left][1] <= entry[1] - seconds + SAME_INSTANT do
         inside = inside - near[left][2]
         left = left + 1
       end
@@ -155,7 +155,7 @@ end
 local function advance(s, now)
   local at = now + s.offset
   if at < s.at then
-    if at < s.at - SET_BACK then s.offset = s.at - now end
+    if at < s.at - CLOCK_SET_BACK then s.offset = s.at - now end
     at = s.at
   end
   local seconds = at - s.at
@@ -203,7 +203,7 @@ local function place(s, places, now)
     local surplus = max(0, (opens - s.next) * s.rate + s.credit - max(0, s.burst - 1))
     s.next = min(opens, s.next + surplus * gap)
   end
-  local has_credit = s.credit >= 1 - ROUND and s.paused <= now
+  local has_credit = s.credit >= 1 - ROUNDING and s.paused <= now
   if not (has_credit and opens <= now) then
     for index, r in ipairs(s.free) do
       if r[1] + r[2] * (r[3] - 1) < max(s.next, opens) + gap then
@@ -219,7 +219,7 @@ local function place(s, places, now)
     end
   end
   if has_credit then
-    local found = max(1, fit(s, max(now, opens), 0, min(places, floor(s.credit + ROUND))))
+    local found = max(1, fit(s, max(now, opens), 0, min(places, floor(s.credit + ROUNDING))))
     s.credit = s.credit - found
     return max(now, opens), 0, found
   end
@@ -277,8 +277,8 @@ end
 
 -- The members.
 local function due(m)
-  if #m.old > 0 or #m.fresh > 0 then return min(m.seen + FORGET, max(last(m.old), last(m.fresh)) + KEPT) end
-  return m.seen + (m.counted == 1 and WAITS or FORGET)
+  if #m.old > 0 or #m.fresh > 0 then return min(m.seen + MEMBER_LIFETIME, max(last(m.old), last(m.fresh)) + LEASE_GRACE) end
+  return m.seen + (m.counted == 1 and WAITING_LIFETIME or MEMBER_LIFETIME)
 end
 
 local function void_old(s, m)
@@ -297,7 +297,7 @@ local function void(s, now)
   s.window = window
 end
 
-local function settle(s, m, ask, now)
+local function reconcile(s, m, ask, now)
   void_old(s, m)
   local used, lapsed, spent = ask.used - m.used, ask.lapsed - m.lapsed, ask.units_used - m.units_used
   m.used, m.lapsed, m.units_used = ask.used, ask.lapsed, ask.units_used
@@ -346,15 +346,15 @@ end
 local function sweep(s, now)
   if now < s.sweep_at then return end
   if redis.call("EXISTS", MEMBERS) == 0 then s.active, s.normal = 0, 0 end  -- The server may have dropped them.
-  local names = redis.call("ZRANGEBYSCORE", DUES, "-inf", precise(now), "LIMIT", 0, SWEPT)
-  s.sweep_at = #names == SWEPT and now or now + SWEEP
+  local names = redis.call("ZRANGEBYSCORE", DUES, "-inf", precise(now), "LIMIT", 0, SWEEP_SIZE)
+  s.sweep_at = #names == SWEEP_SIZE and now or now + SWEEP_INTERVAL
   for _, name in ipairs(names) do
     local m = unpacked(redis.call("HGET", MEMBERS, name))
     if m then
       if m.epoch == s.epoch then s.expired = s.expired + count(m.old) + count(m.fresh) end
       uncount(s, m)
       m.old, m.fresh, m.units, m.units_fresh, m.waiting = {}, {}, 0, 0, 0
-      m.due = m.seen + FORGET
+      m.due = m.seen + MEMBER_LIFETIME
     end
     if m and m.due > now then save_member(name, m) else delete_member(name) end
   end
@@ -372,7 +372,7 @@ local function agree(s, ask, now)
   local younger = began - s.began
   local same = ask.rate == s.quota_rate and ask.burst == s.quota_burst and ask.window == s.window_seconds
     and ask.max_cost == s.max_cost and ask.cost_rate == s.cost_rate and ask.methods == s.methods
-  if younger > TOGETHER or younger > -TOGETHER and ask.started > s.started or s.owner_seen <= now - FORGET then
+  if younger > SAME_START or younger > -SAME_START and ask.started > s.started or s.owner_seen <= now - MEMBER_LIFETIME then
     if not same then
       if s.window_seconds > 0 and not s.is_new then void(s, now) end
       if ask.max_cost > 0 and s.max_cost == 0 then
@@ -380,7 +380,7 @@ local function agree(s, ask, now)
       end
       s.quota_rate, s.quota_burst, s.window_seconds = ask.rate, ask.burst, ask.window
       s.max_cost, s.cost_rate, s.methods = ask.max_cost, ask.cost_rate, ask.methods
-      s.units, s.most = min(s.units, ask.max_cost), floor(ask.rate * ask.window + ROUND)
+      s.units, s.most = min(s.units, ask.max_cost), floor(ask.rate * ask.window + ROUNDING)
       s.version, s.memory = s.version + 1, ""
       set_rate(s, ask.rate, ask.burst, now)
     end
@@ -401,7 +401,7 @@ local function refuse(s, epoch, till, now)
 end
 
 local function affordable(s, places, costs, from, to)
-  local full, slack, left = s.max_cost, ROUND * s.max_cost, s.units
+  local full, slack, left = s.max_cost, ROUNDING * s.max_cost, s.units
   for number = from, min(to, #costs) do
     local cost = costs[number]
     local need = min(cost, full)
@@ -415,7 +415,7 @@ local function affordable(s, places, costs, from, to)
 end
 
 local function grant(s, m, ask, now)
-  local share = max(1, floor(max(s.rate * AHEAD, s.credit) / max(1, s.active) + ROUND))
+  local share = max(1, floor(max(s.rate * AHEAD, s.credit) / max(1, s.active) + ROUNDING))
   local held = 0
   for _, r in ipairs(m.old) do held = held + r[3] - past(r[1], r[2], r[3], now) end
   local want = min(ask.want, share + 1 - held)
@@ -423,14 +423,14 @@ local function grant(s, m, ask, now)
   if ask.low and s.normal > m.normal then
     if s.low_next > now then return s.low_next - now end
     want = min(want, 1)
-    s.low_next = max(s.low_next, now - 1 / (LOW * s.rate)) + 1 / (LOW * s.rate)
+    s.low_next = max(s.low_next, now - 1 / (LOW_FRACTION * s.rate)) + 1 / (LOW_FRACTION * s.rate)
   end
   local costs, granted = s.max_cost > 0 and ask.costs or {}, 0
   while granted < want do
     local places, seconds = want - granted, 0
     if #costs > 0 then
       places, seconds = affordable(s, places, costs, granted + 1, want)
-      if seconds > REACH and (granted > 0 or #m.old > 0) then return granted > 0 and 0 or seconds - REACH / 2 end
+      if seconds > MAX_UNITS_WAIT and (granted > 0 or #m.old > 0) then return granted > 0 and 0 or seconds - MAX_UNITS_WAIT / 2 end
     end
     local first, gap, found = place(s, places, now)
     first = max(first, now + seconds)
@@ -481,9 +481,9 @@ local function step(s, ask, now)
   agree(s, ask, now)
   if s.is_new then
     s.is_new = false
-    if ask.lease_id ~= 0 then s.next = max(s.next, now + min(ask.queue, LONGEST_QUEUE)) end
+    if ask.lease_id ~= 0 then s.next = max(s.next, now + min(ask.queue, MAX_QUEUE)) end
   end
-  local is_void = settle(s, m, ask, now)
+  local is_void = reconcile(s, m, ask, now)
   wait(s, m, ask, now)
   if ask.refused ~= cjson.null then
     refuse(s, ask.refused[1], now + ask.refused[2], now)
@@ -508,7 +508,7 @@ local function look(s, now)
   now = advance(s, now)
   for _, text in ipairs(redis.call("HVALS", MEMBERS)) do
     local m = unpacked(text)
-    if m and m.seen > now - FORGET then
+    if m and m.seen > now - MEMBER_LIFETIME then
       alive, waiting = alive + 1, waiting + m.waiting
       if #m.old > 0 or #m.fresh > 0 or m.waiting > 0 then active = active + 1 end
     end

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from stkai import AimdLimiter, ConfigurationError, StackBuilder, TokenBucket
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Turn, adaptive, token_bucket
-from stkai.transports._limits.metering import LONGEST, LONGEST_DECODED
+from stkai.transports._limits.metering import MAX_BODY, MAX_DECODED_BODY
 from stkai.transports._limits.queue import Queue
 from stkai.transports._limits.sources.request_limits import Rate
 from stkai.transports._limits.sources.units import Units
@@ -356,7 +356,7 @@ async def test_a_packed_answer_is_unpacked_for_settle(world: World) -> None:
 
 @cache
 def bomb() -> bytes:
-    return gzip.compress(bytes(LONGEST_DECODED + 1), 1)
+    return gzip.compress(bytes(MAX_DECODED_BODY + 1), 1)
 
 
 async def test_an_answer_that_unpacks_to_gigabytes_is_not_unpacked_for_settle(world: World) -> None:
@@ -365,15 +365,15 @@ async def test_an_answer_that_unpacks_to_gigabytes_is_not_unpacked_for_settle(wo
 
 
 async def test_a_long_answer_is_not_kept_for_settle(world: World) -> None:
-    chunk = bytes(LONGEST // 16)
-    assert await settled(world, httpx.Response(200, stream=Body(*[chunk] * 16))) == [LONGEST]
+    chunk = bytes(MAX_BODY // 16)
+    assert await settled(world, httpx.Response(200, stream=Body(*[chunk] * 16))) == [MAX_BODY]
     tracemalloc.start()
     try:
         assert await settled(world, httpx.Response(200, stream=Body(*[chunk] * 160))) == []
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 3 * LONGEST
+    assert peak < 3 * MAX_BODY
 
 
 async def test_a_settle_that_always_fails_warns_once_for_each_stack(

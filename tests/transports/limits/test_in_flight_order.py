@@ -183,9 +183,9 @@ def test_a_place_that_its_first_cannot_use_for_another_limit_wakes_the_first_of_
 def long_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sleep until woken, by the system's clock, which the guard of the tests stands in for."""
     monkeypatch.setattr(_clock, "_SLEEPS", (SystemClock.sleep, SystemClock.asleep))
-    for name in ("_FIRST_GUESS", "_LOOK", "_SHORTEST"):
+    for name in ("_FIRST_ESTIMATE", "_SEARCH_INTERVAL", "_MIN_NAP"):
         monkeypatch.setattr(in_flight, name, 30.0)
-    monkeypatch.setattr(queue, "GLANCE", 30.0)
+    monkeypatch.setattr(queue, "ASK_INTERVAL", 30.0)
 
 
 @pytest.mark.real_time

@@ -36,7 +36,7 @@ class Counting:
             self.asked.append(ask.share)
             self._busy += 1
             self.most_busy = max(self.most_busy, self._busy)
-            if self._busy == calls.MOST:
+            if self._busy == calls.MAX_CALLS:
                 self.is_full.set()
             self.most_threads = max(self.most_threads, threading.active_count())
         try:
@@ -79,8 +79,10 @@ async def test_a_few_threads_make_the_calls_of_many_shares(event_loop: World, st
             for number in range(SHARES):
                 tasks.start_soon(visit, layer, number)
     assert len(set(store.asked)) == SHARES
-    assert store.most_busy <= calls.MOST
-    assert store.most_threads <= before + 2 * calls.MOST  # A store of a user's own may have to be given up.
+    assert store.most_busy <= calls.MAX_CALLS
+    assert (
+        store.most_threads <= before + 2 * calls.MAX_CALLS
+    )  # A store of a user's own may have to be given up.
 
 
 async def test_many_shares_in_files_need_a_few_threads(
@@ -98,7 +100,7 @@ async def test_many_shares_in_files_need_a_few_threads(
         async with anyio.create_task_group() as tasks:
             for number in range(SHARES):
                 tasks.start_soon(visit, layer, number)
-    assert max(threads) <= before + calls.MOST
+    assert max(threads) <= before + calls.MAX_CALLS
 
 
 async def test_a_store_that_hangs_holds_up_its_shares_together(event_loop: World, store: Counting) -> None:
@@ -108,18 +110,18 @@ async def test_a_store_that_hangs_holds_up_its_shares_together(event_loop: World
         async with anyio.create_task_group() as tasks:
             for number in range(SHARES):
                 tasks.start_soon(visit, layer, number)
-    assert threading.active_count() <= before + 2 * calls.MOST
+    assert threading.active_count() <= before + 2 * calls.MAX_CALLS
 
 
 async def test_a_request_that_is_cancelled_before_its_call_began_makes_none(
     event_loop: World, monkeypatch: pytest.MonkeyPatch, store: Counting
 ) -> None:
     # A busy machine may take a second to start the threads.
-    monkeypatch.setattr(store_client, "_LIMIT", 60.0)
+    monkeypatch.setattr(store_client, "_STORE_TIMEOUT", 60.0)
     store.gate.clear()
     layer = layer_of(store)
     async with anyio.create_task_group() as tasks:
-        for number in range(calls.MOST):
+        for number in range(calls.MAX_CALLS):
             tasks.start_soon(visit, layer, number)
         assert await anyio.to_thread.run_sync(store.is_full.wait, 10)
         with anyio.move_on_after(0.02):
@@ -131,14 +133,14 @@ async def test_a_request_that_is_cancelled_before_its_call_began_makes_none(
 
 
 def test_calls_that_hang_do_not_hold_up_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "STUCK", 0.02)
+    monkeypatch.setattr(calls, "STUCK_AFTER", 0.02)
     background, end, done = calls.BackgroundCalls(), threading.Event(), threading.Event()
 
     def hang() -> None:
         end.wait()
 
     try:
-        for _ in range(2 * calls.MOST):
+        for _ in range(2 * calls.MAX_CALLS):
             background.later(0.0, hang)
         while not done.wait(0.05):
             background.later(0.0, done.set)
@@ -155,9 +157,9 @@ def test_a_thread_that_a_call_ends_no_longer_counts() -> None:
         ended.put(threading.current_thread())
         raise SystemExit
 
-    for _ in range(calls.MOST):
+    for _ in range(calls.MAX_CALLS):
         background.later(0.0, exit_thread)
-    for _ in range(calls.MOST):
+    for _ in range(calls.MAX_CALLS):
         ended.get(timeout=10).join()
     background.later(0.0, called.set)
     assert called.wait(0.5)
@@ -180,7 +182,7 @@ async def test_a_call_for_which_no_thread_can_be_started_is_made_in_this_one(
 async def test_a_call_gets_a_thread_later_if_one_is_busy_and_no_other_can_be_started(
     event_loop: World, monkeypatch: pytest.MonkeyPatch, store: Counting
 ) -> None:
-    monkeypatch.setattr(store_client, "STUCK", 0.02)
+    monkeypatch.setattr(store_client, "STUCK_AFTER", 0.02)
     background, end = calls.BackgroundCalls(), threading.Event()
 
     def hang() -> None:

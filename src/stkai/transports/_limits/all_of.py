@@ -12,13 +12,13 @@ from ..._checks import REAL, safe_repr
 from ..._errors import ConfigurationError
 from .._operations import Operation
 from .limiter import Answer, Chooser, Limiter, Plan, RateChange, Turn, subscribe
-from .queue import GLANCE, READY, Queue, join_all
+from .queue import ASK_INTERVAL, READY, Queue, join_all
 from .queue_limiter import QueueLimiter, checked_methods, is_ours
 from .sources.source import TICK, Source, listens_of
 
 _MEMBERS: Final = ("methods", "max_wait_time", "ask", "leave", "learn", "settle")
 
-_MOST_METHODS: Final = 100  # Plans to cache: a gateway may forward arbitrary methods.
+_MAX_METHODS: Final = 100  # Plans to cache: a gateway may forward arbitrary methods.
 
 WANTED: Final = (
     "rate_limit must be 'token_bucket', 'adaptive', a RateLimitConfig, a limiter (stkai.TokenBucket, AimdLimiter,"
@@ -60,7 +60,7 @@ class AllOf(QueueLimiter):
             return _joined(request, chosen)
         method = request.method
         if method not in self._plans:
-            if len(self._plans) >= _MOST_METHODS:
+            if len(self._plans) >= _MAX_METHODS:
                 self._plans.clear()
             self._plans[method] = _joined(request, self.parts)
         return self._plans[method]
@@ -248,7 +248,7 @@ class CustomSource(Source):
         inner = self.inner(turn)
         inner.nap, inner.call = math.inf, turn.call
         wait = self.limiter.ask(inner, now)
-        turn.nap = min(inner.nap, GLANCE)
+        turn.nap = min(inner.nap, ASK_INTERVAL)
         return wait
 
     def give_up(self, turn: Turn, now: float) -> None:

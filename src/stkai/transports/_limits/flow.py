@@ -26,7 +26,7 @@ from .queue_limiter import QueueLimiter, is_ours
 AnyLimiter = Any
 """A limiter, one per host or key, or a list of limiters that all have to let a request go."""
 
-_WANTED: Final = (
+_EXPECTED: Final = (
     "a limiter layer needs a stkai.TokenBucket, AimdLimiter or PerHost, an InFlight, AllOf or PerKey, a stkai.Limiter"
     " of your own, or a list of limiters, not "
 )
@@ -48,7 +48,7 @@ class _LimitFlow(LayerBase):
         settle: Settle | None = None,
     ) -> None:
         super().__init__(inner, context=context)
-        self.policy = checked_limiter(policy, _WANTED)
+        self.policy = checked_limiter(policy, _EXPECTED)
         self._choose = self.policy.limiter_for if isinstance(self.policy, Chooser) else None
         plan = self.policy.plan_for_all if is_ours(self.policy) else None
         self._fixed: tuple[Any, Plan | None] | None = None if plan is None else (self.policy, plan)
@@ -236,6 +236,6 @@ def adaptive(policy: AnyLimiter, *, cost: Estimate | None = None, settle: Settle
 def _layer(
     sync: type[LimiterTransport], asynchronous: type[AsyncLimiterTransport], policy: AnyLimiter, **meter: Any
 ) -> Layer:
-    policy = checked_limiter(policy, _WANTED)
+    policy = checked_limiter(policy, _EXPECTED)
     options = {"policy": policy, **meter}
     return Layer(sync.name, partial(sync, **options), partial(asynchronous, **options), policy)

@@ -13,17 +13,17 @@ from .queue import Queue
 from .queue_limiter import QueueLimiter
 from .sources.source import TICK, Source
 
-_FIRST_GUESS: Final = 0.05
-_LEARNING: Final = 0.1
-_SHORTEST: Final = 0.001
+_FIRST_ESTIMATE: Final = 0.05
+_SAMPLE_WEIGHT: Final = 0.1
+_MIN_NAP: Final = 0.001
 
-_LOOK: Final = 1.0
+_SEARCH_INTERVAL: Final = 1.0
 """Seconds between searches for slots of ended event loops; also the shortest nap of a turn that can be woken."""
 
-_PROMPT: Final = 0.05
+_RESERVED_FOR: Final = 0.05
 """Seconds for which a free slot is kept for the turn that was woken for it; later ones may have another one then."""
 
-_LOOKED_AT: Final = 30
+_SEARCH_LIMIT: Final = 30
 """How many turns to search for one that waits for a slot: in a long queue, nearly all may wait for other sources."""
 
 
@@ -46,7 +46,7 @@ class Slots(Source):
         self._taken: set[ref[Turn] | Turn] = set()
         self._lost: deque[ref[Turn]] = deque()
         self._note_lost = self._lost.append
-        self._mean = _FIRST_GUESS
+        self._mean = _FIRST_ESTIMATE
         self.freed_at, self._looked_at = 0.0, -math.inf
         self._woken: Turn | None = None
 
@@ -61,22 +61,22 @@ class Slots(Source):
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         while self._lost:
             self._taken.discard(self._lost.popleft())
-        if self.busy + ahead >= self.most and now - self._looked_at >= _LOOK:
+        if self.busy + ahead >= self.most and now - self._looked_at >= _SEARCH_INTERVAL:
             self._looked_at = now
             self._taken = {taken for taken in self._taken if not _has_ended(taken)}
         if self.busy + ahead < self.most:
             first = self._woken
             if (
                 first is None or not first.is_woken
-                or turn.number <= first.number or now >= first.due_at + _PROMPT
+                or turn.number <= first.number or now >= first.due_at + _RESERVED_FOR
             ):  # fmt: skip
                 return 0.0
-            turn.nap = min(turn.nap, _PROMPT)
+            turn.nap = min(turn.nap, _RESERVED_FOR)
             return TICK
         # If they take longer than the last ones did, look ever more rarely.
         idle = now - max(self.freed_at, turn.asked)
         each = max(self._mean, idle) / self.most
-        shortest = _SHORTEST if turn.wake is None else _LOOK
+        shortest = _MIN_NAP if turn.wake is None else _SEARCH_INTERVAL
         turn.nap = min(turn.nap, max(shortest, each * (ahead or 0.5) / 2, idle / 4))
         return max(TICK, each * (self.busy + ahead - self.most + 1))
 
@@ -97,7 +97,7 @@ class Slots(Source):
             self._woken = None
         if not self.waiting or self.busy >= self.most:
             return
-        for other in islice(self.turns, _LOOKED_AT):
+        for other in islice(self.turns, _SEARCH_LIMIT):
             if other.held_by is not self or other is turn or other.sources == but:
                 continue
             if not other.is_woken:
@@ -105,11 +105,11 @@ class Slots(Source):
             if not other.is_woken or other.due_at > now:  # It may have been woken only to move up.
                 other.is_woken, other.due_at = True, now
                 self._woken = other
-            if now < other.due_at + _PROMPT:
+            if now < other.due_at + _RESERVED_FOR:
                 return
 
     def end(self, turn: Turn, now: float) -> None:
-        self._mean += _LEARNING * (max(0.0, now - turn.since) - self._mean)
+        self._mean += _SAMPLE_WEIGHT * (max(0.0, now - turn.since) - self._mean)
         self.give_back(turn, now)
 
     def soon(self, now: float, seconds: float) -> float:

@@ -15,15 +15,15 @@ from .._body_end import BodyEnd
 from .._options import UNSET, check_cost
 from .limiter import Plan, Pricing, Turn
 
-LONGEST: Final = 16_777_216
+MAX_BODY: Final = 16_777_216
 """Bytes as received; a longer answer does not report a usage, and is not worth keeping in memory."""
 
-LONGEST_DECODED: Final = 67_108_864
+MAX_DECODED_BODY: Final = 67_108_864
 """Bytes after decoding; a short body may unpack to gigabytes."""
 
-_PIECE: Final = 1024  # Bytes that are unpacked at once; with gzip, they become at most a mebibyte.
+_PIECE_SIZE: Final = 1024  # Bytes that are unpacked at once; with gzip, they become at most a mebibyte.
 
-_CODING: Final = "content-encoding"
+_ENCODING_HEADER: Final = "content-encoding"
 
 Estimate = Callable[[httpx.Request], float]
 Settle = Callable[[httpx.Response], float | None]
@@ -101,7 +101,7 @@ class Bill:
         # Not the response itself, which holds the body that holds this.
         self._kind, self._status, self._headers = type(response), response.status_code, response.headers
         self._read = response if is_there(response) else None
-        self._kept = _Chunks(LONGEST)
+        self._kept = _Chunks(MAX_BODY)
 
     def add(self, chunk: bytes) -> None:
         self._kept.add(chunk)
@@ -146,12 +146,12 @@ class Bill:
                 self._read.request = self._request
             return self._read
         kept, headers = self._kept, self._headers
-        if _CODING in headers and not kept.is_full:
+        if _ENCODING_HEADER in headers and not kept.is_full:
             body = b"".join(kept.chunks)
-            pieces = (body[start : start + _PIECE] for start in range(0, len(body), _PIECE))
+            pieces = (body[start : start + _PIECE_SIZE] for start in range(0, len(body), _PIECE_SIZE))
             kept = _unpacked(self._kind(self._status, headers=headers, content=pieces))
             headers = headers.copy()
-            del headers[_CODING]
+            del headers[_ENCODING_HEADER]
         if kept.is_full:
             return None
         content = b"".join(kept.chunks)
@@ -174,7 +174,7 @@ def _estimated(function: Any, request: httpx.Request) -> float:
 
 
 def _unpacked(packed: httpx.Response) -> "_Chunks":
-    kept = _Chunks(LONGEST_DECODED)
+    kept = _Chunks(MAX_DECODED_BODY)
     try:
         for part in packed.iter_bytes():
             kept.add(part)

@@ -31,7 +31,7 @@ from .limiter import TOO_MANY_REQUESTS, Answer, Plan, Turn, was_never_sent
 from .queue import Queue
 from .sources.source import TICK, Source
 
-_LONGEST: Final = 3600.0
+_MAX_SLEEP: Final = 3600.0
 """Seconds; a longer wait is slept in pieces: every system limits the length of a sleep."""
 
 
@@ -67,7 +67,7 @@ def wait_for_permit(
                     raise _refused(context, layer, attempt, most, wait, now - start, now)
                 # Sleeps of other clocks are exact, and end early only where that is needed.
                 is_real = wait >= NAP and is_system_clock(context.clock)
-                seconds = min(wait + turn.slack if is_real else wait, turn.nap, left, _LONGEST)
+                seconds = min(wait + turn.slack if is_real else wait, turn.nap, left, _MAX_SLEEP)
                 may_wake = (is_real and seconds >= NAP) or getattr(turn.held_by, "wakes", False)
                 yield Sleep(float(seconds), turn if may_wake else None)  # Clocks need not know NumPy.
             elif isinstance(wait, Operation):

@@ -18,21 +18,22 @@ from typing import Any, ClassVar, Final
 from ..._process import IN_HANDLER, begin_in_each_process
 from .._operations import Operation
 from .limiter import Answer, RateChange, Turn, was_never_sent
-from .sources.source import OVERSLEPT, TICK, Source
+from .sources.source import MAX_OVERSLEEP, TICK, Source
 from .waiting_turns import NORMAL_STEP, WaitingTurns
 
-_EARLY: Final = 0.0005
+_CLAIM_LEAD: Final = 0.0005
 """Seconds before its time from which a sleeper claims its permit: otherwise turns that are awake would win ties."""
 
-# Quotas may change and permits may be returned, so a waiter asks again every GLANCE seconds. Two groups ask less often:
-# those behind place _GLANCERS of a fast queue, where nearly all would ask in vain, sleep through waits of up to _QUIET
-# seconds; and those behind place _PLACES, in proportion: 10,000 waiters ask about 3,300 times per second.
-GLANCE: Final = 1.0
-_GLANCERS: Final = 200
-_QUIET: Final = 4.0
-_PLACES: Final = 1000
+# Quotas may change and permits may be returned, so a waiter asks again every ASK_INTERVAL seconds. Two groups ask less
+# often: beyond _FREQUENT_PLACES in a fast queue, where nearly all would ask in vain, turns sleep through waits of up to
+# _QUIET_NAP seconds; and naps grow with the place, by a second for each _PLACES_PER_S: 10,000 waiters ask about 3,300
+# times per second.
+ASK_INTERVAL: Final = 1.0
+_FREQUENT_PLACES: Final = 200
+_QUIET_NAP: Final = 4.0
+_PLACES_PER_S: Final = 1000
 
-_LOOKED_AT: Final = 100
+_MAX_SLEEPERS: Final = 100
 """Sleepers whose permits a turn that is awake leaves alone; those behind them wake before theirs are due."""
 
 READY: Final = math.nan
@@ -112,7 +113,7 @@ class Queue:
         """What `ask` returns if other turns wait, or if there is no permit."""
         turn.is_woken = False
         place, turns = order.join(turn, now), order.turns
-        while place and turns[0].due_at + OVERSLEPT < now:
+        while place and turns[0].due_at + MAX_OVERSLEEP < now:
             # When it wakes, it returns to the head.
             order.drop(0)
             place -= 1
@@ -138,7 +139,7 @@ class Queue:
 
     def _has_to_wait(self, turn: Turn, place: int, now: float) -> float:
         """0.0 if there is a permit beyond those that turns before it claim now, or will need when they wake."""
-        turns, rank, due = turn.sources[0].order.turns, 0, now + _EARLY
+        turns, rank, due = turn.sources[0].order.turns, 0, now + _CLAIM_LEAD
         while rank < place and turns[rank].due_at <= due:
             rank += 1
         is_mixed = rank < place and turn.sources[0].order.is_mixed
@@ -154,7 +155,7 @@ class Queue:
                 more = source.claims(ahead, source.count(place), due) if is_mixed else 0
             if more and source.when(turn, ahead + more, now):
                 return TICK
-        asleep = turns[rank : min(place, rank + _LOOKED_AT)]
+        asleep = turns[rank : min(place, rank + _MAX_SLEEPERS)]
         if asleep:
             for source in turn.sources:
                 wait: float = source.until_spare(turn, source.count(rank), asleep, now)
@@ -196,8 +197,8 @@ class Queue:
         if turn.is_guess and guess <= TICK:
             # It claims its permit at once, though it does not ask before the source expects one.
             wait = max(wait, turn.nap)
-        is_quiet = place >= _GLANCERS and exact <= _QUIET
-        turn.nap = min(turn.nap, _QUIET if is_quiet else max(GLANCE, place / _PLACES))
+        is_quiet = place >= _FREQUENT_PLACES and exact <= _QUIET_NAP
+        turn.nap = min(turn.nap, _QUIET_NAP if is_quiet else max(ASK_INTERVAL, place / _PLACES_PER_S))
         if turn.priority == "low":
             # The normal turns before it may leave, and then nothing would wake it.
             turn.nap = min(turn.nap, max(0.05, min(exact / 2, now - turn.asked)))

@@ -17,17 +17,17 @@ from ..._log import logger
 from ..._urls import file_name
 from .._operations import Run
 from .limiter import Answer
-from .pace.quota import BELIEVED, LearnedRate
+from .pace.quota import MAX_AGE, LearnedRate
 
-_BETWEEN: Final = 60.0  # Seconds between two saves while the program runs.
+_SAVE_INTERVAL: Final = 60.0  # Seconds between two saves while the program runs.
 
-_FASTEST, _LONGEST, _LONGEST_FINDING = 1e5, 366 * 86400.0, 50
+_MAX_RATE, _MAX_WINDOW, _MAX_FINDING = 1e5, 366 * 86400.0, 50
 """Requests per second, seconds of a window, and characters: more is damage to the file, and was not learned."""
 
-_SIZE: Final = 1000  # Bytes to read at most; a saved rate needs a tenth of that.
+_MAX_SIZE: Final = 1000  # Bytes to read at most; a saved rate needs a tenth of that.
 
 _NO_FOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
-_NO_WAITING: Final = getattr(os, "O_NONBLOCK", 0)
+_NO_WAIT: Final = getattr(os, "O_NONBLOCK", 0)
 
 
 def check_warm_start(name: object, share: str | None, *, plain: bool) -> None:
@@ -89,7 +89,7 @@ class SavedRate:
         self._unsaved = learned, answer.date()
         if answer.now < self._due and learned.refused <= self._has_limit:
             return before
-        self._due, self._has_limit = answer.now + _BETWEEN, learned.refused
+        self._due, self._has_limit = answer.now + _SAVE_INTERVAL, learned.refused
         return Run(partial(self._save, before), partial(self._asave, before))
 
     def save(self) -> None:
@@ -132,8 +132,8 @@ def _parsed(text: bytes, now: float) -> LearnedRate | None:
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
         return None
     found = LearnedRate(rate, window, refused, now - saved, finding)
-    sensible = 0 < rate <= _FASTEST and 0 < window <= _LONGEST and 0 <= found.age < BELIEVED
-    sensible = sensible and finding.isprintable() and len(finding) <= _LONGEST_FINDING
+    sensible = 0 < rate <= _MAX_RATE and 0 < window <= _MAX_WINDOW and 0 <= found.age < MAX_AGE
+    sensible = sensible and finding.isprintable() and len(finding) <= _MAX_FINDING
     return found if sensible else None
 
 
@@ -141,13 +141,13 @@ def _read(path: Path) -> bytes | None:
     """The beginning of a regular file; None if there is no such file."""
     try:
         # A symbolic link is not followed, and opening a FIFO does not wait for a writer.
-        handle = os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAITING)
+        handle = os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAIT)
     except FileNotFoundError:
         return None
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError("it is not a regular file")
-        return os.read(handle, _SIZE)
+        return os.read(handle, _MAX_SIZE)
     finally:
         os.close(handle)
 

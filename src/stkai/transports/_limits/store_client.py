@@ -13,7 +13,7 @@ from ..._log import Listeners, logger
 from ..._process import begin_in_each_process, is_interrupt, raise_interrupt
 from ...events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
 from ...stores import Ask, FileStore, Lease, Quota, RedisStore, store_from
-from ...stores._calls import LAST_REPORT, STUCK, TimeLimit, background, close_at_exit
+from ...stores._calls import LAST_REPORT, STUCK_AFTER, TimeLimit, background, close_at_exit
 from ...stores._file import InUseError
 from ...stores._protocol import check_share, checked
 from .._operations import Run
@@ -25,16 +25,16 @@ from .sources.source import Limits, Source
 if TYPE_CHECKING:
     from .pace.group import GroupPace
 
-_LIMIT: Final = 0.8
+_STORE_TIMEOUT: Final = 0.8
 """Seconds for a call to a store of the user's own; less than those after which another call may begin."""
 
-_PATIENCE: Final = 1.0
+_MIN_TIME_LEFT: Final = 1.0
 """Seconds until its deadline below which a request leaves a call to a thread, since it may have to abandon it."""
 
 _time_limits: "Final[WeakValueDictionary[int, TimeLimit]]" = WeakValueDictionary()
 """Those of the user's own stores, by their ids: one that hangs must not hold up each of its shares anew."""
 
-_NOBODY: Final = CallInfo(id=0, method="", host="")
+_NO_CALL: Final = CallInfo(id=0, method="", host="")
 
 _clock = SystemClock()
 
@@ -57,11 +57,11 @@ class StoreClient:
         is_limited = self._is_instant or type(self.store) in {FileStore, RedisStore}
         self._limit: TimeLimit | None = None
         if not is_limited:
-            self._limit = _time_limits.setdefault(id(self.store), TimeLimit(_LIMIT, "the store"))
+            self._limit = _time_limits.setdefault(id(self.store), TimeLimit(_STORE_TIMEOUT, "the store"))
         self.was_lost = False  # Found by a request in the queue, which cannot report it.
         # By id, and not a WeakSet: threads may add to it while another one looks at all of it.
         self._audience: WeakValueDictionary[int, Any] = WeakValueDictionary()
-        self._last_call = _NOBODY
+        self._last_call = _NO_CALL
         self._disagreed: Quota | None = None
         self._noted, self._ahead = _clock.monotonic(), 0.0
         self.member.client = self
@@ -77,7 +77,7 @@ class StoreClient:
         self._note_time(now)
 
         def run(left: float) -> None:
-            if left < _PATIENCE:
+            if left < _MIN_TIME_LEFT:
                 self._make_within(left, call)
             else:
                 self._make(call)
@@ -91,7 +91,7 @@ class StoreClient:
             while not pending.is_done:
                 if not background.later(0.0, pending.run):  # It runs once.
                     pending.run()  # No thread can be started.
-                await pending.await_(STUCK)
+                await pending.await_(STUCK_AFTER)
             pending.result()
 
         return Run(run, arun)
@@ -153,7 +153,7 @@ class StoreClient:
             return
         now = _clock.monotonic()
         due = now + seconds
-        if due >= self._due > now - STUCK:
+        if due >= self._due > now - STUCK_AFTER:
             return
         self._due = due
         background.later(seconds, partial(_work_if_due, ref(self)))

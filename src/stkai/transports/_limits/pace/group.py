@@ -1,7 +1,7 @@
 """The adaptive law of a group of processes that share a quota and communicate through a store.
 
 There is no leader: a member that is refused, or asks first after a tick, computes the next state and writes it unless
-another member was first. The group acts like the sum of its members, so that it gets its fair share next to strangers
+another member was first. The group acts like the sum of its members, so that it gets its fair share next to others
 that use the same key (Chiu and Jain, 1989).
 """
 
@@ -15,33 +15,33 @@ from ..limiter import Answer, RateChange, Turn
 from .group_window import GroupWindow
 from .headers import is_accepted
 from .law import BURST, HISTORY, LEAST_CHANGE, LEAST_PAUSE, Past, full_pause
-from .quota import BELIEVED, KnownQuota
+from .quota import MAX_AGE, KnownQuota
 from .start import SHARE
 
-_TICK: Final = 0.25  # Seconds between steps of the law.
+_INTERVAL: Final = 0.25  # Seconds between steps of the law.
 
-_TURN: Final = 2.0
+_STEPS_PER_MEMBER: Final = 2.0
 """After so many steps for each member, a member that has made none takes one, if it has anything to report."""
 
-_DOUBLING: Final = 1 / 12  # Windows in which the rate doubles until the first refusal.
+_DOUBLING_WINDOWS: Final = 1 / 12  # Windows in which the rate doubles until the first refusal.
 
-_STRANGE: Final = 0.5
-"""How strongly a refusal at a lower rate than the last one suggests that strangers also send."""
+_EVIDENCE: Final = 0.5
+"""How strongly a refusal at a lower rate than the last one suggests that others also send."""
 
-_BELOW: Final = 0.93
-_SATURATED: Final = 0.5
+_LOWER_RATE: Final = 0.93
+_MIN_GOODPUT: Final = 0.5
 """A goodput below this share of the rate means that the quota has shrunk."""
 
-_HIT: Final = 0.6
+_REFUSED_IN_PAUSE: Final = 0.6
 """Share of the requests a group would have sent in a pause that would be refused if its members did not pause."""
 
-_TEST: Final = 20
-"""Cuts of single members after which the whole group is cut, to test whether strangers are still there."""
+_TEST_AFTER: Final = 20
+"""Cuts of single members after which the whole group is cut, to test whether others are still there."""
 
-_ENDED: Final = 3600.0
+_GROUP_LIFETIME: Final = 3600.0
 """Seconds without a lease after which a group has ended; a new one does not continue at its rate."""
 
-_LONGEST_STEP: Final = 1.5  # Seconds; after a longer gap without a lease, no request was held back.
+_MAX_STEP: Final = 1.5  # Seconds; after a longer gap without a lease, no request was held back.
 
 
 class GroupState(NamedTuple):
@@ -56,8 +56,8 @@ class GroupState(NamedTuple):
     cold: float = 1  # 1 until the first refusal.
     # 1 once a request sent after the last cut was accepted; until then there is no further cut.
     answered: float = 1
-    strangers: float = 0.0  # Evidence that others use the quota, from 0 to 1.
-    parts: float = 0  # Cuts of one member's part since the last cut of the whole.
+    others: float = 0.0  # Evidence that others use the quota, from 0 to 1.
+    member_cuts: float = 0  # Cuts of one member's part since the last cut of the whole.
     tested: float = 0.0  # The rate at which the whole was cut last, until the next refusal; 0 otherwise.
     # The state of the guide for the window that the server describes; empty if it describes none.
     window: tuple[Any, ...] = ()
@@ -92,7 +92,7 @@ class GroupPace:
         self._accepted = self._counted = 0
         self._wrote_at = -math.inf
         self._refused = self._answered = -1
-        self._row, self._row_epoch = 0, -1
+        self._streak, self._streak_epoch = 0, -1
         self._last: tuple[int, GroupRate] | None = None
         self._reported = 0.0
 
@@ -117,22 +117,22 @@ class GroupPace:
             return 0.0, None
         used_up = self._guided.note(response, answer)
         if not turn.paced:
-            self._row = 0
+            self._streak = 0
             self._accepted += 1
             self._answered = max(self._answered, epoch)
-            return used_up or 0.0, self._news(rate)
-        if epoch > self._row_epoch:
-            self._row_epoch = epoch
-            self._row += 1
+            return used_up or 0.0, self._change_to_report(rate)
+        if epoch > self._streak_epoch:
+            self._streak_epoch = epoch
+            self._streak += 1
         if used_up is None:  # No window explains it.
             self._refused = max(self._refused, epoch)
         window = self._quota.window
         asked = retry_after(response.headers, answer.date())
         seconds = LEAST_PAUSE * window if asked is None else asked
-        stop = full_pause(seconds, self._row, window, rate, answer.chance)
-        return max(used_up or 0.0, stop), self._news(rate)
+        stop = full_pause(seconds, self._streak, window, rate, answer.chance)
+        return max(used_up or 0.0, stop), self._change_to_report(rate)
 
-    def _news(self, rate: float) -> RateChange | None:
+    def _change_to_report(self, rate: float) -> RateChange | None:
         before = self._reported or rate
         if abs(rate - before) <= LEAST_CHANGE * before and self._reported:
             return None
@@ -149,9 +149,9 @@ class GroupPace:
                 rate = self._quota.bounded(last[1].rate)
                 return before._replace(rate=rate, burst=last[1].burst, memory=last[1].memory, age=0.0)
             return self._started(lease, cold=self._cold)
-        if self._last is None and before.age > _ENDED:
+        if self._last is None and before.age > _GROUP_LIFETIME:
             # The state is that of a group without members.
-            if self._warm and before.age < BELIEVED:
+            if self._warm and before.age < MAX_AGE:
                 return self._started(lease, cold=bool(state.cold), rate=before.rate)
             return self._started(lease, cold=self._cold)
         before = before._replace(age=max(0.0, before.age))
@@ -161,8 +161,8 @@ class GroupPace:
             state = state._replace(answered=1)
         cuts = self._refused >= state.epoch and bool(state.answered)
         # Otherwise the successes of a member that always asks just after another would never count.
-        overdue = self._accepted and now - self._wrote_at >= _TURN * _TICK * lease.members
-        if before.age < _TICK and not (cuts or overdue or self._guided.has_news(now - _TICK)):
+        overdue = self._accepted and now - self._wrote_at >= _STEPS_PER_MEMBER * _INTERVAL * lease.members
+        if before.age < _INTERVAL and not (cuts or overdue or self._guided.has_news(now - _INTERVAL)):
             return None
         self._wrote_at = now
         held = waiting > 0 or lease.queue > 0 or lease.pause > 0
@@ -171,7 +171,7 @@ class GroupPace:
         if cuts:
             rate, state = self._cut(before.rate, state, lease)
         elif held and not guide.in_force:
-            rate, state = self._grown(before.rate, state, lease, min(before.age, _LONGEST_STEP))
+            rate, state = self._grown(before.rate, state, lease, min(before.age, _MAX_STEP))
         else:
             rate = before.rate
         rate = self._quota.bounded(rate)
@@ -205,7 +205,7 @@ class GroupPace:
     def _faded(self, state: GroupState, seconds: float, *, held: bool) -> GroupState:
         horizon = HISTORY * self._quota.window
         # Before the last step the group was idle, which says nothing about its goodput.
-        step = min(seconds, _LONGEST_STEP)
+        step = min(seconds, _MAX_STEP)
         fading, fading_step = math.exp(-seconds / horizon), math.exp(-step / self._quota.window)
         before = state.held * math.exp(-(seconds - step) / self._quota.window)
         return state._replace(
@@ -215,33 +215,33 @@ class GroupPace:
         )
 
     def _cut(self, rate: float, state: GroupState, lease: Lease) -> tuple[float, GroupState]:
-        """Cut the whole group's rate, or, beside strangers, the parts of the members that were refused.
+        """Cut the whole group's rate, or, beside others, the member_cuts of the members that were refused.
 
         Each stranger is refused, and cut, for itself; a group that was cut altogether each time would starve beside
         them. Alone, it must be: its refusals say that the quota is used up. The two differ in where the next refusal
-        comes. Alone, not before the rate has grown back; beside strangers, at any rate.
+        comes. Alone, not before the rate has grown back; beside others, at any rate.
         """
         accepted: Any = state.accepted
         whole = min(rate, self._law.cut(rate, Past(accepted, state.seconds, state.held, bool(state.cold))))
-        strangers, parts = state.strangers, state.parts + 1
+        others, member_cuts = state.others, state.member_cuts + 1
         if state.tested > 0:
-            strangers += _STRANGE if rate < _BELOW * state.tested else -_STRANGE
-            strangers = min(1.0, max(0.0, strangers))
+            others += _EVIDENCE if rate < _LOWER_RATE * state.tested else -_EVIDENCE
+            others = min(1.0, max(0.0, others))
         # The refusal may not have reached the store yet, which will then begin another epoch.
-        state = state._replace(epoch=max(lease.epoch, self._refused + 1), answered=0, strangers=strangers)
+        state = state._replace(epoch=max(lease.epoch, self._refused + 1), answered=0, others=others)
         goodput = state.accepted / max(1.0, state.seconds)
-        if state.cold or strangers < _STRANGE or parts > _TEST or goodput < _SATURATED * rate:
-            return whole, state._replace(cold=0, quiet=0.0, parts=0, tested=rate)
+        if state.cold or others < _EVIDENCE or member_cuts > _TEST_AFTER or goodput < _MIN_GOODPUT * rate:
+            return whole, state._replace(cold=0, quiet=0.0, member_cuts=0, tested=rate)
         # Its members pause as one: without that, in a long pause each would have been refused for itself.
-        part = min(1.0, max(1.0, _HIT * lease.pause * rate) / lease.members)
+        part = min(1.0, max(1.0, _REFUSED_IN_PAUSE * lease.pause * rate) / lease.members)
         quiet = state.quiet * (1 - part)
-        return rate - (rate - whole) * part, state._replace(quiet=quiet, parts=parts, tested=0.0)
+        return rate - (rate - whole) * part, state._replace(quiet=quiet, member_cuts=member_cuts, tested=0.0)
 
     def _grown(
         self, rate: float, state: GroupState, lease: Lease, seconds: float
     ) -> tuple[float, GroupState]:
         if state.cold:
-            return rate * 2 ** (seconds / max(0.5, _DOUBLING * self._quota.window)), state
+            return rate * 2 ** (seconds / max(0.5, _DOUBLING_WINDOWS * self._quota.window)), state
         members = lease.members
         grown = rate + members * (self._law.grown(rate, state.quiet, seconds) - rate)
         return max(rate, grown), state._replace(quiet=state.quiet + seconds)

@@ -14,7 +14,7 @@ from .headers import Reading
 from .quota import KnownQuota
 from .window_guide import WindowGuide
 
-_LONGEST_NAME = 32  # Characters of a quota's name to keep: the state in the store is small.
+_MAX_NAME = 32  # Characters of a quota's name to keep: the state in the store is small.
 
 
 class _Described(NamedTuple):
@@ -44,7 +44,7 @@ class GroupWindow:
         self._doubts = self._doubts or (answer.is_refusal and (reading is None or reading.remaining >= 1))
         if reading is None:
             return None
-        reading = reading._replace(name=reading.name[:_LONGEST_NAME])
+        reading = reading._replace(name=reading.name[:_MAX_NAME])
         if self._latest is None or now > self._latest.now:
             self._latest = _Described(reading, now, sent)
         if reading.remaining >= 1:

@@ -19,7 +19,7 @@ from ..limiter import Answer
 TOLERANCE = 1.6
 """Seconds by which readings of one instant may differ, because of rounding and latency."""
 
-_NOT_COUNTED = frozenset({401, 403, 407, 408, 425})
+_UNRELATED_STATUSES = frozenset({401, 403, 407, 408, 425})
 """Refusals for a reason other than the quota, before the quota was asked."""
 
 
@@ -28,7 +28,7 @@ def is_accepted(answer: Answer) -> bool:
     if answer.response is None or answer.is_refusal:
         return False
     status = answer.response.status_code
-    return status < 500 and status not in _NOT_COUNTED
+    return status < 500 and status not in _UNRELATED_STATUSES
 
 
 class Reading(NamedTuple):
@@ -145,15 +145,15 @@ _ITEM = re.compile(
 def _items(headers: httpx.Headers, name: str) -> list[_Item]:
     """The header's items; none if any of it is malformed."""
     text = headers.get(name, "").strip()
-    items, place = [], 0
-    while place < len(text):
-        match = _ITEM.match(text, place)
+    items, position = [], 0
+    while position < len(text):
+        match = _ITEM.match(text, position)
         if match is None:
             return []
         key, value, rest = match.groups(default="")
         parameters = {parameter: _text(given) for parameter, given in _PARAMETER.findall(rest)}
         items.append(_Item(key, _text(value), parameters))
-        place = match.end()
+        position = match.end()
     return items
 
 

@@ -27,16 +27,16 @@ _STEEPNESS = 5
 
 _REFERENCE = 100.0  # Requests per window for which the other constants were tuned.
 
-_SHORTEST_STRETCH = 0.3
+_MIN_STRETCH = 0.3
 
-_KEPT, _KEPT_ALONE = 0.86, 0.96
+_CUT_FACTOR, _CUT_FACTOR_ALONE = 0.86, 0.96
 """Share of the rate that a cut leaves to one of many senders, and to one that has the whole quota: no other sender
 takes over what it gives up."""
 
-_HELD = 0.98
+_MIN_HELD = 0.98
 """Share of the time with waiting requests above which a sender's goodput equals its share of the quota."""
 
-_OVERSHOT = 0.9  # Goodput below this share of the rate means that the rest was refused.
+_MIN_GOODPUT = 0.9  # Goodput below this share of the rate means that the rest was refused.
 
 _DEMAND, _DEMAND_LIMIT = 3.0, 0.4
 """Multiple of its goodput that a sender with little to send keeps after a cut, up to such a share of the quota: bursts
@@ -45,8 +45,8 @@ may come."""
 _FIRST_CUT = 0.5
 """Share of the rate left after the first refusal, because the last doubling was one too many."""
 
-_UNKNOWN_SHARE = 10.0
-"""Requests per pace for which growth without a known quota equals that of one of ten senders on `_REFERENCE`."""
+_TUNED_FOR = 10.0
+"""Requests per growth window at which growth with an unknown quota equals that of one of ten on `_REFERENCE`."""
 
 _UNKNOWN_POWER = 0.8
 """The power of its own rate with which a sender grows if the quota is unknown; below 1, so that shares even out: a
@@ -55,22 +55,22 @@ small sender grows by a larger share than a large one, and is cut by the same.""
 LEAST_PAUSE = 1 / 60
 """Windows: the least jitter of a pause, and the shortest nap of a waiter."""
 
-UNASKED = 1.0
+DEFAULT_PAUSE = 1.0
 """Seconds for which the first 429 that asks for no wait stops a program; in short windows, the least pause."""
 
-ROWS = 3
-"""Refusals in a row up to which a pause that the server has not asked for doubles: no retry policy waits for longer."""
+MAX_STREAK = 3
+"""Consecutive refusals up to which a pause without `Retry-After` doubles: no retry policy waits for longer."""
 
-PROBES = 0.5
+PROBE_RATE = 0.5
 """Requests per second that then probe, besides the pauses."""
 
 LONGEST_PAUSE = 3600.0
 """Seconds, or the window if that is longer: no answer stops a program, or a group, for longer."""
 
-_TRIED_AFTER = 120.0
+_PROBE_DELAY = 120.0
 """Seconds, or the window: a server that asks for more than the longest pause is not believed, but probed after this."""
 
-SOFT = 2.0
+SHORT_WAIT = 2.0
 """Seconds: in windows and for waits up to this long, `Retry-After` in whole seconds is too coarse."""
 
 
@@ -88,7 +88,7 @@ class TunedLaw(NamedTuple):
 
     ceiling: float  # The rate of the quota; infinite if it is unknown.
     window: float  # Seconds; an estimate if the quota is unknown.
-    pace: float = 0.0  # Seconds that take the place of the window for the slope, if the quota is unknown.
+    growth_window: float = 0.0  # Seconds; replaces the window in the slope if the quota is unknown.
 
     @property
     def stretch(self) -> float:
@@ -98,7 +98,7 @@ class TunedLaw(NamedTuple):
         """
         if self.ceiling == math.inf:
             return 1.0
-        return max(_SHORTEST_STRETCH, math.sqrt(_REFERENCE / (self.ceiling * self.window)))
+        return max(_MIN_STRETCH, math.sqrt(_REFERENCE / (self.ceiling * self.window)))
 
     @property
     def history(self) -> float:
@@ -110,18 +110,18 @@ class TunedLaw(NamedTuple):
         if self.ceiling < math.inf:
             return rate + _SLOPE * self.ceiling * _growth(quiet, seconds, self.stretch * self.window)
         # dr = factor * r^power * dg, so that r^(1 - power) grows by factor * (1 - power) * dg.
-        unit = max(self.pace, self.window)  # A saved window may be short.
-        factor = _SLOPE * _REFERENCE * unit / self.pace / math.sqrt(_UNKNOWN_SHARE * self.pace)
+        unit = max(self.growth_window, self.window)  # A saved window may be short.
+        factor = _SLOPE * _REFERENCE * unit / self.growth_window / math.sqrt(_TUNED_FOR * self.growth_window)
         rest = 1 - _UNKNOWN_POWER
         return math.pow(math.pow(rate, rest) + factor * rest * _growth(quiet, seconds, unit), 1 / rest)
 
     def cut(self, rate: float, past: Past) -> float:
         goodput = past.successes / max(past.seconds, self.window / 60)
         share = min(1.0, goodput / self.ceiling)
-        eased = rate * (_KEPT + (_KEPT_ALONE - _KEPT) * share)
+        eased = rate * (_CUT_FACTOR + (_CUT_FACTOR_ALONE - _CUT_FACTOR) * share)
         if past.cold and self.ceiling == math.inf:
             return min(rate, goodput)
-        if past.held < _HELD:
+        if past.held < _MIN_HELD:
             # It sends all that it has, not all that it may, so its goodput says nothing about its share.
             return min(rate, max(eased, min(_DEMAND * goodput, _DEMAND_LIMIT * self.ceiling)))
         if past.seconds < self.history / HISTORY:
@@ -130,7 +130,7 @@ class TunedLaw(NamedTuple):
         if is_soft(self.window):
             # A few requests in a short window say too little about goodput, and a refusal may be a mere collision.
             return eased
-        return min(eased, goodput) if goodput < _OVERSHOT * rate else eased
+        return min(eased, goodput) if goodput < _MIN_GOODPUT * rate else eased
 
 
 def _growth(quiet: float, seconds: float, unit: float) -> float:
@@ -168,18 +168,18 @@ def longest_pause(window: float) -> float:
 
 def is_soft(window: float, asked: float = 0.0) -> bool:
     """Whether only the refused request waits as long as asked, while the others continue at the reduced rate."""
-    return window <= SOFT and asked <= SOFT
+    return window <= SHORT_WAIT and asked <= SHORT_WAIT
 
 
-def full_pause(asked: float, row: int, window: float, rate: float, chance: float) -> float:
-    """Seconds for which all requests stop after `row` refusals in a row without a success.
+def full_pause(asked: float, streak: int, window: float, rate: float, chance: float) -> float:
+    """Seconds for which all requests stop after `streak` refusals in a streak without a success.
 
     Never less than a plausible wait that the server asked for. Doubles with each refusal, up to a window.
     """
-    doubled = 2.0 ** max(0, min(row, 32) - 1)
+    doubled = 2.0 ** max(0, min(streak, 32) - 1)
     bound = longest_pause(window)
     if asked > bound:
-        return min(bound, max(window, _TRIED_AFTER) * doubled)
+        return min(bound, max(window, _PROBE_DELAY) * doubled)
     jitter = chance * min(1 / rate, asked / 2 + LEAST_PAUSE * window)
     return min(bound, max(asked, min(asked * doubled, window)) + jitter)
 
@@ -191,22 +191,22 @@ class Congestion:
     """
 
     def __init__(self) -> None:
-        self.row = 0  # Refusals in a row, each of a request sent after the last cut.
+        self.streak = 0  # Refusals in a streak, each of a request sent after the last cut.
         self.is_answered = True  # Whether the server has accepted a request since the last cut.
         self._cut_at = -math.inf
 
     def refused(self, sent: float) -> bool:
         """Note the refusal of a request sent at `sent`, and return whether it begins a new congestion event."""
         fresh = sent > self._cut_at
-        self.row += fresh
+        self.streak += fresh
         return fresh and self.is_answered
 
     def accepted(self, sent: float) -> bool:
-        """Note that a request sent at `sent` was accepted, and return whether that ends a row of refusals."""
+        """Note that a request sent at `sent` was accepted, and return whether that ends a streak of refusals."""
         if sent <= self._cut_at:
             return False
         self.is_answered = True
-        self.row = 0
+        self.streak = 0
         return True
 
     def cut(self, now: float) -> None:

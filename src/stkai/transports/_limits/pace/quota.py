@@ -13,26 +13,26 @@ import httpx
 from .headers import TOLERANCE, Reading, read_rate_limit
 from .law import Past, PlainLaw, RateLaw, TunedLaw, longest_pause
 
-_FIRST = 60.0  # Seconds: the assumed window until something is known. Most quotas are per minute.
+_DEFAULT_WINDOW = 60.0  # Seconds: the assumed window until something is known. Most quotas are per minute.
 
-_SHORTEST = 30.0
+_MIN_WINDOW = 30.0
 """Seconds: a bucket asks for the time until one more request, which says nothing about a window."""
 
-_PACE = 7.0  # Seconds: growth is as for a window of at least that length.
-_REMEMBERED = 8  # Waits to remember; the longest counts. A wrong one is forgotten after this many others.
+_MIN_GROWTH_WINDOW = 7.0  # Seconds: growth is as for a window of at least that length.
+_WAITS_KEPT = 8  # Waits to remember; the longest counts. A wrong one is forgotten after this many others.
 
-_USUAL = (1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 900.0, 1800.0, 3600.0)
+_COMMON_WINDOWS = (1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 900.0, 1800.0, 3600.0)
 """Seconds: common windows. A reset lies within its window, so the shortest window that fits is chosen."""
 
-_FLOOR, _FLOOR_SHARE = 0.5, 0.02
+_FLOOR, _FLOOR_FRACTION = 0.5, 0.02
 """Requests per window below which no rate falls, but at most this share of the quota: thirty senders may share ten."""
 
-_RESERVE, _MOST_RESERVED = 0.02, 0.1
+_RESERVE, _MAX_RESERVE = 0.02, 0.1
 """Share of the quota that one sender leaves to others, and its bound in requests per second. At exactly the rate of a
 bucket, it would take each place at the instant at which there is one: others would be refused, and it never would."""
 
 
-BELIEVED: Final = 86400.0
+MAX_AGE: Final = 86400.0
 """Seconds after which a saved rate no longer says anything about the present."""
 
 
@@ -51,16 +51,16 @@ class KnownQuota:
         self,
         max_requests: float | None,
         time_window: float | None,
-        floor_share: float = 0.0,  # Least share of the quota at which a sender sends.
+        floor_fraction: float = 0.0,  # Least share of the quota at which a sender sends.
         *,
         leaves_some: bool = False,  # Whether a sender leaves a little of the quota to others.
     ) -> None:
         self._leaves_some = leaves_some
         self.is_given = max_requests is not None and time_window is not None
-        self._set(math.inf if max_requests is None else max_requests, time_window or _FIRST)
-        self._floor_share = floor_share
-        self._pace = _PACE
-        self._waits: deque[float] = deque(maxlen=_REMEMBERED)
+        self._set(math.inf if max_requests is None else max_requests, time_window or _DEFAULT_WINDOW)
+        self._floor_fraction = floor_fraction
+        self._growth_window = _MIN_GROWTH_WINDOW
+        self._waits: deque[float] = deque(maxlen=_WAITS_KEPT)
         self._reset = 0.0
 
     def _set(self, requests: float, window: float) -> None:
@@ -68,7 +68,7 @@ class KnownQuota:
         self.window = window  # Seconds; an estimate if it was not given.
         # No properties, since every permit asks: requests per second of the whole quota, and at most of one sender.
         self.ceiling = requests / window
-        self.most = self.ceiling - min(_RESERVE * self.ceiling, _MOST_RESERVED) * self._leaves_some
+        self.most = self.ceiling - min(_RESERVE * self.ceiling, _MAX_RESERVE) * self._leaves_some
 
     @property
     def floor(self) -> float:
@@ -76,7 +76,7 @@ class KnownQuota:
         least = _FLOOR / self.window
         if not self.is_given:
             return least
-        return max(self._floor_share * self.ceiling, min(least, _FLOOR_SHARE * self.ceiling))
+        return max(self._floor_fraction * self.ceiling, min(least, _FLOOR_FRACTION * self.ceiling))
 
     def __str__(self) -> str:
         return f"{self.requests:g}, {self.window:g}"
@@ -88,17 +88,17 @@ class KnownQuota:
         """The tuned law for what is known; or plain AIMD with this penalty and this recovery factor."""
         if plain is not None:
             return PlainLaw(self.ceiling, self.window, *plain)
-        return TunedLaw(self.ceiling, self.window, self._pace if self.requests == math.inf else 0.0)
+        return TunedLaw(self.ceiling, self.window, self._growth_window if self.requests == math.inf else 0.0)
 
     def asked(self, seconds: float) -> bool:
         """Note the wait that a refusal asks for; returns whether the estimates have changed."""
         if seconds > longest_pause(0.0) or self.requests < math.inf:
             return False
         self._waits.append(seconds)
-        before = self.window, self._pace
-        self._set(self.requests, max(_SHORTEST, *self._waits))
-        self._pace = max(_PACE, *self._waits)
-        return (self.window, self._pace) != before
+        before = self.window, self._growth_window
+        self._set(self.requests, max(_MIN_WINDOW, *self._waits))
+        self._growth_window = max(_MIN_GROWTH_WINDOW, *self._waits)
+        return (self.window, self._growth_window) != before
 
     @property
     def was_asked(self) -> bool:
@@ -114,7 +114,7 @@ class KnownQuota:
     def _completed(self, reading: Reading) -> Reading:
         """The reading with a window: the shortest common one that holds the server's resets."""
         self._reset = max(self._reset, reading.reset)
-        fitting = (window for window in _USUAL if self._reset <= window + TOLERANCE)
+        fitting = (window for window in _COMMON_WINDOWS if self._reset <= window + TOLERANCE)
         return reading._replace(window=next(fitting, reading.window))
 
     def stated(self, reading: Reading) -> bool:

@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 
 from .headers import TOLERANCE, Reading
 
-_STANDING = 5.0  # Seconds for which a reset must not move before it is believed.
-_SLOW = 2.0  # Seconds; an answer that took longer is out of date.
-_PATIENCE = 3.0  # Windows without a reading, after which everything known is out of date.
+_STABLE_FOR = 5.0  # Seconds for which a reset must not move before it is believed.
+_MAX_LATENCY = 2.0  # Seconds; an answer that took longer is out of date.
+_MAX_SILENCE = 3.0  # Windows without a reading, after which everything known is out of date.
 
-_MOST_AHEAD = 1.5
+_MAX_AHEAD = 1.5
 _STEEPNESS = 3
 _GAIN = 0.8
-_ADDED = 0.02
-_LEAST_MEAN = 0.3
+_INCREASE = 0.02
+_MIN_MEAN = 0.3
 """Lower bound, because a window that was used up early does not show how much too fast that was."""
 
 _RESERVE = 1.0  # Requests to leave unused at the end of a window, because others may have some in flight.
-_COARSE = 0.5  # Seconds; the precision of a rounded instant.
+_PRECISION = 0.5  # Seconds; the precision of a rounded instant.
 
 
 class _Move(Enum):
@@ -88,7 +88,7 @@ class WindowGuide:
         if not self.in_force:
             return self.base
         # Together, senders that share the quota may exceed its rate for a while, to use up what is left.
-        most = self.ceiling * min(self.senders, _MOST_AHEAD)
+        most = self.ceiling * min(self.senders, _MAX_AHEAD)
         return max(self._floor, min(most, self.base * self._factor))
 
     def observe(
@@ -104,7 +104,7 @@ class WindowGuide:
         used_up = False
         if reading is not None and self._is_followed(reading):
             used_up = reading.remaining < 1
-            if now - sent > _SLOW or reading.reset > reading.window + TOLERANCE:
+            if now - sent > _MAX_LATENCY or reading.reset > reading.window + TOLERANCE:
                 self._doubt()
             else:
                 self._place(reading, now, rate)
@@ -114,7 +114,7 @@ class WindowGuide:
 
     def advance(self, now: float) -> None:
         """Advance the time; the window may end meanwhile."""
-        if now - self.seen_at > _PATIENCE * self._window:
+        if now - self.seen_at > _MAX_SILENCE * self._window:
             self._forget()
         elif not self._over and now >= self._end.latest:
             self._finish()
@@ -184,7 +184,7 @@ class WindowGuide:
             self._over = False
             self._account_from(end - self._window)
         self.seen_at = now
-        if not self.in_force and self.listening and now - self._end.since >= _STANDING:
+        if not self.in_force and self.listening and now - self._end.since >= _STABLE_FOR:
             self.in_force = True
             self.base = self._bounded(rate)
             self._account_from(now)
@@ -193,10 +193,10 @@ class WindowGuide:
 
     def _learn(self, reading: Reading, now: float) -> None:
         end = (self._end.earliest + self._end.latest) / 2  # Servers may round up or down.
-        left = max(_COARSE, end - now) / self._window
+        left = max(_PRECISION, end - now) / self._window
         ahead = max(0.0, reading.remaining - _RESERVE) / reading.limit / left
         # Assume that the present factor has held since the previous answer.
-        self._factor = min(ahead, _MOST_AHEAD) ** _STEEPNESS
+        self._factor = min(ahead, _MAX_AHEAD) ** _STEEPNESS
         self._readings += 1
         self._account(now)
         if reading.remaining < 1:
@@ -220,10 +220,10 @@ class WindowGuide:
         self._over = True
         if self.in_force and self._readings:
             self._account(self._end.latest)
-            mean = max(_LEAST_MEAN, self._sum / self._weight)
+            mean = max(_MIN_MEAN, self._sum / self._weight)
             # The fewer answers a sender had, the more chance is in them.
             gain = _GAIN * self._readings / (self._readings + 1)
-            self.base = self._bounded(self.base * mean**gain + self.senders * _ADDED * self.ceiling)
+            self.base = self._bounded(self.base * mean**gain + self.senders * _INCREASE * self.ceiling)
         self._account_from(self._end.latest)
 
     def _doubt(self) -> None:

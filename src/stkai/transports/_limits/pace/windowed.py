@@ -13,13 +13,13 @@ from .quota import History, KnownQuota
 from .start import ColdStart, Found
 from .window_guide import WindowGuide
 
-_AT_ONCE = 0.001  # Seconds that no request notices.
+_NEGLIGIBLE = 0.001  # Seconds that no request notices.
 
-_SPREAD, _SOFT_SPREAD = 0.1, 0.03
+_JITTER, _SHORT_WINDOW_JITTER = 0.1, 0.03
 """Each gap varies by this share, up or down: otherwise one sender can lock the others out of a bucket server. In a
 short window, the network alone varies gaps enough, and more jitter makes requests collide."""
 
-_LISTENING = 1.0  # Seconds between checks of the headers of a server that has sent no quota headers so far.
+_HEADER_INTERVAL = 1.0  # Seconds between checks of the headers while a server has sent no quota headers.
 
 
 class WindowedRate:
@@ -33,7 +33,7 @@ class WindowedRate:
 
     def __init__(self, quota: KnownQuota, plain: tuple[float, float] | None = None) -> None:
         self._quota, self._plain, self.law = quota, plain, quota.law(plain)
-        self._spread = _SOFT_SPREAD if quota.is_given and law.is_soft(quota.window) else _SPREAD
+        self._jitter = _SHORT_WINDOW_JITTER if quota.is_given and law.is_soft(quota.window) else _JITTER
         self.start = ColdStart(quota)
         self.history = History(self.law.history, quota)
         self.guide = WindowGuide(quota.ceiling, quota.floor)  # Follows the window that the server describes.
@@ -82,7 +82,7 @@ class WindowedRate:
         over, self.start = self.start.over, ColdStart(self._quota)
         self.start.over = over
         self.guide.ceiling = self._quota.ceiling
-        self._spread = _SOFT_SPREAD if law.is_soft(self._quota.window) else _SPREAD
+        self._jitter = _SHORT_WINDOW_JITTER if law.is_soft(self._quota.window) else _JITTER
         self._adopt()
         self.set(self._quota.bounded(self.rate * share))
 
@@ -133,7 +133,7 @@ class WindowedRate:
             history.add(now)
         if self.rate >= self._quota.ceiling:
             return 1.0
-        return 1.0 + self._spread * (2.0 * turn.chance - 1.0)
+        return 1.0 + self._jitter * (2.0 * turn.chance - 1.0)
 
     def give_back(self, turn: Turn) -> None:
         """Take back a request that was counted and not sent."""
@@ -155,16 +155,16 @@ class WindowedRate:
         guide = self.guide
         if not guide.listening or (guide.is_uninformed and now < self._listens_at and not refused):
             return False
-        self._listens_at = now + _LISTENING
+        self._listens_at = now + _HEADER_INTERVAL
         return True
 
     @property
     def ignores_successes_until(self) -> float:
-        """When a success may say something again: end a row of refusals, release permits, or describe the quota."""
+        """When a success may say something again: end a streak of refusals, release permits, or describe the quota."""
         # If the rate alone brings back the whole burst at once, what a success adds makes no difference.
-        releases = self.start.releases and self.rate * _AT_ONCE < self.burst
+        releases = self.start.releases and self.rate * _NEGLIGIBLE < self.burst
         searches = not (self.start.over or self.start.is_bursty or self._quota.is_given)
-        if releases or searches or self._congestion.row or not self._congestion.is_answered:
+        if releases or searches or self._congestion.streak or not self._congestion.is_answered:
             return -math.inf
         if not self.guide.listening:
             return math.inf
@@ -207,13 +207,13 @@ class WindowedRate:
         self.history.add(sent, -1.0)
         first = not self.start.over
         past = self.history.past(now, cold=first)
-        row, event = self._congestion.row, self._congestion.refused(sent)
+        streak, event = self._congestion.streak, self._congestion.refused(sent)
         cut = event and not explained
         if cut:
             self._cut(now, asked or 0.0, past)
         if self._quota.asked(asked or 0.0) and cut:
             self._adopt()
-        again = self._congestion.row > max(row, 1)
+        again = self._congestion.streak > max(streak, 1)
         self._stop(turn, now, asked, chance, explained=explained, severe=first or again)
 
     def found(self, now: float) -> Found:
@@ -253,18 +253,19 @@ class WindowedRate:
         self, turn: Turn, now: float, asked: float | None, chance: float, *, explained: bool, severe: bool
     ) -> None:
         """Hold back all requests, or in a short window only the refused one, unless the refusal is a severe one."""
-        window, row = self._quota.window, self._congestion.row
+        window, streak = self._quota.window, self._congestion.streak
         probes, floor = False, self._quota.floor
         if asked is None:
-            asked = min(law.UNASKED, law.LEAST_PAUSE * window)
+            asked = min(law.DEFAULT_PAUSE, law.LEAST_PAUSE * window)
             # It may refuse everything for an hour, and accept again at any time.
-            probes, row, floor = row > law.ROWS, min(row, law.ROWS), max(floor, law.PROBES)
+            most = law.MAX_STREAK
+            probes, streak, floor = streak > most, min(streak, most), max(floor, law.PROBE_RATE)
         if explained or not law.is_soft(window, asked):
-            stop = law.full_pause(asked, row, window, self.rate, chance)
+            stop = law.full_pause(asked, streak, window, self.rate, chance)
             probes = probes or asked > law.longest_pause(window)
         else:
             # The others stop for up to a window after the very first refusal, because the rate has just doubled, and
-            # after the second one in a row.
+            # after the second one in a streak.
             stop = chance * window if severe else 0.0
             turn.not_before = now + asked
             self._held_until = max(self._held_until, turn.not_before)

@@ -14,19 +14,19 @@ from ..._retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn
 from ..pace.blind import BlindRate
 from ..pace.headers import Reading, is_accepted
-from ..pace.law import SOFT, is_soft
+from ..pace.law import SHORT_WAIT, is_soft
 from ..pace.quota import KnownQuota, LearnedRate
 from ..pace.windowed import WindowedRate
 from .request_limits import NEVER, Rate
 from .source import ROUNDING, TICK, Limits, Source
 
-_FOUND = "429 Too Many Requests: a first estimate of the quota"
+_FIRST_ESTIMATE = "429 Too Many Requests: a first estimate of the quota"
 
-_OUTAGE, _UNLUCKY = 65.0, 20
+_EXCUSED_SECONDS, _MAX_EXCUSES = 65.0, 20
 """Seconds from the first of a row of refusals, and refusals of a call, that use up no attempt: a window of a minute may
 be used up."""
 
-_LOOKED_AT: Final = 1000
+_SEARCH_LIMIT: Final = 1000
 """How far to look for one that waits for this limit and for no other: all before it may be of one key, for instance."""
 
 Save = Callable[[LearnedRate, Answer, Any], Operation | None]
@@ -95,7 +95,7 @@ class AdaptiveRate(Rate):
             source = order.turns[0].held_by
             return source is self or source is None or source.is_remote
         others: set[Source] = set()
-        for turn in islice(self.turns, _LOOKED_AT):
+        for turn in islice(self.turns, _SEARCH_LIMIT):
             source = turn.held_by
             if source is None and others:
                 continue  # It has just come.
@@ -197,7 +197,7 @@ class AdaptiveRate(Rate):
         windowed, first = self._windowed, not self._windowed.start.over
         self._refused_since = min(self._refused_since, now)
         explained = self._follow(reading, answer)
-        if (asked or 0.0) <= SOFT and not (explained or self._is_plain):
+        if (asked or 0.0) <= SHORT_WAIT and not (explained or self._is_plain):
             turn.excused = self._is_bad_luck(turn, now)
         is_silent = asked is None or (not self.quota.was_asked and self._is_coarse(asked, now))
         if is_silent and reading is None and not explained and self._can_be_blind():
@@ -216,19 +216,19 @@ class AdaptiveRate(Rate):
         if not is_news:
             return None
         found = first and windowed.start.over and not self.quota.is_given
-        return self._report(self.rate, _FOUND if found else "")
+        return self._report(self.rate, _FIRST_ESTIMATE if found else "")
 
     def _is_coarse(self, asked: float, now: float) -> bool:
         """Whether whole seconds are too coarse for this wait: 0 stands for a fraction, and 1 may span many gaps."""
         if asked == 0:
             return True
         is_slow = isinstance(self.mode, BlindRate) and self.mode.is_slow(now)
-        return asked <= SOFT and not (self.quota.is_given or is_slow)
+        return asked <= SHORT_WAIT and not (self.quota.is_given or is_slow)
 
     def _is_bad_luck(self, turn: Turn, now: float) -> bool:
         """Whether a refusal uses up no attempt: a window that others have used up may soon end."""
         accepts = self._has_accepted or isinstance(self.mode, BlindRate)
-        return accepts and now - self._refused_since < _OUTAGE and turn.excuses < _UNLUCKY
+        return accepts and now - self._refused_since < _EXCUSED_SECONDS and turn.excuses < _MAX_EXCUSES
 
     def _can_be_blind(self) -> bool:
         """Whether `BlindRate` handles refusals that say nothing; if a long window was given, the windowed law does."""

@@ -15,13 +15,13 @@ from ....stores._protocol import AHEAD, LATE, Ask, Lease
 from ..limiter import Turn
 from .source import ROUNDING
 
-GIVE_UP: Final = 1.0
+CALL_LIFETIME: Final = 1.0
 """Seconds after which a call that was not made, or takes longer, no longer holds up others."""
 
-EPSILON: Final = 1e-9
+CLOCK_ROUNDING: Final = 1e-9
 """Seconds; covers the rounding of a clock."""
 
-_REACH, _CALLS = 0.08, 60
+_MAX_HELD_SPAN, _GROUP_CALLS = 0.08, 60
 """Seconds of its share that a member holds at most, unless the store answers slowly; more in a large group, so that all
 of it makes about 60 calls per second."""
 
@@ -29,14 +29,14 @@ _LEAD, _SHORT_LEAD = 0.02, 0.002
 """Seconds before its last permit is due at which a member leases the next ones; fewer while most of its requests have
 one: one lease for many is cheaper than many leases."""
 
-_RETRY: Final = 0.05  # Seconds after which a member asks again that got no permit.
+_RETRY_DELAY: Final = 0.05  # Seconds after which a member asks again that got no permit.
 
-_GROUP: Final = 10.0
+_GROUP_MEMORY: Final = 10.0
 """Seconds for which a group counts as large as it was: after an outage, its members return one by one."""
 
-_STEADY: Final = 10  # Permits used in the last `_SPAN` seconds above which requests count as steady.
+_STEADY_USAGE: Final = 10  # Requests are steady if they used more permits in the last `_USAGE_SPAN` seconds.
 
-_SPAN: Final = 0.25
+_USAGE_SPAN: Final = 0.25
 
 
 class Holding:
@@ -80,7 +80,7 @@ class Holding:
         """Give up the permits that no request has used in time."""
         due = self.due
         if due and due[0] < now - self.late:
-            count = bisect_right(due, now - self.late - EPSILON)
+            count = bisect_right(due, now - self.late - CLOCK_ROUNDING)
             del due[:count]
             self.lapsed += count
 
@@ -115,9 +115,9 @@ class Demand:
         """
         used, lapsed = held.used - self._counted[0], held.lapsed - self._counted[1]
         self._counted = held.used, held.lapsed
-        fading = max(0.0, 1 - (now - self._asked_at) / _SPAN)
+        fading = max(0.0, 1 - (now - self._asked_at) / _USAGE_SPAN)
         self._usage, self._asked_at = self._usage * fading + used, now
-        least, recent = _STEADY, LATE
+        least, recent = _STEADY_USAGE, LATE
         if group.is_far:
             least, recent = 0, max(LATE, group.lead())
             used, self._last = max(used, self._last, waiting), used
@@ -151,15 +151,15 @@ class GroupStatus:
 
     def update(self, lease: Lease, sent: float, now: float, *, is_empty: bool) -> None:
         """Take in the answer to a message sent at `sent`; `is_empty` if it has none of the permits asked for."""
-        if now - sent < GIVE_UP:  # Otherwise the process was suspended, which says nothing about the store.
+        if now - sent < CALL_LIFETIME:  # A suspension of the process says nothing about the store.
             self.latency = max(now - sent, 0.8 * self.latency)
         self.lease, self.as_of, self.active = lease, sent, lease.active
-        if lease.members >= self.members or now > self._members_at + _GROUP:
+        if lease.members >= self.members or now > self._members_at + _GROUP_MEMORY:
             self.members, self._members_at = lease.members, now
         self.queue_until = now + lease.queue
         if lease.pause:
             self.paused_until = max(self.paused_until, now + lease.pause)
-        self.retry_at = now + max(lease.again, _RETRY if is_empty else 0.0)
+        self.retry_at = now + max(lease.again, _RETRY_DELAY if is_empty else 0.0)
 
     @property
     def is_far(self) -> bool:
@@ -172,6 +172,6 @@ class GroupStatus:
 
     def most(self, rate: float) -> int:
         """The most permits to hold: a short stretch of this member's share, or its share of a burst; and one."""
-        reach = min(AHEAD, max(_REACH, 2.5 * self.latency, self.active / _CALLS))
+        reach = min(AHEAD, max(_MAX_HELD_SPAN, 2.5 * self.latency, self.active / _GROUP_CALLS))
         burst = 0.0 if self.lease is None else -self.lease.queue
         return max(1, math.floor(rate * max(reach, burst) / self.active + ROUNDING)) + 1

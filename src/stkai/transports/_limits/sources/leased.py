@@ -9,18 +9,18 @@ from ....stores._protocol import LATE, UNLIMITED, Quota
 from ..limiter import Answer, RateChange, Turn, place_in
 from ..pace.law import LONGEST_PAUSE
 from .adaptive import AdaptiveRate
-from .holding import EPSILON, GIVE_UP
-from .member import SOON, Member
-from .outage import BOTH, window_of
+from .holding import CALL_LIFETIME, CLOCK_ROUNDING
+from .member import RETURN_DELAY, Member
+from .outage import TRANSITION, window_of
 from .request_limits import Rate
 from .source import ROUNDING, TICK, Limits
 
-_BUSY: Final = 0.002  # Seconds after which a request asks again while another one calls the store.
-_EASED: Final = 0.88  # Share of its rate that a member keeps after a refusal while the store is lost.
+_BUSY_NAP: Final = 0.002  # Seconds after which a request asks again while another one calls the store.
+_RATE_KEPT: Final = 0.88  # Share of its rate that a member keeps after a refusal while the store is lost.
 
-_FRESH: Final = 0.27  # Seconds for which an answer says reliably that no member was refused.
+_ANSWER_LIFETIME: Final = 0.27  # Seconds for which an answer says reliably that no member was refused.
 
-_BEAT: Final = 1.0
+_REPORT_INTERVAL: Final = 1.0
 """Seconds after which a member that waits reports again: the group may have changed its quota, or stopped."""
 
 
@@ -76,7 +76,7 @@ class Leased(Member):
         if self.history is not None and now >= self.guards_from and self.history not in outage.sources:
             wait = max(wait, self.history.when(turn, ahead, now))
         if turn.due_at < now and turn.held_by is self:  # It wakes late, and so may the others.
-            held.late = max(held.late, min(GIVE_UP, LATE + now - turn.due_at))
+            held.late = max(held.late, min(CALL_LIFETIME, LATE + now - turn.due_at))
         held.lapse(now)
         if now < group.paused_until:
             return max(wait, group.paused_until - now)
@@ -85,9 +85,9 @@ class Leased(Member):
             return max(wait, self._estimate(turn, ahead, now))
         left = due[ahead] - now
         if self.pace is None or max(now, due[ahead]) <= self._fresh_until:
-            return wait if left <= EPSILON else max(wait, TICK, left)
+            return wait if left <= CLOCK_ROUNDING else max(wait, TICK, left)
         # Then, the answer will be too old to tell whether the group was refused meanwhile.
-        turn.nap = min(turn.nap, max(_BUSY, left - group.lead()))
+        turn.nap = min(turn.nap, max(_BUSY_NAP, left - group.lead()))
         return max(wait, TICK, left)
 
     def take(self, turn: Turn, now: float) -> None:
@@ -103,7 +103,7 @@ class Leased(Member):
             self.history.take(turn, now)
         if self.held.due and len(self.turns) < 2:
             # Perhaps no request comes that uses the others.
-            self.client.schedule(LATE if self.expected(len(self.turns)) else SOON)
+            self.client.schedule(LATE if self.expected(len(self.turns)) else RETURN_DELAY)
 
     def give_back(self, turn: Turn, now: float) -> None:
         use: Use | None = turn.noted(self)
@@ -162,7 +162,7 @@ class Leased(Member):
                 if isinstance(source, Rate):
                     source.pause(until)
                     if turn.paced and not isinstance(source, AdaptiveRate):
-                        source.rate *= _EASED
+                        source.rate *= _RATE_KEPT
         return change
 
     def soon(self, now: float, seconds: float) -> float:
@@ -187,7 +187,7 @@ class Leased(Member):
             return None
         if not self.is_free(now):
             return None
-        if now > group.as_of + BOTH:
+        if now > group.as_of + TRANSITION:
             group.active = 1  # What was known of the others is old.
         if not self._is_due(turn, now):
             return None
@@ -217,7 +217,7 @@ class Leased(Member):
 
         A process whose requests wake late reads the answers late as well.
         """
-        return self.group.as_of + _FRESH + self.held.late - LATE
+        return self.group.as_of + _ANSWER_LIFETIME + self.held.late - LATE
 
     def _is_due(self, turn: Turn, now: float) -> bool:
         group = self.group
@@ -225,7 +225,7 @@ class Leased(Member):
             return True
         if self.pace is not None and now >= self._fresh_until - group.lead():
             return True
-        return group.lease is not None and now >= group.as_of + _BEAT
+        return group.lease is not None and now >= group.as_of + _REPORT_INTERVAL
 
     def _estimate(self, turn: Turn, ahead: int, now: float) -> float:
         """Estimate the wait of a turn that has no permit yet, never too long; and when it should ask again."""
@@ -233,20 +233,20 @@ class Leased(Member):
         behind = ahead - len(held.due)
         calling = self.calling is not None
         if calling and group.lease is None:
-            turn.nap = min(turn.nap, _BUSY + max(0, behind) * 1e-4)
-            return _BUSY
+            turn.nap = min(turn.nap, _BUSY_NAP + max(0, behind) * 1e-4)
+            return _BUSY_NAP
         last = held.due[-1] if held.due else now
         start = max(last, now, group.queue_until)
         again = max(now + TICK, self._again())
         if calling:
             # The answer may come sooner than the last ones did, and its permits lapse if no turn is awake.
-            again = max(again, now + min(max(_BUSY, group.latency), LATE / 2))
+            again = max(again, now + min(max(_BUSY_NAP, group.latency), LATE / 2))
         if behind > 0 and group.queue_until >= now:
             if behind < 2 * group.most(self.rate):
                 again = max(again, max(last, again) + min(behind / self.rate, 1.0))
             else:
-                again = max(again, now + max(_BUSY, (start + behind / self.rate - now) / 2))
-        turn.nap = min(turn.nap, max(_BUSY, again - now))
+                again = max(again, now + max(_BUSY_NAP, (start + behind / self.rate - now) / 2))
+        turn.nap = min(turn.nap, max(_BUSY_NAP, again - now))
         if group.queue_until > now:
             return max(TICK, start - now + behind * group.active / self.rate)
         return max(TICK, start - now)

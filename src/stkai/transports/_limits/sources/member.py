@@ -11,18 +11,18 @@ from typing import Any, Final
 
 from ....stores._protocol import AHEAD, LATE, Ask, Lease, Quota, Refusal
 from ..limiter import Turn
-from .holding import GIVE_UP, Demand, GroupStatus, Holding, StoreCall
+from .holding import CALL_LIFETIME, Demand, GroupStatus, Holding, StoreCall
 from .outage import Outage, window_of
 from .request_limits import Window
 from .source import ROUNDING, Limits, Source
 
-SOON: Final = 0.01
+RETURN_DELAY: Final = 0.01
 """Seconds after which unused permits are returned: another request may follow at once."""
 
-_NEWS: Final = 1.0  # Seconds after which an idle member reports what changes nothing for the others at once.
-_HUNG: Final = 2  # Consecutive calls that may hang before the store counts as lost.
+_REPORT_DELAY: Final = 1.0  # Seconds after which an idle member reports what the others can do without.
+_MAX_HUNG_CALLS: Final = 2  # Consecutive calls that may hang before the store counts as lost.
 
-_RISEN: Final = 3.0
+_EXCHANGE_FACTOR: Final = 3.0
 """How many times sooner the store must be able to lease a permit before the one that is held is exchanged for it."""
 
 
@@ -120,7 +120,7 @@ class Member(Source):
         most += expected if room >= expected else max(0, math.ceil(room - ROUNDING))
         # If the rate has risen since, the store can lease earlier permits now; but not earlier units of cost.
         next_one = max(AHEAD, self.group.queue_until - now) + 1 / self.rate
-        horizon = math.inf if self.max_cost else now + _RISEN * next_one
+        horizon = math.inf if self.max_cost else now + _EXCHANGE_FACTOR * next_one
         kept, units = min(bisect_right(held.due, horizon), most), 0.0
         if self.max_cost:
             slack, paid = ROUNDING * self.max_cost, 0
@@ -134,7 +134,7 @@ class Member(Source):
 
     def reserve_call(self, turn: Turn | None, now: float, *, is_last: bool = False) -> StoreCall:
         """The next call, for the caller to make, if none is under way; the last one in any case."""
-        self.calling = StoreCall(turn, now + GIVE_UP, now, is_last)
+        self.calling = StoreCall(turn, now + CALL_LIFETIME, now, is_last)
         return self.calling
 
     def is_free(self, now: float) -> bool:
@@ -145,7 +145,7 @@ class Member(Source):
         if now < call.until:
             return False
         self._hung += call.ask is not None
-        if self._hung > _HUNG:
+        if self._hung > _MAX_HUNG_CALLS:
             self.client.was_lost = self.fail_call(call, now) or self.client.was_lost
             return False
         self.calling = None
@@ -217,7 +217,7 @@ class Member(Source):
             # The quota was changed or reset, and the store knows what that means for the window.
             self.guards_from = now + self.quota.window
         # When the permits of an answer that was read after a suspension are due is unknown: they lapse.
-        arrived = -math.inf if now - call.sent > GIVE_UP else now
+        arrived = -math.inf if now - call.sent > CALL_LIFETIME else now
         got = self.held.add(lease.ranges, lease.units, arrived)
         self.held.late = max(LATE, 0.8 * self.held.late)
         group.update(lease, call.sent, now, is_empty=bool(ask.want and not got))
@@ -274,7 +274,7 @@ class Member(Source):
     def call_soon(self) -> None:
         """Schedule a background call if one is needed."""
         if self.needs_call():
-            later = SOON if self.held.due or self.held.units > 0 else _NEWS
+            later = RETURN_DELAY if self.held.due or self.held.units > 0 else _REPORT_DELAY
             self.client.schedule(0.0 if self._is_urgent() else later)
 
     def background_call(self, now: float) -> StoreCall | None:

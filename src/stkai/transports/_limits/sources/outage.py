@@ -6,23 +6,23 @@ from typing import Any, Final
 
 from ....stores._protocol import AHEAD, Ask, Quota
 from ..limiter import Turn
-from .holding import GIVE_UP
+from .holding import CALL_LIFETIME
 from .request_limits import Rate
 from .source import ROUNDING, Limits, Source
 from .units import Units
 
-BOTH: Final = 1.5
+TRANSITION: Final = 1.5
 """Seconds after an outage during which a request needs a permit from both, since members return one by one."""
 
-_ALONE, _FIRST_PART = 3, 0.1
+_FAILURES_TO_ADAPT, _FIRST_FRACTION = 3, 0.1
 """Calls in a row that must fail, while nobody uses the store, before a process that has never reached it adapts alone;
 and the share of the quota that it uses until then: many that start at once may all be late."""
 
-_FIRST_PROBE: Final = 0.25
-_LONGEST: Final = 1.0
+_FIRST_PROBE_DELAY: Final = 0.25
+_MAX_PROBE_DELAY: Final = 1.0
 """Seconds between two probes of a lost store."""
 
-_ANNOUNCED: Final = 2
+_FAILURES_TO_ANNOUNCE: Final = 2
 """Calls in a row that must fail before an outage is announced: one lost message is no outage."""
 
 
@@ -58,12 +58,12 @@ class Outage:
         """Seconds after which to check whether the store is back."""
         if self.failures == 1:
             return 0.0
-        return min(_FIRST_PROBE * 2.0 ** max(0, self.failures - 2), _LONGEST)
+        return min(_FIRST_PROBE_DELAY * 2.0 ** max(0, self.failures - 2), _MAX_PROBE_DELAY)
 
     @property
-    def _announced(self) -> int:
+    def _failures_to_announce(self) -> int:
         """Calls in a row that must fail before it is announced: one, if the store has never answered."""
-        return 1 if self._leased.group.lease is None else _ANNOUNCED
+        return 1 if self._leased.group.lease is None else _FAILURES_TO_ANNOUNCE
 
     def fail(self, now: float) -> bool:
         """Note that a call has failed; if there was no outage, one begins. Returns whether to announce it.
@@ -76,15 +76,15 @@ class Outage:
             self.since = now
             self.failures -= bool(self.sources)
         row = self.failures - self.in_use
-        adapts_alone = leased.group.lease is None and row >= _ALONE
-        if not self._local or (adapts_alone and row == _ALONE):
+        adapts_alone = leased.group.lease is None and row >= _FAILURES_TO_ADAPT
+        if not self._local or (adapts_alone and row == _FAILURES_TO_ADAPT):
             self._parts = None
             self._local = leased.alone() if adapts_alone else self._part(now)
             for source in self._local:
                 source.stands_for = leased
             self._apply()
         self.is_on, self._until = True, math.inf
-        return self.failures == self._announced
+        return self.failures == self._failures_to_announce
 
     def end(self, now: float, ask: Ask) -> bool:
         """Note that the store has answered this message. Returns whether to announce it."""
@@ -98,8 +98,8 @@ class Outage:
                 self._local = ()
             return False
         failures, self.failures, self.is_on = self.failures, 0, False
-        self._until = now + BOTH if failures >= _ANNOUNCED else -math.inf
-        return failures >= self._announced
+        self._until = now + TRANSITION if failures >= _FAILURES_TO_ANNOUNCE else -math.inf
+        return failures >= self._failures_to_announce
 
     def update(self, limits: Limits) -> None:
         """Hold the local sources, now and in an outage to come, to new numbers until the store has received them."""
@@ -121,7 +121,7 @@ class Outage:
 
     def is_long(self, now: float) -> bool:
         """Whether all permits from before the outage have been used or have lapsed."""
-        return self.is_on and now > self.since + GIVE_UP
+        return self.is_on and now > self.since + CALL_LIFETIME
 
     # As sources
 
@@ -164,7 +164,7 @@ class Outage:
         window of what this member has used allows it no more than its part, as if the others had used as much.
         """
         group, history, quota = self._leased.group, self._leased.history, self._leased.quota
-        part, start, credit, rate = _FIRST_PART, now, 1.0, quota.rate
+        part, start, credit, rate = _FIRST_FRACTION, now, 1.0, quota.rate
         if group.lease is not None:
             part, credit, quota, rate = 1 / group.members, 0.0, group.lease.quota, group.lease.rate
             if group.queue_until > now + 2 * AHEAD:

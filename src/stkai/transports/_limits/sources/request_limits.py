@@ -10,7 +10,7 @@ from typing import Any, Final
 from ..limiter import Turn
 from .source import ROUNDING, TICK, Limits, Source, in_words
 
-LATE: Final = 0.05
+WAKE_TOLERANCE: Final = 0.05
 """Seconds, beyond the burst, for which the permit of a waiter that wakes late is kept for it."""
 
 _SLACK: Final = 0.001
@@ -18,7 +18,7 @@ _SLACK: Final = 0.001
 
 NEVER: Final = -math.inf
 
-_EXACT, _SLOTS = 2048, 256
+_MAX_EXACT, _SLOTS = 2048, 256
 """Up to so many requests, each has its own instant; above, those within such a part of the window share one."""
 
 
@@ -47,7 +47,7 @@ class Rate(Source):
 
     def _kept(self, credit: float, most: float) -> float:
         """What the bucket keeps of a credit that is larger than it: waiters that wake late are owed some of it."""
-        return min(credit, most + min(self.waiting, self.rate * LATE)) if self.waiting else most
+        return min(credit, most + min(self.waiting, self.rate * WAKE_TOLERANCE)) if self.waiting else most
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         if now > self._at:
@@ -100,7 +100,7 @@ class Window(Source):
         self.most = max(1, math.floor(max_requests))
         self.seconds = time_window / min(1.0, max_requests)
         self._slack = _SLACK * min(1.0, self.seconds)
-        self._grain = 0.0 if self.most <= _EXACT else self.seconds / _SLOTS
+        self._grain = 0.0 if self.most <= _MAX_EXACT else self.seconds / _SLOTS
         self.limit = in_words(Limits(self.most, self.seconds))
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:

@@ -14,14 +14,14 @@ TICK: Final = 1e-6
 ROUNDING: Final = 1e-6
 """Permits, or shares of a bucket; covers the clock's rounding, so that no waiter has to sleep twice."""
 
-OVERSLEPT: Final = 5.0
+MAX_OVERSLEEP: Final = 5.0
 """Seconds after which a waiter that has not woken no longer delays those behind it: its loop may be stuck."""
 
-_LOOKED_AT: Final = 1000  # How far to look where some wait for limits of their own.
+_SEARCH_LIMIT: Final = 1000  # How far to look where some wait for limits of their own.
 
-_NEAR: Final = 30  # How far to look for a turn to wake.
+_WAKE_LIMIT: Final = 30  # How far to look for a turn to wake.
 
-_RUN, _RUNS = 50, 10
+_RUN_LENGTH, _RUN_COUNT = 50, 10
 """Farther away, to look at so many turns side by side, and at so many such runs: tenants often alternate."""
 
 
@@ -100,20 +100,20 @@ class Source:
         """Of `each`, with an item for each turn in the line, the first ones, without those of turns that come later."""
         if not self.is_mixed:
             return each[:count]
-        near = zip(each, self.turns[:_LOOKED_AT], strict=False)
+        near = zip(each, self.turns[:_SEARCH_LIMIT], strict=False)
         items = list(islice((item for item, other in near if not self.comes_later(other, now)), count))
-        return [*items, *each[_LOOKED_AT : _LOOKED_AT + count - len(items)]]
+        return [*items, *each[_SEARCH_LIMIT : _SEARCH_LIMIT + count - len(items)]]
 
     def later_ones(self, count: int, now: float) -> int:
         """How many of the first turns in the line will use no permit yet, for another limit holds them up.
 
         Of those more than a thousand places before the last of these, it looks at a few runs.
         """
-        line, far = self.turns, max(0, count - _LOOKED_AT)
+        line, far = self.turns, max(0, count - _SEARCH_LIMIT)
         later = self._later_ones(line[far:count], now)
         if far:
-            starts = range(0, far, far // _RUNS + 1)
-            some = [turn for start in starts for turn in line[start : start + _RUN]]
+            starts = range(0, far, far // _RUN_COUNT + 1)
+            some = [turn for start in starts for turn in line[start : start + _RUN_LENGTH]]
             later += self._later_ones(some, now) * far // len(some)
         return later
 
@@ -124,7 +124,7 @@ class Source:
 
     def claims(self, start: int, end: int, due: float) -> int:
         """How many of these turns in the line are due."""
-        near, since = self.turns[start : min(end, start + _LOOKED_AT)], due - OVERSLEPT
+        near, since = self.turns[start : min(end, start + _SEARCH_LIMIT)], due - MAX_OVERSLEEP
         return len([turn for turn in near if since < turn.due_at <= due])
 
     def join(self, turn: Turn, place: int) -> int:
@@ -205,7 +205,7 @@ class Source:
     def wake_first(self) -> None:
         """Wake the first turn that waits for this source, which has more to give than it said."""
         if self.waiting and self.is_exact and not self.is_remote:
-            first = next((turn for turn in islice(self.turns, _NEAR) if turn.held_by is self), None)
+            first = next((turn for turn in islice(self.turns, _WAKE_LIMIT) if turn.held_by is self), None)
             if first is not None:
                 first.moves_up = True
                 self.order.wake_soon([first])

@@ -11,10 +11,10 @@ from .source import ROUNDING, TICK, Limits, Source
 
 _MINUTE: Final = 60.0  # Seconds: the window of every token quota that servers name in their headers.
 
-_GRAIN: Final = 0.005
+_NAP: Final = 0.005
 """Seconds; no request asks again sooner than this just because an estimate may turn out too high."""
 
-_LEARNING: Final = 0.1  # The weight of the latest correction in the average worth of estimates.
+_CORRECTION_WEIGHT: Final = 0.1  # The weight of the latest correction in the average worth of estimates.
 
 
 class Units(Source):
@@ -36,7 +36,7 @@ class Units(Source):
     ) -> None:
         self._set(most, time_window)
         self._reads_headers = reads_headers
-        self._worth = 1.0
+        self._ratio = 1.0
         # What waiting turns will take, in the order of the queue: thousands may wait, and each asks for their sum.
         self._costs: list[float] = []
         self._at, self.level = (-math.inf, most) if start is None else start
@@ -94,7 +94,7 @@ class Units(Source):
     def _wait(self, turn: Turn, need: float, now: float) -> float:
         wait = max(TICK, (need - self.level) / self.rate)
         # Estimates that are too high are returned early.
-        turn.nap = min(turn.nap, max(_GRAIN, min(0.9 * self._worth * wait, wait / 2, 0.5 + now - turn.asked)))
+        turn.nap = min(turn.nap, max(_NAP, min(0.9 * self._ratio * wait, wait / 2, 0.5 + now - turn.asked)))
         return wait
 
     def until_spare(self, turn: Turn, rank: int, asleep: Sequence[Turn], now: float) -> float:
@@ -145,7 +145,7 @@ class Units(Source):
             self.wake_first()
         if cost and estimate:
             # One call that cost a hundred times its estimate says little about the next.
-            self._worth += _LEARNING * (min(cost / estimate, 2.0) - self._worth)
+            self._ratio += _CORRECTION_WEIGHT * (min(cost / estimate, 2.0) - self._ratio)
         if turn.costs is None and len(turn.sources) == 1:
             turn.cost = cost
         else:
