@@ -116,5 +116,5 @@ async def test_a_million_seconds_of_traffic_leave_a_limiter_as_small_as_it_was(w
         (outcome,) = await world.outcomes(lambda: world.call(client.post, "https://api.example.com/"))
         assert isinstance(outcome, httpx.Response | httpx.HTTPError)
         clock.advance(10_000.0)
-    assert len(pickle.dumps(policy._pace._windowed.history)) < 2000
+    assert len(pickle.dumps(policy._adaptive._windowed.history)) < 2000
     assert policy.waiting == 0

@@ -21,17 +21,17 @@ def drop_what_is_given_back(patch: Patch) -> None:
 
 
 def lease_each_place_twice(patch: Patch) -> None:
-    real: Any = vars(_step)["place"]
+    real: Any = vars(_step)["allocate"]
     turn = itertools.count()
 
-    def place(state: Any, *arguments: Any) -> Any:
+    def allocate(state: Any, *arguments: Any) -> Any:
         before = state.next, state.credit
         found = real(state, *arguments)
         if next(turn) % 2:
             state.next, state.credit = before
         return found
 
-    patch.setattr(_step, "place", place)
+    patch.setattr(_step, "allocate", allocate)
     patch.setattr("stkai.stores._step.note", lambda *_: None)
 
 

@@ -114,8 +114,8 @@ def release(s: Calendar, ranges: list[Range], now: float) -> None:
     s.free.sort()
 
 
-def place(s: Calendar, places: int, now: float) -> Range:
-    """Up to so many permits: from credit, then from free places, then from the calendar's end."""
+def allocate(s: Calendar, places: int, now: float) -> Range:
+    """Allocate up to `places` permits: from credit, then from free places, then from the calendar's end."""
     gap = 1 / s.rate
     opens = opening(s)
     if opens > s.next:
@@ -179,9 +179,9 @@ def forgive(s: Calendar, first: float, gap: float, places: int) -> None:
         for index in range(len(s.window) - 1, -1, -1):
             entered, number = s.window[index]
             if together and entered <= instant + _SAME_INSTANT:
-                part = min(number, together)
-                s.window[index : index + 1] = [(entered, number - part)] if number > part else []
-                together -= part
+                taken = min(number, together)
+                s.window[index : index + 1] = [(entered, number - taken)] if number > taken else []
+                together -= taken
 
 
 def _entry(s: Calendar, first: float, gap: float, places: int) -> tuple[float, int]:
@@ -246,12 +246,12 @@ def cut(ranges: list[Range], places: int) -> tuple[list[Range], list[Range]]:
     head: list[Range] = []
     tail: list[Range] = []
     for first, gap, size in ranges:
-        part = min(places, size)
-        places -= part
-        if part:
-            head.append((first, gap, part))
-        if size > part:
-            tail.append((first + part * gap, gap, size - part))
+        taken = min(places, size)
+        places -= taken
+        if taken:
+            head.append((first, gap, taken))
+        if size > taken:
+            tail.append((first + taken * gap, gap, size - taken))
     return head, tail
 
 

@@ -81,7 +81,7 @@ class FileStore(LocalStore):
 
     def _change(self, share: str, work: Callable[[State, float], T]) -> T:
         # Opened anew in each step: a lock belongs to what was opened, which a fork would share.
-        with _open_state(self._file(share), private=self._private) as file:
+        with _open_state(self._path_of(share), private=self._private) as file:
             lock(file.fileno())
             try:
                 now = clock.monotonic()
@@ -93,10 +93,10 @@ class FileStore(LocalStore):
         return result
 
     def look(self, share: str) -> Snapshot | None:
-        return super().look(share) if self._file(share).is_file() else None
+        return super().look(share) if self._path_of(share).is_file() else None
 
     def reset(self, share: str) -> bool:
-        return self._file(share).is_file() and super().reset(share)
+        return self._path_of(share).is_file() and super().reset(share)
 
     def has_older_members(self, share: str) -> bool:
         """Whether members of version 2 use the share now; they keep their own state, and do not share with these."""
@@ -110,7 +110,7 @@ class FileStore(LocalStore):
     def __repr__(self) -> str:
         return f"FileStore({str(self.path)!r})"
 
-    def _file(self, share: str) -> Path:
+    def _path_of(self, share: str) -> Path:
         return self.path / file_name(check_share(share), ".share5")
 
 
@@ -208,12 +208,12 @@ def _open(path: Path, *, private: bool) -> FileIO:
     with suppress(FileNotFoundError, NotADirectoryError):
         # pathlib takes ten times as long for the directory.
         if stat.S_ISDIR(os.lstat(os.path.dirname(path)).st_mode):  # noqa: PTH120
-            return _file(path, _FLAGS)
+            return _open_file(path, _FLAGS)
     _make_directory(path.parent, private=private)
-    return _file(path, _FLAGS | os.O_CREAT)
+    return _open_file(path, _FLAGS | os.O_CREAT)
 
 
-def _file(path: Path, flags: int) -> FileIO:
+def _open_file(path: Path, flags: int) -> FileIO:
     """Open a file and make the object that closes it, in one call of a C function: no interrupt can come in between."""
     return next(map(FileIO, map(os.open, (path,), (flags,), (0o600,)), ("rb+",)))
 

@@ -14,7 +14,7 @@ from dataclasses import fields, replace
 from typing import Final, TypeVar
 
 from .._clock import Clock, clock_or_system
-from ._calendar import NEVER, ROUNDING, USAGE_SPAN, advance, count, merged, note, opening, past, place
+from ._calendar import NEVER, ROUNDING, USAGE_SPAN, advance, allocate, count, merged, note, opening, past
 from ._protocol import AHEAD, BOOKS, Ask, GroupRate, Lease, Snapshot
 from ._share import MEMBER_LIFETIME, MemberState, State, due, reconcile, sweep, uncount, void, void_old, wait
 
@@ -164,10 +164,10 @@ def _refuse(s: State, epoch: int, until: float, now: float) -> None:
 def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
     """Lease permits, and pay for their units of cost. Returns seconds after which to ask again, if there are none."""
     # Its share of what is left of the burst is used at once, so it is not held in advance.
-    share = max(1, math.floor(max(s.rate * AHEAD, s.credit) / max(1, s.active) + ROUNDING))
+    portion = max(1, math.floor(max(s.rate * AHEAD, s.credit) / max(1, s.active) + ROUNDING))
     # Permits whose time came while the message was on its way do not count as held.
     held = count(m.old) - sum(past(*each, now) for each in m.old)
-    want = min(ask.want, share + 1 - held)
+    want = min(ask.want, portion + 1 - held)
     if max(s.next, opening(s)) - now > 1.5 * AHEAD:
         want = min(want, 1)  # The calendar stays short, also while the group grows.
     if ask.low and s.normal > m.normal:
@@ -183,7 +183,7 @@ def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
             places, seconds = _affordable(s, places, costs[granted:want])
             if seconds > _MAX_UNITS_WAIT and (granted or m.old):
                 return 0.0 if granted else seconds - _MAX_UNITS_WAIT / 2
-        first, gap, found = place(s, places, now)
+        first, gap, found = allocate(s, places, now)
         first = max(first, now + seconds)  # It may be used when there are enough units.
         paid = sum(costs[granted : granted + found])
         s.units -= paid

@@ -31,10 +31,10 @@ end
 local function cut(ranges, places)
   local head, tail = {}, {}
   for _, r in ipairs(ranges) do
-    local part = min(places, r[3])
-    places = places - part
-    if part > 0 then insert(head, {r[1], r[2], part}) end
-    if r[3] > part then insert(tail, {r[1] + part * r[2], r[2], r[3] - part}) end
+    local taken = min(places, r[3])
+    places = places - taken
+    if taken > 0 then insert(head, {r[1], r[2], taken}) end
+    if r[3] > taken then insert(tail, {r[1] + taken * r[2], r[2], r[3] - taken}) end
   end
   return head, tail
 end
@@ -112,8 +112,8 @@ local function forgive(s, first, gap, places)
     for index = #s.window, 1, -1 do
       local entry = s.window[index]
       if together > 0 and entry[1] <= instant + SAME_INSTANT then
-        local part = min(entry[2], together)
-        entry[2], together = entry[2] - part, together - part
+        local taken = min(entry[2], together)
+        entry[2], together = entry[2] - taken, together - taken
         if entry[2] == 0 then table.remove(s.window, index) end
       end
     end
@@ -197,7 +197,7 @@ local function release(s, ranges, now)
   table.sort(s.free, in_order)
 end
 
-local function place(s, places, now)
+local function allocate(s, places, now)
   local gap, opens = 1 / s.rate, opening(s)
   if opens > s.next then
     local surplus = max(0, (opens - s.next) * s.rate + s.credit - max(0, s.burst - 1))
@@ -211,7 +211,7 @@ local function place(s, places, now)
         if found > 0 then
           local _, tail = cut({r}, found)
           table.remove(s.free, index)
-          for _, part in ipairs(tail) do insert(s.free, part) end
+          for _, rest in ipairs(tail) do insert(s.free, rest) end
           table.sort(s.free, in_order)
           return r[1], r[2], found
         end
@@ -415,10 +415,10 @@ local function affordable(s, places, costs, from, to)
 end
 
 local function grant(s, m, ask, now)
-  local share = max(1, floor(max(s.rate * AHEAD, s.credit) / max(1, s.active) + ROUNDING))
+  local portion = max(1, floor(max(s.rate * AHEAD, s.credit) / max(1, s.active) + ROUNDING))
   local held = 0
   for _, r in ipairs(m.old) do held = held + r[3] - past(r[1], r[2], r[3], now) end
-  local want = min(ask.want, share + 1 - held)
+  local want = min(ask.want, portion + 1 - held)
   if max(s.next, opening(s)) - now > 1.5 * AHEAD then want = min(want, 1) end
   if ask.low and s.normal > m.normal then
     if s.low_next > now then return s.low_next - now end
@@ -432,7 +432,7 @@ local function grant(s, m, ask, now)
       places, seconds = affordable(s, places, costs, granted + 1, want)
       if seconds > MAX_UNITS_WAIT and (granted > 0 or #m.old > 0) then return granted > 0 and 0 or seconds - MAX_UNITS_WAIT / 2 end
     end
-    local first, gap, found = place(s, places, now)
+    local first, gap, found = allocate(s, places, now)
     first = max(first, now + seconds)
     local paid = 0
     for number = granted + 1, min(granted + found, #costs) do paid = paid + costs[number] end

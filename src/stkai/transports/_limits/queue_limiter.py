@@ -100,7 +100,7 @@ class QueueLimiter(Queue):
 class QuotaLimiter(QueueLimiter):
     """A limiter with a quota: requests, units of cost, or both, per time window; its own, or a group's."""
 
-    _pace: Any = None  # What sets the rate of a process that shares nothing, if it is not constant.
+    _adaptive: Any = None  # Sets the rate of a process that shares nothing, unless that is constant.
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class QuotaLimiter(QueueLimiter):
     @property
     def rate(self) -> float:
         """Requests per second in force now; for the whole group if the quota is shared."""
-        rate: float = (self._leased or self._pace or self._limits).rate
+        rate: float = (self._leased or self._adaptive or self._limits).rate
         return rate
 
     @property

@@ -124,7 +124,7 @@ class AimdLimiter(QuotaLimiter):
             `warm_start` could save.
     """
 
-    _pace: AdaptiveRate
+    _adaptive: AdaptiveRate
 
     def __init__(
         self,
@@ -145,17 +145,17 @@ class AimdLimiter(QuotaLimiter):
         store = sealed(store)  # Tracebacks show variables, and a URL may contain a password.
         limits = check_limits(max_requests, time_window, max_cost)
         max_requests, time_window, max_cost, _ = limits
-        parts = {
+        factors = {
             "min_rate_floor": min_rate_floor,
             "penalty_factor": penalty_factor,
             "recovery_factor": recovery_factor,
         }
-        for name, value in parts.items():
+        for name, value in factors.items():
             if value is not None:
-                parts[name] = check_number(name, value, FRACTION)
-        min_rate_floor, penalty_factor, recovery_factor = parts.values()
+                factors[name] = check_number(name, value, FRACTION)
+        min_rate_floor, penalty_factor, recovery_factor = factors.values()
         if max_requests is None or time_window is None:
-            _require_no_numbers(limits, parts | {"max_cost": max_cost, "share": share})
+            _require_no_numbers(limits, factors | {"max_cost": max_cost, "share": share})
         plain = None
         if penalty_factor is not None or recovery_factor is not None:
             plain = penalty_factor or 0.3, recovery_factor or 0.05
@@ -163,8 +163,8 @@ class AimdLimiter(QuotaLimiter):
             check_warm_start(warm_start, share, plain=plain is not None)
         floor = min_rate_floor or 0.0
         saved = SavedRate(warm_start) if warm_start is not None and share is None else None
-        self._parts = parts
-        pace = self._pace = AdaptiveRate(
+        self._factors = factors
+        adaptive = self._adaptive = AdaptiveRate(
             KnownQuota(max_requests, time_window, floor, leaves_some=plain is None),
             plain=plain,
             learned=None if saved is None else saved.read(),
@@ -177,7 +177,7 @@ class AimdLimiter(QuotaLimiter):
             return [] if max_cost is None else [Units(max_cost, time_window or 1.0, reads_headers=True)]
 
         def alone() -> Sequence[Source]:
-            return [pace, *units()]  # Without the limiter: a cycle would leave it to the garbage collector.
+            return [adaptive, *units()]  # No reference to the limiter: that would be a cycle.
 
         group = None
         if share is not None:
@@ -194,32 +194,32 @@ class AimdLimiter(QuotaLimiter):
     @property
     def min_rate_floor(self) -> float | None:
         """The share of the quota that the rate never falls below, if it was given."""
-        return self._parts["min_rate_floor"]
+        return self._factors["min_rate_floor"]
 
     @property
     def penalty_factor(self) -> float | None:
         """The share of the rate that a cut takes away, if it was given."""
-        return self._parts["penalty_factor"]
+        return self._factors["penalty_factor"]
 
     @property
     def recovery_factor(self) -> float | None:
         """The share of the quota that is regained per window, if it was given."""
-        return self._parts["recovery_factor"]
+        return self._factors["recovery_factor"]
 
     @property
     def burst(self) -> float:
         """Requests that may be sent at once after a quiet time."""
-        return self._pace.mode.burst
+        return self._adaptive.mode.burst
 
     @property
     def window(self) -> float:
         """The quota's window in seconds, or the current estimate."""
-        return self._pace.quota.window
+        return self._adaptive.quota.window
 
     @safe_repr
     def __repr__(self) -> str:
         cost = "" if self.max_cost is None else f", max_cost={self.max_cost:g}"
-        return f"AimdLimiter({self._pace}{cost}, rate={digits(self.rate)}{self._options()})"
+        return f"AimdLimiter({self._adaptive}{cost}, rate={digits(self.rate)}{self._options()})"
 
 
 def _require_no_numbers(limits: Limits, options: dict[str, object]) -> None:

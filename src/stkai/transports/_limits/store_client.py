@@ -202,28 +202,28 @@ class StoreClient:
             differences = mine.differences(theirs)
             self._emit(QuotaDisagreement, mine=mine.rate, theirs=theirs.rate, differences=differences)
         self._disagreed = None if theirs == mine else theirs  # Each is reported once.
-        self._amend_law(answer)
+        self._amend_rate(answer)
 
     def _call(self, method: Callable[..., Any], *words: Any) -> Any:
         return method(*words) if self._limit is None else self._limit.run(partial(method, *words))
 
-    def _amend_law(self, lease: Lease) -> None:
+    def _amend_rate(self, lease: Lease) -> None:
         pace: GroupPace | None = self.member.pace
         if pace is None:
             return
         with Queue.lock:
-            law = pace.steer(lease, len(self.member.turns), self._now())
-        if law is None:
+            new = pace.steer(lease, len(self.member.turns), self._now())
+        if new is None:
             return
         done = False
         try:
-            done = self._call(self.store.amend, lease.epoch, law)
+            done = self._call(self.store.amend, lease.epoch, new)
         except Exception as error:  # Any error, as for a lease; the next lease notices an outage.
             raise_interrupt(error)
             logger.debug("cannot write the adaptive state", exc_info=True)
         finally:
             with Queue.lock:
-                pace.steered(law, done=done)
+                pace.steered(new, done=done)
 
     # Events
 

@@ -96,8 +96,8 @@ def test_one_factor_alone_implies_the_default_of_the_other(
     rates = []
     for policy in (limiter(**factors), limiter(**factors, **other)):
         policy.ask(turn := Turn(), 1.0)
-        policy._pace.learn(turn, answered(429, 1.0, retry_after="0"))
-        policy._pace.mode.release(1.0, 31.0, waiting=True)
+        policy._adaptive.learn(turn, answered(429, 1.0, retry_after="0"))
+        policy._adaptive.mode.release(1.0, 31.0, waiting=True)
         rates.append(policy.rate)
     assert rates[0] == rates[1] < QUOTA
 
@@ -195,7 +195,7 @@ async def test_an_answer_that_says_nothing_about_the_quota_ends_no_back_off(
     for _ in range(3):
         await bench.send()
     assert policy.rate == pytest.approx(0.7 * QUOTA, rel=0.01)
-    assert policy._pace.mode.paused_until == pytest.approx(bench.sent[2][0] + 10.0)
+    assert policy._adaptive.mode.paused_until == pytest.approx(bench.sent[2][0] + 10.0)
 
 
 @pytest.mark.parametrize("status", [200, 302, 400, 404, 422])

@@ -181,12 +181,12 @@ class GroupPace:
             state = state._replace(window=guide.state(now))
         return self._state(before, rate, state, lease.members)
 
-    def steered(self, law: GroupRate, *, done: bool) -> None:
+    def steered(self, proposed: GroupRate, *, done: bool) -> None:
         """Forget what the state holds now; what another member wrote in its place does not hold it."""
         if done:
             self._accepted -= self._counted
             self._guided.reported()
-            state = GroupState.of(law.memory)
+            state = GroupState.of(proposed.memory)
             if state is not None and self._refused < state.epoch:
                 self._refused = -1
         self._counted = 0
@@ -223,19 +223,19 @@ class GroupPace:
         """
         accepted: Any = state.accepted
         whole = min(rate, self._law.cut(rate, Past(accepted, state.seconds, state.held, bool(state.cold))))
-        others, member_cuts = state.others, state.member_cuts + 1
+        others, cuts = state.others, state.member_cuts + 1
         if state.tested > 0:
             others += _EVIDENCE if rate < _LOWER_RATE * state.tested else -_EVIDENCE
             others = min(1.0, max(0.0, others))
         # The refusal may not have reached the store yet, which will then begin another epoch.
         state = state._replace(epoch=max(lease.epoch, self._refused + 1), answered=0, others=others)
         goodput = state.accepted / max(1.0, state.seconds)
-        if state.cold or others < _EVIDENCE or member_cuts > _TEST_AFTER or goodput < _MIN_GOODPUT * rate:
+        if state.cold or others < _EVIDENCE or cuts > _TEST_AFTER or goodput < _MIN_GOODPUT * rate:
             return whole, state._replace(cold=0, quiet=0.0, member_cuts=0, tested=rate)
         # Its members pause as one: without that, in a long pause each would have been refused for itself.
-        part = min(1.0, max(1.0, _REFUSED_IN_PAUSE * lease.pause * rate) / lease.members)
-        quiet = state.quiet * (1 - part)
-        return rate - (rate - whole) * part, state._replace(quiet=quiet, member_cuts=member_cuts, tested=0.0)
+        fraction = min(1.0, max(1.0, _REFUSED_IN_PAUSE * lease.pause * rate) / lease.members)
+        quiet = state.quiet * (1 - fraction)
+        return rate - (rate - whole) * fraction, state._replace(quiet=quiet, member_cuts=cuts, tested=0.0)
 
     def _grown(
         self, rate: float, state: GroupState, lease: Lease, seconds: float

@@ -117,8 +117,8 @@ class TunedLaw(NamedTuple):
 
     def cut(self, rate: float, past: Past) -> float:
         goodput = past.successes / max(past.seconds, self.window / 60)
-        share = min(1.0, goodput / self.ceiling)
-        eased = rate * (_CUT_FACTOR + (_CUT_FACTOR_ALONE - _CUT_FACTOR) * share)
+        fraction = min(1.0, goodput / self.ceiling)
+        eased = rate * (_CUT_FACTOR + (_CUT_FACTOR_ALONE - _CUT_FACTOR) * fraction)
         if past.cold and self.ceiling == math.inf:
             return min(rate, goodput)
         if past.held < _MIN_HELD:

@@ -77,14 +77,14 @@ class WindowedRate:
             # Start at a higher rate, but just as carefully.
             self.rate = max(self.rate, self._quota.bounded(rate))
 
-    def update(self, share: float) -> None:
-        """Continue with the same share of another quota: `share` is the new quota divided by the old one."""
+    def update(self, factor: float) -> None:
+        """Continue with the same share of another quota: `factor` is the new quota divided by the old one."""
         over, self.start = self.start.over, ColdStart(self._quota)
         self.start.over = over
         self.guide.ceiling = self._quota.ceiling
         self._jitter = _SHORT_WINDOW_JITTER if law.is_soft(self._quota.window) else _JITTER
         self._adopt()
-        self.set(self._quota.bounded(self.rate * share))
+        self.set(self._quota.bounded(self.rate * factor))
 
     # Permits
 

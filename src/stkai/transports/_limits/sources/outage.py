@@ -42,7 +42,7 @@ class Outage:
         self._until = -math.inf
         # Numbers that the store does not know yet, and this member's part of its requests and units; all if it is None.
         self._updated: Limits | None = leased.updated
-        self._parts: tuple[float, float] | None = None
+        self._fractions: tuple[float, float] | None = None
 
     @property
     def sources(self) -> Sequence[Source]:
@@ -75,11 +75,11 @@ class Outage:
         if not self.is_on:
             self.since = now
             self.failures -= bool(self.sources)
-        row = self.failures - self.in_use
-        adapts_alone = leased.group.lease is None and row >= _FAILURES_TO_ADAPT
-        if not self._local or (adapts_alone and row == _FAILURES_TO_ADAPT):
-            self._parts = None
-            self._local = leased.alone() if adapts_alone else self._part(now)
+        streak = self.failures - self.in_use
+        adapts_alone = leased.group.lease is None and streak >= _FAILURES_TO_ADAPT
+        if not self._local or (adapts_alone and streak == _FAILURES_TO_ADAPT):
+            self._fractions = None
+            self._local = leased.alone() if adapts_alone else self._make_local(now)
             for source in self._local:
                 source.stands_for = leased
             self._apply()
@@ -110,8 +110,8 @@ class Outage:
         new = self._updated
         if new is None:
             return
-        if self._parts is not None:
-            requests, units = self._parts
+        if self._fractions is not None:
+            requests, units = self._fractions
             most = None if new.max_requests is None else requests * new.max_requests
             cost = None if new.max_cost is None else units * new.max_cost
             new = Limits(most, new.time_window, cost, burst=1.0)
@@ -157,31 +157,31 @@ class Outage:
     def soon(self, now: float, seconds: float) -> float:
         return min([source.soon(now, seconds) for source in self.sources], default=math.inf)
 
-    def _part(self, now: float) -> list[Source]:
+    def _make_local(self, now: float) -> list[Source]:
         """One member's part of the quota, without a burst; a small part while the store was never reached.
 
         It begins where the permits end that the group has leased, if these reach far: its window may be used up. The
         window of what this member has used allows it no more than its part, as if the others had used as much.
         """
         group, history, quota = self._leased.group, self._leased.history, self._leased.quota
-        part, start, credit, rate = _FIRST_FRACTION, now, 1.0, quota.rate
+        fraction, start, credit, rate = _FIRST_FRACTION, now, 1.0, quota.rate
         if group.lease is not None:
-            part, credit, quota, rate = 1 / group.members, 0.0, group.lease.quota, group.lease.rate
+            fraction, credit, quota, rate = 1 / group.members, 0.0, group.lease.quota, group.lease.rate
             if group.queue_until > now + 2 * AHEAD:
                 start = group.queue_until
-        self._parts = part * rate / quota.rate, part
-        permits = Rate(rate * part, start=(start, credit))
+        self._fractions = fraction * rate / quota.rate, fraction
+        permits = Rate(rate * fraction, start=(start, credit))
         permits.pause(group.paused_until)
         sources: list[Source] = [permits]
         if history is not None:
-            history.update(window_of(quota, part))
+            history.update(window_of(quota, fraction))
             sources.append(history)
         if quota.max_cost:
-            most = quota.max_cost * part
+            most = quota.max_cost * fraction
             sources.append(Units(most, quota.max_cost / quota.cost_rate, start=(now, most * credit)))
         return sources
 
 
-def window_of(quota: Quota, part: float = 1.0) -> Limits:
+def window_of(quota: Quota, fraction: float = 1.0) -> Limits:
     """The requests that a member with such a part of the quota may use in any window."""
-    return Limits(max(1, math.floor(quota.rate * quota.window * part + ROUNDING)), quota.window)
+    return Limits(max(1, math.floor(quota.rate * quota.window * fraction + ROUNDING)), quota.window)
