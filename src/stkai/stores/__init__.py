@@ -41,7 +41,7 @@ class ManagedStore(Store, Protocol):
 
 
 def problem_of(store: object) -> str | None:
-    """Why a value of `store=` does not describe a store; None if it does. Shows no password."""
+    """Why a value of `store=` is invalid; None if it is valid. Shows no password."""
     if store is None or store == "file" or (not isinstance(store, str | type) and isinstance(store, Store)):
         return None
     if not isinstance(store, str):
@@ -57,7 +57,7 @@ def problem_of(store: object) -> str | None:
 
 
 def store_from(store: "str | Store | Secret | None", timeout: float = 0.25) -> Store:
-    """The store for this value; `timeout`, in seconds, applies to Redis URLs."""
+    """The store that a value of `store=` describes; `timeout`, in seconds, applies to Redis URLs."""
     given = Secret(reveal(store))  # Tracebacks show variables, and a URL may contain a password.
     del store
     problem = problem_of(given.reveal())
@@ -73,7 +73,7 @@ def _store_at(url: Secret, timeout: float) -> ManagedStore:
         return FileStore()
     if url.reveal().startswith("file://"):
         path = unquote(url.reveal().removeprefix("file://"))
-        # file:///C:/directory names a drive.
+        # file:///C:/directory contains a drive letter.
         return FileStore(path[1:] if os.name == "nt" and path[2:3] == ":" else path)
     return RedisStore(url.reveal(), timeout=timeout)
 

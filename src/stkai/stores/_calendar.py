@@ -1,10 +1,10 @@
-"""The permits of a group as places on a calendar, and the promise that no window of time has too many of them.
+"""A group's permits as places on a calendar, and the limit on permits in any window of time.
 
-A place that passes unused becomes credit, up to the burst. It is the virtual-scheduling form of the leaky bucket (GCRA:
-ITU-T I.371, annex A).
+A place that passes unused becomes credit, up to the burst: the virtual scheduling form of the leaky bucket (GCRA, ITU-T
+I.371, annex A).
 
-A further permit may be used once enough of those in the window are a window old. Large windows count in slots.
-`step.lua` is the same code.
+While the window is full, the next permit may be used once enough of those in it are older than the window. Large
+windows count in slots. `step.lua` is the same code.
 """
 
 import math
@@ -15,51 +15,51 @@ from typing import Final
 from ._protocol import LATE, Quota
 
 Range = tuple[float, float, int]
-"""The first place, the seconds between places, and how many."""
+"""The first place, the seconds between places, and the number of places."""
 
 Entry = tuple[float, int]
-"""An instant, and how many permits."""
+"""An instant, and the number of permits at it."""
 
 NEVER: Final = -1e18
 
 ROUNDING: Final = 1e-6
-"""Permits; covers the rounding of clocks."""
+"""Permits; tolerance for the rounding of clocks."""
 
 _CLOCK_SET_BACK: Final = 0.1
-"""Seconds; if the clock is behind by more, it was set back, and the state continues as if no time had passed."""
+"""Seconds; a clock that is further behind was set back, and the state continues as if no time had passed."""
 
 USAGE_SPAN: Final = 10.0
-"""Seconds over which `usage` fades."""
+"""Seconds over which `usage` decays."""
 
-_SAME_INSTANT: Final = 1e-6  # Seconds; entries that are closer are one.
+_SAME_INSTANT: Final = 1e-6  # Seconds; entries closer than this are merged.
 
 _MAX_EXACT: Final = 64
-"""Up to so many permits per window, every instant is kept; above, as many slots, each rounded to its end."""
+"""Up to this many permits per window, each instant is kept; above, as many slots, each rounded up to its end."""
 
 _NO_QUOTA: Final = Quota(0.0)
 
 
 @dataclass(slots=True)
 class Calendar:
-    """Instants are in seconds on the calendar's own clock, which starts at 0 and is never set back."""
+    """The calendar of a share. Instants are in seconds on its own clock, which starts at 0 and is never set back."""
 
-    offset: float  # Its clock minus the store's.
-    at: float = 0.0  # The latest instant at which it was used.
-    quota: Quota = _NO_QUOTA  # In force.
-    rate: float = 0.0  # The pace in force.
+    offset: float  # The calendar's clock minus the store's.
+    at: float = 0.0  # When it was last used.
+    quota: Quota = _NO_QUOTA  # The quota in force.
+    rate: float = 0.0  # The rate in force.
     burst: float = 0.0
-    next: float = 0.0  # The first place never leased.
-    free: list[Range] = field(default_factory=list)  # Places that members gave back.
-    credit: float = 0.0  # Permits that may be used at once.
-    most: int = 0  # Permits that may be used in any window; 0 without such a promise.
-    window: list[Entry] = field(default_factory=list)  # Permits of the last window or leased ahead.
-    units: float = 0.0  # Left; negative while there is a debt.
+    next: float = 0.0  # The first place that was never leased.
+    free: list[Range] = field(default_factory=list)  # Places that members returned.
+    credit: float = 0.0  # Permits that may be used immediately.
+    most: int = 0  # Permits allowed in any window; 0 if there is no such limit.
+    window: list[Entry] = field(default_factory=list)  # Permits in the last window, or leased ahead.
+    units: float = 0.0  # Units of cost left; negative while there is a debt.
     paused: float = NEVER  # When the pause ends.
-    leased: int = 0  # Permits by what became of them.
+    leased: int = 0  # Totals of permits, by outcome.
     used: int = 0
     returned: int = 0
     expired: int = 0
-    usage: float = 0.0  # Permits used lately, fading.
+    usage: float = 0.0  # Permits used recently, decaying.
 
     @property
     def held(self) -> int:
@@ -67,7 +67,7 @@ class Calendar:
 
 
 def advance(s: Calendar, now: float) -> float:
-    """Move the state to the store's present: places that passed unused become credit. Returns the state's time."""
+    """Advance the state to the store's `now`: places that passed unused become credit. Returns the calendar's time."""
     at = now + s.offset
     if at < s.at:
         if at < s.at - _CLOCK_SET_BACK:
@@ -96,12 +96,12 @@ def advance(s: Calendar, now: float) -> float:
 
 
 def give(s: Calendar, places: int) -> None:
-    """Make permits that were given back after their time usable at once."""
+    """Turn permits that were returned after their time into credit."""
     s.credit += min(places, max(0.0, max(1.0, s.burst - 1) - s.credit))
 
 
 def release(s: Calendar, ranges: list[Range], now: float) -> None:
-    """Take unused permits back: future places are free again, past ones become credit."""
+    """Take unused permits back: future places become free, past ones become credit."""
     if not ranges:
         return
     for first, gap, places in ranges:
@@ -119,7 +119,7 @@ def allocate(s: Calendar, places: int, now: float) -> Range:
     gap = 1 / s.rate
     opens = opening(s)
     if opens > s.next:
-        # While the window is closed, places pass unused as well: what exceeds the burst is lost.
+        # Places also pass unused while the window is full: credit beyond the burst is lost.
         surplus = max(0.0, (opens - s.next) * s.rate + s.credit - max(0.0, s.burst - 1))
         s.next = min(opens, s.next + surplus * gap)
     has_credit = s.credit >= 1 - ROUNDING and s.paused <= now
@@ -158,7 +158,7 @@ def opening(s: Calendar) -> float:
 
 
 def note(s: Calendar, first: float, gap: float, places: int) -> None:
-    """Enter permits into the window."""
+    """Add permits to the window."""
     while s.most and places > 0:
         instant, together = _entry(s, first, gap, places)
         index = len(s.window)
@@ -172,7 +172,7 @@ def note(s: Calendar, first: float, gap: float, places: int) -> None:
 
 
 def forgive(s: Calendar, first: float, gap: float, places: int) -> None:
-    """Take permits out of the window, of each place the latest that is not after it."""
+    """Remove permits from the window: for each place, the latest one that is not after it."""
     while s.most and places > 0:
         instant, together = _entry(s, first, gap, places)
         first, places = first + together * gap, places - together
@@ -185,7 +185,7 @@ def forgive(s: Calendar, first: float, gap: float, places: int) -> None:
 
 
 def _entry(s: Calendar, first: float, gap: float, places: int) -> tuple[float, int]:
-    """The window's instant for the first of these permits, and how many of them fall into it. Slots round up."""
+    """The window's instant for the first of these permits, and how many of them share it. Slots round up."""
     if s.most <= _MAX_EXACT:
         return first, 1 if gap else places
     width = s.quota.window / _MAX_EXACT
@@ -194,12 +194,12 @@ def _entry(s: Calendar, first: float, gap: float, places: int) -> tuple[float, i
 
 
 def fit(s: Calendar, first: float, gap: float, places: int) -> int:
-    """How many of these permits the windows around them have room for."""
+    """How many of these permits fit into the windows around them."""
     if not s.most or _within(s) + places <= s.most:
         return places
     length = _length(s)
     if gap and s.window and s.window[-1][0] > first + _SAME_INSTANT:
-        places = 1  # Later places share windows with permits that lie behind them.
+        places = 1  # Later places share windows with permits that follow them.
     near = [entry for entry in s.window if entry[0] > first - length + _SAME_INSTANT]
     if s.most > _MAX_EXACT:
         return min(places, s.most - sum(together for _, together in near))
@@ -216,12 +216,12 @@ def fit(s: Calendar, first: float, gap: float, places: int) -> int:
 
 
 def _within(s: Calendar) -> int:
-    """Permits of the last window or leased ahead."""
+    """Permits in the last window, or leased ahead."""
     return sum(places for _, places in s.window)
 
 
 def _length(s: Calendar) -> float:
-    """The window, and a little more, since permits are not all used equally late."""
+    """The window's length, and a little more, since some permits are used later than others."""
     return s.quota.window + min(LATE, s.quota.window / 300)
 
 
@@ -230,7 +230,7 @@ def count(ranges: list[Range]) -> int:
 
 
 def end(ranges: list[Range]) -> float:
-    """The last place."""
+    """The last of these places; `NEVER` without any."""
     return max((first + gap * (places - 1) for first, gap, places in ranges), default=NEVER)
 
 
@@ -242,7 +242,7 @@ def past(first: float, gap: float, places: int, now: float) -> int:
 
 
 def cut(ranges: list[Range], places: int) -> tuple[list[Range], list[Range]]:
-    """Split sorted ranges after so many places."""
+    """Split sorted ranges after the given number of places."""
     head: list[Range] = []
     tail: list[Range] = []
     for first, gap, size in ranges:
@@ -256,7 +256,7 @@ def cut(ranges: list[Range], places: int) -> tuple[list[Range], list[Range]]:
 
 
 def merged(some: list[Range], others: list[Range]) -> list[Range]:
-    """All ranges, sorted; ranges that overlap become single places."""
+    """Both lists as one sorted list; if ranges overlap, all are split into single places."""
     if not some or not others:
         return some or others
     ranges = sorted(some + others)

@@ -1,4 +1,4 @@
-"""How stores are called: within a time limit; in daemon threads, for event loops and later; at the program's end."""
+"""Calls to stores: with a time limit; in daemon threads, for event loops or with a delay; at the end of the program."""
 
 import atexit
 import heapq
@@ -18,13 +18,13 @@ from .._log import logger
 from .._process import begin_in_each_process
 
 LAST_REPORT: Final = 0.25
-"""Seconds that the last report of a member may take, when its limiter is closed and at the end of the program."""
+"""Seconds that a member's last report may take when its limiter is closed, or at the end of the program."""
 
 MAX_CALLS: Final = 16
-"""Threads at once, for however many shares; and the connections to a server that are kept."""
+"""Threads at once, regardless of the number of shares; also, connections to a server that are kept open."""
 
 STUCK_AFTER: Final = 1.0
-"""Seconds in which no call begins, although one is due, after which one more thread is started: the others hang."""
+"""Seconds without a new call, although one is due, after which another thread is started: the others hang."""
 
 _IDLE_TIMEOUT: Final = 1.0  # Seconds after which a thread without a call ends.
 
@@ -32,9 +32,9 @@ Work = Callable[[], None]
 
 
 class TimeLimit:
-    """Calls in another thread, which end or are given up within so many seconds; for what has no limit of its own.
+    """A time limit for calls that have none of their own: they run in another thread, abandoned after `seconds`.
 
-    While a call is stuck, further calls fail at once, so that threads do not pile up. `who` names what is called.
+    While an abandoned call is running, further calls fail at once: threads do not accumulate. `who` names the callee.
     """
 
     def __init__(self, seconds: float, who: str) -> None:
@@ -42,11 +42,11 @@ class TimeLimit:
         begin_in_each_process(self, TimeLimit._begin)
 
     def _begin(self) -> None:
-        """Begin anew in a forked child: its parent has the threads."""
+        """Start over in a forked child, which does not have its parent's threads."""
         self._stuck: AbandonableWork | None = None
 
     def run(self, work: Callable[[], Any], seconds: float | None = None) -> Any:
-        """The result of `work`; a TimeoutError after `seconds`, by default those of the limit."""
+        """The result of `work`; raises TimeoutError after `seconds`, by default those of the limit."""
         if self._stuck is not None and not self._stuck.is_done:
             raise TimeoutError(f"{self._who} has not answered an earlier call yet")
         self._stuck = None
@@ -60,7 +60,7 @@ class TimeLimit:
 
 
 class BackgroundCalls:
-    """Calls in a few threads: those of event loops, and those that no request makes, when they are due."""
+    """Runs calls in a few threads: those for event loops, and scheduled ones that no request makes."""
 
     def __init__(self) -> None:
         self._monotonic = SystemClock.monotonic
@@ -74,7 +74,7 @@ class BackgroundCalls:
         self._moved_at = 0.0  # When a call last began, or a thread was started.
 
     def later(self, seconds: float, work: Work) -> bool:
-        """Call `work` after so many seconds. Returns whether there is a thread for it."""
+        """Call `work` after `seconds`. Returns whether there is a thread for it."""
         with self._changed:
             now = self._monotonic()
             heapq.heappush(self._jobs, (now + seconds, next(self._numbers), work))
@@ -86,7 +86,7 @@ class BackgroundCalls:
         if starts:
             try:
                 threading.Thread(target=self._run, name="stkai-store", daemon=True).start()
-            except BaseException as error:  # No more threads, or an interrupt; the next call tries again.
+            except BaseException as error:  # No thread could start, or an interrupt; the next call retries.
                 with self._changed:
                     self._threads -= 1
                 if not isinstance(error, RuntimeError):
@@ -111,7 +111,7 @@ class BackgroundCalls:
         return self._jobs[0][0] - self._monotonic() if self._jobs else math.inf
 
     def _next(self) -> Work | None:
-        """The next call when it is due; None if the thread is to end: one that is idle is enough."""
+        """Wait for the next call until it is due; None if the thread should end: one idle thread is enough."""
         with self._changed:
             while (left := self._left()) > 0:
                 if self._is_idle:
@@ -129,20 +129,20 @@ class BackgroundCalls:
 
 
 background = BackgroundCalls()
-"""Those of this process."""
+"""The background calls of this process."""
 
 _clients: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 
 def close_at_exit(client: Any) -> None:
-    """Call `client.close(seconds)` at the end of this process; all of them share the seconds of a last report."""
+    """Call `client.close(seconds)` when this process ends; together, all clients have `LAST_REPORT` seconds."""
     _clients[id(client)] = client
     _close_all_at_exit(os.getpid())
 
 
 @cache
 def _close_all_at_exit(_pid: int) -> None:
-    """Children of multiprocessing end without `atexit`."""
+    """Register `_close_all`; children of multiprocessing do not run `atexit` handlers."""
     atexit.register(_close_all)
     util = sys.modules.get("multiprocessing.util")
     if util is not None:

@@ -1,6 +1,6 @@
-"""A quota that the processes of one machine share through a file. No server is needed.
+"""A file-backed store: the processes of one machine share a quota without a server.
 
-State files are in a private directory, one per share, and a symbolic link is never followed.
+State files are in a private directory, one per share. Symbolic links are never followed.
 """
 
 import os
@@ -34,26 +34,26 @@ _FLAGS: Final = (
 _LOCK_TIMEOUT: Final = 0.25
 
 _MAX_NAP: Final = 0.002
-"""Seconds; a hundred processes that look more often take all of two cores, even from the one that holds the lock."""
+"""Longest sleep between lock attempts, in seconds; with less, a hundred waiters starve the holder on two cores."""
 
 _OTHER_MACHINE_WITHIN: Final = 60.0
-"""Seconds; a file that another boot wrote more recently is used by another machine."""
+"""Seconds; a file that another boot wrote more recently than this is in use by another machine."""
 
 _CLOCK_TOLERANCE: Final = 5.0
-"""Seconds that this clock may be behind the file's; a larger gap means that another clock wrote the file."""
+"""Seconds by which this clock may be behind the file's; a larger gap means that another clock wrote the file."""
 
 SLOT: Final = 1 << 21
-"""The offset of the second slot, and the size of both: for 12,000 members. What is not written takes no space."""
+"""The offset of the second slot, and the size of both: enough for 12,000 members. The file is sparse."""
 
 _MAGIC: Final = b"stkai\x00\x00\x05"
 
-_HEAD: Final = struct.Struct("<8sII")  # What a slot begins with: magic, length and checksum of its text.
+_HEAD: Final = struct.Struct("<8sII")  # Header of a slot: magic, length and checksum of its text.
 
 clock = SystemClock()
 
 
 class InUseError(TimeoutError):
-    """The lock was never free, but others wrote to the file: without that, its holder may be stopped."""
+    """Locking timed out although other processes kept writing; without writes, the holder may be suspended."""
 
 
 class FileStore(LocalStore):
@@ -76,11 +76,11 @@ class FileStore(LocalStore):
             user = getuser() if sys.platform == "win32" else str(os.getuid())
             path = Path(tempfile.gettempdir()) / f"stkai-{user}"
         self.path = full_path(path)
-        with suppress(OSError):  # Not available now; every lease tries again.
+        with suppress(OSError):  # The directory is not available yet; every lease tries again.
             _make_directory(self.path, private=self._private)
 
     def _change(self, share: str, work: Callable[[State, float], T]) -> T:
-        # Opened anew in each step: a lock belongs to what was opened, which a fork would share.
+        # Reopened for each step: flock belongs to the open file description, which a forked child shares.
         with _open_state(self._path_of(share), private=self._private) as file:
             lock(file.fileno())
             try:
@@ -99,7 +99,7 @@ class FileStore(LocalStore):
         return self._path_of(share).is_file() and super().reset(share)
 
     def has_older_members(self, share: str) -> bool:
-        """Whether members of version 2 use the share now; they keep their own state, and do not share with these."""
+        """Whether members of version 2 use the share now; they have a state of their own, apart from this one."""
         try:
             written = (self.path / file_name(check_share(share), ".share")).stat().st_mtime
         except OSError:
@@ -115,9 +115,9 @@ class FileStore(LocalStore):
 
 
 def _read(file: FileIO, now: float) -> tuple[int, State]:
-    """The number of the last write, and the state that it wrote, or a new one if that cannot be used.
+    """The number of the last write and its state, or a new state if that one cannot be used.
 
-    The two slots are written in turn: if one write is interrupted, the other is intact.
+    The two slots are written alternately: if a write is interrupted, the other slot is intact.
     """
     found = max(filter(None, (_slot(file, offset) for offset in (0, SLOT))), default=None)
     if found is None:
@@ -133,7 +133,7 @@ def _read(file: FileIO, now: float) -> tuple[int, State]:
 
 
 def _slot(file: FileIO, offset: int) -> tuple[int, str, float, str] | None:
-    """What a slot holds: the number of the write, the boot, the wall clock then, the packed state; None if damaged."""
+    """A slot's content: number of the write, boot id, wall clock at that time, packed state; None if damaged."""
     file.seek(offset)
     head = file.read(_HEAD.size)
     if len(head) < _HEAD.size or not head.startswith(_MAGIC):
@@ -159,9 +159,9 @@ def _write(file: FileIO, number: int, state: State) -> None:
 
 
 def _check_alone(written: float, now: float) -> None:
-    """Refuse a file that another machine has `written` to while this one was running."""
+    """Refuse a file that another machine wrote to (at `written`) while this one was running."""
     wall = clock.utcnow().timestamp()
-    # Earlier, it may have been this machine, before its restart.
+    # An earlier write may be this machine's, from before its restart.
     since = max(wall - now, wall - _OTHER_MACHINE_WITHIN)
     if since < written <= wall + _CLOCK_TOLERANCE:
         raise ConfigurationError(
@@ -172,7 +172,7 @@ def _check_alone(written: float, now: float) -> None:
 
 @cache
 def _boot_id() -> str:
-    """Identifies this boot of this machine; a constant if the system has no boot id."""
+    """Identifies the current boot of this machine; a constant if the system has no boot id."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:
@@ -214,7 +214,7 @@ def _open(path: Path, *, private: bool) -> FileIO:
 
 
 def _open_file(path: Path, flags: int) -> FileIO:
-    """Open a file and make the object that closes it, in one call of a C function: no interrupt can come in between."""
+    """Open a file and create the object that closes it in one call of a C function, which no interrupt can split."""
     return next(map(FileIO, map(os.open, (path,), (flags,), (0o600,)), ("rb+",)))
 
 
@@ -277,10 +277,10 @@ else:
 
 
 def lock(fd: int) -> None:
-    """Take the lock, waiting at most `_LOCK_TIMEOUT` seconds.
+    """Acquire the lock, waiting at most `_LOCK_TIMEOUT` seconds.
 
-    A blocking kernel lock has no timeout, and its holder may be stopped, so this polls: the lock is held for
-    microseconds only.
+    A blocking kernel lock has no timeout, and its holder may be suspended, so this polls. The lock is held for only a
+    few microseconds.
     """
     if try_lock(fd):
         return

@@ -1,8 +1,8 @@
 """The interface between a member of a shared quota and its store: one atomic step per lease.
 
 A store holds numbers, never waiting requests. All times in messages are in seconds from now, so that members whose
-clocks differ can still share a quota. A member reports totals and what it holds, never single permits: the store
-replaces what it assumed about the member, so that a message that is lost, repeated or overtaken does no harm.
+clocks differ can still share a quota. A member reports totals and what it holds, never single permits. The store
+replaces its assumptions about the member by them, so that lost, repeated or reordered messages do no harm.
 """
 
 import math
@@ -15,10 +15,10 @@ BOOKS: Final = ("leased", "used", "returned", "expired", "held")
 """The balance of permits: leased = used + returned + expired + held."""
 
 AHEAD: Final = 0.25
-"""Seconds of its share that a member leases in advance at most."""
+"""Seconds for which a member leases its share of the permits in advance, at most."""
 
 LATE: Final = 0.05
-"""Seconds for which a member keeps a permit for a request that wakes late."""
+"""Seconds for which a member reserves a permit for a request that wakes late."""
 
 UNLIMITED: Final = 1e6
 """The rate of a quota that counts only units of cost, in permits per second."""
@@ -29,8 +29,8 @@ class Quota(NamedTuple):
 
     Attributes:
         rate: permits per second; `UNLIMITED` if only units of cost count.
-        burst: permits that the group may take at once after a quiet time.
-        window: seconds in any of which at most `rate * window` permits may be used; 0.0 if there is no such promise.
+        burst: permits that the group may take at once after an idle period.
+        window: seconds; in any window of this length, at most `rate * window` permits are used; 0.0 without this limit.
         max_cost: units of cost that may be spent at once; 0.0 if costs do not count.
         cost_rate: units of cost per second.
         methods: the HTTP methods that need a permit, separated by commas; empty for all.
@@ -61,14 +61,14 @@ class Refusal(NamedTuple):
 
 
 class GroupRate(NamedTuple):
-    """The adaptive state of a group, as one of its members computed it.
+    """The rate and the adaptive state of a group, as computed by one of its members.
 
     Attributes:
-        share: the group.
+        share: the name of the quota.
         rate: requests per second that the whole group may send.
-        burst: permits that may be taken at once after a quiet time.
-        memory: the law's state, as text; empty if no law is in force.
-        version: the version of the state that this one replaces; a later one wins.
+        burst: permits that may be taken at once after an idle period.
+        memory: the state of the adaptive law, as text; empty if no law is in force.
+        version: the version of the state that this one replaces; the store rejects it if the version has changed.
         age: seconds since the state was written.
     """
 
@@ -83,31 +83,31 @@ class GroupRate(NamedTuple):
 class Ask(NamedTuple):
     """A member's message to its store: a report, and how many permits it wants. Pass all arguments by keyword.
 
-    Totals count from when the member started; they may fall again when a permit that was taken is not used.
+    Totals count from the member's start; they may decrease when a permit that was taken is not used.
 
     Attributes:
         share: the name of the quota.
         rate, burst, window, max_cost, cost_rate, methods: the member's quota; see `Quota`.
         member: the member's unique name.
         started: when the member started, or last changed its quota, in seconds since 1970.
-        age: seconds since then. If quotas differ, the youngest member is right; `started` decides between members that
+        age: seconds since then. If quotas differ, the youngest member's applies; `started` decides between members that
             started within a second of each other.
-        seq: numbers the calls of this member, from 1; a message that is repeated, or that a later one overtook,
-            changes nothing. 0 if the member does not number them.
+        seq: the number of this call, from 1; a message that is repeated, or arrives after a later one, changes
+            nothing. 0 if the member does not number its calls.
         lease_id: the lease that the member holds; 0 if it holds none.
         used: total of the permits used.
-        lapsed: total of the permits that the member gave up because their time had passed.
-        held: how many permits of its lease the member keeps; it gives back the rest.
+        lapsed: total of the permits given up because their time had passed.
+        held: how many permits of its lease the member keeps; it returns the rest.
         want: how many more permits it wants; 0 only reports.
         waiting: requests waiting in this member.
         low: whether only requests of low priority wait.
         costs: the cost of each request that wants a permit, in sending order; empty if costs do not count.
         units_used: total of the units of cost used, corrections included.
         units: units of its lease that the member keeps.
-        own: requests sent without a lease while the store was out of reach, and not reported yet.
+        own: requests sent without a lease while the store was unreachable, and not reported yet.
         own_seconds: seconds in which those were sent.
-        queue: seconds of permits that were leased to all members, as of the last answer: restores a lost state.
-        refused: a 429 received since the last call.
+        queue: seconds of permits that were leased to all members, as of the last answer; restores a lost state.
+        refused: a 429 received since the last call; None without one.
         leaving: whether this is the member's last call.
     """
 
@@ -149,14 +149,14 @@ class Lease:
     """A store's answer: permits that the member may use, and the state of its group.
 
     Attributes:
-        id: the lease; the member names it in its next call.
+        id: identifies the lease; the member returns it in its next call.
         law: the rate and burst in force, and the adaptive state of the group.
-        quota: the quota in force, from the youngest member.
+        quota: the quota in force, that of the youngest member.
         ranges: the new permits, as (seconds from now until the first may be used, seconds between them, how many).
         units: units of cost that were paid for them.
         void: whether what the member held before is void.
         queue: seconds until a permit requested now could be used; negative if part of the burst is left.
-        again: if nothing was leased, seconds after which to ask again.
+        again: seconds after which to ask again, if nothing was leased.
         pause: seconds during which no member may send.
         epoch: counts refusals; permits of an older epoch are void.
         active: members that wait or hold permits, including this one.
@@ -188,7 +188,7 @@ class Lease:
 
     @property
     def burst(self) -> float:
-        """Permits that the group may take at once after a quiet time, at that rate."""
+        """Permits that the group may take at once after an idle period, at that rate."""
         return self.law.burst
 
 
@@ -200,14 +200,14 @@ class Snapshot(NamedTuple):
         active: how many of them wait or hold permits.
         quota: the quota in force.
         rate: the group's current rate, in permits per second.
-        used: permits used lately, per second.
+        used: permits used recently, per second.
         waiting: requests waiting, in all members.
         queue: seconds until a new request could be sent.
         units: units of cost that are left; negative while there is a debt.
         pause: seconds during which no member may send.
         refused: seconds since a member last reported a 429; None if none did.
         epoch: counts refusals.
-        books: permits by what became of them; see `BOOKS`.
+        books: totals of permits, by outcome; see `BOOKS`.
     """
 
     members: int
@@ -226,14 +226,13 @@ class Snapshot(NamedTuple):
 
 @runtime_checkable
 class Store(Protocol):
-    """Holds the state of shared quotas. It must be thread-safe.
+    """Holds the state of shared quotas. Implementations must be thread-safe.
 
-    A store that cannot be reached raises any exception, or takes longer than 0.8 s; the limiter then continues with its
-    local share.
+    If a call raises an exception or takes longer than 0.8 s, the limiter continues with its local part of the quota.
     """
 
     def lease(self, ask: Ask) -> Lease:
-        """Take a member's report and lease it permits, in one atomic step, by the store's own clock."""
+        """Record a member's report and lease it permits, in one atomic step, by the store's own clock."""
         ...
 
     def amend(self, epoch: int, law: GroupRate) -> bool:
@@ -267,10 +266,10 @@ _MAX_SURPLUS: Final = 1000  # Permits beyond those requested; with more, a user'
 
 
 def checked(lease: Any, want: int) -> Lease:
-    """The store's answer to a call for so many permits, if a limiter can use it; a ValueError says that it cannot."""
+    """The store's answer to a request for `want` permits, if a limiter can use it; otherwise raises ValueError."""
     try:
         law, quota, ranges = lease.law, lease.quota, lease.ranges
-        # If one of them is infinite or not a number, so is the sum.
+        # If one of them is infinite or NaN, so is the sum.
         total = lease.id + lease.units + lease.queue + lease.again + lease.pause + lease.epoch + lease.active
         total += lease.members
         total += law.rate + law.burst + law.version + law.age + sum(quota[:5])

@@ -1,6 +1,6 @@
-"""A quota shared by several machines through Redis or Valkey: one script, which the server runs on its own clock.
+"""A Redis store: several machines share a quota through one script, which the server runs on its own clock.
 
-Every command has a time limit that covers everything.
+The time limit of a command covers everything: looking up the host, connecting, and the answer.
 """
 
 import json
@@ -36,7 +36,7 @@ class RedisStore:
             `redis.Redis`, a `redis.RedisCluster`, or the result of `Sentinel.master_for`. Stores with the same URL use
             the same connections.
         timeout: seconds for a whole call: looking up the host, connecting and the answer. A client's own timeouts and
-            retries may shorten it, but do not prolong it.
+            retries may end it earlier, but cannot extend it.
 
     Raises:
         ConfigurationError: redis-py is not installed, the URL is invalid, or the client is async.
@@ -49,11 +49,11 @@ class RedisStore:
         self._server: Server = make(url_or_client, self.timeout)
 
     def lease(self, ask: Ask) -> Lease:
-        """Take a member's report and lease it permits.
+        """Record a member's report and lease it permits.
 
         Raises:
-            redis.RedisError: the server cannot be reached, or refuses.
-            TimeoutError: it did not answer in time.
+            redis.RedisError: the server cannot be reached, or returned an error.
+            TimeoutError: the server did not answer in time.
         """
         line, memory, methods = self._run(ask.share, "lease", json.dumps(ask._asdict()))
         (
@@ -84,7 +84,7 @@ class RedisStore:
         return bool(self._run(share, "reset"))
 
     def has_older_members(self, share: str) -> bool:
-        """Whether members of version 2 use the share now; they keep their own state, and do not share with these."""
+        """Whether members of version 2 use the share now; they have a state of their own, apart from this one."""
         members = _keys(share)[1].removesuffix(b"v5:members") + b"members"
         now, _ = self._server.run("TIME")
         return bool(self._server.run("ZCOUNT", members, int(now) - MEMBER_LIFETIME, "+inf"))
@@ -107,7 +107,7 @@ class RedisStore:
             return f"unix://{about['path']}"
         if "host" in about:
             return f"{about['host']}:{about.get('port', 6379)}"
-        return type(client).__name__  # A cluster, or a master that a Sentinel knows.
+        return type(client).__name__  # A cluster, or a Sentinel's master.
 
     def _run(self, share: str, verb: str, *arguments: str) -> Any:
         source, digest = _script()
@@ -120,14 +120,14 @@ class RedisStore:
 
 @cache
 def _script() -> tuple[str, str]:
-    """The script, and its digest, by which a server finds it."""
+    """The script, and the digest under which a server caches it."""
     source = files(__package__).joinpath("step.lua").read_text("utf-8")
     return source, sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
 @cache
 def _keys(share: str) -> tuple[bytes, ...]:
-    """The share's keys, in one hash slot; a brace in the name would end the hashed part."""
+    """The share's keys, in one hash slot; a brace in the name would end the hash tag."""
     name, kind = check_share(share), ""
     if "{" in name or "}" in name:
         name, kind = quote(name, safe=""), "encoded:"
@@ -139,7 +139,7 @@ def _text(value: str | bytes) -> str:
 
 
 class Server:
-    """A Redis server, through a client of the user's, which may have retries and timeouts of its own."""
+    """A Redis server, reached through the user's client, which may have its own retries and timeouts."""
 
     def __init__(self, client: Any, timeout: float) -> None:
         self.errors = _import_redis().exceptions
@@ -153,7 +153,7 @@ class Server:
         begin_in_each_process(self, Server._begin)
 
     def _begin(self) -> None:
-        """Begin anew in a forked child: its parent uses the connections."""
+        """Start over in a forked child: its parent uses the connections."""
         self._idle = deque[Any]()
 
     def run(self, command: str, *words: Any) -> Any:
@@ -165,10 +165,10 @@ class Server:
 
 
 class Connections(Server):
-    """The connections of this process to a server. All stores with the same URL use the same ones.
+    """This process's connections to a server, shared by all stores with the same URL.
 
-    A command on an open connection runs in the caller's thread, under the timeout of the socket. Looking up the host,
-    connecting and signing in have no common timeout, so they run in another thread. The client only makes connections.
+    A command on an open connection runs in the caller's thread, under the socket's timeout. Looking up the host,
+    connecting and authenticating have no common timeout, so they run in another thread. The client only connects.
     """
 
     def run(self, command: str, *words: Any) -> Any:
@@ -187,9 +187,9 @@ class Connections(Server):
 
     def _connected(self) -> Any:
         pool = self.client.connection_pool
-        # Not by `make_connection`: the pool counts what it makes, and stops at a number; it takes none of ours back.
+        # Not `make_connection`: the pool has a maximum number of connections, and these are never returned to it.
         connection = pool.connection_class(**pool.connection_kwargs)
-        # Do not send the server the library's name and version: that takes two more round trips.
+        # Sending the library's name and version would take two more round trips.
         connection.driver_info = connection.lib_name = connection.lib_version = None
         connection.connect()
         return connection
@@ -197,8 +197,8 @@ class Connections(Server):
     def _ask(self, connection: Any, words: tuple[Any, ...]) -> Any:
         """Send a command and read the answer; keep the connection unless either fails.
 
-        After a failure, close all connections, since they lead to the same server, which may be a master that was
-        demoted, while its name already leads to the new one.
+        After a failure, close all connections: they lead to the same server, which may be a demoted master whose name
+        already resolves to the new one.
         """
         try:
             connection.send_command(*words)
@@ -228,7 +228,7 @@ class Connections(Server):
 
 
 def _is_clean(connection: Any) -> bool:
-    """Whether nothing can be read, which would be taken for the answer; otherwise it is disconnected."""
+    """Whether nothing can be read that would be taken for the answer; if something can, disconnect."""
     is_clean = False
     try:
         is_clean = not connection.can_read()
@@ -242,16 +242,16 @@ _shared: "WeakValueDictionary[tuple[str, float], Connections]" = WeakValueDictio
 
 
 def connections(url: Secret, timeout: float) -> Connections:
-    """The connections of this process to the server at a URL."""
+    """This process's connections to the server at `url`."""
     redis, client = _import_redis(), None
     if (found := _shared.get((url.reveal(), timeout))) is not None:
         return found
     once = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
-    # The second version of the protocol needs no HELLO, which takes a round trip and which Redis 5 does not know.
+    # RESP2 needs no HELLO, which takes a round trip and which Redis 5 does not support.
     options = {"protocol": 2, "socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": once}
     with suppress(ValueError):
         client = redis.Redis.from_url(url.reveal(), **options)
-    if client is None:  # Outside of the handler: redis-py's error may quote a password.
+    if client is None:  # Outside the handler: redis-py's error may contain a password.
         raise ConfigurationError(
             "the store's URL is invalid; it must look like redis://user:password@host:6379/0"
         )

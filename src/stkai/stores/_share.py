@@ -1,7 +1,7 @@
-"""What a store keeps of one share: its calendar, what it assumes about each member, and how their reports correct that.
+"""The state of one share: its calendar, what is assumed about each member, and how their reports correct that.
 
-A member reports totals. Those of its permits that it neither used nor keeps are returned; a member that falls silent
-loses its permits, and is forgotten later. `step.lua` is the same code.
+A member reports totals. Permits that it neither used nor keeps are returned. A member that stays silent loses its
+permits, and is forgotten later. `step.lua` is the same code.
 """
 
 import json
@@ -22,34 +22,34 @@ _LEASE_GRACE: Final = 2.0  # Seconds for which a silent member keeps its lease a
 WAITING_LIFETIME: Final = 1.5
 """Seconds of silence after which a member no longer counts as waiting."""
 
-_SWEEP_INTERVAL: Final = 0.1  # Seconds between looks at silent members.
-_SWEEP_SIZE: Final = 20  # Members looked at in one step.
+_SWEEP_INTERVAL: Final = 0.1  # Seconds between searches for silent members.
+_SWEEP_SIZE: Final = 20  # Members handled in one step.
 
 
 @dataclass(slots=True)
 class MemberState:
     """What the store assumes about a member."""
 
-    due: float = 0.0  # When the store looks at it next, if it stays silent.
+    due: float = 0.0  # When the store handles it next, if it stays silent.
     id: int = 0  # Its current lease; -1 if void, as is the one before.
     before: int = 0
-    epoch: int = 0  # Of that lease.
-    used: int = 0  # Its totals.
+    epoch: int = 0  # The epoch of the current lease.
+    used: int = 0  # The totals that it reported.
     lapsed: int = 0
     units_used: float = 0.0
-    units: float = 0.0  # That it holds, without those of the last answer.
+    units: float = 0.0  # Units that it holds, without those of the last answer.
     units_fresh: float = 0.0
-    waiting: int = 0  # Requests.
-    own: int = 0  # What its last message said that it had sent without a lease.
-    seq: int = 0  # Its last call.
-    seen: float = 0.0  # When that came.
-    counted: bool = False  # As active.
+    waiting: int = 0  # Requests waiting in it.
+    own: int = 0  # Requests sent without a lease, according to its last message.
+    seq: int = 0  # The number of its last call.
+    seen: float = 0.0  # When it last called.
+    counted: bool = False  # Whether it counts as active.
     normal: bool = False  # Whether requests of normal priority wait.
     old: list[Range] = field(default_factory=list)  # The places that it holds.
-    fresh: list[Range] = field(default_factory=list)  # Those of the last answer, which may not have arrived.
+    fresh: list[Range] = field(default_factory=list)  # Those of the last answer, which may be lost.
 
     def pack(self) -> str:
-        """The member as a list in JSON, which begins with `due`."""
+        """The member as a JSON list that begins with `due`."""
         return json.dumps(_values_of_member(self))
 
     @classmethod
@@ -63,37 +63,37 @@ _values_of_member: Final = attrgetter(*(each.name for each in fields(MemberState
 
 
 def _tuples(rows: Iterable[Iterable[Any]]) -> list[Any]:
-    """Rows that were read from JSON, which has no tuples."""
+    """Convert rows read from JSON, which has no tuples."""
     return list(map(tuple, rows))
 
 
 @dataclass(slots=True)
 class State(Calendar):
     epoch: int = 0  # Counts refusals; restarts above all earlier values when a state is lost.
-    version: int = 0  # Of the pace.
+    version: int = 0  # The version of the group's rate.
     id: int = 0  # The last lease.
-    memory: str = ""  # The state of the adaptive law, and when it was written.
-    written: float = 0.0
+    memory: str = ""  # The state of the adaptive law.
+    written: float = 0.0  # When that was written.
     began: float = NEVER  # When the member that set the quota started, by this clock ...
     started: float = 0.0  # ... and by its own.
     owner_seen: float = NEVER  # When a member with this quota last called.
     refused: float = NEVER  # When the last 429 was reported.
-    low_next: float = NEVER  # The next place for a request of low priority beside others of normal priority.
+    low_next: float = NEVER  # When the next low-priority request may be sent while normal ones wait.
     active: int = 0  # Members that wait or hold permits.
-    normal: int = 0  # Those in which requests of normal priority wait.
-    sweep_at: float = 0.0  # When silent members are looked for.
-    is_new: bool = True  # Members may know more.
-    # By name. All but the one that a step needs stay packed, so that it costs about the same for any number of them.
+    normal: int = 0  # Members in which requests of normal priority wait.
+    sweep_at: float = 0.0  # When to search for silent members.
+    is_new: bool = True  # Whether members may know more than this state.
+    # By name. A step unpacks only the members that it needs, so its cost hardly depends on their number.
     members: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def new(cls, now: float, epoch: int = 0) -> "State":
-        """A state that begins now, with at least this epoch."""
+        """A new state as of `now`, with at least this epoch."""
         epoch = max(epoch, math.floor(now * 1e6))
         return cls(-now, epoch=epoch, version=epoch, id=epoch)
 
     def pack(self) -> str:
-        """The state as a list in JSON."""
+        """The state as a JSON list."""
         return json.dumps(_values_of_state(self))
 
     @classmethod
@@ -108,7 +108,7 @@ _values_of_state: Final = attrgetter(*(each.name for each in fields(State)))
 
 
 def reconcile(s: State, m: MemberState, ask: Ask, now: float) -> bool:
-    """Replace what was assumed about the member by what it reports. Returns whether what it holds is void."""
+    """Replace the assumptions about the member by its report. Returns whether what it holds is void."""
     void_old(s, m)
     used, lapsed, spent = ask.used - m.used, ask.lapsed - m.lapsed, ask.units_used - m.units_used
     m.used, m.lapsed, m.units_used = ask.used, ask.lapsed, ask.units_used
@@ -128,7 +128,7 @@ def reconcile(s: State, m: MemberState, ask: Ask, now: float) -> bool:
     if unused > 0:
         s.returned += unused
         give(s, min(unused, max(0, lapsed)) if front else max(0, -used))
-        # Which of them were not used is unknown. To be safe, the earlier ones leave the window.
+        # Which of them were unused is unknown. To be safe, the earlier ones leave the window.
         for first, gap, places in [*cut(front, unused)[0], (s.at, 0.0, unused - ended)]:
             forgive(s, first, gap, places)
     kept, tail = cut(rest, held)
@@ -141,7 +141,7 @@ def reconcile(s: State, m: MemberState, ask: Ask, now: float) -> bool:
 
 
 def wait(s: State, m: MemberState, ask: Ask, now: float) -> None:
-    """Note that the member is alive and whether requests wait in it."""
+    """Record that the member is alive, and whether requests wait in it."""
     m.seen, m.waiting = now, ask.waiting
     uncount(s, m)
     m.counted = bool(ask.want > 0 or ask.waiting or m.old)
@@ -151,14 +151,14 @@ def wait(s: State, m: MemberState, ask: Ask, now: float) -> None:
 
 
 def uncount(s: State, m: MemberState) -> None:
-    """Note that the member neither waits for permits nor holds any."""
+    """Record that the member neither waits for permits nor holds any."""
     s.active -= m.counted
     s.normal -= m.normal
     m.counted = m.normal = False
 
 
 def void(s: State, now: float) -> None:
-    """Void all leases: a new epoch begins. What members hold expires; what they did not use yet is in no window."""
+    """Void all leases and begin a new epoch: what members hold expires, and unused permits leave the window."""
     s.expired += s.held
     s.epoch += 1
     s.next = max(now, s.paused)
@@ -167,7 +167,7 @@ def void(s: State, now: float) -> None:
 
 
 def void_old(s: State, m: MemberState) -> bool:
-    """Void the member's lease if it is of an older epoch."""
+    """Void the member's lease if it is from an older epoch."""
     if m.epoch == s.epoch:
         return False
     m.old, m.fresh, m.id, m.before, m.epoch = [], [], -1, -1, s.epoch
@@ -175,7 +175,7 @@ def void_old(s: State, m: MemberState) -> bool:
 
 
 def sweep(s: State, now: float) -> None:
-    """Take permits away from members that fell silent, then forget those."""
+    """Take permits away from silent members; later, forget these members."""
     if now < s.sweep_at:
         return
     dues = [(float(packed[1 : packed.index(",")]), name) for name, packed in s.members.items()]
@@ -195,7 +195,7 @@ def sweep(s: State, now: float) -> None:
 
 
 def due(m: MemberState) -> float:
-    """When the member loses its permits, or is forgotten, if it stays silent."""
+    """When the member loses its permits, stops counting as waiting, or is forgotten, if it stays silent."""
     if m.old or m.fresh:
         return min(m.seen + MEMBER_LIFETIME, max(end(m.old), end(m.fresh)) + _LEASE_GRACE)
     return m.seen + (WAITING_LIFETIME if m.counted else MEMBER_LIFETIME)

@@ -1,9 +1,9 @@
-"""One step of a shared quota, as a pure function: a member's report and the present in, a lease out.
+"""One step of a shared quota, as a pure function: a member's report and the current time in, a lease out.
 
-The state is a calendar of permits, a bucket of units of cost, and what is assumed about each member. A message has
-totals, which replace what was assumed: leased = used + returned + expired + held after every step, whatever was
-lost, repeated or overtaken. A step looks at the member that asks, and now and then at those that are silent. `step.lua`
-is the same code for Redis; a test checks that both agree. Stores in this process call these functions themselves.
+The state is a calendar of permits, a bucket of units of cost, and assumptions about each member. A message contains
+totals, which replace the assumptions: leased = used + returned + expired + held after every step, even if messages are
+lost, repeated or reordered. A step handles the calling member, and from time to time the silent ones. `step.lua` is the
+same code for Redis; a test checks that both agree. Stores in this process call these functions directly.
 """
 
 import copy
@@ -27,9 +27,9 @@ _MAX_QUEUE: Final = 60.0  # Seconds; the longest queue that a member's report ca
 
 
 def step(s: State, ask: Ask, now: float) -> Lease:
-    """Take a member's report, and lease it the permits that it wants, as far as its share allows."""
+    """Record a member's report, and lease it the permits that it wants, up to its share."""
     if s.rate and ask.lease_id > s.id:
-        # An older state was restored, for example from a snapshot: it knows less than the members.
+        # An older state was restored, for example from a snapshot: the members know more.
         forget(s, now, ask.lease_id)
         s.is_new = True
     now = advance(s, now)
@@ -40,11 +40,11 @@ def step(s: State, ask: Ask, now: float) -> Lease:
     else:
         m = MemberState.unpack(packed)
     if 0 < ask.seq <= m.seq:
-        # A later message overtook it, or it came before.
+        # The message is a repetition, or arrived after a later one.
         return replace(_answer(s, ask.share, m, now, is_void=True), ranges=(), units=0.0)
-    # What it has said without receiving the answer, it says again.
+    # If the last answer did not arrive, the member reports these requests again.
     own = ask.own if ask.lease_id == m.id else max(0, ask.own - m.own)
-    if own:  # It has sent these without a lease, while it could not reach the store.
+    if own:  # Requests that it sent without a lease while the store was unreachable.
         s.leased += own
         s.used += own
         s.credit = max(0.0, s.credit - own)
@@ -73,7 +73,7 @@ def step(s: State, ask: Ask, now: float) -> Lease:
 
 
 def amend(s: State, epoch: int, law: GroupRate, now: float) -> bool:
-    """Put a new pace in force, unless epoch or version have moved. The number of places leased ahead stays the same."""
+    """Apply a new rate unless the epoch or version has changed. The number of places leased ahead stays the same."""
     if (epoch, law.version) != (s.epoch, s.version):
         return False
     now = advance(s, now)
@@ -103,7 +103,7 @@ def look(s: State, now: float) -> Snapshot | None:
 
 
 def forget(s: State, now: float, known: int = 0) -> bool:
-    """Reset the share, in an epoch above the last known one: the members start over, whatever they know.
+    """Reset the share, in an epoch above the last known one, so that all members start over.
 
     Returns whether the share was ever used.
     """
@@ -117,7 +117,7 @@ def forget(s: State, now: float, known: int = 0) -> bool:
 
 
 def _agree(s: State, ask: Ask, now: float) -> None:
-    """Adopt the quota of the youngest member, as long as a member with this quota is alive."""
+    """Adopt the member's quota if it is the youngest, or if no member with the quota in force is alive."""
     began, same = now - ask.age, ask.quota == s.quota
     younger = began - s.began
     if (
@@ -142,7 +142,7 @@ def _agree(s: State, ask: Ask, now: float) -> None:
 
 
 def _set_rate(s: State, rate: float, burst: float, now: float) -> None:
-    """Put a new rate in force, and scale the time until the next free place to it."""
+    """Apply a new rate, and scale the time until the next free place to it."""
     start = max(now, s.paused)
     if s.next > start and s.rate:
         s.next = start + (s.next - start) * s.rate / rate
@@ -151,7 +151,7 @@ def _set_rate(s: State, rate: float, burst: float, now: float) -> None:
 
 
 def _refuse(s: State, epoch: int, until: float, now: float) -> None:
-    """Pause all members. A refusal of this epoch voids all leases; an older one can only lengthen the pause."""
+    """Pause all members. A refusal of the current epoch voids all leases; an older one can only extend the pause."""
     if epoch != s.epoch and until <= s.paused:
         return
     s.refused, s.paused = now, max(s.paused, until)
@@ -162,14 +162,14 @@ def _refuse(s: State, epoch: int, until: float, now: float) -> None:
 
 
 def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
-    """Lease permits, and pay for their units of cost. Returns seconds after which to ask again, if there are none."""
-    # Its share of what is left of the burst is used at once, so it is not held in advance.
+    """Lease permits, and charge their units of cost. Returns seconds after which to ask again if there are none."""
+    # A member uses its portion of the remaining burst immediately, so it does not hold it in advance.
     portion = max(1, math.floor(max(s.rate * AHEAD, s.credit) / max(1, s.active) + ROUNDING))
-    # Permits whose time came while the message was on its way do not count as held.
+    # Permits that became due while the message was in transit do not count as held.
     held = count(m.old) - sum(past(*each, now) for each in m.old)
     want = min(ask.want, portion + 1 - held)
     if max(s.next, opening(s)) - now > 1.5 * AHEAD:
-        want = min(want, 1)  # The calendar stays short, also while the group grows.
+        want = min(want, 1)  # Keep the calendar short, even while the group grows.
     if ask.low and s.normal > m.normal:
         if s.low_next > now:
             return s.low_next - now
@@ -196,7 +196,7 @@ def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
 
 
 def _affordable(s: State, places: int, costs: tuple[float, ...]) -> tuple[int, float]:
-    """How many requests there are units for now; if not even for one, one, and the seconds until there are."""
+    """How many requests there are units for now; if for none, 1 and the seconds until there are units for it."""
     full, slack, left = s.quota.max_cost, ROUNDING * s.quota.max_cost, s.units
     for number, cost in enumerate(costs):
         need = min(cost, full)
@@ -226,10 +226,10 @@ def _answer(s: State, share: str, m: MemberState, now: float, *, is_void: bool, 
 
 
 class LocalStore:
-    """A store that runs the step itself; a subclass keeps the states."""
+    """A store that runs the step in this process; subclasses keep the states."""
 
     def _change(self, share: str, work: Callable[[State, float], T]) -> T:
-        """Call `work(state, now)` on a share's state, which no other process or thread uses meanwhile, and keep it."""
+        """Call `work(state, now)` on a share's state, with exclusive access, and save the state."""
         raise NotImplementedError
 
     def lease(self, ask: Ask) -> Lease:
@@ -247,11 +247,11 @@ class LocalStore:
         return self._change(share, forget)
 
     def close(self) -> None:
-        """Do nothing: nothing stays open between two calls."""
+        """Do nothing: nothing stays open between calls."""
 
 
 class MemoryStore(LocalStore):
-    """Keeps shares in memory, on a clock that you pass: sharing in virtual time, without a file.
+    """Keeps shares in memory, on a clock that you pass: for sharing in virtual time, without a file.
 
     Args:
         clock: its `monotonic` is the store's time.

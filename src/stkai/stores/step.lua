@@ -1,8 +1,8 @@
--- One step of a shared quota. It is the code of `_step.py`, `_share.py` and `_calendar.py`, function by function, and
--- explained there; a test checks that both give the same answers.
+-- One step of a shared quota: the code of `_step.py`, `_share.py` and `_calendar.py`, function by function, which is
+-- explained there. A test checks that both give the same answers.
 --
--- KEYS: the state, a hash of its members, and a sorted set of when each must be looked at if it stays silent.
--- ARGV: a verb ("lease", "amend", "look" or "reset"), the time in seconds (empty for the server's own), and the verb's own.
+-- KEYS: the state, a hash of its members, and a sorted set of when each must be handled if it stays silent.
+-- ARGV: a verb ("lease", "amend", "look" or "reset"), the time in seconds (empty for the server's own), and its arguments.
 local STATE, MEMBERS, DUES = KEYS[1], KEYS[2], KEYS[3]
 local EXPIRES = 90000  -- Seconds after the last use: a group that starts warm within a day needs the rate.
 local AHEAD, MEMBER_LIFETIME, LEASE_GRACE, WAITING_LIFETIME, SWEEP_INTERVAL, SWEEP_SIZE = 0.25, 10, 2, 1.5, 0.1, 20
@@ -345,7 +345,7 @@ end
 
 local function sweep(s, now)
   if now < s.sweep_at then return end
-  if redis.call("EXISTS", MEMBERS) == 0 then s.active, s.normal = 0, 0 end  -- The server may have dropped them.
+  if redis.call("EXISTS", MEMBERS) == 0 then s.active, s.normal = 0, 0 end  -- The server may have evicted them.
   local names = redis.call("ZRANGEBYSCORE", DUES, "-inf", precise(now), "LIMIT", 0, SWEEP_SIZE)
   s.sweep_at = #names == SWEEP_SIZE and now or now + SWEEP_INTERVAL
   for _, name in ipairs(names) do
@@ -502,7 +502,7 @@ local function step(s, ask, now)
   return lease
 end
 
--- For display. A copy of the state moves on; nothing is written, so that a replica can answer.
+-- For display. Advances a copy of the state and writes nothing, so that a replica can answer.
 local function look(s, now)
   local alive, active, waiting = 0, 0, 0
   now = advance(s, now)
@@ -538,7 +538,7 @@ local s = unpacked(redis.call("GET", STATE))
 if ARGV[1] == "lease" then
   local ask = cjson.decode(ARGV[3])
   s = s or fresh_state(now, 0)
-  if ask.lease_id > s.id and s.rate > 0 then  -- An older state was restored: it knows less than the members.
+  if ask.lease_id > s.id and s.rate > 0 then  -- An older state was restored: the members know more.
     redis.call("DEL", MEMBERS, DUES)
     s = fresh_state(now, max(s.epoch, ask.lease_id) + 1)
   end
