@@ -30,12 +30,12 @@ WANTED: Final = (
 class AllOf(QueueLimiter):
     """Several limits at once; `rate_limit=[a, b]` is the same as `rate_limit=AllOf(a, b)`.
 
-    While a request waits it holds a permit of none. First come, first served over all. Permits of cancelled, refused or
-    never sent requests are returned to all parts. Each part counts its own `methods`.
+    A waiting request holds no permit of any of them. First come, first served across all. Permits of requests that are
+    cancelled, refused locally or never sent are returned to all parts. Each part counts its own `methods`.
 
     Args:
-        limiters: of any kind, also `PerHost`, `PerKey`, your own, and lists. The same object twice counts once. Your
-            own limiters are asked last, about one request at a time.
+        limiters: of any kind, including `PerHost`, `PerKey`, your own, and lists. The same object twice counts once.
+            Your own limiters are asked last, about one request at a time.
 
     Raises:
         ConfigurationError: there are none, or one of them is not a limiter.
@@ -111,7 +111,7 @@ class AllOf(QueueLimiter):
             inner = source.inner(turn)
             changes.append(source.limiter.learn(inner, answer))
             turn.paced, turn.excused = turn.paced or inner.paced, turn.excused or inner.excused
-            turn.errand = inner.errand or turn.errand  # Ours, which saves a rate, comes again.
+            turn.errand = inner.errand or turn.errand  # Ours saves a rate, and will be due again.
             turn.not_before = max(turn.not_before, inner.not_before)
         return next((change for change in changes if change is not None), None)
 
@@ -138,7 +138,7 @@ class AllOf(QueueLimiter):
 
 
 def checked_limiter(policy: Any, wanted: str = WANTED) -> Any:
-    """A limiter, or one per key; a list or a tuple is all of its limiters."""
+    """A limiter, or one per key; a list or a tuple becomes an `AllOf`."""
     if isinstance(policy, list | tuple):
         return AllOf(*policy)
     if isinstance(policy, QueueLimiter) and not hasattr(policy, "_plan"):
@@ -170,7 +170,7 @@ def _flattened(limiters: Sequence[Any]) -> Iterator[Any]:
 
 
 def _joined(request: httpx.Request | None, parts: Sequence[Any]) -> Plan | None:
-    """What a request needs of all these parts together."""
+    """What a request needs from all parts together; None if nothing."""
     asked = (
         part.plan_for(request) if is_ours(part) else plan_of_own(part, request, _custom_source(part))
         for part in parts
@@ -226,7 +226,7 @@ class CustomSource(Source):
         return TICK if asking is None else max(TICK, asking.due_at - now)
 
     def reserve(self, turn: Turn) -> None:
-        """Note that all other sources have a permit for the turn, so that the limiter is asked about it next."""
+        """Record that all other sources have a permit for the turn, so that the limiter is asked about it next."""
         self._asking = turn
 
     def take(self, turn: Turn, now: float) -> None:
@@ -236,7 +236,7 @@ class CustomSource(Source):
         self._asking = None
 
     def inner(self, turn: Turn) -> Turn:
-        """The turn that the limiter sees in place of ours."""
+        """The turn that the limiter gets in place of ours."""
         inner: Turn | None = turn.noted(self)
         if inner is None:
             inner = Turn(turn.request, 0, turn.chance, self.cost_of(turn), turn.priority)
@@ -244,7 +244,7 @@ class CustomSource(Source):
         return inner
 
     def ask(self, turn: Turn, now: float) -> float | Operation:
-        """The limiter's answer; `turn.nap` is then when to ask again."""
+        """Ask the limiter; sets `turn.nap`, the seconds after which to ask again."""
         inner = self.inner(turn)
         inner.nap, inner.call = math.inf, turn.call
         wait = self.limiter.ask(inner, now)
@@ -252,7 +252,7 @@ class CustomSource(Source):
         return wait
 
     def give_up(self, turn: Turn, now: float) -> None:
-        """Leave the limiter with the turn's place or permit, and let it be asked about another turn."""
+        """Leave the limiter's queue or return its permit, and let the limiter be asked about another turn."""
         inner: Turn | None = turn.noted(self)
         if inner is not None:
             self.limiter.leave(inner, now)
@@ -265,7 +265,7 @@ class CustomSource(Source):
 
 
 _custom: WeakValueDictionary[int, CustomSource] = WeakValueDictionary()
-"""By the id of their limiter: a limiter in several lists is still asked about one turn at a time."""
+"""By the id of the limiter, so that one in several lists is still asked about one turn at a time."""
 
 
 def _custom_source(limiter: Limiter) -> CustomSource:
@@ -276,10 +276,10 @@ def _custom_source(limiter: Limiter) -> CustomSource:
 def plan_of_own(
     limiter: Limiter, request: httpx.Request | None, source: CustomSource | None = None
 ) -> Plan | None:
-    """What a request needs of a custom limiter, alone or as a source; it sees every request and every answer."""
+    """What a request needs from a custom limiter, alone or as a source; it is given every request and every answer."""
     if source is None and isinstance(limiter, QueueLimiter):
         plan = limiter.plan_for(request)
-        # Its own `ask` says where its turns take their permits.
+        # Its own `ask` determines where its turns take their permits.
         return plan and replace(plan, sources=(), custom=(), ends=True, listens=_always, sees_all=True)
     if request is not None and limiter.methods is not None and request.method not in limiter.methods:
         return None

@@ -1,4 +1,4 @@
-"""Waits for a limiter's permit, sends, and lets the limiter learn from the answer."""
+"""The limiter layer: waits for a permit, sends the request, and passes the answer to the limiter."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +24,7 @@ from .permit import wait_for_permit
 from .queue_limiter import QueueLimiter, is_ours
 
 AnyLimiter = Any
-"""A limiter, one per host or key, or a list of limiters that all have to let a request go."""
+"""A limiter, one per host or key, or a list of limiters that all have to admit a request."""
 
 _EXPECTED: Final = (
     "a limiter layer needs a stkai.TokenBucket, AimdLimiter or PerHost, an InFlight, AllOf or PerKey, a stkai.Limiter"
@@ -65,7 +65,7 @@ class _LimitFlow(LayerBase):
             return (yield from self._onward(request, attempt))
         context = self.context
         chance = 0.5 if plan.listens is None else context.random()
-        # All arguments, and by position: CPython makes the object faster.
+        # All arguments, by position: CPython creates the object faster.
         turn = Turn(request, 0, chance, 1.0, "normal", plan.sources)
         if attempt.options is not NO_OPTIONS or attempt.place is not None or not plan.is_plain:
             self._prepare(turn, limiter, plan, request, attempt)
@@ -81,7 +81,7 @@ class _LimitFlow(LayerBase):
             raise
         attempt.place = (limiter, turn)
         try:
-            if self._sends and not attempt.is_observed:  # It is what `forward` would do, without a generator.
+            if self._sends and not attempt.is_observed:  # The same as `forward`, without a generator.
                 response: httpx.Response = yield Send(self._inner, request, attempt)
             else:
                 response = yield from self._onward(request, attempt)
@@ -89,25 +89,25 @@ class _LimitFlow(LayerBase):
             self._note_error(limiter, turn, plan, error, sent)
             raise
         notes = plan.notes
-        # While nothing can be learnt from a success, do without the answer, and without the limiter's lock.
+        # While a success teaches nothing, create no answer and do not take the limiter's lock.
         if response.status_code == TOO_MANY_REQUESTS or (notes is not None and notes(sent)):
             yield from self._take_note(limiter, turn, plan, attempt, response, sent)
         return response
 
     @staticmethod
     def _loop_has_ended() -> Callable[[], bool] | None:
-        """A function that tells whether the event loop of the call has ended; None for a thread."""
+        """A function that returns whether the call's event loop has ended; None for a thread."""
         return None
 
     def _chosen(self, request: httpx.Request) -> tuple[Any, Plan | None]:
-        """The limiter of a request, and what the request needs of it, where these depend on the request."""
+        """The limiter of a request, and the request's plan, if these depend on the request."""
         limiter: Any = self.policy if self._choose is None else self._choose(request)
         return limiter, limiter.plan_for(request) if is_ours(limiter) else plan_of_own(limiter, request)
 
     def _prepare(
         self, turn: Turn, limiter: Any, plan: Plan, request: httpx.Request, attempt: Attempt
     ) -> None:
-        """Set what few turns have: low priority, custom limiters, the place of an earlier attempt, costs."""
+        """Set what few turns need: low priority, custom limiters, the place of an earlier attempt, costs."""
         options, place = attempt.options, attempt.place
         if options.priority == "low":
             turn.priority = "low"
@@ -122,7 +122,7 @@ class _LimitFlow(LayerBase):
 
     def _note_error(self, limiter: Any, turn: Turn, plan: Plan, error: BaseException, sent: float) -> None:
         now = self.context.now()
-        if isinstance(error, SignatureExpired):  # A limiter further in has not let it go.
+        if isinstance(error, SignatureExpired):  # An inner limiter has not admitted it.
             limiter.leave(turn, now)
             return
         try:
@@ -134,7 +134,7 @@ class _LimitFlow(LayerBase):
     def _take_note(
         self, limiter: Any, turn: Turn, plan: Plan, attempt: Attempt, response: httpx.Response, sent: float
     ) -> Steps[None]:
-        """Let the limiter learn from the answer; when the body has ended, settle the cost and notify the limiter."""
+        """Pass the answer to the limiter; when the body has ended, settle the cost and notify the limiter."""
         context, is_refused = self.context, response.status_code == TOO_MANY_REQUESTS
         try:
             if is_refused or (plan.listens is not None and plan.listens(sent)):
@@ -171,20 +171,20 @@ class _LimitFlow(LayerBase):
 
 
 class LimiterTransport(_LimitFlow, LayerTransport):
-    """Waits for a permit of `policy` before it sends, and lets the policy learn from the answer.
+    """Waits for a permit from `policy` before it sends, and passes the answer to the policy.
 
     Args:
         inner: the next layer, or the wire.
         policy: any `Limiter`, one per host or key, or a list of limiters. Share the object to share its state.
         context: the stack's clock, random numbers and listener.
-        cost: estimates what a request will cost, in units; for a limiter with `max_cost` that has no `cost` of its own.
-        settle: reads from the answer what the request has cost; for the same.
+        cost: estimates the cost of a request, in units; for limiters with `max_cost` that have no `cost` themselves.
+        settle: reads the actual cost from the answer, for the same limiters.
 
     Raises:
         ConfigurationError: `policy` is not a limiter.
         TokenAcquisitionTimeoutError: (per request) the wait would exceed `max_wait_time`; nothing was sent.
         DeadlineExceededError: (per request) the wait would exceed the call's deadline; nothing was sent.
-        InvalidArgumentError: (per request) a limiter counts units, and there is no cost; nothing was sent.
+        InvalidArgumentError: (per request) a limiter counts units, but the request has no cost; nothing was sent.
     """
 
 
@@ -195,31 +195,31 @@ class AsyncLimiterTransport(_LimitFlow, AsyncLayerTransport):
 
 
 class TokenBucketTransport(LimiterTransport):
-    """Waits for a permit of the bucket before it sends; otherwise like `LimiterTransport`."""
+    """Waits for a permit from the bucket before it sends; otherwise like `LimiterTransport`."""
 
     name = "token_bucket"
 
 
 class AsyncTokenBucketTransport(AsyncLimiterTransport):
-    """Waits for a permit of the bucket before it sends; otherwise like `AsyncLimiterTransport`."""
+    """Waits for a permit from the bucket before it sends; otherwise like `AsyncLimiterTransport`."""
 
     name = "token_bucket"
 
 
 class AdaptiveTransport(LimiterTransport):
-    """Waits for a permit of the adaptive limiter before it sends; otherwise like `LimiterTransport`."""
+    """Waits for a permit from the adaptive limiter before it sends; otherwise like `LimiterTransport`."""
 
     name = "adaptive"
 
 
 class AsyncAdaptiveTransport(AsyncLimiterTransport):
-    """Waits for a permit of the adaptive limiter before it sends; otherwise like `AsyncLimiterTransport`."""
+    """Waits for a permit from the adaptive limiter before it sends; otherwise like `AsyncLimiterTransport`."""
 
     name = "adaptive"
 
 
 def limiter(policy: AnyLimiter, *, cost: Estimate | None = None, settle: Settle | None = None) -> Layer:
-    """The layer `limiter`, for a `StackBuilder`: takes any object that can be asked for permits, or a list of them."""
+    """The layer `limiter`, for a `StackBuilder`; takes any limiter, or a list of them."""
     return _layer(LimiterTransport, AsyncLimiterTransport, policy, cost=cost, settle=settle)
 
 

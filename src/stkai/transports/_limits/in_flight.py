@@ -1,4 +1,4 @@
-"""A limit of the requests that are on their way at once."""
+"""A limit on the number of requests in flight."""
 
 import math
 from collections import deque
@@ -13,29 +13,29 @@ from .queue import Queue
 from .queue_limiter import QueueLimiter
 from .sources.source import TICK, Source
 
-_FIRST_ESTIMATE: Final = 0.05
-_SAMPLE_WEIGHT: Final = 0.1
-_MIN_NAP: Final = 0.001
+_FIRST_ESTIMATE: Final = 0.05  # Seconds that a request takes, until one has ended.
+_SAMPLE_WEIGHT: Final = 0.1  # Weight of the latest request in that estimate.
+_MIN_NAP: Final = 0.001  # Seconds.
 
 _SEARCH_INTERVAL: Final = 1.0
-"""Seconds between searches for slots of ended event loops; also the shortest nap of a turn that can be woken."""
+"""Seconds between searches for slots of closed event loops; also the shortest nap of a turn that can be woken."""
 
 _RESERVED_FOR: Final = 0.05
-"""Seconds for which a free slot is kept for the turn that was woken for it; later ones may have another one then."""
+"""Seconds for which a free slot is reserved for the turn that was woken to take it."""
 
 _SEARCH_LIMIT: Final = 30
-"""How many turns to search for one that waits for a slot: in a long queue, nearly all may wait for other sources."""
+"""Turns to search for one that waits for a slot: in a long queue, nearly all may wait for other sources."""
 
 
 class Slots(Source):
-    """At most `most` at once: a slot is taken when a request is sent, and freed when its response ends.
+    """At most `most` requests at once: a slot is taken when a request is sent, and freed when its response ends.
 
-    When that will be is unknown: the wait is a guess, from how long the last ones took. So a free slot wakes the first
-    turn that waits for it, which takes it and wakes the next turn if more are free. Sleeps that cannot be woken, such
-    as those of a thread on a user's clock, end after a guess, and by then others may be awake. A slot is also free when
-    its turn is collected, since an interrupt may cut off whatever was to free it; the callback of a weak reference is a
-    method of a C type, which no interrupt can cut off. Layers and permits keep their turns until then. And it is free
-    when the event loop of its turn was closed: no task of that loop will ever free it.
+    When a response will end is unknown, so the wait is a guess based on recent durations. Therefore a freed slot wakes
+    the first turn that waits for one, which takes it and wakes the next turn if more are free. Sleeps that cannot be
+    woken, such as those of a thread on a user's clock, end after the guessed time; by then, other turns may be awake.
+    A slot is also freed when its turn is garbage-collected, since an interrupt may prevent the usual way; the callback
+    of the weak reference is a method of a C type, which no interrupt can split. Layers and permits keep their turns
+    until then. And it is freed when the event loop of its turn is closed, whose tasks will never free it.
     """
 
     is_exact = False
@@ -73,7 +73,7 @@ class Slots(Source):
                 return 0.0
             turn.nap = min(turn.nap, _RESERVED_FOR)
             return TICK
-        # If they take longer than the last ones did, look ever more rarely.
+        # If requests take longer than recent ones did, check less and less often.
         idle = now - max(self.freed_at, turn.asked)
         each = max(self._mean, idle) / self.most
         shortest = _MIN_NAP if turn.wake is None else _SEARCH_INTERVAL
@@ -92,7 +92,7 @@ class Slots(Source):
             self.pass_on(turn, now)
 
     def pass_on(self, turn: Turn, now: float, but: tuple[Any, ...] = ()) -> None:
-        """Wake the first other turn that waits for a slot, if one is free; skip turns that are slow to wake."""
+        """Wake the first other turn that waits for a slot, if one is free; skip turns that are slow to wake up."""
         if turn is self._woken:
             self._woken = None
         if not self.waiting or self.busy >= self.most:
@@ -102,7 +102,7 @@ class Slots(Source):
                 continue
             if not other.is_woken:
                 self.order.woken.append(other)
-            if not other.is_woken or other.due_at > now:  # It may have been woken only to move up.
+            if not other.is_woken or other.due_at > now:  # It may have been woken only because it moved up.
                 other.is_woken, other.due_at = True, now
                 self._woken = other
             if now < other.due_at + _RESERVED_FOR:
@@ -131,9 +131,9 @@ class InFlight(QueueLimiter):
     """At most `n` requests in flight: from when they are sent until their answers have been read or closed.
 
     Args:
-        n: how many, at least 1.
-        methods: HTTP methods that need a place; None for all.
-        max_wait_time: seconds that a request may wait for its place; None waits as long as necessary.
+        n: the number of requests, at least 1.
+        methods: HTTP methods that count; None for all.
+        max_wait_time: seconds that a request may wait; None waits as long as necessary.
 
     Raises:
         ConfigurationError: `n` is not a whole number of at least 1.
@@ -147,16 +147,16 @@ class InFlight(QueueLimiter):
 
     @property
     def n(self) -> int:
-        """How many may be on their way at once."""
+        """How many requests may be in flight."""
         return self._slots.most
 
     @property
     def busy(self) -> int:
-        """How many are on their way now."""
+        """How many requests are in flight now."""
         return self._slots.busy
 
     def update(self, *, n: int) -> None:
-        """Change how many may be on their way at once; requests in flight are not affected.
+        """Change how many requests may be in flight; those that already are continue.
 
         Raises:
             ConfigurationError: `n` is not a whole number of at least 1; nothing has changed.
@@ -164,7 +164,7 @@ class InFlight(QueueLimiter):
         n, slots = check_number("n", n, POSITIVE_COUNT), self._slots
         with Queue.lock:
             slots.most = n
-            # No turn has given up its slot, and a limiter has no clock.
+            # No turn has freed a slot, so pass a new one; and a limiter has no clock.
             slots.pass_on(Turn(), slots.freed_at)
         slots.order.wake()
 

@@ -1,4 +1,4 @@
-"""The protocol `Limiter`, what a limiter layer tells a limiter, and what a request needs of it."""
+"""The protocol `Limiter`, what a layer passes to a limiter, and what a request needs from it."""
 
 import math
 from bisect import bisect_left
@@ -21,7 +21,7 @@ TOO_MANY_REQUESTS: Final = int(httpx.codes.TOO_MANY_REQUESTS)
 
 
 class RateChange(NamedTuple):
-    """A change of a rate, in requests per second, and the reason."""
+    """A change of rate, in requests per second, and the reason for it."""
 
     old: float
     new: float
@@ -32,25 +32,25 @@ class Turn:
     """One request's wait for a permit. The layer asks the limiter with it until the request is admitted.
 
     Attributes:
-        request: what is to be sent.
+        request: the request to send; None for a permit without one.
         cost: units that it takes from a limiter that counts them.
         priority: "normal" or "low".
         chance: a random number in [0, 1), drawn for this turn.
-        number: the place in the queue, given by the limiter; the lower one is served first. An attempt that returns to
-            the queue brings the number of the one before; 0 is new.
+        number: the place in the queue, assigned by the limiter; lower numbers are served first. A later attempt of a
+            call has the number of the one before; 0 is new.
         not_before: when it may be sent at the earliest, in seconds of the clock; set by `learn` for the next attempt.
         nap: seconds after which to ask again, if that is earlier than the wait; set by the limiter.
         is_guess: whether the wait is only a guess, so that asking again may succeed sooner; set by the limiter.
         granted: whether the permit has been taken, and neither given back nor ended; set by the limiter.
         paced: whether the limiter handles the wait after this refusal, so that retry need not; set by `learn`.
-        excused: whether the refusal was a mere collision, so that it uses up no retry; set by `learn`.
-        errand: what is to be done after the answer, such as saving what was learnt; set by `learn`.
+        excused: whether the refusal was a mere collision, which uses up no retry; set by `learn`.
+        errand: an operation to run after the answer, such as saving what was learned; set by `learn`.
         call: the request's call, for events; set before the layer runs an operation for the limiter, if it has any.
     """
 
-    # Defaults are class attributes, except those that a turn uses while it waits or goes: Python reads and writes what
-    # hides an attribute of the class more slowly. And it gives the objects of a class room for what the first few of
-    # them have had; one that gets more has a dict of its own, of 400 bytes.
+    # Defaults are class attributes, except those that are used in every wait: Python accesses instance attributes that
+    # hide class attributes more slowly. Also, it reserves space for the attributes that the first few instances had; an
+    # instance with more of them gets its own dict, of 400 bytes.
     not_before: float = -math.inf
     nap: float
     is_guess: bool
@@ -59,21 +59,21 @@ class Turn:
     errand: Operation | None = None
     call: CallInfo | None = None
     # The rest is for stkai's own limiters.
-    costs: dict[Any, float] | None = None  # Units by source, where they differ from `cost`.
+    costs: dict[Any, float] | None = None  # Units by source, if they differ from `cost`.
     excuses: int = 0  # How many refusals of the call's earlier attempts were excused.
     asked: float  # When it first asked.
     due_at: float  # When it is due.
-    slack: float  # Seconds that it sleeps beyond that: those before it may be late by then.
+    slack: float  # Seconds that it sleeps longer: the turns before it may be late.
     held_by: Any  # The source that held it up when it last asked.
-    is_woken: bool  # Whether its sleep has been ended, so that it asks at once.
-    moves_up: bool  # Whether it may go earlier than `ask` said: turns before it have left.
-    wake: Callable[[], object] | None  # Ends its sleep, from any thread, if the driver can do that.
+    is_woken: bool  # Whether it was woken, so that it will ask immediately.
+    moves_up: bool  # Whether it may be admitted earlier than announced: turns before it have left.
+    wake: Callable[[], object] | None  # Ends its sleep, from any thread, if the driver supports that.
     notes: dict[Any, Any] | None = None  # What sources and paces noted about its permits.
     custom: tuple[Any, ...] = ()  # Those of its sources that are custom limiters.
     is_admitted: bool = False  # Whether all custom limiters have admitted it.
-    loop_has_ended: Callable[[], bool] | None = None  # Whether its task will be pending for ever.
-    is_by_hand: bool = False  # Whether no layer or permit asks with it, and keeps it meanwhile ...
-    parts: tuple[Any, ...] = ()  # ... and then the limiters of its plan.
+    loop_has_ended: Callable[[], bool] | None = None  # If so, its task will never run again.
+    is_by_hand: bool = False  # Whether user code asks with it: no layer or permit keeps it alive.
+    parts: tuple[Any, ...] = ()  # The limiters of its plan, in that case.
 
     def __init__(
         self,
@@ -90,14 +90,14 @@ class Turn:
         self.cost = cost
         self.priority = priority
         self.sources = sources  # Where it takes its permits from.
-        self.granted, self.since = False, 0.0  # `since` is when it got its permit.
+        self.granted, self.since = False, 0.0  # `since` is when it received its permit.
         self.nap = self.due_at = math.inf
         self.asked = self.slack = 0.0
         self.is_guess = self.is_woken = self.moves_up = False
         self.held_by = self.wake = None
 
     def note(self, by: object, what: Any) -> None:
-        """Keep what a source or a pace notes about this turn."""
+        """Store a note of a source or a pace about this turn."""
         self.notes = {**(self.notes or {}), by: what}
 
     def noted(self, by: object) -> Any:
@@ -105,7 +105,7 @@ class Turn:
         return None if self.notes is None else self.notes.get(by)
 
     def resume(self, earlier: "Turn") -> None:
-        """Return to the place of an earlier attempt of the same call."""
+        """Take over the place of an earlier attempt of the same call."""
         self.number, self.not_before = earlier.number, earlier.not_before
         self.excuses = earlier.excuses + earlier.excused
         for source in earlier.custom:
@@ -123,7 +123,7 @@ number_of: Final = attrgetter("number")
 
 
 def place_in(line: Sequence[Turn], turn: Turn) -> int:
-    """Where the turn is in a line, or where it belongs."""
+    """The index of the turn in a line, or the index at which it belongs."""
     place = bisect_left(line, turn.number, key=number_of)
     while place < len(line) and line[place].number == turn.number and line[place] is not turn:
         # Two parallel attempts of one call.
@@ -133,14 +133,14 @@ def place_in(line: Sequence[Turn], turn: Turn) -> int:
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """The outcome of a request that had its permit.
+    """The outcome of a request that received its permit.
 
     Attributes:
-        sent: when it got its permit, in seconds of the clock.
-        now: when the answer came, in seconds of the clock.
+        sent: when it received its permit, in seconds of the clock.
+        now: when the answer arrived, in seconds of the clock.
         response: the head of the response; None after an error.
-        error: what was raised instead.
-        date: a function that returns the time of the wall clock, with its zone.
+        error: the exception that was raised instead; None after a response.
+        date: a function that returns the wall-clock time, with its time zone.
         chance: a random number in [0, 1), drawn for this answer.
     """
 
@@ -159,10 +159,10 @@ class Answer:
 
 @runtime_checkable
 class Limiter(Protocol):
-    """Decides when a request may be sent. Pure: it gets the time as an argument, and never waits, sends or sleeps.
+    """Decides when a request may be sent. Pure: it receives the time as an argument, and never waits, sends or sleeps.
 
     Derive from it, or write an object with the same members; a limiter layer takes either. Several threads and event
-    loops may ask one object at once: guard its state with a lock, held for arithmetic only.
+    loops may use one object concurrently: guard its state with a lock that is held for arithmetic only.
 
     If it has a method `end(turn, now)`, that is called when the body of the answer has ended or was closed.
     """
@@ -187,57 +187,57 @@ class Limiter(Protocol):
         """Whether the request may be sent at `now` (seconds of the clock).
 
         Returns:
-            0.0 if it may, and the permit is taken. Otherwise the seconds that it has to wait, as far as is known; the
-            layer asks again after them, or after `turn.nap`. Or an operation to carry out before the layer asks again.
+            0.0 if it may; the permit is then taken. Otherwise the seconds to wait, as far as known; the layer asks
+            again after them, or after `turn.nap`. Or an operation to run before the layer asks again.
         """
         ...
 
     def leave(self, turn: Turn, now: float) -> None:
-        """Give up the place in the queue, or the permit that was taken and not used."""
+        """Give up the place in the queue, or a permit that was taken but not used."""
         return
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
-        """Take note of the answer, or of the error in its place. Returns a change of rate worth reporting."""
+        """Learn from an answer or an error. Returns a change of rate that is worth reporting, or None."""
         return None
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
-        """Correct the units that the request took, now that its real cost is known."""
+        """Correct the units that the request took to its actual cost."""
         return
 
 
 @runtime_checkable
 class Pricing(Protocol):
-    """What a call costs a limiter, before it is sent and after it was answered; `llm_tokens()` returns one."""
+    """What a call costs, before it is sent and after it was answered; `llm_tokens()` returns one."""
 
     def estimate(self, request: httpx.Request) -> float:
         """Units that a request will probably take."""
         ...
 
     def settle(self, response: httpx.Response) -> float | None:
-        """Units that the request took; None if the answer does not say."""
+        """Units that the request took; None if the answer does not report them."""
         ...
 
 
 Cost = Callable[[httpx.Request], float] | Pricing
-"""What a limiter takes as `cost`."""
+"""What a limiter accepts as `cost`."""
 
 
 # Not a NamedTuple: its fields are read for every request, and slots are faster.
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a request of some method needs of a limiter."""
+    """What a request needs from a limiter, depending on its method."""
 
-    sources: tuple[Any, ...] = ()  # Where it takes its permits from.
+    sources: tuple[Any, ...] = ()  # Where the request takes its permits from.
     custom: tuple[Any, ...] = ()  # Those that are custom limiters.
-    priced: tuple[Any, ...] = ()  # The limits that count units: they have `max_cost` and `settle`.
+    priced: tuple[Any, ...] = ()  # The limiters that count units: they have `max_cost` and `settle`.
     ends: bool = False  # Whether one of them must be notified when the answer has ended.
-    # Whether an answer of success could teach anything, at this instant or later; None if none ever does.
+    # Whether a success could teach anything, at this instant or later; None if none ever does.
     listens: Callable[[float], bool] | None = None
     max_wait_time: float | None = None  # Seconds.
-    sees_all: bool = False  # Whether the limiter is one of the user's own, which must see every answer.
-    parts: tuple[Any, ...] = ()  # The limiters of a list: a `PerKey` drops none while they are held.
-    is_plain: bool = field(init=False)  # Whether nothing is to be done for an answer that teaches nothing.
-    notes: Callable[[float], bool] | None = field(init=False)  # Whether something is; None if never.
+    sees_all: bool = False  # Whether the limiter is a custom one, which must be given every answer.
+    parts: tuple[Any, ...] = ()  # The limiters of a list: a `PerKey` keeps those that are referenced.
+    is_plain: bool = field(init=False)  # Whether an answer that teaches nothing needs no handling.
+    notes: Callable[[float], bool] | None = field(init=False)  # Whether a success needs any; None if never.
 
     def __post_init__(self) -> None:
         is_plain = not (self.custom or self.priced or self.ends or self.sees_all)
@@ -251,14 +251,14 @@ def was_never_sent(error: BaseException | None) -> bool:
 
 
 class Chooser:
-    """Has a limiter for each request."""
+    """Chooses a limiter for each request."""
 
     def limiter_for(self, request: httpx.Request) -> Limiter:
         raise NotImplementedError
 
 
 def subscribe(limiter: object, layer: Any) -> None:
-    """Let a limiter report to the listener of a layer's stack, if it has something to report."""
+    """Let a limiter report its events to the listener of a layer's stack, if it has any."""
     method = getattr(limiter, "subscribe", None)
     if method is not None:
         method(layer)

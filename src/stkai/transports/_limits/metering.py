@@ -1,4 +1,4 @@
-"""What calls cost: estimated before they are sent, and settled when the body of the answer has ended."""
+"""The costs of calls: estimated before they are sent, and settled when the body of the answer has ended."""
 
 import logging
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from .._options import UNSET, check_cost
 from .limiter import Plan, Pricing, Turn
 
 MAX_BODY: Final = 16_777_216
-"""Bytes as received; a longer answer does not report a usage, and is not worth keeping in memory."""
+"""Bytes as received; a longer answer is not kept in memory, since it will not report a usage."""
 
 MAX_DECODED_BODY: Final = 67_108_864
-"""Bytes after decoding; a short body may unpack to gigabytes."""
+"""Bytes after decoding; a short body may decompress to gigabytes."""
 
-_PIECE_SIZE: Final = 1024  # Bytes that are unpacked at once; with gzip, they become at most a mebibyte.
+_PIECE_SIZE: Final = 1024  # Bytes that are decompressed at once; with gzip, they become at most 1 MiB.
 
 _ENCODING_HEADER: Final = "content-encoding"
 
@@ -30,14 +30,14 @@ Settle = Callable[[httpx.Response], float | None]
 
 
 class Meter:
-    """Estimates and settles the costs of one layer's calls, by its own functions where a limit has no `cost`."""
+    """Estimates and settles the costs of a layer's calls, with the layer's functions where a limiter has no `cost`."""
 
     def __init__(self, cost: Estimate | None, settle: Settle | None) -> None:
         self._cost, self._settle = cost, settle
         self._has_warned = self._has_advised = False
 
     def price(self, turn: Turn, plan: Plan, request: httpx.Request, given: Any) -> None:
-        """Set what the turn costs each limit that counts units: `given`, or at most the limit's `max_cost`."""
+        """Set what the turn costs each limiter that counts units: `given`, or an estimate of at most its `max_cost`."""
         if given is not UNSET and given is not None:
             turn.cost = given
             return
@@ -60,7 +60,7 @@ class Meter:
             turn.costs = {source: cost for limit, cost in prices for source in limit.sources}
 
     def bill(self, turn: Turn, plan: Plan, request: httpx.Request, response: httpx.Response) -> "Bill | None":
-        """What collects the body of an answer and settles it; None if nothing would be settled."""
+        """The bill that collects the body of an answer and settles its cost; None if nothing can be settled."""
         settles: dict[int, tuple[Settle, list[Any]]] = {}
         for limit in plan.priced:
             settle, own = self._settle, _own_cost(limit)
@@ -71,13 +71,13 @@ class Meter:
         return Bill(self, turn, settles, request, response) if settles else None
 
     def warn_of_failure(self, why: str) -> None:
-        """Warn about the first failure only: the function usually fails on every answer."""
+        """Warn about the first failure only: a function that fails usually fails for every answer."""
         level = logging.DEBUG if self._has_warned else logging.WARNING
         self._has_warned = True
         logger.log(level, "a call keeps its estimated cost: %s", why)
 
     def advise_on_usage(self) -> None:
-        """Say once how a stream reports its usage."""
+        """Explain, once, how to get a usage from streams."""
         if not self._has_advised:
             self._has_advised = True
             logger.warning(
@@ -98,7 +98,7 @@ class Bill:
         response: httpx.Response,
     ) -> None:
         self._meter, self._turn, self._settles, self._request = meter, turn, settles, request
-        # Not the response itself, which holds the body that holds this.
+        # Not the response: its body references this object.
         self._kind, self._status, self._headers = type(response), response.status_code, response.headers
         self._read = response if is_there(response) else None
         self._kept = _Chunks(MAX_BODY)
@@ -107,9 +107,9 @@ class Bill:
         self._kept.add(chunk)
 
     def settle(self, how: BodyEnd, now: float) -> None:
-        """Settle what the call has cost. A partly read body is settled only if it is an event stream.
+        """Settle the actual cost of the call. A partially read body is settled only if it is an event stream.
 
-        None, a bad number, an exception or a huge body leaves the estimate in place: the caller gets the answer anyway.
+        After None, an invalid number, an exception or too long a body, the estimate stays; the caller gets the answer.
         """
         is_event_stream = self._headers.get("content-type", "").lower().startswith("text/event-stream")
         if how is BodyEnd.DROPPED or (how is not BodyEnd.WHOLE and not is_event_stream):
@@ -141,7 +141,7 @@ class Bill:
     def _whole(self) -> httpx.Response | None:
         """The same response with its whole body, decoded; None if that is too long."""
         if self._read is not None:
-            # Where the wire reads the body, the client sets this later.
+            # If the wire reads the body, the client sets this later.
             if getattr(self._read, "_request", None) is None:
                 self._read.request = self._request
             return self._read
@@ -159,7 +159,7 @@ class Bill:
 
 
 def _own_cost(limit: Any) -> Any:
-    """The `Cost` that a limit has itself, which the user's own limiter need not name; None without it."""
+    """The limiter's own `Cost`; None without one. Custom limiters need not have the attribute."""
     return getattr(limit, "cost", None)
 
 
@@ -183,12 +183,12 @@ def _unpacked(packed: httpx.Response) -> "_Chunks":
     except httpx.DecodingError:
         if not kept.chunks:
             raise
-        # It was not read to its end.
+        # The body was not read to its end.
     return kept
 
 
 class _Chunks:
-    """The chunks of a body, up to a number of bytes; keeps nothing of a longer body."""
+    """The chunks of a body of up to `most` bytes; of a longer body, nothing is kept."""
 
     def __init__(self, most: int) -> None:
         self.chunks: list[bytes] = []

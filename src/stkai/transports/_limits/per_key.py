@@ -24,7 +24,7 @@ class PerKey(Chooser):
         key: the key of a request, such as `stkai.costs.model_of`.
         make: called when a key is first seen; returns its limiter, or a list of limiters.
         max_keys: how many limiters to keep. Beyond that, the least recently used ones are dropped, and recreated when
-            their key is seen again; never one that a request waits for or was sent with.
+            their key is seen again; a limiter is never dropped while one of its requests waits or is in flight.
 
     Raises:
         ConfigurationError: `key` or `make` is not a function, or `max_keys` not a positive whole number; or, on a
@@ -35,21 +35,21 @@ class PerKey(Chooser):
         self, key: Callable[[httpx.Request], str], make: Callable[[str], Any], *, max_keys: int = 1000
     ) -> None:
         for function in (key, make):
-            of_async = is_async(function)  # Each coroutine would be a key of its own.
+            of_async = is_async(function)  # Each coroutine would be a different key.
             if of_async or not callable(function):
                 kind, given = type(self).__name__, f"{'the async ' * of_async}{function!r}"
                 msg = f"{kind} needs a function such as lambda key: TokenBucket(10, 60), not {given}"
                 raise ConfigurationError(msg)
         self._most = check_number("max_keys", max_keys, POSITIVE_COUNT)
         self._key, self._make = key, make
-        # The most recently used one is last. A request in progress holds its limiter, which may have been dropped here.
+        # The most recently used one is last. A request in progress references its limiter, even if it was dropped here.
         self._limiters: OrderedDict[Any, Limiter] = OrderedDict()
         self._in_use: WeakValueDictionary[Any, Limiter] = WeakValueDictionary()
         self._layers: WeakSet[Any] = WeakSet()
         begin_in_each_process(self, PerKey._renew_lock)
 
     def _renew_lock(self) -> None:
-        # Held while `make` runs, so that each key gets one limiter; `make` may ask for another key's.
+        # Held while `make` runs, so that each key gets one limiter; reentrant, since `make` may need another key's.
         self._making = threading.RLock()
 
     def limiter_for(self, request: httpx.Request) -> Limiter:
@@ -63,7 +63,7 @@ class PerKey(Chooser):
         if limiter is None:
             with self._making:
                 return self._limiter_of(key)
-        with suppress(KeyError):  # Another thread has just dropped it: it is among those in use.
+        with suppress(KeyError):  # Another thread has just dropped it; it is still in use.
             self._limiters.move_to_end(key)
         return limiter
 
@@ -73,14 +73,14 @@ class PerKey(Chooser):
             limiter = self._in_use.get(key)
         if limiter is None:
             limiter = self._made(str(key))
-            # `make` may itself have asked for this key.
+            # `make` may have used this key itself.
             limiter = self._limiters.setdefault(key, limiter)
             for layer in list(self._layers):
                 subscribe(limiter, layer)
         self._limiters[key] = limiter
         if len(self._limiters) > self._most:
             oldest, dropped = self._limiters.popitem(last=False)
-            with suppress(TypeError):  # It has slots, and cannot be watched.
+            with suppress(TypeError):  # It has slots, so no weak reference is possible.
                 self._in_use[oldest] = dropped
         return limiter
 
@@ -94,7 +94,7 @@ class PerKey(Chooser):
         return limiter
 
     def subscribe(self, layer: Any) -> None:
-        """Report the events of the stores of shared limiters to the listener of a layer's stack."""
+        """Report the events of shared limiters' stores to the listener of a layer's stack."""
         with self._making:
             self._layers.add(layer)
             limiters = [*self._limiters.values(), *self._in_use.values()]
@@ -111,7 +111,7 @@ class PerKey(Chooser):
 
 
 class PerHost(PerKey):
-    """One limiter for each origin that a stack talks to.
+    """One limiter for each origin that requests are sent to.
 
     Args:
         make: called when an origin is first seen, such as `"https://api.example.com"` (lower case, without the default
@@ -129,6 +129,6 @@ class PerHost(PerKey):
 
 def _origin(request: httpx.Request) -> str:
     url = request.url
-    if url.port == DEFAULT_PORTS.get(url.scheme):  # httpx keeps it behind a scheme in upper case.
+    if url.port == DEFAULT_PORTS.get(url.scheme):  # httpx keeps it if the scheme is in upper case.
         url = url.copy_with(port=None)
     return show_origin(url).lower()

@@ -1,4 +1,4 @@
-"""The wait for a permit: of a call, and of other work than requests of httpx, in threads, on asyncio and on trio."""
+"""The wait for a permit: for calls, and for work without httpx, in threads, on asyncio and on trio."""
 
 import logging
 import math
@@ -32,7 +32,7 @@ from .queue import Queue
 from .sources.source import TICK, Source
 
 _MAX_SLEEP: Final = 3600.0
-"""Seconds; a longer wait is slept in pieces: every system limits the length of a sleep."""
+"""Seconds; longer waits are split, because every system limits the length of a sleep."""
 
 
 def wait_for_permit(
@@ -45,10 +45,10 @@ def wait_for_permit(
     wait: float | Operation,
     start: float,
 ) -> Steps[float]:
-    """Wait until the limiter admits the turn, beginning with the answer it gave at `start`; returns when it did.
+    """Wait until the limiter admits the turn; returns when it did. `wait` is its answer at `start`.
 
-    After an error, the caller has to leave; SignatureExpired is raised if the token has expired meanwhile. The attempts
-    of a call share its allowance, in seconds.
+    After an error, the caller must call `leave`. Raises SignatureExpired if the token has expired in the meantime. The
+    attempts of a call share its allowance, in seconds.
     """
     now, given, deadline = start, attempt.options.max_wait_time, attempt.deadline
     most = plan.max_wait_time if given is UNSET else given
@@ -56,8 +56,8 @@ def wait_for_permit(
     if deadline is not None and deadline < end:
         end = deadline
     if plan.sees_all or turn.custom or limiter.has_remote:
-        turn.call = attempt.info  # Thousands of others wait without it.
-    # Seconds for which each source held it up, if that is to be reported.
+        turn.call = attempt.info  # Only if needed: thousands may wait.
+    # Seconds for which each source held the turn up, if that is reported.
     held: dict[Source | None, float] | None = {} if attempt.is_observed else None
     try:
         while wait != 0.0:
@@ -65,7 +65,7 @@ def wait_for_permit(
                 left = end - now
                 if wait > left + TICK and not (turn.is_guess and left > TICK):
                     raise _refused(context, layer, attempt, most, wait, now - start, now)
-                # Sleeps of other clocks are exact, and end early only where that is needed.
+                # Sleeps of other clocks are exact, and end early only if necessary.
                 is_real = wait >= NAP and is_system_clock(context.clock)
                 seconds = min(wait + turn.slack if is_real else wait, turn.nap, left, _MAX_SLEEP)
                 may_wake = (is_real and seconds >= NAP) or getattr(turn.held_by, "wakes", False)
@@ -73,7 +73,7 @@ def wait_for_permit(
             elif isinstance(wait, Operation):
                 yield wait
             else:
-                # One that returns nothing would let everything pass.
+                # A limiter that returns None would admit everything.
                 names = [source.limit for source in turn.custom] or [type(limiter).__name__]
                 raise ConfigurationError(
                     f"{' or '.join(names)}.ask must return 0.0 to let a request go, the seconds that it must wait,"
@@ -91,7 +91,7 @@ def wait_for_permit(
     if held is not None:
         _report(context, layer, attempt, turn, now - start, held)
     if attempt.is_signed is not None and not attempt.is_signed():
-        # Otherwise all requests that wait for a new token would leave together when it comes.
+        # Otherwise, all requests that wait for a new token would be sent together when it arrives.
         attempt.place = (limiter, turn)
         raise SignatureExpired
     return now
@@ -100,7 +100,7 @@ def wait_for_permit(
 def _refused(
     context: Context, layer: str, attempt: Attempt, most: float | None, wait: float, waited: float, now: float
 ) -> Exception:
-    """Report that the wait would take too long; returns the error for the caller."""
+    """Report that the wait would be too long; returns the error to raise."""
     left, allowed = attempt.call.time_left(now), attempt.allowance(most)
     error: Exception
     if most is None or left < allowed - waited:
@@ -110,7 +110,7 @@ def _refused(
             " nothing was sent"
         )
     else:
-        waited += most - allowed  # Also at the redirects before this one.
+        waited += most - allowed  # Including earlier redirects.
         limit, wait = most, waited + wait
         error = TokenAcquisitionTimeoutError(waited, most, required=wait)
     context.emit(Rejected(call=attempt.info, layer=layer, wait=wait, limit=limit))
@@ -128,14 +128,14 @@ def _report(
     if waited and context.observes(logging.INFO if waited > LONG_WAIT else logging.DEBUG):
         limit = ""
         if len({source.limit for source in turn.sources}) > 1:
-            # The limit that held it up for longest.
+            # The limit that held it up the longest.
             source: Any = max(held, key=held.__getitem__, default=None)
             limit = "" if source is None else str(source.limit)
         context.emit(Waited(call=attempt.info, layer=layer, seconds=waited, limit=limit))
 
 
 class Permit:
-    """A permit while its block runs: `with limiter.permit() as permit:`, or `async with`."""
+    """A permit for the duration of a block: `with limiter.permit() as permit:`, or `async with`."""
 
     def __init__(
         self, limiter: Queue, plan: Plan | None, options: RequestOptions, clock: Clock | None
@@ -156,7 +156,7 @@ class Permit:
         self._has_learned = self._is_open = self._is_returned = False
 
     def settle(self, cost: float) -> None:
-        """Correct the units that the permit took to the real cost.
+        """Correct the units that the permit took to the actual cost.
 
         Raises:
             InvalidArgumentError: `cost` is not a finite number of at least 0.
@@ -164,13 +164,13 @@ class Permit:
         self._limiter.settle(self._taken(), check_cost(cost), self._clock.monotonic())
 
     def refused(self, retry_after: float | None = None) -> None:
-        """Tell the limiter that the work was refused because the quota is used up; an adaptive one slows down.
+        """Report that the work was refused because the quota is used up; an adaptive limiter then slows down.
 
         Args:
-            retry_after: seconds after which the service asks to try again.
+            retry_after: seconds for which the service asks to wait; None if it does not say.
 
         Raises:
-            InvalidArgumentError: `retry_after` is not a number of seconds.
+            InvalidArgumentError: `retry_after` is not a non-negative number of seconds.
         """
         headers = {}
         if retry_after is not None:
@@ -212,7 +212,7 @@ class Permit:
         try:
             teaches = error is not None or (listens is not None and listens(now))
             if teaches and not self._has_learned:
-                # Whatever the block has raised, it has used its permit.
+                # The block has used its permit, whatever it raised.
                 unused = was_never_sent(error)
                 self._learn(httpx.Response(200) if error is None else None, None if unused else error)
         finally:
@@ -235,7 +235,7 @@ class Permit:
         return turn
 
     def _ask(self, turn: Turn) -> tuple[Any, Attempt] | None:
-        """The wait of a turn that has to wait, and a stand-in for its call."""
+        """The wait of a turn that has to wait, with a placeholder for its call; None if the turn is admitted."""
         now = self._sent = self._clock.monotonic()
         wait = self._limiter.ask(turn, now)
         if wait == 0:
@@ -246,7 +246,7 @@ class Permit:
         return self._wait(turn, wait, attempt), attempt
 
     def _wait(self, turn: Turn, wait: float | Operation, attempt: Attempt) -> Steps[None]:
-        context = Context(clock=self._clock, listener=Listeners(()))  # No stack listens.
+        context = Context(clock=self._clock, listener=Listeners(()))  # There is no stack with listeners.
         self._sent = yield from wait_for_permit(
             context, "permit", self._limiter, turn, self._plan, attempt, wait, self._sent
         )
@@ -265,7 +265,7 @@ class Permit:
     def _taken(self) -> Turn:
         if self._turn is None:
             raise RuntimeError("a permit is taken by entering its block: with limiter.permit() as permit:")
-        if self._is_returned:  # With its units; those that it is settled to afterwards are its own again.
+        if self._is_returned:  # Its units as well, so a later `settle` charges its full cost.
             self._is_returned, self._turn.cost, self._turn.costs = False, 0.0, None
         return self._turn
 
@@ -276,5 +276,5 @@ class Permit:
 
 @cache
 def _request() -> httpx.Request:
-    """A placeholder request, which only events show."""
+    """A placeholder request, which appears only in events."""
     return httpx.Request("POST", "permit:")

@@ -1,12 +1,12 @@
-"""The queue of waiting requests: who is admitted, and who waits.
+"""The queue of requests: which are admitted, and which wait.
 
-A queue has one or more sources of permits. A turn goes when all of its sources have a permit for it, and takes from all
-of them in one step; while it waits it holds nothing. All state is numbers under one lock that is held for arithmetic
-only, so that threads, event loops and stacks can share a queue.
+A queue has one or more sources of permits. A turn is admitted when all of its sources have a permit for it, and takes
+from all of them in one step; while it waits, it holds no permit. All state is numbers under one lock that is held for
+arithmetic only, so that threads, event loops and stacks can share a queue.
 
-Each turn knows when it is due, sleeps until then, and *claims* its permit from that instant on. A permit that no turn
-before it claims or will need goes to the turn that asks. So no sleeper loses its permit to one that is awake. A sleeper
-is woken for a place in flight; and when those before it have given up, so that a crowd that does cannot stop the line.
+Each turn knows when it is due, sleeps until then, and *claims* its permit from that instant on. A turn that asks gets a
+permit only if no turn before it claims or will need it, so sleepers never lose permits to awake turns. A sleeper is
+woken when a slot in flight is free, and when the turns before it leave, so that the queue does not stall.
 """
 
 import math
@@ -22,7 +22,7 @@ from .sources.source import MAX_OVERSLEEP, TICK, Source
 from .waiting_turns import NORMAL_STEP, WaitingTurns
 
 _CLAIM_LEAD: Final = 0.0005
-"""Seconds before its time from which a sleeper claims its permit: otherwise turns that are awake would win ties."""
+"""Seconds before its time at which a sleeper begins to claim its permit; otherwise, awake turns would win ties."""
 
 # Quotas may change and permits may be returned, so a waiter asks again every ASK_INTERVAL seconds. Two groups ask less
 # often: beyond _FREQUENT_PLACES in a fast queue, where nearly all would ask in vain, turns sleep through waits of up to
@@ -34,17 +34,17 @@ _QUIET_NAP: Final = 4.0
 _PLACES_PER_S: Final = 1000
 
 _MAX_SLEEPERS: Final = 100
-"""Sleepers whose permits a turn that is awake leaves alone; those behind them wake before theirs are due."""
+"""Sleepers whose permits an awake turn does not take; those behind them wake up before theirs are due."""
 
 READY: Final = math.nan
-"""Returned to a turn that only the user's own limiters still hold back."""
+"""Returned for a turn that is admitted by all sources except custom limiters, which are asked next."""
 
 
 class Queue:
-    """First come, first served, over one or more sources of permits. Gets the time as an argument; never waits."""
+    """First come, first served, over one or more sources of permits. Receives the time as an argument; never waits."""
 
     lock: ClassVar[Any]
-    """One for all queues: an `AllOf` may join queues that are in use, and take from all their sources in one step."""
+    """One lock for all queues: `AllOf` may join queues that are in use, and take from all their sources in one step."""
 
     def __init__(self, *sources: Source) -> None:
         self.sources = sources
@@ -53,13 +53,13 @@ class Queue:
 
     @property
     def waiting(self) -> int:
-        """Requests that have asked and were not admitted yet."""
+        """The number of requests that wait for a permit."""
         return max((source.waiting for source in self.sources), default=0)
 
     def ask(self, turn: Turn, now: float) -> float | Operation:  # noqa: PLR0912 - every call costs
-        """0.0 if the turn may go: its permits are taken. Otherwise the seconds that it has to wait, or an operation.
+        """0.0 if the turn is admitted, with its permits taken; otherwise the seconds it has to wait, or an operation.
 
-        It asks again after them, or after `turn.nap` if that is earlier.
+        The caller asks again after them, or after `turn.nap` if that is earlier.
         """
         lock = Queue.lock
         if lock._is_owned():  # noqa: SLF001 - no public method tells; Condition uses it as well
@@ -76,7 +76,7 @@ class Queue:
             try:
                 if turn.custom or (turns and (turns[0] is not turn or order.vacant)):
                     wait = self._stand_in_line(turn, now, order)
-                else:  # No turn is before it, as usual for one that wakes on time.
+                else:  # No turn is before it, which is usual for one that wakes on time.
                     for source in sources:
                         if source.when(turn, 0, now):
                             wait = self._stand_in_line(turn, now, order)
@@ -90,7 +90,7 @@ class Queue:
                             order.admit(0, now)
                         turn.granted, turn.since = True, now
                         wait = 0.0
-            except BaseException:  # An interrupt, perhaps between two numbers that must agree.
+            except BaseException:  # An interrupt, perhaps between two counts that must agree.
                 order.deferred.append(order.recover)
                 raise
         if order.woken:
@@ -100,7 +100,7 @@ class Queue:
         return wait
 
     def _afterwards(self, turn: Turn, now: float) -> None:
-        """Let stores be called, and listeners be notified, without the lock."""
+        """Call stores and notify listeners, without holding the lock."""
         for source in turn.sources:
             if source.is_remote:
                 source.afterwards(now)
@@ -110,11 +110,11 @@ class Queue:
         return self.sources
 
     def _stand_in_line(self, turn: Turn, now: float, order: WaitingTurns) -> float | Operation:
-        """What `ask` returns if other turns wait, or if there is no permit."""
+        """The result of `ask` if other turns wait, or if there is no permit."""
         turn.is_woken = False
         place, turns = order.join(turn, now), order.turns
         while place and turns[0].due_at + MAX_OVERSLEEP < now:
-            # When it wakes, it returns to the head.
+            # It returns to the head of the queue when it wakes up.
             order.drop(0)
             place -= 1
         wait = self._has_to_wait(turn, place, now)
@@ -138,20 +138,20 @@ class Queue:
         return wait
 
     def _has_to_wait(self, turn: Turn, place: int, now: float) -> float:
-        """0.0 if there is a permit beyond those that turns before it claim now, or will need when they wake."""
+        """0.0 if there is a permit besides those that the turns before it claim now, or will need when they wake up."""
         turns, rank, due = turn.sources[0].order.turns, 0, now + _CLAIM_LEAD
         while rank < place and turns[rank].due_at <= due:
             rank += 1
         is_mixed = rank < place and turn.sources[0].order.is_mixed
-        for source in turn.sources:  # Most have to wait already for these, and thousands may ask.
+        for source in turn.sources:  # Checked first: of thousands that ask, most have to wait for these.
             if source.when(turn, source.count(rank) if rank else 0, now):
                 return TICK
         for source in turn.sources:
             ahead = source.count(rank) if rank else 0
             if not source.is_exact:
-                # A turn that waits for an answer to end may go at any moment: it claims what it waits for, and no more.
+                # A turn that waits for an answer to end may be due at any moment: it claims only what it waits for.
                 more = sum(other.held_by is source for other in source.turns[ahead : source.count(place)])
-            else:  # Those behind one that a limit of its own holds up may be due.
+            else:  # Turns behind one that is held up by a limit of its own may be due.
                 more = source.claims(ahead, source.count(place), due) if is_mixed else 0
             if more and source.when(turn, ahead + more, now):
                 return TICK
@@ -164,7 +164,7 @@ class Queue:
         return 0.0
 
     def _schedule(self, turn: Turn, place: int, wait: float, now: float) -> float:
-        """Note when a turn that has to wait may go, and when it asks again; returns the seconds it has to wait."""
+        """Record when a waiting turn is due and when it asks again; returns the seconds that it has to wait."""
         sources, before = turn.sources, turn.held_by
         first = turn.held_by = sources[0]
         turn.slack = exact = guess = latest = held = 0.0
@@ -184,7 +184,7 @@ class Queue:
                 latest = nap if nap > latest else latest  # noqa: FURB136
             else:
                 guess = max(guess, seconds)
-        turn.nap = max(latest, held) if may_be_sooner else math.inf  # Before, one of them has no permit.
+        turn.nap = max(latest, held) if may_be_sooner else math.inf  # One of them has no permit before then.
         if before is not None and before is not turn.held_by:
             before.pass_on(turn, now, sources)
         exact = max(exact, wait)
@@ -195,17 +195,17 @@ class Queue:
         turn.due_at = now + wait
         turn.is_guess = exact <= TICK and may_be_sooner
         if turn.is_guess and guess <= TICK:
-            # It claims its permit at once, though it does not ask before the source expects one.
+            # It claims its permit immediately, although it does not ask until the source expects one.
             wait = max(wait, turn.nap)
         is_quiet = place >= _FREQUENT_PLACES and exact <= _QUIET_NAP
         turn.nap = min(turn.nap, _QUIET_NAP if is_quiet else max(ASK_INTERVAL, place / _PLACES_PER_S))
         if turn.priority == "low":
-            # The normal turns before it may leave, and then nothing would wake it.
+            # Nothing wakes it when the normal turns before it leave.
             turn.nap = min(turn.nap, max(0.05, min(exact / 2, now - turn.asked)))
         return wait
 
     def leave(self, turn: Turn, now: float) -> None:
-        """Give up the place in the queue, or a permit that was not used."""
+        """Give up the place in the queue, or a permit that was taken but not used."""
         self._when_free(turn, now, self._leave)
 
     def _leave(self, turn: Turn, now: float) -> None:
@@ -220,20 +220,20 @@ class Queue:
                 source.pass_on(turn, now)
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
-        """Take note of the answer's head, or of the error in its place; take back what was never sent."""
+        """Learn from the answer's head, or from the error; take the permit back if the request was never sent."""
         if answer.response is None and was_never_sent(answer.error):
             self._when_free(turn, answer.now, self._leave)
             return None
         with Queue.lock:
             changes = [source.learn(turn, answer) for source in turn.sources]
-        if changes:  # The units of a refused request have come back.
+        if changes:  # The units of a refused request were returned.
             turn.sources[0].order.wake()
         if self.has_remote:
             self._afterwards(turn, answer.now)
         return next((change for change in changes if change is not None), None)
 
     def end(self, turn: Turn, now: float) -> None:
-        """Take note that the answer has ended: its body was read or closed, or there is none."""
+        """Record that the answer has ended: its body was read or closed, or there is none."""
         self._when_free(turn, now, self._end)
 
     def _end(self, turn: Turn, now: float) -> None:
@@ -243,7 +243,7 @@ class Queue:
                 source.end(turn, now)
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
-        """Correct the units that the request took, now that its real cost is known."""
+        """Correct the units that the request took to its actual cost."""
         self._settle([source for source in self.sources if source in turn.sources], turn, cost, now)
 
     def _settle(self, sources: Iterable[Source], turn: Turn, cost: float, now: float) -> None:
@@ -254,8 +254,8 @@ class Queue:
         self._when_free(turn, now, correct)
 
     def _when_free(self, turn: Turn, now: float, work: Callable[[Turn, float], None]) -> None:
-        """Run it now; or later, if a finalizer or a signal handler calls while the lock is held."""
-        if not turn.sources:  # It has never asked.
+        """Run `work` now; or later, if a finalizer or a signal handler calls this while the lock is held."""
+        if not turn.sources:  # It never asked.
             return
         if Queue.lock._is_owned():  # noqa: SLF001 - see `ask`
             turn.sources[0].order.deferred.append(partial(work, turn, now))
@@ -283,10 +283,10 @@ begin_in_each_process(Queue, _begin)
 
 
 def join_all(sources: tuple[Source, ...]) -> None:
-    """Let the turns of these sources, and of all that are used with them, wait in one order."""
+    """Merge the waiting turns of these sources, and of all sources used with them, into one order."""
     with Queue.lock:
         orders: list[WaitingTurns] = [source.order for source in sources if source.order is not None]
-        # The largest one: a limit that is used with those of thousands of keys joins them one by one.
+        # Into the largest: a limiter that is used with those of thousands of keys is joined with them one by one.
         order = max(orders, key=lambda each: len(each.members), default=None) or WaitingTurns()
         for source in sources:
             old: WaitingTurns | None = source.order

@@ -1,4 +1,4 @@
-"""What all limiters of stkai are: a queue with sources of permits, and options; those with a quota may share it."""
+"""The base classes of stkai's limiters: a queue with sources of permits, and one with a quota that may be shared."""
 
 import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -26,7 +26,7 @@ _HOOKS: Final = ("ask", "leave", "learn", "end", "settle")
 class QueueLimiter(Queue):
     """A queue that is a `Limiter`."""
 
-    is_own = False  # Whether it is a user's subclass, which must see every request and answer.
+    is_own = False  # Whether it is a user's subclass, which must be given every request and answer.
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -47,7 +47,7 @@ class QueueLimiter(Queue):
 
     @property
     def methods(self) -> Collection[str] | None:
-        """HTTP methods that need a permit; None for all."""
+        """HTTP methods that need a permit; None if all do."""
         return self._methods
 
     @property
@@ -57,12 +57,12 @@ class QueueLimiter(Queue):
 
     @property
     def plan_for_all(self) -> Plan | None:
-        """What every request needs of this limiter; None if that depends on the request."""
+        """The plan for every request; None if it depends on the request."""
         is_same = self._methods is None and type(self).plan_for is QueueLimiter.plan_for
         return self._plan if is_same else None
 
     def plan_for(self, request: httpx.Request | None) -> Plan | None:
-        """What a request needs of this limiter; None if its method needs no permit."""
+        """What a request needs from this limiter; None if its method needs no permit."""
         if self._methods is None or request is None or request.method in self._methods:
             return self._plan
         return None
@@ -75,13 +75,13 @@ class QueueLimiter(Queue):
         max_wait_time: float | Unset | None = UNSET,
         clock: Clock | None = None,
     ) -> Permit:
-        """A permit for something other than a request of httpx: `with limiter.permit():`, or `async with`.
+        """A permit for something other than an httpx request: `with limiter.permit():`, or `async with`.
 
-        Leaving the block with an exception of class `stkai.NotSent` gives the permit back; any other way uses it.
+        Leaving the block with an exception of class `stkai.NotSent` gives the permit back; otherwise it counts as used.
 
         Args:
             cost: units that it takes from a limiter with `max_cost`.
-            priority: "low" goes when no normal request waits, and gets at least one permit in eleven.
+            priority: "low" is admitted when no normal request waits, and gets at least one permit in eleven.
             max_wait_time: seconds that it may wait; by default the limiter's own.
             clock: where time comes from; by default the system's clock.
 
@@ -93,19 +93,19 @@ class QueueLimiter(Queue):
         return Permit(self, self.plan_for(None), options, clock)
 
     def _options(self) -> str:
-        """The options that are not the default, for `repr`."""
+        """The options that differ from the defaults, for `repr`."""
         return "" if self._methods is None else f", methods={sorted(self._methods)}"
 
 
 class QuotaLimiter(QueueLimiter):
-    """A limiter with a quota: requests, units of cost, or both, per time window; its own, or a group's."""
+    """A limiter with a quota of requests, units of cost, or both, per time window; its own, or shared by a group."""
 
     _adaptive: Any = None  # Sets the rate of a process that shares nothing, unless that is constant.
 
     def __init__(
         self,
         limits: Limits,
-        alone: Callable[[], Sequence[Source]],  # Makes the sources of a process that shares nothing (yet).
+        alone: Callable[[], Sequence[Source]],  # Creates the sources of a process that shares nothing (yet).
         *,
         share: str | None,
         store: Any,
@@ -131,7 +131,7 @@ class QuotaLimiter(QueueLimiter):
         if self._leased is not None:
             quota = self._leased.quota
             self._leased.quota = quota._replace(methods=",".join(sorted(self.methods or ())))
-            # Until then the client is kept, so that the end of the program finds it.
+            # Keeps the client alive until then, so that it can report at the end of the program.
             weakref.finalize(self, self._leased.client.retire).atexit = False
 
     @property
@@ -151,7 +151,7 @@ class QuotaLimiter(QueueLimiter):
 
     @property
     def cost(self) -> Cost | None:
-        """What a call costs; None if the stack or the call says so."""
+        """What a call costs; None if the stack or the call defines it."""
         return self._cost
 
     @property
@@ -172,7 +172,7 @@ class QuotaLimiter(QueueLimiter):
 
     @property
     def members(self) -> int:
-        """The last known number of processes that share the quota, including this one."""
+        """The number of processes that share the quota, including this one, as far as known."""
         return 1 if self._leased is None else self._leased.group.members
 
     def update(
@@ -185,8 +185,7 @@ class QuotaLimiter(QueueLimiter):
         """Change the numbers that are given; they apply to waiting requests as well.
 
         Raises:
-            ConfigurationError: a number is out of range, or this limiter does not count what it is for; nothing has
-                changed.
+            ConfigurationError: a number is out of range, or the limiter was created without it; nothing has changed.
         """
         numbers = {"max_requests": max_requests, "time_window": time_window, "max_cost": max_cost}
         given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not UNSET}
@@ -210,7 +209,7 @@ class QuotaLimiter(QueueLimiter):
             self._leased.client.subscribe(layer)
 
     def close(self) -> None:
-        """Report what was used, within a quarter of a second, and leave the group; the next request joins it again."""
+        """Report what was used, within 0.25 s, and leave the group; the next request joins it again."""
         if self._leased is not None:
             self._leased.client.close()
 
@@ -220,7 +219,7 @@ class QuotaLimiter(QueueLimiter):
 
 
 def is_ours(limiter: object) -> TypeGuard[QueueLimiter]:
-    """Whether it is a limiter of stkai, which need not see every request and every answer."""
+    """Whether it is one of stkai's limiters, which need not be given every request and every answer."""
     return isinstance(limiter, QueueLimiter) and not limiter.is_own
 
 
@@ -237,7 +236,7 @@ def checked_methods(methods: Iterable[str] | None) -> frozenset[str] | None:
 def check_limits(
     max_requests: float | None, time_window: float | None, max_cost: float | None, burst: float | None = None
 ) -> Limits:
-    """The numbers of a limiter, if all that are given are positive and of a usual size."""
+    """The limits that these numbers describe; those that are given must be positive and within `SAFE_RANGE`."""
     limits = Limits(max_requests, time_window, max_cost, burst)
     for name, value in limits._asdict().items():
         if value is not None:

@@ -1,4 +1,4 @@
-"""Limiters with a quota of requests, units of cost, or both: a fixed one, and one that adapts to the server."""
+"""Limiters with a quota of requests, units of cost, or both: one with a fixed rate, one that adapts to the server."""
 
 import weakref
 from collections.abc import Iterable, Sequence
@@ -20,20 +20,20 @@ from .sources.units import Units
 class TokenBucket(QuotaLimiter):
     """At most `max_requests` requests in any time window. Share the object to share the quota, even between stacks.
 
-    After a quiet time, `burst` requests may be sent at once; the others follow evenly. With the default burst, all
+    After an idle period, `burst` requests may be sent at once; the others follow evenly. With the default burst, all
     requests of a window may be sent at once, and the next ones when these have left the window.
 
     Args:
         max_requests: requests allowed in any `time_window`; None counts only units of cost.
         time_window: seconds.
         max_cost: units of cost allowed per `time_window`, such as tokens; None counts requests only. They are refilled
-            evenly. A call that costs more than all of them is sent when none is used, and paid for afterwards.
-        burst: requests that may be sent at once after a quiet time, at least 1; by default `max_requests`.
+            evenly. A call that costs more than `max_cost` is sent when all units are available, and leaves a debt.
+        burst: requests that may be sent at once after an idle period, at least 1; by default `max_requests`.
         cost: what a call costs: a function of its request, or an object with `estimate` and `settle`, such as
-            `stkai.costs.llm_tokens()`; by default what the stack or the call says.
+            `stkai.costs.llm_tokens()`; by default, the stack or the call defines it.
         max_wait_time: seconds that a request may wait for its permit; None waits as long as necessary.
         methods: HTTP methods that need a permit; None for all.
-        share: a name; processes that give the same name share the quota, and the burst, exactly.
+        share: a name; processes that use the same name share the quota, including the burst, exactly.
         store: where a shared quota lives: None or "file" for this machine, a URL such as `redis://host`, or a
             `stkai.stores.Store`.
 
@@ -72,7 +72,7 @@ class TokenBucket(QuotaLimiter):
                 sources.append(Window(max_requests, time_window))
             if max_cost is not None:
                 sources.append(Units(max_cost, time_window))
-            if share is not None and max_requests is not None:  # How many others there are is not known yet.
+            if share is not None and max_requests is not None:  # The number of members is not known yet.
                 sources.append(AdaptiveRate(KnownQuota(max_requests, time_window)))
             return sources
 
@@ -83,7 +83,7 @@ class TokenBucket(QuotaLimiter):
 
     @property
     def burst(self) -> float:
-        """Requests that may be sent at once after a quiet time."""
+        """Requests that may be sent at once after an idle period."""
         return self._limits.at_once
 
     @safe_repr
@@ -98,30 +98,30 @@ class TokenBucket(QuotaLimiter):
 class AimdLimiter(QuotaLimiter):
     """A rate that adapts to what the server accepts. Share the object to share the quota within a process.
 
-    Without numbers, it finds the quota by itself. With numbers, they are the ceiling, of which one process leaves a
+    Without numbers, the limiter finds the quota itself. Given numbers are the ceiling, of which one process leaves a
     fiftieth (at most 0.1 requests per second) to others.
 
     Args:
-        max_requests: the whole quota, shared with others: requests per `time_window`.
+        max_requests: the whole quota, which others may use as well: requests per `time_window`.
         time_window: seconds. Give both numbers or neither.
         max_cost: units of cost allowed in `time_window`, such as tokens; None counts requests only. As for
             `TokenBucket`; if a server's headers state fewer tokens, the headers apply.
-        min_rate_floor: least share of the quota that the rate falls to, in (0, 1]; at least half a request per window.
-        penalty_factor: the share of the rate that a cut takes away, in (0, 1]. If it or `recovery_factor` is given,
+        min_rate_floor: the lowest rate, as a fraction of the quota, in (0, 1]; at least half a request per window.
+        penalty_factor: fraction by which a cut reduces the rate, in (0, 1]. If it or `recovery_factor` is given,
             plain AIMD replaces the tuned law; the other one is then 0.3 or 0.05.
-        recovery_factor: the share of the quota regained per window, in (0, 1].
+        recovery_factor: fraction of the quota by which the rate grows per window, in (0, 1].
         cost: what a call costs, as for `TokenBucket`.
         max_wait_time: seconds that a request may wait for its permit; None waits as long as necessary.
         methods: HTTP methods that need a permit; None for all.
         share: a name; processes that use the same name share the quota, and what they learn about it.
         store: where the shared quota lives, as for `TokenBucket`.
         warm_start: a name under which the rate is saved in the user's cache directory; a program that starts within a
-            day starts at that rate. With `share`, the name of the share: its store keeps the rate. None, the
-            default, saves nothing.
+            day starts at that rate. With `share`, it must be the name of the share, whose store keeps the rate. None,
+            the default, saves nothing.
 
     Raises:
-        ConfigurationError: a number is out of range or missing, the store cannot be used, or there is nothing that
-            `warm_start` could save.
+        ConfigurationError: a number is out of range or missing, the store cannot be used, or `warm_start` has nothing
+            to save.
     """
 
     _adaptive: AdaptiveRate
@@ -185,7 +185,7 @@ class AimdLimiter(QuotaLimiter):
 
             quota = KnownQuota(max_requests, time_window, floor)
             group = GroupPace(quota, plain=plain, starts_warm=warm_start is not None)
-        # A server's headers about tokens hold for all who use the key, so each member follows those that it receives.
+        # A server's token headers apply to everyone who uses the key, so each member follows those that it receives.
         super().__init__(
             limits, alone, share=share, store=store, beside=units(), pace=group,
             methods=methods, max_wait_time=max_wait_time, cost=cost,
@@ -193,22 +193,22 @@ class AimdLimiter(QuotaLimiter):
 
     @property
     def min_rate_floor(self) -> float | None:
-        """The share of the quota that the rate never falls below, if it was given."""
+        """The fraction of the quota that the rate never falls below, if it was given."""
         return self._factors["min_rate_floor"]
 
     @property
     def penalty_factor(self) -> float | None:
-        """The share of the rate that a cut takes away, if it was given."""
+        """The fraction by which a cut reduces the rate, if it was given."""
         return self._factors["penalty_factor"]
 
     @property
     def recovery_factor(self) -> float | None:
-        """The share of the quota that is regained per window, if it was given."""
+        """The fraction of the quota by which the rate grows per window, if it was given."""
         return self._factors["recovery_factor"]
 
     @property
     def burst(self) -> float:
-        """Requests that may be sent at once after a quiet time."""
+        """Requests that may be sent at once after an idle period."""
         return self._adaptive.mode.burst
 
     @property

@@ -1,12 +1,12 @@
-"""The turns that wait, and their order: numbers that never change once given.
+"""The turns that wait, ordered by numbers that never change once assigned.
 
-Normal numbers are even and low-priority ones odd, eighteen apart: nine normal turns go between two low ones while both
-wait, and nothing delays a low one that is alone.
+Numbers of normal priority are even. Those of low priority are odd and 18 apart: while both wait, nine normal turns are
+admitted between two low ones; a low one that waits alone is not delayed.
 
 When a turn leaves, the next turn that joins takes its place, unless the time of that place has passed. The turn behind
-it moves up: once it is the first, it is woken and asks again, and the one behind it moves up if that gains time. So if
-many turns leave at once, each later permit costs at most one more call of `ask`, not one for each waiting turn. When
-permits come back or a quota rises, the first turn is woken, and one that goes earlier than `ask` said wakes the next.
+it moves up: once it is first, it is woken and asks again, and the one behind it moves up if that gains time. So if many
+turns leave at once, each later permit costs at most one more call of `ask`, not one for each waiting turn. When permits
+are returned or a quota is raised, the first turn is woken, and a turn admitted earlier than announced wakes the next.
 """
 
 import math
@@ -22,32 +22,32 @@ from .limiter import Turn, number_of, place_in
 from .sources.source import Source
 
 NORMAL_STEP: Final = 2
-"""From one number of normal priority to the next."""
+"""The difference between consecutive numbers of normal priority."""
 
 _LOW_STEP: Final = 18
 
-_MIN_GAIN: Final = 0.02  # Seconds; no turn is woken to gain less.
+_MIN_GAIN: Final = 0.02  # Seconds; no turn is woken for a smaller gain.
 
 
 class WaitingTurns:
-    """The turns that wait, in the order of their numbers; queues that have a source in common share it."""
+    """The waiting turns, ordered by number; shared by all queues that have a source in common."""
 
     def __init__(self) -> None:
         self.turns: list[Turn] = []
-        # Whether they may wait for different sources: then each source has a line of its own.
+        # Whether they may wait for different sources; each source then has its own line.
         self.is_mixed = False
         self.members: WeakSet[Source] = WeakSet()  # The sources whose turns wait here.
-        # What a finalizer or a signal handler found to do while the lock was held, and `recover` after an interrupt.
+        # Work that finalizers and signal handlers postpone while the lock is held; `recover`, after an interrupt.
         self.deferred: deque[Callable[[], object]] = deque()
-        self.woken: deque[Turn] = deque()  # To be woken.
-        # The places of turns that left, in order; without their requests, which may hold long bodies.
+        self.woken: deque[Turn] = deque()  # Turns to wake.
+        # The places of turns that left, in order; without their requests, which may have long bodies.
         self.vacant: list[Turn] = []
-        # The last number of normal and of low priority, and the highest number that was admitted.
+        # The last normal number, the last low-priority number, and the highest number that was admitted.
         self.last = self._low = self._highest_admitted = 0
         after_fork(self, WaitingTurns.forget)
 
     def forget(self) -> None:
-        """Drop all waiting turns, in a forked child: only the thread that forked exists there."""
+        """Drop all waiting turns in a forked child, where only the thread that forked exists."""
         self.turns.clear()
         self.vacant.clear()
         self.deferred.clear()
@@ -57,13 +57,13 @@ class WaitingTurns:
             source.forked()
 
     def recover(self) -> None:
-        """Make all numbers agree again with the turns that wait: an interrupt, or a fork, may have come between."""
+        """Recompute all counts from the waiting turns: an interrupt or a fork may have left them inconsistent."""
         self.is_mixed = True
         for source in self.members:
             source.recover([turn for turn in self.turns if source in turn.sources])
 
     def absorb(self, other: "WaitingTurns") -> None:
-        """Add the turns of another order behind these, and low-priority ones where they would have joined."""
+        """Append the turns of `other`; low-priority ones are placed where they would have joined."""
         other.catch_up()
         for turn in other.turns:
             turn.number += self.last
@@ -73,17 +73,17 @@ class WaitingTurns:
         self.last += other.last
 
     def catch_up(self) -> None:
-        """Do the deferred work, and what was interrupted."""
+        """Do the deferred work, and recover from an interrupt."""
         while self.deferred:
             try:
-                self.deferred[0]()  # It stays until it is done: an interrupt may come before it begins.
+                self.deferred[0]()  # Removed only afterwards: an interrupt may prevent it.
             except BaseException:  # An interrupt.
                 self.deferred[0] = self.recover
                 raise
             self.deferred.popleft()
 
     def wake(self) -> None:
-        """Wake the turns in `woken`. Call it without the lock."""
+        """Wake the turns in `woken`. Must be called without holding the lock."""
         while self.woken:
             with suppress(IndexError):  # Another thread was faster.
                 turn = self.woken.popleft()
@@ -91,10 +91,10 @@ class WaitingTurns:
                     turn.wake()
 
     def join(self, turn: Turn, now: float) -> int:
-        """The place of a turn, counted from 0; a turn that is not in the order joins it where its number belongs."""
+        """The place of a turn, counted from 0; a turn that is not waiting yet is inserted where its number belongs."""
         turns, vacant = self.turns, self.vacant
         if not turns:
-            # All turns with a number were admitted or left, including those that did not have to wait.
+            # All numbered turns were admitted or have left, including those that did not have to wait.
             self._highest_admitted, self.is_mixed = self.last, False
             vacant.clear()
         if not turn.number:
@@ -104,7 +104,7 @@ class WaitingTurns:
             else:
                 turn.number = self.last = self.last + NORMAL_STEP
         while vacant and vacant[0].number < turn.number:
-            # The turn that asks moves up, so these places are no longer free.
+            # The turn that asks moves up, so these places are no longer vacant.
             vacant.pop(0)
         place = len(turns)
         if place and turns[-1].number >= turn.number:  # Most turns join at the end.
@@ -133,9 +133,9 @@ class WaitingTurns:
             turn.number = self.last = self.last + NORMAL_STEP
 
     def admit(self, place: int, now: float) -> None:
-        """Let the turn in that place go with its permit."""
+        """Remove the turn at `place`, which is admitted, and let those behind it move up."""
         turn = self.drop(place)
-        if turn.due_at < math.inf:  # It was told to wait.
+        if turn.due_at < math.inf:  # It had to wait.
             self.move_up(turn, place, turn.due_at - now)
         if self.is_mixed or (not place and self.turns and self.turns[0].moves_up):
             self.wake_soon(self._behind(turn, place))
@@ -143,7 +143,7 @@ class WaitingTurns:
         if number > self._highest_admitted:
             self._highest_admitted = number
             if number > self.last:
-                # A low-priority one: the next to come goes after it, and before the next of low priority.
+                # A low-priority one: the next normal number follows it, and precedes the next low one.
                 self.last = number - 1
 
     def drop(self, place: int) -> Turn:
@@ -168,16 +168,16 @@ class WaitingTurns:
                     self.wake_soon(first)
 
     def move_up(self, turn: Turn, place: int, seconds: float) -> None:
-        """Note that the turn behind this one, in that place, may go so much earlier than `ask` said.
+        """Record that the turn behind this one, now at `place`, may be admitted `seconds` earlier than announced.
 
-        Once it is the first, it is woken. It then asks again, and passes on the time that it gains.
+        Once it is first, it is woken, asks again, and passes the time that it gains to the next one.
         """
         if seconds > _MIN_GAIN:
             for other in self._behind(turn, place):
                 other.moves_up = True
 
     def _behind(self, turn: Turn, place: int) -> list[Turn]:
-        """The turn in that place, behind this one; where limits differ, the one behind it in each of its lines."""
+        """The turn at `place`, behind this one; if limits differ, the next one in the line of each of its sources."""
         if not self.is_mixed:
             return self.turns[place : place + 1]
         found: list[Turn] = []
@@ -187,7 +187,7 @@ class WaitingTurns:
         return found
 
     def wake_soon(self, turns: Sequence[Turn]) -> None:
-        """Wake those of these turns that may go earlier than `ask` said."""
+        """Wake those of the turns that may be admitted earlier than announced."""
         for turn in turns:
             if turn.moves_up and not turn.is_woken:
                 turn.is_woken = True
@@ -195,7 +195,7 @@ class WaitingTurns:
 
 
 def _could_stand_in(turn: Turn, other: Turn) -> bool:
-    """Whether a new turn may take the place of one that left: it takes no more, and from the same sources."""
+    """Whether a new turn may take the place of one that left: it needs no more, and from the same sources."""
     if turn.sources != other.sources:
         return False
     if turn.costs is None and other.costs is None:
