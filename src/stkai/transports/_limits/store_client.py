@@ -1,4 +1,4 @@
-"""Calls the store for a member of a share: the I/O, its failures, and the events about them."""
+"""Calls the store for a member of a share: the I/O, its failures, and events."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from .pace.group import GroupPace
 
 _STORE_TIMEOUT: Final = 0.8
-"""Seconds for a call to a store of the user's own; less than those after which another call may begin."""
+"""Seconds for a call to a custom store; less than the time after which another call may begin."""
 
 _MIN_TIME_LEFT: Final = 1.0
-"""Seconds until its deadline below which a request leaves a call to a thread, since it may have to abandon it."""
+"""Seconds; a request with less time to its deadline calls the store in a thread, since it may have to abandon it."""
 
 _time_limits: "Final[WeakValueDictionary[int, TimeLimit]]" = WeakValueDictionary()
-"""Those of the user's own stores, by their ids: one that hangs must not hold up each of its shares anew."""
+"""The time limits of custom stores, by the store's id: a store that hangs must not delay each of its shares again."""
 
 _NO_CALL: Final = CallInfo(id=0, method="", host="")
 
@@ -40,7 +40,7 @@ _clock = SystemClock()
 
 
 class StoreClient:
-    """Calls a store: in the request's thread; for a request on an event loop, and without one, in the background."""
+    """Calls a store: in the request's thread, or, on an event loop or without a request, in the background."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class StoreClient:
         if not is_limited:
             self._limit = _time_limits.setdefault(id(self.store), TimeLimit(_STORE_TIMEOUT, "the store"))
         self.was_lost = False  # Found by a request in the queue, which cannot report it.
-        # By id, and not a WeakSet: threads may add to it while another one looks at all of it.
+        # By id, not a WeakSet: threads may add to it while another one iterates over it.
         self._audience: WeakValueDictionary[int, Any] = WeakValueDictionary()
         self._last_call = _NO_CALL
         self._disagreed: Quota | None = None
@@ -73,7 +73,7 @@ class StoreClient:
     # Calls
 
     def operation(self, call: StoreCall, now: float) -> Run:
-        """The operation that makes a call which a request has reserved."""
+        """The operation that makes a call that a request has reserved."""
         self._note_time(now)
 
         def run(left: float) -> None:
@@ -86,10 +86,10 @@ class StoreClient:
             if self._is_instant:
                 self._make(call)
                 return
-            # The member keeps what the thread receives, so a request that is cancelled just stops waiting.
+            # The member keeps what the thread receives, so a cancelled request just stops waiting.
             pending = AbandonableWork(partial(self._make, call))
             while not pending.is_done:
-                if not background.later(0.0, pending.run):  # It runs once.
+                if not background.later(0.0, pending.run):  # `run` works only once.
                     pending.run()  # No thread can be started.
                 await pending.await_(STUCK_AFTER)
             pending.result()
@@ -97,7 +97,7 @@ class StoreClient:
         return Run(run, arun)
 
     def afterwards(self, now: float) -> None:
-        """Carry out what is due, if the store never blocks; otherwise a thread does."""
+        """Do the work that is due if the store never blocks; otherwise a thread does it."""
         self._note_time(now)
         if self.was_lost:
             with Queue.lock:
@@ -108,7 +108,7 @@ class StoreClient:
             self.work()
 
     def work(self) -> None:
-        """Do what no request does: probe a lost store, or report to it."""
+        """Make a background call: probe a lost store, or report."""
         self._due = float("inf")
         with Queue.lock:
             call = self.member.background_call(self._now())
@@ -116,7 +116,7 @@ class StoreClient:
             self._make(call)
 
     def close(self, seconds: float = LAST_REPORT) -> None:
-        """Report once more, for at most so many seconds, and leave the group; the next request joins it again."""
+        """Report once more, within `seconds`, and leave the group; the next request joins it again."""
         member = self.member
         with Queue.lock:
             if not member.has_joined or member.outage.is_on:
@@ -128,27 +128,27 @@ class StoreClient:
             self._make_within(seconds, call)
 
     def retire(self) -> None:
-        """Leave the group, in another thread: the limiter was collected, perhaps while a lock is held."""
+        """Leave the group, in another thread: the limiter was garbage-collected, perhaps while a lock is held."""
         if not self._is_instant and self.member.has_joined:
             background.later(0.0, self._retire)
 
     def _retire(self) -> None:
         self.close()
-        # Without this cycle, the client and the connections of its store end after the last call, and not when the
-        # garbage collector comes.
+        # Without this cycle, the client and its store's connections are freed after the last call, and not only by the
+        # garbage collector.
         self.member.client = proxy(self)
 
     def _note_time(self, now: float) -> None:
-        """Note the time of the caller's clock, which may be another one than the system's."""
+        """Record the time of the caller's clock, which may differ from the system's."""
         self._noted, self._ahead = now, now - _clock.monotonic()
 
     def _now(self) -> float:
         return self._noted if self._is_instant else _clock.monotonic() + self._ahead
 
     def schedule(self, seconds: float) -> None:
-        """Arrange for a call that no request makes, after so many seconds."""
+        """Schedule a background call after `seconds`."""
         if self._is_instant:
-            # Only the probes of a lost store keep to the time.
+            # Only probes of a lost store wait for their time.
             self._due = self._noted + (seconds if self.member.outage.is_on else 0.0)
             return
         now = _clock.monotonic()
@@ -218,7 +218,7 @@ class StoreClient:
         done = False
         try:
             done = self._call(self.store.amend, lease.epoch, new)
-        except Exception as error:  # Any error, as for a lease; the next lease notices an outage.
+        except Exception as error:  # Any error, as for a lease; the next lease detects an outage.
             raise_interrupt(error)
             logger.debug("cannot write the adaptive state", exc_info=True)
         finally:
@@ -228,7 +228,7 @@ class StoreClient:
     # Events
 
     def subscribe(self, layer: Any) -> None:
-        """Notify the listener in the `context` of this layer as well; each listener is notified once."""
+        """Also notify the listener in this layer's `context`; each listener is notified once."""
         self._audience[id(layer)] = layer
 
     def _emit(self, kind: Callable[..., Event], **facts: Any) -> None:
@@ -242,12 +242,12 @@ class StoreClient:
 
 
 def _work_if_due(client: "ref[StoreClient]") -> None:
-    """Do what is due, unless the limiter was dropped: then its client is retired."""
+    """Do the work that is due, unless the limiter was dropped, whose client is then retired."""
     found = client()
     if found is not None and _clock.monotonic() >= found._due:  # noqa: SLF001 - its own
         found.work()
 
 
 def _identity() -> tuple[str, float, float]:
-    """A new member's unique name, and when it starts: in seconds since 1970, and as an instant."""
+    """A new member's unique name, and the time of its start: in seconds since 1970, and as an instant."""
     return unique_key(), _clock.utcnow().timestamp(), _clock.monotonic()

@@ -1,7 +1,7 @@
-"""Permits at a rate that is found from the server's answers, at which a shared quota can be used.
+"""Permits at a rate that adapts to the server's answers, so that senders can share a quota.
 
-Several processes share one quota, and none knows about the others. What a server says decides which law is in force:
-`WindowedRate` where it asks for a wait or describes its window, `BlindRate` where it just refuses.
+Several processes use one quota, and none knows about the others. The server's answers decide which law is in force:
+`WindowedRate` if they ask for a wait or describe the window, `BlindRate` if they are mere refusals.
 """
 
 import math
@@ -23,18 +23,18 @@ from .source import ROUNDING, TICK, Limits, Source
 _FIRST_ESTIMATE = "429 Too Many Requests: a first estimate of the quota"
 
 _EXCUSED_SECONDS, _MAX_EXCUSES = 65.0, 20
-"""Seconds from the first of a row of refusals, and refusals of a call, that use up no attempt: a window of a minute may
-be used up."""
+"""Seconds after the first of consecutive refusals, and refusals per call, that use up no attempt: a window of a minute
+may be used up."""
 
 _SEARCH_LIMIT: Final = 1000
-"""How far to look for one that waits for this limit and for no other: all before it may be of one key, for instance."""
+"""Turns to search for one that waits only for this limit; all before it may have the same key, for instance."""
 
 Save = Callable[[LearnedRate, Answer, Any], Operation | None]
-"""Notes what was learned. If saving is due, returns an operation that saves after the given one; or else that one."""
+"""Records what was learned. If saving is due, returns an operation that runs the given one and saves; else that one."""
 
 
 class AdaptiveRate(Rate):
-    """A bucket whose rate and burst follow what the server accepts. `plain`: the factors of AIMD instead of the law."""
+    """A bucket whose rate and burst follow what the server accepts. `plain`: factors of plain AIMD, if that is used."""
 
     limit = "adaptive rate"
 
@@ -55,9 +55,9 @@ class AdaptiveRate(Rate):
         self._is_plain = plain is not None
         self.mode: WindowedRate | BlindRate = self._windowed  # The law in force.
         self._reported, self._finding = self._windowed.rate, ""
-        self.ignores_successes_until = -math.inf  # Until then, a success need not be reported.
+        self.ignores_successes_until = -math.inf  # Until then, successes need not be reported.
         self._has_accepted, self._refused_since = False, math.inf
-        # Quiet: until a request waits or an answer comes, nothing but time and the rate moves the credit.
+        # Quiet: until a request waits or an answer arrives, the credit depends only on time and the rate.
         self._at, self.credit, self.paused_until, self._is_quiet = NEVER, 0.0, NEVER, False
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ class AdaptiveRate(Rate):
         elif self.waiting:
             before, is_awaited = mode.rate, self._is_awaited()
             credit = mode.release(start, now, self.credit, waiting=is_awaited)
-            if is_awaited and mode.rate != before and self._has_moved():  # The next success reports it.
+            if is_awaited and mode.rate != before and self._has_moved():  # The next success reports that.
                 self.ignores_successes_until = -math.inf
             self.credit = self._kept(credit, mode.burst) if credit > mode.burst else credit
         else:
@@ -89,16 +89,16 @@ class AdaptiveRate(Rate):
                 self._is_quiet = not (mode.history.holds or mode.guide.in_force)
 
     def _is_awaited(self) -> bool:
-        """Whether anybody waits for permits of this source, and nobody before for those of another of its sources."""
+        """Whether a turn waits for this source, and no earlier turn waits for another source of that turn."""
         order = (self.stands_for or self).order
-        if not order.is_mixed:  # What holds up one holds up all.
+        if not order.is_mixed:  # The same source holds up all turns.
             source = order.turns[0].held_by
             return source is self or source is None or source.is_remote
         others: set[Source] = set()
         for turn in islice(self.turns, _SEARCH_LIMIT):
             source = turn.held_by
             if source is None and others:
-                continue  # It has just come.
+                continue  # It has just arrived.
             if others.isdisjoint(turn.sources):
                 if source is self or source is None or source.is_remote:
                     return True
@@ -108,7 +108,7 @@ class AdaptiveRate(Rate):
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         mode, seconds = self.mode, now - self._at
         if seconds > 0.0 and self._is_quiet and not self.waiting:
-            # What `_advance` would do: most permits are released here.
+            # The same as `_advance`; most permits are released here.
             credit, most = self.credit + mode.rate * seconds, mode.burst
             self._at, self.credit = now, credit if credit < most else most  # noqa: FURB136
         elif seconds > 0.0:
@@ -142,11 +142,11 @@ class AdaptiveRate(Rate):
         mode = self.mode
         is_awaited = self.waiting > 0 and self._is_awaited()
         credit = mode.release(now, now, before, waiting=is_awaited)
-        self.credit = min(credit, max(before, mode.burst))  # What an answer releases is owed to nobody.
+        self.credit = min(credit, max(before, mode.burst))  # What an answer releases is not carried over.
         return change
 
     def update(self, limits: Limits) -> None:
-        """Adapt to another quota from now on, of which this sender gets the same share."""
+        """Adapt to another quota from now on, and keep the same fraction of it."""
         assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
         before = self.quota.ceiling
         self.quota.update(limits.max_requests, limits.time_window)
@@ -154,10 +154,10 @@ class AdaptiveRate(Rate):
         if isinstance(self.mode, BlindRate):
             self.mode.update(self.quota.ceiling / before)
 
-    # What the server says.
+    # Answers of the server
 
     def _learn(self, turn: Turn, answer: Answer) -> RateChange | None:
-        """Let the answer move the rate: a 429 slows all requests down, and a success shows how much gets through."""
+        """Adjust the rate to the answer: a 429 slows all requests down, and a success shows what the server accepts."""
         turn.paced = answer.is_refusal
         if answer.response is None or not (turn.paced or is_accepted(answer)):
             self.mode.ignore(turn)
@@ -177,7 +177,7 @@ class AdaptiveRate(Rate):
         return change
 
     def _accepted(self, turn: Turn, answer: Answer, reading: Reading | None) -> RateChange | None:
-        """Note that the server accepted a request, with `reading` from its quota headers."""
+        """Record that the server accepted a request; `reading` is from its quota headers."""
         if reading is not None:
             self._follow(reading, answer)
         self.mode.accepted(turn, answer.now, answer.sent)
@@ -192,7 +192,7 @@ class AdaptiveRate(Rate):
     def _refused(
         self, turn: Turn, answer: Answer, asked: float | None, reading: Reading | None
     ) -> RateChange | None:
-        """Note that the server answered 429, asking for a wait of `asked` seconds."""
+        """Record a 429 that asks for a wait of `asked` seconds."""
         now, sent, chance = answer.now, answer.sent, answer.chance
         windowed, first = self._windowed, not self._windowed.start.over
         self._refused_since = min(self._refused_since, now)
@@ -205,7 +205,7 @@ class AdaptiveRate(Rate):
                 self.mode.refused(turn, now, sent, chance, asked)
             else:
                 self.mode = BlindRate(self.quota, windowed.found(now), now, asked=asked)
-            if asked:  # The refused request itself waits as asked, whatever that says about the rate.
+            if asked:  # The refused request itself waits as asked, regardless of the rate.
                 turn.not_before = now + asked
             is_news = self._has_moved()
         else:
@@ -219,23 +219,23 @@ class AdaptiveRate(Rate):
         return self._report(self.rate, _FIRST_ESTIMATE if found else "")
 
     def _is_coarse(self, asked: float, now: float) -> bool:
-        """Whether whole seconds are too coarse for this wait: 0 stands for a fraction, and 1 may span many gaps."""
+        """Whether whole seconds are too coarse for this wait: 0 means a fraction, and 1 may span many gaps."""
         if asked == 0:
             return True
         is_slow = isinstance(self.mode, BlindRate) and self.mode.is_slow(now)
         return asked <= SHORT_WAIT and not (self.quota.is_given or is_slow)
 
     def _is_bad_luck(self, turn: Turn, now: float) -> bool:
-        """Whether a refusal uses up no attempt: a window that others have used up may soon end."""
+        """Whether a refusal uses up no attempt: a window used up by others may soon end."""
         accepts = self._has_accepted or isinstance(self.mode, BlindRate)
         return accepts and now - self._refused_since < _EXCUSED_SECONDS and turn.excuses < _MAX_EXCUSES
 
     def _can_be_blind(self) -> bool:
-        """Whether `BlindRate` handles refusals that say nothing; if a long window was given, the windowed law does."""
+        """Whether `BlindRate` handles refusals without information; with a given long window, the windowed law does."""
         return not self._is_plain and not (self.quota.is_given and not is_soft(self.quota.window))
 
     def _follow(self, reading: Reading | None, answer: Answer) -> bool:
-        """Take in the quota headers; returns whether they explain a refusal."""
+        """Apply the quota headers; returns whether they explain a refusal."""
         windowed = self._windowed
         if windowed is not self.mode:
             windowed.rate = self.mode.rate
@@ -245,7 +245,7 @@ class AdaptiveRate(Rate):
         return explained
 
     def _resume_windows(self, now: float) -> None:
-        """Return to the windowed law at the present rate: the server has said something about its quota."""
+        """Return to the windowed law at the current rate: the server has given information about its quota."""
         if self.mode is not self._windowed:
             self._windowed.resume(self.mode.rate, refused=True)
             self._windowed.history.restart(now)
@@ -255,7 +255,7 @@ class AdaptiveRate(Rate):
         return abs(self.mode.base - self._reported) > self.mode.least_change * self._reported
 
     def _report(self, rate: float, reason: str) -> RateChange:
-        """Report the rate; without another reason, it moved with the refusals."""
+        """Report the rate; by default, the reason is a refusal or the lack of refusals."""
         finding = self.mode.finding
         if not reason:
             reason = "no refusal since" if self.mode.base > self._reported else "429 Too Many Requests"

@@ -1,8 +1,7 @@
 """What a member of a share holds and knows: permits and units of cost, the demand for them, and the state of its group.
 
-Instants are on the member's clock, in seconds. The totals count from the member's start. A message reports them, and
-the store replaces what it assumed about the member by them, so that a message that is lost, repeated or overtaken
-changes nothing.
+Instants are on the member's clock, in seconds. Totals count from the member's start. Messages report totals, which
+replace the store's assumptions about the member, so that lost, repeated or reordered messages do no harm.
 """
 
 import math
@@ -16,23 +15,23 @@ from ..limiter import Turn
 from .source import ROUNDING
 
 CALL_LIFETIME: Final = 1.0
-"""Seconds after which a call that was not made, or takes longer, no longer holds up others."""
+"""Seconds after which a reserved or running call no longer holds up others."""
 
 CLOCK_ROUNDING: Final = 1e-9
-"""Seconds; covers the rounding of a clock."""
+"""Seconds; tolerance for the rounding of a clock."""
 
 _MAX_HELD_SPAN, _GROUP_CALLS = 0.08, 60
-"""Seconds of its share that a member holds at most, unless the store answers slowly; more in a large group, so that all
-of it makes about 60 calls per second."""
+"""Seconds for which a member holds its share of permits at most, unless the store answers slowly; more in a large
+group, so that the whole group makes about 60 calls per second."""
 
 _LEAD, _SHORT_LEAD = 0.02, 0.002
-"""Seconds before its last permit is due at which a member leases the next ones; fewer while most of its requests have
-one: one lease for many is cheaper than many leases."""
+"""Seconds before its last permit is due at which a member leases the next ones; fewer while it has permits for many of
+its requests: one lease of many permits is cheaper than many leases."""
 
-_RETRY_DELAY: Final = 0.05  # Seconds after which a member asks again that got no permit.
+_RETRY_DELAY: Final = 0.05  # Seconds after which a member that got no permit asks again.
 
 _GROUP_MEMORY: Final = 10.0
-"""Seconds for which a group counts as large as it was: after an outage, its members return one by one."""
+"""Seconds for which the previous size of a group applies: after an outage, its members return one by one."""
 
 _STEADY_USAGE: Final = 10  # Requests are steady if they used more permits in the last `_USAGE_SPAN` seconds.
 
@@ -40,21 +39,21 @@ _USAGE_SPAN: Final = 0.25
 
 
 class Holding:
-    """Permits and units that are leased and not used, and the totals since the member started."""
+    """Permits and units that are leased but not used, and the totals since the member started."""
 
     def __init__(self) -> None:
         self.due: list[float] = []  # When each permit may be used, in ascending order.
         self.units = self.spent = 0.0
         self.used = self.lapsed = 0  # Lapsed permits were given up after their time.
-        self.late = LATE  # Seconds after it is due at which one lapses; more while requests wake late.
+        self.late = LATE  # Seconds after its time at which a permit lapses; more while requests wake late.
 
     @property
     def last(self) -> float:
-        """When the last permit may be used; -inf if there is none."""
+        """When the last permit may be used; -inf without any."""
         return self.due[-1] if self.due else -math.inf
 
     def add(self, ranges: Iterable[tuple[float, float, int]], units: float, now: float) -> int:
-        """Add what was leased; see `Lease`. Returns the number of permits."""
+        """Add leased permits and units; see `Lease`. Returns the number of permits."""
         before = len(self.due)
         for first, gap, count in ranges:
             for number in range(count):
@@ -63,21 +62,21 @@ class Holding:
         return len(self.due) - before
 
     def use(self, cost: float) -> None:
-        """Use the first permit for a request of that cost."""
+        """Use the first permit for a request with this cost."""
         del self.due[0]
         self.used += 1
         self.units -= cost
         self.spent += cost
 
     def put_back(self, cost: float) -> None:
-        """Give back a permit that was taken and not used: it is reported as lapsed, and the store grants it again."""
+        """Return a permit that was taken but not used: it is reported as lapsed, and the store leases it again."""
         self.used -= 1
         self.lapsed += 1
         self.units += cost
         self.spent -= cost
 
     def lapse(self, now: float) -> None:
-        """Give up the permits that no request has used in time."""
+        """Give up the permits that no request used in time."""
         due = self.due
         if due and due[0] < now - self.late:
             count = bisect_right(due, now - self.late - CLOCK_ROUNDING)
@@ -85,33 +84,33 @@ class Holding:
             self.lapsed += count
 
     def keep(self, permits: int, units: float) -> None:
-        """Drop all but the first permits, and all but so many units; the next message says what is kept."""
+        """Keep only the first `permits` permits, and `units` units; the next message reports what is kept."""
         del self.due[permits:]
         self.units = units
 
     def rewind(self, used: int, lapsed: int) -> None:
-        """Forget a lease that is void, and what was used of it since the message with these totals.
+        """Forget a void lease, and what was used of it since the message with these totals.
 
-        The store has written it off already: reported again, these uses would be charged to the next lease.
+        The store has already written it off: reported again, these uses would be charged to the next lease.
         """
         self.keep(0, 0.0)
         self.used, self.lapsed = used, lapsed
 
 
 class Demand:
-    """Whether requests come one after another, so that the next ones can be expected."""
+    """Whether requests arrive steadily, so that the next ones can be expected."""
 
     def __init__(self) -> None:
         self.used_at = self._asked_at = -math.inf
-        self.steady = 0  # How many requests will come before the next call.
+        self.steady = 0  # How many requests are expected before the next call.
         self._usage = 0.0
         self._last, self._counted = 0, (0, 0)
 
     def update(self, held: Holding, now: float, group: "GroupStatus", waiting: int) -> None:
-        """Look back at a call to the store. While none of its permits lapse, more requests are expected each time.
+        """Update the expectation before a call to the store. While no permits lapse, it grows with each call.
 
-        If the store is far, a few are enough for that, also those that are `waiting`: others that come before it
-        answers could use no permit. As calls follow each other closely then, the one before counts as well.
+        If the store is far away, a few requests suffice, including those that are `waiting`: requests that arrive
+        before it answers would find no permit. As calls follow each other closely then, the previous one also counts.
         """
         used, lapsed = held.used - self._counted[0], held.lapsed - self._counted[1]
         self._counted = held.used, held.lapsed
@@ -129,28 +128,28 @@ class Demand:
 class StoreCall:
     """One message to the store and its answer."""
 
-    turn: Turn | None  # None if no request makes the call.
-    until: float  # When it no longer holds up other calls.
+    turn: Turn | None  # The turn that makes the call; None if no request does.
+    until: float  # When it stops holding up other calls.
     sent: float
     is_last: bool  # Whether the member leaves the group with it.
     ask: Ask | None = None  # The message, once the call has begun.
 
 
 class GroupStatus:
-    """The state of the group, as of the last answer of the store."""
+    """The state of the group, as of the store's last answer."""
 
     def __init__(self) -> None:
         self.lease: Lease | None = None  # The last answer; None if the store was never reached.
-        self.as_of = -math.inf  # When the message was sent that it answers.
+        self.as_of = -math.inf  # When the message that it answers was sent.
         self.retry_at = -math.inf  # When to ask again, if it had no permits.
         self.queue_until = -math.inf  # When a permit requested now could be used.
         self.paused_until = self._members_at = -math.inf
         self.latency = 0.0
-        self.members = 1  # How many there are, or were a short time ago.
+        self.members = 1  # The number of members, or the recent number if that was larger.
         self.active = 1  # How many of them wait for permits or hold some.
 
     def update(self, lease: Lease, sent: float, now: float, *, is_empty: bool) -> None:
-        """Take in the answer to a message sent at `sent`; `is_empty` if it has none of the permits asked for."""
+        """Apply the answer to a message sent at `sent`; `is_empty` if permits were requested but none leased."""
         if now - sent < CALL_LIFETIME:  # A suspension of the process says nothing about the store.
             self.latency = max(now - sent, 0.8 * self.latency)
         self.lease, self.as_of, self.active = lease, sent, lease.active
@@ -167,11 +166,11 @@ class GroupStatus:
         return self.latency > _LEAD
 
     def lead(self, *, short: bool = False) -> float:
-        """Seconds before an instant at which to ask the store, to have its answer by then."""
+        """How many seconds before an instant to ask the store, to have its answer in time."""
         return min(AHEAD, max(_SHORT_LEAD if short else _LEAD, 1.25 * self.latency))
 
     def most(self, rate: float) -> int:
-        """The most permits to hold: a short stretch of this member's share, or its share of a burst; and one."""
+        """The most permits to hold: this member's share for a short time, or its share of a burst; and one more."""
         reach = min(AHEAD, max(_MAX_HELD_SPAN, 2.5 * self.latency, self.active / _GROUP_CALLS))
         burst = 0.0 if self.lease is None else -self.lease.queue
         return max(1, math.floor(rate * max(reach, burst) / self.active + ROUNDING)) + 1

@@ -1,4 +1,4 @@
-"""A source of permits that are leased from a store: the limit of a whole group of processes."""
+"""A source of permits that are leased from a store: the limit of a group of processes."""
 
 import math
 from bisect import bisect_right
@@ -16,23 +16,23 @@ from .request_limits import Rate
 from .source import ROUNDING, TICK, Limits
 
 _BUSY_NAP: Final = 0.002  # Seconds after which a request asks again while another one calls the store.
-_RATE_KEPT: Final = 0.88  # Share of its rate that a member keeps after a refusal while the store is lost.
+_RATE_KEPT: Final = 0.88  # Fraction of its rate that a member keeps after a refusal while the store is lost.
 
-_ANSWER_LIFETIME: Final = 0.27  # Seconds for which an answer says reliably that no member was refused.
+_ANSWER_LIFETIME: Final = 0.27  # Seconds for which an answer reliably shows that no member was refused.
 
 _REPORT_INTERVAL: Final = 1.0
-"""Seconds after which a member that waits reports again: the group may have changed its quota, or stopped."""
+"""Seconds after which a waiting member reports again: the group may have changed its quota, or stopped."""
 
 
 class Use(NamedTuple):
-    """A permit that a request has taken: in which epoch, and whether it came from the local sources."""
+    """A permit that a request took: its epoch, and whether it came from the local sources."""
 
     epoch: int
     is_local: bool
 
 
 class Leased(Member):
-    """Permits of a member that leases them from a store. Pure: its client makes the calls."""
+    """The permits that a member leases from a store. Pure: the client makes the calls."""
 
     is_remote = True
 
@@ -49,7 +49,7 @@ class Leased(Member):
         return self.max_cost > 0
 
     def update(self, limits: Limits) -> None:
-        """Change the group's quota, as a member would that starts when it sends its next message."""
+        """Change the group's quota, as if this member started with its next message."""
         quota = quota_of(limits, promises=self.pace is None)
         self.quota = quota._replace(methods=self.quota.methods)
         if self.history is not None:
@@ -75,7 +75,7 @@ class Leased(Member):
             return wait
         if self.history is not None and now >= self.guards_from and self.history not in outage.sources:
             wait = max(wait, self.history.when(turn, ahead, now))
-        if turn.due_at < now and turn.held_by is self:  # It wakes late, and so may the others.
+        if turn.due_at < now and turn.held_by is self:  # It woke late, and the others may do so, too.
             held.late = max(held.late, min(CALL_LIFETIME, LATE + now - turn.due_at))
         held.lapse(now)
         if now < group.paused_until:
@@ -86,7 +86,7 @@ class Leased(Member):
         left = due[ahead] - now
         if self.pace is None or max(now, due[ahead]) <= self._fresh_until:
             return wait if left <= CLOCK_ROUNDING else max(wait, TICK, left)
-        # Then, the answer will be too old to tell whether the group was refused meanwhile.
+        # By then, the answer will be too old to show whether the group was refused in the meantime.
         turn.nap = min(turn.nap, max(_BUSY_NAP, left - group.lead()))
         return max(wait, TICK, left)
 
@@ -102,7 +102,7 @@ class Leased(Member):
         if self.history is not None and self.history not in outage.sources:
             self.history.take(turn, now)
         if self.held.due and len(self.turns) < 2:
-            # Perhaps no request comes that uses the others.
+            # There may be no requests that use the other permits.
             self.client.schedule(LATE if self.expected(len(self.turns)) else RETURN_DELAY)
 
     def give_back(self, turn: Turn, now: float) -> None:
@@ -121,7 +121,7 @@ class Leased(Member):
         if use is None or not quota.max_cost:
             return
         estimate = self.cost_of(turn)
-        # No answer holds the others back for longer than the longest wait.
+        # No answer delays the other requests by more than the longest wait.
         cost = min(cost, max(estimate, quota.max_cost, quota.cost_rate * LONGEST_PAUSE))
         more = cost - estimate
         if use.is_local:
@@ -130,7 +130,7 @@ class Leased(Member):
             if self.outage.is_on:
                 self.outage.spent += more
                 return
-            more = max(0.0, more)  # The store may not have been told of all of the estimate.
+            more = max(0.0, more)  # Parts of the estimate may not have been reported to the store.
         turn.costs = {**(turn.costs or {}), self: cost}
         self.held.spent += more
         self.call_soon()
@@ -139,7 +139,7 @@ class Leased(Member):
         return self.pace is not None or self.group.lease is None
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
-        """Let the group learn from an answer; until the number of members is known, each adapts alone."""
+        """Let the group learn from an answer; until the number of members is known, each member adapts alone."""
         use: Use | None = turn.noted(self)
         local = self.outage.sources
         if use is None:
@@ -181,41 +181,41 @@ class Leased(Member):
     # Calls
 
     def call(self, turn: Turn, now: float) -> Any:
-        """The operation that calls the store, if one is due and no other turn makes it; the turn has to wait."""
+        """The operation that calls the store, if a call is due and no other turn makes it; None otherwise."""
         group = self.group
         if self.outage.is_on or (now < group.paused_until and self.refused < 0):
             return None
         if not self.is_free(now):
             return None
         if now > group.as_of + TRANSITION:
-            group.active = 1  # What was known of the others is old.
+            group.active = 1  # The information about other members is out of date.
         if not self._is_due(turn, now):
             return None
         if group.is_far and place_in(self.turns, turn) < len(self.held.due):
-            # It would miss its own permit: a thread makes the call.
+            # The turn would miss its own permit, so a thread makes the call.
             self.is_early = True
             self.client.schedule(0.0)
             return None
         return self.client.operation(self.reserve_call(turn, now), now)
 
     def pass_on(self, turn: Turn, now: float, but: tuple[Any, ...] = ()) -> None:
-        """Let another turn make the call that this one has reserved; return permits that no turn is left to use."""
+        """Let another turn make the call that this one has reserved; return permits for which no turn is left."""
         if but:
-            return  # It still waits, for another limit as well.
+            return  # It still waits for this source, besides another one.
         call = self.calling
         if call is not None and call.turn is turn and call.ask is None:
             self.drop_call(call)
         self.call_soon()
 
     def afterwards(self, now: float) -> None:
-        """Called without the lock, after each of the queue's steps."""
+        """Called without holding the lock, after each step of the queue."""
         self.client.afterwards(now)
 
     @property
     def _fresh_until(self) -> float:
-        """Until when a permit may be used without asking the store whether there is a pause.
+        """Until when a permit may be used without asking the store whether the group is paused.
 
-        A process whose requests wake late reads the answers late as well.
+        A process whose requests wake late also reads answers late.
         """
         return self.group.as_of + _ANSWER_LIFETIME + self.held.late - LATE
 
@@ -228,7 +228,7 @@ class Leased(Member):
         return group.lease is not None and now >= group.as_of + _REPORT_INTERVAL
 
     def _estimate(self, turn: Turn, ahead: int, now: float) -> float:
-        """Estimate the wait of a turn that has no permit yet, never too long; and when it should ask again."""
+        """Estimate the wait of a turn without a permit, never too long; also sets when it asks again."""
         group, held = self.group, self.held
         behind = ahead - len(held.due)
         calling = self.calling is not None
@@ -239,7 +239,7 @@ class Leased(Member):
         start = max(last, now, group.queue_until)
         again = max(now + TICK, self._again())
         if calling:
-            # The answer may come sooner than the last ones did, and its permits lapse if no turn is awake.
+            # The answer may arrive sooner than the last ones, and its permits lapse if no turn is awake.
             again = max(again, now + min(max(_BUSY_NAP, group.latency), LATE / 2))
         if behind > 0 and group.queue_until >= now:
             if behind < 2 * group.most(self.rate):
@@ -252,7 +252,7 @@ class Leased(Member):
         return max(TICK, start - now)
 
     def _covers(self, turn: Turn, ahead: int, now: float) -> bool:
-        """Whether the units held are enough for the turn, and for so many before it."""
+        """Whether the units held suffice for the turn and for `ahead` turns before it."""
         cost = self.cost_of(turn)
         if not cost:
             return True
@@ -261,7 +261,7 @@ class Leased(Member):
 
 
 def quota_of(limits: Limits, *, promises: bool) -> Quota:
-    """What the members of a share must agree on; `promises` tells whether no window has more requests than allowed."""
+    """The quota on which members must agree; with `promises`, no window has more requests than allowed."""
     window, most = limits.time_window or 1.0, limits.max_cost or 0.0
     if limits.max_requests is None:
         return Quota(UNLIMITED, UNLIMITED, 0.0, most, most / window)

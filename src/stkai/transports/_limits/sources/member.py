@@ -1,7 +1,7 @@
-"""One of several processes that share a quota: which messages it sends to the store, and when.
+"""A member of a share: one of several processes with a common quota. Decides what to send to the store, and when.
 
-It makes one call at a time. A request reserves the call in the same step in which it asks for its permit, so that of a
-crowd one asks the store for all. Messages hold totals, so a call that fails, or is never made, needs no correction.
+A member makes one call at a time. A request reserves it in the step in which it asks for a permit, so that one of many
+requests calls the store for all. Messages contain totals, so calls that fail, or are never made, need no correction.
 """
 
 import math
@@ -17,31 +17,31 @@ from .request_limits import Window
 from .source import ROUNDING, Limits, Source
 
 RETURN_DELAY: Final = 0.01
-"""Seconds after which unused permits are returned: another request may follow at once."""
+"""Seconds after which unused permits are returned; another request may follow immediately."""
 
 _REPORT_DELAY: Final = 1.0  # Seconds after which an idle member reports what the others can do without.
 _MAX_HUNG_CALLS: Final = 2  # Consecutive calls that may hang before the store counts as lost.
 
 _EXCHANGE_FACTOR: Final = 3.0
-"""How many times sooner the store must be able to lease a permit before the one that is held is exchanged for it."""
+"""A held permit is returned for an earlier one if the store can lease that so many times sooner."""
 
 
 class Member(Source):
-    """The side of `Leased` that faces the store. Instants are on the caller's clock, in seconds."""
+    """The part of `Leased` that exchanges messages with the store. Instants are on the caller's clock, in seconds."""
 
-    client: Any  # Makes its calls; it sets this itself.
+    client: Any  # Makes the calls; the client sets this itself.
 
     updated: Limits | None = None
-    """Numbers other than those that it was made with; a forked child keeps to them as well."""
+    """Limits that replace those of the constructor; also in force in a forked child."""
 
     def __init__(
         self,
         share: str,
         quota: Quota,
-        # A unique name, and when it starts: in seconds since 1970, and as an instant.
+        # Returns a unique name and the time of its start: in seconds since 1970, and as an instant.
         identity: Callable[[], tuple[str, float, float]],
-        alone: Callable[[], Sequence[Source]],  # Makes the sources until the number of members is known.
-        pace: Any = None,  # Computes the group's rate, if it is found together; before, nothing is leased.
+        alone: Callable[[], Sequence[Source]],  # Creates the sources until the number of members is known.
+        pace: Any = None,  # Computes the rate of an adaptive group; until then, nothing is leased.
     ) -> None:
         self.share, self.quota, self.pace = share, quota, pace
         self._identity, self.alone = identity, alone
@@ -52,15 +52,15 @@ class Member(Source):
         self._name, self._date, self._started = self._identity()
         self.held, self.group, self.outage = Holding(), GroupStatus(), Outage(self)
         self.calling: StoreCall | None = None
-        # What this member used in the last window, if the quota promises one; answers may be late, and not equally.
+        # What this member used in the last window, if the quota limits windows; answers arrive with varying delays.
         self.history = Window(1, self.quota.window) if self.quota.window else None
-        self.guards_from = -math.inf  # Since when the window of what it used holds it back.
+        self.guards_from = -math.inf  # When `history` begins to hold requests back.
         self.demand = Demand()
         self.refused = -1  # The epoch of a refusal to report.
-        self.passing = 0  # Permits that will be used before the store answers, if that is far.
-        self.is_early = False  # Whether a call is due that no request should wait for.
+        self.passing = 0  # Permits that will be used before the store answers, if it is far away.
+        self.is_early = False  # Whether a call is due for which no request should wait.
         self._sequence = self._hung = 0
-        self._reported: Ask | None = None  # The last message that has probably arrived.
+        self._reported: Ask | None = None  # The last message that probably arrived.
 
     @property
     def has_joined(self) -> bool:
@@ -75,22 +75,22 @@ class Member(Source):
 
     @property
     def max_cost(self) -> float:
-        """Units of cost that may be spent at once; 0.0 unless both this process and the group in force count them."""
+        """Units of cost that may be spent at once; 0.0 unless both this process and the group count them."""
         lease, own = self.group.lease, self.quota.max_cost
         return own if lease is None or not own else lease.quota.max_cost
 
     def expected(self, waiting: int) -> int:
-        """How many requests will probably come, besides so many that wait."""
+        """How many requests will probably come, besides `waiting` ones."""
         if self.max_cost:
             return 0  # What they cost is unknown.
         return max(0, min(self.group.most(self.rate) + self.passing, self.demand.steady) - waiting)
 
     def goes_soon(self, turn: Turn, now: float) -> bool:
-        """Whether the turn may use a permit within `AHEAD`; also at a guess, if nobody else could use it instead."""
+        """Whether the turn could use a permit within `AHEAD`; a guess suffices if no other turn could use it."""
         return not self.comes_later(turn, now + AHEAD) or not (turn.held_by.is_exact or self.is_mixed)
 
     def users(self, now: float, most: int) -> tuple[list[Turn], float]:
-        """The first turns that could use a permit within `AHEAD`, and for how many more their other limits have one."""
+        """The first turns that could use a permit within `AHEAD`, and how many more their other limits would admit."""
         users: list[Turn] = []
         room: dict[tuple[Source, ...], float] = {}
         for turn in self.turns:
@@ -103,7 +103,7 @@ class Member(Source):
             if left > ROUNDING:
                 users.append(turn)
             elif not self.is_mixed:
-                break  # Nobody has less to wait for.
+                break  # All other turns wait for the same limits.
         return users, sum(max(0.0, left) for left in room.values()) if room else self._room((), now)
 
     def _room(self, sources: Sequence[Source], now: float) -> float:
@@ -111,14 +111,14 @@ class Member(Source):
         return min([self.outage.soon(now, AHEAD), *others])
 
     def wanted(self, now: float) -> tuple[int, int, float, list[Turn]]:
-        """How many more permits to ask for; how many permits and units to keep; and the turns that could use them."""
+        """How many more permits to request; how many permits and units to keep; and the turns that could use them."""
         held, cost_of = self.held, self.cost_of
         self.passing = bisect_right(held.due, now + self.group.latency) if self.group.is_far else 0
         limit = self.group.most(self.rate) + self.passing
         turns, room = self.users(now, max(limit, len(held.due)))
         most, expected = len(turns), self.expected(len(turns))
         most += expected if room >= expected else max(0, math.ceil(room - ROUNDING))
-        # If the rate has risen since, the store can lease earlier permits now; but not earlier units of cost.
+        # If the rate has risen since, the store can now lease earlier permits, but not earlier units of cost.
         next_one = max(AHEAD, self.group.queue_until - now) + 1 / self.rate
         horizon = math.inf if self.max_cost else now + _EXCHANGE_FACTOR * next_one
         kept, units = min(bisect_right(held.due, horizon), most), 0.0
@@ -133,12 +133,12 @@ class Member(Source):
     # Calls
 
     def reserve_call(self, turn: Turn | None, now: float, *, is_last: bool = False) -> StoreCall:
-        """The next call, for the caller to make, if none is under way; the last one in any case."""
+        """Reserve the next call, which the caller then makes. Requires `is_free`, except for the last call."""
         self.calling = StoreCall(turn, now + CALL_LIFETIME, now, is_last)
         return self.calling
 
     def is_free(self, now: float) -> bool:
-        """Whether no call is under way. One that was never made, or began before a suspension, no longer counts."""
+        """Whether no call is in progress. One that was never made, or began before a suspension, no longer counts."""
         call = self.calling
         if call is None:
             return True
@@ -152,14 +152,14 @@ class Member(Source):
         return True
 
     def begin_call(self, call: StoreCall, now: float) -> Ask | None:
-        """The message; None if the call no longer counts."""
+        """The message to send; None if the call no longer counts."""
         if self.calling is not call:
             return None
         held, group = self.held, self.group
         held.lapse(now)
         self.is_early = False
         self._sequence += 1
-        self._started = min(self._started, now)  # The caller's clock may be another one.
+        self._started = min(self._started, now)  # The caller's clock may be a different one.
         self.demand.update(held, now, group, len(self.turns))
         is_idle = call.is_last or self.outage.is_on
         want, kept, units, turns = (0, 0, 0.0, []) if is_idle else self.wanted(now)
@@ -203,27 +203,27 @@ class Member(Source):
         )
 
     def end_call(self, call: StoreCall, lease: Lease, now: float) -> bool:
-        """Take in the answer. Returns whether it ends an outage."""
+        """Apply the answer. Returns whether it ends an outage that was announced."""
         ask, group = call.ask, self.group
         if self.calling is not call or ask is None:
             return False
         self.calling, self._hung = None, 0
-        # A new state, whose epoch is above all ids before it, begins without units.
+        # A new state begins without units; its epoch is above all earlier ids.
         if group.lease is not None and lease.epoch <= group.lease.id:
             self.held.spent += self.outage.owed(now)
         restored = self.outage.end(now, ask)
         if lease.void:
             self.held.rewind(ask.used, ask.lapsed)
-            # The quota was changed or reset, and the store knows what that means for the window.
+            # The quota was changed or reset; the store takes care of the window.
             self.guards_from = now + self.quota.window
-        # When the permits of an answer that was read after a suspension are due is unknown: they lapse.
+        # It is unknown when the permits of an answer read after a suspension are due: they lapse.
         arrived = -math.inf if now - call.sent > CALL_LIFETIME else now
         got = self.held.add(lease.ranges, lease.units, arrived)
         self.held.late = max(LATE, 0.8 * self.held.late)
         group.update(lease, call.sent, now, is_empty=bool(ask.want and not got))
         if self.history is not None and lease.quota.window and not self.outage.sources:
             self.history.update(window_of(lease.quota))
-        if group.is_far:  # Those who wait could only guess when it would answer.
+        if group.is_far:  # The waiting turns could only guess when it would answer.
             for turn in self.users(now, len(self.held.due))[0]:
                 turn.is_woken = True
                 self.order.woken.append(turn)
@@ -232,32 +232,32 @@ class Member(Source):
         return restored
 
     def fail_call(self, call: StoreCall, now: float) -> bool:
-        """Continue without the store. Returns whether it now counts as lost: one lost message is no outage."""
+        """Continue without the store. Returns whether to announce an outage; a single lost message is none."""
         if self.calling is not call:
             return False
         self.drop_call(call)
-        self.held.lapse(math.inf)  # So that nothing is spent twice.
+        self.held.lapse(math.inf)  # So that no permit is used twice.
         self.held.units = 0.0
         announced = self.outage.fail(now)
         self.client.schedule(self.outage.probe_after)
         return announced
 
     def drop_call(self, call: StoreCall) -> None:
-        """End a call that was not made, or was interrupted, and report again what it may not have reported."""
+        """End a call that was not made, or was interrupted; what it may not have reported is reported again."""
         if self.calling is not call:
             return
         self.calling = self._reported = None
         if call.ask is not None and call.ask.refused is not None:
             self.refused = max(self.refused, call.ask.refused.epoch)
 
-    # What no request does
+    # Background calls
 
     def _is_urgent(self) -> bool:
-        """Whether there is something to report that the others must know at once."""
+        """Whether there is something that the other members must know immediately."""
         return self.refused >= 0 or (self._reported is not None and self.quota != self._reported.quota)
 
     def needs_call(self) -> bool:
-        """Whether the store should be called although no request does: to probe it, or to report."""
+        """Whether to call the store in the background, to probe it or to report."""
         if self.outage.is_on:
             return True
         if self.calling is not None or self.group.lease is None:
@@ -278,7 +278,7 @@ class Member(Source):
             self.client.schedule(0.0 if self._is_urgent() else later)
 
     def background_call(self, now: float) -> StoreCall | None:
-        """The call to make in the background; None if there is nothing to do any more."""
+        """The background call to make; None if none is needed any more."""
         if not self.is_early and not self.needs_call():
             return None
         steady = self.expected(len(self.turns)) and now < self.demand.used_at + LATE

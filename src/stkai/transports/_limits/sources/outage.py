@@ -1,4 +1,4 @@
-"""This process's own part of the quota, while the store is out of reach and shortly afterwards."""
+"""The local part of the quota that this process uses while the store is unreachable, and shortly afterwards."""
 
 import math
 from collections.abc import Sequence
@@ -12,41 +12,41 @@ from .source import ROUNDING, Limits, Source
 from .units import Units
 
 TRANSITION: Final = 1.5
-"""Seconds after an outage during which a request needs a permit from both, since members return one by one."""
+"""Seconds after an outage during which a request needs a permit from both, because members return one by one."""
 
 _FAILURES_TO_ADAPT, _FIRST_FRACTION = 3, 0.1
-"""Calls in a row that must fail, while nobody uses the store, before a process that has never reached it adapts alone;
-and the share of the quota that it uses until then: many that start at once may all be late."""
+"""Consecutive failures, while no process uses the store, after which one that has never reached it adapts alone; and
+the fraction of the quota that it uses until then: of many that start at once, all may be late."""
 
 _FIRST_PROBE_DELAY: Final = 0.25
 _MAX_PROBE_DELAY: Final = 1.0
-"""Seconds between two probes of a lost store."""
+"""Seconds between two probes of a lost store, at first and at most."""
 
 _FAILURES_TO_ANNOUNCE: Final = 2
-"""Calls in a row that must fail before an outage is announced: one lost message is no outage."""
+"""Consecutive failures before an outage is announced: a single lost message is none."""
 
 
 class Outage:
-    """The local sources that take the place of the store for the requests that wait for `leased`."""
+    """The local sources that replace the store for requests that wait for `leased`."""
 
     def __init__(self, leased: Any) -> None:
         self._leased = leased
-        self.is_on = False  # Whether the store is out of reach now.
+        self.is_on = False  # Whether the store is unreachable now.
         self.since = -math.inf
-        self.failures = 0  # Calls that have failed in a row.
-        self.in_use = 0  # How many of them had failed when other processes last used the store.
-        self.used = 0  # Permits of the local sources that were not reported yet, and what they cost.
+        self.failures = 0  # Consecutive calls that failed.
+        self.in_use = 0  # How many had failed when other processes were last seen to use the store.
+        self.used = 0  # Permits of the local sources that were not reported yet, and their cost.
         self.spent = 0.0
         self._local: Sequence[Source] = ()
-        # How long they are in force: while the store is out of reach, and shortly afterwards.
+        # Until when they are in force: while the store is unreachable, and shortly afterwards.
         self._until = -math.inf
-        # Numbers that the store does not know yet, and this member's part of its requests and units; all if it is None.
+        # Limits that the store does not know yet, and this member's fractions of requests and units; None means all.
         self._updated: Limits | None = leased.updated
         self._fractions: tuple[float, float] | None = None
 
     @property
     def sources(self) -> Sequence[Source]:
-        """The local sources in force. Turns that wait for `leased` wait for these."""
+        """The local sources in force. Turns that wait for `leased` wait for them."""
         if self._until == -math.inf:
             return ()
         for source in self._local:
@@ -55,20 +55,20 @@ class Outage:
 
     @property
     def probe_after(self) -> float:
-        """Seconds after which to check whether the store is back."""
+        """Seconds after which to check whether the store is reachable again."""
         if self.failures == 1:
             return 0.0
         return min(_FIRST_PROBE_DELAY * 2.0 ** max(0, self.failures - 2), _MAX_PROBE_DELAY)
 
     @property
     def _failures_to_announce(self) -> int:
-        """Calls in a row that must fail before it is announced: one, if the store has never answered."""
+        """Consecutive failures before an outage is announced: one, if the store has never answered."""
         return 1 if self._leased.group.lease is None else _FAILURES_TO_ANNOUNCE
 
     def fail(self, now: float) -> bool:
-        """Note that a call has failed; if there was no outage, one begins. Returns whether to announce it.
+        """Record that a call failed; if there was no outage, one begins. Returns whether to announce it.
 
-        A store that fails once more while it returns is still in the same outage.
+        A failure during the transition belongs to the same outage.
         """
         leased = self._leased
         self.failures += 1
@@ -87,13 +87,13 @@ class Outage:
         return self.failures == self._failures_to_announce
 
     def end(self, now: float, ask: Ask) -> bool:
-        """Note that the store has answered this message. Returns whether to announce it."""
+        """Record that the store answered this message. Returns whether to announce the end of an outage."""
         self.used -= ask.own
         self.spent = 0.0
         if ask.quota == self._leased.quota:
             self._updated = None
         if not self.is_on:
-            # After a mere probe, the next call that asks for permits may fail again, and continue with these sources.
+            # After a mere probe, the next call that requests permits may fail, and these sources are used again.
             if ask.want and not self.sources:
                 self._local = ()
             return False
@@ -102,7 +102,7 @@ class Outage:
         return failures >= self._failures_to_announce
 
     def update(self, limits: Limits) -> None:
-        """Hold the local sources, now and in an outage to come, to new numbers until the store has received them."""
+        """Apply new limits to the local sources, now and in later outages, until the store has received them."""
         self._updated = limits
         self._apply()
 
@@ -120,7 +120,7 @@ class Outage:
                 source.update(new)
 
     def is_long(self, now: float) -> bool:
-        """Whether all permits from before the outage have been used or have lapsed."""
+        """Whether all permits from before the outage were used or have lapsed."""
         return self.is_on and now > self.since + CALL_LIFETIME
 
     # As sources
@@ -142,7 +142,7 @@ class Outage:
             source.take(turn, now)
 
     def give_back(self, turn: Turn, now: float) -> None:
-        """Give back a permit that only the local sources gave."""
+        """Return a permit that came only from the local sources."""
         self.used -= 1
         if self.is_on:
             self.spent -= self._leased.cost_of(turn)
@@ -150,7 +150,7 @@ class Outage:
             source.give_back(turn, now)
 
     def owed(self, now: float) -> float:
-        """Units spent that the time since has not made up for: those that the group's bucket should be short of."""
+        """Units spent in the outage and not refilled since, which must be missing from the group's bucket."""
         missing = sum(source.missing(now) for source in self._local if isinstance(source, Units))
         return max(0.0, min(self.spent, missing))
 
@@ -158,10 +158,10 @@ class Outage:
         return min([source.soon(now, seconds) for source in self.sources], default=math.inf)
 
     def _make_local(self, now: float) -> list[Source]:
-        """One member's part of the quota, without a burst; a small part while the store was never reached.
+        """Create sources for one member's part of the quota, without a burst; a small one if no store was ever reached.
 
-        It begins where the permits end that the group has leased, if these reach far: its window may be used up. The
-        window of what this member has used allows it no more than its part, as if the others had used as much.
+        If the group has leased permits far ahead, its window may be used up, so they start when those permits end. The
+        window of this member's own requests limits it to its part, as if the others had used as much.
         """
         group, history, quota = self._leased.group, self._leased.history, self._leased.quota
         fraction, start, credit, rate = _FIRST_FRACTION, now, 1.0, quota.rate
@@ -183,5 +183,5 @@ class Outage:
 
 
 def window_of(quota: Quota, fraction: float = 1.0) -> Limits:
-    """The requests that a member with such a part of the quota may use in any window."""
+    """The requests that a member with this fraction of the quota may use in any window."""
     return Limits(max(1, math.floor(quota.rate * quota.window * fraction + ROUNDING)), quota.window)

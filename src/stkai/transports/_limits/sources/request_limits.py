@@ -1,4 +1,4 @@
-"""Limits of requests: a constant rate, and the promise that no window of time has more than a number."""
+"""Limits on requests: a constant rate, and a maximum number in any window of time."""
 
 import math
 from bisect import bisect_left, bisect_right
@@ -11,30 +11,30 @@ from ..limiter import Turn
 from .source import ROUNDING, TICK, Limits, Source, in_words
 
 WAKE_TOLERANCE: Final = 0.05
-"""Seconds, beyond the burst, for which the permit of a waiter that wakes late is kept for it."""
+"""Seconds for which the permit of a waiter that wakes late is kept for it, in addition to the burst."""
 
 _SLACK: Final = 0.001
-"""Seconds by which a timer may be late; in a window of less than a second, this part of it is allowed for."""
+"""Seconds by which a timer may be late; in a window shorter than a second, this fraction of the window."""
 
 NEVER: Final = -math.inf
 
 _MAX_EXACT, _SLOTS = 2048, 256
-"""Up to so many requests, each has its own instant; above, those within such a part of the window share one."""
+"""Up to `_MAX_EXACT` requests, each has its own instant; above, those within 1/`_SLOTS` of the window share one."""
 
 
 class Rate(Source):
-    """A bucket of `burst` permits, refilled at a constant rate: full when first asked, or as `start` says."""
+    """A bucket of `burst` permits, refilled at a constant rate; `start`: an instant and the credit at it, else full."""
 
     def __init__(
         self, rate: float, burst: float = 1.0, *, start: tuple[float, float] | None = None, limit: str = ""
     ) -> None:
         self.rate, self.burst, self.limit = rate, burst, limit or f"{rate:g} requests/s"
-        # The credit is below 1 while the next permit is not due.
+        # The credit is less than 1 until the next permit is due.
         self._at, self.credit = (NEVER, 0.0) if start is None else start
         self.paused_until = NEVER
 
     def _advance(self, now: float) -> None:
-        """Release what is due since the last time, which was before `now`."""
+        """Release the permits that became due since the last call, which was before `now`."""
         start = self._at
         self._at = now
         if start == NEVER:
@@ -46,7 +46,7 @@ class Rate(Source):
         self.credit = self._kept(credit, most) if credit > most else credit
 
     def _kept(self, credit: float, most: float) -> float:
-        """What the bucket keeps of a credit that is larger than it: waiters that wake late are owed some of it."""
+        """What the bucket keeps of a credit that exceeds it: waiters that wake late still need some of it."""
         return min(credit, most + min(self.waiting, self.rate * WAKE_TOLERANCE)) if self.waiting else most
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
@@ -64,7 +64,7 @@ class Rate(Source):
         self.credit -= 1.0
 
     def give_back(self, turn: Turn, now: float) -> None:
-        """Take a permit back, unless the whole burst has been released since: many of them would go at once."""
+        """Take a permit back, unless the whole burst was released since: many requests would be sent at once."""
         if now > self._at:
             self._advance(now)
         if (now - turn.since) * self.rate < self.burst:
@@ -74,7 +74,7 @@ class Rate(Source):
         return max(0.0, self.credit) + self.rate * max(0.0, seconds)
 
     def pause(self, until: float) -> None:
-        """Let no request go before that instant."""
+        """Admit no request before `until`."""
         self.paused_until = max(self.paused_until, until)
 
     def update(self, limits: Limits) -> None:
@@ -85,18 +85,18 @@ class Rate(Source):
 
 
 class Window(Source):
-    """At most `most` requests in any `seconds`. A window is half open: what left `seconds` ago is not in it."""
+    """At most `most` requests in any `seconds`. A window is half open: a request sent `seconds` ago is not in it."""
 
     def __init__(self, max_requests: float, time_window: float) -> None:
-        # When requests were sent, and how many each instant stands for.
+        # When requests were sent, and how many at each instant.
         self._instants: deque[float] = deque()
         self._counts: deque[int] = deque()
-        self.used = 0  # In the window that ended when it was last asked.
+        self.used = 0  # Requests in the window that ended when this was last asked.
         self._began = -math.inf
         self._set(max_requests, time_window)
 
     def _set(self, max_requests: float, time_window: float) -> None:
-        # Less than one request per window is one in a longer window.
+        # Less than one request per window means one in a longer window.
         self.most = max(1, math.floor(max_requests))
         self.seconds = time_window / min(1.0, max_requests)
         self._slack = _SLACK * min(1.0, self.seconds)
@@ -112,12 +112,12 @@ class Window(Source):
             self.used -= self._counts.popleft()
         if self.used + ahead < most:
             return 0.0
-        # Wait until the request that takes the place before in the window has left it: it was sent, or it is ahead.
+        # Wait until the request whose place it takes has left the window: it was sent, or it is one of those ahead.
         windows = ahead // most
         first = self.used + ahead - (windows + 1) * most
         if first >= 0:
             start = self.instant(first)
-        if windows:  # Those whose places it takes, one in each window, will be late.
+        if windows:  # The requests whose places it takes, one per window, will be late.
             turn.slack = max(turn.slack, windows * self._slack)
         return max(TICK, start + (windows + 1) * seconds - now)
 
@@ -131,7 +131,7 @@ class Window(Source):
         self.used = sum(counts)
 
     def instant(self, number: int) -> float:
-        """When the request of that number was sent, counted from 0 among those that are still kept."""
+        """When the request with this number was sent, counted from 0 among those still in the window."""
         if self.used > len(self._counts):
             number = bisect_right(list(accumulate(self._counts)), number)
         return self._instants[number]

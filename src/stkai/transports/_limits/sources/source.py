@@ -1,4 +1,4 @@
-"""What a queue takes permits from: the base class of all sources."""
+"""The base class of sources, from which a queue takes permits."""
 
 import math
 from bisect import bisect_right
@@ -9,29 +9,29 @@ from typing import Any, Final, NamedTuple, Self
 from ..limiter import Answer, RateChange, Turn, number_of, place_in
 
 TICK: Final = 1e-6
-"""Seconds; a shorter sleep might not move a clock that has run for years."""
+"""Seconds; a shorter sleep might not advance a clock that has run for years."""
 
 ROUNDING: Final = 1e-6
-"""Permits, or shares of a bucket; covers the clock's rounding, so that no waiter has to sleep twice."""
+"""Permits, or fractions of a bucket: tolerance for the clock's rounding, so that no waiter has to sleep twice."""
 
 MAX_OVERSLEEP: Final = 5.0
-"""Seconds after which a waiter that has not woken no longer delays those behind it: its loop may be stuck."""
+"""Seconds after which a waiter that has not woken up no longer delays those behind it: its loop may be stuck."""
 
-_SEARCH_LIMIT: Final = 1000  # How far to look where some wait for limits of their own.
+_SEARCH_LIMIT: Final = 1000  # Turns to examine if some also wait for limits of their own.
 
-_WAKE_LIMIT: Final = 30  # How far to look for a turn to wake.
+_WAKE_LIMIT: Final = 30  # Turns to search for one to wake.
 
 _RUN_LENGTH, _RUN_COUNT = 50, 10
-"""Farther away, to look at so many turns side by side, and at so many such runs: tenants often alternate."""
+"""Beyond `_SEARCH_LIMIT`, turns to examine in a row, and the number of such runs: tenants often alternate."""
 
 
 class Limits(NamedTuple):
-    """The numbers of a limiter, as its user gave them."""
+    """The numbers of a limiter, as configured."""
 
     max_requests: float | None = None  # None if they are not counted, or unknown.
     time_window: float | None = None  # Seconds; None if unknown.
     max_cost: float | None = None  # Units of cost per window; None if they are not counted.
-    burst: float | None = None  # Requests at once after a quiet time; None for `max_requests`.
+    burst: float | None = None  # Requests at once after an idle period; None for `max_requests`.
 
     @property
     def rate(self) -> float:
@@ -42,31 +42,31 @@ class Limits(NamedTuple):
 
     @property
     def at_once(self) -> float:
-        """Requests that may go at once after a quiet time, at least one."""
+        """Requests that may be sent at once after an idle period, at least one."""
         return max(1.0, (self.max_requests or 1.0) if self.burst is None else self.burst)
 
 
 def in_words(limits: Limits) -> str:
-    """What a limiter of requests allows."""
+    """A limit of requests, in words."""
     return f"{limits.max_requests:g} requests per {limits.time_window:g} s"
 
 
 class Source:
-    """Decides when a turn is admitted, takes a permit for it, and takes one back. The queue holds the lock."""
+    """Decides when a turn is admitted, takes a permit for it, and takes it back. The queue holds the lock."""
 
-    order: Any  # The turns that wait, for this source and for those it is used with; None with `stands_for`.
+    order: Any  # The turns that wait for this source or for sources used with it; None with `stands_for`.
     waiting: int  # How many of them wait for this source.
-    line: list[Turn]  # These, in their order, once not all of them do.
-    limit = ""  # What it allows, in words, for events; one of a few for each limiter, so that metrics may count by it.
-    stands_for: Any = None  # The source in whose place it is asked: turns wait for that, and name it.
+    line: list[Turn]  # Those, in order; used once not all of them do.
+    limit = ""  # What it allows, in words, for events; few texts per limiter, since metrics count by it.
+    stands_for: Any = None  # The source that it replaces: turns wait for that one.
     counts_units = False  # Whether it counts units of cost.
-    is_exact = True  # Whether the seconds that it names are exact; otherwise they are a guess.
-    wakes = False  # Whether it wakes those who wait for it, also from short sleeps.
+    is_exact = True  # Whether its waits are exact; otherwise they are guesses.
+    wakes = False  # Whether it wakes the turns that wait for it, even from short sleeps.
     # Whether it is a `Leased`: the queue also calls its `call` and `afterwards`.
     is_remote = False
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
-        # Not on the class: Python finds what an object has instead of its class more slowly, and every permit asks.
+        # Not on the class: Python finds instance attributes that hide class attributes more slowly.
         source = super().__new__(cls)
         source.order, source.line, source.waiting = None, [], 0
         return source
@@ -86,18 +86,18 @@ class Source:
         return place_in(self.line, turns[place]) if place < len(turns) else waiting
 
     def comes_later(self, turn: Turn, instant: float) -> bool:
-        """Whether another of its limits lets a turn that waits for this one wait until after that instant."""
+        """Whether another limit holds up a turn that waits for this source until after `instant`."""
         by = turn.held_by
         return by is not None and by is not (self.stands_for or self) and turn.due_at > instant
 
     @property
     def is_mixed(self) -> bool:
-        """Whether the turns that wait may have limits of their own beside this one."""
+        """Whether waiting turns may have limits of their own besides this one."""
         mixed: bool = (self.stands_for or self).order.is_mixed
         return mixed
 
     def first(self, count: int, now: float, each: Sequence[Any]) -> Sequence[Any]:
-        """Of `each`, with an item for each turn in the line, the first ones, without those of turns that come later."""
+        """The first `count` items of `each`, one for each turn in the line, without those of turns that come later."""
         if not self.is_mixed:
             return each[:count]
         near = zip(each, self.turns[:_SEARCH_LIMIT], strict=False)
@@ -105,9 +105,9 @@ class Source:
         return [*items, *each[_SEARCH_LIMIT : _SEARCH_LIMIT + count - len(items)]]
 
     def later_ones(self, count: int, now: float) -> int:
-        """How many of the first turns in the line will use no permit yet, for another limit holds them up.
+        """How many of the first `count` turns in the line cannot use a permit yet because another limit holds them up.
 
-        Of those more than a thousand places before the last of these, it looks at a few runs.
+        Exact for the last thousand of these turns; estimated from a few runs for those before them.
         """
         line, far = self.turns, max(0, count - _SEARCH_LIMIT)
         later = self._later_ones(line[far:count], now)
@@ -118,7 +118,7 @@ class Source:
         return later
 
     def _later_ones(self, turns: Sequence[Turn], now: float) -> int:
-        # Each of thousands asks: to call `comes_later` takes three times as long.
+        # Thousands of turns call this, and calling `comes_later` takes three times as long.
         by = [turn.held_by for turn in turns if turn.due_at > now]
         return len([source for source in by if source is not None and source is not self])
 
@@ -128,7 +128,7 @@ class Source:
         return len([turn for turn in near if since < turn.due_at <= due])
 
     def join(self, turn: Turn, place: int) -> int:
-        """Note that a turn waits in that place of the queue; returns its place among the turns of this source."""
+        """Record that a turn waits at `place` in the queue; returns its place among the turns of this source."""
         self.waiting += 1
         if self.order.is_mixed:
             place = bisect_right(self.line, turn.number, key=number_of)
@@ -136,7 +136,7 @@ class Source:
         return place
 
     def drop(self, turn: Turn, place: int) -> int:
-        """Note that the turn in that place of the queue no longer waits; returns the place that it had here."""
+        """Record that the turn at `place` in the queue no longer waits; returns the place that it had in this line."""
         self.waiting -= 1
         if self.order.is_mixed:
             place = place_in(self.line, turn)
@@ -144,7 +144,7 @@ class Source:
         return place
 
     def recover(self, turns: Sequence[Turn]) -> None:
-        """Make the numbers agree again, after an interrupt or a fork between two of them; these turns wait."""
+        """Recompute all counts from the turns that wait, after an interrupt or a fork."""
         self.line, self.waiting = list(turns), len(turns)
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
@@ -155,14 +155,14 @@ class Source:
         raise NotImplementedError
 
     def until_spare(self, turn: Turn, rank: int, asleep: Sequence[Turn], now: float) -> float:
-        """Seconds until the turn can take a permit that none of those asleep before it will need; 0.0 for now.
+        """Seconds until the turn can take a permit that no sleeping turn before it will need; 0.0 for now.
 
-        The first of those that wait for this source will need one; the others wake when theirs are due, and many may
-        leave before. Those that wait for another source will need one if they are in the same queue: it is first come,
-        first served over all its sources. Turns of other queues do not claim a permit while they wait.
+        The first turn that waits for this source will need one; the others wake up when theirs are due, and many may
+        leave before. Turns that wait for another source will need one if they are in the same queue, which is first
+        come, first served across all its sources. Turns of other queues claim no permit while they wait.
         """
         if self.is_remote or not self.is_exact:
-            return 0.0  # Its permits come when sleeping turns are woken to ask again, or at any moment.
+            return 0.0  # Permits arrive at any moment, or sleepers are woken for them.
         others = [other for other in asleep if self._will_need(turn, other, asleep[0])]
         taken = rank + 1
         if not others or self.soon(now, 0.0) >= taken + len(others):
@@ -183,27 +183,27 @@ class Source:
         raise NotImplementedError
 
     def give_back(self, turn: Turn, now: float) -> None:
-        """Take back the permit of a turn that sent nothing."""
+        """Take back the permit of a turn whose request was not sent."""
 
     def listens(self, now: float) -> bool:
-        """Whether a successful answer at `now` could teach it anything."""
+        """Whether a success at `now` could teach it anything."""
         return False
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
-        """Learn from the head of an answer, or from the error in its place."""
+        """Learn from the head of an answer, or from an error."""
         return None
 
     def end(self, turn: Turn, now: float) -> None:
-        """Note that the turn's answer has ended."""
+        """Record that the turn's answer has ended."""
 
     def pass_on(self, turn: Turn, now: float, but: tuple[Any, ...] = ()) -> None:
-        """Note that the turn no longer waits for this source: the next one may take what it would have taken.
+        """Record that the turn no longer waits for this source: another may take what it would have taken.
 
-        The next one is a turn that does not take its permits from the sources `but`.
+        That is the next turn whose sources are not `but`.
         """
 
     def wake_first(self) -> None:
-        """Wake the first turn that waits for this source, which has more to give than it said."""
+        """Wake the first turn that waits for this source, which has permits earlier than announced."""
         if self.waiting and self.is_exact and not self.is_remote:
             first = next((turn for turn in islice(self.turns, _WAKE_LIMIT) if turn.held_by is self), None)
             if first is not None:
@@ -211,17 +211,17 @@ class Source:
                 self.order.wake_soon([first])
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
-        """Correct the units that the turn took to its real cost."""
+        """Correct the units that the turn took to its actual cost."""
 
     def soon(self, now: float, seconds: float) -> float:
-        """How many permits it could give within so many seconds, if no other turn took any."""
+        """How many permits are available within `seconds`, if no other turn takes any."""
         return math.inf
 
     def update(self, limits: Limits) -> None:
-        """Adopt new numbers; they apply to waiting turns when these ask again."""
+        """Adopt new limits; they apply to waiting turns when these ask again."""
 
     def forked(self) -> None:
-        """Begin anew in a forked child."""
+        """Start over in a forked child."""
 
     def cost_of(self, turn: Turn) -> float:
         """Units that the turn takes from this source; 0.0 for a source that counts none."""
@@ -231,7 +231,7 @@ class Source:
 
 
 def listens_of(sources: Iterable[Source]) -> Callable[[float], bool] | None:
-    """A function: could a successful answer at an instant teach any of them anything? None if none ever does."""
+    """A function that returns whether a success at an instant could teach any source; None if none ever learns."""
     each = [source.listens for source in sources if type(source).listens is not Source.listens]
     if len(each) < 2:
         return each[0] if each else None

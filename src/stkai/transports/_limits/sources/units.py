@@ -12,16 +12,16 @@ from .source import ROUNDING, TICK, Limits, Source
 _MINUTE: Final = 60.0  # Seconds: the window of every token quota that servers name in their headers.
 
 _NAP: Final = 0.005
-"""Seconds; no request asks again sooner than this just because an estimate may turn out too high."""
+"""Seconds; the shortest time before asking again in case an estimate is corrected downwards."""
 
-_CORRECTION_WEIGHT: Final = 0.1  # The weight of the latest correction in the average worth of estimates.
+_CORRECTION_WEIGHT: Final = 0.1  # The weight of the latest correction in the average ratio.
 
 
 class Units(Source):
-    """A bucket of units: full at first, refilled evenly, and below zero while there is a debt.
+    """A bucket of units: full at first, refilled evenly, and negative while there is a debt.
 
-    A cost above the whole bucket waits until it is full, and leaves a debt. It may begin at an instant with a level.
-    If it reads headers, what a server says about its quota of tokens may lower the level and the rate.
+    A request that costs more than the whole bucket waits until it is full, and leaves a debt. `start`: an instant and
+    the level at it. With `reads_headers`, a server's statements about its quota of tokens may lower level and rate.
     """
 
     counts_units = True
@@ -37,7 +37,7 @@ class Units(Source):
         self._set(most, time_window)
         self._reads_headers = reads_headers
         self._ratio = 1.0
-        # What waiting turns will take, in the order of the queue: thousands may wait, and each asks for their sum.
+        # The costs of waiting turns, in the order of the queue: thousands may wait, and each needs their sum.
         self._costs: list[float] = []
         self._at, self.level = (-math.inf, most) if start is None else start
 
@@ -68,7 +68,7 @@ class Units(Source):
             self._at = now
 
     def missing(self, now: float) -> float:
-        """How many units it is short of being full."""
+        """Units missing until the bucket is full."""
         self._advance(now)
         return self.most - self.level
 
@@ -85,7 +85,7 @@ class Units(Source):
             else:
                 costs = [self.cost_of(other) for other in self.first(ahead, now, self.turns)]
             need += sum(costs)
-            if not cost:  # It does not pay the debt that the last one before it leaves.
+            if not cost:  # A free turn does not wait for the debt of the turn before it.
                 need -= max(0.0, next(filter(None, reversed(costs)), 0.0) - self.most)
         if not need or need <= self.level + ROUNDING * self.most:
             return 0.0
@@ -93,7 +93,7 @@ class Units(Source):
 
     def _wait(self, turn: Turn, need: float, now: float) -> float:
         wait = max(TICK, (need - self.level) / self.rate)
-        # Estimates that are too high are returned early.
+        # Units of estimates that are too high return early.
         turn.nap = min(turn.nap, max(_NAP, min(0.9 * self._ratio * wait, wait / 2, 0.5 + now - turn.asked)))
         return wait
 
@@ -130,7 +130,7 @@ class Units(Source):
             return None
         if (reading := read_cost_limit(response.headers)) is not None:
             self._advance(answer.now)
-            # A limit under which filling the bucket takes more than the longest wait is a mistake.
+            # A limit with which filling the bucket takes longer than the longest wait is a mistake.
             self.rate = min(self._own_rate, max(reading.limit / _MINUTE, self.most / self._longest))
             self.level = min(self.level, reading.remaining)
         return None
@@ -138,13 +138,13 @@ class Units(Source):
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         self._advance(now)
         estimate = self.cost_of(turn)
-        # No answer holds the others back for longer than the longest wait.
+        # No answer delays the other requests by more than the longest wait.
         cost = min(cost, max(estimate, self._own_rate * self._longest))
         self._give(estimate - cost)
         if cost < estimate:
             self.wake_first()
         if cost and estimate:
-            # One call that cost a hundred times its estimate says little about the next.
+            # One call that costs a hundred times its estimate says little about the next.
             self._ratio += _CORRECTION_WEIGHT * (min(cost / estimate, 2.0) - self._ratio)
         if turn.costs is None and len(turn.sources) == 1:
             turn.cost = cost
@@ -153,6 +153,6 @@ class Units(Source):
 
     def update(self, limits: Limits) -> None:
         assert limits.max_cost is not None and limits.time_window is not None  # noqa: PT018
-        # What was used stays used, but a lower limit makes no debt of it.
+        # Keep past usage, but do not create a debt by lowering the limit.
         self.level = max(self.level + limits.max_cost - self.most, min(self.level, 0.0))
         self._set(limits.max_cost, limits.time_window)
