@@ -1,4 +1,4 @@
-"""Saves the rate that a limiter has learned, with its age, in a small file in the user's cache directory."""
+"""Saves the rate that a limiter has learned, with the time, in a small file in the user's cache directory."""
 
 import json
 import math
@@ -22,16 +22,16 @@ from .pace.quota import MAX_AGE, LearnedRate
 _SAVE_INTERVAL: Final = 60.0  # Seconds between two saves while the program runs.
 
 _MAX_RATE, _MAX_WINDOW, _MAX_FINDING = 1e5, 366 * 86400.0, 50
-"""Requests per second, seconds of a window, and characters: more is damage to the file, and was not learned."""
+"""Requests per second, seconds of a window, and characters; larger values mean that the file is damaged."""
 
-_MAX_SIZE: Final = 1000  # Bytes to read at most; a saved rate needs a tenth of that.
+_MAX_SIZE: Final = 1000  # Bytes to read at most; a saved rate takes a tenth of that.
 
 _NO_FOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT: Final = getattr(os, "O_NONBLOCK", 0)
 
 
 def check_warm_start(name: object, share: str | None, *, plain: bool) -> None:
-    """Check that `name` is a name, and that there is something to save under it."""
+    """Check that `name` is valid, and that there is something to save under it."""
     if not isinstance(name, str) or not name.strip():
         raise ConfigurationError(f"warm_start must be the name of a quota, a non-empty string, not {name!r}")
     if not name.isprintable():
@@ -47,9 +47,9 @@ def check_warm_start(name: object, share: str | None, *, plain: bool) -> None:
 
 
 class SavedRate:
-    """A file that keeps what a limiter has learned: while the program runs, because it may be killed, and at its end.
+    """A file with what a limiter has learned, saved at the end of the program, and earlier, because it may be killed.
 
-    A file that cannot be used is not an error: the limiter starts cold.
+    A file that cannot be used is not an error: the limiter then starts cold.
     """
 
     def __init__(self, name: str, clock: Clock | None = None) -> None:
@@ -63,7 +63,7 @@ class SavedRate:
             self._warn("warm_start: this user has no home directory")
 
     def read(self) -> LearnedRate | None:
-        """What was learned in the last day, or None."""
+        """What was learned within the last day, or None."""
         if self.path is None:
             return None
         try:
@@ -81,10 +81,10 @@ class SavedRate:
         return found
 
     def note(self, learned: LearnedRate, answer: Answer, before: Run | None = None) -> Run | None:
-        """Note what an answer taught, without I/O; returns the operation that saves it, if that is due, or `before`.
+        """Record what an answer taught, without I/O; returns the operation that saves it if saving is due, or `before`.
 
-        It is due after the first refusal, and if a minute has passed since the last one. It begins with `before`, which
-        saves what another limiter has learned from the same answer.
+        Saving is due after the first refusal, and when a minute has passed since the last time. The operation begins
+        with `before`, which saves what another limiter has learned from the same answer.
         """
         self._unsaved = learned, answer.date()
         if answer.now < self._due and learned.refused <= self._has_limit:
@@ -93,7 +93,7 @@ class SavedRate:
         return Run(partial(self._save, before), partial(self._asave, before))
 
     def save(self) -> None:
-        """Save what was noted last, unless it is saved. Others that read at the same time find a complete file."""
+        """Save what was recorded last, unless it is saved. Concurrent readers always find a complete file."""
         noted, self._unsaved = self._unsaved, None
         if noted is not None:
             self.write(*noted)
@@ -123,7 +123,7 @@ class SavedRate:
 
 
 def _parsed(text: bytes, now: float) -> LearnedRate | None:
-    """What the text says, if it makes sense and is not too old."""
+    """What the text contains, if it is valid and not too old."""
     try:
         content: Any = json.loads(text)
         rate, window, saved = (float(content[name]) for name in ("rate", "window", "saved"))
@@ -138,9 +138,9 @@ def _parsed(text: bytes, now: float) -> LearnedRate | None:
 
 
 def _read(path: Path) -> bytes | None:
-    """The beginning of a regular file; None if there is no such file."""
+    """The first `_MAX_SIZE` bytes of a regular file; None if it does not exist."""
     try:
-        # A symbolic link is not followed, and opening a FIFO does not wait for a writer.
+        # Do not follow a symbolic link, and do not wait for a FIFO's writer.
         handle = os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAIT)
     except FileNotFoundError:
         return None
@@ -175,5 +175,5 @@ def _cache_directory() -> Path | None:
             return Path(directory)
     try:
         return Path.home() / ".cache"
-    except RuntimeError:  # A container often runs as a user without a password entry or a home directory.
+    except RuntimeError:  # Containers often run as a user without a password entry or home directory.
         return None

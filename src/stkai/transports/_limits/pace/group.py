@@ -1,8 +1,8 @@
 """The adaptive law of a group of processes that share a quota and communicate through a store.
 
-There is no leader: a member that is refused, or asks first after a tick, computes the next state and writes it unless
-another member was first. The group acts like the sum of its members, so that it gets its fair share next to others
-that use the same key (Chiu and Jain, 1989).
+There is no leader: a member that is refused, or is the first to ask after an interval, computes the next state, and
+writes it unless another member was first. The group acts like the sum of its members, so that it gets its fair share
+beside other clients with the same key (Chiu and Jain, 1989).
 """
 
 import json
@@ -21,44 +21,44 @@ from .start import SHARE
 _INTERVAL: Final = 0.25  # Seconds between steps of the law.
 
 _STEPS_PER_MEMBER: Final = 2.0
-"""After so many steps for each member, a member that has made none takes one, if it has anything to report."""
+"""Steps per member after which a member that has not written the state writes it, if it has anything to report."""
 
 _DOUBLING_WINDOWS: Final = 1 / 12  # Windows in which the rate doubles until the first refusal.
 
 _EVIDENCE: Final = 0.5
-"""How strongly a refusal at a lower rate than the last one suggests that others also send."""
+"""How strongly a refusal at a lower rate than the last one suggests other clients; also, the evidence that suffices."""
 
-_LOWER_RATE: Final = 0.93
-_MIN_GOODPUT: Final = 0.5
-"""A goodput below this share of the rate means that the quota has shrunk."""
+_LOWER_RATE: Final = 0.93  # Fraction of the last cut's rate below which a refusal counts as such evidence.
+
+_MIN_GOODPUT: Final = 0.5  # Goodput below this fraction of the rate means that the quota has shrunk.
 
 _REFUSED_IN_PAUSE: Final = 0.6
-"""Share of the requests a group would have sent in a pause that would be refused if its members did not pause."""
+"""Fraction of what a group would have sent in a pause that would be refused if its members did not pause."""
 
 _TEST_AFTER: Final = 20
-"""Cuts of single members after which the whole group is cut, to test whether others are still there."""
+"""Cuts of single members after which the whole group is cut, to test whether there still are other clients."""
 
 _GROUP_LIFETIME: Final = 3600.0
 """Seconds without a lease after which a group has ended; a new one does not continue at its rate."""
 
-_MAX_STEP: Final = 1.5  # Seconds; after a longer gap without a lease, no request was held back.
+_MAX_STEP: Final = 1.5  # Seconds; in a longer gap without a lease, no request was held back.
 
 
 class GroupState(NamedTuple):
-    """What the group remembers, in addition to its rate."""
+    """The state of a group, in addition to its rate."""
 
     quiet: float = 0.0  # Seconds for which the rate has grown since the last cut.
-    held: float = 1.0  # Share of the time, fading over a window, during which requests were held back.
-    accepted: float = 0.0  # Successes, fading.
-    seconds: float = 0.0  # The time in which they were counted, fading likewise.
+    held: float = 1.0  # Fraction of the time, decaying over a window, during which requests were held back.
+    accepted: float = 0.0  # Successes, decaying.
+    seconds: float = 0.0  # The time in which they were counted, decaying likewise.
     # The epoch that began with the last cut; earlier refusals say nothing about the present rate.
     epoch: float = 0
     cold: float = 1  # 1 until the first refusal.
-    # 1 once a request sent after the last cut was accepted; until then there is no further cut.
+    # 1 once a request sent after the last cut was accepted; until then, there is no further cut.
     answered: float = 1
-    others: float = 0.0  # Evidence that others use the quota, from 0 to 1.
-    member_cuts: float = 0  # Cuts of one member's part since the last cut of the whole.
-    tested: float = 0.0  # The rate at which the whole was cut last, until the next refusal; 0 otherwise.
+    others: float = 0.0  # Evidence that other clients use the quota, from 0 to 1.
+    member_cuts: float = 0  # Cuts of one member's part since the last cut of the whole group.
+    tested: float = 0.0  # The rate at the last cut of the whole group, until the next refusal; 0 otherwise.
     # The state of the guide for the window that the server describes; empty if it describes none.
     window: tuple[Any, ...] = ()
 
@@ -69,7 +69,7 @@ class GroupState(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> "GroupState | None":
-        """Parse a text from the store; None if it has another format."""
+        """Parse a text from the store; None if its format is unknown."""
         try:
             *numbers, window = json.loads(text)
             return cls._make([*map(float, numbers), tuple(window)])
@@ -78,9 +78,9 @@ class GroupState(NamedTuple):
 
 
 class GroupPace:
-    """Steers the group's rate by the answers that this member receives. The caller holds a lock.
+    """Adjusts the group's rate to the answers that this member receives. The caller holds a lock.
 
-    If it `starts_warm`, it starts at the rate of a group that ended within a day.
+    With `starts_warm`, it starts at the rate of a group that ended within the last day.
     """
 
     def __init__(
@@ -108,9 +108,9 @@ class GroupPace:
             self._set_up()
 
     def learn(self, turn: Turn, answer: Answer, epoch: int, rate: float) -> tuple[float, RateChange | None]:
-        """Note the answer to a request of this epoch, sent while the group's rate was `rate`.
+        """Record the answer to a request of this epoch, sent while the group's rate was `rate`.
 
-        Returns for how many seconds the group must stop, and the change of its rate if that is worth a report.
+        Returns the seconds for which the group must pause, and the change of its rate if that is worth reporting.
         """
         response, turn.paced = answer.response, answer.is_refusal
         if response is None or not (turn.paced or is_accepted(answer)):
@@ -140,7 +140,7 @@ class GroupPace:
         return RateChange(before, rate, "the group's law") if rate != before else None
 
     def steer(self, lease: Lease, waiting: int, now: float) -> GroupRate | None:
-        """The group's next state, if one is due."""
+        """The group's next state; None if none is due."""
         self.update(lease.quota.rate, self._quota.window)
         before, state = lease.law, GroupState.of(lease.law.memory) if lease.law.memory else None
         if state is None:
@@ -150,7 +150,7 @@ class GroupPace:
                 return before._replace(rate=rate, burst=last[1].burst, memory=last[1].memory, age=0.0)
             return self._started(lease, cold=self._cold)
         if self._last is None and before.age > _GROUP_LIFETIME:
-            # The state is that of a group without members.
+            # The state is that of a group that has ended.
             if self._warm and before.age < MAX_AGE:
                 return self._started(lease, cold=bool(state.cold), rate=before.rate)
             return self._started(lease, cold=self._cold)
@@ -160,7 +160,7 @@ class GroupPace:
         if self._answered >= state.epoch:
             state = state._replace(answered=1)
         cuts = self._refused >= state.epoch and bool(state.answered)
-        # Otherwise the successes of a member that always asks just after another would never count.
+        # Otherwise, the successes of a member that always asks just after another one would never count.
         overdue = self._accepted and now - self._wrote_at >= _STEPS_PER_MEMBER * _INTERVAL * lease.members
         if before.age < _INTERVAL and not (cuts or overdue or self._guided.has_news(now - _INTERVAL)):
             return None
@@ -182,7 +182,7 @@ class GroupPace:
         return self._state(before, rate, state, lease.members)
 
     def steered(self, proposed: GroupRate, *, done: bool) -> None:
-        """Forget what the state holds now; what another member wrote in its place does not hold it."""
+        """Drop the counts that the written state contains; if it was not written (`done`), keep them."""
         if done:
             self._accepted -= self._counted
             self._guided.reported()
@@ -192,7 +192,7 @@ class GroupPace:
         self._counted = 0
 
     def _started(self, lease: Lease, *, cold: bool, rate: float | None = None) -> GroupRate:
-        """The state of a new group: by default at a share of the quota, or at all of it if it does not start cold."""
+        """The state of a new group, by default at a fraction of the quota, or, with plain AIMD, at all of it."""
         if rate is None:
             rate = SHARE * self._quota.ceiling if self._cold else self._quota.ceiling
         state = GroupState(epoch=lease.epoch, cold=int(cold))
@@ -204,7 +204,7 @@ class GroupPace:
 
     def _faded(self, state: GroupState, seconds: float, *, held: bool) -> GroupState:
         horizon = HISTORY * self._quota.window
-        # Before the last step the group was idle, which says nothing about its goodput.
+        # The group was idle before the last step, which says nothing about its goodput.
         step = min(seconds, _MAX_STEP)
         fading, fading_step = math.exp(-seconds / horizon), math.exp(-step / self._quota.window)
         before = state.held * math.exp(-(seconds - step) / self._quota.window)
@@ -215,11 +215,11 @@ class GroupPace:
         )
 
     def _cut(self, rate: float, state: GroupState, lease: Lease) -> tuple[float, GroupState]:
-        """Cut the whole group's rate, or, beside others, the member_cuts of the members that were refused.
+        """Cut the whole group's rate, or, beside other clients, the parts of the members that were refused.
 
-        Each stranger is refused, and cut, for itself; a group that was cut altogether each time would starve beside
-        them. Alone, it must be: its refusals say that the quota is used up. The two differ in where the next refusal
-        comes. Alone, not before the rate has grown back; beside others, at any rate.
+        Each other client is refused, and cut, separately; a group that was always cut as a whole would starve beside
+        them. Without others, it must be cut: its refusals show that the quota is used up. The next refusal tells the
+        difference: without others, it occurs once the rate has grown back; with others, at any rate.
         """
         accepted: Any = state.accepted
         whole = min(rate, self._law.cut(rate, Past(accepted, state.seconds, state.held, bool(state.cold))))
@@ -232,7 +232,7 @@ class GroupPace:
         goodput = state.accepted / max(1.0, state.seconds)
         if state.cold or others < _EVIDENCE or cuts > _TEST_AFTER or goodput < _MIN_GOODPUT * rate:
             return whole, state._replace(cold=0, quiet=0.0, member_cuts=0, tested=rate)
-        # Its members pause as one: without that, in a long pause each would have been refused for itself.
+        # The members pause together: otherwise, each would have been refused separately in a long pause.
         fraction = min(1.0, max(1.0, _REFUSED_IN_PAUSE * lease.pause * rate) / lease.members)
         quiet = state.quiet * (1 - fraction)
         return rate - (rate - whole) * fraction, state._replace(quiet=quiet, member_cuts=cuts, tested=0.0)

@@ -1,7 +1,7 @@
-"""The fixed window that a server describes in its headers, followed by a whole group of processes.
+"""The fixed window that a server describes in its headers, as followed by a group of processes.
 
-The group keeps one `WindowGuide` in its shared state. Each member adds the newest answer that it has received, and
-counts as one of the senders that share the window, so that a group gets its share beside strangers.
+The group's shared state contains one `WindowGuide`. Each member adds its latest answer, and counts as one of the
+senders that share the window, so that a group gets its share beside other clients.
 """
 
 import math
@@ -14,11 +14,11 @@ from .headers import Reading
 from .quota import KnownQuota
 from .window_guide import WindowGuide
 
-_MAX_NAME = 32  # Characters of a quota's name to keep: the state in the store is small.
+_MAX_NAME = 32  # Characters of a quota's name to keep, because the state in the store is small.
 
 
 class _Described(NamedTuple):
-    """An answer's headers, when it came, and when its request was sent."""
+    """An answer's headers, when it arrived, and when its request was sent."""
 
     reading: Reading
     now: float
@@ -26,7 +26,7 @@ class _Described(NamedTuple):
 
 
 class GroupWindow:
-    """What this member knows about the window and has to report to the group. The caller holds a lock."""
+    """What this member knows about the window, and what it has to report to the group. The caller holds a lock."""
 
     def __init__(self, quota: KnownQuota, *, listens: bool) -> None:
         self._quota, self._listens = quota, listens
@@ -37,7 +37,7 @@ class GroupWindow:
         self._doubts = False
 
     def note(self, response: httpx.Response, answer: Answer) -> float | None:
-        """Take in an answer. Returns the seconds until the window ends, if it is trusted and used up."""
+        """Apply an answer. Returns the seconds until the window ends if it is trusted and used up; None otherwise."""
         reading, now, sent = None, answer.now, answer.sent
         if self._listens and self._guide.listening:
             reading = self._quota.read(response, answer.date())
@@ -49,7 +49,7 @@ class GroupWindow:
             self._latest = _Described(reading, now, sent)
         if reading.remaining >= 1:
             return None
-        guide = self._guide  # A copy; the group's own follows with its next step.
+        guide = self._guide  # A local copy; the group's guide is updated in its next step.
         guide.observe(reading, now, sent, guide.base)
         left = guide.paused_until - now
         return left if guide.in_force and left > 0 else None
@@ -57,7 +57,7 @@ class GroupWindow:
     def move(
         self, state: tuple[Any, ...], written: float, now: float, rate: float, members: int
     ) -> WindowGuide:
-        """The group's guide at `now`, from its state as of `written` and what this member has received since."""
+        """The group's guide at `now`, from its state as of `written` and this member's later answers."""
         guide = WindowGuide(self._quota.ceiling, self._quota.floor)
         if state:
             try:
@@ -76,11 +76,11 @@ class GroupWindow:
         return guide
 
     def has_news(self, recent: float) -> bool:
-        """Whether an answer described the window to this member, and none to the group since `recent`."""
+        """Whether this member received a description of the window, and the group got none since `recent`."""
         return self._known_at <= recent and self._latest is not None and self._latest.now > self._known_at
 
     def reported(self) -> None:
-        """Note that the group's state now includes what this member had received."""
+        """Record that the group's state now includes what this member had received."""
         self._doubts = False
         if self._latest is self._moved_by:
             self._latest = None

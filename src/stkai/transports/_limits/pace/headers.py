@@ -1,8 +1,8 @@
-"""Reads what an answer says about a quota: whether it was refused, and the quota that its headers describe.
+"""Reads what an answer says about a quota: whether it accepted the request, and what the headers describe.
 
-`RateLimit` is read in every version of its draft, and so are services' own headers.
-The draft is draft-ietf-httpapi-ratelimit-headers. Its fields are structured fields (RFC 9651), so a malformed field is
-ignored as a whole. Quotas of tokens, which only services' own headers describe, are read apart.
+`RateLimit` is read in all versions of its draft (draft-ietf-httpapi-ratelimit-headers), and so are services' own
+headers. The draft's fields are structured fields (RFC 9651), so a malformed field is ignored as a whole. Quotas of
+tokens, which only services' own headers describe, are read separately.
 """
 
 import math
@@ -17,14 +17,14 @@ from ..._retry_after import seconds_until
 from ..limiter import Answer
 
 TOLERANCE = 1.6
-"""Seconds by which readings of one instant may differ, because of rounding and latency."""
+"""Seconds by which readings of the same instant may differ, because of rounding and latency."""
 
 _UNRELATED_STATUSES = frozenset({401, 403, 407, 408, 425})
-"""Refusals for a reason other than the quota, before the quota was asked."""
+"""Refusals for other reasons, before the quota was checked."""
 
 
 def is_accepted(answer: Answer) -> bool:
-    """Whether the quota let the request in; an error, or a server's own failure, does not say so."""
+    """Whether the quota admitted the request; an error, or a failure of the server, does not show that."""
     if answer.response is None or answer.is_refusal:
         return False
     status = answer.response.status_code
@@ -32,20 +32,20 @@ def is_accepted(answer: Answer) -> bool:
 
 
 class Reading(NamedTuple):
-    """What one answer says about a quota."""
+    """A quota of requests, as described by one answer."""
 
     name: str  # The quota's name; empty if it has none.
     limit: float  # Requests per window.
     remaining: float  # Requests left in the window.
-    reset: float  # Seconds until the reset, whatever the server means by that.
+    reset: float  # Seconds until the reset; servers define it differently.
     window: float  # Seconds.
 
 
 def read_rate_limit(headers: httpx.Headers, now: datetime, window: float) -> Reading | None:
-    """The quota that the headers describe, or None if there is none that we understand.
+    """The quota that the headers describe; None if there is none in a known format.
 
-    Of several quotas, returns the tightest, with the fewest requests per second in the long run. `window` is the
-    default if the server does not state one. Instants are converted with `seconds_until`.
+    Of several quotas, returns the tightest: the one with the fewest requests per second in the long run. `window` is
+    used if the server does not state one. Instants are converted with `seconds_until`.
     """
     if not _mentions(headers, b"ratelimit"):
         return None
@@ -54,8 +54,8 @@ def read_rate_limit(headers: httpx.Headers, now: datetime, window: float) -> Rea
 
 
 def _mentions(headers: httpx.Headers, word: bytes) -> bool:
-    """Whether a name has that word; of a cached answer, no header counts."""
-    # One search over all names: most servers send none of these headers, and every answer passes through here.
+    """Whether the name of a header contains `word`; headers of a cached answer do not count."""
+    # One search over all names: this runs for every answer, and most servers send none of these headers.
     return word in b"\n".join([name for name, _ in headers.raw]).lower() and headers.get("age", "0") == "0"
 
 
@@ -115,7 +115,7 @@ def _unnamed(headers: httpx.Headers, now: datetime, window: float) -> Iterator[R
 
 
 def _makes_sense(reading: Reading) -> bool:
-    # Comparisons with nan are false, so this also drops values that are not numbers.
+    # Comparisons with NaN are false, so this also rejects values that are not numbers.
     _, limit, remaining, reset, window = reading
     return limit > 0 and limit >= remaining >= 0 and reset >= 0 and window > 0
 
@@ -143,7 +143,7 @@ _ITEM = re.compile(
 
 
 def _items(headers: httpx.Headers, name: str) -> list[_Item]:
-    """The header's items; none if any of it is malformed."""
+    """The items of a header; an empty list if any part of it is malformed."""
     text = headers.get(name, "").strip()
     items, position = [], 0
     while position < len(text):
@@ -167,16 +167,16 @@ _PART = re.compile(r"([0-9.]+)(ms|[dhms])")
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 _FIRST_INSTANT = 1e9
-"""Larger numbers are instants, in seconds since 1970, because no reset is thirty years away."""
+"""Larger numbers are instants, in seconds since 1970: no reset is thirty years away."""
 
 
 def _number(text: str | None) -> float:
-    """The number in a text, or nan."""
+    """The number in a text, or NaN."""
     return float(text) if text is not None and _DIGITS.fullmatch(text) else math.nan
 
 
 def _seconds_until(text: str, headers: httpx.Headers, now: datetime) -> float:
-    """Seconds, a duration such as `6m0s` or `20ms`, an instant in epoch seconds or in RFC 3339 format; else nan."""
+    """Parse seconds, a duration such as `6m0s` or `20ms`, or an instant (epoch seconds or RFC 3339); NaN otherwise."""
     number = _number(text)
     if number < _FIRST_INSTANT:
         return number
@@ -192,13 +192,13 @@ def _seconds_until(text: str, headers: httpx.Headers, now: datetime) -> float:
 
 
 class CostReading(NamedTuple):
-    """What one answer says about a quota in units of cost: the tokens per minute of language models.
+    """A quota in units of cost, as described by one answer: the tokens per minute of language models.
 
-    Such quotas are refilled evenly, so only what is left of them counts: OpenAI and Anthropic describe a token bucket,
+    Such quotas are refilled evenly, so only the remaining units matter: OpenAI and Anthropic describe a token bucket,
     and their reset is the time until it is full.
     """
 
-    limit: float  # Units per minute, or infinite if the answer names none.
+    limit: float  # Units per minute; infinite if the answer names none.
     remaining: float  # Units that are left now.
 
 
@@ -211,14 +211,14 @@ _PAIRS = (
     ("x-ratelimitbysize-limit-minute", "x-ratelimitbysize-remaining-minute"),
     ("x-tokenlimit-limit", "x-tokenlimit-remaining"),
 )
-"""Limit and remaining: of OpenAI, Azure and Groq; of Anthropic, for all tokens and for each kind; of others."""
+"""Limit and remaining: OpenAI, Azure and Groq; Anthropic, for all tokens and for each kind; others."""
 
 
 def read_cost_limit(headers: httpx.Headers) -> CostReading | None:
-    """The tightest quota of tokens that the headers describe, or None if they describe none."""
+    """The tightest quota of tokens that the headers describe; None if there is none."""
     if not _mentions(headers, b"limit"):
         return None
     pairs = [(_number(headers.get(limit)), _number(headers.get(remaining))) for limit, remaining in _PAIRS]
-    # Comparisons with nan are false.
+    # Comparisons with NaN are false.
     readings = [(limit if limit > 0 else math.inf, left) for limit, left in pairs if left >= 0]
     return CostReading(*map(min, zip(*readings, strict=True))) if readings else None

@@ -1,26 +1,26 @@
-"""How the adaptive limiter's rate moves, and how long a refusal stops the program. Numbers in, numbers out.
+"""How the adaptive limiter's rate changes, and how long a refusal pauses the program. Numbers in, numbers out.
 
-There are the tuned law and textbook AIMD. Rates are in requests per second. No constant of the tuned law is a number of
-seconds: its scales are the window of the quota and how many requests that window holds. Why each value is what it is:
-docs/research/adaptive.md.
+There are two laws: the tuned one and textbook AIMD. Rates are in requests per second. No constant of the tuned law is
+in seconds: it scales with the window of the quota, and with the number of requests in it. docs/research/adaptive.md
+explains the values.
 """
 
 import math
 from typing import NamedTuple
 
 HISTORY = 2.0
-"""Windows over which requests are counted. In one window, a small share is a few requests, which is mostly chance."""
+"""Windows over which requests are counted. Over one window, a small sender has only a few, which is mostly chance."""
 
 BURST = 0.1
-"""Windows' worth of permits that may be taken at once after a quiet time."""
+"""Permits that may be taken at once after an idle period, as a fraction of a window's."""
 
 LEAST_CHANGE = 0.1
-"""Share by which a rate must move before it is reported again."""
+"""Fraction by which a rate must change before it is reported again."""
 
-_SLOPE = 0.0035  # Share of the quota by which the rate grows per window at first.
+_SLOPE = 0.0035  # Fraction of the quota by which the rate grows per window at first.
 
 _PATIENCE = 2.45
-"""Windows after a cut at which growth accelerates: about the time between two cuts for ten senders."""
+"""Windows after a cut at which growth accelerates: about the time between two cuts with ten senders."""
 
 _STEEPNESS = 5
 """Power of that acceleration. It is high, so that growth is slow while cuts are expected, and fast soon after."""
@@ -30,61 +30,61 @@ _REFERENCE = 100.0  # Requests per window for which the other constants were tun
 _MIN_STRETCH = 0.3
 
 _CUT_FACTOR, _CUT_FACTOR_ALONE = 0.86, 0.96
-"""Share of the rate that a cut leaves to one of many senders, and to one that has the whole quota: no other sender
-takes over what it gives up."""
+"""Fraction of the rate that a cut leaves to one of many senders, and to one that has the whole quota: no other sender
+would use what it gives up."""
 
 _MIN_HELD = 0.98
-"""Share of the time with waiting requests above which a sender's goodput equals its share of the quota."""
+"""Fraction of the time with waiting requests above which a sender's goodput equals its share of the quota."""
 
-_MIN_GOODPUT = 0.9  # Goodput below this share of the rate means that the rest was refused.
+_MIN_GOODPUT = 0.9  # Goodput below this fraction of the rate means that the rest was refused.
 
 _DEMAND, _DEMAND_LIMIT = 3.0, 0.4
-"""Multiple of its goodput that a sender with little to send keeps after a cut, up to such a share of the quota: bursts
-may come."""
+"""Multiple of its goodput that a sender with little to send keeps after a cut, and the maximum as a fraction of the
+quota: bursts may follow."""
 
 _FIRST_CUT = 0.5
-"""Share of the rate left after the first refusal, because the last doubling was one too many."""
+"""Fraction of the rate left after the first refusal, because the last doubling was one too many."""
 
 _TUNED_FOR = 10.0
 """Requests per growth window at which growth with an unknown quota equals that of one of ten on `_REFERENCE`."""
 
 _UNKNOWN_POWER = 0.8
-"""The power of its own rate with which a sender grows if the quota is unknown; below 1, so that shares even out: a
-small sender grows by a larger share than a large one, and is cut by the same."""
+"""The power of its own rate with which a sender grows if the quota is unknown; below 1, so that rates converge: a small
+sender grows by a larger fraction than a large one, and is cut by the same."""
 
 LEAST_PAUSE = 1 / 60
-"""Windows: the least jitter of a pause, and the shortest nap of a waiter."""
+"""Windows: the minimum jitter of a pause, and the shortest nap of a waiter."""
 
 DEFAULT_PAUSE = 1.0
-"""Seconds for which the first 429 that asks for no wait stops a program; in short windows, the least pause."""
+"""Seconds for which the first 429 without `Retry-After` pauses a program; in short windows, the minimum pause."""
 
 MAX_STREAK = 3
 """Consecutive refusals up to which a pause without `Retry-After` doubles: no retry policy waits for longer."""
 
 PROBE_RATE = 0.5
-"""Requests per second that then probe, besides the pauses."""
+"""Requests per second that probe the server after that, besides the pauses."""
 
 LONGEST_PAUSE = 3600.0
-"""Seconds, or the window if that is longer: no answer stops a program, or a group, for longer."""
+"""Seconds, or the window if that is longer: no answer pauses a program, or a group, for longer."""
 
 _PROBE_DELAY = 120.0
-"""Seconds, or the window: a server that asks for more than the longest pause is not believed, but probed after this."""
+"""Seconds, or the window if longer, after which a server that asks for more than the longest pause is probed."""
 
 SHORT_WAIT = 2.0
-"""Seconds: in windows and for waits up to this long, `Retry-After` in whole seconds is too coarse."""
+"""Seconds: for windows and waits up to this length, `Retry-After` in whole seconds is too coarse."""
 
 
 class Past(NamedTuple):
-    """What a sender knows about its past when it is refused."""
+    """What a sender knows about its recent past when it is refused."""
 
-    successes: float  # How many requests were sent lately and not refused.
-    seconds: float  # How long `lately` is.
-    held: float  # Share of the time, fading over a window, during which requests were held back.
+    successes: float  # How many requests were sent recently and not refused.
+    seconds: float  # The length of that time.
+    held: float  # Fraction of the time, decaying over a window, during which requests were held back.
     cold: bool  # Whether this is the first refusal ever.
 
 
 class TunedLaw(NamedTuple):
-    """The law that shares a quota best in our measurements."""
+    """The law that shared a quota best in our measurements."""
 
     ceiling: float  # The rate of the quota; infinite if it is unknown.
     window: float  # Seconds; an estimate if the quota is unknown.
@@ -92,9 +92,9 @@ class TunedLaw(NamedTuple):
 
     @property
     def stretch(self) -> float:
-        """How much slower everything happens than with `_REFERENCE` requests per window.
+        """How much slower the law is than with `_REFERENCE` requests per window.
 
-        If a window holds fewer requests, each refusal costs a larger share of it.
+        With fewer requests per window, each refusal costs a larger fraction of it.
         """
         if self.ceiling == math.inf:
             return 1.0
@@ -106,7 +106,7 @@ class TunedLaw(NamedTuple):
         return HISTORY * max(1.0, self.stretch) * self.window
 
     def grown(self, rate: float, quiet: float, seconds: float) -> float:
-        """The rate after `seconds` more of holding back, `quiet` seconds after the last cut."""
+        """The rate after `seconds` in which requests were held back, starting `quiet` seconds after the last cut."""
         if self.ceiling < math.inf:
             return rate + _SLOPE * self.ceiling * _growth(quiet, seconds, self.stretch * self.window)
         # dr = factor * r^power * dg, so that r^(1 - power) grows by factor * (1 - power) * dg.
@@ -122,25 +122,25 @@ class TunedLaw(NamedTuple):
         if past.cold and self.ceiling == math.inf:
             return min(rate, goodput)
         if past.held < _MIN_HELD:
-            # It sends all that it has, not all that it may, so its goodput says nothing about its share.
+            # It sends all that it has, and less than it may, so its goodput says nothing about its share.
             return min(rate, max(eased, min(_DEMAND * goodput, _DEMAND_LIMIT * self.ceiling)))
         if past.seconds < self.history / HISTORY:
-            # It is too early to know the goodput, but the requests accepted are at least this share of one window.
+            # It is too early to know the goodput, but one window allows at least the requests accepted so far.
             return max(_FIRST_CUT * rate, min(eased, past.successes / self.window)) if past.cold else eased
         if is_soft(self.window):
-            # A few requests in a short window say too little about goodput, and a refusal may be a mere collision.
+            # The few requests of a short window say too little about goodput, and a refusal may be a mere collision.
             return eased
         return min(eased, goodput) if goodput < _MIN_GOODPUT * rate else eased
 
 
 def _growth(quiet: float, seconds: float, unit: float) -> float:
-    """The integral of 1 + (t / patience)^steepness over the time, in units of `unit` seconds."""
+    """The integral of 1 + (t / patience)^steepness over that time, in units of `unit` seconds."""
     start, end, power = quiet / unit, (quiet + seconds) / unit, _STEEPNESS + 1
     return end - start + (end**power - start**power) / (power * _PATIENCE**_STEEPNESS)
 
 
 class PlainLaw(NamedTuple):
-    """Textbook AIMD: lose `penalty_factor` of the rate per event, regain `recovery_factor` of the quota per window."""
+    """Textbook AIMD: an event cuts the rate by `penalty_factor`, a window adds `recovery_factor` of the quota."""
 
     ceiling: float
     window: float
@@ -159,7 +159,7 @@ class PlainLaw(NamedTuple):
 
 
 RateLaw = TunedLaw | PlainLaw
-"""How a rate moves; all have the same methods."""
+"""How a rate changes; all laws have the same methods."""
 
 
 def longest_pause(window: float) -> float:
@@ -167,12 +167,12 @@ def longest_pause(window: float) -> float:
 
 
 def is_soft(window: float, asked: float = 0.0) -> bool:
-    """Whether only the refused request waits as long as asked, while the others continue at the reduced rate."""
+    """Whether only the refused request waits as asked, while the others continue at the reduced rate."""
     return window <= SHORT_WAIT and asked <= SHORT_WAIT
 
 
 def full_pause(asked: float, streak: int, window: float, rate: float, chance: float) -> float:
-    """Seconds for which all requests stop after `streak` refusals in a streak without a success.
+    """Seconds for which all requests pause after `streak` consecutive refusals.
 
     Never less than a plausible wait that the server asked for. Doubles with each refusal, up to a window.
     """
@@ -187,22 +187,22 @@ def full_pause(asked: float, streak: int, window: float, rate: float, chance: fl
 class Congestion:
     """Separates congestion events: all refusals of one event count once.
 
-    A refusal of a request sent before the last cut says nothing, nor do others before the server accepts one again.
+    Refusals of requests sent before the last cut do not count, and neither do any until the server accepts one again.
     """
 
     def __init__(self) -> None:
-        self.streak = 0  # Refusals in a streak, each of a request sent after the last cut.
+        self.streak = 0  # Consecutive refusals of requests sent after the last cut.
         self.is_answered = True  # Whether the server has accepted a request since the last cut.
         self._cut_at = -math.inf
 
     def refused(self, sent: float) -> bool:
-        """Note the refusal of a request sent at `sent`, and return whether it begins a new congestion event."""
+        """Record the refusal of a request sent at `sent`; returns whether it begins a new congestion event."""
         fresh = sent > self._cut_at
         self.streak += fresh
         return fresh and self.is_answered
 
     def accepted(self, sent: float) -> bool:
-        """Note that a request sent at `sent` was accepted, and return whether that ends a streak of refusals."""
+        """Record that a request sent at `sent` was accepted; returns whether it was sent after the last cut."""
         if sent <= self._cut_at:
             return False
         self.is_answered = True

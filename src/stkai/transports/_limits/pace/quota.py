@@ -1,6 +1,6 @@
-"""What is known about the quota, and what a sender remembers of its recent past.
+"""What is known about the quota, and a sender's recent history.
 
-The quota is known from the numbers that were given, from what the server's headers state, or by estimates.
+The quota is known from given numbers, from the server's headers, or from estimates.
 """
 
 import math
@@ -13,45 +13,45 @@ import httpx
 from .headers import TOLERANCE, Reading, read_rate_limit
 from .law import Past, PlainLaw, RateLaw, TunedLaw, longest_pause
 
-_DEFAULT_WINDOW = 60.0  # Seconds: the assumed window until something is known. Most quotas are per minute.
+_DEFAULT_WINDOW = 60.0  # Seconds, until something is known: most quotas are per minute.
 
 _MIN_WINDOW = 30.0
 """Seconds: a bucket asks for the time until one more request, which says nothing about a window."""
 
-_MIN_GROWTH_WINDOW = 7.0  # Seconds: growth is as for a window of at least that length.
-_WAITS_KEPT = 8  # Waits to remember; the longest counts. A wrong one is forgotten after this many others.
+_MIN_GROWTH_WINDOW = 7.0  # Seconds: the rate grows as for a window of at least this length.
+_WAITS_KEPT = 8  # Recent waits, of which the longest counts; a wrong one is dropped after that many others.
 
 _COMMON_WINDOWS = (1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 900.0, 1800.0, 3600.0)
-"""Seconds: common windows. A reset lies within its window, so the shortest window that fits is chosen."""
+"""Common windows, in seconds. A reset lies within its window, so the shortest window that fits is chosen."""
 
 _FLOOR, _FLOOR_FRACTION = 0.5, 0.02
-"""Requests per window below which no rate falls, but at most this share of the quota: thirty senders may share ten."""
+"""Requests per window below which no rate falls, but at most this fraction of the quota: 30 senders may share ten."""
 
 _RESERVE, _MAX_RESERVE = 0.02, 0.1
-"""Share of the quota that one sender leaves to others, and its bound in requests per second. At exactly the rate of a
-bucket, it would take each place at the instant at which there is one: others would be refused, and it never would."""
+"""Fraction of the quota that a sender leaves to others, and its maximum in requests per second. At the exact rate of a
+bucket, it would take each place as soon as there is one: others would be refused, and it never would."""
 
 
 MAX_AGE: Final = 86400.0
-"""Seconds after which a saved rate no longer says anything about the present."""
+"""Seconds after which a saved rate is out of date."""
 
 
 class LearnedRate(NamedTuple):
     rate: float  # Requests per second.
     window: float  # The quota's window in seconds, or its estimate.
-    refused: bool = True  # Whether a refusal, or a server's headers, have shown where the limit is.
+    refused: bool = True  # Whether a refusal, or a server's headers, have shown the limit.
     age: float = 0.0  # Seconds since it was saved.
-    finding: str = ""  # What its refusals are, if that was found out, such as "in flight: 8".
+    finding: str = ""  # What the server's refusals mean, if known, such as "in flight: 8".
 
 
 class KnownQuota:
-    """So many requests per window, for all senders together; None for what is unknown."""
+    """The quota of all senders together, in requests per window; None for an unknown number."""
 
     def __init__(
         self,
         max_requests: float | None,
         time_window: float | None,
-        floor_fraction: float = 0.0,  # Least share of the quota at which a sender sends.
+        floor_fraction: float = 0.0,  # A sender's lowest rate, as a fraction of the quota.
         *,
         leaves_some: bool = False,  # Whether a sender leaves a little of the quota to others.
     ) -> None:
@@ -64,9 +64,9 @@ class KnownQuota:
         self._reset = 0.0
 
     def _set(self, requests: float, window: float) -> None:
-        self.requests = requests  # In a window; infinite while that is unknown.
+        self.requests = requests  # Per window; infinite while unknown.
         self.window = window  # Seconds; an estimate if it was not given.
-        # No properties, since every permit asks: requests per second of the whole quota, and at most of one sender.
+        # Requests per second of the whole quota, and at most of one sender. Not properties: every permit reads them.
         self.ceiling = requests / window
         self.most = self.ceiling - min(_RESERVE * self.ceiling, _MAX_RESERVE) * self._leaves_some
 
@@ -85,13 +85,13 @@ class KnownQuota:
         return min(self.ceiling, max(self.floor, rate))
 
     def law(self, plain: tuple[float, float] | None = None) -> RateLaw:
-        """The tuned law for what is known; or plain AIMD with this penalty and this recovery factor."""
+        """The tuned law for what is known; or plain AIMD with the given penalty and recovery factors."""
         if plain is not None:
             return PlainLaw(self.ceiling, self.window, *plain)
         return TunedLaw(self.ceiling, self.window, self._growth_window if self.requests == math.inf else 0.0)
 
     def asked(self, seconds: float) -> bool:
-        """Note the wait that a refusal asks for; returns whether the estimates have changed."""
+        """Record the wait that a refusal asks for; returns whether the estimates have changed."""
         if seconds > longest_pause(0.0) or self.requests < math.inf:
             return False
         self._waits.append(seconds)
@@ -105,20 +105,20 @@ class KnownQuota:
         return any(self._waits)
 
     def read(self, response: httpx.Response, now: datetime) -> Reading | None:
-        """What the headers say about the quota, if they describe a window short enough to be divided in advance."""
+        """The quota that the headers describe, if its window is short enough to be divided in advance."""
         reading = read_rate_limit(response.headers, now, self.window if self.is_given else math.inf)
         if reading is not None and reading.window == math.inf:
             reading = self._completed(reading)
         return None if reading is None or reading.window > longest_pause(self.window) else reading
 
     def _completed(self, reading: Reading) -> Reading:
-        """The reading with a window: the shortest common one that holds the server's resets."""
+        """The reading with a window: the shortest common one that contains the server's resets."""
         self._reset = max(self._reset, reading.reset)
         fitting = (window for window in _COMMON_WINDOWS if self._reset <= window + TOLERANCE)
         return reading._replace(window=next(fitting, reading.window))
 
     def stated(self, reading: Reading) -> bool:
-        """Take in a quota that the server describes, unless one was given; returns whether it has changed."""
+        """Adopt a quota that the server describes, unless one was given; returns whether it has changed."""
         if self.is_given:
             return False
         before = self.requests, self.window
@@ -126,7 +126,7 @@ class KnownQuota:
         return (self.requests, self.window) != before
 
     def resume(self, window: float) -> None:
-        """Take over another program's estimate of the window, unless the quota was given."""
+        """Adopt another program's estimate of the window, unless the quota was given."""
         if not self.is_given:
             self._set(self.requests, min(window, longest_pause(0.0)))
 
@@ -136,27 +136,27 @@ class KnownQuota:
 
 
 class History:
-    """The past that a law judges a refusal by: what was sent and not refused lately, and whether requests waited.
+    """What a law needs to know about a refusal: the recent requests that were not refused, and whether any waited.
 
-    A request counts from the moment it is sent and is taken back if it is refused, so a slow answer does not make the
-    count lag behind the rate. Counted are whole spans: the present one, and the part of the one before that is needed.
-    The share of the time that was spent holding back fades over the quota's window.
+    A request counts as soon as it is sent and is subtracted if it is refused, so slow answers do not make the count lag
+    behind the rate. Requests are counted per span: the current one, and the necessary part of the previous one. The
+    fraction of the time in which requests were held back decays over the quota's window.
     """
 
     def __init__(self, span: float, quota: KnownQuota) -> None:
         self.span, self._quota = span, quota  # The span may be changed.
         self.restart(math.inf)
-        # The share as of an instant, and whether requests are held back since then: it fades when that changes.
+        # That fraction, the instant at which it was updated, and whether requests are held back since then.
         self._held, self._held_at, self.holds = 1.0, -math.inf, True
 
     def restart(self, instant: float) -> None:
-        """Forget all requests, and count the time from `instant` on; infinite for the first request's."""
-        # `since` is when the present span began, and `latest` how many requests it counts.
+        """Forget all requests, and count the time from `instant` on; if that is infinite, from the first request on."""
+        # `since` is when the current span began, and `latest` the number of requests in it.
         self._began = self.since = instant
         self.latest = self._before = 0.0
 
     def add(self, sent: float, count: float = 1.0) -> None:
-        """Count a request sent at `sent` (seconds of the clock), or take one back with -1."""
+        """Count a request sent at `sent` (seconds of the clock), or subtract one with -1."""
         if sent - self.since >= self.span:
             self._advance(sent)
         if sent >= self.since:
@@ -168,7 +168,7 @@ class History:
             self._before += count
 
     def note(self, start: float, *, holds: bool) -> None:
-        """Note whether requests are held back from `start` on."""
+        """Record whether requests are held back from `start` on."""
         if holds != self.holds:
             self._fade(start)
             self.holds = holds

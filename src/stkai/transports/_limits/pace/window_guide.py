@@ -1,7 +1,7 @@
-"""Follows the fixed window that a server describes in its headers, and sets the pace while the window is believed.
+"""Follows the fixed window that a server describes in its headers, and sets the rate while the window is trusted.
 
-Servers announce a reset with different meanings: the end of a window, the time until one more request, the time until
-the whole quota is back. Only a window can be divided in advance; unlike the others, it has an end that does not move.
+Servers announce resets with different meanings: the end of a window, the time until one more request, the time until
+the whole quota is available. Only a window can be divided in advance; unlike the others, its end does not move.
 """
 
 import math
@@ -10,23 +10,23 @@ from typing import Any, NamedTuple
 
 from .headers import TOLERANCE, Reading
 
-_STABLE_FOR = 5.0  # Seconds for which a reset must not move before it is believed.
+_STABLE_FOR = 5.0  # Seconds for which a reset must not move before it is trusted.
 _MAX_LATENCY = 2.0  # Seconds; an answer that took longer is out of date.
-_MAX_SILENCE = 3.0  # Windows without a reading, after which everything known is out of date.
+_MAX_SILENCE = 3.0  # Windows without a reading after which everything known is out of date.
 
 _MAX_AHEAD = 1.5
 _STEEPNESS = 3
 _GAIN = 0.8
 _INCREASE = 0.02
 _MIN_MEAN = 0.3
-"""Lower bound, because a window that was used up early does not show how much too fast that was."""
+"""Lower bound: a window that was used up early does not show by how much the rate was too high."""
 
-_RESERVE = 1.0  # Requests to leave unused at the end of a window, because others may have some in flight.
+_RESERVE = 1.0  # Requests to leave unused at the end of a window: others may have some in flight.
 _PRECISION = 0.5  # Seconds; the precision of a rounded instant.
 
 
 class _Move(Enum):
-    """How an announced instant relates to earlier ones: the same, the next, an old one, or contradictory."""
+    """How an announced instant relates to earlier ones: the same, the next, an old one, or a contradiction."""
 
     SAME = auto()
     NEXT = auto()
@@ -35,13 +35,13 @@ class _Move(Enum):
 
 
 class _End(NamedTuple):
-    """The end of a window, as announced repeatedly."""
+    """The end of a window, as repeatedly announced."""
 
     since: float = -math.inf  # When it last moved.
     earliest: float = -math.inf  # The range of announced instants.
     latest: float = -math.inf
-    first: float = -math.inf  # The one announced first.
-    before: float = -math.inf  # The end of the window before.
+    first: float = -math.inf  # The first announced instant.
+    before: float = -math.inf  # The end of the previous window.
 
     def compare(self, now: float, instant: float, window: float) -> _Move:
         if abs(instant - self.first) <= TOLERANCE:
@@ -53,24 +53,24 @@ class _End(NamedTuple):
 
 
 class WindowGuide:
-    """The pace of one of several senders that share a window. Each sees what is left for all, but not the others.
+    """The rate of one of several senders that share a window. Each knows what is left for all, but not the others.
 
-    Within a window, the pace is a base times the cube of the ratio of remaining requests to remaining time. At its
-    end, the base moves by the mean of that factor and grows by a fixed amount, which makes the bases of all senders
-    converge (Chiu and Jain, 1989). Rates are in requests per second.
+    Within a window, the rate is a base times the cube of the ratio of remaining requests to remaining time. At its end,
+    the base is multiplied by a power of the mean of that factor and grows by a fixed amount, which makes the bases of
+    all senders converge (Chiu and Jain, 1989). Rates are in requests per second.
     """
 
     def __init__(self, ceiling: float, floor: float) -> None:
-        self.listening = True  # Until the headers have contradicted themselves twice, and are no longer read.
+        self.listening = True  # Whether headers are read: not once they have contradicted themselves twice.
         self.paused_until = -math.inf  # The end of a window that is used up.
-        self.senders = 1  # For how many this guide speaks.
-        self.ceiling, self._floor = ceiling, floor  # The rate of the whole quota, and the least rate.
-        self.base = floor  # The rate, without the variation within a window.
+        self.senders = 1  # The number of senders that follow this guide.
+        self.ceiling, self._floor = ceiling, floor  # The rate of the whole quota, and the lowest rate.
+        self.base = floor  # The rate, without its variation within a window.
         self._doubted = False
         self._forget()
 
     def _forget(self) -> None:
-        self.in_force = False  # Whether the window is believed and `rate` must be followed.
+        self.in_force = False  # Whether the window is trusted, and `rate` must be followed.
         self._name = ""
         self._window = self._tightness = math.inf
         self.seen_at = -math.inf  # When the last answer described the window.
@@ -87,16 +87,16 @@ class WindowGuide:
     def rate(self) -> float:
         if not self.in_force:
             return self.base
-        # Together, senders that share the quota may exceed its rate for a while, to use up what is left.
+        # Together, senders that share the quota may exceed its rate for a while to use what is left.
         most = self.ceiling * min(self.senders, _MAX_AHEAD)
         return max(self._floor, min(most, self.base * self._factor))
 
     def observe(
         self, reading: Reading | None, now: float, sent: float, rate: float, *, refused: bool = False
     ) -> bool:
-        """Take in the answer to a request sent at `sent`; `rate` is the initial rate.
+        """Apply the answer to a request sent at `sent`; `rate` is the initial rate.
 
-        Returns whether it is a refusal that the window explains, because it is used up.
+        Returns whether it is a refusal that the window explains because it is used up.
         """
         if not self.listening:
             return False
@@ -113,14 +113,14 @@ class WindowGuide:
         return refused and used_up and self.in_force
 
     def advance(self, now: float) -> None:
-        """Advance the time; the window may end meanwhile."""
+        """Advance to `now`; the window may end in the meantime."""
         if now - self.seen_at > _MAX_SILENCE * self._window:
             self._forget()
         elif not self._over and now >= self._end.latest:
             self._finish()
 
     def release(self, start: float, end: float) -> float:
-        """The permits released between two instants; afterwards, `rate` is the rate at the second one."""
+        """The permits released between two instants; after that, `rate` is the rate at the second one."""
         before = end - start if self._over else max(0.0, min(end, self._end.latest) - start)
         released = self.rate * before
         self.advance(end)
@@ -143,7 +143,7 @@ class WindowGuide:
         return (self._name, *flags, *numbers, *(instant - now for instant in instants))
 
     def resume(self, state: tuple[Any, ...], now: float) -> None:
-        """Continue from a state whose instants are relative to `now`; a foreign one raises ValueError or TypeError."""
+        """Continue from a `state`, with instants relative to `now`; raises ValueError or TypeError if it is invalid."""
         name, listening, doubted, in_force, over, *numbers = state
         self._name, self.listening, self._doubted = str(name), bool(listening), bool(doubted)
         self.in_force, self._over = bool(in_force), bool(over)
@@ -154,7 +154,7 @@ class WindowGuide:
         self._end = _End(*end)
 
     def _is_followed(self, reading: Reading) -> bool:
-        """Whether the reading is about the quota being followed; a tighter quota replaces it."""
+        """Whether the reading is about the quota that is followed; a tighter quota replaces it."""
         tightness = reading.limit / reading.window
         if (reading.name, reading.window) != (self._name, self._window):
             if reading.name != self._name and tightness >= self._tightness:
@@ -165,11 +165,11 @@ class WindowGuide:
         return True
 
     def _place(self, reading: Reading, now: float, rate: float) -> None:
-        """Find out which window the answer belongs to."""
+        """Determine the window to which the answer belongs."""
         end = now + reading.reset
         move = self._end.compare(now, end, self._window)
         if move is _Move.OLD or (move is _Move.SAME and self._over):
-            return  # It was in flight when the window ended.
+            return  # The request was in flight when the window ended.
         if move is _Move.WRONG:
             self.in_force = False
             self._doubt()
@@ -195,7 +195,7 @@ class WindowGuide:
         end = (self._end.earliest + self._end.latest) / 2  # Servers may round up or down.
         left = max(_PRECISION, end - now) / self._window
         ahead = max(0.0, reading.remaining - _RESERVE) / reading.limit / left
-        # Assume that the present factor has held since the previous answer.
+        # Assume that the current factor has applied since the previous answer.
         self._factor = min(ahead, _MAX_AHEAD) ** _STEEPNESS
         self._readings += 1
         self._account(now)
@@ -209,7 +209,7 @@ class WindowGuide:
         self._readings = 0
 
     def _account(self, now: float) -> None:
-        """Weight the factor by its duration and by the time then left, because the end of a window is mostly chance."""
+        """Weight the factor by its duration and the time left then, because the end of a window is mostly chance."""
         end = self._end.latest
         weight = (end - self._accounted) ** 2 - (end - now) ** 2
         self._sum += weight * self._factor
@@ -221,7 +221,7 @@ class WindowGuide:
         if self.in_force and self._readings:
             self._account(self._end.latest)
             mean = max(_MIN_MEAN, self._sum / self._weight)
-            # The fewer answers a sender had, the more chance is in them.
+            # The fewer answers a sender received, the more they depend on chance.
             gain = _GAIN * self._readings / (self._readings + 1)
             self.base = self._bounded(self.base * mean**gain + self.senders * _INCREASE * self.ceiling)
         self._account_from(self._end.latest)

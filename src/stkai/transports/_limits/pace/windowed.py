@@ -1,4 +1,4 @@
-"""A rate that moves with the windows of the quota: for servers that say how long to wait.
+"""The adaptive rate for servers that say how long to wait, on the scale of the quota's window.
 
 The rate grows with time while requests are held back, and is cut once per congestion event (Chiu and Jain, 1989). While
 the server describes its window in headers, the rate follows these instead.
@@ -13,23 +13,23 @@ from .quota import History, KnownQuota
 from .start import ColdStart, Found
 from .window_guide import WindowGuide
 
-_NEGLIGIBLE = 0.001  # Seconds that no request notices.
+_NEGLIGIBLE = 0.001  # Seconds; shorter delays do not matter.
 
 _JITTER, _SHORT_WINDOW_JITTER = 0.1, 0.03
-"""Each gap varies by this share, up or down: otherwise one sender can lock the others out of a bucket server. In a
-short window, the network alone varies gaps enough, and more jitter makes requests collide."""
+"""Fraction by which each gap varies, up or down: otherwise one sender can lock the others out of a bucket server. In a
+short window, the network alone varies gaps enough, and more jitter would make requests collide."""
 
 _HEADER_INTERVAL = 1.0  # Seconds between checks of the headers while a server has sent no quota headers.
 
 
 class WindowedRate:
-    """Connects the cold start, the law, the pauses, what is remembered, and the window that a server describes.
+    """Combines the cold start, the law, the pauses, the history, and the window that a server describes.
 
-    If it is `plain`, it is AIMD with this penalty and this recovery factor, and reads no headers.
+    With `plain`, it is AIMD with these penalty and recovery factors, and reads no headers.
     """
 
-    least_change = law.LEAST_CHANGE  # Share by which the rate must move before it is reported again.
-    finding = ""  # The reasons say enough.
+    least_change = law.LEAST_CHANGE  # Fraction by which the rate must change before it is reported again.
+    finding = ""  # The reasons of reports suffice.
 
     def __init__(self, quota: KnownQuota, plain: tuple[float, float] | None = None) -> None:
         self._quota, self._plain, self.law = quota, plain, quota.law(plain)
@@ -38,7 +38,7 @@ class WindowedRate:
         self.history = History(self.law.history, quota)
         self.guide = WindowGuide(quota.ceiling, quota.floor)  # Follows the window that the server describes.
         self.rate = max(quota.floor, self.start.rate)  # Requests per second in force now.
-        self.burst = self.start.burst  # Permits that may be taken at once after a quiet time.
+        self.burst = self.start.burst  # Permits that may be taken at once after an idle period.
         if plain is not None:
             self.start.over, self.guide.listening = True, False
             self.set(quota.ceiling)
@@ -56,12 +56,12 @@ class WindowedRate:
 
     @property
     def base(self) -> float:
-        """The rate, without the variation within a window that the server describes."""
+        """The rate, without its variation within a window that the server describes."""
         return self.guide.base if self.guide.in_force else self.rate
 
     @property
     def lasting(self) -> float:
-        """The same; while a single request probes, the rate from before."""
+        """The same; while single requests probe, the rate before that."""
         return self._resumes_at or self.base
 
     def set(self, rate: float) -> None:
@@ -69,16 +69,16 @@ class WindowedRate:
         self.burst = max(1.0, law.BURST * self._quota.window * rate)
 
     def resume(self, rate: float, *, refused: bool) -> None:
-        """Continue at the rate of another program, or of another law; the limit is known if one was refused there."""
+        """Continue at the rate of another program or law; if a request was `refused` there, the limit is known."""
         if refused:
             self.start.over = True
             self.set(self._quota.bounded(rate))
         else:
-            # Start at a higher rate, but just as carefully.
+            # Start at a higher rate, but with the same caution.
             self.rate = max(self.rate, self._quota.bounded(rate))
 
     def update(self, factor: float) -> None:
-        """Continue with the same share of another quota: `factor` is the new quota divided by the old one."""
+        """Continue with the same fraction of another quota; `factor` is the new quota divided by the old one."""
         over, self.start = self.start.over, ColdStart(self._quota)
         self.start.over = over
         self.guide.ceiling = self._quota.ceiling
@@ -89,9 +89,9 @@ class WindowedRate:
     # Permits
 
     def release(self, start: float, now: float, credit: float = 0.0, *, waiting: bool) -> float:
-        """The credit with the permits released from `start` to `now`, while requests wait for them or not.
+        """The credit including the permits released from `start` to `now`; `waiting` if requests waited for them.
 
-        At one instant, these are the permits that a success has just released.
+        If both instants are the same, these are the permits that a success has just released.
         """
         if now <= start:
             released, self._released = self._released, 0.0
@@ -117,7 +117,7 @@ class WindowedRate:
         return credit + released
 
     def time_for(self, permits: float, now: float) -> float:
-        """Seconds from `now` on, or from the end of the pause, until this many more permits are released."""
+        """Seconds from `now`, or from the end of the pause, until this many more permits are released."""
         if self.guide.in_force:
             return self.guide.time_for(permits, max(now, self.paused_until))
         if self.rate >= self._quota.ceiling:
@@ -125,9 +125,9 @@ class WindowedRate:
         return permits / self.rate if self.start.over else self.start.time_for(permits, self.rate)
 
     def take(self, turn: Turn, now: float) -> float:
-        """Count a request that goes now; returns the permits that it takes: one, give or take some jitter."""
+        """Count a request that is admitted now; returns the permits that it takes: one, plus or minus some jitter."""
         history = self.history
-        if 0.0 <= now - history.since < history.span:  # Nearly always so.
+        if 0.0 <= now - history.since < history.span:  # Nearly always.
             history.latest += 1.0
         else:
             history.add(now)
@@ -136,14 +136,14 @@ class WindowedRate:
         return 1.0 + self._jitter * (2.0 * turn.chance - 1.0)
 
     def give_back(self, turn: Turn) -> None:
-        """Take back a request that was counted and not sent."""
+        """Take back a request that was counted but not sent."""
         self.history.add(turn.since, -1.0)
 
     def ignore(self, turn: Turn) -> None:
-        """Do nothing about an answer that says nothing."""
+        """Ignore an answer that says nothing about the quota."""
 
     def nap(self, wait: float) -> float:
-        """Sleep half of a long wait, then ask again: the rate may have grown, unless it is at its ceiling."""
+        """Half of a long wait, after which to ask again: the rate may have grown, unless it is at its ceiling."""
         if self.rate >= self._quota.ceiling and not self.guide.in_force:
             return wait
         return min(wait, max(min(1.0, law.LEAST_PAUSE * self._quota.window), wait / 2))
@@ -151,7 +151,7 @@ class WindowedRate:
     # Answers
 
     def listens(self, now: float, *, refused: bool = False) -> bool:
-        """Whether to read an answer's quota headers; once a second if no answer has had any so far."""
+        """Whether to read an answer's quota headers; once per second while no answer has had any."""
         guide = self.guide
         if not guide.listening or (guide.is_uninformed and now < self._listens_at and not refused):
             return False
@@ -160,8 +160,8 @@ class WindowedRate:
 
     @property
     def ignores_successes_until(self) -> float:
-        """When a success may say something again: end a streak of refusals, release permits, or describe the quota."""
-        # If the rate alone brings back the whole burst at once, what a success adds makes no difference.
+        """When a success may matter again: end a streak of refusals, release permits, or describe the quota."""
+        # If the rate alone restores the whole burst immediately, permits released by a success make no difference.
         releases = self.start.releases and self.rate * _NEGLIGIBLE < self.burst
         searches = not (self.start.over or self.start.is_bursty or self._quota.is_given)
         if releases or searches or self._congestion.streak or not self._congestion.is_answered:
@@ -171,9 +171,9 @@ class WindowedRate:
         return self._listens_at if self.guide.is_uninformed else -math.inf
 
     def follow(self, reading: Reading | None, now: float, sent: float, *, refused: bool = False) -> bool:
-        """Take in the quota headers; returns whether they explain a refusal: the window is used up.
+        """Apply the quota headers; returns whether they explain a refusal: the window is used up.
 
-        Then the refusal is no event: how the window went sets the rate of the next one.
+        Such a refusal is no congestion event: the window's usage determines the rate in the next one.
         """
         guide, quota = self.guide, self._quota
         followed = guide.in_force
@@ -189,21 +189,21 @@ class WindowedRate:
         return explained
 
     def accepted(self, turn: Turn, now: float, sent: float) -> None:
-        """Note that a request sent at `sent` was accepted, which may release permits at once."""
+        """Record that a request sent at `sent` was accepted, which may release permits."""
         self.start.note(sent)
         free = self.start.released_by_success()
         if free:
             self.burst = max(self.burst, self.start.burst)
             self._released += free
         if self._congestion.accepted(sent) and self._resumes_at:
-            # The request that probed after an implausible pause got through.
+            # The request that probed the server was accepted.
             self.set(max(self.rate, self._resumes_at))
             self._resumes_at = 0.0
 
     def refused(
         self, turn: Turn, now: float, sent: float, asked: float | None, chance: float, *, explained: bool
     ) -> None:
-        """Note the refusal of a request sent at `sent`, which asks for a wait of `asked` seconds."""
+        """Record the refusal of a request sent at `sent`, which asks for a wait of `asked` seconds."""
         self.history.add(sent, -1.0)
         first = not self.start.over
         past = self.history.past(now, cold=first)
@@ -217,20 +217,20 @@ class WindowedRate:
         self._stop(turn, now, asked, chance, explained=explained, severe=first or again)
 
     def found(self, now: float) -> Found:
-        """What was found until a request was refused without a word about how long to wait."""
+        """What was found before a request was refused without information on how long to wait."""
         past, start = self.history.past(now, cold=not self.start.over), self.start
         rate, is_open = start.found(past, self.rate) if past.cold else (self.rate, False)
         return Found(rate, is_open, past.successes, now - past.seconds, start.is_bursty)
 
     def _adopt(self) -> None:
-        """Switch to another law, because more is known about the quota."""
+        """Update the law, because more is known about the quota."""
         self.law = self._quota.law(self._plain)
         self.history.span = self.law.history
 
     def _grow(self, seconds: float) -> float:
-        """Let the rate grow by the law; returns the permits released meanwhile."""
+        """Let the rate grow by the law; returns the permits released during that time."""
         quota, before = self._quota, self.rate
-        # No waiter sleeps for longer than a window: in a longer step the program stood still, and no ceiling bounds it.
+        # No waiter sleeps longer than a window: in a longer step, the program was suspended; no ceiling bounds growth.
         counted = seconds if quota.requests < math.inf else min(seconds, quota.window)
         self.set(min(quota.ceiling, max(before, self.law.grown(before, self._quiet, counted))))
         self._quiet += counted
@@ -242,7 +242,7 @@ class WindowedRate:
         else:
             longest = law.longest_pause(self._quota.window)
             if past.cold and self._quota.requests == math.inf and asked <= longest:
-                # The server accepts no more until the wait is over, and then something.
+                # The server accepts nothing until the wait is over, and something after that.
                 past = past._replace(successes=max(1.0, past.successes), seconds=past.seconds + asked)
             self.set(max(self._quota.floor, self.law.cut(self.rate, past)))
             self.start.over = True
@@ -252,28 +252,28 @@ class WindowedRate:
     def _stop(
         self, turn: Turn, now: float, asked: float | None, chance: float, *, explained: bool, severe: bool
     ) -> None:
-        """Hold back all requests, or in a short window only the refused one, unless the refusal is a severe one."""
+        """Pause all requests, or, in a short window, only the refused one, unless the refusal is severe."""
         window, streak = self._quota.window, self._congestion.streak
         probes, floor = False, self._quota.floor
         if asked is None:
             asked = min(law.DEFAULT_PAUSE, law.LEAST_PAUSE * window)
-            # It may refuse everything for an hour, and accept again at any time.
+            # The server may refuse everything for an hour, and may accept again at any time.
             most = law.MAX_STREAK
             probes, streak, floor = streak > most, min(streak, most), max(floor, law.PROBE_RATE)
         if explained or not law.is_soft(window, asked):
             stop = law.full_pause(asked, streak, window, self.rate, chance)
             probes = probes or asked > law.longest_pause(window)
         else:
-            # The others stop for up to a window after the very first refusal, because the rate has just doubled, and
-            # after the second one in a streak.
+            # The others pause for up to a window after the very first refusal, because the rate has just doubled, and
+            # after two consecutive ones.
             stop = chance * window if severe else 0.0
             turn.not_before = now + asked
             self._held_until = max(self._held_until, turn.not_before)
         if probes and not self._resumes_at:
-            # Then one request at a time probes, and its answer decides.
+            # One request at a time probes the server, and its answer decides.
             self._resumes_at = self.rate
             self.set(min(floor, self.rate))
         if stop > window:
-            # Over such a long pause, the goodput would be zero.
+            # Over such a long pause, the measured goodput would be zero.
             self.history.restart(now + stop)
         self.paused_until = max(self.paused_until, now + stop)
