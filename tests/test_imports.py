@@ -131,7 +131,15 @@ def test_dir_shows_the_public_submodules() -> None:
 def test_dir_of_a_public_module_shows_only_what_is_public() -> None:
     for module in (stkai, stkai.events, stkai.limiters, stkai.transports):
         assert [name for name in dir(module) if name.startswith("_") and not name.endswith("__")] == []
-    for module in (stkai.costs, stkai.events, stkai.stores, stkai.telemetry, stkai.testing, stkai.wires):
+    for module in (
+        stkai.costs,
+        stkai.events,
+        stkai.limiters,
+        stkai.stores,
+        stkai.telemetry,
+        stkai.testing,
+        stkai.wires,
+    ):
         assert dir(module) == sorted(module.__all__)
 
 

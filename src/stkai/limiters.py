@@ -18,3 +18,4 @@ __all__ = [
     "TokenBucket",
     "Turn",
 ]
+__dir__ = __all__.copy

@@ -25,8 +25,7 @@ __all__ = [
 ]
 __dir__ = __all__.copy
 
-Law = GroupRate
-"""The earlier name of `GroupRate`."""
+Law = GroupRate  # The earlier name.
 
 URLS: Final = "file:///dir, redis://, rediss:// or unix://"
 ALLOWED: Final = f"'file', a URL ({URLS}), or a stkai.stores.Store"

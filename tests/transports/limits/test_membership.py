@@ -105,7 +105,7 @@ def test_the_queue_itself_never_calls_a_store_that_may_block(clock: FakeClock) -
     policy.ask(turn, clock.monotonic())
     policy.leave(turn, clock.monotonic())
     policy._leased.client._due = -1.0  # A report is overdue.
-    policy._leased.client.afterwards(clock.monotonic())
+    policy._leased.client.after_step(clock.monotonic())
     assert threading.get_ident() not in callers
 
 

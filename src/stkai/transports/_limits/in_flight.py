@@ -112,7 +112,7 @@ class Slots(Source):
         self._mean += _SAMPLE_WEIGHT * (max(0.0, now - turn.since) - self._mean)
         self.give_back(turn, now)
 
-    def soon(self, now: float, seconds: float) -> float:
+    def available(self, now: float, seconds: float) -> float:
         return self.most - self.busy + self.most * seconds / max(self._mean, seconds / 4, TICK)
 
     def forked(self) -> None:

@@ -47,8 +47,8 @@ def wait_for_permit(
 ) -> Steps[float]:
     """Wait until the limiter admits the turn; returns when it did. `wait` is its answer at `start`.
 
-    After an error, the caller must call `leave`. Raises SignatureExpired if the token has expired in the meantime. The
-    attempts of a call share its allowance, in seconds.
+    After an error, the caller must call `leave`. Raises SignatureExpired if the token has expired. The attempts of a
+    call share its allowance, in seconds.
     """
     now, given, deadline = start, attempt.options.max_wait_time, attempt.deadline
     most = plan.max_wait_time if given is UNSET else given

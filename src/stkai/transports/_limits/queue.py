@@ -24,10 +24,9 @@ from .waiting_turns import NORMAL_STEP, WaitingTurns
 _CLAIM_LEAD: Final = 0.0005
 """Seconds before its time at which a sleeper begins to claim its permit; otherwise, awake turns would win ties."""
 
-# Quotas may change and permits may be returned, so a waiter asks again every ASK_INTERVAL seconds. Two groups ask less
-# often: beyond _FREQUENT_PLACES in a fast queue, where nearly all would ask in vain, turns sleep through waits of up to
-# _QUIET_NAP seconds; and naps grow with the place, by a second for each _PLACES_PER_S: 10,000 waiters ask about 3,300
-# times per second.
+# Quotas may change and permits may return, so a waiter asks again every ASK_INTERVAL seconds. Some ask less often:
+# beyond _FREQUENT_PLACES in a fast queue, where nearly all would ask in vain, turns sleep through waits of up to
+# _QUIET_NAP seconds; and naps grow by a second for each _PLACES_PER_S: 10,000 waiters ask about 3,300 times per second.
 ASK_INTERVAL: Final = 1.0
 _FREQUENT_PLACES: Final = 200
 _QUIET_NAP: Final = 4.0
@@ -96,14 +95,14 @@ class Queue:
         if order.woken:
             order.wake()
         if self.has_remote:
-            self._afterwards(turn, now)
+            self._after_step(turn, now)
         return wait
 
-    def _afterwards(self, turn: Turn, now: float) -> None:
+    def _after_step(self, turn: Turn, now: float) -> None:
         """Call stores and notify listeners, without holding the lock."""
         for source in turn.sources:
             if source.is_remote:
-                source.afterwards(now)
+                source.after_step(now)
 
     def _sources_for(self, turn: Turn) -> tuple[Source, ...]:
         turn.sources, turn.is_by_hand = self.sources, True
@@ -229,7 +228,7 @@ class Queue:
         if changes:  # The units of a refused request were returned.
             turn.sources[0].order.wake()
         if self.has_remote:
-            self._afterwards(turn, answer.now)
+            self._after_step(turn, answer.now)
         return next((change for change in changes if change is not None), None)
 
     def end(self, turn: Turn, now: float) -> None:
@@ -272,7 +271,7 @@ class Queue:
         if order.woken:
             order.wake()
         if self.has_remote:
-            self._afterwards(turn, now)
+            self._after_step(turn, now)
 
 
 def _begin(queue: type[Queue]) -> None:

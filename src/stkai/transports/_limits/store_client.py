@@ -96,7 +96,7 @@ class StoreClient:
 
         return Run(run, arun)
 
-    def afterwards(self, now: float) -> None:
+    def after_step(self, now: float) -> None:
         """Do the work that is due if the store never blocks; otherwise a thread does it."""
         self._note_time(now)
         if self.was_lost:

@@ -168,10 +168,7 @@ class WaitingTurns:
                     self.wake_soon(first)
 
     def move_up(self, turn: Turn, place: int, seconds: float) -> None:
-        """Record that the turn behind this one, now at `place`, may be admitted `seconds` earlier than announced.
-
-        Once it is first, it is woken, asks again, and passes the time that it gains to the next one.
-        """
+        """Let the turn behind, now at `place`, ask again once it is first: it may be admitted `seconds` earlier."""
         if seconds > _MIN_GAIN:
             for other in self._behind(turn, place):
                 other.moves_up = True

@@ -107,7 +107,7 @@ class WindowGuide:
             if now - sent > _MAX_LATENCY or reading.reset > reading.window + TOLERANCE:
                 self._doubt()
             else:
-                self._place(reading, now, rate)
+                self._locate(reading, now, rate)
         if refused and not used_up and self.in_force:
             self._doubt()
         return refused and used_up and self.in_force
@@ -164,7 +164,7 @@ class WindowGuide:
         self._tightness = tightness
         return True
 
-    def _place(self, reading: Reading, now: float, rate: float) -> None:
+    def _locate(self, reading: Reading, now: float, rate: float) -> None:
         """Determine the window to which the answer belongs."""
         end = now + reading.reset
         move = self._end.compare(now, end, self._window)

@@ -165,15 +165,15 @@ class Leased(Member):
                         source.rate *= _RATE_KEPT
         return change
 
-    def soon(self, now: float, seconds: float) -> float:
+    def available(self, now: float, seconds: float) -> float:
         held, group = self.held, self.group
         if self.outage.is_on:
-            return self.outage.soon(now, seconds)
+            return self.outage.available(now, seconds)
         until = now + seconds
         later = max(0.0, until - max(now, held.last, group.queue_until))
         return bisect_right(held.due, until) + 1 + later * self.rate / group.active
 
-    def _again(self) -> float:
+    def _next_lease_at(self) -> float:
         """When to lease the next permits."""
         short = len(self.held.due) > max(1, self.waiting // 4)
         return max(self.held.last - self.group.lead(short=short), self.group.retry_at)
@@ -207,9 +207,9 @@ class Leased(Member):
             self.drop_call(call)
         self.call_soon()
 
-    def afterwards(self, now: float) -> None:
+    def after_step(self, now: float) -> None:
         """Called without holding the lock, after each step of the queue."""
-        self.client.afterwards(now)
+        self.client.after_step(now)
 
     @property
     def _fresh_until(self) -> float:
@@ -221,7 +221,7 @@ class Leased(Member):
 
     def _is_due(self, turn: Turn, now: float) -> bool:
         group = self.group
-        if now >= self._again() - TICK and self.goes_soon(turn, now) and self.wanted(now)[0] > 0:
+        if now >= self._next_lease_at() - TICK and self.can_use_soon(turn, now) and self.wanted(now)[0] > 0:
             return True
         if self.pace is not None and now >= self._fresh_until - group.lead():
             return True
@@ -237,7 +237,7 @@ class Leased(Member):
             return _BUSY_NAP
         last = held.due[-1] if held.due else now
         start = max(last, now, group.queue_until)
-        again = max(now + TICK, self._again())
+        again = max(now + TICK, self._next_lease_at())
         if calling:
             # The answer may arrive sooner than the last ones, and its permits lapse if no turn is awake.
             again = max(again, now + min(max(_BUSY_NAP, group.latency), LATE / 2))

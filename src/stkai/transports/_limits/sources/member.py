@@ -85,7 +85,7 @@ class Member(Source):
             return 0  # What they cost is unknown.
         return max(0, min(self.group.most(self.rate) + self.passing, self.demand.steady) - waiting)
 
-    def goes_soon(self, turn: Turn, now: float) -> bool:
+    def can_use_soon(self, turn: Turn, now: float) -> bool:
         """Whether the turn could use a permit within `AHEAD`; a guess suffices if no other turn could use it."""
         return not self.comes_later(turn, now + AHEAD) or not (turn.held_by.is_exact or self.is_mixed)
 
@@ -97,7 +97,7 @@ class Member(Source):
             if len(users) >= most:
                 break
             left = 0.0
-            if self.goes_soon(turn, now):
+            if self.can_use_soon(turn, now):
                 left = room[turn.sources] if turn.sources in room else self._room(turn.sources, now)
             room[turn.sources] = left - 1
             if left > ROUNDING:
@@ -107,8 +107,8 @@ class Member(Source):
         return users, sum(max(0.0, left) for left in room.values()) if room else self._room((), now)
 
     def _room(self, sources: Sequence[Source], now: float) -> float:
-        others = [source.soon(now, AHEAD) for source in sources if source is not self]
-        return min([self.outage.soon(now, AHEAD), *others])
+        others = [source.available(now, AHEAD) for source in sources if source is not self]
+        return min([self.outage.available(now, AHEAD), *others])
 
     def wanted(self, now: float) -> tuple[int, int, float, list[Turn]]:
         """How many more permits to request; how many permits and units to keep; and the turns that could use them."""
@@ -210,7 +210,7 @@ class Member(Source):
         self.calling, self._hung = None, 0
         # A new state begins without units; its epoch is above all earlier ids.
         if group.lease is not None and lease.epoch <= group.lease.id:
-            self.held.spent += self.outage.owed(now)
+            self.held.spent += self.outage.debt(now)
         restored = self.outage.end(now, ask)
         if lease.void:
             self.held.rewind(ask.used, ask.lapsed)

@@ -149,13 +149,13 @@ class Outage:
         for source in self.sources:
             source.give_back(turn, now)
 
-    def owed(self, now: float) -> float:
+    def debt(self, now: float) -> float:
         """Units spent in the outage and not refilled since, which must be missing from the group's bucket."""
         missing = sum(source.missing(now) for source in self._local if isinstance(source, Units))
         return max(0.0, min(self.spent, missing))
 
-    def soon(self, now: float, seconds: float) -> float:
-        return min([source.soon(now, seconds) for source in self.sources], default=math.inf)
+    def available(self, now: float, seconds: float) -> float:
+        return min([source.available(now, seconds) for source in self.sources], default=math.inf)
 
     def _make_local(self, now: float) -> list[Source]:
         """Create sources for one member's part of the quota, without a burst; a small one if no store was ever reached.

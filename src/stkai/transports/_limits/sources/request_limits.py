@@ -70,7 +70,7 @@ class Rate(Source):
         if (now - turn.since) * self.rate < self.burst:
             self.credit = min(self.burst + 1, self.credit + 1)
 
-    def soon(self, now: float, seconds: float) -> float:
+    def available(self, now: float, seconds: float) -> float:
         return max(0.0, self.credit) + self.rate * max(0.0, seconds)
 
     def pause(self, until: float) -> None:
@@ -159,7 +159,7 @@ class Window(Source):
             del self._instants[place], self._counts[place]
             self._began = -math.inf
 
-    def soon(self, now: float, seconds: float) -> float:
+    def available(self, now: float, seconds: float) -> float:
         windows, rest = divmod(max(0.0, seconds), self.seconds)
         left = bisect_right(self._instants, now + rest - self.seconds + TICK)
         if self.used > len(self._counts):

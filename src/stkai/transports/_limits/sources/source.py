@@ -62,7 +62,7 @@ class Source:
     counts_units = False  # Whether it counts units of cost.
     is_exact = True  # Whether its waits are exact; otherwise they are guesses.
     wakes = False  # Whether it wakes the turns that wait for it, even from short sleeps.
-    # Whether it is a `Leased`: the queue also calls its `call` and `afterwards`.
+    # Whether it is a `Leased`: the queue also calls its `call` and `after_step`.
     is_remote = False
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
@@ -165,11 +165,11 @@ class Source:
             return 0.0  # Permits arrive at any moment, or sleepers are woken for them.
         others = [other for other in asleep if self._will_need(turn, other, asleep[0])]
         taken = rank + 1
-        if not others or self.soon(now, 0.0) >= taken + len(others):
+        if not others or self.available(now, 0.0) >= taken + len(others):
             return 0.0
         for other in others:
             taken += 1
-            if self.soon(now, other.due_at - now) < taken - ROUNDING:
+            if self.available(now, other.due_at - now) < taken - ROUNDING:
                 return max(TICK, other.due_at - now)
         return 0.0
 
@@ -213,7 +213,7 @@ class Source:
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         """Correct the units that the turn took to its actual cost."""
 
-    def soon(self, now: float, seconds: float) -> float:
+    def available(self, now: float, seconds: float) -> float:
         """How many permits are available within `seconds`, if no other turn takes any."""
         return math.inf
 
