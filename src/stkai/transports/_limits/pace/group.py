@@ -137,7 +137,7 @@ class GroupPace:
         if abs(rate - before) <= LEAST_CHANGE * before and self._reported:
             return None
         self._reported = rate
-        return RateChange(before, rate, "the group's law") if rate != before else None
+        return RateChange(before, rate, "adjusted by the group") if rate != before else None
 
     def steer(self, lease: Lease, waiting: int, now: float) -> GroupRate | None:
         """The group's next state; None if none is due."""
