@@ -234,7 +234,7 @@ def test_settings_that_hold_a_secret_can_be_copied_and_changed() -> None:
     assert copy.deepcopy(settings) == settings
 
 
-def test_the_repr_of_a_provider_that_is_only_half_made_does_not_raise() -> None:
+def test_the_repr_of_a_provider_that_is_not_fully_constructed_does_not_raise() -> None:
     for kind in (ClientCredentialsAuthProvider, BearerAuth, StaticToken):
         assert kind.__name__ in repr(kind.__new__(kind))
 

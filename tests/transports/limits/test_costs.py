@@ -212,7 +212,7 @@ def test_waiters_use_returned_units_although_nobody_wakes_them(share: float) -> 
 def test_without_corrections_everybody_sleeps_a_few_times() -> None:
     waiters = [Waiter(0.0, cost=10.0) for _ in range(250)]
     drive(bucket(), waiters)
-    assert max(waiter.sleeps - waiter.went for waiter in waiters) <= 30, "beside a glance a second"
+    assert max(waiter.sleeps - waiter.went for waiter in waiters) <= 30, "besides asking once per second"
 
 
 def test_a_queue_without_max_cost_ignores_costs() -> None:

@@ -45,7 +45,7 @@ def seconds(queue: Queue, turn: Turn, now: float) -> float:
     return wait
 
 
-def glances(waiter: Waiter) -> float:
+def periodic_asks(waiter: Waiter) -> float:
     """How often it may look whether something has changed: once a second."""
     return 1.001 * (waiter.went - waiter.arrives)
 
@@ -79,7 +79,7 @@ def test_everybody_goes_in_order_of_arrival_at_the_time_first_given_after_one_sl
     waiters = arrivals(gaps, rate)
     assert drive(bucket(rate, burst), waiters) == waiters
     assert all(waiter.went == pytest.approx(waiter.told, abs=1e-6) for waiter in waiters)
-    assert all(waiter.sleeps <= 1 + glances(waiter) for waiter in waiters)
+    assert all(waiter.sleeps <= 1 + periodic_asks(waiter) for waiter in waiters)
 
 
 @given(rates, bursts, gap_lists)
@@ -99,7 +99,7 @@ def test_waiters_that_wake_up_to_fifty_milliseconds_late_lose_no_permit(
 ) -> None:
     waiters = [Waiter(0.0, lateness=data.draw(st.floats(0, 0.05))) for _ in range(count)]
     drive(bucket(rate, burst), waiters)
-    assert all(waiter.sleeps <= 1 + glances(waiter) for waiter in waiters)
+    assert all(waiter.sleeps <= 1 + periodic_asks(waiter) for waiter in waiters)
     for number, waiter in enumerate(waiters, start=1):
         due = max(0.0, number - burst) / rate
         assert waiter.went <= due + waiter.lateness + rounding(rate) / rate

@@ -193,7 +193,7 @@ def test_those_who_wait_for_several_windows_sleep_once_although_timers_are_late(
         if isinstance(operation, Sleep):
             late = chance.uniform(0.0001, 0.001)
             heapq.heappush(queue, (now + operation.seconds + late, number, flow))
-            sleeps += number >= 200  # The others have a glance each second.
+            sleeps += number >= 200  # The others ask once per second.
         else:
             sent.append(now)
     assert sleeps <= 1.05 * 600

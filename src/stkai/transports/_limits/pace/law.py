@@ -56,13 +56,13 @@ LEAST_PAUSE = 1 / 60
 """Windows: the minimum jitter of a pause, and the shortest nap of a waiter."""
 
 DEFAULT_PAUSE = 1.0
-"""Seconds for which the first 429 without `Retry-After` pauses a program; in short windows, the minimum pause."""
+"""Seconds for which the first 429 without `Retry-After` pauses a program; in short windows, it is `LEAST_PAUSE`."""
 
 MAX_STREAK = 3
 """Consecutive refusals up to which a pause without `Retry-After` doubles: no retry policy waits for longer."""
 
 PROBE_RATE = 0.5
-"""Requests per second that probe the server after that, besides the pauses."""
+"""After more than these refusals, requests per second that probe the server, in addition to the pauses."""
 
 LONGEST_PAUSE = 3600.0
 """Seconds, or the window if that is longer: no answer pauses a program, or a group, for longer."""

@@ -19,11 +19,11 @@ from .source import ROUNDING, Limits, Source
 RETURN_DELAY: Final = 0.01
 """Seconds after which unused permits are returned; another request may follow immediately."""
 
-_REPORT_DELAY: Final = 1.0  # Seconds after which an idle member reports what the others can do without.
+_REPORT_DELAY: Final = 1.0  # Seconds after which an idle member sends a report that is not urgent.
 _MAX_HUNG_CALLS: Final = 2  # Consecutive calls that may hang before the store counts as lost.
 
 _EXCHANGE_FACTOR: Final = 3.0
-"""A held permit is returned for an earlier one if the store can lease that so many times sooner."""
+"""A held permit is exchanged if the store can lease one this many times sooner."""
 
 
 class Member(Source):
