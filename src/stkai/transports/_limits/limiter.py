@@ -48,9 +48,8 @@ class Turn:
         call: the request's call, for events; set before the layer runs an operation for the limiter, if it has any.
     """
 
-    # Defaults are class attributes, except those that are used in every wait: Python accesses instance attributes that
-    # hide class attributes more slowly. Also, it reserves space for the attributes that the first few instances had; an
-    # instance with more of them gets its own dict, of 400 bytes.
+    # Defaults are class attributes, except those used in every wait: instance attributes that hide class attributes are
+    # slower. An instance with more attributes than the first few instances had gets its own dict, of 400 bytes.
     not_before: float = -math.inf
     nap: float
     is_guess: bool

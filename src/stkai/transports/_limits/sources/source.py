@@ -197,10 +197,7 @@ class Source:
         """Record that the turn's answer has ended."""
 
     def pass_on(self, turn: Turn, now: float, but: tuple[Any, ...] = ()) -> None:
-        """Record that the turn no longer waits for this source: another may take what it would have taken.
-
-        That is the next turn whose sources are not `but`.
-        """
+        """The turn no longer waits for this source: let the next one whose sources are not `but` take its permit."""
 
     def wake_first(self) -> None:
         """Wake the first turn that waits for this source, which has permits earlier than announced."""
