@@ -414,6 +414,19 @@ def test_a_verdict_of_collisions_is_taken_back_where_an_outage_shows_that_most_i
     assert rate._test.is_strict
 
 
+def test_until_the_next_success_a_strict_server_gets_at_most_half_as_much_again() -> None:
+    rate, now = blind(2.0, is_bursty=False), 101.0
+    rate._test._failed, rate._test._gap = 3, 0.5
+    rate.accepted(Turn(), now, now)
+    for _ in range(10):
+        rate.release(now, now + 1.0, waiting=True)
+        now += 1.0
+    assert rate.rate == pytest.approx(3.0)
+    rate.accepted(Turn(), now, now)
+    rate.release(now, now + 1.0, waiting=True)
+    assert 3.0 < rate.rate <= 4.5
+
+
 def test_the_start_grows_only_while_requests_wait() -> None:
     rates = []
     for waiting in (True, False):

@@ -13,12 +13,54 @@ from ....support.sender import Sender, blind
 
 @pytest.mark.parametrize(("gap", "pairs"), [(2.0, 3), (2.1, 6)])
 def test_a_slow_sender_needs_twice_as_many_pairs_for_the_verdict(gap: float, pairs: int) -> None:
+    assert pairs_until_strict(seconds=100.0, gap=gap, accepted=100) == pairs
+
+
+@pytest.mark.parametrize(("seconds", "pairs"), [(1.4, 3), (20.0, 6)])
+def test_one_whose_requests_are_seldom_accepted_needs_twice_as_many_pairs_for_the_verdict(
+    seconds: float, pairs: int
+) -> None:
+    assert pairs_until_strict(seconds=seconds, gap=0.4, accepted=0) == pairs
+
+
+def pairs_until_strict(*, seconds: float, gap: float, accepted: int) -> int:
+    """How many pairs it takes, one every so many seconds, of which the server accepts so many requests besides."""
     test, now, tried = PairTest(is_bursty=False), 0.0, 0
     while not test.is_strict:
-        now, tried = now + 100.0, tried + 1
+        for _ in range(accepted):
+            test.accepted(now)
+        test.take(now, gap, True)
         test.rest(now)
         try_pair(test, now, gap, True, False)
-    assert tried == pairs
+        now, tried = now + seconds, tried + 1
+    return tried
+
+
+def test_one_whose_requests_are_seldom_accepted_rests_before_its_first_pair() -> None:
+    test = PairTest(is_bursty=False)
+    assert test.take(0.0, 0.4, False) is not None
+    test = PairTest(is_bursty=False)
+    test.take(0.0, 0.4, True)
+    assert test.take(2.0, 0.4, False) is None
+    assert test.rest(2.0) == pytest.approx(5 * 0.4)
+    assert test.take(4.0, 0.4, False) is not None
+
+
+def test_a_verdict_stays_while_other_senders_take_nearly_everything() -> None:
+    test, now = PairTest(is_bursty=False), 0.0
+    for _ in range(3):
+        try_pair(test, now, 0.4, True, False)
+        now += 1.0
+    assert test.is_strict
+    test.take(now + 100.0, 0.4, True)
+    assert test.is_strict
+
+
+def test_after_an_outage_it_is_measured_anew_how_often_requests_are_accepted() -> None:
+    test = PairTest(is_bursty=False)
+    test.take(0.0, 0.4, True)
+    test.restart()
+    assert test.take(300.0, 0.4, False) is not None
 
 
 def try_pair(test: PairTest, now: float, gap: float, *accepted: bool) -> float:
@@ -29,7 +71,9 @@ def try_pair(test: PairTest, now: float, gap: float, *accepted: bool) -> float:
     second = test.take(now + seconds, gap, False)
     assert second is not None
     assert [first.number, second.number] == [0, 1]
-    for paired, outcome in zip((first, second), accepted, strict=True):
+    for paired, outcome, sent in zip((first, second), accepted, (now, now + seconds), strict=True):
+        if outcome:
+            test.accepted(sent)
         test.observe(paired, now + seconds, accepted=outcome, starting=False)
     return seconds
 
@@ -39,8 +83,8 @@ def try_pair(test: PairTest, now: float, gap: float, *accepted: bool) -> float:
 def test_pairs_find_the_spacing_of_a_server_within_half_of_it(spacing: float, gap: float) -> None:
     test, now = PairTest(is_bursty=False), 0.0
     for _ in range(3):
-        now += 10.0
         try_pair(test, now, gap, True, False)
+        now += 1.0
     assert test.is_strict
     pairs = 0
     while test.is_searching:
@@ -112,8 +156,8 @@ def test_a_quota_that_is_given_says_the_spacing_also_after_it_has_changed() -> N
 def test_two_requests_that_were_nearly_at_one_instant_show_that_there_is_no_spacing() -> None:
     test, now = PairTest(is_bursty=False), 0.0
     for _ in range(3):
-        now += 10.0
         try_pair(test, now, 0.4, True, False)
+        now += 1.0
     while not test.is_bursty:
         now += 10.0
         test.rest(now)

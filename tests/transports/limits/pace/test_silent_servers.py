@@ -32,7 +32,7 @@ def test_a_refusal_takes_less_from_a_sender_that_has_most_of_a_known_quota() -> 
     assert [round(1 - law.cut(rate) / rate, 4) for rate in (2.0, 10.0, 20.0)] == [0.1487, 0.1181, 0.0225]
 
 
-@pytest.mark.parametrize("count", [4, 25, 100])
+@pytest.mark.parametrize("count", [8, 25, 100])
 def test_in_a_window_a_rate_grows_by_eight_requests_per_window(count: int) -> None:
     law, rate = equal_refusals(KnownQuota(None, None), window=60.0), count / 60
     grown = law.grown(rate, 0.001) - rate
@@ -56,6 +56,30 @@ def test_where_collisions_do_not_explain_the_refusals_a_rate_does_not_grow(refus
         law.note(refused=number < refused)
     assert test.is_strict
     assert (law.grown(2.0, 1.0) > 2.0) is grows
+
+
+def test_a_rate_does_not_grow_while_nearly_all_of_the_last_requests_are_refused() -> None:
+    test = PairTest(is_bursty=False)
+    test._failed, test._gap = 3, 0.4
+    law = EqualRefusals(KnownQuota(None, None), test, SilentWindow(0.0, 0.0))
+    for number in range(215):
+        law.note(refused=number >= 200)
+    assert not law.refuses_most
+    assert law.grown(2.0, 1.0) == 2.0
+    for _ in range(3):
+        law.note(refused=False)
+    assert law.grown(2.0, 1.0) > 2.0
+
+
+@pytest.mark.parametrize(
+    ("is_bursty", "patience"), [(True, [1.0, 1.0, 1.587, 2.52]), (False, [1.0, 1.0, 1.0, 1.0])]
+)
+def test_where_bursts_are_accepted_a_slow_sender_is_more_patient(
+    is_bursty: bool, patience: list[float]
+) -> None:
+    law = EqualRefusals(KnownQuota(None, None), PairTest(is_bursty=is_bursty), SilentWindow(0.0, 0.0))
+    found = [law.patience(rate) / law.patience(2.0) for rate in (1.999, 2.0, 0.5, 0.125)]
+    assert found == pytest.approx(patience, rel=0.01)
 
 
 def test_a_slow_sender_remembers_its_refusals_for_longer() -> None:

@@ -39,6 +39,9 @@ _RECENT, _RECENT_GAPS = 20.0, 8.0
 """Seconds without a success after which the rate stops growing. If they are also eight gaps, refusals say nothing about
 what is usual."""
 
+_MOST_GROWTH = 1.5
+"""How much the rate grows at most until the next success at a strict server: patience may be a fraction of a gap."""
+
 _LONGEST_STEP = 1.0  # Seconds of growth at a time: in a longer step, the program stood still.
 
 _COVERED, _FAST = 1.0, 6.0
@@ -81,6 +84,7 @@ class BlindRate:
         self._cut_at = self._accepted_at = now
         self._covered_until = now + (asked or (_COVERED if found.accepted >= _BURST else 0.0))
         self._due = now + 1 / self.rate
+        self._most = math.inf
         self._began, self._accepted = now, 0
 
     def __str__(self) -> str:
@@ -181,7 +185,7 @@ class BlindRate:
             if self.rate >= self._back:
                 self._back = math.inf
         else:
-            self.rate = self.law.grown(self.rate, seconds)
+            self.rate = min(max(self.rate, self._most), self.law.grown(self.rate, seconds))
         self.rate = self._bounded(self.rate)
 
     # Answers
@@ -198,6 +202,7 @@ class BlindRate:
             added = max(_ADDED, self.rate * math.log(2) / _DOUBLING)
             self.rate = self._bounded(self.rate + added * min(_REGAIN, now - self._accepted_at))
         self._accepted_at, self._was_awaited = now, False
+        self._most = _MOST_GROWTH * self.rate if self._test.is_strict else math.inf
         self.law.note(refused=False)
         self._window.accepted()
         is_outage = self.row >= self._outage or now - self._row_at > _LONG
@@ -215,7 +220,8 @@ class BlindRate:
             self.law.forget()
         if is_long and not (self._before or share):
             self._starting, self.rate = True, self._bounded(_START)
-            self._due = now + 1 / self.rate  # The gap of the rate before is longer.
+            self._due = self._hold = now + 1 / self.rate  # The gap of the rate before is longer.
+            self._test.restart()
             return
         # The rate of a start says little; what was accepted since then, until now, says more.
         self._back = share or _REGAINED * (self._before or average)

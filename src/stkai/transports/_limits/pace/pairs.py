@@ -14,8 +14,9 @@ that may go at once are often ten milliseconds apart."""
 
 _TESTS = 3  # Pairs of which just one request was accepted that show a strict server.
 
-_SLOW, _SLOW_TESTS = 2.0, 6
-"""Seconds between two requests above which a sender needs so many: it may find a bucket empty each time."""
+_SLOW, _SELDOM, _SLOW_TESTS = 2.0, 1.5, 6
+"""Seconds between two requests, or on average between two that are accepted, above which a sender needs so many, and
+rests before each: it may find a bucket empty each time."""
 
 _AGAIN, _SOONEST, _LATEST = 4.0, 0.5, 20.0
 """Requests until the next pair, doubled each time, and its bounds in seconds."""
@@ -113,11 +114,13 @@ class PairTest:
         self._answers: dict[int, bool] | None = None
         self._first, self._distance, self._apart, self._gap = -math.inf, 0.0, 0.0, math.inf
         self._has_rested = False
+        self._since, self._accepted, self._is_slow = math.inf, 0, False
 
     @property
     def is_strict(self) -> bool:
         """Whether the server spaces requests out."""
-        return self._failed >= (self._needed if self._gap <= _SLOW else max(self._needed, _SLOW_TESTS))
+        is_slow = self._is_slow or self._gap > _SLOW
+        return self._failed >= (max(self._needed, _SLOW_TESTS) if is_slow else self._needed)
 
     @property
     def is_searching(self) -> bool:
@@ -151,11 +154,13 @@ class PairTest:
             return False
         if now < self._at:
             return self.is_searching and not is_busy
-        return self._has_rested or not (is_busy or self._failed >= _TESTS)
+        return self._has_rested or not (is_busy or self._failed >= _TESTS or self._is_slow)
 
     def take(self, now: float, gap: float, is_busy: bool) -> Paired | None:
         """The second of an open pair, unless it comes too late; the first of a pair that is due; or neither."""
-        self._gap = gap
+        self._gap, self._since = gap, min(self._since, now)
+        is_rare = now - self._since > _SELDOM * (self._accepted + 1) and not self.is_strict
+        self._is_slow = self._searches and (gap > _SLOW or is_rare)
         if self.is_open:
             self.is_open, self._apart = False, now - self._first
             if self._answers is not None and self._apart <= self._distance + gap / 4:
@@ -169,18 +174,25 @@ class PairTest:
 
     def rest(self, now: float) -> float:
         """Seconds for which to hold back before a pair that tests a verdict, if it is due."""
-        if self._failed < _TESTS or self._has_rested or self._answers is not None or now < self._at:
+        if self._has_rested or self._answers is not None or now < self._at:
+            return 0.0
+        if self._failed < _TESTS and not self._is_slow:
             return 0.0
         self._has_rested = True
         return min(_LONGEST_REST, _REST * self._gap)
 
     def accepted(self, sent: float) -> None:
         """Note that a request sent at `sent` was accepted, one of a pair or not."""
+        self._accepted += 1
         self._spacing.accepted(sent, self._gap)
 
     def doubt(self) -> None:
         """Take the verdict back until as many more pairs confirm it."""
         self._needed = self._failed + _TESTS
+
+    def restart(self) -> None:
+        """Measure anew how often requests are accepted: after an outage."""
+        self._since, self._accepted = math.inf, 0
 
     def drop(self, paired: Paired) -> None:
         """Forget the pair: one of its requests had no answer that says anything."""

@@ -12,7 +12,8 @@ _STEP, _FIRST_STEP, _STEPS = 0.15, 0.5, 3
 """The share b. A refusal takes more at first: 0.5 / (1 + refusals / 3), until that is `_STEP`."""
 
 _PATIENCE, _SLOW, _FAST = 0.55, 2.0, 10.0
-"""The patience T in seconds per request per second, where the quota is unknown, and the rates that bound it ..."""
+"""The patience T in seconds per request per second, where the quota is unknown, and the rates that bound it. Below the
+first, it grows by the cube root where the server accepts bursts: a slow sender can spare few requests ..."""
 
 _USUAL, _STEEPNESS = 0.05, 3.0
 """... if more than this share is refused, it grows with this power of it: a slow quota can spare few answers ..."""
@@ -33,7 +34,9 @@ _STRICT_STEP, _STRICT_PATIENCE = 0.08, 40.0
 """Where the server spaces requests out: b, and T in spacings, times the share of them that a sender uses. There, the
 larger sender sees fewer refusals; but it also waits longer."""
 
-_COLLISIONS = 0.7  # Share of the requests that is refused there at most.
+_COLLISIONS, _LAST = 0.7, 10
+"""Share of the requests that is refused there at most, and the number of answers for which it holds as well."""
+
 _LEAST_STRICT = 0.4  # The shortest patience there, in gaps.
 
 _COLLIDES, _CALM, _CALM_PRIOR = 0.05, 0.2, 8.0
@@ -164,10 +167,12 @@ class EqualRefusals:
         self._quota, self._test, self._window = quota, test, window
         self._cuts = 0
         self._answers = self._refused = 0.0
+        self._refused_lately = 0.5
 
     def note(self, *, refused: bool) -> None:
         self._answers += 1
         self._refused += refused
+        self._refused_lately += (refused - self._refused_lately) / _LAST
 
     def fade(self, rate: float, seconds: float) -> None:
         fading = math.exp(-seconds / min(_LONGEST_MEMORY, max(_MEMORY, _ANSWERS / rate)))
@@ -184,7 +189,7 @@ class EqualRefusals:
     def grown(self, rate: float, seconds: float) -> float:
         """The rate after `seconds` in which requests waited."""
         is_strict = self._test.is_strict
-        if is_strict and self.refuses_most:
+        if is_strict and (self.refuses_most or self._refused_lately > _COLLISIONS):
             return rate  # It may be an emptied bucket.
         step = _STRICT_STEP if is_strict else _STEP
         # Patience may be nanoseconds, with a quota of 1e9 per second. The ceiling bounds the rate in any case.
@@ -214,7 +219,8 @@ class EqualRefusals:
         alone = max(_LEAST_PATIENCE, min(1.0, refused / _HARDLY))
         if ceiling < math.inf:
             return alone * max(_LEAST_TOLD, _TOLD / ceiling) * 4 * rate / ceiling
-        patience = _PATIENCE * min(_FAST, max(_SLOW, rate)) * alone
+        slowest = _SLOW * math.cbrt(_SLOW / rate) if self._test.is_bursty else _SLOW
+        patience = _PATIENCE * min(_FAST, max(slowest, rate)) * alone
         if refused > _USUAL:
             patience *= math.pow(refused / _USUAL, _STEEPNESS)
         window = self._window.seconds
