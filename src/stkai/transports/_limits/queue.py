@@ -141,10 +141,10 @@ class Queue:
         turns, rank, due = turn.sources[0].order.turns, 0, now + _CLAIM_LEAD
         while rank < place and turns[rank].due_at <= due:
             rank += 1
-        is_mixed = rank < place and turn.sources[0].order.is_mixed
         for source in turn.sources:  # Checked first: of thousands that ask, most have to wait for these.
             if source.when(turn, source.count(rank) if rank else 0, now):
                 return TICK
+        is_mixed = rank < place and turn.sources[0].order.is_mixed
         for source in turn.sources:
             ahead = source.count(rank) if rank else 0
             if not source.is_exact:
@@ -166,38 +166,36 @@ class Queue:
         """Record when a waiting turn is due and when it asks again; returns the seconds that it has to wait."""
         sources, before = turn.sources, turn.held_by
         first = turn.held_by = sources[0]
-        turn.slack = exact = guess = latest = held = 0.0
-        may_be_sooner, is_mixed = False, first.order.is_mixed
+        turn.slack = exact = longest = latest = held = 0.0
+        turn.nap, may_be_sooner, is_mixed = math.inf, False, first.order.is_mixed
         for source in sources:
-            turn.nap = math.inf
-            ahead = source.count(place) if is_mixed else place
-            if is_mixed and ahead:
+            ahead = place
+            if is_mixed and (ahead := source.count(place)):
                 ahead -= source.later_ones(ahead, now)
             seconds = nap = source.when(turn, ahead, now)
             if turn.nap < math.inf:
-                may_be_sooner, nap = True, turn.nap
-            if seconds > exact and seconds > guess:
-                turn.held_by, held = source, nap
+                may_be_sooner, nap, turn.nap = True, turn.nap, math.inf
+            if seconds > longest:
+                turn.held_by, longest, held = source, seconds, nap
             if source.is_exact:
                 exact = seconds if seconds > exact else exact  # noqa: FURB136 - a call takes longer
                 latest = nap if nap > latest else latest  # noqa: FURB136
-            else:
-                guess = max(guess, seconds)
-        turn.nap = max(latest, held) if may_be_sooner else math.inf  # One of them has no permit before then.
+        if may_be_sooner:
+            turn.nap = max(latest, held)  # One of them has no permit before then.
         if before is not None and before is not turn.held_by:
             before.pass_on(turn, now, sources)
-        exact = max(exact, wait)
-        wait = max(exact, guess)
+        exact, wait = max(exact, wait), max(longest, wait)
         if turn.moves_up:
             turn.moves_up = False
             first.order.move_up(turn, place + 1, turn.due_at - now - wait)
         turn.due_at = now + wait
-        turn.is_guess = exact <= TICK and may_be_sooner
-        if turn.is_guess and guess <= TICK:
+        turn.is_guess = may_be_sooner and exact <= TICK
+        if turn.is_guess and wait <= TICK:
             # It claims its permit immediately, although it does not ask until the source expects one.
             wait = max(wait, turn.nap)
-        is_quiet = place >= _FREQUENT_PLACES and exact <= _QUIET_NAP
-        turn.nap = min(turn.nap, _QUIET_NAP if is_quiet else max(ASK_INTERVAL, place / _PLACES_PER_S))
+        if wait + turn.slack > ASK_INTERVAL:  # A shorter sleep ends before these naps would.
+            is_quiet = place >= _FREQUENT_PLACES and exact <= _QUIET_NAP
+            turn.nap = min(turn.nap, _QUIET_NAP if is_quiet else max(ASK_INTERVAL, place / _PLACES_PER_S))
         if turn.priority == "low":
             # Nothing wakes it when the normal turns before it leave.
             turn.nap = min(turn.nap, max(0.05, min(exact / 2, now - turn.asked)))
