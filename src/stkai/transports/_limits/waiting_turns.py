@@ -117,7 +117,9 @@ class WaitingTurns:
                     source.line = list(turns)
             turns.insert(place, turn)
             for source in turn.sources:
-                source.join(turn, place)
+                source.waiting += 1
+                if self.is_mixed or source.keeps_costs:
+                    source.join(turn, place)
         return place
 
     def _give_number(self, turn: Turn, now: float) -> None:
@@ -135,7 +137,7 @@ class WaitingTurns:
     def admit(self, place: int, now: float) -> None:
         """Remove the turn at `place`, which is admitted, and let those behind it move up."""
         turn = self.drop(place)
-        if turn.due_at < math.inf:  # It had to wait.
+        if _MIN_GAIN < turn.due_at - now < math.inf:  # It had to wait, and would have waited longer.
             self.move_up(turn, place, turn.due_at - now)
         if self.is_mixed or (not place and self.turns and self.turns[0].moves_up):
             self.wake_soon(self._behind(turn, place))
@@ -149,7 +151,9 @@ class WaitingTurns:
     def drop(self, place: int) -> Turn:
         turn = self.turns.pop(place)
         for source in turn.sources:
-            source.drop(turn, place)
+            source.waiting -= 1
+            if self.is_mixed or source.keeps_costs:
+                source.drop(turn, place)
         return turn
 
     def leave(self, turn: Turn, now: float) -> None:

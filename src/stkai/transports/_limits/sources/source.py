@@ -60,6 +60,7 @@ class Source:
     limit = ""  # What it allows, in words, for events; few texts per limiter, since metrics count by it.
     stands_for: Any = None  # The source that it replaces: turns wait for that one.
     counts_units = False  # Whether it counts units of cost.
+    keeps_costs = False  # Whether it keeps the costs of waiting turns, which `join` and `drop` update.
     is_exact = True  # Whether its waits are exact; otherwise they are guesses.
     wakes = False  # Whether it wakes the turns that wait for it, even from short sleeps.
     # Whether it is a `Leased`: the queue also calls its `call` and `after_step`.
@@ -128,16 +129,17 @@ class Source:
         return len([turn for turn in near if since < turn.due_at <= due])
 
     def join(self, turn: Turn, place: int) -> int:
-        """Record that a turn waits at `place` in the queue; returns its place among the turns of this source."""
-        self.waiting += 1
+        """Insert a turn that waits at `place` in the queue; returns its place among the turns of this source.
+
+        Called if limits are mixed or the source `keeps_costs`; `WaitingTurns` counts all turns itself.
+        """
         if self.order.is_mixed:
             place = bisect_right(self.line, turn.number, key=number_of)
             self.line.insert(place, turn)
         return place
 
     def drop(self, turn: Turn, place: int) -> int:
-        """Record that the turn at `place` in the queue no longer waits; returns the place that it had in this line."""
-        self.waiting -= 1
+        """Remove a turn that waited at `place` in the queue; returns the place that it had in this line."""
         if self.order.is_mixed:
             place = place_in(self.line, turn)
             del self.line[place]

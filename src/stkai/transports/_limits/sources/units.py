@@ -24,7 +24,7 @@ class Units(Source):
     the level at it. With `reads_headers`, a server's statements about its quota of tokens may lower level and rate.
     """
 
-    counts_units = True
+    counts_units = keeps_costs = True
 
     def __init__(
         self,
