@@ -52,7 +52,7 @@ class Call(NamedTuple):
     @classmethod
     def start(cls, request: httpx.Request, now: float, buffered: bool = False) -> "Call":
         """Begin a call; see `begin`."""
-        return cls(next(_numbers), *begin(request, now, buffered))
+        return cls(next(_numbers), *begin(request, now, buffered)[1:])
 
     def within(self, seconds: float) -> "Call":
         """The same call, with a deadline `seconds` after the start of its chain."""
@@ -85,8 +85,8 @@ class Call(NamedTuple):
         return math.inf if self.deadline is None else self.deadline - now
 
 
-# The fields of a `Call`, without the id.
-Beginning = tuple[httpx.Request, RequestOptions, float, float | None, bool]
+# The fields of a `Call`, whose id is assigned when it is first needed.
+Beginning = tuple[None, httpx.Request, RequestOptions, float, float | None, bool]
 
 
 def begin(request: httpx.Request, now: float, buffered: bool = False) -> Beginning:
@@ -103,7 +103,7 @@ def begin(request: httpx.Request, now: float, buffered: bool = False) -> Beginni
         if options.deadline is not UNSET and options.deadline is not None:
             chain = chain_before(request)
             deadline = (now if chain is None else chain.started) + options.deadline
-    return request, options, now, deadline, buffered
+    return None, request, options, now, deadline, buffered
 
 
 class SignatureExpired(Exception):  # noqa: N818 - not an error: the auth layer signs the request again
@@ -134,9 +134,7 @@ class Attempt:
         # For speed: every call reads these attributes, and those with a default on the class are slower to read. Python
         # also creates an object faster if its `__init__` gets all arguments, and by position.
         self._call = call
-        self.request, self.options, self.started, self.deadline, self.buffered = (
-            call[1:] if isinstance(call, Call) else call
-        )
+        _, self.request, self.options, self.started, self.deadline, self.buffered = call
         self.closed = closed
         self.is_observed = is_observed
         self.place: tuple[object, Any] | None = None
@@ -149,7 +147,7 @@ class Attempt:
     def call(self) -> Call:
         """The call that it belongs to, and that all its attempts share."""
         if not isinstance(self._call, Call):
-            self._call = Call(next(_numbers), *self._call)
+            self._call = Call(next(_numbers), *self._call[1:])
         return self._call
 
     @property
