@@ -184,7 +184,8 @@ class Queue:
             turn.nap = max(latest, held)  # One of them has no permit before then.
         if before is not None and before is not turn.held_by:
             before.pass_on(turn, now, sources)
-        exact, wait = max(exact, wait), max(longest, wait)
+        exact = exact if exact > wait else wait  # noqa: FURB136
+        wait = longest if longest > wait else wait  # noqa: FURB136
         if turn.moves_up:
             turn.moves_up = False
             first.order.move_up(turn, place + 1, turn.due_at - now - wait)

@@ -117,7 +117,9 @@ class AdaptiveRate(Rate):
         if missing <= ROUNDING and now >= self.paused_until and now >= mode.paused_until:
             return 0.0
         wait = mode.time_for(missing, now) if missing > 0.0 else 0.0
-        wait = max(TICK, wait + max(0.0, self.paused_until - now, mode.paused_until - now))
+        if now < self.paused_until or now < mode.paused_until:
+            wait += max(self.paused_until, mode.paused_until) - now
+        wait = wait if wait > TICK else TICK  # noqa: FURB136
         turn.nap = min(turn.nap, mode.nap(wait))
         return wait
 
