@@ -425,6 +425,23 @@ def test_until_the_next_success_a_strict_server_gets_at_most_half_as_much_again(
     rate.accepted(Turn(), now, now)
     rate.release(now, now + 1.0, waiting=True)
     assert 3.0 < rate.rate <= 4.5
+    rate.accepted(Turn(), now, now)
+    rate.update(0.1)
+    slowest = rate.rate
+    for _ in range(10):
+        rate.release(now, now + 1.0, waiting=True)
+        now += 1.0
+    assert slowest < rate.rate <= 1.5 * slowest
+
+
+def test_the_bound_of_that_growth_holds_from_the_verdict_on() -> None:
+    rate, now = blind(2.0, is_bursty=False), 101.0
+    rate.accepted(Turn(), now, now)
+    rate._test._failed, rate._test._gap = 3, 0.5
+    for _ in range(10):
+        rate.release(now, now + 1.0, waiting=True)
+        now += 1.0
+    assert rate.rate == pytest.approx(3.0)
 
 
 def test_the_start_grows_only_while_requests_wait() -> None:

@@ -46,6 +46,14 @@ def test_one_whose_requests_are_seldom_accepted_rests_before_its_first_pair() ->
     assert test.take(4.0, 0.4, False) is not None
 
 
+def test_a_program_that_was_idle_is_not_taken_for_one_whose_requests_are_seldom_accepted() -> None:
+    test = PairTest(is_bursty=False)
+    for now in (0.0, 0.4, 0.8, 1.2):
+        test.take(now, 0.4, True)
+        test.accepted(now)
+    assert test.take(3600.0, 0.4, False) is not None
+
+
 def test_a_verdict_stays_while_other_senders_take_nearly_everything() -> None:
     test, now = PairTest(is_bursty=False), 0.0
     for _ in range(3):

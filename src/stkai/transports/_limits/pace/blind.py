@@ -128,6 +128,7 @@ class BlindRate:
     def update(self, share: float) -> None:
         """Continue with the same share of another quota: `share` is the new quota divided by the old one."""
         self.rate = self._bounded(self.rate * share)
+        self._most *= share
 
     # Permits
 
@@ -185,7 +186,8 @@ class BlindRate:
             if self.rate >= self._back:
                 self._back = math.inf
         else:
-            self.rate = min(max(self.rate, self._most), self.law.grown(self.rate, seconds))
+            grown = self.law.grown(self.rate, seconds)
+            self.rate = min(max(self.rate, self._most), grown) if self._test.is_strict else grown
         self.rate = self._bounded(self.rate)
 
     # Answers
@@ -202,7 +204,7 @@ class BlindRate:
             added = max(_ADDED, self.rate * math.log(2) / _DOUBLING)
             self.rate = self._bounded(self.rate + added * min(_REGAIN, now - self._accepted_at))
         self._accepted_at, self._was_awaited = now, False
-        self._most = _MOST_GROWTH * self.rate if self._test.is_strict else math.inf
+        self._most = _MOST_GROWTH * self.rate
         self.law.note(refused=False)
         self._window.accepted()
         is_outage = self.row >= self._outage or now - self._row_at > _LONG

@@ -15,8 +15,10 @@ that may go at once are often ten milliseconds apart."""
 _TESTS = 3  # Pairs of which just one request was accepted that show a strict server.
 
 _SLOW, _SELDOM, _SLOW_TESTS = 2.0, 1.5, 6
-"""Seconds between two requests, or on average between two that are accepted, above which a sender needs so many, and
-rests before each: it may find a bucket empty each time."""
+"""Seconds between two requests, or on average between two that are accepted, above which a sender needs so many: it may
+find a bucket empty each time. Where the quota is unknown, it also rests before each."""
+
+_PAUSE = 5.0  # Seconds between two requests of which the average counts at most that many: the program may be idle.
 
 _AGAIN, _SOONEST, _LATEST = 4.0, 0.5, 20.0
 """Requests until the next pair, doubled each time, and its bounds in seconds."""
@@ -114,7 +116,7 @@ class PairTest:
         self._answers: dict[int, bool] | None = None
         self._first, self._distance, self._apart, self._gap = -math.inf, 0.0, 0.0, math.inf
         self._has_rested = False
-        self._since, self._accepted, self._is_slow = math.inf, 0, False
+        self._busy, self._asked, self._accepted, self._is_slow = 0.0, math.inf, 0, False
 
     @property
     def is_strict(self) -> bool:
@@ -158,8 +160,9 @@ class PairTest:
 
     def take(self, now: float, gap: float, is_busy: bool) -> Paired | None:
         """The second of an open pair, unless it comes too late; the first of a pair that is due; or neither."""
-        self._gap, self._since = gap, min(self._since, now)
-        is_rare = now - self._since > _SELDOM * (self._accepted + 1) and not self.is_strict
+        self._busy += min(_PAUSE, max(0.0, now - self._asked))
+        self._gap, self._asked = gap, now
+        is_rare = self._busy > _SELDOM * (self._accepted + 1) and not self.is_strict
         self._is_slow = self._searches and (gap > _SLOW or is_rare)
         if self.is_open:
             self.is_open, self._apart = False, now - self._first
@@ -192,7 +195,7 @@ class PairTest:
 
     def restart(self) -> None:
         """Measure anew how often requests are accepted: after an outage."""
-        self._since, self._accepted = math.inf, 0
+        self._busy, self._asked, self._accepted = 0.0, math.inf, 0
 
     def drop(self, paired: Paired) -> None:
         """Forget the pair: one of its requests had no answer that says anything."""
