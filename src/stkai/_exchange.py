@@ -96,7 +96,7 @@ class Exchange:
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         """Send through the stack; read the body if the caller wants all of it and no layer has read it.
 
-        A 429 that an adaptive limiter handles is raised as a ServerSideRateLimitError.
+        A 429 that a limiter has handled is read as well, and raised as a ServerSideRateLimitError.
         """
         try:
             response = yield from self._layer.flow(request, attempt)

@@ -154,7 +154,7 @@ class _AsyncBody(AsyncWatchedBody):
 
 
 class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTransport):
-    """For one loop of asyncio or trio, which must be running when this is made; it also does a finalizer's work."""
+    """For one loop of asyncio or trio, which must be running when this is made. Finalizers leave work to it."""
 
     _body_class = _AsyncBody
 

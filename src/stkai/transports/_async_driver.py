@@ -87,12 +87,12 @@ async def _load_redirect(response: httpx.Response, deadline: float, attempt: Att
 
 def _sleeping(operation: Sleep, seconds: float, attempt: Attempt, clock: Clock) -> Awaitable[object]:
     """A sleep that ends early if the stack is closed, or `operation.sleeper` is woken."""
-    closed, sleeper = attempt.closed, operation.sleeper
+    closing, sleeper = attempt.closing, operation.sleeper
     if not is_system_clock(clock):
         return clock.asleep(seconds) if sleeper is None else _until_woken(sleeper, seconds, clock)
-    if closed is None and sleeper is None:
+    if closing is None and sleeper is None:
         return clock.asleep(seconds)
-    return (closed or Latch()).await_(seconds, sleeper)
+    return (closing or Latch()).await_(seconds, sleeper)
 
 
 async def _until_woken(sleeper: Any, seconds: float, clock: Clock) -> None:

@@ -56,10 +56,10 @@ class Call(NamedTuple):
 
     def within(self, seconds: float) -> "Call":
         """The same call, with a deadline `seconds` after the start of its chain."""
-        return self._replace(deadline=self.chain_started + seconds)
+        return self._replace(deadline=self.began + seconds)
 
     @property
-    def chain_started(self) -> float:
+    def began(self) -> float:
         """When the first request of its chain started, in seconds of the clock."""
         chain = chain_before(self.request)
         return self.started if chain is None else chain.started
@@ -123,19 +123,21 @@ class Attempt:
         is_signed: returns whether the token that signed it is still valid; None if that does not matter. Set by the
             auth layer. After a wait, a limiter layer raises `SignatureExpired` if it is not.
         is_observed: whether a listener receives the events of this call. Set where the call begins.
-        closed: set when the stack is closed, which ends all waits. Set where the call begins.
+        closing: set when the stack is closed, which ends all waits. Set where the call begins.
     """
 
     paced = excused = False
     number = 1
     _numbers: Iterator[int] | None = None
 
-    def __init__(self, call: Call | Beginning, closed: Latch | None = None, is_observed: bool = True) -> None:
+    def __init__(
+        self, call: Call | Beginning, closing: Latch | None = None, is_observed: bool = True
+    ) -> None:
         # For speed: every call reads these attributes, and those with a default on the class are slower to read. Python
         # also creates an object faster if its `__init__` gets all arguments, and by position.
         self._call = call
         _, self.request, self.options, self.started, self.deadline, self.buffered = call
-        self.closed = closed
+        self.closing = closing
         self.is_observed = is_observed
         self.place: tuple[object, Any] | None = None
         self.is_signed: Callable[[], bool] | None = None
@@ -202,7 +204,7 @@ class Attempt:
         return replace(self.record, attempts=0)
 
     def _with(self, call: Call, number: int, record: CallRecord) -> "Attempt":
-        other = Attempt(call, self.closed, self.is_observed)
+        other = Attempt(call, self.closing, self.is_observed)
         other.number, other._record = number, record
         other.is_signed, other._numbers = self.is_signed, self._numbers
         return other
@@ -234,7 +236,7 @@ class Attempt:
 
     def too_late(self, deadline: float) -> DeadlineExceededError:
         """The error to raise when the deadline has passed."""
-        allowed, number = deadline - self.call.chain_started, max(self.number, self.record.attempts)
+        allowed, number = deadline - self.call.began, max(self.number, self.record.attempts)
         msg = f"no answer within the deadline of {allowed:g} s, at attempt number {number}"
         return DeadlineExceededError(msg)
 
@@ -272,7 +274,7 @@ def cannot_send() -> RuntimeError:
 
 def require_open(attempt: Attempt) -> None:
     """Raise an error if the stack was closed."""
-    if attempt.closed is not None and attempt.closed.is_done:
+    if attempt.closing is not None and attempt.closing.is_done:
         raise cannot_send()
 
 
@@ -281,7 +283,7 @@ Enter = Callable[[httpx.Request, Attempt], Flow]  # Such as a layer's `flow`.
 
 def ending_with(ending: Latch, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
     """The same flow, which stops waiting, for example for a permit, once `ending` is set or the stack is closed."""
-    assert attempt.closed is not None
-    with attempt.closed.ending_also(ending):
-        attempt.closed = ending
+    assert attempt.closing is not None
+    with attempt.closing.ending_also(ending):
+        attempt.closing = ending
         return (yield from flow(request, attempt))

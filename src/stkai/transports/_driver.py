@@ -92,11 +92,11 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:  # noqa
 
 
 def _sleep(operation: Sleep, seconds: float, attempt: Attempt, clock: Clock) -> None:
-    closed, sleeper = attempt.closed, operation.sleeper
-    if (sleeper is None and (closed is None or seconds < NAP)) or not is_system_clock(clock):
+    closing, sleeper = attempt.closing, operation.sleeper
+    if (sleeper is None and (closing is None or seconds < NAP)) or not is_system_clock(clock):
         clock.sleep(seconds)
     else:
-        (closed or Latch()).wait(seconds, sleeper)
+        (closing or Latch()).wait(seconds, sleeper)
     require_open(attempt)
 
 

@@ -182,7 +182,7 @@ class GroupPace:
         return self._state(before, rate, state, lease.members)
 
     def steered(self, proposed: GroupRate, *, done: bool) -> None:
-        """Drop the counts that the written state contains; if it was not written (`done`), keep them."""
+        """Drop the counts that the state contains once it was written (`done`); otherwise keep them."""
         if done:
             self._accepted -= self._counted
             self._guided.reported()
