@@ -408,7 +408,7 @@ def test_a_file_url_names_the_whole_path(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["redis", "ftp://host", "file://", "file:///", "file://host/x", 7, FileStore]
+    "given", ["redis", "ftp://host", "file://", "file:///", "file:///a%00b", "file://host/x", 7, FileStore]
 )
 def test_an_invalid_store_is_a_configuration_error_that_lists_the_allowed_values(given: Any) -> None:
     with pytest.raises(ConfigurationError, match="store") as caught:

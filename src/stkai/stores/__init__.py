@@ -50,7 +50,7 @@ def problem_of(store: object) -> str | None:
         return f"store must be {ALLOWED}, not {store.rpartition('@')[2].partition('?')[0]!r}"
     if scheme not in ("file", *SCHEMES):
         return f"store has the scheme {scheme!r}; it must be {ALLOWED}"
-    if scheme == "file" and not (rest.startswith("/") and rest.strip("/")):
+    if scheme == "file" and (not rest.startswith("/") or not rest.strip("/") or "\0" in unquote(rest)):
         return "store must name a directory, as in file:///directory"
     return None
 
