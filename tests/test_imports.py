@@ -129,7 +129,7 @@ def test_dir_shows_the_public_submodules() -> None:
 
 
 def test_dir_of_a_public_module_shows_only_what_is_public() -> None:
-    for module in (stkai, stkai.events, stkai.limiters, stkai.transports):
+    for module in (stkai, stkai.events, stkai.transports):
         assert [name for name in dir(module) if name.startswith("_") and not name.endswith("__")] == []
     for module in (
         stkai.costs,

@@ -17,7 +17,7 @@ from ..._log import logger
 from ..._urls import file_name
 from .._operations import Run
 from .limiter import Answer
-from .pace.quota import MAX_AGE, LearnedRate
+from .pace.quota import MAX_RATE_AGE, LearnedRate
 
 _SAVE_INTERVAL: Final = 60.0  # Seconds between two saves while the program runs.
 
@@ -132,7 +132,7 @@ def _parsed(text: bytes, now: float) -> LearnedRate | None:
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
         return None
     found = LearnedRate(rate, window, refused, now - saved, finding)
-    sensible = 0 < rate <= _MAX_RATE and 0 < window <= _MAX_WINDOW and 0 <= found.age < MAX_AGE
+    sensible = 0 < rate <= _MAX_RATE and 0 < window <= _MAX_WINDOW and 0 <= found.age < MAX_RATE_AGE
     sensible = sensible and finding.isprintable() and len(finding) <= _MAX_FINDING
     return found if sensible else None
 

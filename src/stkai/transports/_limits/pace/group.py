@@ -15,7 +15,7 @@ from ..limiter import Answer, RateChange, Turn
 from .group_window import GroupWindow
 from .headers import is_accepted
 from .law import BURST, HISTORY, LEAST_CHANGE, LEAST_PAUSE, Past, full_pause
-from .quota import MAX_AGE, KnownQuota
+from .quota import MAX_RATE_AGE, KnownQuota
 from .start import SHARE
 
 _INTERVAL: Final = 0.25  # Seconds between steps of the law.
@@ -151,7 +151,7 @@ class GroupPace:
             return self._started(lease, cold=self._cold)
         if self._last is None and before.age > _GROUP_LIFETIME:
             # The state is that of a group that has ended.
-            if self._warm and before.age < MAX_AGE:
+            if self._warm and before.age < MAX_RATE_AGE:
                 return self._started(lease, cold=bool(state.cold), rate=before.rate)
             return self._started(lease, cold=self._cold)
         before = before._replace(age=max(0.0, before.age))

@@ -116,12 +116,12 @@ class PairTest:
         self._answers: dict[int, bool] | None = None
         self._first, self._distance, self._apart, self._gap = -math.inf, 0.0, 0.0, math.inf
         self._has_rested = False
-        self._busy, self._asked, self._accepted, self._is_slow = 0.0, math.inf, 0, False
+        self._active, self._taken_at, self._accepted, self._rests_first = 0.0, math.inf, 0, False
 
     @property
     def is_strict(self) -> bool:
         """Whether the server spaces requests out."""
-        is_slow = self._is_slow or self._gap > _SLOW
+        is_slow = self._rests_first or self._gap > _SLOW
         return self._failed >= (max(self._needed, _SLOW_TESTS) if is_slow else self._needed)
 
     @property
@@ -156,14 +156,14 @@ class PairTest:
             return False
         if now < self._at:
             return self.is_searching and not is_busy
-        return self._has_rested or not (is_busy or self._failed >= _TESTS or self._is_slow)
+        return self._has_rested or not (is_busy or self._failed >= _TESTS or self._rests_first)
 
     def take(self, now: float, gap: float, is_busy: bool) -> Paired | None:
         """The second of an open pair, unless it comes too late; the first of a pair that is due; or neither."""
-        self._busy += min(_PAUSE, max(0.0, now - self._asked))
-        self._gap, self._asked = gap, now
-        is_rare = self._busy > _SELDOM * (self._accepted + 1) and not self.is_strict
-        self._is_slow = self._searches and (gap > _SLOW or is_rare)
+        self._active += min(_PAUSE, max(0.0, now - self._taken_at))
+        self._gap, self._taken_at = gap, now
+        is_rare = self._active > _SELDOM * (self._accepted + 1) and not self.is_strict
+        self._rests_first = self._searches and (gap > _SLOW or is_rare)
         if self.is_open:
             self.is_open, self._apart = False, now - self._first
             if self._answers is not None and self._apart <= self._distance + gap / 4:
@@ -179,7 +179,7 @@ class PairTest:
         """Seconds for which to hold back before a pair that tests a verdict, if it is due."""
         if self._has_rested or self._answers is not None or now < self._at:
             return 0.0
-        if self._failed < _TESTS and not self._is_slow:
+        if self._failed < _TESTS and not self._rests_first:
             return 0.0
         self._has_rested = True
         return min(_LONGEST_REST, _REST * self._gap)
@@ -195,7 +195,7 @@ class PairTest:
 
     def restart(self) -> None:
         """Measure anew how often requests are accepted: after an outage."""
-        self._busy, self._asked, self._accepted = 0.0, math.inf, 0
+        self._active, self._taken_at, self._accepted = 0.0, math.inf, 0
 
     def drop(self, paired: Paired) -> None:
         """Forget the pair: one of its requests had no answer that says anything."""

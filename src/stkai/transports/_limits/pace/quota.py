@@ -32,7 +32,7 @@ _RESERVE, _MAX_RESERVE = 0.02, 0.1
 bucket, it would take each place as soon as there is one: others would be refused, and it never would."""
 
 
-MAX_AGE: Final = 86400.0
+MAX_RATE_AGE: Final = 86400.0
 """Seconds after which a saved rate is out of date."""
 
 
