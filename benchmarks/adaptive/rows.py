@@ -104,6 +104,7 @@ ROWS = (
         warm=1.0,
         goals=(Goal(0.90, 0.20, 0.85, 0.4), Goal(0.92, 0.10, 0.90, 0.5)),
     ),
+    Row(name="burst-5", title="nginx, 5 per second, burst=5", gateway=Nginx(5, burst=5), told=(5, 1.0)),
     Row(
         name="slots-alone",
         title="nginx, 8 in flight, 0.2 s each, alone",
