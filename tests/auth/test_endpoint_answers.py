@@ -131,6 +131,11 @@ def test_an_answer_without_a_usable_token_is_reported(token: object) -> None:
     assert str(error).endswith("answered 200 without a usable access_token")
 
 
+def test_an_endpoint_that_answers_200_with_an_error_is_quoted() -> None:
+    error = failure(httpx.Response(200, json={"error": "bad_client", "error_description": f"not {SECRET}"}))
+    assert str(error).endswith("answered 200 without a usable access_token: bad_client: not [secret]")
+
+
 def test_success_is_any_2xx() -> None:
     assert provider_over(Wire(httpx.Response(201, json={"access_token": "t"}))).get_access_token() == "t"
     assert "answered 204 with something that is not a JSON object" in str(failure(204))

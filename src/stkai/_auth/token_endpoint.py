@@ -84,15 +84,16 @@ class TokenAnswer:
         said = f"answered {self.status}"
         if 300 <= self.status < 400:
             return f"{said}, a redirect, which is not followed because it would carry the secret: correct token_url"
+        reasons = [quote(self.content.get(name)) for name in ("error", "error_description")]
         if not 200 <= self.status < 300:
-            reasons = [quote(self.content.get(name)) for name in ("error", "error_description")]
             advice = {401: "; check client_id and client_secret", 404: "; check token_url"}
             return ": ".join([said, *filter(None, reasons)]) + advice.get(self.status, "")
         if not self.content:
             return f"{said} with something that is not a JSON object: check token_url"
         token = self.content.get("access_token")
-        is_usable = isinstance(token, str) and len(token) <= _MAX_TOKEN and is_sendable(token)
-        return None if is_usable else f"{said} without a usable access_token"
+        if isinstance(token, str) and len(token) <= _MAX_TOKEN and is_sendable(token):
+            return None
+        return ": ".join([f"{said} without a usable access_token", *filter(None, reasons)])
 
     def pause(self) -> tuple[float, str]:
         """How many seconds to wait, and why, before asking again after an answer with a problem."""
