@@ -5,6 +5,8 @@ import errno
 import gc
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -356,6 +358,42 @@ def test_closing_the_sync_generator_waits_for_what_is_in_flight_and_sends_nothin
     before = list(sent)
     assert len(before) <= 5
     assert sent == before
+
+
+AFTER_MAIN = """
+import threading, httpx, stkai
+
+main = threading.main_thread()
+wire = httpx.MockTransport(lambda request: main.join() or httpx.Response(200))
+client = stkai.build_client(auth=None, transport=wire)
+
+
+def send():
+    requests = [httpx.Request("POST", "https://h/") for _ in range(20)]
+    print(sum(outcome.response is not None for outcome in stkai.send_all(client, requests, max_in_flight=4)))
+
+
+threading.Thread(target=send).start()
+"""
+
+LEFT_OPEN = """
+import httpx, stkai
+
+wire = httpx.MockTransport(lambda request: httpx.Response(200))
+client = stkai.build_client(auth=None, rate_limit=stkai.TokenBucket(1, 3600), transport=wire)
+outcomes = stkai.send_all(client, [httpx.Request("POST", "https://h/") for _ in range(20)])
+for outcome in outcomes:
+    print(outcome.response.status_code)
+    break
+"""
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize(("program", "printed"), [(AFTER_MAIN, "20"), (LEFT_OPEN, "200")])
+def test_a_program_may_go_on_in_a_thread_and_may_end_with_an_open_loop(program: str, printed: str) -> None:
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (run.stdout.strip(), run.stderr) == (printed, "")
 
 
 @pytest.mark.real_time

@@ -3,11 +3,12 @@
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
+from threading import Thread
 from typing import Any, Self
 
 import anyio
@@ -148,13 +149,20 @@ def outcomes_in_threads(
     end: Callable[[], object],
 ) -> Generator[Outcome, None, None]:
     """Like `OutcomesInTasks`, in threads; reads the requests in the caller's. `end` drops those not sent yet."""
-    finished: SimpleQueue[Future[httpx.Response]] = SimpleQueue()
-    pending: dict[Future[httpx.Response], tuple[int, httpx.Request]] = {}
-    has_ended, failure = False, None
-    pool = ThreadPoolExecutor(limit, thread_name_prefix="stkai.send_all")
+    finished: SimpleQueue[Outcome | BaseException] = SimpleQueue()
+    threads, pending, has_ended, failure = _Threads(), 0, False, None
+
+    def finish(index: int, request: httpx.Request) -> None:
+        try:
+            finished.put(Outcome(index, request, send(index, request), None))
+        except Exception as error:  # noqa: BLE001 - what the call raises is its outcome
+            finished.put(Outcome(index, request, None, error))
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            finished.put(error)
+
     try:
         while True:
-            while len(pending) < limit and not has_ended:
+            while pending < limit and not has_ended:
                 try:
                     index, request = next(requests)
                 except StopIteration:
@@ -162,22 +170,45 @@ def outcomes_in_threads(
                 except Exception as error:  # noqa: BLE001 - the caller's iterable; raised after the outcomes
                     has_ended, failure = True, error
                 else:
-                    future = pool.submit(copy_context().run, send, index, request)
-                    pending[future] = index, request
-                    future.add_done_callback(finished.put)
+                    threads.start(partial(copy_context().run, finish, index, request), pending)
+                    pending += 1
             if not pending:
                 break
-            future = finished.get()
-            index, request = pending.pop(future)
-            raised = future.exception()
-            if raised is None:
-                yield Outcome(index, request, future.result(), None)
-            elif isinstance(raised, Exception):
-                yield Outcome(index, request, None, raised)
-            else:
-                raise raised
+            outcome = finished.get()
+            pending -= 1
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
         if failure is not None:
             raise failure
     finally:
         end()
-        pool.shutdown(wait=True, cancel_futures=True)
+        threads.join()
+
+
+class _Threads:
+    """Daemon threads. A `ThreadPoolExecutor` does all of its work, and takes no more, when the main thread ends."""
+
+    def __init__(self) -> None:
+        self._waiting: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads: list[Thread] = []
+
+    def start(self, work: Callable[[], None], pending: int) -> None:
+        """Do the work while `pending` others are being done."""
+        if pending == len(self._threads):
+            thread = Thread(target=self._serve, name="stkai.send_all", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        self._waiting.put(work)
+
+    def join(self) -> None:
+        self._waiting.put(None)
+        for thread in self._threads:
+            if not sys.is_finalizing():  # Afterwards, no daemon runs any more.
+                thread.join()
+
+    def _serve(self) -> None:
+        while (work := self._waiting.get()) is not None:
+            work()
+            del work
+        self._waiting.put(None)  # For the next thread.
