@@ -415,6 +415,50 @@ def test_after_the_return_a_request_needs_both_clocks_for_a_while(clock: FakeClo
     assert granted == pytest.approx(20, abs=2)
 
 
+def test_a_store_that_reads_the_messages_of_an_outage_late_holds_up_no_request(
+    clock: FakeClock, store: Scripted
+) -> None:
+    policy = bucket(store, 50.0)
+
+    def granted(seconds: float) -> int:
+        until, granted = clock.monotonic() + seconds, 0
+        while clock.monotonic() < until:
+            wait_for(policy, clock)
+            granted += 1
+        return granted
+
+    granted(2.0)
+    store.fails, before = True, len(store.asked)
+    granted(3.7)
+    store.fails = False
+    # As a stopped server does, which has already received them.
+    for late in store.asked[before:]:
+        MemoryStore.lease(store, late)
+    assert granted(1.0) >= 48
+
+
+def test_what_was_used_in_an_outage_counts_once_if_the_answer_to_the_report_is_lost(
+    clock: FakeClock, store: Scripted
+) -> None:
+    policy = bucket(store)
+    wait_for(policy, clock)
+    store.fails = True
+    for _ in range(TIMES):
+        wait_for(policy, clock)
+    store.fails = False
+    client_of(policy).work()  # A probe.
+    store.fails = True
+    client_of(policy).work()
+    assert store.asked[-1].own == TIMES
+    MemoryStore.lease(store, store.asked[-1])
+    store.fails = False
+    for _ in ("probe", "report"):
+        client_of(policy).work()
+    snapshot = store.look("team")
+    assert snapshot is not None
+    assert snapshot.books["used"] == 1 + TIMES
+
+
 def test_what_was_used_in_an_outage_and_comes_back_later_unbalances_no_book(
     clock: FakeClock, store: Scripted
 ) -> None:
@@ -425,7 +469,8 @@ def test_what_was_used_in_an_outage_and_comes_back_later_unbalances_no_book(
     for each in (Turn(), turn):
         wait_for(policy, clock, each)
     store.fails = False
-    client_of(policy).work()
+    for _ in ("probe", "report"):
+        client_of(policy).work()
     assert store.asked[-1].own == 2
     policy.leave(turn, clock.monotonic())
     for _ in range(3):

@@ -178,6 +178,9 @@ class Member(Source):
         held, group, quota, outage = self.held, self.group, self.quota, self.outage
         lease, queue = group.lease, max(group.queue_until - now, 0.0 if outage.is_long(now) else AHEAD)
         pause = max(0.0, group.paused_until - now)
+        # A store that hung reads old probes late, and would take what they report for recent use: they only repeat a
+        # report whose answer was lost. A permit that was reported and then given back offsets the next one.
+        outage.reported = max(0, min(outage.used, outage.reported) if outage.is_on else outage.used)
         return Ask(
             share=self.share,
             **quota._asdict(),
@@ -195,7 +198,7 @@ class Member(Source):
             costs=tuple(map(self.cost_of, wanting)) if quota.max_cost else (),
             units_used=held.spent,
             units=units,
-            own=max(0, outage.used),  # A permit that was reported and then given back offsets the next one.
+            own=outage.reported,
             own_seconds=max(0.0, now - outage.since) if outage.used else 0.0,
             queue=0.0 if lease is None else queue,
             refused=None if self.refused < 0 else Refusal(self.refused, pause),
@@ -267,7 +270,7 @@ class Member(Source):
         if self.turns:
             return False
         held, last = self.held, self._reported
-        if held.due or last is None or last.waiting or held.lapsed != last.lapsed:
+        if held.due or last is None or last.waiting or held.lapsed != last.lapsed or self.outage.used > 0:
             return True
         return bool(self.quota.max_cost) and held.spent != last.units_used
 

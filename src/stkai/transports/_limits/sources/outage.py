@@ -35,6 +35,7 @@ class Outage:
         self.since = -math.inf
         self.failures = 0  # Consecutive calls that failed.
         self.in_use = 0  # How many had failed when other processes were last seen to use the store.
+        self.reported = 0  # Permits of the local sources in the last report, if it was not answered.
         self.used = 0  # Permits of the local sources that were not reported yet, and their cost.
         self.spent = 0.0
         self._local: Sequence[Source] = ()
@@ -89,6 +90,7 @@ class Outage:
     def end(self, now: float, ask: Ask) -> bool:
         """Record that the store answered this message. Returns whether to announce the end of an outage."""
         self.used -= ask.own
+        self.reported = 0
         self.spent = 0.0
         if ask.quota == self._leased.quota:
             self._updated = None
