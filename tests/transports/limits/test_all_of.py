@@ -440,8 +440,13 @@ def test_a_subclass_of_ours_that_overrides_a_method_is_ones_own() -> None:
     assert own.answers == 2, "it sees every answer"
 
 
+IN_ITSELF: list[Any] = [InFlight(1)]
+IN_ITSELF.append([IN_ITSELF])
+
+
 @pytest.mark.parametrize(
-    "given", [[], (), [7], ["adaptive"], [TokenBucket], [None], [[]], [InFlight(1), object()]]
+    "given",
+    [[], (), [7], ["adaptive"], [TokenBucket], [None], [[]], [InFlight(1), object()], IN_ITSELF],
 )
 def test_a_list_without_limiters_is_refused(given: Any) -> None:
     for make in (

@@ -42,7 +42,10 @@ class AllOf(QueueLimiter):
     """
 
     def __init__(self, *limiters: Any) -> None:
-        self.parts: tuple[Any, ...] = tuple({id(part): part for part in _flattened(limiters)}.values())
+        try:
+            self.parts: tuple[Any, ...] = tuple({id(part): part for part in _flattened(limiters)}.values())
+        except RecursionError:
+            raise ConfigurationError(f"{WANTED}a list that contains itself") from None
         self._choosers = any(isinstance(part, Chooser) for part in self.parts)
         plan = _joined(None, [part for part in self.parts if not isinstance(part, Chooser)]) or Plan()
         super().__init__(*plan.sources)
