@@ -107,12 +107,15 @@ class Bill:
         self._kept.add(chunk)
 
     def settle(self, how: BodyEnd, now: float) -> None:
-        """Settle the actual cost of the call. A partially read body is settled only if it is an event stream.
+        """Settle the actual cost of the call.
+
+        A partially read body is settled only if it is an event stream, or if the request was refused (4xx).
 
         After None, an invalid number, an exception or too long a body, the estimate stays; the caller gets the answer.
         """
-        is_event_stream = self._headers.get("content-type", "").lower().startswith("text/event-stream")
-        if how is BodyEnd.DROPPED or (how is not BodyEnd.WHOLE and not is_event_stream):
+        content_type = self._headers.get("content-type", "").lower()
+        is_known = content_type.startswith("text/event-stream") or httpx.codes.is_client_error(self._status)
+        if how is BodyEnd.DROPPED or (how is not BodyEnd.WHOLE and not is_known):
             return
         try:
             response = self._whole()
