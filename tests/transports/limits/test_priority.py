@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stkai import AimdLimiter, TokenBucket
-from stkai.transports import Turn
+from stkai.stores import MemoryStore
+from stkai.testing import FakeClock
+from stkai.transports import Run, Turn
 
 from ...support.crowd import Waiter, drive, most_in_excess
 
@@ -55,6 +57,42 @@ def test_a_notebook_beside_a_batch_waits_for_one_turn_and_not_for_the_batch() ->
     assert len(gone) == 1029
     assert max(waiter.went - waiter.arrives for waiter in notebook) <= 2 / RATE + 1e-9
     assert gone[-1].went == pytest.approx(1028 / RATE, abs=3 / RATE)
+
+
+def test_a_low_request_after_a_crowd_that_gave_up_waits_for_few_normal_ones() -> None:
+    crowd = [Waiter(0.0, patience=0.5, priority="low") for _ in range(100)]
+    busy = [Waiter(100.0 + number / (2 * RATE)) for number in range(500)]
+    late = Waiter(110.0, priority="low")
+    drive(bucket(), [*crowd, *busy, late])
+    assert late.went <= 110.0 + 11 / RATE
+
+
+@pytest.mark.parametrize("admitted", [[99], [2, 3, 4, 5, 6, 7, 8, 1]], ids=str)
+def test_low_requests_that_are_admitted_out_of_turn_keep_their_distance_from_normal_ones(
+    admitted: list[int],
+) -> None:
+    clock = FakeClock()
+    policy = TokenBucket(50, 1.0, burst=1, share="team", store=MemoryStore(clock))
+    turns = [Turn(priority="low") for _ in range(100)]
+
+    def goes(turn: Turn) -> None:
+        while isinstance(wait := policy.ask(turn, clock.monotonic()), Run):
+            wait.sync(1.0)
+        assert not wait
+
+    call = policy.ask(turns[0], clock.monotonic())
+    assert isinstance(call, Run)
+    for turn in turns[1:]:
+        policy.ask(turn, clock.monotonic())
+    call.sync(1.0)
+    goes(turns[0])
+    for number in admitted:  # The others sleep.
+        clock.sleep(0.02)
+        goes(turns[number])
+    normal = Turn()
+    policy.ask(normal, clock.monotonic())
+    first_waiting = next(turn for turn in turns if not turn.granted)
+    assert 0 < first_waiting.number - normal.number < 18
 
 
 def test_low_requests_use_the_permits_of_normal_ones_that_left() -> None:

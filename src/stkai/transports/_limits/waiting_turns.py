@@ -95,7 +95,8 @@ class WaitingTurns:
         turns, vacant = self.turns, self.vacant
         if not turns:
             # All numbered turns were admitted or have left, including those that did not have to wait.
-            self._highest_admitted, self.is_mixed = self.last, False
+            self._low = self._highest_admitted = self.last
+            self.is_mixed = False
             vacant.clear()
         if not turn.number:
             turn.asked = now
@@ -141,12 +142,13 @@ class WaitingTurns:
             self.move_up(turn, place, turn.due_at - now)
         if self.is_mixed or (not place and self.turns and self.turns[0].moves_up):
             self.wake_soon(self._behind(turn, place))
-        number = turn.number
-        if number > self._highest_admitted:
-            self._highest_admitted = number
-            if number > self.last:
-                # A low-priority one: the next normal number follows it, and precedes the next low one.
-                self.last = number - 1
+        number, turns, last = turn.number, self.turns, self.last
+        self._highest_admitted = max(self._highest_admitted, number)
+        if number > last and (not place or turns[place - 1].number <= last):
+            # A low-priority one, in its turn: the next normal number follows those that were admitted, and precedes the
+            # next low one. If it was admitted before other low ones, those must not all go first.
+            most = turns[place].number - _LOW_STEP if place < len(turns) else self._highest_admitted
+            self.last = max(number, min(most, self._highest_admitted)) - 1
 
     def drop(self, place: int) -> Turn:
         turn = self.turns.pop(place)
