@@ -797,3 +797,24 @@ def test_a_thread_tells_a_blocking_store_what_no_request_will(clock: FakeClock) 
     wait_for(policy, clock, turn)
     policy.learn(turn, answer(clock, 429))
     assert told.wait(5)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ((TokenBucket, 50, 1.0, None), "50 requests/s"),
+        ((TokenBucket, None, 10.0, 300), "300 units per 10 s"),
+        ((TokenBucket, 50, 1.0, 300), "50 requests/s and 300 units per 1 s"),
+        ((AimdLimiter, 50, 1.0, None), "adaptive rate"),
+    ],
+    ids=["requests", "units", "both", "adaptive"],
+)
+def test_a_share_that_holds_up_a_request_says_what_it_limits_and_not_its_rate_of_the_moment(
+    clock: FakeClock, store: Scripted, numbers: tuple[Any, ...], words: str
+) -> None:
+    kind, requests, window, units = numbers
+    policy = kind(requests, window, max_cost=units, share="team", store=store)
+    for _ in range(3):
+        wait_for(policy, clock)
+        policy.learn(Turn(), answer(clock))
+        assert policy._leased.limit == f"{words}, shared as 'team'"

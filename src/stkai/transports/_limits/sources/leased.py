@@ -42,7 +42,12 @@ class Leased(Member):
 
     @property
     def limit(self) -> str:  # type: ignore[override]
-        return f"{self.rate:g} requests/s, shared as {self.share!r}"
+        quota = self.quota if self.group.lease is None else self.group.lease.quota
+        limits = [f"{quota.rate:g} requests/s" if self.pace is None else "adaptive rate"]
+        if quota.max_cost:
+            units = f"{quota.max_cost:g} units per {quota.max_cost / quota.cost_rate:g} s"
+            limits = [units] if quota.rate >= UNLIMITED else [*limits, units]
+        return f"{' and '.join(limits)}, shared as {self.share!r}"
 
     @property
     def counts_units(self) -> bool:  # type: ignore[override]
