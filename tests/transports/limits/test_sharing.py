@@ -507,6 +507,29 @@ def test_units_spent_while_the_store_is_lost_are_not_there_again_when_it_returns
     assert later[-1] - later[0] == pytest.approx(len(later), abs=3)
 
 
+def test_after_an_outage_calls_that_cost_less_than_estimated_are_not_held_up(
+    clock: FakeClock, store: Scripted
+) -> None:
+    policy = TokenBucket(1000, 1.0, max_cost=1000, share="team", store=store)
+
+    def granted(seconds: float) -> int:
+        until, granted = clock.monotonic() + seconds, 0
+        while clock.monotonic() < until:
+            turn = Turn(cost=100)
+            wait_for(policy, clock, turn)
+            clock.sleep(0.01)
+            policy.settle(turn, 20, clock.monotonic())
+            granted += 1
+        return granted
+
+    usual = granted(5) / 5
+    store.fails = True
+    granted(5)
+    store.fails = False
+    client_of(policy).work()
+    assert granted(1) >= 0.8 * usual
+
+
 @pytest.mark.parametrize("loses_state", [False, True])
 def test_units_spent_while_the_store_is_lost_are_charged_though_a_request_was_refused(
     clock: FakeClock, store: Scripted, loses_state: bool

@@ -13,7 +13,7 @@ from .holding import CALL_LIFETIME, CLOCK_ROUNDING
 from .member import RETURN_DELAY, Member
 from .outage import TRANSITION, window_of
 from .request_limits import Rate
-from .source import ROUNDING, TICK, Limits
+from .source import ROUNDING, TICK, Limits, Source
 
 _BUSY_NAP: Final = 0.002  # Seconds after which a request asks again while another one calls the store.
 _RATE_KEPT: Final = 0.88  # Fraction of its rate that a member keeps after a refusal while the store is lost.
@@ -25,10 +25,11 @@ _REPORT_INTERVAL: Final = 1.0
 
 
 class Use(NamedTuple):
-    """A permit that a request took: its epoch, and whether it came from the local sources."""
+    """A permit that a request took: its epoch, whether it came only from the local sources, and those that gave one."""
 
     epoch: int
     is_local: bool
+    local: Sequence[Source]
 
 
 class Leased(Member):
@@ -97,9 +98,10 @@ class Leased(Member):
 
     def take(self, turn: Turn, now: float) -> None:
         outage, lease = self.outage, self.group.lease
-        if outage.sources:
+        local = outage.sources
+        if local:
             outage.take(turn, now)
-        turn.note(self, Use(-1 if lease is None else lease.epoch, outage.is_on))
+        turn.note(self, Use(-1 if lease is None else lease.epoch, outage.is_on, local))
         if outage.is_on:
             return
         self.held.use(self.cost_of(turn))
@@ -129,9 +131,9 @@ class Leased(Member):
         # No answer delays the other requests by more than the longest wait.
         cost = min(cost, max(estimate, quota.max_cost, quota.cost_rate * LONGEST_PAUSE))
         more = cost - estimate
+        for source in use.local:
+            source.settle(turn, cost, now)
         if use.is_local:
-            for source in self.outage.sources:
-                source.settle(turn, cost, now)
             if self.outage.is_on:
                 self.outage.spent += more
                 return
