@@ -481,6 +481,25 @@ async def test_a_deadline_does_not_shorten_the_read_timeout_of_a_returned_stream
     server.close()
 
 
+async def test_a_task_cancelled_just_after_it_has_connected_leaves_no_connection_open(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect: Any = aiohttp.TCPConnector._create_connection
+
+    async def connects_and_is_cancelled(*arguments: Any) -> Any:
+        connection = await connect(*arguments)
+        asyncio.get_running_loop().call_soon(task.cancel)
+        return connection
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "_create_connection", connects_and_is_cancelled)
+    with raw_server() as server:
+        async with over_aiohttp() as wire:
+            task = asyncio.ensure_future(wire.handle_async_request(httpx.Request("GET", server.url)))
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await world.until(lambda: server.open == 0)
+
+
 async def test_a_body_that_a_task_reads_ends_when_another_task_closes_the_wire(world: World) -> None:
     with raw_server() as server:
         server.answer = lambda _: (SHORT, True)

@@ -188,8 +188,9 @@ async def _connected(request: aiohttp.ClientRequest, context: ssl.SSLContext) ->
     connector._factory = partial(Connection, loop=asyncio.get_running_loop())  # noqa: SLF001
     try:
         connection = await connector._create_connection(request, [], aiohttp.ClientTimeout())  # noqa: SLF001
-    finally:
+    except BaseException:
         await connector.close()  # It would keep the connection to a proxy that refuses.
+        raise
     assert isinstance(connection, Connection)
     return connection
 
