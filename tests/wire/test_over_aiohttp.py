@@ -481,6 +481,30 @@ async def test_a_deadline_does_not_shorten_the_read_timeout_of_a_returned_stream
     server.close()
 
 
+@pytest.mark.parametrize("connects", [True, False], ids=["connects", "fails"])
+async def test_a_call_whose_time_is_up_while_it_connects_on_a_busy_loop_is_not_cancelled(
+    world: World, connects: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time limit for connecting and the deadline end in the same step of the loop."""
+    connect: Any = aiohttp.TCPConnector._create_connection
+
+    async def connects_and_computes(*arguments: Any) -> Any:
+        connection = await connect(*arguments)
+        time.sleep(0.1)  # noqa: ASYNC251
+        await asyncio.sleep(0)
+        if not connects:
+            connection.drop()
+            raise aiohttp.ClientOSError
+        return connection
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "_create_connection", connects_and_computes)
+    with raw_server() as server:
+        async with stkai.build_async_client(auth=None, transport=stkai.wires.aiohttp(), retry=None) as client:
+            with pytest.raises(stkai.DeadlineExceededError):
+                await client.get(server.url, deadline=0.05)
+        await world.until(lambda: server.open == 0)
+
+
 async def test_a_task_cancelled_just_after_it_has_connected_leaves_no_connection_open(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

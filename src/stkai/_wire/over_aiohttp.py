@@ -18,7 +18,7 @@ from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from .._errors import ConfigurationError
-from .._event_loops import running_loop
+from .._event_loops import anyio, running_loop
 from .._families import Family, error_for, of_family
 from .._process import after_fork, never_finalize
 from .._urls import DEFAULT_PORTS, WEB
@@ -115,17 +115,17 @@ class OverAiohttp(httpx.AsyncBaseTransport):
                 httpx.UnsupportedProtocol, f"not an http:// or https:// address: {url.scheme}", request
             )
         port = DEFAULT_PORTS[url.scheme] if url.port is None else url.port
-        with connect_errors(request):
-            async with asyncio.timeout(seconds):
-                wanted = aiohttp.ClientRequest(
-                    "GET",
-                    URL.build(scheme=url.scheme, host=url.raw_host.decode("ascii"), port=port),
-                    loop=asyncio.get_running_loop(),
-                    proxy=self._proxy,
-                    proxy_headers={**self._proxy_headers},
-                    server_hostname=sni.decode("ascii") if isinstance(sni, bytes) else sni,
-                )
-                connection = await _connected(wanted, self._context)
+        # Not asyncio.timeout: if the deadline, a scope of anyio, ends in the same step, neither may catch the cancel.
+        with connect_errors(request), anyio.fail_after(seconds):
+            wanted = aiohttp.ClientRequest(
+                "GET",
+                URL.build(scheme=url.scheme, host=url.raw_host.decode("ascii"), port=port),
+                loop=asyncio.get_running_loop(),
+                proxy=self._proxy,
+                proxy_headers={**self._proxy_headers},
+                server_hostname=sni.decode("ascii") if isinstance(sni, bytes) else sni,
+            )
+            connection = await _connected(wanted, self._context)
         if self._is_closed:  # By another task, in the meantime.
             connection.drop()
             raise error_for(httpx.ConnectError, CLOSED, request)
