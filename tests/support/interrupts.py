@@ -31,7 +31,7 @@ class Interrupt:
 
     Args:
         number: counts the points, from 1.
-        places: folders or files of stkai; only their points count.
+        places: folders or files of stkai, or absolute paths of other files; only their points count.
     """
 
     _AFTER = frozenset({"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME"})
@@ -41,7 +41,8 @@ class Interrupt:
 
     def trace(self, frame: FrameType, _event: str, _argument: Any) -> Any:
         name = frame.f_code.co_filename
-        if not name.startswith(_LIBRARY) or not any(place in name for place in self._places):
+        is_ours = name.startswith(_LIBRARY) and any(place in name for place in self._places)
+        if not is_ours and name not in self._places:
             return None
         frame.f_trace_opcodes, before = True, ""
 

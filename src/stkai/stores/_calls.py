@@ -67,7 +67,9 @@ class BackgroundCalls:
         begin_in_each_process(self, BackgroundCalls._begin)
 
     def _begin(self) -> None:
-        self._changed = threading.Condition()
+        # Entered directly: an interrupt in the methods of a Condition, written in Python, could leave the lock taken.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._jobs: list[tuple[float, int, Work]] = []
         self._numbers = itertools.count()
         self._threads, self._is_idle = 0, False
@@ -75,10 +77,10 @@ class BackgroundCalls:
 
     def later(self, seconds: float, work: Work) -> bool:
         """Call `work` after `seconds`. Returns whether there is a thread for it."""
-        with self._changed:
+        with self._lock:
             now = self._monotonic()
             heapq.heappush(self._jobs, (now + seconds, next(self._numbers), work))
-            self._changed.notify()
+            self._changed.notify_all()  # One may be left of a notification that an interrupt has cut off.
             starts = not self._is_idle and (self._threads < MAX_CALLS or now > self._moved_at + STUCK_AFTER)
             self._is_idle = self._is_idle and self._left() > 0
             if starts:
@@ -87,7 +89,7 @@ class BackgroundCalls:
             try:
                 threading.Thread(target=self._run, name="stkai-store", daemon=True).start()
             except BaseException as error:  # No thread could start, or an interrupt; the next call retries.
-                with self._changed:
+                with self._lock:
                     self._threads -= 1
                 if not isinstance(error, RuntimeError):
                     raise
@@ -101,7 +103,7 @@ class BackgroundCalls:
             except Exception:  # A store may be user code.
                 logger.exception("a call to the store of a shared quota failed")
             except BaseException:  # This ends the thread.
-                with self._changed:
+                with self._lock:
                     self._threads -= 1
                 raise
             del work
@@ -112,7 +114,7 @@ class BackgroundCalls:
 
     def _next(self) -> Work | None:
         """Wait for the next call until it is due; None if the thread should end: one idle thread is enough."""
-        with self._changed:
+        with self._lock:
             while (left := self._left()) > 0:
                 if self._is_idle:
                     break

@@ -31,6 +31,7 @@ from stkai.testing import FakeClock
 from stkai.transports import Run, Turn, limiter
 
 from ...support.forked import Forked
+from ...support.interrupts import Interrupt, needs_opcodes
 from ...support.shares import answer, wait_for
 from ...support.threads import together
 
@@ -326,6 +327,24 @@ def test_interrupts_while_threads_are_started_leave_the_calls_of_no_request_aliv
                 calls.later(0.0, lambda: None)
     calls.later(0.0, done.set)
     assert done.wait(20)
+
+
+@needs_opcodes
+@pytest.mark.real_time
+def test_an_interrupt_while_a_call_is_scheduled_leaves_no_lock() -> None:
+    number = 1
+    while True:
+        calls, done = calls_of_stores.BackgroundCalls(), threading.Event()
+        calls.later(60.0, lambda: None)  # A thread waits, so none is started.
+        interrupt = Interrupt(number, "stores/_calls.py", threading.__file__)
+        with interrupt.during():
+            calls.later(60.0, lambda: None)
+        later = threading.Thread(target=calls.later, args=(0.0, done.set), daemon=True)
+        later.start()
+        assert done.wait(20), number
+        if interrupt.left > 0:
+            break
+        number += 1
 
 
 def test_a_limiter_that_is_dropped_is_collected(clock: FakeClock, store: Noted) -> None:
