@@ -1,12 +1,13 @@
 """Which event loop runs a task."""
 
 import asyncio
+import errno
 import sys
 from types import ModuleType
 
 import pytest
 
-from stkai._event_loops import asyncio_loop, running_loop
+from stkai._event_loops import asyncio_loop, run_soon, running_loop
 
 
 def test_a_trio_that_another_thread_is_importing_runs_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,3 +18,13 @@ def test_a_trio_that_another_thread_is_importing_runs_no_task(monkeypatch: pytes
         assert found == (asyncio.get_running_loop(),) * 2
 
     asyncio.run(run())
+
+
+def test_a_loop_that_was_broken_off_is_not_woken_and_disturbs_nobody() -> None:
+    """A trio run that ends like this (an exception inside trio, a guest whose host has ended) counts as running."""
+
+    class Abandoned:
+        def run_sync_soon(self, *_: object) -> None:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    run_soon(Abandoned(), print)

@@ -46,7 +46,8 @@ def loop_has_ended() -> Callable[[], bool] | None:
 def run_soon(loop: Any, function: Callable[..., object], *arguments: object) -> None:
     """Schedule a function on a loop, unless the loop has ended; safe in any thread and in finalizers."""
     call = getattr(loop, "run_sync_soon", None) or loop.call_soon_threadsafe
-    with suppress(RuntimeError):  # asyncio's "Event loop is closed", or trio's RunFinishedError.
+    # asyncio's "Event loop is closed", trio's RunFinishedError, or the closed socket of a run that was broken off.
+    with suppress(RuntimeError, OSError):
         call(function, *arguments)
 
 
