@@ -1,5 +1,6 @@
 """A limiter works after an interrupt (Ctrl-C, the exception of a signal handler) at any point of its arithmetic."""
 
+import dis
 import math
 import sys
 from collections.abc import Callable
@@ -13,9 +14,11 @@ import httpx
 import pytest
 
 from stkai import AimdLimiter, AllOf, InFlight, TokenBucket
+from stkai._wire.pool_state import PoolState
 from stkai.stores import MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Run, Turn
+from stkai.transports._limits.queue import Queue
 from stkai.transports._limits.queue_limiter import QueueLimiter
 from stkai.transports._limits.waiting_turns import WaitingTurns
 
@@ -122,6 +125,22 @@ def test_a_limiter_works_after_an_interrupt_at_any_point(make: Callable[[FakeClo
         if interrupt.left > 0:
             break
     assert number > 50, "there were interrupts"
+
+
+@pytest.mark.parametrize(
+    "method", [Queue.ask, Queue.learn, Queue._when_free, PoolState.take, PoolState.catch_up]
+)
+def test_no_loop_jumps_back_outside_of_the_block_that_holds_a_lock(method: Any) -> None:
+    """CPython 3.12 and 3.13 compile a loop that ends with an `if` to such a jump, and run signal handlers there."""
+    parse: Any = getattr(dis, "_parse_exception_table", lambda _: [])
+    blocks = parse(method.__code__)
+
+    def is_in_block(offset: int) -> bool:
+        return any(block.start <= offset < block.end for block in blocks)
+
+    for step in dis.get_instructions(method):
+        if "JUMP_BACKWARD" in step.opname and "NO_INTERRUPT" not in step.opname:
+            assert is_in_block(step.offset) or not is_in_block(step.argval), step
 
 
 @pytest.mark.no_cover

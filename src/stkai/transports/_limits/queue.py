@@ -76,10 +76,12 @@ class Queue:
                 if turn.custom or (turns and (turns[0] is not turn or order.vacant)):
                     wait = self._stand_in_line(turn, now, order)
                 else:  # No turn is before it, which is usual for one that wakes on time.
+                    wait = 0.0
                     for source in sources:
-                        if source.when(turn, 0, now):
-                            wait = self._stand_in_line(turn, now, order)
-                            break
+                        # Not `if`: CPython 3.12 and 3.13 jump back outside of `with`; interrupts would leave the lock.
+                        wait = wait or source.when(turn, 0, now)
+                    if wait:
+                        wait = self._stand_in_line(turn, now, order)
                     else:
                         for source in sources:
                             source.take(turn, now)
@@ -88,7 +90,6 @@ class Queue:
                         elif turns:
                             order.admit(0, now)
                         turn.granted, turn.since = True, now
-                        wait = 0.0
             except BaseException:  # An interrupt, perhaps between two counts that must agree.
                 order.deferred.append(order.recover)
                 raise
