@@ -266,6 +266,23 @@ async def test_an_interrupt_in_a_listener_leaves_nothing_open_and_every_start_ha
     assert len(heard.of(AttemptStarted)) == len(heard.of(AttemptFinished))
 
 
+@pytest.mark.worlds("sync", "asyncio")
+async def test_a_call_has_an_end_if_an_interrupt_comes_while_its_error_is_described(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: BaseException) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stkai.transports._context.cure_of", interrupt)
+    heard = Heard()
+    layer = world.build(
+        StackBuilder([retry(RetryPolicy(0))], listener=[heard]), world.wire(httpx.ReadError(""))
+    )
+    with pytest.raises(KeyboardInterrupt):
+        await world.send(layer, httpx.Request("GET", URL))
+    assert [event.error for event in heard.of(CallFinished)] == ["ReadError"]
+
+
 async def test_a_listener_runs_in_the_thread_of_its_request(world: World) -> None:
     threads: set[threading.Thread] = set()
 

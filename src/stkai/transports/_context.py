@@ -72,20 +72,22 @@ def call_started(context: Context, attempt: Attempt) -> None:
 def call_failed(context: Context, attempt: Attempt, error: BaseException) -> None:
     """Add the request to the error of a call, and report that it has ended."""
     call = attempt.call
-    attempt.forget_places()
-    if isinstance(error, alike(httpx.RequestError)):
-        error.request = call.request
-        adopt(error, call.request)
-    if isinstance(error, Exception) and not any(
-        note.startswith(_NOTE) for note in getattr(error, "__notes__", ())
-    ):
-        number = attempt.record.attempts
-        cure = cure_of(error)
-        error.add_note(
-            f"{_NOTE}{call.method} {call.host}: {number} attempt{'s' * (number != 1)}{'; ' * bool(cure)}{cure}"
-        )
-    if attempt.is_observed:
-        call_finished(context, attempt, error=type(error).__name__)
+    try:
+        attempt.forget_places()
+        if isinstance(error, alike(httpx.RequestError)):
+            error.request = call.request
+            adopt(error, call.request)
+        if isinstance(error, Exception) and not any(
+            note.startswith(_NOTE) for note in getattr(error, "__notes__", ())
+        ):
+            number = attempt.record.attempts
+            cure = cure_of(error)
+            error.add_note(
+                f"{_NOTE}{call.method} {call.host}: {number} attempt{'s' * (number != 1)}{'; ' * bool(cure)}{cure}"
+            )
+    finally:  # Even if interrupted.
+        if attempt.is_observed:
+            call_finished(context, attempt, error=type(error).__name__)
 
 
 def call_finished(
