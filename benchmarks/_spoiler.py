@@ -42,8 +42,8 @@ def _serve(pipe: Connection) -> None:
         while not is_over:
             is_over = pipe.poll(0.02)
             refill()
-            while server._log:
-                server._log.popleft()
+            while server._service.log:
+                server._service.log.popleft()
                 seen += 1
         pipe.send(seen)
 

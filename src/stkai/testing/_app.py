@@ -3,18 +3,15 @@
 import asyncio
 import socket
 import struct
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from email.utils import formatdate
-from weakref import WeakKeyDictionary
+from functools import partial
 
 from aiohttp import web
 from multidict import CIMultiDict
 
-from .._clock import Clock, uniform
-from ._replies import Answer, Fault, Hang, Reply, RequestRecord, Reset
+from .._clock import uniform
+from ._replies import Hang, Reply, RequestRecord, Reset
 from ._service import API, Service
 
 _RESET_DELAY = 0.01  # seconds before a reset, so that the client has read the bytes that precede it
@@ -22,87 +19,67 @@ _SHUTDOWN = 0.05  # seconds that requests in progress may still take when the se
 _ANY_SIZE = 2**40
 _NO_BODY = (204, 304)
 
+Started = Future[tuple[int, Callable[[], object]]]
+"""Gets the port of the server, and a function that stops it from any thread."""
 
-@dataclass
-class App:
-    """One running server."""
 
-    service: Service
-    faults: list[tuple[str, Fault]]  # Queued faults, each with the start of the paths that it applies to.
-    log: deque[RequestRecord]
-    clock: Clock
-    latency: tuple[float, float]
-    numbers: Iterator[int]
-    connections: WeakKeyDictionary[object, int] = field(default_factory=WeakKeyDictionary)
-    """The number of each connection."""
+def serve(service: Service, started: Started) -> None:
+    """Serve on loopback, in this thread, until the server is stopped."""
+    try:
+        asyncio.run(_serve(service, started))
+    except OSError as error:
+        started.set_exception(error)
 
-    async def serve(self, started: "Future[tuple[int, Callable[[], object]]]") -> None:
-        """Serve on loopback; `started` gets the port, and a function that stops the server from any thread."""
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        app = web.Application(client_max_size=_ANY_SIZE)
-        app.router.add_route("*", "/{path:.*}", self._handle)
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
-            started.set_result((runner.addresses[0][1], lambda: loop.call_soon_threadsafe(stop.set)))
-            await stop.wait()
-        finally:
-            await runner.cleanup()
 
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
-        record = await self._record(request)
-        self.log.append(record)
-        fault = self._fault_for(record.path)
-        if isinstance(fault, Reset) and fault.at == "start":
-            return _reset(request)
-        if isinstance(fault, Hang):
-            await asyncio.sleep(fault.seconds)
-        reply = self._reply(record, fault)
-        if record.path.startswith(API):
-            low, high = self.latency
-            await asyncio.sleep(low + (high - low) * uniform())
-        if isinstance(fault, Reset) and fault.at == "headers":
-            _transport(request).write(reply.head[: fault.after])
-            await asyncio.sleep(_RESET_DELAY)
-            return _reset(request)
-        record.status = reply.status
-        try:
-            return await _deliver(request, reply)
-        except ConnectionResetError:  # The client may disconnect in the middle of a body.
-            return web.Response()
+async def _serve(service: Service, started: Started) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    app = web.Application(client_max_size=_ANY_SIZE)
+    app.router.add_route("*", "/{path:.*}", partial(_handle, service))
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
+        started.set_result((runner.addresses[0][1], lambda: loop.call_soon_threadsafe(stop.set)))
+        await stop.wait()
+    finally:
+        await runner.cleanup()
 
-    async def _record(self, request: web.Request) -> RequestRecord:
-        body, connection = await request.read(), _transport(request)
-        if connection not in self.connections:
-            self.connections[connection] = next(self.numbers)
-        return RequestRecord(
-            time=self.clock.monotonic(),
-            method=request.method,
-            path=request.path,
-            query=request.rel_url.raw_query_string,
-            headers=tuple((name.lower(), value) for name, value in request.headers.items()),
-            body=body,
-            connection=self.connections[connection],
-        )
 
-    def _fault_for(self, path: str) -> Fault:
-        """Take the next fault for such a request. Only this thread takes faults; others may add some."""
-        for index, (prefix, fault) in enumerate(self.faults):
-            if path.startswith(prefix):
-                del self.faults[index]
-                return fault
-        return Fault()
+async def _handle(service: Service, request: web.Request) -> web.StreamResponse:
+    record = await _record(service, request)
+    service.log.append(record)
+    fault = service.fault_for(record.path)
+    if isinstance(fault, Reset) and fault.at == "start":
+        return _reset(request)
+    if isinstance(fault, Hang):
+        await asyncio.sleep(fault.seconds)
+    reply = service.reply(record, fault)
+    if record.path.startswith(API):
+        low, high = service.latency
+        await asyncio.sleep(low + (high - low) * uniform())
+    if isinstance(fault, Reset) and fault.at == "headers":
+        _transport(request).write(reply.head[: fault.after])
+        await asyncio.sleep(_RESET_DELAY)
+        return _reset(request)
+    record.status = reply.status
+    try:
+        return await _deliver(request, reply)
+    except ConnectionResetError:  # The client may disconnect in the middle of a body.
+        return web.Response()
 
-    def _reply(self, record: RequestRecord, fault: Fault) -> Reply:
-        """The answer; its `Date` is the time of this server's clock."""
-        utcnow = self.clock.utcnow()
-        if isinstance(fault, Answer):
-            reply = fault.reply()
-        else:
-            reply = self.service.answer(record, self.clock.monotonic(), utcnow)
-        return fault.apply(reply).with_default("date", formatdate(utcnow.timestamp(), usegmt=True))
+
+async def _record(service: Service, request: web.Request) -> RequestRecord:
+    body = await request.read()
+    return RequestRecord(
+        time=service.clock.monotonic(),
+        method=request.method,
+        path=request.path,
+        query=request.rel_url.raw_query_string,
+        headers=tuple((name.lower(), value) for name, value in request.headers.items()),
+        body=body,
+        connection=service.number_of(_transport(request)),
+    )
 
 
 async def _deliver(request: web.Request, reply: Reply) -> web.StreamResponse:

@@ -1,12 +1,9 @@
 """QuotaServer: an embedded server on loopback that behaves like StackSpot AI, and misbehaves on request."""
 
-import asyncio
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from itertools import count
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import Final, Literal, Self
 
 from .._checks import COUNT, SECONDS, check_choice, check_number
 from .._clock import Clock, clock_or_system
@@ -22,9 +19,6 @@ from ._service import (
     Service,
     SlidingWindow,
 )
-
-if TYPE_CHECKING:
-    from ._app import App
 
 Kind = Literal["fixed", "sliding", "bucket"]
 _KINDS: Final = {"fixed": FixedWindow, "sliding": SlidingWindow, "bucket": Bucket}
@@ -76,24 +70,20 @@ class QuotaServer:
         else:
             check_choice("retry_after, unless a number,", retry_after, "true", "date", None)
         check_choice("kind", kind, *_KINDS)
-        self._quota = None if max_requests is None else _KINDS[kind](max_requests, time_window)
         low, high = latency if isinstance(latency, tuple) else (latency, latency)
-        self._latency = check_number("latency", low, SECONDS), check_number("latency", high, SECONDS)
         self._service = Service(
-            quota=self._quota,
+            quota=None if max_requests is None else _KINDS[kind](max_requests, time_window),
             retry_after=retry_after,
+            latency=(check_number("latency", low, SECONDS), check_number("latency", high, SECONDS)),
+            auth_required=auth_required,
             client_id=client_id,
             client_secret=client_secret,
-            auth_required=auth_required,
             token_lifetime=check_number("token_lifetime", token_lifetime, SECONDS),
             polls_until_done=check_number("polls_until_done", polls_until_done, COUNT),
+            clock=clock_or_system(clock),
         )
         self.client_id = client_id
         self.client_secret = client_secret
-        self._clock = clock_or_system(clock)
-        self._faults: list[tuple[str, Fault]] = []
-        self._log: deque[RequestRecord] = deque()
-        self._connection_numbers = count(1)
         self._port: int | None = None
         self._stop: Callable[[], object] | None = None
         self._thread: threading.Thread | None = None
@@ -106,14 +96,13 @@ class QuotaServer:
         """
         if self._thread is None:
             try:
-                from ._app import App
+                from ._app import serve
             except ModuleNotFoundError as error:
                 raise missing_extra("QuotaServer", "testing") from error
-            app = App(
-                self._service, self._faults, self._log, self._clock, self._latency, self._connection_numbers
-            )
             started: Future[tuple[int, Callable[[], object]]] = Future()
-            thread = threading.Thread(target=_run, args=(app, started), name="QuotaServer", daemon=True)
+            thread = threading.Thread(
+                target=serve, args=(self._service, started), name="QuotaServer", daemon=True
+            )
             thread.start()
             self._port, self._stop = started.result()
             self._thread = thread
@@ -172,7 +161,7 @@ class QuotaServer:
     @property
     def quota(self) -> ServerQuota | None:
         """The quota; its `max_requests` may be changed while the server runs."""
-        return self._quota
+        return self._service.quota
 
     def fail_with(self, *faults: int | Fault | None, path: str = API) -> None:
         """Let the next requests whose path starts with `path` fail, one each: with a status, or a fault.
@@ -181,12 +170,12 @@ class QuotaServer:
         request; with the others, it handles (and counts) the request, and only the answer is affected.
         """
         wanted = [Answer(fault) if isinstance(fault, int) else fault or Fault() for fault in faults]
-        self._faults += [(path, fault) for fault in wanted]
+        self._service.faults += [(path, fault) for fault in wanted]
 
     @property
     def faults_left(self) -> int:
         """The number of queued faults that are still unused."""
-        return len(self._faults)
+        return len(self._service.faults)
 
     def revoke_tokens(self) -> None:
         """Refuse every token issued so far with 401."""
@@ -195,7 +184,7 @@ class QuotaServer:
     @property
     def requests(self) -> list[RequestRecord]:
         """The requests received so far, in the order of arrival."""
-        return list(self._log.copy())  # Copying is one atomic step, iterating is not.
+        return list(self._service.log.copy())  # Copying is one atomic step, iterating is not.
 
     def count(self, *, path: str = "/", method: str | None = None, status: int | None = None) -> int:
         """The number of requests whose path starts with `path`, optionally with this method and this status."""
@@ -218,15 +207,8 @@ class QuotaServer:
 
     def forget_requests(self) -> None:
         """Clear `requests`; all counts start again at 0."""
-        self._log.clear()
+        self._service.log.clear()
 
     def __repr__(self) -> str:
         where = "not started" if self._port is None else self.url
-        return f"<QuotaServer {where}, {len(self._log)} requests>"
-
-
-def _run(app: "App", started: "Future[tuple[int, Callable[[], object]]]") -> None:
-    try:
-        asyncio.run(app.serve(started))
-    except OSError as error:
-        started.set_exception(error)
+        return f"<QuotaServer {where}, {len(self._service.log)} requests>"

@@ -1,7 +1,7 @@
 """What StackSpot AI answers within its quota, and a model behind OpenAI's API: requests in, replies out.
 
-Does no I/O; the time is an argument, and must not go back. A quota is counted in one of three ways; its `max_requests`
-may be changed at any time. A model repeats the last message; when streaming, it sends one word at a time.
+Does no I/O. A quota is counted in one of three ways; its `max_requests` may be changed at any time. A model repeats the
+last message; when streaming, it sends one word at a time.
 """
 
 import json
@@ -12,19 +12,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import formatdate
+from itertools import count
 from typing import Any, Final, Literal
 from urllib.parse import parse_qs
+from weakref import WeakKeyDictionary
 
 from .._checks import POSITIVE_SECONDS, Numbers, check_number
-from .._clock import unique_key
-from ._replies import Reply, RequestRecord, error_reply, json_reply
+from .._clock import Clock, unique_key
+from ._replies import Answer, Fault, Reply, RequestRecord, error_reply, json_reply
 
 API = "/v1"
 """The start of the paths that need a token, and that latency applies to."""
 
 TOKEN_PATH = "/oidc/oauth/token"  # noqa: S105
 
-Handler = Callable[[RequestRecord, str, float], Reply]
+Handler = Callable[[RequestRecord, str], Reply]
 
 RetryAfter = Literal["true", "date"] | float | None
 
@@ -123,17 +125,24 @@ def refusal(quota: ServerQuota | None, retry_after: RetryAfter, now: float, utcn
 
 @dataclass(kw_only=True)
 class Service:
-    """The endpoints, with their tokens and executions. For the arguments, see `QuotaServer`."""
+    """The endpoints, and the server's state, which outlives a restart. For the arguments, see `QuotaServer`."""
 
     quota: ServerQuota | None
     retry_after: RetryAfter
+    latency: tuple[float, float]
+    auth_required: bool
     client_id: str
     client_secret: str
-    auth_required: bool
     token_lifetime: float
     polls_until_done: int
+    clock: Clock
 
     def __post_init__(self) -> None:
+        self.log: deque[RequestRecord] = deque()
+        self.faults: list[tuple[str, Fault]] = []
+        """Queued faults, each with the start of the paths that it applies to."""
+        self._connections: WeakKeyDictionary[object, int] = WeakKeyDictionary()
+        self._numbers = count(1)
         self._tokens: dict[str, float] = {}
         self._executions: dict[str, tuple[int, Any]] = {}
         self.routes: list[tuple[str, str, bool, Handler]] = [
@@ -146,12 +155,28 @@ class Service:
         ]
         """Method, path (a pattern, whose group is passed to the handler), whether requests are counted, and handler."""
 
-    def revoke_tokens(self) -> None:
-        self._tokens.clear()
+    def number_of(self, connection: object) -> int:
+        """The number of a connection, from 1."""
+        if connection not in self._connections:
+            self._connections[connection] = next(self._numbers)
+        return self._connections[connection]
 
-    def answer(self, request: RequestRecord, now: float, utcnow: datetime) -> Reply:
-        """Answer a request; `now` never goes back."""
-        if request.path.startswith(API) and not self._is_authorized(request, now):
+    def fault_for(self, path: str) -> Fault:
+        """Take the next fault for such a request. Only the server's thread takes faults; others may add some."""
+        for index, (prefix, fault) in enumerate(self.faults):
+            if path.startswith(prefix):
+                del self.faults[index]
+                return fault
+        return Fault()
+
+    def reply(self, request: RequestRecord, fault: Fault) -> Reply:
+        """The answer; its `Date` is the time of this server's clock."""
+        utcnow = self.clock.utcnow()
+        reply = fault.reply() if isinstance(fault, Answer) else self._answer(request, utcnow)
+        return fault.apply(reply).with_default("date", formatdate(utcnow.timestamp(), usegmt=True))
+
+    def _answer(self, request: RequestRecord, utcnow: datetime) -> Reply:
+        if request.path.startswith(API) and not self._is_authorized(request):
             challenge = (("www-authenticate", 'Bearer realm="stkai.testing", error="invalid_token"'),)
             return error_reply(
                 401, "invalid_token", "the access token is missing, expired or revoked", challenge
@@ -162,16 +187,21 @@ class Service:
                 continue
             if method not in ("", request.method):
                 return error_reply(405, "method_not_allowed", f"use {method}", (("allow", method),))
+            now = self.clock.monotonic()
             refused = refusal(self.quota, self.retry_after, now, utcnow) if counted else None
-            return refused or handler(request, match[1], now)
+            return refused or handler(request, match[1])
         return error_reply(404, "not_found", f"there is nothing at {request.path}")
 
-    def _is_authorized(self, request: RequestRecord, now: float) -> bool:
+    def revoke_tokens(self) -> None:
+        self._tokens.clear()
+
+    def _is_authorized(self, request: RequestRecord) -> bool:
         scheme, _, token = (request.authorization or "").partition(" ")
+        now = self.clock.monotonic()
         is_valid = scheme.lower() == "bearer" and self._tokens.get(token, now) > now
         return is_valid or not self.auth_required
 
-    def _issue_token(self, request: RequestRecord, _: str, now: float) -> Reply:
+    def _issue_token(self, request: RequestRecord, _: str) -> Reply:
         """The client credentials grant of RFC 6749, section 4.4."""
         form = parse_qs(request.body.decode(errors="replace"))
         given = (form.get("client_id", [""])[0], form.get("client_secret", [""])[0])
@@ -180,16 +210,16 @@ class Service:
         if given != (self.client_id, self.client_secret):
             return error_reply(401, "invalid_client", "unknown client_id, or wrong client_secret")
         token = unique_key()
-        self._tokens[token] = now + self.token_lifetime
+        self._tokens[token] = self.clock.monotonic() + self.token_lifetime
         content = {"access_token": token, "token_type": "Bearer", "expires_in": self.token_lifetime}
         return json_reply(content, headers=(("cache-control", "no-store"),))
 
-    def _create_execution(self, request: RequestRecord, slug: str, _: float) -> Reply:
+    def _create_execution(self, request: RequestRecord, _: str) -> Reply:
         execution_id = unique_key()
         self._executions[execution_id] = (self.polls_until_done, _json(request).get("input_data"))
         return json_reply(execution_id)
 
-    def _poll(self, request: RequestRecord, execution_id: str, _: float) -> Reply:
+    def _poll(self, request: RequestRecord, execution_id: str) -> Reply:
         if execution_id not in self._executions:
             return error_reply(404, "not_found", f"no execution has the id {execution_id}")
         polls_left, result = self._executions[execution_id]
