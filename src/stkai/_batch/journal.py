@@ -59,21 +59,10 @@ class LineStates:
         return _STATES[self._bytes[number]] if number < len(self._bytes) else LineState.NEW
 
     def __setitem__(self, number: int, state: LineState) -> None:
-        self._reach(number)
-        self._bytes[number] = state
-
-    def move(self, number: int, old: LineState, new: LineState) -> bool:
-        """Change a state if it is `old`; returns whether it was."""
-        self._reach(number)
-        if self._bytes[number] != old:
-            return False
-        self._bytes[number] = new
-        return True
-
-    def _reach(self, number: int) -> None:
         missing = number + 1 - len(self._bytes)
         if missing > 0:
             self._bytes.extend(bytes(missing))
+        self._bytes[number] = state
 
     def numbers(self, state: LineState) -> list[int]:
         """The numbers with this state, in ascending order."""
@@ -152,12 +141,13 @@ class Journal(AppendFile):
         """What the journal adds to the states found in the outputs; cuts off a truncated last record."""
         found, in_flight = Recovered(states), 0
         for kind, number, rest in records(self.path, self.header):
-            if kind == b"s":
-                states.move(number, LineState.NEW, LineState.SENT)
-            elif kind == b"n":
-                states.move(number, LineState.SENT, LineState.NEW)
+            state = states[number]
+            if kind == b"s" and state is LineState.NEW:
+                states[number] = LineState.SENT
+            elif kind == b"n" and state is LineState.SENT:
+                states[number] = LineState.NEW
                 found.executions.pop(number, None)
-            elif kind == b"x" and states[number] is LineState.SENT:
+            elif kind == b"x" and state is LineState.SENT:
                 found.executions[number] = rest.decode()
             elif kind == b"d":
                 states[number] = LineState.DONE

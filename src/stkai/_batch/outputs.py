@@ -171,11 +171,12 @@ class FileOutputs(Outputs):
         for file, state in ((self.answers, LineState.DONE), (self.failures, LineState.FAILED)):
             file.cut_torn_tail()
             for number, entry in entries_in(file.path):
-                if not states.move(number, LineState.NEW, state):
+                if states[number] is not LineState.NEW:
                     raise ConfigurationError(
                         f"line {number} is in the outputs of {self.answers.path} twice: remove one of them,"
                         " or pass --restart to start over"
                     )
+                states[number] = state
                 if state is LineState.FAILED:
                     self.codes[code_in(entry)] += 1
                 else:
