@@ -9,7 +9,7 @@ import signal
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -22,8 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .._auth import ClientCredentialsAuthProvider
+from .._batch.send_all import send_all
 from .._builder import build_client
-from .._clock import SystemClock
 from .._errors import digits
 from ..stores import FileStore
 from ..testing import QuotaServer
@@ -145,22 +145,16 @@ def _work(
     batch: Batch, strategy: str, url: str, credentials: tuple[str, str, str], directory: str
 ) -> _Report:
     """One process: a client that its threads share; `directory` is that of the shared quota."""
-    clock, auth = SystemClock(), ClientCredentialsAuthProvider(*credentials)
-    limiter = _LIMITERS[strategy][1](batch, directory)
-    with build_client(auth=auth, rate_limit=limiter) as client, ThreadPoolExecutor(batch.threads) as pool:
-
-        def send(request: int) -> float | None:
-            """The duration of a call; None if it failed."""
-            start = clock.monotonic()
-            try:
-                answer = client.post(url, {"input_data": f"request {request}"})
-            except httpx.HTTPError:
-                return None
-            return clock.monotonic() - start if answer.is_success else None
-
-        durations = list(pool.map(send, range(batch.requests)))
+    limiter, auth = _LIMITERS[strategy][1](batch, directory), ClientCredentialsAuthProvider(*credentials)
+    requests = (
+        httpx.Request("POST", url, json={"input_data": f"request {number}"})
+        for number in range(batch.requests)
+    )
+    with build_client(auth=auth, rate_limit=limiter) as client:
+        outcomes = list(send_all(client, requests, max_in_flight=batch.threads))
+    answers = [outcome.response for outcome in outcomes if outcome.response is not None]
     rate = limiter.rate if limiter is not None and strategy == SEARCHING else None
-    return [duration for duration in durations if duration is not None], rate
+    return [answer.elapsed.total_seconds() for answer in answers if answer.is_success], rate
 
 
 def demo(
