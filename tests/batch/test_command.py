@@ -154,6 +154,7 @@ def test_an_answer_is_parsed_if_it_is_strict_json_and_kept_as_text_otherwise(
         ("not json", "not JSON"),
         ('{"url": "/x", "body": {"a": NaN}}', "NaN"),
         ('{"url": "/x", "body": {}} {}', "Extra data, at column"),
+        (r'{"url": "/x", "bo\dy": {}}', r"Invalid \escape, at column 18"),
         ("[1]", "not an object"),
         ("7", "not an object"),
         ('{"custom_id": "id-2", "body": {}}', "url"),

@@ -18,10 +18,7 @@ _UNSAFE: Final = re.compile("[\n\r\x7f-\x9f\u2028\u2029]")
 
 _STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
 _COLON: Final = re.compile(r"[ \t\n\r]*:")
-_OPENING: Final = re.compile(r"[ \t\n\r]*\{")
-_NAME_OF_MEMBER: Final = re.compile(r'[ \t\n\r]*("(?:[^"\\\x00-\x1f]|\\.)*")[ \t\n\r]*:[ \t\n\r]*')
-_COMMA: Final = re.compile(r"[ \t\n\r]*,")
-_CLOSING: Final = re.compile(r"[ \t\n\r]*\}[ \t\n\r]*")
+_NAME_OF_MEMBER: Final = re.compile(r'[ \t\n\r,]*("(?:[^"\\]|\\.)*")[ \t\n\r]*:[ \t\n\r]*')
 _PLACEHOLDER: Final = re.compile(r"\{([^{}\n]{1,200})\}")
 _NAME: Final = re.compile(r"[\w.-]+")
 """In braces, such a name is always a placeholder; other text is one only if it is a column or a member of the line."""
@@ -64,21 +61,15 @@ def parse(text: str, decoder: json.JSONDecoder = _LENIENT) -> JsonValue:
 
 def members(text: str) -> dict[str, JsonValue] | None:
     """The members of a JSON object, the last of duplicates; None for any other JSON. Raises like `parse`."""
+    if not isinstance(_LENIENT.decode(text), dict):
+        return None
     found: dict[str, JsonValue] = {}
-    end, before = 0, _OPENING.match(text)
-    while before is not None:
-        name = _NAME_OF_MEMBER.match(text, before.end())
-        if name is None:
-            break
-        start, written = name.end(), name[1]
-        key = parse(written).value if "\\" in written else written[1:-1]
-        value, end = _LENIENT.raw_decode(text, start)
-        found[key] = JsonValue(value, text[start:end])
-        before = _COMMA.match(text, end)
-    if before is None and found and _CLOSING.fullmatch(text, end) is not None:
-        return found
-    # An empty object, another value, or not JSON, which raises.
-    return {} if parse(text).value == {} else None
+    end = text.index("{") + 1
+    while name := _NAME_OF_MEMBER.match(text, end):
+        key, _ = _LENIENT.raw_decode(text, name.start(1))
+        value, end = _LENIENT.raw_decode(text, name.end())
+        found[key] = JsonValue(value, text[name.end() : end])
+    return found
 
 
 def one_line(text: str) -> str:
