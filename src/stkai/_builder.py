@@ -143,11 +143,6 @@ class StackBuilder:
         self._http: HttpConfig | None = None
         """The settings of the default wire; None for those of `STKAI.config`."""
 
-    def _with(self, *layers: Layer) -> Self:
-        other = copy(self)
-        other.layers = _checked(layers)
-        return other
-
     @classmethod
     @_takes_stack_options
     def standard(cls, settings: "models.Settings | None" = None, **options: Unpack[StackOptions]) -> Self:
@@ -177,17 +172,15 @@ class StackBuilder:
 
     def layer(self, layer: Layer) -> Self:
         """Add a layer inside all others, next to the wire."""
-        return self._with(*self.layers, layer)
+        return self._insert(len(self.layers), layer)
 
     def outside(self, name: str, layer: Layer) -> Self:
         """Add a layer just outside the layer `name`."""
-        place = self._find(name)
-        return self._with(*self.layers[:place], layer, *self.layers[place:])
+        return self._insert(self._find(name), layer)
 
     def inside(self, name: str, layer: Layer) -> Self:
         """Add a layer just inside the layer `name`."""
-        place = self._find(name) + 1
-        return self._with(*self.layers[:place], layer, *self.layers[place:])
+        return self._insert(self._find(name) + 1, layer)
 
     def _find(self, name: str) -> int:
         names = [layer.name for layer in self.layers]
@@ -195,6 +188,11 @@ class StackBuilder:
             msg = f"there is no layer {name!r} in the stack; it has: {', '.join(names) or 'none'}"
             raise ConfigurationError(msg)
         return names.index(name)
+
+    def _insert(self, place: int, layer: Layer) -> Self:
+        other = copy(self)
+        other.layers = _checked((*self.layers[:place], layer, *self.layers[place:]))
+        return other
 
     def build(self, wire: SyncWire | None = None) -> Transport:
         """The stack around a sync wire; the default wire honours proxies and `STKAI_HTTP_*`.
