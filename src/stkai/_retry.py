@@ -110,8 +110,7 @@ class Retrying:
     def __iter__(self) -> "_AttemptLoop":
         return _AttemptLoop(self)
 
-    def __aiter__(self) -> "_AttemptLoop":
-        return _AttemptLoop(self)
+    __aiter__ = __iter__
 
     def failure_of(self, error: Exception) -> Failure | None:
         """What the error means for a retry; None if it is final."""
@@ -191,8 +190,7 @@ class _AttemptLoop:
             self._context.clock.sleep(self._delay)
         return self._begin()
 
-    def __aiter__(self) -> Self:
-        return self
+    __aiter__ = __iter__
 
     async def __anext__(self) -> RetryingAttempt:
         if self._delay is None:
