@@ -35,15 +35,11 @@ def _finite(text: str) -> float:
     return value
 
 
-def _whole(text: str) -> float:
-    # `int` refuses a few thousand digits or more.
-    return int(text) if len(text) < 300 else math.inf
-
-
-_LENIENT: Final = json.JSONDecoder(parse_float=float, parse_int=_whole, parse_constant=_no_constant)
+# `int` refuses a few thousand digits or more.
+_LENIENT: Final = json.JSONDecoder(parse_int=float, parse_constant=_no_constant)
 """For user input, which is sent on as text."""
 
-STRICT: Final = json.JSONDecoder(parse_float=_finite, parse_int=_whole, parse_constant=_no_constant)
+STRICT: Final = json.JSONDecoder(parse_float=_finite, parse_int=float, parse_constant=_no_constant)
 """For answers: values that some parsers cannot read back do not count as JSON."""
 
 
