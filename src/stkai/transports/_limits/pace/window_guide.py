@@ -5,7 +5,6 @@ the whole quota is available. Only a window can be divided in advance; unlike th
 """
 
 import math
-from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from .headers import TOLERANCE, Reading
@@ -25,15 +24,6 @@ _RESERVE = 1.0  # Requests to leave unused at the end of a window: others may ha
 _PRECISION = 0.5  # Seconds; the precision of a rounded instant.
 
 
-class _Move(Enum):
-    """How an announced instant relates to earlier ones: the same, the next, an old one, or a contradiction."""
-
-    SAME = auto()
-    NEXT = auto()
-    OLD = auto()
-    WRONG = auto()
-
-
 class _End(NamedTuple):
     """The end of a window, as repeatedly announced."""
 
@@ -42,14 +32,6 @@ class _End(NamedTuple):
     latest: float = -math.inf
     first: float = -math.inf  # The first announced instant.
     before: float = -math.inf  # The end of the previous window.
-
-    def compare(self, now: float, instant: float, window: float) -> _Move:
-        if abs(instant - self.first) <= TOLERANCE:
-            return _Move.SAME
-        if abs(instant - self.before) <= TOLERANCE:
-            return _Move.OLD
-        ended = now >= self.first - TOLERANCE
-        return _Move.NEXT if ended and instant >= self.first + window - TOLERANCE else _Move.WRONG
 
 
 class WindowGuide:
@@ -166,21 +148,21 @@ class WindowGuide:
 
     def _locate(self, reading: Reading, now: float, rate: float) -> None:
         """Determine the window to which the answer belongs."""
-        end = now + reading.reset
-        move = self._end.compare(now, end, self._window)
-        if move is _Move.OLD or (move is _Move.SAME and self._over):
+        end, known = now + reading.reset, self._end
+        is_same = abs(end - known.first) <= TOLERANCE
+        is_old = not is_same and abs(end - known.before) <= TOLERANCE
+        if is_old or (is_same and self._over):
             return  # The request was in flight when the window ended.
-        if move is _Move.WRONG:
-            self.in_force = False
-            self._doubt()
-        if move is _Move.SAME:
-            self._end = self._end._replace(
-                earliest=min(self._end.earliest, end), latest=max(self._end.latest, end)
-            )
+        if is_same:
+            self._end = known._replace(earliest=min(known.earliest, end), latest=max(known.latest, end))
         else:
+            has_ended = now >= known.first - TOLERANCE
+            if not (has_ended and end >= known.first + self._window - TOLERANCE):
+                self.in_force = False  # It contradicts the earlier answers.
+                self._doubt()
             if not self._over:
                 self._finish()
-            self._end = _End(now, end, end, end, before=self._end.first)
+            self._end = _End(now, end, end, end, before=known.first)
             self._over = False
             self._account_from(end - self._window)
         self.seen_at = now
