@@ -175,8 +175,8 @@ class Connections(Server):
         until = _clock.monotonic() + self._limit.seconds
         connection = self._idle_one()
         with suppress(self.errors.ConnectionError, OSError):  # The server closed it in the meantime.
-            if connection is not None and _is_clean(connection):
-                return self._ask(connection, (command, *words))
+            if connection is not None:
+                return self._ask(connection, (command, *words), was_idle=True)
         left = until - _clock.monotonic()
         return self._limit.run(lambda: self._ask(self._connected(), (command, *words)), left)
 
@@ -194,13 +194,15 @@ class Connections(Server):
         connection.connect()
         return connection
 
-    def _ask(self, connection: Any, words: tuple[Any, ...]) -> Any:
+    def _ask(self, connection: Any, words: tuple[Any, ...], *, was_idle: bool = False) -> Any:
         """Send a command and read the answer; keep the connection unless either fails.
 
         After a failure, close all connections: they lead to the same server, which may be a demoted master whose name
         already resolves to the new one.
         """
         try:
+            if was_idle and connection.can_read():  # What can be read would be taken for the answer.
+                raise self.errors.ConnectionError
             connection.send_command(*words)
             answer = connection.read_response()
         except self.errors.NoScriptError:
@@ -225,17 +227,6 @@ class Connections(Server):
             connection.disconnect()
 
     __del__ = close
-
-
-def _is_clean(connection: Any) -> bool:
-    """Whether nothing can be read that would be taken for the answer; if something can, disconnect."""
-    is_clean = False
-    try:
-        is_clean = not connection.can_read()
-    finally:
-        if not is_clean:
-            connection.disconnect()
-    return is_clean
 
 
 _shared: "WeakValueDictionary[tuple[str, float], Connections]" = WeakValueDictionary()
