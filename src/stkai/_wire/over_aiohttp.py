@@ -7,10 +7,11 @@ its parser, written in C, reads the answers. The requests are those that httpx's
 
 import asyncio
 import inspect
+import math
 import ssl
 from base64 import b64encode
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import httpx
@@ -43,8 +44,6 @@ from .proxies import ProxyMap
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
 
-_NO_BODY: Final = frozenset({204, 304})
-
 
 class OverAiohttp(httpx.AsyncBaseTransport):
     """A transport with room for one connection, which is not reused after `expiry` seconds of idle time."""
@@ -54,7 +53,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
     def __init__(
         self, context: ssl.SSLContext, expiry: float | None, family: Family, proxy: httpx.Proxy | None
     ) -> None:
-        self._context, self._expiry = context, expiry
+        self._context, self._expiry = context, math.inf if expiry is None else expiry
         self._response, self._body = family.Response, of_family(Body, family)
         self._proxy = None if proxy is None else URL(str(proxy.url))
         self._proxy_headers = {} if proxy is None else _headers_for(proxy)
@@ -98,10 +97,8 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         if connection is None:
             return None
         since = connection.idle_since
-        fresh = since is not None and (
-            self._expiry is None or asyncio.get_running_loop().time() - since <= self._expiry
-        )
-        if fresh and self._destination == _destination_of(request) and connection.is_alive():
+        is_fresh = since is not None and asyncio.get_running_loop().time() - since <= self._expiry
+        if is_fresh and self._destination == _destination_of(request) and connection.is_alive():
             connection.idle_since = None
             return connection
         connection.drop()
@@ -149,10 +146,8 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         reason = _why_unreadable(message)
         if reason is not None:
             raise error_for(httpx.RemoteProtocolError, reason, request)
-        has_body = request.method != "HEAD" and message.code not in _NO_BODY
-        # Without its C extensions, aiohttp uses a parser that has a special object for "no body".
-        is_empty = not has_body or payload is aiohttp.EMPTY_PAYLOAD
-        body = self._body(connection, None if is_empty else payload, request)
+        has_body = payload is not aiohttp.EMPTY_PAYLOAD
+        body = self._body(connection, payload if has_body else None, request)
         body.ends_with_connection = (
             has_body and not message.chunked and "Content-Length" not in message.headers
         )
