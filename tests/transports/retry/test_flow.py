@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import subprocess
 import sys
 from typing import Any
@@ -293,6 +294,28 @@ async def test_a_refused_answer_is_closed_if_the_import_of_tenacity_is_interrupt
     with pytest.raises(KeyboardInterrupt):
         await bench.send()
     assert (len(bench.wire.requests), bench.wire.open) == (1, 0)
+
+
+@pytest.mark.parametrize("reading", range(1, 12))
+async def test_an_interrupt_while_the_clock_is_read_leaves_no_answer_open(
+    world: World, reading: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(world, 503, 200)
+    read, readings = bench.clock.monotonic, itertools.count(1)
+
+    def interrupted() -> float:
+        if next(readings) == reading:
+            raise KeyboardInterrupt
+        return read()
+
+    monkeypatch.setattr(bench.clock, "monotonic", interrupted)
+    try:
+        response = await bench.send()
+    except KeyboardInterrupt:
+        pass
+    else:
+        await world.close(response)
+    assert bench.wire.open == 0
 
 
 async def test_the_outcome_of_a_call_stands_if_no_file_can_be_opened_to_import_tenacity(

@@ -24,7 +24,7 @@ from .._bodies import can_resend
 from .._call import Attempt
 from .._context import Context
 from .._layer import Layer
-from .._operations import Close, Drain, Flow, Read, Sleep, Until
+from .._operations import Close, Drain, Flow, Read, Sleep, Steps, Until
 from .._options import NO_OPTIONS, UNSET
 from .policy import RetryPolicy
 
@@ -52,7 +52,9 @@ class _RetryFlow(LayerBase):
         self._has_extras = any(extra is not None for extra in extras)
         self._searches_left, self._is_plain = _SEARCHED, False
 
-    def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
+    def flow(  # noqa: C901, PLR0912 - one loop for all attempts, which every call enters
+        self, request: httpx.Request, attempt: Attempt
+    ) -> Flow:
         policy: Any = self.policy  # A `RetryPolicy`; the call's own may be None, to send it once.
         if attempt.options is not NO_OPTIONS or not self._is_plain:
             options = attempt.options
@@ -66,34 +68,47 @@ class _RetryFlow(LayerBase):
             if policy is None:
                 return (yield from self._onward(request, attempt))
             request = self._deposit_and_key(request, policy)
+        loop: _Loop | None = None
         try:
-            if attempt.buffered:
-                response = yield from self._once(request, attempt, policy)
-            else:
-                response = yield from self._onward(request, attempt)
-        except Exception as error:
-            may_resend = isinstance(error, alike(httpx.TransportError)) and can_resend(request)
-            if not may_resend or (loop := self._loop(policy, request, attempt)) is None:
-                raise
-            loop.ended(None, error)
-        else:
-            if policy.is_final(response) or not can_resend(request):
-                return response
-            try:
-                loop = self._loop(policy, request, attempt)
-            except BaseException:  # An interrupt, for example during the import.
+            while True:
+                response: httpx.Response | None = None  # Closed if it is not returned.
+                try:
+                    response = yield from self._onward(request, attempt)
+                    if policy.is_final(response):  # Return without tenacity.
+                        if attempt.buffered:  # The caller wants it whole.
+                            yield Read(response)
+                        return response
+                except alike(httpx.TransportError) as error:
+                    broken, response = response, None
+                    if broken is not None:
+                        yield Close(broken)
+                    if (loop := loop or self._loop(policy, request, attempt)) is None:
+                        raise
+                    loop.ended(None, error)
+                else:
+                    if (loop := loop or self._loop(policy, request, attempt)) is None:
+                        return response
+                    loop.ended(response)
+                seconds = loop.call_loop.iter(retry_state=loop.state)
+                if not isinstance(seconds, loop.tenacity.DoSleep):
+                    final: httpx.Response = seconds
+                    return final
+                attempt = yield from loop.wait(seconds)
+        except BaseException:
+            if response is not None:
                 yield Close(response)
-                raise
-            if loop is None:
-                return response
-            loop.ended(response)
-        return (yield from self._again(request, loop))
+            raise
+        finally:
+            if loop is not None:
+                loop.forget()
 
     def _loop(self, policy: RetryPolicy, request: httpx.Request, attempt: Attempt) -> "_Loop | None":
-        """The loop after a failure; None if tenacity cannot be imported (too many open files, interpreter shutdown)."""
+        """The loop after a failure; None if the request cannot be sent again, or if tenacity cannot be imported."""
+        if not can_resend(request):
+            return None
         try:
             return _Loop(policy, self, request, attempt)
-        except OSError:
+        except OSError:  # Too many open files.
             return None
         except ImportError:
             if not sys.is_finalizing():
@@ -110,51 +125,6 @@ class _RetryFlow(LayerBase):
             policy.budget.deposit(self.context.now())
         header = policy.idempotency_header
         return request if header is None else _keyed(request, header)
-
-    def _once(self, request: httpx.Request, attempt: Attempt, policy: RetryPolicy) -> Flow:
-        """One attempt; reads the body of an answer that the caller wants whole."""
-        response = yield from self._onward(request, attempt)
-        if attempt.buffered and policy.is_final(response):
-            try:
-                yield Read(response)
-            except BaseException:
-                yield Close(response)
-                raise
-        return response
-
-    def _again(self, request: httpx.Request, loop: "_Loop") -> Flow:
-        state, now = loop.state, self.context.now
-        answer: httpx.Response | None = loop.response
-        try:
-            while True:
-                seconds = loop.call_loop.iter(retry_state=state)
-                if not isinstance(seconds, loop.tenacity.DoSleep):
-                    final: httpx.Response = seconds
-                    return final
-                since, loop.response = now(), None
-                if answer is not None:
-                    yield Drain(answer, seconds)
-                if seconds:
-                    # Reading the body was part of the wait.
-                    yield Sleep(max(0.0, seconds - (now() - since)))
-                    loop.attempt.record.backed_off += seconds
-                state.prepare_for_next_attempt()
-                loop.attempt, answer = loop.attempt.again(), None
-                try:
-                    answer = loop.response = yield from self._once(request, loop.attempt, loop.policy)
-                except alike(httpx.TransportError) as error:
-                    loop.ended(None, error)
-                else:
-                    if loop.policy.is_final(answer):  # Return without tenacity, like the first attempt.
-                        return answer
-                    loop.ended(answer)
-        except BaseException:
-            if loop.response is not None:
-                yield Close(loop.response)
-            raise
-        finally:
-            loop.forget()
-            del state
 
     def _detect_sdk_retries(self, request: httpx.Request, policy: RetryPolicy) -> None:
         """Warn once if an SDK above this stack retries as well."""
@@ -208,7 +178,7 @@ class _Loop:
     ) -> None:
         self.tenacity, call_loop = _tenacity()
         self.policy, self.context, self.attempt = policy, layer.context, attempt
-        self.response: httpx.Response | None = None  # The latest one, until it is returned or discarded.
+        self.response: httpx.Response | None = None
         self._error: Exception | None = None
         self._repeatable, self._sound = policy.is_repeatable(request), layer.wire_is_sound
         self._seconds, self._excused = 0.0, 0
@@ -220,6 +190,19 @@ class _Loop:
 
     def ended(self, response: httpx.Response | None, error: Exception | None = None) -> None:
         self.response, self._error, self.state.outcome = response, error, self
+
+    def wait(self, seconds: float) -> Steps[Attempt]:
+        """Discard the response, wait, and return the next attempt."""
+        since, refused, self.response = self.context.now(), self.response, None
+        if refused is not None:
+            yield Drain(refused, seconds)
+        if seconds:
+            # Reading the body was part of the wait.
+            yield Sleep(max(0.0, seconds - (self.context.now() - since)))
+            self.attempt.record.backed_off += seconds
+        self.state.prepare_for_next_attempt()
+        self.attempt = self.attempt.again()
+        return self.attempt
 
     # What tenacity reads from an outcome.
 
