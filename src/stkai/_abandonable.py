@@ -185,7 +185,8 @@ def _resolve(done: Any) -> None:
 class Worker:
     """A thread that does the work of one call, one piece at a time; started by the first, ended by `release`."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "stkai-call") -> None:
+        self._name = name
         self._queue: SimpleQueue[Any] | None = None
 
     def start(self, work: AbandonableWork) -> None:
@@ -197,9 +198,8 @@ class Worker:
                     raise RuntimeError("the interpreter is shutting down")
                 # An interrupt may cut off `release`, but not a weak reference's callback, a method of a C type.
                 ends = ref(self, self._queue.put)
-                threading.Thread(
-                    target=_serve, args=(self._queue, ends), name="stkai-call", daemon=True
-                ).start()
+                arguments = self._queue, ends
+                threading.Thread(target=_serve, args=arguments, name=self._name, daemon=True).start()
             except RuntimeError as error:
                 self._queue = None
                 msg = f"nothing was sent: a call with a deadline needs a thread ({error})"

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final, cast
 
-from ..._abandonable import AbandonableWork
+from ..._abandonable import AbandonableWork, NoThreadError, Worker, current_work
 from ..._errors import AuthenticationError, ConfigurationError, describe
 from ..._process import raise_interrupt
 from ..._secrets import MASK, HoldsSecret, Secret
@@ -181,20 +181,16 @@ def is_running(work: Callable[[], Any]) -> bool:
 
 def in_background() -> bool:
     """Whether this thread is running a fetch."""
-    return isinstance(threading.current_thread(), _Background)
-
-
-class _Background(threading.Thread):
-    """The thread of a fetch; it keeps the context variables of the caller that started it."""
+    return isinstance(current_work(), Fetch)
 
 
 def _start(fetch: Fetch) -> None:
     try:
-        if in_background() or sys.is_finalizing():  # If a provider asks another one, one thread is enough.
+        if in_background():  # If a provider asks another one, one thread is enough.
             fetch.run()
         else:
-            _Background(target=fetch.run, name="stkai-token", daemon=True).start()
-    except RuntimeError:  # No thread can be started, for example during interpreter shutdown.
+            Worker("stkai-token").start(fetch)
+    except NoThreadError:  # For example during interpreter shutdown.
         fetch.run()
     fetch.starter = None
 
