@@ -62,6 +62,12 @@ class Layer:
         return f"<Layer {self.name}>"
 
 
+def recipe(sync: Any, asynchronous: Any, policy: object, **options: Any) -> Layer:
+    """The recipe of one of stkai's own layers, from the classes of its two transports."""
+    options["policy"] = policy
+    return Layer(sync.name, partial(sync, **options), partial(asynchronous, **options), policy)
+
+
 def response_like(
     request: httpx.Request,
     status: int,

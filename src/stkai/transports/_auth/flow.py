@@ -16,7 +16,7 @@ from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._bodies import can_resend, exceeds
 from .._call import Attempt, SignatureExpired
 from .._context import Context
-from .._layer import Layer
+from .._layer import Layer, recipe
 from .._operations import Close, Drain, Flow, Load, Run, Steps
 from .bearer import BearerAuth, Token
 from .provider import AuthProvider
@@ -149,10 +149,7 @@ class AsyncAuthTransport(_AuthFlow, AsyncLayerTransport):
 
 def auth(policy: BearerAuth | AuthProvider) -> Layer:
     """The layer `auth`, for a `StackBuilder`."""
-    bearer = _bearer(policy)
-    return Layer(
-        "auth", partial(AuthTransport, policy=bearer), partial(AsyncAuthTransport, policy=bearer), bearer
-    )
+    return recipe(AuthTransport, AsyncAuthTransport, _bearer(policy))
 
 
 def _bearer(policy: BearerAuth | AuthProvider) -> BearerAuth:

@@ -14,7 +14,7 @@ from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._body_end import BodyEnd, when_body_ends
 from .._call import Attempt, SignatureExpired
 from .._context import Context
-from .._layer import Layer
+from .._layer import Layer, recipe
 from .._operations import Close, Flow, Send, Steps
 from .._options import NO_OPTIONS
 from .all_of import checked_limiter, plan_of_own
@@ -48,7 +48,7 @@ class _LimitFlow(LayerBase):
         settle: Settle | None = None,
     ) -> None:
         super().__init__(inner, context=context)
-        self.policy = checked_limiter(policy, _EXPECTED)
+        self.policy = _checked(policy)
         self._choose = self.policy.limiter_for if isinstance(self.policy, Chooser) else None
         plan = self.policy.plan_for_all if is_ours(self.policy) else None
         self._fixed: tuple[Any, Plan | None] | None = None if plan is None else (self.policy, plan)
@@ -220,22 +220,18 @@ class AsyncAdaptiveTransport(AsyncLimiterTransport):
 
 def limiter(policy: AnyLimiter, *, cost: Estimate | None = None, settle: Settle | None = None) -> Layer:
     """The layer `limiter`, for a `StackBuilder`; takes any limiter, or a list of them."""
-    return _layer(LimiterTransport, AsyncLimiterTransport, policy, cost=cost, settle=settle)
+    return recipe(LimiterTransport, AsyncLimiterTransport, _checked(policy), cost=cost, settle=settle)
 
 
 def token_bucket(policy: AnyLimiter, *, cost: Estimate | None = None, settle: Settle | None = None) -> Layer:
     """The layer `token_bucket`, for a `StackBuilder`."""
-    return _layer(TokenBucketTransport, AsyncTokenBucketTransport, policy, cost=cost, settle=settle)
+    return recipe(TokenBucketTransport, AsyncTokenBucketTransport, _checked(policy), cost=cost, settle=settle)
 
 
 def adaptive(policy: AnyLimiter, *, cost: Estimate | None = None, settle: Settle | None = None) -> Layer:
     """The layer `adaptive`, for a `StackBuilder`."""
-    return _layer(AdaptiveTransport, AsyncAdaptiveTransport, policy, cost=cost, settle=settle)
+    return recipe(AdaptiveTransport, AsyncAdaptiveTransport, _checked(policy), cost=cost, settle=settle)
 
 
-def _layer(
-    sync: type[LimiterTransport], asynchronous: type[AsyncLimiterTransport], policy: AnyLimiter, **meter: Any
-) -> Layer:
-    policy = checked_limiter(policy, _EXPECTED)
-    options = {"policy": policy, **meter}
-    return Layer(sync.name, partial(sync, **options), partial(asynchronous, **options), policy)
+def _checked(policy: AnyLimiter) -> Any:
+    return checked_limiter(policy, _EXPECTED)

@@ -23,7 +23,7 @@ from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._bodies import can_resend
 from .._call import Attempt
 from .._context import Context
-from .._layer import Layer
+from .._layer import Layer, recipe
 from .._operations import Close, Drain, Flow, Read, Sleep, Steps, Until
 from .._options import NO_OPTIONS, UNSET
 from .policy import RetryPolicy
@@ -268,10 +268,7 @@ class AsyncRetryTransport(_RetryFlow, AsyncLayerTransport):
 
 def retry(policy: RetryPolicy | None = None) -> Layer:
     """The layer `retry`, for a `StackBuilder`."""
-    policy = _checked(policy)
-    return Layer(
-        "retry", partial(RetryTransport, policy=policy), partial(AsyncRetryTransport, policy=policy), policy
-    )
+    return recipe(RetryTransport, AsyncRetryTransport, _checked(policy))
 
 
 def _checked(policy: RetryPolicy | None) -> RetryPolicy:
