@@ -1,6 +1,5 @@
 """The limiter layer: waits for a permit, sends the request, and passes the answer to the limiter."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -94,11 +93,6 @@ class _LimitFlow(LayerBase):
             yield from self._take_note(limiter, turn, plan, attempt, response, sent)
         return response
 
-    @staticmethod
-    def _loop_has_ended() -> Callable[[], bool] | None:
-        """A function that returns whether the call's event loop has ended; None for a thread."""
-        return None
-
     def _chosen(self, request: httpx.Request) -> tuple[Any, Plan | None]:
         """The limiter of a request, and the request's plan, if these depend on the request."""
         limiter: Any = self.policy if self._choose is None else self._choose(request)
@@ -115,8 +109,8 @@ class _LimitFlow(LayerBase):
             turn.custom = plan.custom
         if place is not None and place[0] is limiter:
             turn.resume(place[1])
-        if plan.ends:
-            turn.loop_has_ended = self._loop_has_ended()
+        if plan.ends and self._kind is httpx.AsyncBaseTransport:
+            turn.loop_has_ended = loop_has_ended()
         if plan.priced:
             self._meter.price(turn, plan, request, options.cost)
 
@@ -150,7 +144,7 @@ class _LimitFlow(LayerBase):
             bill = None if is_refused else self._meter.bill(turn, plan, attempt.request, response)
             if plan.ends or bill is not None:
                 ended = partial(self._note_end, limiter, turn, plan, bill)
-                when_body_ends(response, ended, None if bill is None else bill.add)
+                when_body_ends(response, ended, None if bill is None else bill.kept.add)
         except BaseException:  # The limiter and the listener may be user code.
             if plan.ends:
                 limiter.end(turn, context.now())
@@ -190,8 +184,6 @@ class LimiterTransport(_LimitFlow, LayerTransport):
 
 class AsyncLimiterTransport(_LimitFlow, AsyncLayerTransport):
     """The same as `LimiterTransport`, for async clients."""
-
-    _loop_has_ended = staticmethod(loop_has_ended)
 
 
 class TokenBucketTransport(LimiterTransport):

@@ -101,10 +101,7 @@ class Bill:
         # Not the response: its body references this object.
         self._kind, self._status, self._headers = type(response), response.status_code, response.headers
         self._read = response if is_there(response) else None
-        self._kept = _Chunks(MAX_BODY)
-
-    def add(self, chunk: bytes) -> None:
-        self._kept.add(chunk)
+        self.kept = _Chunks(MAX_BODY)
 
     def settle(self, how: BodyEnd, now: float) -> None:
         """Settle the actual cost of the call.
@@ -148,7 +145,7 @@ class Bill:
             if getattr(self._read, "_request", None) is None:
                 self._read.request = self._request
             return self._read
-        kept, headers = self._kept, self._headers
+        kept, headers = self.kept, self._headers
         if _ENCODING_HEADER in headers and not kept.is_full:
             body = b"".join(kept.chunks)
             pieces = (body[start : start + _PIECE_SIZE] for start in range(0, len(body), _PIECE_SIZE))

@@ -103,7 +103,7 @@ class Queue:
         """Call stores and notify listeners, without holding the lock."""
         for source in turn.sources:
             if source.is_remote:
-                source.after_step(now)
+                source.client.after_step(now)
 
     def _sources_for(self, turn: Turn) -> tuple[Source, ...]:
         turn.sources, turn.is_by_hand = self.sources, True

@@ -97,7 +97,7 @@ class StoreClient:
         return Run(run, arun)
 
     def after_step(self, now: float) -> None:
-        """Do the work that is due if the store never blocks; otherwise a thread does it."""
+        """Called without holding the lock, after each step of the queue; does what is due if the store never blocks."""
         self._note_time(now)
         if self.was_lost:
             with Queue.lock:

@@ -214,10 +214,6 @@ class Leased(Member):
             self.drop_call(call)
         self.call_soon()
 
-    def after_step(self, now: float) -> None:
-        """Called without holding the lock, after each step of the queue."""
-        self.client.after_step(now)
-
     @property
     def _fresh_until(self) -> float:
         """Until when a permit may be used without asking the store whether the group is paused.

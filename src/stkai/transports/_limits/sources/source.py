@@ -63,7 +63,7 @@ class Source:
     keeps_costs = False  # Whether it keeps the costs of waiting turns, which `join` and `drop` update.
     is_exact = True  # Whether its waits are exact; otherwise they are guesses.
     wakes = False  # Whether it wakes the turns that wait for it, even from short sleeps.
-    # Whether it is a `Leased`: the queue also calls its `call` and `after_step`.
+    # Whether it is a `Leased`: the queue also calls its `call`, and its client's `after_step`.
     is_remote = False
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
