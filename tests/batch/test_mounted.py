@@ -22,13 +22,15 @@ class Server:
     """Answers requests, and counts them by number; it may redirect request 1 to a place that is busy.
 
     Attributes:
-        is_ready: whether it answers request 0 now.
+        held: the paths of the requests that it does not answer before it is ready.
+        is_ready: whether it answers them now.
     """
 
     def __init__(self, world: World, redirects: bool = False) -> None:
         self.world, self.redirects = world, redirects
         self.sent: Counter[int] = Counter()
         self.was_busy = False
+        self.held = {"/0"}
         self.is_ready: Callable[[], object] = lambda: self.was_busy or not redirects
 
     def answer(self, request: httpx.Request) -> httpx.Response:
@@ -43,13 +45,13 @@ class Server:
 
     def handle(self, request: httpx.Request) -> httpx.Response:
         response = self.answer(request)
-        while request.url.path == "/0" and not self.is_ready():
+        while request.url.path in self.held and not self.is_ready():
             time.sleep(0.001)
         return response
 
     async def ahandle(self, request: httpx.Request) -> httpx.Response:
         response = self.answer(request)
-        while request.url.path == "/0" and not self.is_ready():  # noqa: ASYNC110 - it may change in a thread
+        while request.url.path in self.held and not self.is_ready():  # noqa: ASYNC110 - it may change in a thread
             await anyio.sleep(0.001)
         return response
 
@@ -106,7 +108,7 @@ async def test_a_transport_around_the_stack_may_have_sent_what_waits_in_it(
 ) -> None:
     path, server, bucket = tmp_path / "calls.journal", Server(world), stkai.TokenBucket(1, 3600)
     limited = server.stack(rate_limit=bucket)
-    server.is_ready = lambda: bucket.waiting == 2
+    server.held, server.is_ready = {"/0", "/1", "/2"}, lambda: bucket.waiting == 2
 
     class Around(httpx.AsyncBaseTransport, httpx.BaseTransport):
         def handle_request(self, request: httpx.Request) -> httpx.Response:
