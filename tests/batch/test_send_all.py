@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import gc
+import itertools
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, I
 from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
-from unittest.mock import create_autospec
+from unittest.mock import Mock, create_autospec
 
 import anyio
 import httpx
@@ -394,6 +395,55 @@ def test_a_program_may_go_on_in_a_thread_and_may_end_with_an_open_loop(program: 
     command = [sys.executable, "-c", program]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (run.stdout.strip(), run.stderr) == (printed, "")
+
+
+def threads_of_loops() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "stkai.send_all"]
+
+
+def test_calls_that_end_at_once_share_a_few_threads() -> None:
+    most = 0
+
+    def answer(number: int) -> int:
+        nonlocal most
+        most = max(most, len(threads_of_loops()))
+        return number
+
+    sent = stkai.send_all(client(World("sync"), answer), requests(500), max_in_flight=500)
+    assert len(list(sent)) == 500
+    assert most < 100  # Usually one or two.
+
+
+def test_a_loop_goes_on_with_the_threads_that_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, threads, together = threading.Thread.start, itertools.count(), threading.Barrier(3)
+
+    def start_three(thread: threading.Thread) -> None:
+        if next(threads) >= 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def answer(number: int) -> int:
+        together.wait(10)
+        return number
+
+    monkeypatch.setattr(threading.Thread, "start", start_three)
+    sent = stkai.send_all(client(World("sync"), answer), requests(21), max_in_flight=5)
+    assert [outcome.error for outcome in sent] == [None] * 21
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        next(stkai.send_all(client(World("sync")), requests(1)))
+
+
+def test_an_interrupted_end_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = stkai.send_all(client(World("sync")), requests(5), max_in_flight=2)
+    next(sent)
+    monkeypatch.setattr("stkai._batch.engine._Threads.join", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        sent.close()
+    del sent
+    gc.collect()
+    for thread in threads_of_loops():
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 @pytest.mark.real_time

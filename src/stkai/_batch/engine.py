@@ -10,6 +10,7 @@ from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Self
+from weakref import ref
 
 import anyio
 import httpx
@@ -170,7 +171,8 @@ def outcomes_in_threads(
                 except Exception as error:  # noqa: BLE001 - the caller's iterable; raised after the outcomes
                     has_ended, failure = True, error
                 else:
-                    threads.start(partial(copy_context().run, finish, index, request), pending)
+                    work = partial(copy_context().run, finish, index, request)
+                    threads.start(work, pending - finished.qsize())
                     pending += 1
             if not pending:
                 break
@@ -190,25 +192,33 @@ class _Threads:
     """Daemon threads. A `ThreadPoolExecutor` does all of its work, and takes no more, when the main thread ends."""
 
     def __init__(self) -> None:
-        self._waiting: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._waiting: SimpleQueue[Any] = SimpleQueue()
+        # An interrupt may prevent `join`, but not a weak reference's callback, a method of a C type.
+        self._ends = ref(self, self._waiting.put)
         self._threads: list[Thread] = []
 
-    def start(self, work: Callable[[], None], pending: int) -> None:
-        """Do the work while `pending` others are being done."""
-        if pending == len(self._threads):
-            thread = Thread(target=self._serve, name="stkai.send_all", daemon=True)
-            thread.start()
-            self._threads.append(thread)
+    def start(self, work: Callable[[], None], running: int) -> None:
+        """Do the work while `running` others are being done."""
+        if running >= len(self._threads):
+            arguments = self._waiting, self._ends
+            thread = Thread(target=_serve, args=arguments, name="stkai.send_all", daemon=True)
+            try:
+                thread.start()
+                self._threads.append(thread)
+            except RuntimeError:  # The system allows no more threads: wait for one of those that there are.
+                if not self._threads:
+                    raise
         self._waiting.put(work)
 
     def join(self) -> None:
-        self._waiting.put(None)
+        self._waiting.put(self._ends)
         for thread in self._threads:
             if not sys.is_finalizing():  # Afterwards, no daemon runs any more.
                 thread.join()
 
-    def _serve(self) -> None:
-        while (work := self._waiting.get()) is not None:
-            work()
-            del work
-        self._waiting.put(None)  # For the next thread.
+
+def _serve(waiting: SimpleQueue[Any], ends: object) -> None:
+    while (work := waiting.get()) is not ends:
+        work()
+        del work
+    waiting.put(ends)  # For the next thread.
