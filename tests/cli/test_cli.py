@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,20 @@ def test_an_interrupted_demo_ends_its_processes(monkeypatch: pytest.MonkeyPatch)
         Batch(requests=500, processes=2, threads=1, quota=10_000, window=1.0).run("no limiter")
     assert [process.exitcode for process in started] == [-signal.SIGKILL] * 2
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.real_time
+def test_the_demo_starts_each_of_its_processes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multiprocessing.get_context", forkserver)
+    start, started = BaseProcess.start, list[Any]()
+
+    def counted(process: Any) -> None:
+        started.append(process)
+        start(process)
+
+    monkeypatch.setattr(BaseProcess, "start", counted)
+    assert Batch(requests=2, processes=2, threads=1, quota=100, window=1.0).run("no limiter").lost == 0
+    assert len(started) == 2
 
 
 def a_run(name: str) -> StrategyRun:

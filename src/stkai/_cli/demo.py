@@ -74,9 +74,7 @@ class Batch:
         with (
             QuotaServer(self.quota, self.window, latency=(0.01, 0.03)) as server,
             tempfile.TemporaryDirectory(prefix="stkai-demo-") as directory,
-            ProcessPoolExecutor(
-                self.processes, multiprocessing.get_context("spawn"), max_tasks_per_child=1
-            ) as pool,
+            ProcessPoolExecutor(self.processes, multiprocessing.get_context("spawn")) as pool,
         ):
             url, credentials = server.create_url(), (server.client_id, server.client_secret, server.token_url)
             # Ctrl-C reaches every process. The new ones inherit that it is ignored, and this one kills them.
