@@ -154,6 +154,33 @@ def test_a_request_that_another_limit_holds_up_does_not_ask_a_share_all_the_time
     assert asks < 5 * 25
 
 
+def test_a_share_leases_no_permit_that_lapses_before_another_share_admits_the_request() -> None:
+    clock = FakeClock()
+    store = MemoryStore(clock)
+    both = AllOf(*(TokenBucket(most, 10, share=f"{most}", store=store) for most in (2, 50)))
+
+    def ask(turn: Turn, now: float) -> float:
+        clock.advance(now - clock.monotonic())
+        while isinstance(wait := both.ask(turn, now), Run):
+            wait.sync(1.0)
+        assert isinstance(wait, float)
+        return wait
+
+    def leased() -> float:
+        seen = store.look("50")
+        assert seen is not None
+        return seen.books["leased"]
+
+    for sent in range(4):
+        turn = Turn()
+        due = clock.monotonic() + ask(turn, clock.monotonic())
+        if not turn.granted:
+            ask(turn, due - 0.2)
+            assert leased() == sent
+            assert ask(turn, due) == 0
+        assert leased() == sent + 1
+
+
 class Watched(Turn):
     """Counts how often somebody asks for the sources or the costs of any of these turns."""
 
