@@ -259,3 +259,25 @@ def _sent_at_the_start(event_loop: World, policy: AimdLimiter) -> list[float]:
 
     event_loop.run(main())
     return sent
+
+
+def test_permits_that_a_crowd_left_in_a_window_go_to_the_first_of_the_next_one() -> None:
+    bucket = TokenBucket(4, 1)
+    for _ in range(4):
+        assert bucket.ask(Turn(), 0.0) == 0
+    turns, woken = [Turn() for _ in range(12)], list[Turn]()
+    for turn in turns:
+        assert bucket.ask(turn, 0.4)
+        turn.wake = partial(woken.append, turn)
+    for place in (1, 2):
+        bucket.leave(turns.pop(place), 0.6)
+    for window in (1, 2, 3):
+        now = window * 1.001
+        coming = [turn for turn in turns if turn.due_at <= now and not turn.granted]
+        while coming:
+            for turn in coming:
+                bucket.ask(turn, now)
+            coming = woken.copy()
+            woken.clear()
+        sent = [turn for turn in turns if turn.granted]
+        assert sent == turns[: 4 * window]

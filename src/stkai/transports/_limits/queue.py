@@ -19,7 +19,7 @@ from ..._process import IN_HANDLER, begin_in_each_process
 from .._operations import Operation
 from .limiter import Answer, RateChange, Turn, was_never_sent
 from .sources.source import MAX_OVERSLEEP, TICK, Source
-from .waiting_turns import NORMAL_STEP, WaitingTurns
+from .waiting_turns import MIN_GAIN, NORMAL_STEP, WaitingTurns
 
 _CLAIM_LEAD: Final = 0.0005
 """Seconds before its time at which a sleeper begins to claim its permit; otherwise, awake turns would win ties."""
@@ -188,8 +188,9 @@ class Queue:
         exact = exact if exact > wait else wait  # noqa: FURB136
         wait = longest if longest > wait else wait  # noqa: FURB136
         if turn.moves_up:
-            turn.moves_up = False
-            first.order.move_up(turn, place + 1, turn.due_at - now - wait)
+            gain = turn.due_at - now - wait
+            turn.moves_up = gain <= MIN_GAIN and not is_mixed
+            first.order.move_up(turn, place + 1, gain)
         turn.due_at = now + wait
         turn.is_guess = may_be_sooner and exact <= TICK
         if turn.is_guess and wait <= TICK:

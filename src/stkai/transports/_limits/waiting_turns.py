@@ -4,8 +4,9 @@ Numbers of normal priority are even. Those of low priority are odd and 18 apart:
 admitted between two low ones; a low one that waits alone is not delayed.
 
 When a turn leaves, the next turn that joins takes its place, unless the time of that place has passed. The turn behind
-it moves up: once it is first, it is woken and asks again, and the one behind it moves up if that gains time. So if many
-turns leave at once, each later permit costs at most one more call of `ask`, not one for each waiting turn. When permits
+it moves up: once it is first, it is woken and asks again, and the one behind it moves up if that gains time, or once it
+is admitted: of the turns of a window, which go at once, only the first of the next gain time. So if many turns leave at
+once, each later permit costs at most one more call of `ask`, not one for each waiting turn. When permits
 are returned or a quota is raised, the first turn is woken, and a turn admitted earlier than announced wakes the next.
 """
 
@@ -26,7 +27,7 @@ NORMAL_STEP: Final = 2
 
 _LOW_STEP: Final = 18
 
-_MIN_GAIN: Final = 0.02  # Seconds; no turn is woken for a smaller gain.
+MIN_GAIN: Final = 0.02  # Seconds; no turn is woken for a smaller gain.
 
 
 class WaitingTurns:
@@ -138,9 +139,11 @@ class WaitingTurns:
     def admit(self, place: int, now: float) -> None:
         """Remove the turn at `place`, which is admitted, and let those behind it move up."""
         turn = self.drop(place)
-        if _MIN_GAIN < turn.due_at - now < math.inf:  # It had to wait, and would have waited longer.
+        if MIN_GAIN < turn.due_at - now < math.inf:  # It had to wait, and would have waited longer.
             self.move_up(turn, place, turn.due_at - now)
-        if self.is_mixed or (not place and self.turns and self.turns[0].moves_up):
+        elif turn.moves_up and not self.is_mixed:  # Those behind it may gain time.
+            self.move_up(turn, place, math.inf)
+        if self.is_mixed or (not place and self.turns and self.turns[0].due_at - now > MIN_GAIN):
             self.wake_soon(self._behind(turn, place))
         number, turns, last = turn.number, self.turns, self.last
         self._highest_admitted = max(self._highest_admitted, number)
@@ -175,7 +178,7 @@ class WaitingTurns:
 
     def move_up(self, turn: Turn, place: int, seconds: float) -> None:
         """Let the turn behind, now at `place`, ask again once it is first: it may be admitted `seconds` earlier."""
-        if seconds > _MIN_GAIN:
+        if seconds > MIN_GAIN:
             for other in self._behind(turn, place):
                 other.moves_up = True
 
