@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from stkai.testing import QuotaServer
-from stkai.testing._replies import Reply, json_reply
-from stkai.testing._service import API, completion, last_words
+from stkai.testing._replies import Reply, completion, json_reply, last_words
+from stkai.testing._service import API
 from stkai.testing._service import chat as chat_with
 
 ID = {"id": "chat-1"}

@@ -1,4 +1,4 @@
-"""Requests that the server has received, replies that it sends, and faults that spoil these.
+"""Requests that the server has received, replies that it sends, among them a model's, and faults that spoil these.
 
 A fault applies to one request. `Answer` and `Reset("start")` replace the service, which does not see the request (no
 quota is used); with the others, the service handles the request, and only the answer is affected.
@@ -6,6 +6,7 @@ quota is used); with the others, the service handles the request, and only the a
 
 import gzip
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from http.client import responses
@@ -102,6 +103,54 @@ class Fault:
 
     def apply(self, reply: Reply) -> Reply:
         return reply
+
+
+def completion(asked: dict[str, Any]) -> Reply:
+    """The answer of `/chat/completions`, as in OpenAI's API and those of Groq, Mistral and Together."""
+    words = last_words(asked)
+    common: dict[str, Any] = {"id": "chat-1", "model": "echo", "created": 1_700_000_000}
+    if not asked.get("stream"):
+        message = {"role": "assistant", "content": "".join(words)}
+        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+        count = len(words)
+        used = {"prompt_tokens": count, "completion_tokens": count, "total_tokens": 2 * count}
+        return json_reply({**common, "object": "chat.completion", "choices": [choice], "usage": used})
+    deltas: list[tuple[dict[str, str], str | None]] = [({"role": "assistant", "content": ""}, None)]
+    deltas += [({"content": word}, None) for word in words]
+    chunks = (
+        {
+            **common,
+            "object": "chat.completion.chunk",
+            "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],
+        }
+        for delta, reason in [*deltas, ({}, "stop")]
+    )
+    return event_stream(chunks, last="data: [DONE]\n\n")
+
+
+def last_words(asked: dict[str, Any]) -> list[str]:
+    """The last message, split into words; each keeps its spaces."""
+    messages = asked.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else {}
+    content = last.get("content", "") if isinstance(last, dict) else ""
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return words_of(str(content))
+
+
+def words_of(text: str) -> list[str]:
+    """A text, split into words; each keeps its spaces."""
+    return re.findall(r"\s*\S+\s*", text)
+
+
+def event_stream(events: Iterable[dict[str, Any]], *, last: str = "") -> Reply:
+    """A reply that sends one event at a time."""
+    texts = [*(f"data: {json.dumps(event)}\n\n" for event in events), last]
+    return Reply(
+        headers=(("content-type", "text/event-stream"), ("cache-control", "no-cache")),
+        pieces=tuple(text.encode() for text in texts if text),
+        streamed=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import formatdate
@@ -19,7 +19,17 @@ from weakref import WeakKeyDictionary
 
 from .._checks import POSITIVE_SECONDS, Numbers, check_number
 from .._clock import Clock, unique_key
-from ._replies import Answer, Fault, Reply, RequestRecord, error_reply, json_reply
+from ._replies import (
+    Answer,
+    Fault,
+    Reply,
+    RequestRecord,
+    completion,
+    error_reply,
+    event_stream,
+    json_reply,
+    words_of,
+)
 
 API = "/v1"
 """The start of the paths that need a token, and that latency applies to."""
@@ -262,55 +272,9 @@ def chat(reply: Callable[[dict[str, Any]], Reply]) -> Handler:
 def _agent(asked: dict[str, Any]) -> Reply:
     """The answer of `/agent/{id}/chat`, as in StackSpot AI."""
     prompt = str(asked.get("user_prompt", ""))
-    words = _cut(prompt)
+    words = words_of(prompt)
     end = {"stop_reason": "stop", "tokens": {"user": len(words), "enrichment": 0, "output": len(words)}}
     if not asked.get("streaming"):
         return json_reply({"message": prompt, **end})
     events: list[dict[str, Any]] = [*({"message": word} for word in words), {"message": "", **end}]
-    return _events(events)
-
-
-def completion(asked: dict[str, Any]) -> Reply:
-    """The answer of `/chat/completions`, as in OpenAI's API and those of Groq, Mistral and Together."""
-    words = last_words(asked)
-    common: dict[str, Any] = {"id": "chat-1", "model": "echo", "created": 1_700_000_000}
-    if not asked.get("stream"):
-        message = {"role": "assistant", "content": "".join(words)}
-        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
-        count = len(words)
-        used = {"prompt_tokens": count, "completion_tokens": count, "total_tokens": 2 * count}
-        return json_reply({**common, "object": "chat.completion", "choices": [choice], "usage": used})
-    deltas: list[tuple[dict[str, str], str | None]] = [({"role": "assistant", "content": ""}, None)]
-    deltas += [({"content": word}, None) for word in words]
-    chunks = (
-        {
-            **common,
-            "object": "chat.completion.chunk",
-            "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],
-        }
-        for delta, reason in [*deltas, ({}, "stop")]
-    )
-    return _events(chunks, last="data: [DONE]\n\n")
-
-
-def last_words(asked: dict[str, Any]) -> list[str]:
-    """The last message, split into words; each keeps its spaces."""
-    messages = asked.get("messages")
-    last = messages[-1] if isinstance(messages, list) and messages else {}
-    content = last.get("content", "") if isinstance(last, dict) else ""
-    if isinstance(content, list):
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return _cut(str(content))
-
-
-def _cut(text: str) -> list[str]:
-    return re.findall(r"\s*\S+\s*", text)
-
-
-def _events(events: Iterable[dict[str, Any]], *, last: str = "") -> Reply:
-    texts = [*(f"data: {json.dumps(event)}\n\n" for event in events), last]
-    return Reply(
-        headers=(("content-type", "text/event-stream"), ("cache-control", "no-cache")),
-        pieces=tuple(text.encode() for text in texts if text),
-        streamed=True,
-    )
+    return event_stream(events)

@@ -32,8 +32,7 @@ _FREQUENT_PLACES: Final = 200
 _QUIET_NAP: Final = 4.0
 _PLACES_PER_S: Final = 1000
 
-_MAX_SLEEPERS: Final = 100
-"""Sleepers whose permits an awake turn does not take; those behind them wake up before theirs are due."""
+_MAX_SLEEPERS: Final = 100  # Those whose permits an awake turn leaves alone; later ones wake up in time.
 
 READY: Final = math.nan
 """Returned for a turn that is admitted by all sources except custom limiters, which are asked next."""
