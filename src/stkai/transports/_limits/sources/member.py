@@ -86,14 +86,14 @@ class Member(Source):
         return max(0, min(self.group.most(self.rate) + self.passing, self.demand.steady) - waiting)
 
     def can_use_soon(self, turn: Turn, now: float) -> bool:
-        """Whether the turn could use a permit within `AHEAD`; a guess suffices if no other turn could use it."""
+        """Whether the turn could use a permit that is leased now; a guess suffices if no other turn could use it."""
         by, until = turn.held_by, now + AHEAD
         if by is not None and by.is_exact:  # A permit that is leased too early would lapse.
             until = min(until, max(now + self.group.latency, self.held.last, self.group.queue_until) + LATE)
         return not self.comes_later(turn, until) or not (by.is_exact or self.is_mixed)
 
     def users(self, now: float, most: int) -> tuple[list[Turn], float]:
-        """The first turns that could use a permit within `AHEAD`, and how many more their other limits would admit."""
+        """The first turns that could use a permit leased now, and how many more their other limits would admit."""
         users: list[Turn] = []
         room: dict[tuple[Source, ...], float] = {}
         for turn in self.turns:
