@@ -1,7 +1,8 @@
 """Requests that the server has received, replies that it sends, among them a model's, and faults that spoil these.
 
 A fault applies to one request. `Answer` and `Reset("start")` replace the service, which does not see the request (no
-quota is used); with the others, the service handles the request, and only the answer is affected.
+quota is used); with the others, the service handles the request, and only the answer is affected. A model repeats the
+last message; when streaming, it sends one word at a time.
 """
 
 import gzip
@@ -98,13 +99,6 @@ def error_reply(status: int, error: str, description: str, headers: Headers = ()
     return json_reply(content, status=status, headers=headers)
 
 
-class Fault:
-    """Base class of faults; changes nothing by itself."""
-
-    def apply(self, reply: Reply) -> Reply:
-        return reply
-
-
 def completion(asked: dict[str, Any]) -> Reply:
     """The answer of `/chat/completions`, as in OpenAI's API and those of Groq, Mistral and Together."""
     words = last_words(asked)
@@ -129,7 +123,7 @@ def completion(asked: dict[str, Any]) -> Reply:
 
 
 def last_words(asked: dict[str, Any]) -> list[str]:
-    """The last message, split into words; each keeps its spaces."""
+    """The words of the last message."""
     messages = asked.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else {}
     content = last.get("content", "") if isinstance(last, dict) else ""
@@ -151,6 +145,13 @@ def event_stream(events: Iterable[dict[str, Any]], *, last: str = "") -> Reply:
         pieces=tuple(text.encode() for text in texts if text),
         streamed=True,
     )
+
+
+class Fault:
+    """Base class of faults; changes nothing by itself."""
+
+    def apply(self, reply: Reply) -> Reply:
+        return reply
 
 
 @dataclass(frozen=True)

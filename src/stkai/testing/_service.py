@@ -1,7 +1,6 @@
 """What StackSpot AI answers within its quota, and a model behind OpenAI's API: requests in, replies out.
 
-Does no I/O. A quota is counted in one of three ways; its `max_requests` may be changed at any time. A model repeats the
-last message; when streaming, it sends one word at a time.
+Does no I/O. A quota is counted in one of three ways; its `max_requests` may be changed at any time.
 """
 
 import json
