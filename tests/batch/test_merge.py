@@ -111,7 +111,9 @@ def test_a_merge_to_stdout_is_wrong_usage(job: Job) -> None:
 
 def test_an_output_that_the_system_refuses_is_wrong_usage(job: Job) -> None:
     result = merge(job, "x" * 300, "-o", "all")
-    assert (result.returncode, "File name too long" in result.stderr) == (2, True)
+    # From CPython 3.14 on, `Path.exists` is False for a name that the system refuses.
+    problem = "File name too long" if sys.version_info < (3, 14) else "does not exist"
+    assert (result.returncode, problem in result.stderr) == (2, True)
     assert "xxx" in result.stderr
 
 
