@@ -235,6 +235,7 @@ HONOURED: dict[str, tuple[list[tuple[str, str]], float]] = {
     "a date by a clock an hour fast": (dated(timedelta(seconds=7), HOUR), 7),
     "two lines": (plain("9", "2"), 9),
     "exactly the cap": (plain("60"), 60),
+    "milliseconds beside rounded seconds": ([("retry-after-ms", "8200"), *plain("9")], 8.2),
     "a garbled date": (plain("Fri, 99 Foo 2030 99:99:99 GMT"), 0),
 }
 """Each of the ways to read it; tests/transports/test_retry_after.py has all its forms."""

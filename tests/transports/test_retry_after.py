@@ -111,6 +111,36 @@ def test_of_several_header_lines_the_longest_counts() -> None:
     assert retry_after(headers, NOW) == 9.0
 
 
+@pytest.mark.parametrize("name", ["retry-after-ms", "X-MS-Retry-After-MS"])
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("350", 0.35), ("0", 0.0), ("1.5", 0.0015), (" 20 ", 0.02), ("20, 350", 0.35), ("soon, 350", 0.35)],
+)
+def test_milliseconds_are_the_same_wait_not_rounded_and_go_first(
+    name: str, value: str, seconds: float
+) -> None:
+    assert retry_after(httpx.Headers({name: value}), NOW) == seconds
+    assert read("1", **{name: value}) == seconds
+
+
+def test_of_several_milliseconds_the_longest_counts() -> None:
+    headers = httpx.Headers([("retry-after-ms", "300"), ("retry-after-ms", "900"), ("Retry-After", "1")])
+    assert retry_after(headers, NOW) == 0.9
+
+
+@pytest.mark.parametrize(
+    "value", ["", "-5", "nan", "inf", "1e3", "soon", "350ms", "Tue, 01 Jan 2030 00:01:30 GMT"]
+)
+def test_milliseconds_that_are_no_number_leave_the_seconds_in_force(value: str) -> None:
+    assert read("7", **{"retry-after-ms": value}) == 7.0
+
+
+def test_milliseconds_too_many_for_a_float_are_longer_than_any_limit() -> None:
+    seconds = retry_after(httpx.Headers({"retry-after-ms": "9" * 5000}), NOW)
+    assert seconds is not None
+    assert 1e300 < seconds < math.inf
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -136,5 +166,6 @@ VALUES = st.one_of(st.text(), st.lists(PIECES).map(" ".join), st.lists(PIECES).m
 @example(b"Mon, 01 Jan 0001 00:00:00 +2359", b"Fri, 31 Dec 9999 23:59:59 -2359")
 @example(b"Fri, 31 Dec 9999 23:59:59 -2359", b"Mon, 01 Jan 0001 00:00:00 +2359")
 def test_no_server_header_raises_or_gives_a_negative_wait(value: bytes, date: bytes) -> None:
-    seconds = retry_after(httpx.Headers([(b"Retry-After", value), (b"Date", date)]), NOW)
-    assert seconds is None or 0.0 <= seconds < math.inf
+    for name in (b"Retry-After", b"retry-after-ms"):
+        seconds = retry_after(httpx.Headers([(name, value), (b"Date", date)]), NOW)
+        assert seconds is None or 0.0 <= seconds < math.inf

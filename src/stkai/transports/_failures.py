@@ -49,6 +49,10 @@ _STREAM_ERRORS: Final = frozenset({"StreamClosedError", "NoSuchStreamError", "To
 _CONNECTION_CLOSED: Final = "ConnectionState.CLOSED"
 """The errors of h2 on a stream, and its words on a connection, that the server has closed, or has no room for."""
 
+_VERDICT: Final = "x-should-retry"
+"""The header in which OpenAI and Anthropic say "false" if another attempt would fail as well: a quota that is used up
+for good. Their "true" adds no retry: which statuses are safe to repeat is for the policy to say."""
+
 _BREAKS: Final = ("peer closed connection", "disconnected", "ConnectionTerminated")
 
 
@@ -66,7 +70,10 @@ def failure_of_error(error: BaseException, now: datetime, *, sound_wire: bool) -
     """What an error says about a retry; None if it is final. See `RetryPolicy.failure_of`."""
     cause = describe(error)
     if isinstance(error, ServerSideRateLimitError):
-        return Failure(cause, acted=False, asked=retry_after(as_httpx(error.response).headers, now))
+        headers = as_httpx(error.response).headers
+        return (
+            None if forbids_retry(headers) else Failure(cause, acted=False, asked=retry_after(headers, now))
+        )
     # Our own limiter knows best: a caller who limits the wait wants to know.
     if isinstance(error, ClientSideRateLimitError | DeadlineExceededError) or is_hopeless(error):
         return None
@@ -76,6 +83,12 @@ def failure_of_error(error: BaseException, now: datetime, *, sound_wire: bool) -
         return Failure(cause, acted=not sound_wire)
     is_unknown = isinstance(error, alike(*_UNKNOWN)) or breaks_http2(error)
     return Failure(cause, acted=True) if is_unknown else None
+
+
+def forbids_retry(headers: httpx.Headers) -> bool:
+    """Whether the server says that another attempt would fail as well."""
+    verdict: str = headers.get(_VERDICT, "")
+    return verdict.strip().lower() == "false"
 
 
 def is_hopeless(error: BaseException) -> bool:

@@ -11,6 +11,9 @@ from .._headers import has_field
 
 _SECONDS = r"[0-9]+(\.[0-9]+)?"
 
+_IN_MILLISECONDS = ("retry-after-ms", "x-ms-retry-after-ms")
+"""What OpenAI and Azure send beside, or instead of, `Retry-After`; their SDKs believe the milliseconds."""
+
 _DAY = 86400.0
 
 # A comma between values; the comma within a date follows the name of a day.
@@ -22,8 +25,11 @@ def retry_after(headers: httpx.Headers, now: datetime) -> float | None:
 
     Takes seconds, with decimals too, and HTTP-dates in all three forms; `seconds_until` measures a date. Of several
     values the longest counts. A number too large for a float is the largest float; negative numbers and garbage are
-    ignored.
+    ignored. Milliseconds (`retry-after-ms`) go first: they are the same wait, and not rounded to seconds.
     """
+    values = [value for name in _IN_MILLISECONDS for value in headers.get_list(name, split_commas=True)]
+    if exact := [float(value) / 1000 for value in values if re.fullmatch(_SECONDS, value)]:
+        return min(max(exact), sys.float_info.max)
     if not has_field(headers, b"retry-after"):  # As usual, and `get` would raise and catch an error.
         return None
     found = [_read(value.strip(), headers, now) for value in re.split(_COMMA, headers["retry-after"])]

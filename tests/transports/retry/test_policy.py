@@ -325,6 +325,25 @@ def test_the_status_codes_to_retry_can_be_chosen() -> None:
     assert policy.failure_of(httpx.Response(409), None, NOW) == Failure("409 Conflict", acted=True)
 
 
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize(
+    ("verdict", "retries"), [("false", False), (" False", False), ("true", True), ("no", True)]
+)
+def test_a_failure_that_the_server_says_would_repeat_is_not_retried(
+    status: int, verdict: str, *, retries: bool
+) -> None:
+    response = httpx.Response(status, headers={"x-should-retry": verdict})
+    raised = stkai.ServerSideRateLimitError(response)
+    for failure in RetryPolicy().failure_of(response, None, NOW), RetryPolicy().failure_of(None, raised, NOW):
+        assert (failure is not None) is retries
+
+
+@pytest.mark.parametrize("status", [400, 409, 504])
+def test_a_server_cannot_ask_for_a_retry_that_the_policy_does_not_make(status: int) -> None:
+    response = httpx.Response(status, headers={"x-should-retry": "true"})
+    assert RetryPolicy().failure_of(response, None, NOW, repeatable=False) is None
+
+
 def test_without_an_outcome_there_is_no_failure() -> None:
     assert RetryPolicy().failure_of(None, None, NOW) is None
 

@@ -39,7 +39,7 @@ from ..._errors import ConfigurationError
 from ..._families import alike
 from ..._headers import has_field
 from ..._process import after_fork
-from .._failures import Failure, failure_of_error, is_unreadable
+from .._failures import Failure, failure_of_error, forbids_retry, is_unreadable
 from .._retry_after import retry_after
 
 RETRY_ON_STATUS_CODES: Final = (408, 429, 500, 502, 503, 504)
@@ -258,6 +258,8 @@ class RetryPolicy:
         if response is None or self.is_final(response):
             return None
         if response.status_code == _GATEWAY_TIMEOUT and not may_repeat:
+            return None
+        if forbids_retry(response.headers):
             return None
         cause = f"{response.status_code} {response.reason_phrase}".strip()
         acted = response.status_code not in REFUSED_STATUS
