@@ -161,10 +161,25 @@ async def test_without_the_adaptive_limiter_a_429_is_a_response(
     assert await world.read(response) == b'{"error":"busy"}'
 
 
-async def test_a_429_whose_body_breaks_off_is_still_that_error_and_is_closed(world: World) -> None:
-    wire = world.wire(httpx.Response(429, stream=Body(b"half", BROKEN)))
-    with pytest.raises(httpx.RemoteProtocolError):
-        await world.call(
-            stack_of(world, wire, adaptive(AimdLimiter(100, 60.0, penalty_factor=0.3))).post_stream, URL
-        )
+@pytest.mark.parametrize("verb", ["post", "post_stream"])
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({}, (b"half", BROKEN)),
+        ({}, (httpx.ReadTimeout("slow"),)),
+        ({"Content-Encoding": "gzip"}, (b"no gzip",)),
+    ],
+    ids=["breaks off", "stalls", "cannot be decoded"],
+)
+async def test_a_429_whose_body_cannot_be_read_is_still_that_error_and_is_closed(
+    world: World, verb: str, headers: dict[str, str], body: tuple[Any, ...]
+) -> None:
+    headers = {"Retry-After": "7", **headers}
+    wire = world.wire(httpx.Response(429, headers=headers, stream=Body(*body)))
+    client = stack_of(world, wire, adaptive(AimdLimiter(100, 60.0, penalty_factor=0.3)))
+    with pytest.raises(stkai.ServerSideRateLimitError) as caught:
+        await world.call(getattr(client, verb), URL)
+    response = caught.value.response
+    assert (response.headers["retry-after"], response.content) == ("7", b"")
+    assert response.extensions["stkai"].attempts == 1
     assert wire.open == 0

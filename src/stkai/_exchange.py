@@ -1,6 +1,7 @@
 """One request of a client and its answer: checks arguments, builds a complete request, returns a complete response."""
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final, Self
@@ -13,10 +14,10 @@ from ._families import alike
 from ._headers import copy_request, headers_of
 from ._urls import request_url
 from .transports._base import LayerBase
-from .transports._bodies import is_there, timeouts
+from .transports._bodies import is_there, set_body, timeouts
 from .transports._call import Attempt, begin
 from .transports._context import Context
-from .transports._operations import Close, Flow, Read
+from .transports._operations import Close, Flow, Load, Read, Steps
 from .transports._options import NO_OPTIONS, OPTIONS, CallOptions, options_of
 
 TIMEOUT: Final = 30
@@ -96,7 +97,7 @@ class Exchange:
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         """Send through the stack; read the body if the caller wants all of it and no layer has read it.
 
-        A 429 that a limiter has handled is read as well, and raised as a ServerSideRateLimitError.
+        A 429 that a limiter has handled is raised as a ServerSideRateLimitError, with what arrives of its body in time.
         """
         try:
             response = yield from self._layer.flow(request, attempt)
@@ -105,14 +106,15 @@ class Exchange:
             raise
         refused = response.status_code == httpx.codes.TOO_MANY_REQUESTS and attempt.last.paced
         try:
-            if (attempt.buffered or refused) and not is_there(response):
-                yield Read(response)
-                response.read()  # Under a deadline, the body has already been fetched, still encoded.
             response.request = self.request
             if refused:
+                yield from _fetch_refusal(response)
                 response.elapsed = self._elapsed()
                 attempt.finish(response, self._layer.context.now())
                 raise ServerSideRateLimitError(response, request=self.request)
+            if attempt.buffered and not is_there(response):
+                yield Read(response)
+                response.read()  # Under a deadline, the body has already been fetched, still encoded.
         except BaseException as error:
             yield Close(response)
             _name_timeout(error, request)
@@ -130,6 +132,15 @@ class Exchange:
 
     def _elapsed(self) -> timedelta:
         return timedelta(seconds=self._layer.context.now() - self._started)
+
+
+def _fetch_refusal(response: httpx.Response) -> Steps[None]:
+    """Fetch what arrives of a refusal's body in time; if it cannot be read, the caller still learns of the refusal."""
+    try:
+        yield Load(response, math.inf, brief=True)
+        response.read()
+    except alike(httpx.RequestError):
+        set_body(response, [])
 
 
 def entry(kind: type[LayerBase], transport: Any) -> Any:

@@ -26,7 +26,7 @@ from ..support.threads import own_threads
 from ..support.world import NAMES, World
 from ..wire.raw import WHOLE, RawServer, raw_server
 from .hostile import drip, hostile, read_request
-from .stacks import NO_DELAY, ONE_CONNECTION, client_of, provider_of, transport_of, wire_of
+from .stacks import NO_DELAY, ONE_CONNECTION, busy_connections, client_of, provider_of, transport_of, wire_of
 
 pytestmark = [pytest.mark.real_time, pytest.mark.worlds(*NAMES)]
 
@@ -216,6 +216,29 @@ async def test_a_401_whose_body_stalls_leaves_the_connection_to_the_renewal(worl
             assert time.monotonic() - start < SOON
             assert tokens.token_requests == 2
             client.close()
+
+
+@pytest.mark.parametrize("deadline", [None, 10.0])
+@pytest.mark.parametrize("verb", ["post", "post_stream"])
+async def test_a_final_429_whose_body_stalls_is_raised_at_once_with_what_has_arrived(
+    world: World, verb: str, deadline: float | None
+) -> None:
+    def talk(connection: socket.socket, stopped: threading.Event) -> None:
+        head = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nContent-Length: 500\r\n\r\n"
+        connection.sendall(head + b"half")
+        stopped.wait(30)
+
+    with hostile(talk) as url:
+        wire = wire_of(world)
+        client = client_of(world, rate_limit="adaptive", transport=wire)
+        start = time.monotonic()
+        with pytest.raises(stkai.ServerSideRateLimitError) as caught:
+            await world.call(getattr(client, verb), url, timeout=30, deadline=deadline)
+        assert time.monotonic() - start < SOON
+        response = caught.value.response
+        assert (response.headers["retry-after"], response.content) == ("7", b"half")
+        await wait_for(lambda: not busy_connections(wire), world)
+        await world.close(client)
 
 
 @pytest.mark.parametrize("verb", ["get", "stream"])

@@ -126,7 +126,7 @@ def read(response: httpx.Response) -> None:
     """Read and decode the body."""
     try:
         if _is_plain(response):
-            _set_body(response, list(response.stream))  # type: ignore[arg-type]
+            set_body(response, list(response.stream))  # type: ignore[arg-type]
         else:
             response.read()
     finally:
@@ -147,7 +147,8 @@ def _is_known(kind: Any) -> bool:
     return {"_content", "_num_bytes_downloaded", "is_stream_consumed"} <= set(kept)
 
 
-def _set_body(response: Any, chunks: list[bytes]) -> None:
+def set_body(response: Any, chunks: list[bytes]) -> None:
+    """Make the chunks the body of a response, as if they had been read."""
     content = b"".join(chunks)
     response.is_stream_consumed = True
     response._num_bytes_downloaded, response._content = len(content), content  # noqa: SLF001 - see `_is_known`
@@ -200,7 +201,7 @@ async def aread(response: httpx.Response) -> None:
     body: Any = response.stream
     try:
         if _is_plain(response):
-            _set_body(response, [chunk async for chunk in body])
+            set_body(response, [chunk async for chunk in body])
         else:
             await response.aread()
         await response.aclose()
