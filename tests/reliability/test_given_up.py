@@ -366,6 +366,32 @@ async def test_closing_a_client_wakes_the_calls_that_wait_for_a_permit(world: Wo
     assert limiter.waiting == 0
 
 
+@pytest.mark.parametrize("deadline", [None, 60.0])
+async def test_closing_a_client_ends_the_calls_that_wait_for_a_token(
+    world: World, deadline: float | None
+) -> None:
+    asked = threading.Event()
+
+    def talk(connection: socket.socket, stopped: threading.Event) -> None:
+        asked.set()
+        stopped.wait(30)
+
+    with hostile(talk) as url:
+        provider = stkai.ClientCredentialsAuthProvider("id", "secret", url)
+        client = client_of(world, auth=provider, retry=RetryPolicy(), transport=wires(world)["stkai's"]())
+
+        async def close() -> None:
+            await wait_for(asked.is_set, world)
+            await world.close(client)
+
+        get = lambda: world.call(client.get, url, timeout=30, deadline=deadline)  # noqa: E731
+        start = time.monotonic()
+        outcomes = await world.outcomes(get, close)
+        assert time.monotonic() - start < SOON
+    assert isinstance(outcomes[0], RuntimeError)
+    assert "has been closed" in str(outcomes[0])
+
+
 # Exceptions of signal handlers
 
 

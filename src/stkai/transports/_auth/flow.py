@@ -109,7 +109,9 @@ class _AuthFlow(LayerBase):
         """A token from the provider; emits an event if it is a new one."""
         start = self.context.now()
         try:
-            token: Token = yield Run(partial(_get, self.policy), partial(_aget, self.policy))
+            token: Token = yield Run(
+                partial(_get, self.policy, attempt), partial(_aget, self.policy, attempt)
+            )
         finally:
             seconds = self.context.now() - start
             attempt.record.authenticating += seconds
@@ -121,12 +123,12 @@ class _AuthFlow(LayerBase):
 # The drivers keep results in variables, which tracebacks show: return a `Token`, never its text.
 
 
-def _get(policy: BearerAuth, seconds: float) -> Token:
-    return policy.token(get_token(policy.provider, seconds))
+def _get(policy: BearerAuth, attempt: Attempt, seconds: float) -> Token:
+    return policy.token(get_token(policy.provider, seconds, attempt.closing))
 
 
-async def _aget(policy: BearerAuth, seconds: float) -> Token:
-    return policy.token(await aget_token(policy.provider, seconds))
+async def _aget(policy: BearerAuth, attempt: Attempt, seconds: float) -> Token:
+    return policy.token(await aget_token(policy.provider, seconds, attempt.closing))
 
 
 class AuthTransport(_AuthFlow, LayerTransport):

@@ -31,8 +31,9 @@ class AuthProvider(ABC):
     `StaticToken`. To sign in another way than with a bearer token, override `get_auth_headers`.
 
     Attributes:
-        token_is_for_all: whether every caller gets the same token, so that all share one fetch, whatever their context
-            variables are. False by default: a provider may look up in a `ContextVar` for whom it gets a token.
+        token_is_for_all: whether every caller gets the same token, so that all share one fetch, in a background thread
+            also under a sync client. False by default: a provider may look up in a `ContextVar` for whom it gets a
+            token.
     """
 
     token_is_for_all: bool = False

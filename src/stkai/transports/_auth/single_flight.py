@@ -4,31 +4,35 @@ import copy
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
+from ..._abandonable import AbandonableWork, Latch
 from ..._errors import AuthenticationError, DeadlineExceededError
-from ..._event_loops import anyio, running_loop
-from .provider import FETCHING, AuthProvider, has_own_headers, join, key_of, named_errors
+from ..._event_loops import anyio, run_soon, running_loop
+from .._call import cannot_send
+from .provider import FETCHING, AuthProvider, Fetch, has_own_headers, join, key_of, named_errors
 
 Signature = str | Mapping[str, str]
 """What signs a request: an access token, or headers."""
 
 
-def get_token(provider: AuthProvider, seconds: float) -> Signature:
+def get_token(provider: AuthProvider, seconds: float, closing: Latch | None = None) -> Signature:
     """Get a token, or headers, from the provider, for a thread that can wait this many seconds.
 
-    If it takes longer, raises a DeadlineExceededError; the fetch continues for later callers.
+    Raises a DeadlineExceededError if it takes longer, and a RuntimeError once `closing` is set; the fetch continues for
+    later callers. Only a provider that is called in this very thread has to return first.
     """
     if seconds <= 0:
         raise _too_late()
     with _fetching(provider):
-        if seconds == math.inf:
+        if seconds == math.inf and not provider.token_is_for_all:
             with named_errors(provider):
                 return _work(provider)()
         fetch = join(_work(provider))
         for wait in _waits(provider, seconds):
-            if fetch.wait(wait):
+            if _has_ended(fetch, wait, closing or Latch()):
                 return cast("Signature", fetch.result())
             spare = _spare(provider)
             if spare is not None:
@@ -36,17 +40,31 @@ def get_token(provider: AuthProvider, seconds: float) -> Signature:
     raise _too_late()
 
 
-async def aget_token(provider: AuthProvider, seconds: float) -> Signature:
-    """Get a token, or headers, from the provider, for a task that can wait this many seconds.
+def _has_ended(fetch: Fetch, seconds: float, closing: Latch) -> bool:
+    either = Latch()
+    with fetch.ending_also(either), closing.ending_also(either):
+        either.wait(seconds)
+    if closing.is_done and not fetch.is_done:
+        raise cannot_send()
+    return fetch.is_done
+
+
+async def aget_token(provider: AuthProvider, seconds: float, closing: Latch | None = None) -> Signature:
+    """Like `get_token`, for a task.
 
     The tasks of one event loop share one fetch. If the task that leads it is cancelled, the next one takes over.
     """
     if seconds <= 0:
         raise _too_late()
+    closing = closing or Latch()
     with _fetching(provider):
         for wait in _waits(provider, seconds):
-            with anyio.move_on_after(wait):
-                return await _share_in_loop(provider)
+            with anyio.move_on_after(wait) as scope:
+                leaving = AbandonableWork(partial(run_soon, running_loop(), scope.cancel))
+                with closing.ending_also(leaving):
+                    return await _share_in_loop(provider)
+            if closing.is_done:
+                raise cannot_send()
             spare = _spare(provider)
             if spare is not None:
                 return spare
