@@ -154,12 +154,35 @@ def test_a_limiter_that_handles_the_wait_marks_the_attempt() -> None:
     assert played.attempt.paced is True
 
 
-def test_a_response_is_closed_if_the_limiter_fails_to_learn_from_it() -> None:
+def failing(error: type[BaseException]) -> Scripted:
     def fail(turn: Turn, answer: Answer) -> None:
-        raise ZeroDivisionError
+        raise error
 
     limiter = Scripted()
     limiter.on_learn = fail
-    played = run(limiter, httpx.Response(200))
+    return limiter
+
+
+def test_a_response_is_closed_after_an_interrupt_while_the_limiter_learns_from_it() -> None:
+    played = run(failing(KeyboardInterrupt), httpx.Response(200))
     assert played.asked == ["send", "close"]
-    assert isinstance(played.error, ZeroDivisionError)
+    assert isinstance(played.error, KeyboardInterrupt)
+
+
+@pytest.mark.parametrize("status", [200, 429])
+def test_the_caller_gets_its_answer_if_the_limiter_fails_to_learn_from_it(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = httpx.Response(status)
+    played = run(failing(ZeroDivisionError), answer)
+    assert played.asked == ["send"]
+    assert played.response is answer
+    (record,) = caplog.records
+    assert "Scripted failed on an answer" in record.getMessage()
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
+
+
+def test_the_caller_gets_the_error_of_the_wire_if_the_limiter_fails_to_learn_from_it() -> None:
+    broken = httpx.ReadError("reset")
+    assert run(failing(ZeroDivisionError), broken).error is broken

@@ -206,12 +206,35 @@ async def test_an_own_limiter_that_raises_holds_up_no_other_request(
     places = InFlight(1)
     stack = StackBuilder([limiter([places, Raising()])], clock=FakeClock())
     transport = world.build(stack, world.wire(200, 200))
-    with pytest.raises(error):
-        await world.send(transport, httpx.Request("POST", URL))
+    if method == "learn" and error is LookupError:  # It does not cost the caller the answer.
+        await world.close(await world.send(transport, httpx.Request("POST", URL)))
+    else:
+        with pytest.raises(error):
+            await world.send(transport, httpx.Request("POST", URL))
     response = await world.send(transport, httpx.Request("POST", URL))
     assert places.busy == 1
     await world.close(response)
     assert places.busy == 0
+
+
+async def test_an_own_limiter_that_raises_at_the_end_of_an_answer_costs_nobody_that_answer(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Raising(Limiter):
+        def ask(self, turn: Turn, now: float) -> float:
+            return 0.0
+
+        def end(self, turn: Turn, now: float) -> None:
+            raise LookupError("a bug")
+
+    broken = httpx.ReadError("reset")
+    for number, policy in enumerate((Raising(), [InFlight(1), Raising()]), start=1):
+        transport = world.build(StackBuilder([limiter(policy)], clock=FakeClock()), world.wire(200, broken))
+        response = await world.send(transport, httpx.Request("POST", URL))
+        assert await world.read(response) == b""
+        with pytest.raises(httpx.ReadError):
+            await world.send(transport, httpx.Request("POST", URL))
+        assert caplog.text.count("LookupError: a bug") == 2 * number
 
 
 @pytest.mark.parametrize("kind", [TokenBucket, AimdLimiter, InFlight])

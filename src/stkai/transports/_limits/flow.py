@@ -8,6 +8,8 @@ import httpx
 from ..._checks import is_async
 from ..._errors import ConfigurationError
 from ..._event_loops import loop_has_ended
+from ..._log import logger
+from ..._process import raise_interrupt
 from ...events import RateChanged
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._body_end import BodyEnd, when_body_ends
@@ -121,9 +123,10 @@ class _LimitFlow(LayerBase):
             return
         try:
             limiter.learn(turn, Answer(sent, now, None, error, self.context.clock.utcnow, 0.5))
+        except Exception as bug:  # noqa: BLE001 - user code; the caller gets the error of the wire
+            _note_failure(limiter, bug)
         finally:
-            if plan.ends:
-                limiter.end(turn, now)
+            self._note_end(limiter, turn, plan)
 
     def _take_note(
         self, limiter: Any, turn: Turn, plan: Plan, attempt: Attempt, response: httpx.Response, sent: float
@@ -133,7 +136,11 @@ class _LimitFlow(LayerBase):
         try:
             if is_refused or (plan.listens is not None and plan.listens(sent)):
                 answer = Answer(sent, context.now(), response, None, context.clock.utcnow, turn.chance)
-                change = limiter.learn(turn, answer)
+                try:
+                    change = limiter.learn(turn, answer)
+                except Exception as error:  # noqa: BLE001 - user code
+                    change = None
+                    _note_failure(limiter, error)
                 attempt.paced = attempt.paced or turn.paced
                 attempt.excused = attempt.excused or turn.excused
                 if change is not None:
@@ -145,16 +152,20 @@ class _LimitFlow(LayerBase):
             if plan.ends or bill is not None:
                 ended = partial(self._note_end, limiter, turn, plan, bill)
                 when_body_ends(response, ended, None if bill is None else bill.kept.add)
-        except BaseException:  # The limiter and the listener may be user code.
-            if plan.ends:
-                limiter.end(turn, context.now())
+        except BaseException:  # An interrupt while the limiter or the listener was being called.
+            self._note_end(limiter, turn, plan)
             yield Close(response)
             raise
 
-    def _note_end(self, limiter: Any, turn: Turn, plan: Plan, bill: Bill | None, how: BodyEnd) -> None:
+    def _note_end(
+        self, limiter: Any, turn: Turn, plan: Plan, bill: Bill | None = None, how: BodyEnd = BodyEnd.CLOSED
+    ) -> None:
         now = self.context.now()
         if plan.ends:
-            limiter.end(turn, now)
+            try:
+                limiter.end(turn, now)
+            except Exception as error:  # noqa: BLE001 - user code
+                _note_failure(limiter, error)
         if bill is not None:
             bill.settle(how, now)
 
@@ -162,6 +173,12 @@ class _LimitFlow(LayerBase):
         # The repr of a user's own limiter may be anything.
         own = f", {self.policy!r}" if isinstance(self.policy, QueueLimiter | Chooser) else ""
         return own + super().describe()
+
+
+def _note_failure(limiter: Any, error: Exception) -> None:
+    """Log an exception of `learn` or `end`, which must not cost the caller the answer; an interrupt is raised."""
+    raise_interrupt(error)
+    logger.error("%s failed on an answer", type(limiter).__name__, exc_info=error)
 
 
 class LimiterTransport(_LimitFlow, LayerTransport):
