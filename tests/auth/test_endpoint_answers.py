@@ -131,6 +131,11 @@ def test_an_answer_without_a_usable_token_is_reported(token: object) -> None:
     assert str(error).endswith("answered 200 without a usable access_token")
 
 
+def test_an_empty_object_is_reported_as_an_answer_without_a_token() -> None:
+    error = failure(httpx.Response(200, json={}))
+    assert str(error).endswith("answered 200 without a usable access_token")
+
+
 def test_an_endpoint_that_answers_200_with_an_error_is_quoted() -> None:
     error = failure(httpx.Response(200, json={"error": "bad_client", "error_description": f"not {SECRET}"}))
     assert str(error).endswith("answered 200 without a usable access_token: bad_client: not [secret]")

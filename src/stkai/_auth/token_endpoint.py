@@ -56,10 +56,14 @@ _REFUSED_CLIENT: Final = ("invalid_client", "unauthorized_client", "invalid_gran
 """The statuses and error codes of an endpoint that refuses the client itself (RFC 6749, section 5.2)."""
 
 
+_NO_OBJECT: Final[dict[str, Any]] = {}
+"""The content of an answer that is not a JSON object."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenAnswer:
     status: int
-    content: dict[str, Any] = field(repr=False)  # Its JSON object; empty if it is something else.
+    content: dict[str, Any] = field(repr=False)  # Its JSON object, or `_NO_OBJECT`.
     asked_at: float  # When the fetch started, in seconds of the clock.
     retry_after: float | None  # Seconds that its `Retry-After` asks us to wait.
 
@@ -88,7 +92,7 @@ class TokenAnswer:
         if not 200 <= self.status < 300:
             advice = {401: "; check client_id and client_secret", 404: "; check token_url"}
             return ": ".join([said, *filter(None, reasons)]) + advice.get(self.status, "")
-        if not self.content:
+        if self.content is _NO_OBJECT:
             return f"{said} with something that is not a JSON object: check token_url"
         token = self.content.get("access_token")
         if isinstance(token, str) and len(token) <= _MAX_TOKEN and is_sendable(token):
@@ -201,9 +205,8 @@ class TokenEndpoint:
                 wire.close()
         content = json_of(response)
         asked = retry_after(response.headers, self.clock.utcnow())
-        return TokenAnswer(
-            response.status_code, content if isinstance(content, dict) else {}, asked_at, asked
-        )
+        content = content if isinstance(content, dict) else _NO_OBJECT
+        return TokenAnswer(response.status_code, content, asked_at, asked)
 
     def _request(self) -> httpx.Request:
         form = {"grant_type": "client_credentials"}
