@@ -4,6 +4,7 @@ import re
 import socket
 import ssl
 from datetime import datetime
+from traceback import walk_tb
 from typing import Final, NamedTuple
 
 import httpx
@@ -81,7 +82,7 @@ def failure_of_error(error: BaseException, now: datetime, *, sound_wire: bool) -
         return Failure(cause, acted=False)
     if isinstance(error, alike(*_NO_CONNECTION)):
         return Failure(cause, acted=not sound_wire)
-    is_unknown = isinstance(error, alike(*_UNKNOWN)) or breaks_http2(error)
+    is_unknown = isinstance(error, alike(*_UNKNOWN)) or breaks_http2(error) or is_unreadable(error)
     return Failure(cause, acted=True) if is_unknown else None
 
 
@@ -118,18 +119,26 @@ def breaks_http2(error: BaseException) -> bool:
     After a GOAWAY, h2 refuses what still arrives, and what others send: httpcore reports that as a local protocol
     error.
     """
-    if not isinstance(error, alike(httpx.LocalProtocolError)):
-        return False
-    reasons = [reason for below in causes(error) for reason in below.args]
     return any(
-        type(reason).__module__.startswith("h2.")
-        and (type(reason).__name__ in _STREAM_ERRORS or _CONNECTION_CLOSED in str(reason))
-        for reason in reasons
+        type(reason).__name__ in _STREAM_ERRORS or _CONNECTION_CLOSED in str(reason)
+        for reason in _errors_of_h2(error)
     )
+
+
+def _errors_of_h2(error: BaseException) -> list[BaseException]:
+    """The errors of h2 in a local protocol error: httpcore reports those of the server as such, too."""
+    if not isinstance(error, alike(httpx.LocalProtocolError)):
+        return []
+    reasons = [reason for below in causes(error) for reason in below.args]
+    return [reason for reason in reasons if type(reason).__module__.startswith("h2.")]
 
 
 def is_unreadable(error: BaseException) -> bool:
     """Whether an answer came that no HTTP parser understands."""
+    if found := _errors_of_h2(error):
+        # Those of its `receive_data` are about the answer, all others about the request.
+        frames = [frame for reason in found for frame, _ in walk_tb(reason.__traceback__)]
+        return any(frame.f_code.co_name == "receive_data" for frame in frames) and not breaks_http2(error)
     if not isinstance(error, alike(httpx.RemoteProtocolError)) or any(part in str(error) for part in _BREAKS):
         return False
     return any(type(below).__module__.partition(".")[0] in _PARSERS for below in causes(error))

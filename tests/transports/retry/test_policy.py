@@ -5,11 +5,13 @@ import ssl
 from datetime import UTC, datetime
 from typing import Any
 
+import h2.connection
 import h2.exceptions
 import h11
 import httpcore
 import httpx
 import pytest
+from hyperframe.frame import DataFrame, Frame, HeadersFrame, SettingsFrame
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -177,6 +179,19 @@ def unreadable(message: str = "illegal status line") -> Exception:
     )
 
 
+def unreadable_by_http2(arriving: Frame) -> Exception:
+    """The error of an answer that breaks the rules of HTTP/2."""
+    connection = h2.connection.H2Connection()
+    connection.initiate_connection()
+    connection.send_headers(
+        1, [(":method", "GET"), (":scheme", "https"), (":authority", "a"), (":path", "/")]
+    )
+    connection.receive_data(SettingsFrame().serialize())
+    with pytest.raises(h2.exceptions.ProtocolError) as caught:
+        connection.receive_data(arriving.serialize())
+    return http2_error(caught.value)
+
+
 HOPELESS = [
     untrusted(),
     no_host(socket.EAI_NONAME),
@@ -225,8 +240,14 @@ def test_what_the_program_was_handling_is_no_cause_of_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("response", "error"),
-    [(httpx.Response(504), None), (None, unreadable()), (None, httpx.ReadTimeout("slow"))],
-    ids=["504", "unreadable", "timeout"],
+    [
+        (httpx.Response(504), None),
+        (None, unreadable()),
+        (None, unreadable_by_http2(DataFrame(1, data=b"before the head"))),
+        (None, unreadable_by_http2(HeadersFrame(1, data=b"\xff" * 9, flags=["END_HEADERS"]))),
+        (None, httpx.ReadTimeout("slow")),
+    ],
+    ids=["504", "unreadable", "no head", "unreadable head", "timeout"],
 )
 def test_a_request_that_was_not_answered_is_repeated_only_if_that_does_no_harm(
     response: httpx.Response | None, error: Exception | None
