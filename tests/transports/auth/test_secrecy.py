@@ -243,6 +243,21 @@ async def test_they_would_hold_it_if_the_frames_of_the_wire_were_not_dropped(
     assert TOKEN in text
 
 
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+async def test_the_variables_in_a_traceback_of_an_interrupt_while_the_wire_sends_hold_no_token(
+    world: World, monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]
+) -> None:
+    def write(*_: Any, **__: Any) -> NoReturn:
+        raise interrupt("in the middle")
+
+    monkeypatch.setattr(StuckStream, "write", write)
+    with pytest.raises(interrupt) as caught:
+        await world.send(stack_over(world, stuck(world), Fixed()), httpx.Request("POST", LOCAL, json={}))
+    text = shown_by(caught.value)
+    assert "_send_request_headers" in text, "the frames themselves are kept"
+    assert_hidden(text)
+
+
 async def test_the_variables_in_a_traceback_of_the_token_endpoint_hold_no_secret(world: World) -> None:
     for taken in (
         0,

@@ -5,6 +5,7 @@ if a server redirects to another origin.
 """
 
 from functools import partial
+from traceback import clear_frames
 from typing import Any, Final
 
 import httpx
@@ -60,9 +61,11 @@ class _AuthFlow(LayerBase):
                 token = policy.kept() or (yield from self.fetch(attempt, _NONE))
                 waited = True
                 continue
-            except Exception as error:
+            except BaseException as error:
                 if isinstance(error, alike(httpx.RequestError)):
                     hide_frames(error)
+                elif not isinstance(error, Exception):  # An interrupt while the wire was sending the token.
+                    clear_frames(error.__traceback__)
                 raise
             finally:
                 attempt.is_signed = None
