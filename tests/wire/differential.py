@@ -6,9 +6,12 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
+
+from stkai import RetryPolicy
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -120,7 +123,8 @@ class Seen:
     """What came of a scenario.
 
     Attributes:
-        outcomes: a status, headers and body, or the class of an error and the part of the body that arrived.
+        outcomes: a status, headers and body, or the class of an error, the part of the body that arrived, and whether
+            a POST would be sent again.
         requests: all bytes that the server got.
         connections: how many there were.
     """
@@ -202,7 +206,8 @@ async def _outcome(wire: httpx.AsyncBaseTransport, request: httpx.Request, case:
     try:
         await asyncio.wait_for(exchange(), case.cancel)
     except Exception as error:
-        return type(error), b"".join(parts)
+        failure = RetryPolicy().failure_of(None, error, datetime.now(UTC), repeatable=False)
+        return type(error), b"".join(parts), failure is not None
     return (*head, _without_port(b"".join(parts), request))
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import httpx
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from .._errors import ConfigurationError
@@ -138,14 +139,12 @@ class OverAiohttp(httpx.AsyncBaseTransport):
             try:
                 async with asyncio.timeout(seconds) as connection.timeout:
                     message, payload = await connection.read()
+                _require_readable(message)
             except READ_ERRORS as error:
                 raise unreadable(error, connection, request) from error
             if not is_interim(message.code):
                 break
         connection.head_left = None
-        reason = _why_unreadable(message)
-        if reason is not None:
-            raise error_for(httpx.RemoteProtocolError, reason, request)
         has_body = payload is not aiohttp.EMPTY_PAYLOAD
         body = self._body(connection, payload if has_body else None, request)
         body.ends_with_connection = (
@@ -203,17 +202,17 @@ def _destination_of(request: httpx.Request) -> tuple[object, ...]:
     return request.url.scheme, request.url.netloc, request.extensions.get("sni_hostname")
 
 
-def _why_unreadable(message: Any) -> str | None:
-    """Why an answer that aiohttp has read cannot be used; None if it can."""
+def _require_readable(message: Any) -> None:
+    """Raise the parser's error for an answer that aiohttp reads, and httpcore does not."""
     if message.code == httpx.codes.SWITCHING_PROTOCOLS:
-        return "the server switched to another protocol, which this wire cannot speak"
+        raise HttpProcessingError(message="it switches to another protocol, which this wire cannot speak")
     if message.code < httpx.codes.CONTINUE:
-        return f"the answer has an impossible status: {message.code}"
+        raise HttpProcessingError(message=f"its status is impossible: {message.code}")
     if "Transfer-Encoding" in message.headers:  # aiohttp accepts more kinds of white space than HTTP does.
         fields = [value for name, value in message.raw_headers if name.lower() == b"transfer-encoding"]
         if [value.strip(b" \t").lower() for value in fields] != [b"chunked"]:
-            return f"the answer has an unknown Transfer-Encoding: {b', '.join(fields).decode('latin-1')}"
-    return None
+            names = b", ".join(fields).decode("latin-1")
+            raise HttpProcessingError(message=f"its Transfer-Encoding is unknown: {names}")
 
 
 @cache
