@@ -274,7 +274,8 @@ def test_stdin_is_copied_next_to_the_output_so_that_a_job_resumes_without_it(
     given = job.input.read_bytes()
     assert job.run("-", stdin=given).returncode == 0
     assert sorted(job.done()) == [1, 2, 3, 4, 5]
-    job.failed.write_text(job.out.read_text().splitlines()[0] + "\n")
+    failure = '"error": {"code": "http_400", "message": "no"}'
+    job.failed.write_text(job.out.read_text().splitlines()[0].replace('"error": null', failure) + "\n")
     job.out.write_text("".join(line + "\n" for line in job.out.read_text().splitlines()[1:]))
     assert job.run("-", "--retry-failed").returncode == 0
     assert sorted(job.done()) == [1, 2, 3, 4, 5]

@@ -118,16 +118,83 @@ def test_a_journal_in_another_format_can_only_be_restarted(job: Job) -> None:
     assert job.run("--restart").returncode == 0
 
 
-def test_a_damaged_journal_and_foreign_lines_in_an_output_are_noticed(job: Job) -> None:
-    job.run()
-    good = job.snapshot()
-    job.journal.write_bytes(good["out.journal"] + b"what is this\n")
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"what is this",
+        b"w 4",  # An `s` with one bit changed: line 4 was sent.
+        b"s 4\r",
+        b"s \x004",
+        b"s 4 5",
+        b"n " + b"9" * 5_000,
+        b"u 20",
+        b"u 20 3o",
+        b"u 20 " + b"9" * 5_000,
+        b"x 4",
+        b"x 4 \xff\xfe",
+        b"i 20 abc",
+    ],
+)
+def test_a_damaged_record_in_the_journal_is_named_and_nothing_is_sent(
+    record: bytes, job: Job, counting: Server
+) -> None:
+    assert job.run().returncode == 0
+    with job.journal.open("ab") as journal:
+        journal.write(record + b"\ns 4\n")
+    line = job.journal.read_bytes().count(b"\n") - 1
+    before, seen = job.snapshot(), len(counting.seen)
     result = job.run("--resume")
-    assert (result.returncode, "out.journal, line" in result.stderr) == (2, True)
-    job.journal.write_bytes(good["out.journal"])
-    for more in (b"{}\n", good["out.jsonl"].splitlines(keepends=True)[0]):
-        job.out.write_bytes(good["out.jsonl"] + more)
-        assert job.run("--resume").returncode == 2
+    assert (result.returncode, f"{job.journal}, line {line} is damaged" in result.stderr) == (2, True)
+    assert "--restart" in result.stderr
+    assert (job.snapshot(), len(counting.seen)) == (before, seen)
+    assert job.run("--restart").returncode == 0
+
+
+def test_a_first_line_that_is_nested_too_deeply_is_no_header(job: Job) -> None:
+    job.journal.write_bytes(b"[" * 100_000 + b"\n")
+    result = job.run("--resume")
+    assert (result.returncode, "is not a stkai journal" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("more", [b"{}\n", b'{"id": "line-' + b"9" * 5_000 + b'", "custom_id": null}\n'])
+def test_a_foreign_line_in_an_output_is_named(more: bytes, job: Job) -> None:
+    assert job.run().returncode == 0
+    with job.out.open("ab") as out:
+        out.write(more)
+    result = job.run("--resume")
+    assert (result.returncode, f"{job.out}, line 3: this is not an output line" in result.stderr) == (2, True)
+    job.out.write_bytes(job.out.read_bytes().removesuffix(more) + job.out.read_bytes().splitlines(True)[0])
+    assert "twice" in job.run("--resume").stderr
+
+
+def test_outputs_that_were_mixed_up_are_refused(job: Job, counting: Server) -> None:
+    job.input.write_text(job.input.read_text() + "oops\n")
+    assert job.run().returncode == 1
+    answers, failures = job.out.read_bytes(), job.failed.read_bytes()
+    for out, failed, name in ((failures, answers, job.out), (answers, answers, job.failed)):
+        job.out.write_bytes(out)
+        job.failed.write_bytes(failed)
+        result = job.run("--retry-failed")  # It would send all answers again.
+        assert (result.returncode, f"{name}, line 1: this is not" in result.stderr) == (2, True)
+    assert len(counting.seen) == 2
+
+
+def test_outputs_may_have_the_line_breaks_of_windows(job: Job, counting: Server) -> None:
+    job.input.write_text(job.input.read_text() + "oops\n")
+    assert job.run().returncode == 1
+    for path in (job.out, job.failed):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    before = job.snapshot()
+    assert job.run("--resume").returncode == 1
+    assert (job.snapshot(), len(counting.seen)) == (before, 2)
+
+
+def test_the_code_of_a_failure_may_be_damaged(job: Job) -> None:
+    job.input.write_text("oops\n")
+    assert job.run().returncode == 1
+    job.failed.write_bytes(job.failed.read_bytes().replace(b'"invalid_line"', b'"inval\xffd_line"'))
+    result = job.run("--resume")
+    assert (result.returncode, "1 inval\ufffdd_line" in result.stderr) == (1, True)
 
 
 @pytest.mark.parametrize(

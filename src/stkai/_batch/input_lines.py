@@ -18,7 +18,6 @@ from .request_formats import InvalidLineError, Values, values_of
 
 _BOM: Final = b"\xef\xbb\xbf"
 _BLOCK: Final = 1 << 16
-_SURVEY: Final = re.compile(rb"([0-9a-f]{64}) ([0-9]+) ([0-9]+)")
 _ANY_SIZE: Final = 2**31 - 1
 
 ReadLine = Callable[[], Values | None]
@@ -160,11 +159,9 @@ class Survey(NamedTuple):
         return cls(size, sha256(path, size), own, last)
 
     @classmethod
-    def of_record(cls, size: int, rest: bytes) -> "Survey":
-        found = _SURVEY.fullmatch(rest)
-        if found is None:
-            raise ConfigurationError("the journal is damaged: pass --restart to start over")
-        return cls(size, found[1].decode(), int(found[2]), int(found[3]))
+    def of_record(cls, size: int, rest: str) -> "Survey":
+        digest, lines, last = rest.split(" ")
+        return cls(size, digest, int(lines), int(last))
 
 
 class StdinCopy(threading.Thread):

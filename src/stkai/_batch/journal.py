@@ -31,7 +31,11 @@ from .input_lines import Survey
 
 VERSION: Final = 1
 
-_DAMAGED: Final = "{}: this is not a journal record; the file is damaged. Pass --restart to start over"
+_RECORD: Final = re.compile(
+    r"(?=[sndf] \d+$|u \d+ \d{1,15}$|x \d+ [^\x00-\x1f\ufffd]+$|i \d+ [0-9a-f]{64} \d{1,15} \d{1,15}$)"
+    r"(.) (\d{1,15})(?: (.*))?",
+    re.ASCII,
+)
 _TORN: Final = re.compile(rb"s(?: ([0-9]*))?")
 
 
@@ -142,20 +146,20 @@ class Journal(AppendFile):
         found, in_flight = Recovered(states), 0
         for kind, number, rest in records(self.path, self.header):
             state = states[number]
-            if kind == b"s" and state is LineState.NEW:
+            if kind == "s" and state is LineState.NEW:
                 states[number] = LineState.SENT
-            elif kind == b"n" and state is LineState.SENT:
+            elif kind == "n" and state is LineState.SENT:
                 states[number] = LineState.NEW
                 found.executions.pop(number, None)
-            elif kind == b"x" and state is LineState.SENT:
-                found.executions[number] = rest.decode()
-            elif kind == b"d":
+            elif kind == "x" and state is LineState.SENT:
+                found.executions[number] = rest
+            elif kind == "d":
                 states[number] = LineState.DONE
-            elif kind == b"f":
+            elif kind == "f":
                 in_flight = number
-            elif kind == b"u":
+            elif kind == "u":
                 found.usage = (number, int(rest))
-            elif kind == b"i":
+            elif kind == "i":
                 found.survey = Survey.of_record(number, rest)
         torn = _TORN.fullmatch(self.cut_torn_tail())
         if torn is not None:
@@ -184,7 +188,7 @@ def _record(kind: str, *values: object) -> bytes:
     return " ".join(map(str, (kind, *values))).encode() + b"\n"
 
 
-def records(path: Path, header: Header | None) -> Iterator[tuple[bytes, int, bytes]]:
+def records(path: Path, header: Header | None) -> Iterator[tuple[str, int, str]]:
     """All records: what happened, to which line, and further data; without the header and a truncated last record."""
     version = VERSION if header is None else header.version
     if version != VERSION:
@@ -195,14 +199,15 @@ def records(path: Path, header: Header | None) -> Iterator[tuple[bytes, int, byt
     with path.open("rb") as lines:
         lines.readline()
         for lineno, line in enumerate(lines, 2):
-            kind, _, rest = line[:-1].partition(b" ")
             if line[-1:] != b"\n":
                 return
-            number, _, more = rest.partition(b" ")
-            if len(kind) == 1 and number.isdigit():
-                yield kind, int(number), more
-            else:
-                raise ConfigurationError(_DAMAGED.format(f"{path}, line {lineno}"))
+            found = _RECORD.fullmatch(line[:-1].decode(errors="replace"))
+            if found is None:
+                raise ConfigurationError(
+                    f"{path}, line {lineno} is damaged: this is not a journal record; restore the file, or start over"
+                    " (--restart; send_all: another journal), which sends everything again"
+                )
+            yield found[1], int(found[2]), found[3]
 
 
 def read_header(path: Path) -> Header | None:
@@ -217,6 +222,6 @@ def read_header(path: Path) -> Header | None:
     try:
         header = json.loads(first)
         kind, version, job = header.pop("stkai"), header.pop("version"), uuid.UUID(header.pop("job"))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise not_a_journal from error
     return Header(kind, job, header, version)

@@ -171,6 +171,6 @@ def _input_of(journal: Path) -> tuple[Shard, Survey | None]:
     if header is None:
         return ALL_LINES, None
     for kind, number, rest in records(journal, header):
-        if kind == b"i":
+        if kind == "i":
             survey = Survey.of_record(number, rest)
     return Shard.parse(header.facts.get("options", {}).get("--shard") or "0/1"), survey

@@ -26,10 +26,11 @@ from .json_text import STRICT, JsonValue, one_line, parse
 SUFFIX: Final = ".jsonl"
 _STDOUT: Final = 1
 
-_LINE_START: Final = re.compile(rb'\{"id": "line-([1-9][0-9]*)", "custom_id": ')
+_LINE_START: Final = re.compile(rb'\{"id": "line-([1-9][0-9]{0,14})", "custom_id": ')
 """The start of each line of an output."""
 
 _CODE: Final = b'"error": {"code": "'
+_ENDS: Final = {LineState.DONE: b'"error": null}', LineState.FAILED: b'"}}'}
 
 UNKNOWN: Final = "unknown"
 """The code of lines that were in flight when an earlier run ended."""
@@ -96,7 +97,7 @@ class OutputLine(NamedTuple):
 
 def code_in(entry: bytes) -> str:
     start = entry.rfind(_CODE)
-    return entry[start + len(_CODE) :].partition(b'"')[0].decode() if start >= 0 else "other"
+    return entry[start + len(_CODE) :].partition(b'"')[0].decode(errors="replace") if start >= 0 else "other"
 
 
 def body_of(response: httpx.Response) -> JsonValue:
@@ -170,7 +171,7 @@ class FileOutputs(Outputs):
         states = LineStates()
         for file, state in ((self.answers, LineState.DONE), (self.failures, LineState.FAILED)):
             file.cut_torn_tail()
-            for number, entry in entries_in(file.path):
+            for number, entry in entries_in(file.path, _ENDS[state]):
                 if states[number] is not LineState.NEW:
                     raise ConfigurationError(
                         f"line {number} is in the outputs of {self.answers.path} twice: remove one of them,"
@@ -195,8 +196,8 @@ class FileOutputs(Outputs):
         self.failures.close()
 
 
-def entries_in(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of an output, each with the number of its input line."""
+def entries_in(path: Path, end: bytes = b"}") -> Iterator[tuple[int, bytes]]:
+    """The lines of an output, each with the number of its input line; all of them end like this."""
     match = _LINE_START.match
     with path.open("rb") as lines:
         for lineno, line in enumerate(lines, 1):
@@ -204,9 +205,10 @@ def entries_in(path: Path) -> Iterator[tuple[int, bytes]]:
                 msg = f"{path}, line {lineno} is cut off: finish that job first, with --resume"
                 raise ConfigurationError(msg)
             found = match(line)
-            if found is None:
+            if found is None or not line.rstrip().endswith(end):
                 raise ConfigurationError(
-                    f"{path}, line {lineno}: this is not an output line of `stkai batch`"
+                    f"{path}, line {lineno}: this is not an output line of `stkai batch`, or not one of this file:"
+                    " restore the file, or remove the line, whose request then counts as unknown (see --unknown)"
                 )
             yield int(found[1]), line
 
