@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import os
+import pty
 import signal
 import subprocess
 import threading
@@ -15,6 +17,8 @@ from aiohttp import web
 from .job import HANGS, Job, RefusalError, Server, echo, summary, until
 
 pytestmark = pytest.mark.real_time
+
+LEFT_OUT = b"stdin had not ended: pass it again, or only the lines that were copied are sent"
 
 
 @pytest.fixture
@@ -44,6 +48,65 @@ def test_stdin_that_was_cut_off_is_reported_and_what_was_copied_is_sent(
     assert "stdin was cut off" in result.stderr
     assert sorted([*job.done(), *job.failures()]) == [1, 2, 3, 4, 5]
     assert set(counting.executed.values()) == {1}
+    assert "cut off" not in job.run("-", "--resume", stdin=b"other").stderr
+
+
+@pytest.mark.parametrize("copied", [0, 1, 100, 250, 10_000])
+def test_stdin_that_was_cut_off_anywhere_and_is_passed_again_is_sent_to_its_end(
+    copied: int, job: Job, counting: Server
+) -> None:
+    whole = job.input.read_bytes()
+    cut_off(job, whole[:copied])
+    result = job.run("-", "--resume", stdin=whole)
+    assert (result.returncode, summary(result.stderr)) == (0, "5 done, 0 failed (0 unknown)")
+    assert set(counting.executed.values()) == {1}
+    assert (job.folder / "out.stdin.jsonl").read_bytes() == whole
+    assert "cut off" not in job.run("-", "--resume").stderr
+
+
+@pytest.mark.parametrize("other", [b"x", b'{"custom_id": "id-1"', b"[]" * 200])
+def test_a_stdin_other_than_the_one_that_was_cut_off_is_wrong_usage(
+    other: bytes, job: Job, counting: Server
+) -> None:
+    whole = job.input.read_bytes()
+    cut_off(job, whole[:150])
+    before = job.snapshot()
+    result = job.run("-", "--resume", stdin=other)
+    assert (result.returncode, "stdin is not the one" in result.stderr) == (2, True)
+    assert (job.snapshot(), counting.seen) == (before, [])
+    assert job.run("-", "--resume", stdin=whole).returncode == 0
+
+
+def test_a_terminal_is_not_stdin_passed_again(job: Job, counting: Server) -> None:
+    cut_off(job, job.input.read_bytes()[:100])
+    terminal, ours = pty.openpty()
+    with job.start("-", "--resume", stdin=ours) as process:
+        assert process.wait(HANGS) == 1
+    os.close(terminal)
+    os.close(ours)
+    assert (sorted(job.done()), job.codes()) == ([1], {2: "invalid_line"})
+
+
+def test_stdin_for_which_there_is_no_room_is_sent_by_the_next_run_with_the_line_that_was_torn(
+    job: Job, counting: Server
+) -> None:
+    job.write(300, text="x" * 1000)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    with job.input.open("rb") as stdin:
+        process = job.start("-", before=limit, stdin=stdin)
+        assert b"out.stdin.jsonl cannot be written: File too large" in process.communicate(timeout=HANGS)[1]
+    assert (process.returncode, job.codes()) == (3, {})
+    assert 50 < len(job.done()) < 100
+    result = job.run("-", "--resume", stdin=job.input.read_bytes())
+    assert (result.returncode, summary(result.stderr)) == (0, "300 done, 0 failed (0 unknown)")
+    assert set(counting.executed.values()) == {1}
+
+
+def cut_off(job: Job, copied: bytes) -> None:
+    """The files of a job that was killed when it had copied this, and before it sent anything."""
+    assert job.run("-", stdin=b"").returncode == 0
+    job.journal.write_bytes(job.journal.read_bytes().splitlines(keepends=True)[0])
+    (job.folder / "out.stdin.jsonl").write_bytes(copied)
 
 
 @pytest.fixture
@@ -80,7 +143,7 @@ def test_an_interrupt_of_the_copying_leaves_the_rest_out_and_the_run_says_so(
     halted.send_signal(signal.SIGINT)
     assert halted.wait(HANGS) == 3
     said = halted.communicate()[1]
-    assert b"--resume sends only the lines that were copied" in said
+    assert LEFT_OUT in said
     assert b"0 done, 0 failed" in said
 
 
@@ -103,10 +166,12 @@ def test_a_run_that_is_interrupted_with_the_writer_of_stdin_says_so_as_well(
         process.send_signal(signal.SIGINT)
         assert b"interrupted by SIGINT" in process.stderr.readline()
         process.stdin.close()
-        until(lambda: b"\ni " in job.journal.read_bytes(), process)
         is_over.set()
         said = process.stderr.read()
-    assert b"--resume sends only the lines that were copied" in said
+    assert LEFT_OUT in said
+    whole = job.input.read_bytes() + b'{"url": "/x", "body": {"n": 6}}\n'
+    result = job.run("-", "--resume", stdin=whole)
+    assert (result.returncode, summary(result.stderr)) == (0, "6 done, 0 failed (0 unknown)")
 
 
 def test_an_interrupted_run_says_that_stdin_was_not_copied_to_its_end(
@@ -114,4 +179,4 @@ def test_an_interrupted_run_says_that_stdin_was_not_copied_to_its_end(
 ) -> None:
     open_ended.send_signal(signal.SIGINT)
     assert open_ended.wait(HANGS) == 130
-    assert b"--resume sends only the lines that were copied" in open_ended.communicate()[1]
+    assert LEFT_OUT in open_ended.communicate()[1]

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -171,6 +172,7 @@ class StdinCopy(threading.Thread):
         super().__init__(name="stkai.batch.stdin", daemon=True)
         self.path = path
         self.is_complete = False  # Whether everything has been copied, or copying has failed.
+        self.is_cut_off = False  # Set if its end does not mean that it was complete.
         self.survey: Survey | None = None  # Set once everything has been copied.
         self.error: StkaiError | None = None  # Why copying failed.
         self._file, self._shard, self._descriptor = AppendFile(path), shard, descriptor
@@ -179,17 +181,34 @@ class StdinCopy(threading.Thread):
     def lines(self) -> Lines:
         return json_lines(self.path, is_complete=lambda: self.is_complete)
 
+    def skip_copied(self) -> None:
+        """Read again what an earlier run has copied. If there is nothing to read, the copy is all there is."""
+        left, is_same = self._file.size, True
+        with self.path.open("rb") as copied:
+            while left and is_same and (again := os.read(self._descriptor, min(left, _BLOCK))):
+                left -= len(again)
+                is_same = copied.read(len(again)) == again
+        if not is_same or 0 < left < self._file.size:
+            raise ConfigurationError(
+                f"stdin is not the one that an earlier run copied to {self.path}: pass all of that again, or nothing"
+                " (</dev/null) to send only the lines that were copied"
+            )
+
     def run(self) -> None:
         try:
             while block := os.read(self._descriptor, _BLOCK):
                 self._file.append(block)
             self._file.sync()
-            self.survey = Survey.of(self.path, self._file.size, json_lines(self.path), self._shard)
+            if not self.is_cut_off:
+                self.survey = Survey.of(self.path, self._file.size, json_lines(self.path), self._shard)
         except StkaiError as error:
             self.error = error
         except OSError as error:  # For example, another process has made the pipe non-blocking.
             self.error = StkaiError(f"stdin cannot be read: {error.strerror}")
         finally:
+            if self.error is not None:  # A part of a line is no line.
+                with suppress(OSError):
+                    self._file.cut_torn_tail()
             self._file.close()
             self.is_complete = True
 

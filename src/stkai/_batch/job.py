@@ -1,6 +1,7 @@
 """A job: opens, locks and reads its files, to start or resume it; a dry run only reads its input."""
 
 import os
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -95,22 +96,14 @@ class BatchJob:
             self.lines = self.plan.lines(Path(self._options.source), self.survey.size)
         else:
             self.stdin = StdinCopy(copy, self._options.line_shard)
+            self.stdin.skip_copied()
             self.stdin.start()
             self.lines = self.stdin.lines
 
     def _resume(self, journal: Journal, outputs: FileOutputs, source: Path) -> None:
         self.recovered = recovered = journal.recover(outputs.read())
         self.usage = Usage(*recovered.usage)
-        survey = recovered.survey
-        _check_unchanged(source, survey, is_copy=self._options.from_stdin)
-        if survey is None:
-            logger.warning(
-                "stdin was cut off when an earlier run ended: only the lines copied by then are sent"
-            )
-        if survey is None or source.stat().st_size > survey.size:
-            survey = self.plan.survey(source)
-            journal.write("i", *survey)
-        self.survey, self.lines = survey, self.plan.lines(source, survey.size)
+        self._continue_input(journal, recovered.survey, source)
         if self._options.retry_failed:
             failed = recovered.states.numbers(LineState.FAILED)
             # If the process is killed before the truncation, they are still failures; after it, they are new.
@@ -120,6 +113,23 @@ class BatchJob:
             outputs.codes.clear()
             for number in failed:
                 recovered.states[number] = LineState.NEW
+
+    def _continue_input(self, journal: Journal, survey: Survey | None, source: Path) -> None:
+        """Read the input of the earlier runs, and what has been added to it since."""
+        _check_unchanged(source, survey, is_copy=self._options.from_stdin)
+        if survey is None and self._options.from_stdin:
+            is_there = sys.stdin is not None and not os.isatty(0)
+            logger.warning(
+                "stdin was cut off when an earlier run ended: %sonly the lines that were copied are sent",
+                "it is read again for what follows the copy; if it is empty, " if is_there else "",
+            )
+            if is_there:
+                self._read_input(source)
+                return
+        if survey is None or source.stat().st_size > survey.size:
+            survey = self.plan.survey(source)
+            journal.write("i", *survey)
+        self.survey, self.lines = survey, self.plan.lines(source, survey.size)
 
     def note(self) -> None:
         """Record the survey of the input, once all of stdin has arrived, and the tokens used so far."""

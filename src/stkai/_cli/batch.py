@@ -170,7 +170,7 @@ class _JobRun:
     def __init__(self, job: BatchJob, client: BatchClient, shown: Display) -> None:
         self._job, self._client, self._display = job, client, shown
         self._options, self._runner = job.plan.options, Runner(job, client)
-        self._clock, self._is_cut_off = SystemClock(), False
+        self._clock = SystemClock()
 
     def run(self) -> int:
         anyio.run(self._work)
@@ -196,8 +196,8 @@ class _JobRun:
         """
         why = f"interrupted by {(await anext(signals)).name}"
         first, stdin = self._clock.monotonic(), self._job.stdin
-        # Ctrl-C in a pipeline also ends the writer of stdin, which then looks complete.
-        self._is_cut_off = stdin is not None and not stdin.is_complete
+        if stdin is not None and not stdin.is_complete:
+            stdin.is_cut_off = True  # Ctrl-C in a pipeline also ends its writer, and it then looks complete.
         self._runner.stop(INTERRUPTED, why)
         if any(not each.may_drop for each in self._runner.in_flight.values()):
             self._display.say(f"{why}: waiting for the requests in flight; interrupt again to abort them")
@@ -239,14 +239,16 @@ class _JobRun:
         stdin, (code, why) = self._job.stdin, self._runner.stop_reason or (0, "")
         if code != HALTED or stdin is None or stdin.is_complete or self._options.to_stdout:
             return
-        with suppress(KeyboardInterrupt):
+        try:
             say(f"{why}: copying the rest of stdin, which --resume sends; interrupt to leave it out")
             stdin.join()
+        except KeyboardInterrupt:
+            stdin.is_cut_off = True
 
     def _finish_files(self) -> None:
         job, runner = self._job, self._runner
         if job.stdin is not None and job.stdin.error is not None:
-            runner.stop(HALTED, f"{job.stdin.error}; the rest of stdin is lost")
+            runner.stop(HALTED, f"{job.stdin.error}; the rest of stdin is not sent")
         try:
             job.note()
             if self._options.sync != "never":
@@ -271,8 +273,8 @@ class _JobRun:
             complain(message)
             if not self._options.to_stdout:
                 say("to continue: run the same command with --resume")
-                if self._is_cut_off or (job.stdin is not None and job.survey is None):
-                    say("stdin had not ended: --resume sends only the lines that were copied")
+                if job.stdin is not None and job.survey is None:
+                    say("stdin had not ended: pass it again, or only the lines that were copied are sent")
         if self._options.quiet and not code:
             return code
         if codes:
