@@ -216,7 +216,9 @@ def test_a_token_beside_credentials_is_an_error_that_names_both(
 
 
 @pytest.mark.parametrize(
-    "token", [f"Bearer {SECRET}", f"{SECRET}\r\nX: 1", f"{SECRET}é", "", 7, [SECRET]], ids=repr
+    "token",
+    [f"Bearer {SECRET}", f"{SECRET}\r\nX: 1", f"{SECRET}é", f'"{SECRET}"', f"'{SECRET}'", "", 7, [SECRET]],
+    ids=repr,
 )
 def test_a_token_that_cannot_be_a_header_is_an_error_that_does_not_show_it(
     stkai: GlobalSettings, token: Any

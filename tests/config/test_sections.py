@@ -193,11 +193,12 @@ def test_a_warm_start_without_a_name_is_refused(name: object) -> None:
         ({"share": "team"}, "warm_start='key' must be the name of the share, 'team'"),
         ({"penalty_factor": 0.5}, "plain AIMD starts at the whole quota"),
         ({"recovery_factor": 0.5}, "plain AIMD starts at the whole quota"),
+        ({"warm_start": "a\x07"}, "must be text that can be printed"),
     ],
 )
 def test_a_warm_start_that_could_not_keep_its_promise_is_refused(
     stkai: GlobalSettings, others: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigurationError, match=message):
+    with pytest.raises(ConfigurationError, match=f"^STKAI_RATE_LIMIT_WARM_START: .*{message}"):
         stkai.configure(rate_limit={"strategy": "adaptive", "warm_start": "key", **others})
     assert stkai.config.rate_limit.warm_start is None

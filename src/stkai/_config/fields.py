@@ -114,8 +114,9 @@ SecretText = Annotated[_Hidden, _Stripped, _NotEmpty]
 AccessToken = Annotated[
     _Hidden,
     _Stripped,
-    _only_if(lambda token: is_sendable(token.get_secret_value())),
-    Field(description='visible ASCII characters, without spaces and without "Bearer"'),
+    # `docker run --env-file` keeps the quotes that a shell removes.
+    _only_if(lambda token: is_sendable(text := token.get_secret_value()) and text[0] not in "\"'"),
+    Field(description='visible ASCII characters, without spaces, enclosing quotes or "Bearer"'),
 ]
 TokenAddress = Annotated[
     str,

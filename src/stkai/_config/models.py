@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from .._checks import SAFE_RANGE, check_number
+from .._errors import ConfigurationError
 from ..transports._limits.saved_rate import check_warm_start
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from . import fields
@@ -109,7 +110,10 @@ class RateLimitConfig(fields.Section):
             )
         if self.warm_start is not None:
             is_plain = self.penalty_factor is not None or self.recovery_factor is not None
-            check_warm_start(self.warm_start, self.share, plain=is_plain)
+            try:
+                check_warm_start(self.warm_start, self.share, plain=is_plain)
+            except ConfigurationError as error:
+                raise ValueError(f"{variable('rate_limit', 'warm_start')}: {error}") from None
         return self
 
     def quota(self) -> tuple[int | None, float | None]:
