@@ -6,6 +6,7 @@ import gc
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -582,6 +583,37 @@ def test_a_journal_that_is_in_use_or_of_another_kind_is_refused(tmp_path: Path) 
     path.write_text('{"stkai": "send_all", "version": 2, "job": "00000000-0000-4000-8000-000000000000"}\n')
     with pytest.raises(stkai.ConfigurationError, match="another version"):
         next(stkai.send_all(client(world), requests(3), journal=path))
+
+
+def test_a_process_that_is_forked_in_the_loop_neither_keeps_nor_gives_up_the_journal(tmp_path: Path) -> None:
+    path, (reading, writing) = tmp_path / "calls.journal", os.pipe()
+    loop = stkai.send_all(client(World("sync")), requests(3), journal=path)
+    next(loop)
+
+    def fork(run: Callable[[], object]) -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns if threads run.
+            child = os.fork()
+        if not child:
+            signal.alarm(20)
+            try:
+                run()
+            finally:
+                os._exit(0)
+        return child
+
+    os.waitpid(fork(loop.close), 0)
+    with pytest.raises(stkai.ConfigurationError, match="another process"):
+        next(stkai.send_all(client(World("sync")), requests(3), journal=path))
+    child = fork(lambda: os.read(reading, 1))
+    try:
+        loop.close()
+        assert len(list(stkai.send_all(client(World("sync")), requests(3), journal=path))) == 2
+    finally:
+        os.write(writing, b"x")
+        os.waitpid(child, 0)
+        os.close(reading)
+        os.close(writing)
 
 
 @pytest.mark.parametrize("name", ["pipe", "null"])

@@ -14,10 +14,12 @@ ids, no bodies and no credentials.
 """
 
 import json
+import os
 import re
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -25,7 +27,7 @@ from typing import Any, Final, NamedTuple
 
 from .._clock import unique_key
 from .._errors import ConfigurationError
-from ..stores._file import try_lock
+from ..stores._file import try_lock, unlock
 from .append_file import AppendFile
 from .input_lines import Survey
 
@@ -109,7 +111,7 @@ class Journal(AppendFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._before_next = b""
+        self._process, self._before_next = os.getpid(), b""
         try:
             self._lock()
             self.header = read_header(path)
@@ -131,6 +133,13 @@ class Journal(AppendFile):
                 f"another process, or another loop in this one, is working on this job: it holds {self.path};"
                 " wait for it, or stop it"
             )
+
+    def close(self) -> None:
+        """Close the file and release its lock, which processes that were forked in the meantime have as well."""
+        if os.getpid() == self._process:
+            with suppress(OSError):
+                unlock(self.descriptor)
+        super().close()
 
     def begin(self, kind: str, facts: Mapping[str, Any], survey: Survey | None = None) -> Header:
         """Start a new job, and discard the journal's contents."""
