@@ -162,6 +162,22 @@ async def test_a_waiter_that_wakes_after_its_deadline_leaves_its_permit_to_other
     assert bench.instants == [0, 1.5]
 
 
+class Busy(FakeClock):
+    """Of a machine so busy that 10 ms pass between any two readings."""
+
+    def monotonic(self) -> float:
+        self.advance(0.01)
+        return super().monotonic()
+
+
+async def test_a_call_whose_deadline_is_over_may_wait_no_negative_time(world: World) -> None:
+    bench = Bench(world, TokenBucket(1, 10.0), Busy())
+    await bench.send()
+    with pytest.raises(DeadlineExceededError, match="the call's deadline leaves 0 s"):
+        await bench.send(deadline=0.001)
+    assert [refusal.limit for refusal in bench.heard.of(Rejected)] == [0.0]
+
+
 class InterruptedOnce(FakeClock):
     """A connection that is lost ends the first sleep after half its time."""
 

@@ -104,9 +104,9 @@ def _refused(
     left, allowed = attempt.call.time_left(now), attempt.allowance(most)
     error: Exception
     if most is None or left < allowed - waited:
-        limit = left
+        limit = max(0.0, left)
         error = DeadlineExceededError(
-            f"a permit takes {digits(wait)} s, and the call's deadline leaves {digits(max(0.0, left))} s:"
+            f"a permit takes {digits(wait)} s, and the call's deadline leaves {digits(limit)} s:"
             " nothing was sent"
         )
     else:
