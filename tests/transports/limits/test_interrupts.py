@@ -18,7 +18,7 @@ from stkai._wire.pool_state import PoolState
 from stkai.stores import MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Run, Turn
-from stkai.transports._limits.queue import Queue
+from stkai.transports._limits.queue import Queue, join_all
 from stkai.transports._limits.queue_limiter import QueueLimiter
 from stkai.transports._limits.waiting_turns import WaitingTurns
 
@@ -128,7 +128,7 @@ def test_a_limiter_works_after_an_interrupt_at_any_point(make: Callable[[FakeClo
 
 
 @pytest.mark.parametrize(
-    "method", [Queue.ask, Queue.learn, Queue._when_free, PoolState.take, PoolState.catch_up]
+    "method", [Queue.ask, Queue.learn, Queue._when_free, join_all, PoolState.take, PoolState.catch_up]
 )
 def test_no_loop_jumps_back_outside_of_the_block_that_holds_a_lock(method: Any) -> None:
     """CPython 3.12 and 3.13 compile a loop that ends with an `if` to such a jump, and run signal handlers there."""
@@ -141,6 +141,31 @@ def test_no_loop_jumps_back_outside_of_the_block_that_holds_a_lock(method: Any) 
     for step in dis.get_instructions(method):
         if "JUMP_BACKWARD" in step.opname and "NO_INTERRUPT" not in step.opname:
             assert is_in_block(step.offset) or not is_in_block(step.argval), step
+
+
+@pytest.mark.no_cover
+@needs_opcodes
+def test_limiters_in_use_are_joined_after_an_interrupt_at_any_point() -> None:
+    for number in count(1):
+        one, two = TokenBucket(1, 10), TokenBucket(1, 20)
+        turns = [Turn() for _ in range(6)]
+        for turn in turns:
+            (one if turn in turns[::2] else two).ask(turn, 0.0)
+        interrupt = Interrupt(number, "queue.py", "waiting_turns.py")
+        with interrupt.during():
+            AllOf(one, two)
+        both, last = AllOf(one, two), Turn()
+        for now in (10.0, 20.0, 40.0):
+            for turn in turns:
+                if not turn.granted:
+                    (one if turn in turns[::2] else two).ask(turn, now)
+        assert all(turn.granted for turn in turns), number
+        assert both.ask(last, 45.0) == 15.0
+        assert both.ask(last, 60.0) == 0
+        assert (one.waiting, two.waiting, Queue.lock._is_owned()) == (0, 0, False)
+        if interrupt.left > 0:
+            break
+    assert number > 40, "there were interrupts"
 
 
 @pytest.mark.no_cover

@@ -284,17 +284,8 @@ begin_in_each_process(Queue, _begin)
 def join_all(sources: tuple[Source, ...]) -> None:
     """Merge the waiting turns of these sources, and of all sources used with them, into one order."""
     with Queue.lock:
-        orders: list[WaitingTurns] = [source.order for source in sources if source.order is not None]
+        orders = filter(None, [source.order for source in sources])
         # Into the largest: a limiter that is used with those of thousands of keys is joined with them one by one.
         order = max(orders, key=lambda each: len(each.members), default=None) or WaitingTurns()
         for source in sources:
-            old: WaitingTurns | None = source.order
-            if old is order:
-                continue
-            if old is not None:
-                order.absorb(old)
-            for member in [source] if old is None else list(old.members):
-                member.order = order
-                order.members.add(member)
-            if old is not None and old.turns:
-                order.recover()
+            order.add_source(source)

@@ -63,9 +63,22 @@ class WaitingTurns:
         for source in self.members:
             source.recover([turn for turn in self.turns if source in turn.sources])
 
+    def add_source(self, source: Source) -> None:
+        """Let the turns of a source, and of all sources used with it, wait here."""
+        if source.order is None:
+            source.order = self
+            self.members.add(source)
+        elif source.order is not self:
+            self.absorb(source.order)
+
     def absorb(self, other: "WaitingTurns") -> None:
         """Append the turns of `other`; low-priority ones are placed where they would have joined."""
         other.catch_up()
+        if other.turns:
+            self.deferred.append(self.recover)  # Before the next step, even if an interrupt ends this one.
+        for member in list(other.members):
+            member.order = self
+            self.members.add(member)
         for turn in other.turns:
             turn.number += self.last
         self.turns += other.turns
