@@ -94,6 +94,14 @@ async def test_what_make_returns_is_checked(world: World, made: Any) -> None:
     assert wire.requests == []
 
 
+@pytest.mark.parametrize("of", [lambda per: per, lambda per: [InFlight(1), [per]], AllOf])
+async def test_make_may_not_return_its_own_per_key(world: World, of: Callable[[PerKey], Any]) -> None:
+    per = PerKey(model_of, lambda _: of(per))
+    transport = world.build(StackBuilder([limiter(per)]), world.wire())
+    with pytest.raises(ConfigurationError, match=r"a list of others; not .*PerKey"):
+        await world.send(transport, chat())
+
+
 async def nobody_waits(_: object) -> Any:
     """An async function in place of a plain one."""
 

@@ -85,12 +85,12 @@ class PerKey(Chooser):
         return limiter
 
     def _made(self, key: str) -> Limiter:
-        kind = type(self).__name__
-        wanted = f"the function given to {kind} must return a limiter, such as TokenBucket(10, 60), or a list; not "
+        kind = f"the function given to {type(self).__name__}"
+        wanted = f"{kind} must return a limiter, such as TokenBucket(10, 60), or a list of others; not "
         made = self._make(key)
-        if isinstance(made, PerKey):
-            raise ConfigurationError(f"{wanted}{made!r}")
         limiter: Limiter = checked_limiter(made, wanted)
+        if isinstance(limiter, PerKey) or self in getattr(limiter, "parts", ()):
+            raise ConfigurationError(f"{wanted}{made!r}")
         return limiter
 
     def subscribe(self, layer: Any) -> None:
