@@ -1,4 +1,4 @@
-"""Values that stay hidden from reprs, variables in tracebacks and pickles."""
+"""Objects that refuse to be pickled, and values that stay hidden from reprs and variables in tracebacks."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, Final
@@ -7,8 +7,26 @@ MASK: Final = "********"
 """What is shown in place of a secret."""
 
 
-class HoldsSecret:
-    """Base class of objects that hold a secret: they refuse to be pickled, and a copy of one is the object itself."""
+class StaysInProcess:
+    """Base class of objects that refuse to be pickled; a copy of one is the object itself."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled, since it belongs to its process: make the client and its limiter"
+            " in each process, with share= to keep to one quota together"
+        )
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Any:
+        return self
+
+
+class HoldsSecret(StaysInProcess):
+    """Base class of objects that hold a secret."""
 
     __slots__ = ()
 
@@ -17,12 +35,6 @@ class HoldsSecret:
             f"{type(self).__name__} holds a secret, which must not be written into a pickle: make another one in the"
             " process that needs it, from its own settings"
         )
-
-    def __copy__(self) -> Any:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Any:
-        return self
 
 
 class Secret(HoldsSecret):

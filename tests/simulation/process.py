@@ -162,7 +162,8 @@ class Process:
         turns = [*leased.order.turns, *leased.order.woken, leased.calling and leased.calling.turn]
         memo: dict[int, Any] = {id(each): each for each in (self.transport, *turns)}
         memo[id(self.store)] = self.store
-        policy = copy.deepcopy(self.policy, memo)
+        memo[id(self.policy)] = policy = object.__new__(type(self.policy))
+        vars(policy).update(copy.deepcopy(vars(self.policy), memo))
         child = Process(sim, len(sim.processes), policy)
         policy._leased.client.store = child.store
         policy._leased.order.members = WeakSet(policy.sources)  # A copy of the set has the parent's.

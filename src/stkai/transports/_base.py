@@ -13,6 +13,7 @@ from .._checks import safe_repr
 from .._families import alike, family_of_wire
 from .._headers import copy_request
 from .._process import refuse_in_handler
+from .._secrets import StaysInProcess
 from ._async_driver import aclose_response, adrive
 from ._call import ATTEMPT, Attempt, Beginning, Call, Enter, begin
 from ._context import Context, attempt_finished, attempt_started, call_failed, call_finished, call_started
@@ -60,7 +61,7 @@ def _to_wire(inner: Any, context: Context, is_direct: bool, request: httpx.Reque
     return response
 
 
-class LayerBase:
+class LayerBase(StaysInProcess):
     """What sync and async layers share: everything but the driver.
 
     Attributes:

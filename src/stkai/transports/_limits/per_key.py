@@ -12,12 +12,13 @@ import httpx
 from ..._checks import POSITIVE_COUNT, check_number, is_async, safe_repr
 from ..._errors import ConfigurationError
 from ..._process import begin_in_each_process
+from ..._secrets import StaysInProcess
 from ..._urls import DEFAULT_PORTS, show_origin
 from .all_of import checked_limiter
 from .limiter import Chooser, Limiter, subscribe
 
 
-class PerKey(Chooser):
+class PerKey(StaysInProcess, Chooser):
     """One limiter for each key.
 
     Args:

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, ClassVar, Final
 
 from ..._process import IN_HANDLER, begin_in_each_process
+from ..._secrets import StaysInProcess
 from .._operations import Operation
 from .limiter import Answer, RateChange, Turn, was_never_sent
 from .sources.source import MAX_OVERSLEEP, TICK, Source
@@ -38,7 +39,7 @@ READY: Final = math.nan
 """Returned for a turn that is admitted by all sources except custom limiters, which are asked next."""
 
 
-class Queue:
+class Queue(StaysInProcess):
     """First come, first served, over one or more sources of permits. Receives the time as an argument; never waits."""
 
     lock: ClassVar[Any]
