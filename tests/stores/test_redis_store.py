@@ -176,14 +176,17 @@ def test_shares_on_one_server_use_the_same_connections(server: Server) -> None:
 
 @pytest.mark.real_time
 @pytest.mark.parametrize("kind", [TokenBucket, AimdLimiter])
+@pytest.mark.parametrize("is_closed", [False, True])
 def test_a_limiter_that_nobody_uses_any_more_leaves_no_connection_to_the_garbage_collector(
-    server: Server, kind: Any
+    server: Server, kind: Any, is_closed: bool
 ) -> None:
     with server.client() as client:
         before = len(client.client_list())
         limiter = kind(10, 1, share="dropped", store=server.url)
         with limiter.permit():
             assert len(client.client_list()) > before
+        if is_closed:
+            limiter.close()
         gc.disable()
         try:
             del limiter

@@ -209,7 +209,10 @@ class QuotaLimiter(QueueLimiter):
             self._leased.client.subscribe(layer)
 
     def close(self) -> None:
-        """Report what was used, within 0.25 s, and leave the group; the next request joins it again."""
+        """Report what was used, within 0.25 s, and leave the group; the next request joins it again.
+
+        The connections of the store stay open for other limiters; `limiter.store.close()` closes them.
+        """
         if self._leased is not None:
             self._leased.client.close()
 
