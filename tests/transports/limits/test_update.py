@@ -69,6 +69,15 @@ def test_no_window_has_more_than_the_greater_of_the_two() -> None:
     assert sum(took(policy, 111.0) > 0 for _ in range(9)) == 2
 
 
+def test_no_more_than_the_burst_goes_at_once_after_the_rate_rises() -> None:
+    policy = TokenBucket(60, 60, burst=3, max_cost=60)
+    assert sum(took(policy, 0.0) > 0 for _ in range(9)) == 3
+    policy.update(max_requests=6000, max_cost=6000)
+    assert sum(took(policy, 0.9) > 0 for _ in range(9)) == 3
+    assert sum(took(policy, 1.0) > 0 for _ in range(99)) == 3
+    assert sum(took(policy, 1.01) > 0 for _ in range(9)) == 1
+
+
 def test_units_and_bursts_that_were_not_used_grow_with_their_limit() -> None:
     policy = TokenBucket(100, 10, max_cost=10, burst=2)
     assert policy.ask(Turn(cost=8.0), 0.0) == 0

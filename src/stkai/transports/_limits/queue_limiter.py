@@ -184,6 +184,8 @@ class QuotaLimiter(QueueLimiter):
     ) -> None:
         """Change the numbers that are given; they apply to waiting requests as well.
 
+        The time since the last request counts at the new rate: at most `burst` requests and `max_cost` units too many.
+
         Raises:
             ConfigurationError: a number is out of range, or the limiter was created without it; nothing has changed.
         """

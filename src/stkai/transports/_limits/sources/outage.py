@@ -116,7 +116,7 @@ class Outage:
             requests, units = self._fractions
             most = None if new.max_requests is None else requests * new.max_requests
             cost = None if new.max_cost is None else units * new.max_cost
-            new = Limits(most, new.time_window, cost, burst=1.0)
+            new = Limits(most, new.time_window, cost)
         for source in self._local:
             if source.counts_units or new.max_requests is not None:
                 source.update(new)

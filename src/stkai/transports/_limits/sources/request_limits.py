@@ -78,10 +78,7 @@ class Rate(Source):
         self.paused_until = max(self.paused_until, until)
 
     def update(self, limits: Limits) -> None:
-        self.limit = in_words(limits)
-        if self._at > NEVER:
-            self.credit = self.credit + max(0.0, limits.at_once - self.burst)
-        self.rate, self.burst = limits.rate, limits.at_once
+        self.limit, self.rate = in_words(limits), limits.rate
 
 
 class Window(Source):
