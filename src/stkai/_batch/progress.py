@@ -14,7 +14,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bars
 
 from .._errors import ConfigurationError
-from ..costs import used_tokens
+from .._llm_bodies import used_tokens
 
 _LINE_INTERVAL: Final = 10.0  # Seconds between plain lines.
 

@@ -1,0 +1,147 @@
+"""What the bodies of language models' requests and answers say: their texts, and the usage that answers report."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, Literal
+
+Count = Literal["total", "input", "output"]
+
+_NO_TEXT: Final = frozenset(
+    {"model", "role", "type", "object", "user", "metadata", "detail", "media_type", "mimeType"}
+    | {"signature", "thoughtSignature", "encrypted_content", "images", "b64_json", "file_data", "cited_text"}
+)
+"""The keys of values that are not tokens: settings, names, encrypted content, pictures, quotations in citations."""
+
+_DATA_URL: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.=+-]+)*;base64,[A-Za-z0-9+/=_-]*")
+_PIECE: Final = re.compile(r"response\.(?:created|.+(?<!audio)\.delta)|content_block_delta|content-delta")
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}")
+
+_FORMATS: Final = (
+    # Anthropic counts cache writes against the limit, but does not include them in `input_tokens`.
+    ("usage", ("input_tokens", "cache_creation_input_tokens"), ("output_tokens",), "total_tokens"),
+    ("usage", ("prompt_tokens",), ("completion_tokens",), "total_tokens"),
+    ("tokens", ("user", "enrichment"), ("output",), "total_tokens"),
+    (
+        "usageMetadata",  # Gemini's, which reports its reasoning separately.
+        ("promptTokenCount", "toolUsePromptTokenCount"),
+        ("candidatesTokenCount", "thoughtsTokenCount"),
+        "totalTokenCount",
+    ),
+)
+"""What answers report: the key of the usage, those of the input, those of the output, and that of both together."""
+_CONTAINERS: Final = tuple(dict.fromkeys(key for key, *_ in _FORMATS))
+_USAGE: Final = re.compile(f'"(?:{"|".join(_CONTAINERS)})"|data:'.encode())
+
+
+def parsed(text: bytes) -> list[Any]:
+    """The value of a JSON text, in a list; an empty list for anything else."""
+    try:
+        return [json.loads(text)]
+    except (ValueError, RecursionError):
+        return []
+
+
+def messages_in(content: bytes) -> list[dict[str, Any]]:
+    """The JSON objects in an answer that may report a usage: its body, or the data of its server-sent events."""
+    if not _USAGE.search(content):
+        return []
+    bodies = parsed(content) or [*_events(content)]
+    if bodies and isinstance(bodies[0], list) and b'"usageMetadata"' in content:
+        bodies = bodies[0]  # Gemini streams an array unless it is asked for events.
+    return [body for body in bodies if isinstance(body, dict)]
+
+
+def texts_in(body: object) -> Iterator[str | None]:
+    """The texts in a body, and None for each token that is sent as a number."""
+    stack = [body]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, str):
+            yield _DATA_URL.sub("", value) if "base64," in value else value
+        elif isinstance(value, list):
+            stack += value
+            yield from (None for item in value if type(item) is int)
+        elif isinstance(value, dict):
+            stack += (item for key, item in value.items() if _is_read(key, item))
+
+
+def _is_read(key: str, value: object) -> bool:
+    """Whether the model reads a value under that key."""
+    if key in _NO_TEXT or key == "id" or key.endswith(("_id", "_ids")):
+        return False
+    return not (key == "data" and isinstance(value, str) and _BASE64.fullmatch(value))
+
+
+def _events(content: bytes) -> Iterator[Any]:
+    """The data of server-sent events (WHATWG HTML, section 9.2.6)."""
+    for event in re.split(rb"\n\r?\n|\n\r|\r\r", content.removeprefix(codecs.BOM_UTF8)):
+        lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
+        yield from parsed(b"\n".join(lines))
+
+
+def delta_texts(message: dict[str, Any]) -> list[str] | None:
+    """The texts in an event with a piece of an answer; None for any other event."""
+    choices, kind, pieces = message.get("choices"), message.get("type"), [message.get("delta")]
+    if isinstance(choices, list):
+        pieces = [choice.get("delta") for choice in choices if isinstance(choice, dict)]
+        if not any(isinstance(piece, dict) for piece in pieces):
+            return None
+    elif not isinstance(kind, str) or not _PIECE.fullmatch(kind):
+        return None
+    # Tool calls and reasoning are output as well; audio, in base64, is not counted.
+    return [text for text in texts_in(pieces) if text is not None]
+
+
+def _usages(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The places of a usage: at the top, or inside an event of a stream."""
+    # Anthropic and OpenAI's responses start or end a stream with the whole message; Cohere and Groq with a part of it.
+    places = [message, *(message.get(name) for name in ("message", "response", "delta", "x_groq"))]
+    for place in places:
+        if not isinstance(place, dict):
+            continue
+        for name in _CONTAINERS:
+            usage = place.get(name)
+            if isinstance(usage, dict):
+                yield usage
+                if isinstance(usage.get("tokens"), dict):  # Cohere's
+                    yield usage["tokens"]
+
+
+def reported_in(messages: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """The numbers in all usages; what a stream repeats is cumulative, so the last one counts."""
+    reported: dict[str, float] = {}
+    for message in messages:
+        for usage in _usages(message):
+            for name, value in usage.items():
+                number = number_of(value)
+                if number is not None:
+                    reported[name] = number
+    return reported
+
+
+def used_tokens(body: object) -> tuple[int, int]:
+    """The input and output tokens that the body of an answer reports; 0 where it reports none."""
+    reported = reported_in([body]) if isinstance(body, dict) else {}
+    return int(used_of(reported, "input") or 0), int(used_of(reported, "output") or 0)
+
+
+def used_of(reported: dict[str, float], count: Count) -> float | None:
+    """The tokens of that kind in a usage; None if it does not name them."""
+    for *_, total in _FORMATS:
+        if count == "total" and total in reported:
+            return reported[total]
+    for _, into, out, _ in _FORMATS:
+        names = into if count == "input" else out if count == "output" else (*into, *out)
+        numbers = [reported[name] for name in names if name in reported]
+        if numbers:
+            return sum(numbers)
+    return None
+
+
+def number_of(value: object) -> float | None:
+    """The value, if it is a valid number of tokens."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value < 1e15 else None
