@@ -9,18 +9,21 @@ from typing import Any, Final, Literal
 Count = Literal["total", "input", "output"]
 
 _NO_TEXT: Final = frozenset(
-    {"model", "role", "type", "object", "user", "metadata", "detail", "media_type", "mimeType"}
+    {"model", "role", "type", "object", "user", "metadata", "detail", "media_type", "mimeType", "mime_type"}
     | {"signature", "thoughtSignature", "encrypted_content", "images", "b64_json", "file_data", "cited_text"}
 )
 """The keys of values that are not tokens: settings, names, encrypted content, pictures, quotations in citations."""
 
 _DATA_URL: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.=+-]+)*;base64,[A-Za-z0-9+/=_-]*")
-_PIECE: Final = re.compile(r"response\.(?:created|.+(?<!audio)\.delta)|content_block_delta|content-delta")
+_PIECE: Final = re.compile(
+    r"response\.(?:created|.+(?<!audio)\.delta)|(?:content_block_|content-|step\.)delta"
+)
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}")
 
 _FORMATS: Final = (
-    # Anthropic counts cache writes against the limit, but does not include them in `input_tokens`.
+    # Anthropic and Bedrock count cache writes against the limit, but do not include them in the input tokens.
     ("usage", ("input_tokens", "cache_creation_input_tokens"), ("output_tokens",), "total_tokens"),
+    ("usage", ("inputTokens", "cacheWriteInputTokens"), ("outputTokens",), ""),  # Its total has cache reads.
     ("usage", ("prompt_tokens",), ("completion_tokens",), "total_tokens"),
     ("tokens", ("user", "enrichment"), ("output",), "total_tokens"),
     (
@@ -28,6 +31,12 @@ _FORMATS: Final = (
         ("promptTokenCount", "toolUsePromptTokenCount"),
         ("candidatesTokenCount", "thoughtsTokenCount"),
         "totalTokenCount",
+    ),
+    (
+        "usage",  # That of Gemini's interactions.
+        ("total_input_tokens", "total_tool_use_tokens"),
+        ("total_output_tokens", "total_thought_tokens"),
+        "total_tokens",
     ),
 )
 """What answers report: the key of the usage, those of the input, those of the output, and that of both together."""
@@ -71,7 +80,7 @@ def _is_read(key: str, value: object) -> bool:
     """Whether the model reads a value under that key."""
     if key in _NO_TEXT or key == "id" or key.endswith(("_id", "_ids")):
         return False
-    return not (key == "data" and isinstance(value, str) and _BASE64.fullmatch(value))
+    return not (key in {"data", "bytes"} and isinstance(value, str) and _BASE64.fullmatch(value))
 
 
 def _events(content: bytes) -> Iterator[Any]:
@@ -83,7 +92,8 @@ def _events(content: bytes) -> Iterator[Any]:
 
 def delta_texts(message: dict[str, Any]) -> list[str] | None:
     """The texts in an event with a piece of an answer; None for any other event."""
-    choices, kind, pieces = message.get("choices"), message.get("type"), [message.get("delta")]
+    choices, pieces = message.get("choices"), [message.get("delta")]
+    kind = message.get("type", message.get("event_type"))  # Gemini's
     if isinstance(choices, list):
         pieces = [choice.get("delta") for choice in choices if isinstance(choice, dict)]
         if not any(isinstance(piece, dict) for piece in pieces):
@@ -96,9 +106,10 @@ def delta_texts(message: dict[str, Any]) -> list[str] | None:
 
 def _usages(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The places of a usage: at the top, or inside an event of a stream."""
-    # Anthropic and OpenAI's responses start or end a stream with the whole message; Cohere and Groq with a part of it.
-    places = [message, *(message.get(name) for name in ("message", "response", "delta", "x_groq"))]
-    for place in places:
+    # Anthropic, OpenAI's responses and Gemini's interactions start or end a stream with the whole message; Cohere and
+    # Groq with a part of it.
+    names = ("message", "response", "interaction", "delta", "x_groq")
+    for place in [message, *(message.get(name) for name in names)]:
         if not isinstance(place, dict):
             continue
         for name in _CONTAINERS:

@@ -1,8 +1,8 @@
 """What a call costs under a limiter that counts units besides requests, such as a language model's tokens per minute.
 
 A cost is needed twice: as an estimate before the request is sent, and as the real number when the answer has been read.
-`llm_tokens()` gives both for the bodies and usage reports of OpenAI, Anthropic, Gemini, Mistral, Cohere and StackSpot,
-and of compatible servers:
+`llm_tokens()` gives both for the bodies and usage reports of OpenAI, Anthropic, Gemini, Bedrock, Mistral, Cohere and
+StackSpot, and of compatible servers:
 
     build_client(rate_limit=TokenBucket(60, 60, max_cost=100_000, cost=llm_tokens()))
 """
@@ -27,7 +27,8 @@ __dir__ = __all__.copy
 CHARACTERS_PER_TOKEN: Final = 4
 """OpenAI's rule of thumb for English text: https://help.openai.com/en/articles/4936856"""
 
-_MOST_OUTPUT: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "maxOutputTokens")
+_MOST_OUTPUT: Final = re.compile("max(?:_completion|_output)?_tokens|max(?:Output)?Tokens")
+_OPTIONS: Final = ("generationConfig", "generation_config", "inferenceConfig")  # Gemini's, and Bedrock's.
 
 _TEXTUAL: Final = re.compile(r"text/|application/(?:[\w.+-]*json|x-www-form-urlencoded)", re.IGNORECASE)
 
@@ -57,9 +58,10 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         if self._count != "output":
             tokens += sum(1.0 if text is None else self._tokens(text) for text in texts_in(body))
         if self._count != "input" and isinstance(body, dict):
-            options = body.get("generationConfig")  # Gemini's
-            places = (body, options) if isinstance(options, dict) else (body,)
-            tokens += max(number_of(place.get(name)) or 0.0 for place in places for name in _MOST_OUTPUT)
+            places = [body, *(body.get(name) for name in _OPTIONS)]
+            options = chain.from_iterable(place.items() for place in places if isinstance(place, dict))
+            most = [number_of(value) or 0.0 for name, value in options if _MOST_OUTPUT.fullmatch(name)]
+            tokens += max(most, default=0.0)
         return tokens
 
     def settle(self, response: httpx.Response) -> float | None:
@@ -108,9 +110,9 @@ def llm_tokens(count: Count = "total", tokenizer: Callable[[str], Sized] | None 
     """Count the tokens of language models: `TokenBucket(500, 60, max_cost=200_000, cost=llm_tokens())`.
 
     The estimate is one token for every four characters of text in the body, plus the longest possible answer:
-    `max_tokens`, `max_completion_tokens`, `max_output_tokens` or Gemini's `maxOutputTokens`. It leaves out images and
-    other attachments. The real cost is the `usage` of the answer (StackSpot's `tokens`, Gemini's `usageMetadata`),
-    streamed or not. A stream that reports none is settled by the text that arrived.
+    `max_tokens`, `max_completion_tokens`, `max_output_tokens`, Gemini's `maxOutputTokens` or Bedrock's `maxTokens`. It
+    leaves out images and other attachments. The real cost is the `usage` of the answer (StackSpot's `tokens`, Gemini's
+    `usageMetadata`), streamed or not. A stream that reports none is settled by the text that arrived.
 
     Args:
         count: "total", or "input" or "output" alone, for services that limit them separately.
