@@ -69,7 +69,7 @@ class Simulator:
         self.make = make or Simulator.bucket
         self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
-        self.state: State | None = None
+        self.states: dict[str, State | None] = {}
         self.is_up, self.clock_offset = True, 0.0
         self.is_troubled = losses > 0  # Then the store cannot know all that was sent.
         self.current: Process | None = None
@@ -142,15 +142,23 @@ class Simulator:
 
         self.at(there, arrive)
 
+    @property
+    def state(self) -> State | None:
+        """The state of the share of the usual limiter."""
+        return self.states.get("team")
+
+    @state.setter
+    def state(self, state: State | None) -> None:
+        self.states["team"] = state
+
     def lease(self, ask: Ask) -> Lease:
         """The store's step, with its invariants."""
         self.calls += 1
         now = self.now + self.clock_offset
-        if self.state is None:
-            self.state = State.new(now)
-        lease = step(self.state, ask, now)
+        state = self.states[ask.share] = self.states.get(ask.share) or State.new(now)
+        lease = step(state, ask, now)
         if self.calls % 5 == 0:  # What does not balance once, stays so.
-            check_books(self.state)
+            check_books(state)
         self.check(all(count > 0 for _, _, count in lease.ranges), "a lease has no permits in a range")
         return lease
 

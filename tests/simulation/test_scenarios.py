@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from stkai import AimdLimiter, AllOf, InFlight, TokenBucket
+from stkai.transports._limits.queue import Queue
 
 from .process import install, sleep
 from .simulator import Simulator
@@ -336,6 +337,77 @@ def test_several_limits_let_a_request_go_together(simulate: Any) -> None:
     sim.run(13)
     sim.finish(2, 5, goal=0.85)
     assert max(most) == 8
+
+
+@pytest.mark.parametrize(
+    ("quotas", "burst", "latency", "processes", "seconds"),
+    [
+        ([(5, 1), (5, 1)], 1, REDIS, 5, 20),
+        ([(600, 60), (10, 1)], 1, REDIS, 5, 20),
+        ([(10, 1), (600, 60)], 1, 0.01, 1, 20),
+        ([(10, 1), (600, 60)], 1, 0.06, 2, 20),
+        ([(5, 1), (200, 60)], None, REDIS, 2, 66),
+    ],
+)
+def test_several_shares_let_a_request_go_together(
+    simulate: Any, quotas: Any, burst: int | None, latency: float, processes: int, seconds: int
+) -> None:
+    """All of the slowest share is used, and no more than the others allow, whatever the phase of their calendars."""
+
+    def make(_: Simulator, store: Any) -> Any:
+        return AllOf(
+            *(
+                TokenBucket(most, window, burst=burst, share=f"share {number}", store=store)
+                for number, (most, window) in enumerate(quotas)
+            )
+        )
+
+    sim = simulate(processes=processes, latency=latency, make=make)
+    for process in sim.processes:
+        process.loops(16 // processes, seconds)
+    sim.run(seconds)
+    slowest = min(most / window for most, window in quotas)
+    goal = 0.97 if latency < FAR else 0.92
+    assert sum(sim.per_second(2, seconds - 2)) >= goal * slowest * (seconds - 2) - 1
+    for most, window in quotas:
+        # Permits are used a little late, and not all equally late.
+        assert sim.most_within(window - 0.005 - 2 * latency) <= most
+
+
+def test_requests_of_two_slow_shares_go_beside_those_of_each(simulate: Any) -> None:
+    quotas = [(30, 60), (40, 60)]
+    kinds = iter([[0, 1], [0], [1]])
+
+    def make(_: Simulator, store: Any) -> Any:
+        return AllOf(
+            *(TokenBucket(*quotas[kind], burst=1, share=f"share {kind}", store=store) for kind in next(kinds))
+        )
+
+    sim = simulate(processes=3, latency=REDIS, make=make)
+    for process in sim.processes:
+        process.loops(2, 100)
+    sim.run(100)
+    assert sum(use.process == 0 for use in sim.uses) >= 3
+
+
+def test_requests_that_wait_for_two_slow_shares_sleep(simulate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    ask = Queue.ask
+
+    def counted(self: Any, turn: Any, now: float) -> Any:
+        asked.append(now)
+        return ask(self, turn, now)
+
+    def make(_: Simulator, store: Any) -> Any:
+        slower = TokenBucket(1, 2, burst=1, share="b", store=store)
+        return AllOf(TokenBucket(30, 60, burst=1, share="a", store=store), slower)
+
+    monkeypatch.setattr(Queue, "ask", counted)
+    sim = simulate(processes=1, latency=REDIS, make=make)
+    sim.processes[0].loops(4, 60)
+    sim.run(60)
+    assert len(sim.uses) >= 29
+    assert 0 < len(asked) < 40 * len(sim.uses)
 
 
 def test_a_process_held_up_by_its_own_limit_leaves_the_rest_to_others(simulate: Any) -> None:

@@ -6,12 +6,12 @@ replace the store's assumptions about the member, so that lost, repeated or reor
 
 import math
 from bisect import bisect_right, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from ....stores._protocol import AHEAD, LATE, Ask, Lease
-from ..limiter import Turn
+from ..limiter import Turn, place_in
 from .source import ROUNDING
 
 CALL_LIFETIME: Final = 1.0
@@ -165,6 +165,10 @@ class GroupStatus:
         """Whether calls to the store take so long that no request should wait for one without need."""
         return self.latency > _LEAD
 
+    def leases(self, now: float) -> bool:
+        """Whether the store leases permits now, as far as known."""
+        return now >= max(self.paused_until, self.retry_at)
+
     def lead(self, *, short: bool = False) -> float:
         """How many seconds before an instant to ask the store, to have its answer in time."""
         return min(AHEAD, max(_SHORT_LEAD if short else _LEAD, 1.25 * self.latency))
@@ -174,3 +178,26 @@ class GroupStatus:
         reach = min(AHEAD, max(_MAX_HELD_SPAN, 2.5 * self.latency, self.active / _GROUP_CALLS))
         burst = 0.0 if self.lease is None else -self.lease.queue
         return max(1, math.floor(rate * max(reach, burst) / self.active + ROUNDING)) + 1
+
+
+def shares_of(turns: Sequence[Turn]) -> int:
+    """How many shares the first turn needs permits of, one after the other."""
+    return sum(source.is_remote for source in turns[0].sources) if turns else 1
+
+
+def lease_time(member: Any, turn: Turn) -> float:
+    """When to lease a permit for a turn that also has permits of other shares; -inf if it has none.
+
+    A turn gets one of the slowest share first: otherwise, members would hold permits of one share each, and wait for
+    those of another until all lapse. Of two windows with one rate, the shorter one is stricter.
+    """
+    instant, own = -math.inf, (member.rate, member.quota.window, member.share)
+    for other in turn.sources if len(turn.sources) > 1 else ():
+        if other is member or not other.is_remote or other.outage.is_on:
+            continue
+        due, place = other.held.due, place_in(other.turns, turn)
+        if place < len(due):
+            instant = max(instant, due[place] - 1.25 * member.group.latency - LATE / 2)
+        elif (other.rate, other.quota.window, other.share) < own:
+            return math.inf
+    return instant

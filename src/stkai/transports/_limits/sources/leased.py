@@ -5,11 +5,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from ....stores._protocol import LATE, UNLIMITED, Quota
+from ....stores._protocol import AHEAD, LATE, UNLIMITED, Quota
 from ..limiter import Answer, RateChange, Turn, place_in
 from ..pace.law import LONGEST_PAUSE
 from .adaptive import AdaptiveRate
-from .holding import CALL_LIFETIME, CLOCK_ROUNDING
+from .holding import CALL_LIFETIME, CLOCK_ROUNDING, lease_time, shares_of
 from .member import RETURN_DELAY, Member
 from .outage import TRANSITION, window_of
 from .request_limits import Rate
@@ -183,7 +183,8 @@ class Leased(Member):
     def _next_lease_at(self) -> float:
         """When to lease the next permits."""
         short = len(self.held.due) > max(1, self.waiting // 4)
-        return max(self.held.last - self.group.lead(short=short), self.group.retry_at)
+        lead = min(AHEAD, shares_of(self.turns) * self.group.lead(short=short))
+        return max(self.held.last - lead, self.group.retry_at)
 
     # Calls
 
@@ -197,6 +198,13 @@ class Leased(Member):
         if now > group.as_of + TRANSITION:
             group.active = 1  # The information about other members is out of date.
         if not self._is_due(turn, now):
+            if now < (starts := lease_time(self, turn)) < math.inf:
+                # The turn sleeps until its permit of another share is due.
+                if group.is_far:
+                    self.is_early = True
+                    self.client.schedule(starts - now)
+                else:
+                    turn.nap = min(turn.nap, starts + LATE / 2 - now)
             return None
         if group.is_far and place_in(self.turns, turn) < len(self.held.due):
             # The turn would miss its own permit, so a thread makes the call.

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ....stores._protocol import AHEAD, LATE, Ask, Lease, Quota, Refusal
 from ..limiter import Turn
-from .holding import CALL_LIFETIME, Demand, GroupStatus, Holding, StoreCall
+from .holding import CALL_LIFETIME, Demand, GroupStatus, Holding, StoreCall, lease_time, shares_of
 from .outage import Outage, window_of
 from .request_limits import Window
 from .source import ROUNDING, Limits, Source
@@ -87,9 +87,14 @@ class Member(Source):
 
     def can_use_soon(self, turn: Turn, now: float) -> bool:
         """Whether the turn could use a permit that is leased now; a guess suffices if no other turn could use it."""
-        by, until = turn.held_by, now + AHEAD
+        starts, by, until = lease_time(self, turn), turn.held_by, now + AHEAD
+        if starts > -math.inf:
+            return now >= starts
+        if self.comes_later(turn, now + 2 * AHEAD) and by.is_remote and not by.outage.is_on:
+            return bool(by.group.leases(now))  # After this one's, however late.
         if by is not None and by.is_exact:  # A permit that is leased too early would lapse.
-            until = min(until, max(now + self.group.latency, self.held.last, self.group.queue_until) + LATE)
+            lead = self.group.latency * (3 if self.group.is_far else 1)
+            until = min(until, max(now + lead, self.held.last, self.group.queue_until) + LATE)
         return not self.comes_later(turn, until) or not (by.is_exact or self.is_mixed)
 
     def users(self, now: float, most: int) -> tuple[list[Turn], float]:
@@ -109,9 +114,9 @@ class Member(Source):
                 break  # All other turns wait for the same limits.
         return users, sum(max(0.0, left) for left in room.values()) if room else self._room((), now)
 
-    def _room(self, sources: Sequence[Source], now: float) -> float:
-        others = [source.available(now, AHEAD) for source in sources if source is not self]
-        return min([self.outage.available(now, AHEAD), *others])
+    def _room(self, sources: Sequence[Any], now: float) -> float:
+        until = AHEAD + 2 * self.group.latency  # Another share's permits are leased after this one's.
+        return min(float(each.available(now, until)) for each in (self.outage, *sources) if each is not self)
 
     def wanted(self, now: float) -> tuple[int, int, float, list[Turn]]:
         """How many more permits to request; how many permits and units to keep; and the turns that could use them."""
@@ -131,7 +136,7 @@ class Member(Source):
                 units += cost_of(turns[paid])
                 paid += 1
             kept = paid
-        return min(most, limit) - kept, kept, units, turns
+        return max(0, min(most, limit) - kept), kept, units, turns
 
     # Calls
 
@@ -168,7 +173,6 @@ class Member(Source):
         want, kept, units, turns = (0, 0, 0.0, []) if is_idle else self.wanted(now)
         if now < group.paused_until or (self.pace is not None and group.lease is None):
             want = 0
-        want = max(0, want)
         held.keep(kept, units)
         call.sent = now
         call.ask = self._reported = self._message(call, kept, want, turns[kept : kept + want], units, now)
@@ -225,8 +229,10 @@ class Member(Source):
         # It is unknown when the permits of an answer read after a suspension are due: they lapse.
         arrived = -math.inf if now - call.sent > CALL_LIFETIME else now
         got = self.held.add(lease.ranges, lease.units, arrived)
-        self.held.late = max(LATE, 0.8 * self.held.late)
         group.update(lease, call.sent, now, is_empty=bool(ask.want and not got))
+        # A permit of another share may arrive as much later.
+        least = LATE + (group.latency if group.is_far and shares_of(self.turns) > 1 else 0.0)
+        self.held.late = max(least, 0.8 * self.held.late)
         if self.history is not None and lease.quota.window and not self.outage.sources:
             self.history.update(window_of(lease.quota))
         if group.is_far:  # The waiting turns could only guess when it would answer.
