@@ -1,7 +1,7 @@
 """The flow of a limiter layer alone: a limiter's answers go in, operations come out."""
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -181,6 +181,16 @@ def test_the_caller_gets_its_answer_if_the_limiter_fails_to_learn_from_it(
     assert "Scripted failed on an answer" in record.getMessage()
     assert record.exc_info is not None
     assert record.exc_info[0] is ZeroDivisionError
+
+
+def test_the_caller_gets_its_answer_if_the_limiter_learns_something_that_is_no_change_of_rate(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limiter, answer = Scripted(), httpx.Response(429)
+    limiter.on_learn = lambda turn, answer: cast("Any", "slower")
+    played = run(limiter, answer)
+    assert (played.asked, played.response) == (["send"], answer)
+    assert "Scripted failed on an answer" in caplog.text
 
 
 def test_the_caller_gets_the_error_of_the_wire_if_the_limiter_fails_to_learn_from_it() -> None:

@@ -1,6 +1,7 @@
 """A custom limiter of twenty lines works wherever one of ours does, sync and async."""
 
 import math
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -235,6 +236,39 @@ async def test_an_own_limiter_that_raises_at_the_end_of_an_answer_costs_nobody_t
         with pytest.raises(httpx.ReadError):
             await world.send(transport, httpx.Request("POST", URL))
         assert caplog.text.count("LookupError: a bug") == 2 * number
+
+
+@pytest.mark.parametrize("wrong", ["learn", "end"])
+async def test_an_own_limiter_that_fails_on_an_answer_keeps_it_from_no_other(
+    world: World, wrong: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Noting(Derived):
+        def __init__(self) -> None:
+            self.told: list[str] = []
+
+        def learn(self, turn: Turn, answer: Answer) -> None:
+            self.told.append("learn")
+
+        def end(self, turn: Turn, now: float) -> None:
+            self.told.append("end")
+
+    class Raising(Noting):
+        def __getattribute__(self, name: str) -> Any:
+            return raising if name == wrong else super().__getattribute__(name)
+
+    def raising(*_: Any) -> None:
+        raise LookupError("a bug")
+
+    others = Noting(), Noting()
+    stack = StackBuilder([limiter([others[0], Raising(), others[1]])], clock=FakeClock())
+    for outcome in (200, httpx.ReadError("reset")):
+        sending = world.send(world.build(stack, world.wire(outcome)), httpx.Request("POST", URL))
+        with suppress(httpx.ReadError):
+            await world.close(await sending)
+        assert [other.told for other in others] == [["learn", "end"]] * 2
+        for other in others:
+            other.told.clear()
+    assert "Raising failed on an answer" in caplog.text
 
 
 @pytest.mark.parametrize("kind", [TokenBucket, AimdLimiter, InFlight])

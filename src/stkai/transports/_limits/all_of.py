@@ -11,7 +11,7 @@ import httpx
 from ..._checks import REAL, safe_repr
 from ..._errors import ConfigurationError
 from .._operations import Operation
-from .limiter import Answer, Chooser, Limiter, Plan, RateChange, Turn, subscribe
+from .limiter import Answer, Chooser, Limiter, Plan, RateChange, Turn, note_failure, subscribe
 from .queue import ASK_INTERVAL, READY, Queue, join_all
 from .queue_limiter import QueueLimiter, checked_methods, is_ours
 from .sources.source import TICK, Source, listens_of
@@ -112,7 +112,7 @@ class AllOf(QueueLimiter):
         changes = [super().learn(turn, answer)]
         for source in turn.custom:
             inner = source.inner(turn)
-            changes.append(source.limiter.learn(inner, answer))
+            changes.append(source.tell("learn", turn, answer))
             turn.paced, turn.excused = turn.paced or inner.paced, turn.excused or inner.excused
             turn.errand = inner.errand or turn.errand  # Ours saves a rate, and will be due again.
             turn.not_before = max(turn.not_before, inner.not_before)
@@ -121,9 +121,7 @@ class AllOf(QueueLimiter):
     def end(self, turn: Turn, now: float) -> None:
         super().end(turn, now)
         for source in turn.custom:
-            end = getattr(source.limiter, "end", None)
-            if end is not None:
-                end(source.inner(turn), now)
+            source.tell("end", turn, now)
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         self._settle([source for source in turn.sources if source not in turn.custom], turn, cost, now)
@@ -144,19 +142,18 @@ def checked_limiter(policy: Any, wanted: str = WANTED) -> Any:
     """A limiter, or one per key; a list or a tuple becomes an `AllOf`."""
     if isinstance(policy, list | tuple):
         return AllOf(*policy)
+    kind = type(policy).__name__
     if isinstance(policy, QueueLimiter) and not hasattr(policy, "_plan"):
-        kind = type(policy).__name__
         raise ConfigurationError(f"{kind} is not initialised: its __init__ must call super().__init__(...)")
     if isinstance(policy, type) or not isinstance(policy, Limiter | Chooser):
         hint = ""
         if hasattr(policy, "ask") and not isinstance(policy, type):
             missing = [f"no `{name}`" for name in _MEMBERS if not hasattr(policy, name)]
-            kind = type(policy).__name__
             hint = f"; {kind} has {' and '.join(missing)}: derive it from stkai.Limiter, which has defaults"
         raise ConfigurationError(f"{wanted}{policy!r}{hint}")
     given = None if isinstance(policy, Chooser) else policy.methods
     if given is not None and checked_methods(given) != frozenset(given):
-        raise ConfigurationError(f"{type(policy).__name__}.methods must be in upper case, not {given!r}")
+        raise ConfigurationError(f"{kind}.methods must be in upper case, not {given!r}")
     return policy
 
 
@@ -262,6 +259,13 @@ class CustomSource(Source):
             turn.note(self, None)
         if self._asking is turn:
             self._asking = None
+
+    def tell(self, method: str, turn: Turn, news: Any) -> Any:
+        """Call `learn` or `end`, if it has that. Log its exceptions: the other limiters are told as well."""
+        try:
+            return getattr(self.limiter, method, lambda *_: None)(self.inner(turn), news)
+        except Exception as error:  # noqa: BLE001 - user code
+            note_failure(self.limiter, error)
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         self.limiter.settle(self.inner(turn), cost, now)

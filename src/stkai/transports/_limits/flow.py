@@ -8,8 +8,6 @@ import httpx
 from ..._checks import is_async
 from ..._errors import ConfigurationError
 from ..._event_loops import loop_has_ended
-from ..._log import logger
-from ..._process import raise_interrupt
 from ...events import RateChanged
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._body_end import BodyEnd, when_body_ends
@@ -19,7 +17,7 @@ from .._layer import Layer, recipe
 from .._operations import Close, Flow, Send, Steps
 from .._options import NO_OPTIONS
 from .all_of import checked_limiter, plan_of_own
-from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, subscribe
+from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, note_failure, subscribe
 from .metering import Bill, Estimate, Meter, Settle
 from .permit import wait_for_permit
 from .queue_limiter import QueueLimiter, is_ours
@@ -124,7 +122,7 @@ class _LimitFlow(LayerBase):
         try:
             limiter.learn(turn, Answer(sent, now, None, error, self.context.clock.utcnow, 0.5))
         except Exception as bug:  # noqa: BLE001 - user code; the caller gets the error of the wire
-            _note_failure(limiter, bug)
+            note_failure(limiter, bug)
         finally:
             self._note_end(limiter, turn, plan)
 
@@ -138,14 +136,13 @@ class _LimitFlow(LayerBase):
                 answer = Answer(sent, context.now(), response, None, context.clock.utcnow, turn.chance)
                 try:
                     change = limiter.learn(turn, answer)
+                    if change is not None:
+                        share = getattr(limiter, "share", None)
+                        context.emit(RateChanged(call=attempt.info, **change._asdict(), share=share))
                 except Exception as error:  # noqa: BLE001 - user code
-                    change = None
-                    _note_failure(limiter, error)
+                    note_failure(limiter, error)
                 attempt.paced = attempt.paced or turn.paced
                 attempt.excused = attempt.excused or turn.excused
-                if change is not None:
-                    share = getattr(limiter, "share", None)
-                    context.emit(RateChanged(call=attempt.info, **change._asdict(), share=share))
                 if turn.errand is not None:
                     yield turn.errand
             bill = None if is_refused else self._meter.bill(turn, plan, attempt.request, response)
@@ -165,7 +162,7 @@ class _LimitFlow(LayerBase):
             try:
                 limiter.end(turn, now)
             except Exception as error:  # noqa: BLE001 - user code
-                _note_failure(limiter, error)
+                note_failure(limiter, error)
         if bill is not None:
             bill.settle(how, now)
 
@@ -173,12 +170,6 @@ class _LimitFlow(LayerBase):
         # The repr of a user's own limiter may be anything.
         own = f", {self.policy!r}" if isinstance(self.policy, QueueLimiter | Chooser) else ""
         return own + super().describe()
-
-
-def _note_failure(limiter: Any, error: Exception) -> None:
-    """Log an exception of `learn` or `end`, which must not cost the caller the answer; an interrupt is raised."""
-    raise_interrupt(error)
-    logger.error("%s failed on an answer", type(limiter).__name__, exc_info=error)
 
 
 class LimiterTransport(_LimitFlow, LayerTransport):

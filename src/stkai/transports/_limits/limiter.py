@@ -12,6 +12,8 @@ import httpx
 
 from ..._errors import ClientSideRateLimitError
 from ..._families import alike
+from ..._log import logger
+from ..._process import raise_interrupt
 from ...events import CallInfo
 from .._failures import NOT_SENT
 from .._operations import Operation
@@ -247,6 +249,12 @@ class Plan:
 def was_never_sent(error: BaseException | None) -> bool:
     """Whether a request that ended with this error did not reach the server."""
     return isinstance(error, alike(ClientSideRateLimitError, *NOT_SENT))
+
+
+def note_failure(limiter: object, error: Exception) -> None:
+    """Log an exception of `learn` or `end`, which must not cost the caller the answer; an interrupt is raised."""
+    raise_interrupt(error)
+    logger.error("%s failed on an answer", type(limiter).__name__, exc_info=error)
 
 
 class Chooser:
