@@ -1,5 +1,6 @@
 """A limiter works after an interrupt (Ctrl-C, the exception of a signal handler) at any point of its arithmetic."""
 
+import _weakrefset
 import dis
 import math
 import sys
@@ -151,7 +152,7 @@ def test_limiters_in_use_are_joined_after_an_interrupt_at_any_point() -> None:
         turns = [Turn() for _ in range(6)]
         for turn in turns:
             (one if turn in turns[::2] else two).ask(turn, 0.0)
-        interrupt = Interrupt(number, "queue.py", "waiting_turns.py")
+        interrupt = Interrupt(number, "queue.py", "waiting_turns.py", _weakrefset.__file__)
         with interrupt.during():
             AllOf(one, two)
         both, last = AllOf(one, two), Turn()
@@ -163,6 +164,7 @@ def test_limiters_in_use_are_joined_after_an_interrupt_at_any_point() -> None:
         assert both.ask(last, 45.0) == 15.0
         assert both.ask(last, 60.0) == 0
         assert (one.waiting, two.waiting, Queue.lock._is_owned()) == (0, 0, False)
+        assert set(both.sources[0].order.members) >= set(both.sources), "a fork would not renew the others"
         if interrupt.left > 0:
             break
     assert number > 40, "there were interrupts"

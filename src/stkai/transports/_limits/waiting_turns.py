@@ -66,8 +66,8 @@ class WaitingTurns:
     def add_source(self, source: Source) -> None:
         """Let the turns of a source, and of all sources used with it, wait here."""
         if source.order is None:
-            source.order = self
             self.members.add(source)
+            source.order = self
         elif source.order is not self:
             self.absorb(source.order)
 
@@ -77,8 +77,8 @@ class WaitingTurns:
         if other.turns:
             self.deferred.append(self.recover)  # Before the next step, even if an interrupt ends this one.
         for member in list(other.members):
-            member.order = self
             self.members.add(member)
+            member.order = self
         for turn in other.turns:
             turn.number += self.last
         self.turns += other.turns
