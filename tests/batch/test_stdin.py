@@ -65,25 +65,39 @@ def test_stdin_that_was_cut_off_anywhere_and_is_passed_again_is_sent_to_its_end(
 
 
 @pytest.mark.parametrize("other", [b"x", b'{"custom_id": "id-1"', b"[]" * 200])
-def test_a_stdin_other_than_the_one_that_was_cut_off_is_wrong_usage(
+def test_of_a_stdin_other_than_the_one_that_was_cut_off_nothing_is_sent(
     other: bytes, job: Job, counting: Server
 ) -> None:
     whole = job.input.read_bytes()
-    cut_off(job, whole[:150])
-    before = job.snapshot()
+    cut_off(job, whole[:120])
     result = job.run("-", "--resume", stdin=other)
-    assert (result.returncode, "stdin is not the one" in result.stderr) == (2, True)
-    assert (job.snapshot(), counting.seen) == (before, [])
-    assert job.run("-", "--resume", stdin=whole).returncode == 0
+    assert (result.returncode, "stdin does not begin with" in result.stderr) == (3, True)
+    assert (sorted(job.done()), job.failures()) == ([1], {})
+    assert (job.folder / "out.stdin.jsonl").read_bytes() == whole[:120]
+    result = job.run("-", "--resume", stdin=whole)
+    assert (result.returncode, summary(result.stderr)) == (0, "5 done, 0 failed (0 unknown)")
+    assert set(counting.executed.values()) == {1}
 
 
-def test_a_terminal_is_not_stdin_passed_again(job: Job, counting: Server) -> None:
+def test_what_was_copied_is_sent_while_a_resumed_run_waits_for_stdin(job: Job, counting: Server) -> None:
+    whole = job.input.read_bytes()
+    cut_off(job, whole[:250])
+    with job.start("-", "--resume", stdin=subprocess.PIPE) as process:
+        until(lambda: len(counting.seen) == 3, process)
+        process.communicate(whole, timeout=HANGS)
+    assert (process.returncode, sorted(job.done())) == (0, [1, 2, 3, 4, 5])
+
+
+@pytest.mark.parametrize("kind", ["terminal", "nohup"])
+def test_a_terminal_and_what_nohup_replaces_it_by_are_not_stdin_passed_again(
+    kind: str, job: Job, counting: Server
+) -> None:
     cut_off(job, job.input.read_bytes()[:100])
-    terminal, ours = pty.openpty()
-    with job.start("-", "--resume", stdin=ours) as process:
+    opened = pty.openpty() if kind == "terminal" else (os.open(os.devnull, os.O_WRONLY),)
+    with job.start("-", "--resume", stdin=opened[-1]) as process:
         assert process.wait(HANGS) == 1
-    os.close(terminal)
-    os.close(ours)
+    for descriptor in opened:
+        os.close(descriptor)
     assert (sorted(job.done()), job.codes()) == ([1], {2: "invalid_line"})
 
 

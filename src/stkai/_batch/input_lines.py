@@ -7,7 +7,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -29,10 +28,16 @@ Lines = Generator[tuple[int, ReadLine] | None, None, None]
 """The number of each line and how to read it; None while the next one has not arrived yet. It keeps a file open."""
 
 
-def json_lines(path: Path, size: int | None = None, is_complete: Callable[[], bool] = lambda: True) -> Lines:
+def json_lines(
+    path: Path,
+    size: int | None = None,
+    is_complete: Callable[[], bool] = lambda: True,
+    is_cut_off: Callable[[], bool] = lambda: False,
+) -> Lines:
     """The lines of the first `size` bytes of a JSONL file, which may grow until it `is_complete`.
 
-    They are numbered from 1, as in an editor; blank lines are numbered but skipped.
+    They are numbered from 1, as in an editor; blank lines are numbered but skipped. If it `is_cut_off`, a part of a
+    line at its end is no line.
     """
     number = offset = 0
     with path.open("rb") as file:
@@ -40,7 +45,7 @@ def json_lines(path: Path, size: int | None = None, is_complete: Callable[[], bo
             # Ask before reading, so that nothing can be appended after the end that is read.
             ends_here = is_complete()
             for raw in _up_to(size, file):
-                if not ends_here and raw[-1:] != b"\n":
+                if raw[-1:] != b"\n" and (is_cut_off() or not ends_here):
                     file.seek(offset)
                     break
                 number += 1
@@ -179,9 +184,13 @@ class StdinCopy(threading.Thread):
 
     @property
     def lines(self) -> Lines:
-        return json_lines(self.path, is_complete=lambda: self.is_complete)
+        return json_lines(
+            self.path,
+            is_complete=lambda: self.is_complete,
+            is_cut_off=lambda: self.is_cut_off or self.error is not None,
+        )
 
-    def skip_copied(self) -> None:
+    def _skip_copied(self) -> None:
         """Read again what an earlier run has copied. If there is nothing to read, the copy is all there is."""
         left, is_same = self._file.size, True
         with self.path.open("rb") as copied:
@@ -189,13 +198,11 @@ class StdinCopy(threading.Thread):
                 left -= len(again)
                 is_same = copied.read(len(again)) == again
         if not is_same or 0 < left < self._file.size:
-            raise ConfigurationError(
-                f"stdin is not the one that an earlier run copied to {self.path}: pass all of that again, or nothing"
-                " (</dev/null) to send only the lines that were copied"
-            )
+            raise StkaiError(f"stdin does not begin with what an earlier run copied to {self.path}")
 
     def run(self) -> None:
         try:
+            self._skip_copied()
             while block := os.read(self._descriptor, _BLOCK):
                 self._file.append(block)
             self._file.sync()
@@ -206,9 +213,6 @@ class StdinCopy(threading.Thread):
         except OSError as error:  # For example, another process has made the pipe non-blocking.
             self.error = StkaiError(f"stdin cannot be read: {error.strerror}")
         finally:
-            if self.error is not None:  # A part of a line is no line.
-                with suppress(OSError):
-                    self._file.cut_torn_tail()
             self._file.close()
             self.is_complete = True
 

@@ -96,7 +96,6 @@ class BatchJob:
             self.lines = self.plan.lines(Path(self._options.source), self.survey.size)
         else:
             self.stdin = StdinCopy(copy, self._options.line_shard)
-            self.stdin.skip_copied()
             self.stdin.start()
             self.lines = self.stdin.lines
 
@@ -118,12 +117,12 @@ class BatchJob:
         """Read the input of the earlier runs, and what has been added to it since."""
         _check_unchanged(source, survey, is_copy=self._options.from_stdin)
         if survey is None and self._options.from_stdin:
-            is_there = sys.stdin is not None and not os.isatty(0)
+            is_passed = _is_stdin_passed()
             logger.warning(
                 "stdin was cut off when an earlier run ended: %sonly the lines that were copied are sent",
-                "it is read again for what follows the copy; if it is empty, " if is_there else "",
+                "it is read again for what follows the copy; if it is empty, " if is_passed else "",
             )
-            if is_there:
+            if is_passed:
                 self._read_input(source)
                 return
         if survey is None or source.stat().st_size > survey.size:
@@ -152,6 +151,14 @@ class BatchJob:
         if isinstance(self.outputs, FileOutputs):
             for file in (self.outputs.answers, self.outputs.failures):
                 sort_file(file.path)
+
+
+def _is_stdin_passed() -> bool:
+    """Whether stdin can be read, and is not a terminal, which nohup replaces by a file that cannot be read."""
+    try:
+        return sys.stdin is not None and not os.isatty(0) and not os.read(0, 0)
+    except OSError:
+        return False
 
 
 def _check_paths(options: Options, paths: Paths) -> None:
