@@ -183,6 +183,21 @@ def test_a_closed_file_writes_nothing_into_the_file_that_has_its_number_next(tmp
     os.close(other)
 
 
+def test_a_journal_is_locked_until_nothing_more_can_be_written_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, unlocked = Journal(tmp_path / "journal"), list[int]()
+
+    def unlock(descriptor: int) -> None:
+        unlocked.append(descriptor)
+        with pytest.raises(WriteError):
+            journal.sent(1)
+
+    monkeypatch.setattr("stkai._batch.journal.unlock", unlock)
+    journal.close()
+    assert len(unlocked) == 1
+
+
 def test_a_torn_tail_of_any_length_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for content, kept in (

@@ -108,8 +108,11 @@ class AppendFile:
                 await anyio.to_thread.run_sync(self.sync)
 
     def close(self) -> None:
-        """Close the file, which releases its lock. Nothing can be written afterwards."""
+        """Close the file. Nothing can be written afterwards."""
         with self._appending:
             # Another file may get the number next, and a thread left behind by an interrupt may still write.
             descriptor, self.descriptor = self.descriptor, -1
+        self._close(descriptor)
+
+    def _close(self, descriptor: int) -> None:
         os.close(descriptor)

@@ -134,12 +134,12 @@ class Journal(AppendFile):
                 " wait for it, or stop it"
             )
 
-    def close(self) -> None:
+    def _close(self, descriptor: int) -> None:
         """Close the file and release its lock, which processes that were forked in the meantime have as well."""
         if os.getpid() == self._process:
             with suppress(OSError):
-                unlock(self.descriptor)
-        super().close()
+                unlock(descriptor)
+        super()._close(descriptor)
 
     def begin(self, kind: str, facts: Mapping[str, Any], survey: Survey | None = None) -> Header:
         """Start a new job, and discard the journal's contents."""
