@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,21 @@ def test_a_damaged_record_in_the_journal_is_named_and_nothing_is_sent(
     assert "--restart" in result.stderr
     assert (job.snapshot(), len(counting.seen)) == (before, seen)
     assert job.run("--restart").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        f"f {sys.maxsize}",  # Of `send_all(..., max_in_flight=sys.maxsize)`.
+        "u 2700000000000000 3000000000000000",  # Servers say what they like.
+        "x 4 an id, \N{REPLACEMENT CHARACTER} and \N{GRINNING FACE}",
+    ],
+)
+def test_an_unusual_record_in_the_journal_is_not_a_damaged_one(record: str, job: Job) -> None:
+    assert job.run().returncode == 0
+    with job.journal.open("ab") as journal:
+        journal.write(f"{record}\n".encode())
+    assert job.run("--resume").returncode == 0
 
 
 def test_a_first_line_that_is_nested_too_deeply_is_no_header(job: Job) -> None:

@@ -34,8 +34,8 @@ from .input_lines import Survey
 VERSION: Final = 1
 
 _RECORD: Final = re.compile(
-    r"(?=[sndf] \d+$|u \d+ \d{1,15}$|x \d+ [^\x00-\x1f\ufffd]+$|i \d+ [0-9a-f]{64} \d{1,15} \d{1,15}$)"
-    r"(.) (\d{1,15})(?: (.*))?",
+    r"(?=[snd] \d{1,15}$|f \d+$|u \d+ \d{1,99}$|x \d{1,15} [^\x00-\x1f\udc80-\udcff]+$"
+    r"|i \d+ [0-9a-f]{64} \d{1,15} \d{1,15}$)(.) (\d{1,99})(?: (.*))?",
     re.ASCII,
 )
 _TORN: Final = re.compile(rb"s(?: ([0-9]*))?")
@@ -210,7 +210,7 @@ def records(path: Path, header: Header | None) -> Iterator[tuple[str, int, str]]
         for lineno, line in enumerate(lines, 2):
             if line[-1:] != b"\n":
                 return
-            found = _RECORD.fullmatch(line[:-1].decode(errors="replace"))
+            found = _RECORD.fullmatch(line[:-1].decode(errors="surrogateescape"))
             if found is None:
                 raise ConfigurationError(
                     f"{path}, line {lineno} is damaged: this is not a journal record; restore the file, or start over"
