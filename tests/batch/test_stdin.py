@@ -161,22 +161,31 @@ def test_an_interrupt_of_the_copying_leaves_the_rest_out_and_the_run_says_so(
     assert b"0 done, 0 failed" in said
 
 
+@pytest.mark.parametrize("order", ["writer first", "writer last"])
 def test_a_run_that_is_interrupted_with_the_writer_of_stdin_says_so_as_well(
-    job: Job, counting: Server
+    order: str, job: Job, counting: Server
 ) -> None:
-    is_over = threading.Event()
+    """Its end, which comes at the same moment, may have been read first."""
+    is_over, copied = threading.Event(), job.folder / "copied"
+    before = (
+        "import pathlib, stkai._batch.input_lines as lines, stkai._cli.batch as command; command._SYNC_EVERY = 1e9;"
+        " run = lines.StdinCopy.run; lines.StdinCopy.run = lambda copy: (run(copy), pathlib.Path('copied').touch())"
+    )
 
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
         await asyncio.get_running_loop().run_in_executor(None, is_over.wait, HANGS)
         return await echo(request, body)
 
     counting.answer = answer
-    with job.start("-", stdin=subprocess.PIPE) as process:
+    with job.start("-", before=before, stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stderr is not None
         process.stdin.write(job.input.read_bytes())
         process.stdin.flush()
         until(lambda: len(counting.seen) == 5, process)
+        if order == "writer first":
+            process.stdin.close()
+            until(copied.exists, process)
         process.send_signal(signal.SIGINT)
         assert b"interrupted by SIGINT" in process.stderr.readline()
         process.stdin.close()

@@ -206,8 +206,7 @@ class StdinCopy(threading.Thread):
             while block := os.read(self._descriptor, _BLOCK):
                 self._file.append(block)
             self._file.sync()
-            if not self.is_cut_off:
-                self.survey = Survey.of(self.path, self._file.size, json_lines(self.path), self._shard)
+            self.survey = Survey.of(self.path, self._file.size, json_lines(self.path), self._shard)
         except StkaiError as error:
             self.error = error
         except OSError as error:  # For example, another process has made the pipe non-blocking.

@@ -132,8 +132,9 @@ class BatchJob:
 
     def note(self) -> None:
         """Record the survey of the input, once all of stdin has arrived, and the tokens used so far."""
-        if self.survey is None and self.stdin is not None and self.stdin.survey is not None:
-            self.survey = self.stdin.survey
+        stdin = self.stdin
+        if self.survey is None and stdin is not None and stdin.survey is not None and not stdin.is_cut_off:
+            self.survey = stdin.survey
             if self.journal is not None:
                 self.journal.write("i", *self.survey)
         used = (self.usage.input_tokens, self.usage.output_tokens)

@@ -196,7 +196,7 @@ class _JobRun:
         """
         why = f"interrupted by {(await anext(signals)).name}"
         first, stdin = self._clock.monotonic(), self._job.stdin
-        if stdin is not None and not stdin.is_complete:
+        if stdin is not None and self._job.survey is None:
             stdin.is_cut_off = True  # Ctrl-C in a pipeline also ends its writer, and it then looks complete.
         self._runner.stop(INTERRUPTED, why)
         if any(not each.may_drop for each in self._runner.in_flight.values()):
