@@ -167,7 +167,7 @@ def test_a_merge_of_a_job_that_halted_names_the_missing_lines(
     before = job.snapshot()
     result = merge(job, "part-0", "part-1", "-o", "all")
     assert result.returncode == 2
-    assert "lines 11, 13, 15, 17, 19 (5 lines) of the input have no outcome" in result.stderr
+    assert "the input has 5 lines without an outcome (11, 13, 15, 17, 19)" in result.stderr
     assert "--partial" in result.stderr
     assert job.snapshot() == before
     result = merge(job, "part-0", "part-1", "-o", "all", "--partial")
@@ -179,7 +179,7 @@ def test_a_merge_without_one_of_the_shards_names_its_lines(job: Job) -> None:
     job.run("--shard", "0/2", "-o", "a")
     job.run("--shard", "1/2", "-o", "b")
     result = merge(job, "a", "-o", "all")
-    assert (result.returncode, "lines 2, 4 (2 lines)" in result.stderr) == (2, True)
+    assert (result.returncode, "2 lines without an outcome (2, 4)" in result.stderr) == (2, True)
     assert merge(job, "b", "-o", "all").returncode == 2
     assert merge(job, "a", "b", "-o", "all").returncode == 0
 
@@ -205,7 +205,8 @@ def test_lines_missing_at_the_end_are_known_from_the_journal(job: Job, counting:
     job.write(9)
     assert job.run("--halt-after", "2", "--max-in-flight", "1").returncode == 3
     result = merge(job, "out", "-o", "all")
-    assert (result.returncode, "lines 3, 4, 5, 6, 7, 8, 9 (7 lines)" in result.stderr) == (2, True)
+    assert result.returncode == 2
+    assert "7 lines without an outcome (3, 4, 5, 6, 7, 8, 9)" in result.stderr
 
 
 async def halted() -> web.StreamResponse:

@@ -16,7 +16,7 @@ from .append_file import WriteError
 from .input_lines import ALL_LINES, Shard, Survey
 from .journal import read_header, records
 from .outputs import SUFFIX, Paths, entries_in
-from .progress import listed
+from .progress import count, listed
 
 _OPEN_FILES: Final = 64  # Most outputs that are open at the same time.
 
@@ -153,14 +153,10 @@ def _check_complete(outputs: list[Paths], answers: Entries, failures: Entries) -
         if number not in present and not any(shard.has(number) for shard in complete)
     ]
     if missing:
-        shown, count = listed(list(map(str, missing)), _MAX_LISTED), len(missing)
-        what = (
-            f"line {shown} of the input has"
-            if count == 1
-            else f"lines {shown} ({count:,} lines) of the input have"
-        )
+        shown = listed(list(map(str, missing)), _MAX_LISTED)
         raise ConfigurationError(
-            f"{what} no outcome: resume the jobs that halted, pass all shards, or pass --partial to join what there is"
+            f"the input has {count(len(missing), 'line')} without an outcome ({shown}): resume the jobs that halted,"
+            " pass all shards, or pass --partial to join what there is"
         )
 
 
