@@ -117,12 +117,11 @@ class BatchJob:
         """Read the input of the earlier runs, and what has been added to it since."""
         _check_unchanged(source, survey, is_copy=self._options.from_stdin)
         if survey is None and self._options.from_stdin:
-            is_passed = _is_stdin_passed()
             logger.warning(
-                "stdin was cut off when an earlier run ended: %sonly the lines that were copied are sent",
-                "it is read again for what follows the copy; if it is empty, " if is_passed else "",
+                "stdin was cut off when an earlier run ended: the lines that were copied are sent, and the rest only"
+                " if all of stdin is passed again"
             )
-            if is_passed:
+            if _is_stdin_passed():
                 self._read_input(source)
                 return
         if survey is None or source.stat().st_size > survey.size:
