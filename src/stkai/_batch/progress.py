@@ -36,10 +36,9 @@ def listed(words: Sequence[str], limit: int) -> str:
 
 def show_count(count: float) -> str:
     """A count in short form: 812, 41.2k, 12.4M."""
-    for limit, unit in ((_MILLION, "M"), (10_000, "k")):
-        if count >= limit:
-            return f"{count / (1000 if unit == 'k' else limit):.1f}{unit}"
-    return f"{count:,.0f}"
+    if count >= _MILLION:
+        return f"{count / _MILLION:.1f}M"
+    return f"{count / 1000:.1f}k" if count >= 10_000 else f"{count:,.0f}"
 
 
 def show_dollars(amount: float) -> str:
