@@ -18,7 +18,7 @@ from .._checks import POSITIVE_SECONDS, check_number, safe_repr
 from .._clock import SystemClock
 from .._errors import ConfigurationError, missing_extra
 from .._process import begin_in_each_process
-from .._secrets import Secret, sealed
+from .._secrets import Secret, StaysInProcess, sealed
 from ._calls import MAX_CALLS, TimeLimit
 from ._protocol import Ask, GroupRate, Lease, Quota, Snapshot, check_share
 from ._share import MEMBER_LIFETIME
@@ -28,7 +28,7 @@ SCHEMES: Final = ("redis", "rediss", "unix")
 _clock = SystemClock()
 
 
-class RedisStore:
+class RedisStore(StaysInProcess):
     """Redis, Valkey, a cluster of either, or a Sentinel master; keys begin with `stkai:{NAME}:` and expire.
 
     Args:

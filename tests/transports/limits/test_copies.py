@@ -9,7 +9,7 @@ import pytest
 
 from stkai import AimdLimiter, AllOf, InFlight, PerHost, PerKey, TokenBucket, build_client, build_transport
 from stkai.costs import model_of
-from stkai.stores import MemoryStore
+from stkai.stores import MemoryStore, RedisStore
 from stkai.testing import FakeClock
 from stkai.transports import Turn
 
@@ -56,3 +56,11 @@ def test_a_limiter_of_ones_own_may_be_pickled() -> None:
     bucket = Named(1, 60)
     assert bucket.ask(Turn(), 0.0) == 0
     assert pickle.loads(pickle.dumps(bucket)).ask(Turn(), 0.0) == 0  # noqa: S301 - its own
+
+
+def test_a_store_with_connections_refuses_to_be_pickled_and_its_copy_is_itself() -> None:
+    pytest.importorskip("redis")
+    store = RedisStore("redis://localhost")
+    with pytest.raises(TypeError, match="RedisStore cannot be pickled"):
+        pickle.dumps(store)
+    assert copy.copy(store) is copy.deepcopy(store) is store
