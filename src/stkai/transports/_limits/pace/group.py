@@ -12,11 +12,11 @@ from typing import Any, Final, NamedTuple
 from ....stores._protocol import GroupRate, Lease
 from ..._retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn
-from .group_window import GroupWindow
 from .headers import is_accepted
 from .law import BURST, HISTORY, LEAST_CHANGE, LEAST_PAUSE, Past, full_pause
 from .quota import MAX_RATE_AGE, KnownQuota
 from .start import SHARE
+from .window_guide import GroupWindow
 
 _INTERVAL: Final = 0.25  # Seconds between steps of the law.
 
