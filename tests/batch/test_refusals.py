@@ -128,6 +128,7 @@ def test_a_journal_in_another_format_can_only_be_restarted(job: Job) -> None:
         b"s \x004",
         b"s 4 5",
         b"n " + b"9" * 5_000,
+        b"s " + b"9" * 15,  # Its state would need a thousand terabytes.
         b"u 20",
         b"u 20 3o",
         b"u 20 " + b"9" * 5_000,

@@ -33,11 +33,16 @@ from .input_lines import Survey
 
 VERSION: Final = 1
 
-_RECORD: Final = re.compile(
-    r"(?=[snd] \d{1,15}$|f \d+$|u \d+ \d{1,99}$|x \d{1,15} [^\x00-\x1f\udc80-\udcff]+$"
-    r"|i \d+ [0-9a-f]{64} \d{1,15} \d{1,15}$)(.) (\d{1,99})(?: (.*))?",
-    re.ASCII,
-)
+_LINE, _COUNT = r"\d{1,9}", r"\d{1,99}"  # A higher number of a line would take gigabytes in `LineStates`.
+_RECORDS: Final = {
+    **dict.fromkeys("snd", _LINE),
+    "x": rf"{_LINE} [^\x00-\x1f\udc80-\udcff]+",
+    "f": _COUNT,
+    "u": rf"{_COUNT} {_COUNT}",
+    "i": rf"{_COUNT} [0-9a-f]{{64}} {_LINE} {_LINE}",
+}
+"""What follows each kind of record; characters that are not UTF-8 have been read as surrogates."""
+_RECORD: Final = re.compile("|".join(f"{kind} {rest}" for kind, rest in _RECORDS.items()), re.ASCII)
 _TORN: Final = re.compile(rb"s(?: ([0-9]*))?")
 
 
@@ -210,13 +215,14 @@ def records(path: Path, header: Header | None) -> Iterator[tuple[str, int, str]]
         for lineno, line in enumerate(lines, 2):
             if line[-1:] != b"\n":
                 return
-            found = _RECORD.fullmatch(line[:-1].decode(errors="surrogateescape"))
-            if found is None:
+            text = line[:-1].decode(errors="surrogateescape")
+            if _RECORD.fullmatch(text) is None:
                 raise ConfigurationError(
                     f"{path}, line {lineno} is damaged: this is not a journal record; restore the file, or start over"
                     " (--restart; send_all: another journal), which sends everything again"
                 )
-            yield found[1], int(found[2]), found[3]
+            kind, number, *rest = text.split(" ", 2)
+            yield kind, int(number), "".join(rest)
 
 
 def read_header(path: Path) -> Header | None:

@@ -26,7 +26,7 @@ from .json_text import STRICT, JsonValue, one_line, parse
 SUFFIX: Final = ".jsonl"
 _STDOUT: Final = 1
 
-_LINE_START: Final = re.compile(rb'\{"id": "line-([1-9][0-9]{0,14})", "custom_id": ')
+_LINE_START: Final = re.compile(rb'\{"id": "line-([1-9][0-9]{0,8})", "custom_id": ')
 """The start of each line of an output."""
 
 _CODE: Final = b'"error": {"code": "'
