@@ -74,8 +74,9 @@ class _RateLimitedHttpClient(HttpClient):
     ) -> None:
         self.delegate = _checked(delegate)
         super().__init__(RetryTransport(layer(_DelegateWire(delegate), limiter)))
-        self.max_requests = limiter.max_requests
-        self.time_window = limiter.time_window
+        quota: Any = limiter  # Both numbers are given.
+        self.max_requests: float = quota.max_requests
+        self.time_window: float = quota.time_window
         self.max_wait_time = limiter.max_wait_time
 
     def send(self, request: httpx.Request) -> Any:
