@@ -29,7 +29,7 @@ http {{
   access_log off; keepalive_requests 1000000;
   client_body_temp_path body; proxy_temp_path proxy;
   fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
-  limit_req_status 429; limit_conn_status 429;
+  limit_conn_status 429;
   {zone}
   server {{ listen 127.0.0.1:{port}; location / {{ {rule} proxy_pass {behind}; }} }}
   server {{ listen 127.0.0.1:{own}; location / {{ return 200 '{{}}'; }} }}
@@ -116,6 +116,7 @@ class Nginx:
     burst: int = 0
     nodelay: bool = True
     asks: int = 0
+    status: int = 429  # nginx's own default is 503.
 
     @property
     def missing(self) -> str:
@@ -130,7 +131,7 @@ class Nginx:
         zone = f"limit_req_zone $server_port zone=quota:1m rate={self.quota}r/{self.per};"
         burst = f" burst={self.burst}{' nodelay' * self.nodelay}" if self.burst else ""
         asks = f" add_header Retry-After {self.asks} always;" if self.asks else ""
-        with _nginx(zone, f"limit_req zone=quota{burst};{asks}") as url:
+        with _nginx(zone, f"limit_req zone=quota{burst}; limit_req_status {self.status};{asks}") as url:
             yield url
 
 

@@ -1,6 +1,7 @@
 """The benchmark on real servers, and the models of them: they refuse as the real ones do, and nobody starves."""
 
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 
 import httpx
@@ -10,6 +11,10 @@ from benchmarks.adaptive.gateways import Express, Gateway, HaProxy, Limits, Ngin
 from benchmarks.adaptive.models import CountingWindow, LeakyBucket
 from benchmarks.adaptive.rows import ROWS, Goal, Row
 from benchmarks.adaptive.servers import cells, figures, main, mean
+
+from stkai import HttpClient, Layer, StackBuilder, send_all
+from stkai.events import AttemptFinished, Event
+from stkai.transports import Attempt, Flow, LayerTransport
 
 from ..support.forked import forkserver
 
@@ -90,6 +95,35 @@ def test_on_real_nginx_nothing_fails_and_nobody_starves(name: str, monkeypatch: 
     assert sum(len(report.refused) for report in reports) <= 2 * sum(
         len(report.accepted) for report in reports
     )
+
+
+def refusals(layer: LayerTransport, request: httpx.Request, attempt: Attempt) -> Flow:
+    """The layer of docs/adaptive.md."""
+    response = yield from layer.forward(request, attempt)
+    if response.status_code == 503:
+        response.status_code = 429
+    return response
+
+
+@pytest.mark.real_time
+def test_a_layer_can_say_that_the_503s_of_an_nginx_are_refusals() -> None:
+    gateway, answers = Nginx(20, burst=5, status=503), Counter[int | None]()
+    if gateway.missing:
+        pytest.skip(f"{gateway.missing} is not installed")
+
+    def count(event: Event) -> None:
+        if isinstance(event, AttemptFinished):
+            answers[event.status] += 1
+
+    layers = StackBuilder.standard(auth=None, rate_limit="adaptive").layer(Layer("refusals", refusals)).layers
+    with (
+        gateway.serving() as url,
+        HttpClient(StackBuilder(layers, listener=[count]).build()) as client,
+        closing(send_all(client, [httpx.Request("POST", url)] * 60, max_in_flight=16)) as outcomes,
+    ):
+        assert {outcome.response and outcome.response.status_code for outcome in outcomes} == {200}
+    # Without it, there are 30 or more, and calls that fail if it goes on for longer.
+    assert (answers[200], answers[503] <= 15) == (60, True)
 
 
 def test_figures_are_those_of_a_run() -> None:
