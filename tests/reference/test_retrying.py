@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -161,6 +162,15 @@ async def test_no_attempt_starts_before_retry_after_has_passed(world: World) -> 
     bench = Bench(world, answer(503, **{"Retry-After": "7"}), answer(429, **date), limited)
     await bench.run()
     assert bench.clock.sleeps == [7.0, 20.0, 3.5]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Retry-After": "7"}, Mock()], ids=["none", "some", "a mock"])
+async def test_mocks_stand_in_for_responses(world: World, headers: Any) -> None:
+    stub = Mock(spec=httpx.Response, status_code=429, headers=headers)
+    errors = httpx.HTTPStatusError("x", request=REQUEST, response=stub), stkai.ServerSideRateLimitError(stub)
+    bench = Bench(world, *errors)
+    assert await bench.run() == "done"
+    assert bench.clock.sleeps == ([7.0, 7.0] if headers == {"Retry-After": "7"} else [0.5, 1.0])
 
 
 async def test_a_retry_after_shorter_than_the_delay_does_not_shorten_it(world: World) -> None:

@@ -8,7 +8,9 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock, Mock
 
 import httpx
 import pytest
@@ -263,6 +265,25 @@ def test_a_response_that_did_not_come_from_the_network_is_accepted(
     monkeypatch.setattr(cli, "post_with_authorization", lambda **_: answer)
     response = getattr(client, verb)("https://api.example.com")
     assert (response.read(), response.headers["x-a"], response.reason_phrase) == (b"text", "1", "")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        SimpleNamespace(status_code=201, headers={"X-A": "1"}, content=b"text"),
+        Mock(spec=requests.Response, status_code=201, headers={"X-A": "1"}, content=b"text"),
+        MagicMock(status_code=201, headers={"X-A": "1"}, content=b"text"),
+    ],
+    ids=["an object", "a mock of a response", "a mock of anything"],
+)
+def test_a_substitute_for_a_response_needs_only_what_is_read(
+    cli: Any, client: HttpClient, answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "post_with_authorization", lambda **_: answer)
+    response = client.post("https://api.example.com")
+    assert (response.status_code, response.headers["x-a"], response.content) == (201, "1", b"text")
+    monkeypatch.setattr(cli, "get_with_authorization", lambda **_: MagicMock())
+    assert client.get("https://api.example.com").content == b""
 
 
 def test_a_failure_is_retried_through_the_cli(server: QuotaServer, cli: Any) -> None:

@@ -8,12 +8,13 @@ import importlib
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
 from .._errors import AuthenticationError, ConfigurationError, describe
-from .._families import Family, adopt, family_of, httpx_errors, of_family
+from .._families import Family, adopt, as_httpx, family_of, httpx_errors, of_family
 from ._call import ATTEMPT, Attempt
 
 if TYPE_CHECKING:
@@ -126,21 +127,24 @@ def _json_of(request: httpx.Request) -> Any:
 def _convert(answer: "requests.Response", family: Family) -> httpx.Response:
     import urllib3
 
-    raw = answer.raw
-    is_live = isinstance(raw, urllib3.HTTPResponse) and not getattr(answer, "_content_consumed", False)
-    # urllib3 keeps repeated headers apart; requests joins them.
-    given = raw.headers if isinstance(raw, urllib3.HTTPResponse) else answer.headers
-    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in given.items()]
-    extensions = {"reason_phrase": (answer.reason or "").encode("latin-1", "replace")}
-    if is_live:
-        stream = of_family(_RawStream, family)(answer, family)
-        return family.Response(answer.status_code, headers=headers, stream=stream, extensions=extensions)
+    # A substitute in a test may lack most of what a response of requests has.
+    raw, known = getattr(answer, "raw", None), as_httpx(answer)
+    headers, reason = known.headers.raw, getattr(answer, "reason", "")
+    if isinstance(raw, urllib3.HTTPResponse):  # It keeps repeated headers apart; requests joins them.
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in raw.headers.items()]
+    make = partial(
+        family.Response,
+        known.status_code,
+        extensions={"reason_phrase": reason.encode("latin-1", "replace") if isinstance(reason, str) else b""},
+    )
+    if isinstance(raw, urllib3.HTTPResponse) and not getattr(answer, "_content_consumed", False):
+        return make(headers=headers, stream=of_family(_RawStream, family)(answer, family))
     # requests has already read and decoded the body.
     decoded = {b"content-encoding", b"content-length", b"transfer-encoding"}
     headers = [(name, value) for name, value in headers if name.lower() not in decoded]
-    content = answer.content
-    answer.close()
-    return family.Response(answer.status_code, headers=headers, content=content, extensions=extensions)
+    content: Any = getattr(answer, "content", b"")
+    known.close()
+    return make(headers=headers, content=content if isinstance(content, bytes) else b"")
 
 
 class _RawStream(httpx.SyncByteStream):

@@ -36,7 +36,7 @@ from ..._checks import (
     safe_repr,
 )
 from ..._errors import ConfigurationError
-from ..._families import alike
+from ..._families import alike, as_httpx
 from ..._headers import has_field
 from ..._process import after_fork
 from .._failures import Failure, failure_of_error, forbids_retry, is_unreadable
@@ -250,7 +250,7 @@ class RetryPolicy:
         may_repeat = repeatable or self.retry_timeouts
         if error is not None:
             if isinstance(error, alike(httpx.HTTPStatusError)):
-                response = error.response
+                response = as_httpx(error.response)
             elif not may_repeat and (isinstance(error, alike(httpx.ReadTimeout)) or is_unreadable(error)):
                 return None
             else:
