@@ -95,6 +95,8 @@ class Retrying:
         self.retry_on_exceptions = _exceptions("retry_on_exceptions", retry_on_exceptions)
         self.skip_retry_on_exceptions = _exceptions("skip_retry_on_exceptions", skip_retry_on_exceptions)
         self.logger_prefix = logger_prefix
+        self.max_retries, self.initial_delay = self.policy.max_retries, self.policy.initial_delay
+        self.retry_on_status_codes = retry_on_status_codes
         self.context = Context(clock=clock, random=random)
 
     @property

@@ -238,6 +238,8 @@ def test_its_arguments_may_be_given_in_order() -> None:
     assert retrying.policy == stkai.RetryPolicy(1, initial_delay=2.0, retry_on_status_codes=[503])
     assert (retrying.retry_on_exceptions, retrying.skip_retry_on_exceptions) == ((KeyError,), (OwnError,))
     assert retrying.logger_prefix == "me"
+    assert (retrying.max_retries, retrying.initial_delay) == (1, 2.0)
+    assert retrying.retry_on_status_codes == (503,)
 
 
 @pytest.mark.parametrize(

@@ -427,6 +427,8 @@ def test_a_policy_is_an_immutable_value() -> None:
     policy = RetryPolicy(2, retry_on_status_codes=[503, 429])
     assert policy == RetryPolicy(2, retry_on_status_codes=(429, 503))
     assert repr(policy) == "RetryPolicy(max_retries=2, retry_on_status_codes=(429, 503))"
+    assert policy.retry_on_status_codes == (429, 503)
+    assert RetryPolicy().retry_on_status_codes == (408, 429, 500, 502, 503, 504)
     assert repr(RetryPolicy()) == "RetryPolicy()"
     with pytest.raises(AttributeError):
         policy.max_retries = 5  # type: ignore[misc]

@@ -134,7 +134,7 @@ class RetryPolicy:
         max_retries: attempts after the first. Early refusals under an adaptive limiter are not counted.
         initial_delay: the first delay; it doubles each time. Up to a quarter is added as jitter.
         max_delay: the longest such delay.
-        retry_on_status_codes: status codes to retry.
+        retry_on_status_codes: status codes to retry; kept as a sorted tuple.
         max_retry_after: the longest `Retry-After` to wait for; a response that asks for more is returned at once.
             If a limiter handles the wait, the limiter decides instead.
         deadline: for the whole call, with all attempts and waits; None for no limit.
@@ -189,8 +189,6 @@ class RetryPolicy:
         changed = []
         for each in fields(self):
             value = getattr(self, each.name)
-            if isinstance(value, frozenset):
-                value = tuple(sorted(value))
             if value != each.default:
                 changed.append(f"{each.name}={value!r}")
         return f"{type(self).__qualname__}({', '.join(changed)})"
@@ -266,9 +264,9 @@ class RetryPolicy:
         return Failure(cause, acted, retry_after(response.headers, now), paced=paced)
 
 
-def _status_codes(given: Collection[int]) -> frozenset[int]:
+def _status_codes(given: Collection[int]) -> tuple[int, ...]:
     try:
-        codes = frozenset(given)
+        codes = tuple(sorted(set(given)))
         valid = all(100 <= code <= 599 for code in codes)
     except TypeError:
         valid = False
