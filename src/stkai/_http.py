@@ -44,17 +44,20 @@ class StandaloneHttpClient(_SendingHttpClient):
     """Signs with a provider's tokens; needs no StackSpot CLI.
 
     Args:
-        auth_provider: where tokens come from.
+        auth_provider: where tokens come from, or a `BearerAuth` that also says which origins may see them.
 
     Raises:
-        InvalidArgumentError: it is not a provider.
+        InvalidArgumentError: it is neither.
     """
 
-    def __init__(self, auth_provider: AuthProvider) -> None:
+    def __init__(self, auth_provider: AuthProvider | BearerAuth) -> None:
         with argument_errors():
             settings = STKAI.config
-            bearer = BearerAuth(auth_provider, settings.auth.origins, allow_http=settings.auth.allow_http)
-            super().__init__(AuthTransport(DefaultWire(settings.http), bearer))
+            if not isinstance(auth_provider, BearerAuth):
+                auth_provider = BearerAuth(
+                    auth_provider, settings.auth.origins, allow_http=settings.auth.allow_http
+                )
+            super().__init__(AuthTransport(DefaultWire(settings.http), auth_provider))
 
 
 class StkCLIHttpClient(_SendingHttpClient):

@@ -19,12 +19,14 @@ from unittest.mock import Mock, create_autospec
 
 import httpx
 import pytest
+import requests
 
 import stkai
 from stkai import (
     STKAI,
     AdaptiveRateLimitedHttpClient,
     AuthProvider,
+    BearerAuth,
     ClientCredentialsAuthProvider,
     EnvironmentAwareHttpClient,
     HttpClient,
@@ -32,6 +34,7 @@ from stkai import (
     Retrying,
     ServerSideRateLimitError,
     StandaloneHttpClient,
+    StaticToken,
     StkCLIHttpClient,
     TokenAcquisitionTimeoutError,
     TokenBucketRateLimitedHttpClient,
@@ -225,6 +228,22 @@ def test_mocks_stand_in_for_providers_and_delegates(server: QuotaServer, mock: C
     delegate.post.return_value = httpx.Response(200)
     for decorator in DECORATORS:
         assert decorator(delegate, 10, 60.0).post(server.url) is delegate.post.return_value
+
+
+@pytest.mark.parametrize("kind", [httpx.Response, requests.Response, None])
+@pytest.mark.parametrize("verb", ["get", "post", "post_stream"])
+def test_mocks_stand_in_for_the_responses_of_delegates(kind: Any, verb: str) -> None:
+    for decorator in DECORATORS:
+        delegate, answer = Mock(spec=HttpClient), Mock(spec=kind, status_code=200)
+        getattr(delegate, verb).return_value = answer
+        assert getattr(decorator(delegate, 10, 60.0), verb)("https://api.example.com") is answer
+
+
+def test_the_standalone_client_takes_the_origins_of_a_bearer(server: QuotaServer) -> None:
+    bearer = BearerAuth(StaticToken("mine"), "https://api.example.com")
+    with StandaloneHttpClient(bearer) as client:
+        headers = client.get(f"{server.url}/echo").json()["headers"]
+    assert "authorization" not in dict(headers)
 
 
 def test_the_standalone_client_signs_and_keeps_its_connection(
