@@ -12,6 +12,7 @@ import trio
 
 from stkai import Clock, SystemClock
 from stkai._clock import uniform, unique_key
+from stkai.testing import FakeClock
 
 
 def test_the_system_clock_reads_the_machines_clocks() -> None:
@@ -25,6 +26,12 @@ def test_the_system_clock_reads_the_machines_clocks() -> None:
 def test_type_checkers_accept_the_system_clock_as_a_clock() -> None:
     """Pyright takes the result of an `async def` in a protocol for a narrower type than `Coroutine`."""
     assert get_type_hints(Clock.asleep) == get_type_hints(SystemClock.asleep)
+
+
+def test_a_clock_is_an_instance_of_the_protocol() -> None:
+    assert isinstance(SystemClock(), Clock)
+    assert isinstance(FakeClock(), Clock)
+    assert not isinstance(object(), Clock)
 
 
 @pytest.mark.real_time

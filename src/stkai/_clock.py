@@ -5,12 +5,13 @@ import sys
 import time
 from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from ._errors import ConfigurationError
 from ._event_loops import anyio, asyncio_loop
 
 
+@runtime_checkable
 class Clock(Protocol):
     """Where a stack gets its time from. To test without sleeping, pass `stkai.testing.FakeClock`."""
 
