@@ -241,6 +241,15 @@ async def test_a_timeout_names_its_number_and_what_to_set(
         await world.call(client.post_stream, URL, timeout=1.5)
 
 
+async def test_a_timeout_that_a_mock_raises_again_and_again_says_so_once(world: World) -> None:
+    error = httpx.ReadTimeout("timed out")
+    client = client_of(world, world.wire(error, error, error))
+    for _ in range(3):
+        with pytest.raises(httpx.ReadTimeout):
+            await world.call(client.post, URL)
+    assert str(error).count("timeout=30") == 1
+
+
 async def test_a_timeout_while_the_body_arrives_names_its_number_too(world: World) -> None:
     stuck = httpx.Response(200, stream=Body(httpx.ReadTimeout("timed out")))
     client = client_of(world, world.wire(stuck))
