@@ -45,6 +45,7 @@ class _Router:
         self._config = config or STKAI.config.http
         self._context = _context_of(self._config)
         self._proxies = ProxyMap.of(self._config)
+        self.full_pools: set[Any] = set()  # Those of the pools all of whose connections are in use.
         self._wires = {HTTPX: self._wires_of(HTTPX)}
         self._names = {url: show_origin(httpx.URL(url)) for url in self._proxies.urls}
 
@@ -103,6 +104,10 @@ class _Router:
             wires = self._wires.setdefault(family, self._wires_of(family))
         return wires[self._proxy_for(request) if self._names else _DIRECT]
 
+    def reserve_connection(self, request: httpx.Request) -> Any:
+        """Wait for a connection for the request, and return its loan; async in an async wire."""
+        return self._wire_for(request).reserve(request)
+
     def _proxy_for(self, request: httpx.Request) -> str:
         return self._proxies.proxy_for(request.url) or _DIRECT
 
@@ -131,7 +136,7 @@ class DefaultWire(_Router, httpx.BaseTransport):
 
     def _make(self, family: Family, proxy: httpx.Proxy | None) -> httpx.BaseTransport:
         make = self._maker(family.HTTPTransport, family, proxy)
-        return ConnectionPool(make, self._limits(family), family)
+        return ConnectionPool(make, self._limits(family), family, self.full_pools)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         try:
@@ -149,7 +154,7 @@ class DefaultWire(_Router, httpx.BaseTransport):
 class AsyncDefaultWire(_Router, httpx.AsyncBaseTransport):
     def _make(self, family: Family, proxy: httpx.Proxy | None) -> httpx.AsyncBaseTransport:
         make, limits = self._maker(family.AsyncHTTPTransport, family, proxy), self._limits(family)
-        return WirePerLoop(lambda: AsyncConnectionPool(make, limits, family), family)
+        return WirePerLoop(lambda: AsyncConnectionPool(make, limits, family, self.full_pools), family)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         try:

@@ -54,6 +54,19 @@ class WirePerLoop(httpx.AsyncBaseTransport):
 
     async def _send_first(self, loop: Any, request: httpx.Request) -> httpx.Response:
         """Send a loop's first request."""
+        return await (await self._begin(loop)).handle_async_request(request)
+
+    async def reserve(self, request: httpx.Request) -> Any:
+        """Wait for a connection of the pool that is the event loop's wire."""
+        loop = running_loop()
+        found = self._by_loop.get(loop)
+        pool: Any = None if found is None else found[0].wire
+        if pool is None:
+            pool = await self._begin(loop)
+        return await pool.reserve(request)
+
+    async def _begin(self, loop: Any) -> httpx.AsyncBaseTransport:
+        """Make the wire of a loop."""
         self._forget_ended_loops()
         wire = self._make()
         own = _OwnWire(wire)
@@ -61,7 +74,7 @@ class WirePerLoop(httpx.AsyncBaseTransport):
         await anext(closer)  # Registers the generator with the loop, without suspending.
         with self._lock:
             self._by_loop[loop] = own, closer
-        return await wire.handle_async_request(request)
+        return wire
 
     def _forget_ended_loops(self) -> None:
         with self._lock:

@@ -246,6 +246,6 @@ class AiohttpWire(AsyncDefaultWire):
             if not isinstance(running_loop(), asyncio.AbstractEventLoop):
                 raise ConfigurationError("aiohttp works on asyncio only: on trio, use the default wire")
             one = partial(OverAiohttp, context, limits.keepalive_expiry, family, proxy)
-            return AsyncConnectionPool(one, limits, family)
+            return AsyncConnectionPool(one, limits, family, self.full_pools)
 
         return WirePerLoop(make, family)

@@ -21,6 +21,7 @@ from .._headers import has_field
 from .._process import is_interrupt
 from ..transports._bodies import Sending
 from ..transports._body_end import CLEAN_UP_LIMIT, AsyncWatchedBody, BodyEnd, WatchedBody
+from ..transports._call import RESERVED
 from .pool_state import Loan, PoolState
 
 _CLOCK = SystemClock()
@@ -75,8 +76,10 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
     """Sends each request through one of many connections, and never two at a time through the same one."""
 
     _body_class = WatchedBody
+    now = _CLOCK.monotonic
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
+    def reserve(self, request: httpx.Request) -> Loan[httpx.BaseTransport]:
+        """Wait for a connection for the request, which then brings it in the extension `RESERVED`."""
         loan = Loan(self, (request.url.scheme, request.url.netloc))
         try:
             if not self.take(loan):
@@ -85,9 +88,20 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
                 self._sweep()
             if loan.connection is None:
                 raise _none_free(request, self.family)
+        except BaseException as error:
+            loan.end()
+            self._sweep(after_interrupt=is_interrupt(error))
+            raise
+        return loan
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        reserved = request.extensions.get(RESERVED)
+        loan: Loan[Any] = reserved.pop() if reserved else self.reserve(request)
+        wire: Any = loan.connection
+        try:
             if loan.stream is not None and isinstance(sending := request.extensions.get("trace"), Sending):
                 sending.uses(loan.stream)
-            response: httpx.Response = loan.connection.handle_request(request)
+            response: httpx.Response = wire.handle_request(request)
         except BaseException as error:
             loan.end()
             self._sweep(after_interrupt=is_interrupt(error))
@@ -157,12 +171,14 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
     """For one loop of asyncio or trio, which must be running when this is made. Finalizers leave work to it."""
 
     _body_class = _AsyncBody
+    now = _CLOCK.monotonic
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.loop = running_loop()
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def reserve(self, request: httpx.Request) -> Loan[httpx.AsyncBaseTransport]:
+        """Wait for a connection for the request, which then brings it in the extension `RESERVED`."""
         loan = Loan(self, (request.url.scheme, request.url.netloc))
         try:
             if not self.take(loan):
@@ -171,7 +187,18 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
                 await self.sweep()
             if loan.connection is None:
                 raise _none_free(request, self.family)
-            response: httpx.Response = await loan.connection.handle_async_request(request)
+        except BaseException:
+            loan.end()
+            await self.sweep()
+            raise
+        return loan
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        reserved = request.extensions.get(RESERVED)
+        loan: Loan[Any] = reserved.pop() if reserved else await self.reserve(request)
+        wire: Any = loan.connection
+        try:
+            response: httpx.Response = await wire.handle_async_request(request)
         except BaseException:
             loan.end()
             await self.sweep()

@@ -48,6 +48,10 @@ class Loan(Generic[Pooled]):
             self._state.give(self)
             self._over = True
 
+    def unused(self) -> None:
+        """Give the connection back although no request was sent on it."""
+        self.end(self._state.now())
+
     def __del__(self) -> None:
         if not self._over and hasattr(self, "_state"):
             # If an interrupt cuts this off, the state is still notified: see `_Lent`.
@@ -69,9 +73,18 @@ class PoolState(Generic[Pooled]):
     """A limited number of connections. Lends the most recently used idle one to the destination, if there is any."""
 
     _body_class: type  # Of response bodies; it notifies the pool when one ends.
+    now: Callable[[], float]  # The time, in seconds of the clock by which connections are idle.
 
-    def __init__(self, make: Callable[[], Pooled], limits: httpx.Limits, family: Family = HTTPX) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Pooled],
+        limits: httpx.Limits,
+        family: Family = HTTPX,
+        full: set[Any] | None = None,  # The pools, perhaps of several, all of whose connections are in use.
+    ) -> None:
         self.family = family
+        self._full = set() if full is None else full
+        self._me = ref(self, self._full.discard)  # A loop may end without closing its pool.
         self._body: Any = of_family(self._body_class, family)
         self._make = make
         self._max_connections = _or_unlimited(limits.max_connections)
@@ -81,6 +94,7 @@ class PoolState(Generic[Pooled]):
         begin_in_each_process(self, PoolState._start)
 
     def _start(self) -> None:
+        self._full.discard(self._me)
         self._lock = threading.RLock()
         self._busy = False
         self._lent: dict[int, _Lent] = {}
@@ -188,6 +202,8 @@ class PoolState(Generic[Pooled]):
         idle = self._idle.get(connection)
         loan.connection, loan.stream = connection, stream if idle is None else idle.stream
         self._idle.pop(connection, None)
+        if len(self._lent) >= self._max_connections:
+            self._full.add(self._me)
 
     def _take_back(self, number: int, loan: Loan[Pooled] | None) -> None:
         """Take back the connection of a loan; `loan` is None if nothing refers to it any more."""
@@ -209,6 +225,8 @@ class PoolState(Generic[Pooled]):
         elif loan is not None and idle_since is not None:
             self._idle.setdefault(connection, Idle(loan.destination, idle_since, loan.stream))
         del self._lent[number]
+        if self._full and len(self._lent) < self._max_connections:
+            self._full.discard(self._me)
         if loan is not None:
             loan.connection = None
         if successor is not None:
@@ -250,6 +268,7 @@ class PoolState(Generic[Pooled]):
         for connection in self.connections:
             self._discard(connection)
         self._lent.clear()
+        self._full.discard(self._me)
         for waiter in list(self._waiting.values()):
             loan = waiter()
             if loan is not None:

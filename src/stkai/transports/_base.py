@@ -1,6 +1,6 @@
 """The base classes of all layers: a sync and an async transport, which share the flow."""
 
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from functools import partial
 from logging import DEBUG, INFO
 from threading import get_ident, main_thread
@@ -68,6 +68,7 @@ class LayerBase(StaysInProcess):
         name: the layer's name.
         context: the stack's clock, random numbers and listener.
         family: the package (httpx or httpx2) whose requests the wire takes; None if it takes those of both.
+        full_pools: the connection pools of the wire all of whose connections are in use.
         wire_is_sound: whether the connection errors of the wire mean that nothing was sent.
     """
 
@@ -98,6 +99,8 @@ class LayerBase(StaysInProcess):
             self._onward = self._next
         self._sends = is_direct and is_ours
         self.wire_is_sound = is_sound(inner, self._kind) and getattr(inner, "wire_is_sound", True)
+        self.full_pools: Collection[Any] = getattr(inner, "full_pools", ())
+        self.reserve_connection: Any = getattr(inner, "reserve_connection", None)
         self.family = family_of_wire(inner)
         self._takes = object if self.family is None else self.family.Request
         self._closed_latch = Latch()

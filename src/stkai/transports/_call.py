@@ -23,6 +23,9 @@ ATTEMPT: Final = "stkai.attempt"
 """The extension that carries an attempt through transports that are not layers. On the request of a call that has not
 begun, it may hold a function to carry out instead of the stack's flow, which it gets as its first argument."""
 
+RESERVED: Final = "stkai.reserved"
+"""The extension of a request that brings its connection: a list, since only one of several copies may take it."""
+
 _numbers = itertools.count(1)
 
 # Bound once, since Python does not cache the lookup.

@@ -155,7 +155,8 @@ class _Bounded:
                     self._fetch(operation.response, operation.limit, until)
                 return None
             case _:
-                return _perform(operation, left)
+                with self._in_time():
+                    return _perform(operation, left)
 
     def load_redirect(self, response: httpx.Response, deadline: float) -> None:
         """Fetch the body of a redirect, which an httpx client reads before it sends the next request."""

@@ -1,20 +1,23 @@
 """The limiter layer: waits for a permit, sends the request, and passes the answer to the limiter."""
 
+import math
 from functools import partial
 from typing import Any, Final
 
 import httpx
 
-from ..._checks import is_async
+from ..._checks import REAL, is_async
 from ..._errors import ConfigurationError
 from ..._event_loops import loop_has_ended
+from ..._headers import copy_request
 from ...events import RateChanged
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
+from .._bodies import limited
 from .._body_end import BodyEnd, when_body_ends
-from .._call import Attempt, SignatureExpired
+from .._call import RESERVED, Attempt, SignatureExpired
 from .._context import Context
 from .._layer import Layer, recipe
-from .._operations import Close, Flow, Send, Steps
+from .._operations import Close, Flow, Run, Send, Steps
 from .._options import NO_OPTIONS
 from .all_of import checked_limiter, plan_of_own
 from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, note_failure, subscribe
@@ -29,6 +32,9 @@ _EXPECTED: Final = (
     "a limiter layer needs a stkai.TokenBucket, AimdLimiter or PerHost, an InFlight, AllOf or PerKey, a stkai.Limiter"
     " of your own, or a list of limiters, not "
 )
+
+
+_PATIENCE: Final = 1.0  # Seconds for which a request may wait for a permit while it has a connection.
 
 
 class _LimitFlow(LayerBase):
@@ -78,6 +84,8 @@ class _LimitFlow(LayerBase):
         except BaseException:  # An interrupt, a wait that takes too long, or a limiter of the user's own.
             limiter.leave(turn, context.now())
             raise
+        if self.full_pools:
+            request, sent = yield from self._connected(limiter, turn, plan, attempt, request, sent)
         attempt.place = (limiter, turn)
         try:
             if self._sends and not attempt.is_observed:  # The same as `forward`, without a generator.
@@ -92,6 +100,44 @@ class _LimitFlow(LayerBase):
         if response.status_code == TOO_MANY_REQUESTS or (notes is not None and notes(sent)):
             yield from self._take_note(limiter, turn, plan, attempt, response, sent)
         return response
+
+    def _connected(
+        self, limiter: Any, turn: Turn, plan: Plan, attempt: Attempt, request: httpx.Request, sent: float
+    ) -> Steps[tuple[httpx.Request, float]]:
+        """Wait for a connection without a permit, which might be used much later, together with those of that time.
+
+        Returns the request with its connection, and when it got its permit. If it has to wait long for that, others may
+        use the connection in the meantime; but longer each time, so that it gets both at last.
+        """
+        context, reserve, patience = self.context, self.reserve_connection, _PATIENCE
+        if request.extensions.get(RESERVED):  # By a limiter layer further outside.
+            return request, sent
+        while self.full_pools:
+            limiter.leave(turn, context.now())
+            loan = yield Run(
+                lambda left: reserve(request if left == math.inf else limited(request, left)),
+                lambda _: reserve(request),
+            )
+            try:
+                sent = context.now()
+                wait = limiter.ask(turn, sent)
+                if is_long := isinstance(wait, REAL) and float(wait) > patience:
+                    loan.unused()
+                if wait != 0.0:
+                    sent = yield from wait_for_permit(
+                        context, self.name, limiter, turn, plan, attempt, wait, sent
+                    )
+                elif attempt.is_signed is not None and not attempt.is_signed():
+                    attempt.place = (limiter, turn)
+                    raise SignatureExpired
+            except BaseException:
+                loan.unused()
+                limiter.leave(turn, context.now())
+                raise
+            if not is_long:
+                return copy_request(request, extensions={**request.extensions, RESERVED: [loan]}), sent
+            patience *= 4
+        return request, sent
 
     def _chosen(self, request: httpx.Request) -> tuple[Any, Plan | None]:
         """The limiter of a request, and the request's plan, if these depend on the request."""
