@@ -1,8 +1,15 @@
-"""Access tokens for a client id and secret: the OAuth 2.0 client credentials grant (RFC 6749, section 4.4)."""
+"""Access tokens for a client id and secret: the OAuth 2.0 client credentials grant (RFC 6749, section 4.4).
+
+No message contains the client secret, and no frame that can raise an error holds it in a variable that a traceback
+formatter would show.
+"""
 
 import math
+from base64 import b64encode
 from dataclasses import dataclass, field
+from html import unescape
 from typing import Final, Literal, cast
+from urllib.parse import quote_plus, unquote, unquote_plus
 
 import httpx
 
@@ -10,13 +17,17 @@ from .._checks import SECONDS, check_choice, check_flag, check_number, safe_repr
 from .._clock import Clock, clock_or_system
 from .._config import STKAI, models
 from .._config.names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
-from .._errors import AuthenticationError, ConfigurationError
+from .._errors import AuthenticationError, ConfigurationError, hide_secrets
 from .._log import logger
+from .._process import raise_interrupt
 from .._secrets import HoldsSecret, Secret
+from .._urls import is_private, origin_of, parse_url, show_origin
 from ..transports._auth.provider import AuthProvider, in_background, is_running, join
-from .token_endpoint import TokenEndpoint
+from .token_endpoint import TokenAnswer, ask
 
 __all__ = ["AuthProvider", "AuthenticationError", "ClientCredentialsAuthProvider", "create_standalone_auth"]
+
+_MAX_QUOTED: Final = 200  # Characters of the endpoint's answer that a message quotes.
 
 _RETRY_DELAY: Final = 10.0
 """Seconds until the next attempt after a failed renewal, while the old token is still valid."""
@@ -75,32 +86,36 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         self.refresh_margin = check_number("refresh_margin", refresh_margin, SECONDS)
         check_choice("client_auth", client_auth, *CLIENT_AUTH)
         check_flag("allow_http", allow_http)
-        clock = clock_or_system(clock)
-        self._now = clock.monotonic
-        self._endpoint = TokenEndpoint(
-            url=self.token_url,
-            client_id=self.client_id,
-            client_secret=Secret(_text("client_secret", secret)),
-            scope=None if scope is None else _text("scope", Secret(scope)),
-            audience=None if audience is None else _text("audience", Secret(audience)),
-            in_body=client_auth == "body",
-            allow_http=allow_http,
-            transport=transport,
-            http=http,
-            clock=clock,
-        )
+        self._secret = Secret(_text("client_secret", secret))
+        self._asked_for = {
+            name: _text(name, Secret(given))
+            for name, given in (("scope", scope), ("audience", audience))
+            if given is not None
+        }
+        self._in_body = client_auth == "body"
+        self._transport, self._http, self._clock = transport, http, clock_or_system(clock)
+        self._now = self._clock.monotonic
+        self._url = parse_url(self.token_url, "token_url must be an absolute http(s) URL")
+        self._address = show_origin(self._url) + self._url.path  # Without the query, for messages.
+        if not allow_http and not is_private(origin_of(self._url)):
+            raise ConfigurationError(
+                f"token_url {self._address} would carry the client secret unencrypted: use https://, or allow it with"
+                " allow_http=True (STKAI_AUTH_ALLOW_HTTP=true)"
+            )
+        self._refusal: tuple[AuthenticationError, float, float, str] | None = None
+        """The latest refusal, since when and until when it is in force, and why; None after a token."""
         # Replaced in a single assignment: there is no lock that a fork could leave taken.
         self._cached = _CachedToken("", -math.inf, -math.inf)
 
     @safe_repr
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._endpoint.describe()})"
+        return f"{type(self).__name__}(client_id={self.client_id!r}, token_url={self._address!r})"
 
     def get_access_token(self) -> str:
         token = self.cached_access_token()
         if token is not None:
             return token
-        self._endpoint.check_open()
+        self._check_open()
         fetch = join(self._renew)
         fetch.wait()
         return cast("str", fetch.result())
@@ -126,18 +141,88 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         if self._now() < cached.renew_at:  # Another fetch ended just before this one started.
             return cached.token
         try:
-            grant = self._endpoint.fetch()
+            grant = self._fetch()
         except AuthenticationError as error:
             now = self._now()
             if now >= cached.expires_at:
                 raise
-            cached.renew_at = min(now + (self._endpoint.pause_left() or _RETRY_DELAY), cached.expires_at)
+            pause = 0.0 if self._refusal is None else self._refusal[2] - now
+            cached.renew_at = min(now + (pause if pause > 0 else _RETRY_DELAY), cached.expires_at)
             logger.warning("the token could not be renewed; the old one is used until it expires: %s", error)
             return cached.token
         expires_at = grant.asked_at + grant.lifetime
         renew_at = expires_at - min(self.refresh_margin, grant.lifetime / 2)
         self._cached = _CachedToken(grant.token, renew_at, expires_at)
         return grant.token
+
+    def _fetch(self) -> TokenAnswer:
+        """Fetch an answer with a new token.
+
+        Raises:
+            AuthenticationError: there is no token; transient failures have been retried. A refusal of the credentials,
+                or a request to wait, is remembered.
+        """
+        self._check_open()
+        try:
+            answer = ask(self._request(), self._transport, self._http, self._clock)
+        except Exception as error:  # noqa: BLE001 - the wire may be user code, and raise anything
+            raise_interrupt(error)
+            # Its frames belong to the wire, and their variables contain the body that was sent.
+            hide_secrets(error, httpx.Request("POST", self._address))
+            what = f"{type(error).__name__}: {self._quoted(str(error))}"
+            cause = None if self._repeats_secret(str(error)) else error
+            raise AuthenticationError(f"the token endpoint {self._address} failed: {what}", cause) from cause
+        problem = answer.problem(self._quoted)
+        if problem is None:
+            self._refusal = None
+            return answer
+        refused = AuthenticationError(f"the token endpoint {self._address} {problem}")
+        now = self._now()
+        seconds, why = answer.pause()
+        self._refusal = refused, now, now + seconds, why
+        raise refused
+
+    def _check_open(self) -> None:
+        """Refuse to ask the endpoint again too soon after it has refused the credentials, or asked us to wait."""
+        refusal, now = self._refusal, self._now()
+        if refusal is not None and now < refusal[2]:
+            error, since, until, why = refusal
+            msg = (
+                f"{error.message} (this was {now - since:.0f} s ago; the endpoint is not asked again for another"
+                f" {until - now:.0f} s: {why})"
+            )
+            raise AuthenticationError(msg)
+
+    def _request(self) -> httpx.Request:
+        form = {"grant_type": "client_credentials", **self._asked_for}
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "stkai"}
+        if self._in_body:
+            form |= {"client_id": self.client_id, "client_secret": self._secret.reveal()}
+        else:
+            headers["Authorization"] = f"Basic {self._basic}"
+        return httpx.Request("POST", self._url, data=form, headers=headers)
+
+    @property
+    def _basic(self) -> str:
+        # RFC 6749, section 2.3.1: form-encoded first, so that neither part contains a colon.
+        pair = f"{quote_plus(self.client_id)}:{quote_plus(self._secret.reveal())}"
+        return b64encode(pair.encode()).decode()
+
+    def _quoted(self, value: object) -> str:
+        """Untrusted text, made safe to show: short, on one line, and without the secret, should it contain that."""
+        text = value if isinstance(value, str) else ""
+        for secret in self._forms_of_secret():
+            text = text.replace(secret, "[secret]")
+        if self._repeats_secret(text):
+            return "[words that repeat the secret]"
+        return "".join(char if char.isprintable() else " " for char in text[:_MAX_QUOTED]).strip()
+
+    def _repeats_secret(self, text: str) -> bool:
+        forms = {text, unquote_plus(text), unquote(text), unescape(text)}
+        return any(secret in form for form in forms for secret in self._forms_of_secret())
+
+    def _forms_of_secret(self) -> tuple[str, ...]:
+        return self._secret.reveal(), quote_plus(self._secret.reveal()), self._basic
 
 
 @dataclass(slots=True)
