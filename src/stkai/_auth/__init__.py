@@ -267,15 +267,7 @@ def create_standalone_auth(
             " or call STKAI.configure(auth={'client_id': ..., 'client_secret': ...});"
             " for a token that you already have, use stkai.StaticToken(token)"
         )
+    others = config.model_dump(exclude={"token", "client_secret", "origins"})
     return ClientCredentialsAuthProvider(
-        config.client_id,
-        config.client_secret.get_secret_value(),
-        config.token_url,
-        config.refresh_margin,
-        scope=config.scope,
-        audience=config.audience,
-        client_auth=config.client_auth,
-        allow_http=config.allow_http,
-        http=http,
-        clock=clock,
+        client_secret=config.client_secret.get_secret_value(), http=http, clock=clock, **others
     )
