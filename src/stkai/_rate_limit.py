@@ -27,11 +27,11 @@ from ._headers import check_headers, copy_request
 from ._urls import absolute_url, request_url
 from .transports._base import LayerTransport
 from .transports._bodies import timeouts
-from .transports._call import ATTEMPT, Call
+from .transports._call import Call
 from .transports._layer_checks import signature_of
 from .transports._limits.flow import AdaptiveTransport, TokenBucketTransport
 from .transports._limits.quota_limiters import AimdLimiter, TokenBucket
-from .transports._options import OPTIONS, UNSET, CallOptions, RequestOptions, options_of
+from .transports._options import OPTIONS, UNSET, CallOptions, options_of
 from .transports._options import options as options_block
 from .transports._retry.flow import RetryTransport
 
@@ -51,9 +51,6 @@ _RAISED: Final = "stkai.raised"  # The extension of a response that holds the er
 
 _SET_BY_DELEGATE: Final = frozenset({"host", "content-length"})
 """Headers that a request gets here, but that the other client sets itself."""
-
-_Send = Callable[[httpx.Request], Any]
-"""Calls a method of the other client with the layers' changes to the request."""
 
 
 class _RateLimitedHttpClient(HttpClient):
@@ -80,29 +77,17 @@ class _RateLimitedHttpClient(HttpClient):
         self.max_wait_time = limiter.max_wait_time
 
     def send(self, request: httpx.Request) -> Any:
-        """Wait for a permit, then send a complete request with the other client's `send`.
+        """Not supported: the other client may have only `get` and `post`.
 
         Raises:
-            NotImplementedError: the other client has no `send`.
+            NotImplementedError: always.
         """
-        delegate: Any = self.delegate
-        if not callable(getattr(delegate, "send", None)):
-            kind = type(delegate).__name__
-            raise NotImplementedError(f"{kind} has no send(): use get, post or post_stream")
-        options = Call.start(request, 0.0).options
-        inner = options if options.retry is UNSET else replace(options, retry=None)
-
-        def send(changed: httpx.Request) -> Any:
-            extensions = {**changed.extensions, OPTIONS: inner}
-            for own in (_SEND, ATTEMPT):  # The other client starts a call of its own.
-                extensions.pop(own, None)
-            return delegate.send(copy_request(changed, extensions=extensions))
-
-        return self._through(request, options, send)
+        raise NotImplementedError(f"{type(self).__name__} has no send(): use get, post or post_stream")
 
     def _send(
         self, verb: str, url: str, data: Any, headers: Headers, timeout: float, options: CallOptions
     ) -> Any:
+        self._open_entry()
         given = options_of(verb, options)
         method, body = ("GET", ()) if verb == "get" else ("POST", (data,))
         call = partial(getattr(self.delegate, verb), url, *body)
@@ -119,19 +104,17 @@ class _RateLimitedHttpClient(HttpClient):
             with block:
                 return call(headers=all_headers, timeout=left, **_accepted_by(call, options))
 
-        return self._through(request, given.over(around), send)
-
-    def _through(self, request: httpx.Request, options: RequestOptions, send: _Send) -> Any:
-        """Send through the layers, which retry only if the call asks for it; raises errors of requests unchanged."""
-        self._open_entry()
-        retry = None if options.retry is UNSET else options.retry
-        extensions = {**request.extensions, _SEND: send, OPTIONS: replace(options, retry=retry)}
+        asked = given.over(around)
+        retry = (
+            None if asked.retry is UNSET else asked.retry
+        )  # Retries are made only if the call asks for it.
+        extensions = {**request.extensions, _SEND: send, OPTIONS: replace(asked, retry=retry)}
         try:
             response = self.transport.handle_request(copy_request(request, extensions=extensions))
         except httpx.RequestError as error:
             cause = error.__cause__
             if isinstance(cause, Exception) and httpx_kind(cause) is not None:
-                raise cause from None
+                raise cause from None  # An error of requests reaches the caller unchanged.
             raise
         return self._outcome(request, response)
 

@@ -1,4 +1,4 @@
-"""What a client around another one passes on to it: the options of a call, and complete requests."""
+"""What a client around another one passes on to it: the options of a call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +9,7 @@ import pytest
 import stkai
 from stkai import (
     AdaptiveRateLimitedHttpClient,
-    ConfigurationError,
     HttpClient,
-    RequestOptions,
     RetryPolicy,
     TokenBucketRateLimitedHttpClient,
 )
@@ -44,17 +42,13 @@ class Answers:
         return stkai.build_client(auth=None, rate_limit=None, transport=self.transport(), clock=clock)
 
 
-@pytest.mark.parametrize("verb", ["post", "get", "post_stream", "send"])
+@pytest.mark.parametrize("verb", ["post", "get", "post_stream"])
 def test_a_call_without_retries_is_sent_once_even_if_the_delegate_retries(
     decorator: Callable[..., Any], verb: str
 ) -> None:
     answers = Answers(503, 503, 503, 503, 503)
     client = decorator(answers.retrying_client())
-    if verb == "send":
-        options = {"stkai": RequestOptions(retry=None)}
-        response = client.send(httpx.Request("POST", URL, extensions=options))
-    else:
-        response = getattr(client, verb)(URL, retry=None)
+    response = getattr(client, verb)(URL, retry=None)
     assert response.status_code == 503
     assert len(answers.requests) == 1
 
@@ -65,22 +59,14 @@ def test_a_call_with_a_policy_is_retried_by_that_policy_alone(decorator: Callabl
     policy = RetryPolicy(2, initial_delay=0.0)
     assert client.post(URL, {}, retry=policy).status_code == 503
     assert len(answers.requests) == 3
-    assert (
-        client.send(
-            httpx.Request("POST", URL, extensions={"stkai": RequestOptions(retry=policy)})
-        ).status_code
-        == 503
-    )
-    assert len(answers.requests) == 6
 
 
-@pytest.mark.parametrize("verb", ["post", "get", "send"])
+@pytest.mark.parametrize("verb", ["post", "get"])
 def test_the_policy_of_a_block_is_that_of_its_calls(decorator: Callable[..., Any], verb: str) -> None:
     answers = Answers(*[503] * 20)
     client = decorator(answers.retrying_client())
-    request = httpx.Request("POST", URL)
     with stkai.options(retry=RetryPolicy(2, initial_delay=0.0)):
-        response = client.send(request) if verb == "send" else getattr(client, verb)(URL)
+        response = getattr(client, verb)(URL)
     assert (response.status_code, len(answers.requests)) == (503, 3)
     assert response.extensions["stkai"].attempts == 3, "each with a permit of its own"
 
@@ -154,41 +140,6 @@ def test_options_reach_a_method_that_takes_them_and_no_other(decorator: Callable
     assert plain.get(URL, deadline=60.0).status_code == plain.post(URL, deadline=60.0).status_code == 200
 
 
-def test_a_complete_request_is_limited_and_sent_by_the_delegate(decorator: Callable[..., Any]) -> None:
-    answers = Answers()
-    client = decorator(answers.retrying_client())
-    request = httpx.Request(
-        "POST", URL, json={"a": 1}, headers={"X-A": "1"}, extensions={"timeout": {"read": 5.0}}
-    )
-    response = client.send(request)
-    assert response.status_code == 200
-    (sent,) = answers.requests
-    assert (sent.content, sent.headers["x-a"], sent.extensions["timeout"]) == (b'{"a":1}', "1", {"read": 5.0})
-    assert request.extensions == {"timeout": {"read": 5.0}}
-    assert response.extensions["stkai"].attempts == 1
-
-
-def test_the_deadline_of_a_complete_request_begins_when_it_is_sent(decorator: Callable[..., Any]) -> None:
-    answers = Answers()
-    client = decorator(answers.retrying_client())
-    for _ in range(2):
-        options = {"stkai": RequestOptions(deadline=60.0, max_wait_time=5.0)}
-        assert client.send(httpx.Request("POST", URL, extensions=options)).status_code == 200
-    request = httpx.Request("POST", URL, extensions={"stkai": RequestOptions(deadline=60.0)})
-    assert [client.send(request).status_code for _ in range(2)] == [200, 200]
-
-
-def test_a_delegate_without_send_says_so(decorator: Callable[..., Any]) -> None:
-    class Plain:
-        def get(self, url: str, headers: Any = None, timeout: float = 30) -> Any: ...
-
-        def post(self, url: str, data: Any = None, headers: Any = None, timeout: float = 30) -> Any: ...
-
-    with pytest.raises(NotImplementedError, match=r"Plain has no send\(\): use get, post or post_stream"):
-        decorator(Plain()).send(httpx.Request("GET", URL))
-
-
-def test_a_complete_request_with_other_options_is_refused(decorator: Callable[..., Any]) -> None:
-    client = decorator(Answers().retrying_client())
-    with pytest.raises(ConfigurationError, match=r"must be a stkai\.RequestOptions, not dict"):
-        client.send(httpx.Request("POST", URL, extensions={"stkai": {"retry": None}}))
+def test_a_client_around_another_one_cannot_send_a_complete_request(decorator: Callable[..., Any]) -> None:
+    with pytest.raises(NotImplementedError, match=r"has no send\(\): use get, post or post_stream"):
+        decorator(Answers().retrying_client()).send(httpx.Request("GET", URL))
