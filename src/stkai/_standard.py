@@ -18,7 +18,7 @@ from .costs import llm_tokens
 from .stores import store_from
 from .transports._auth.bearer import BearerAuth
 from .transports._auth.flow import auth as auth_layer
-from .transports._auth.provider import AuthProvider, StaticToken
+from .transports._auth.provider import StaticToken
 from .transports._layer import Layer
 from .transports._limits import flow as limit
 from .transports._limits.all_of import AllOf, checked_limiter
@@ -203,23 +203,20 @@ def _check_counted(limiter: object, cost: object, settle: object) -> None:
 
 
 def _limiter(given: Any, settings: Settings) -> Limiter | PerKey | None:
-    if given is None:
-        return None
+    config = settings.rate_limit
     if given is UNSET:
-        if settings.rate_limit.enabled:
-            return limiter_from(settings.rate_limit)
-        if settings.rate_limit.share is not None:
+        if not config.enabled and config.share is not None:
             raise ConfigurationError(
                 "STKAI_RATE_LIMIT_SHARE names a quota to share, but the limiter is off: set"
                 " STKAI_RATE_LIMIT_ENABLED=true, or pass rate_limit='adaptive' or rate_limit='token_bucket'"
             )
-        _warn_of_settings(settings.rate_limit)
-        return None
+        _warn_of_settings(config)
+        given = config if config.enabled else None
+    elif isinstance(given, str) and given in ("token_bucket", "adaptive"):
+        given = config.model_copy(update={"strategy": given})
     if isinstance(given, RateLimitConfig):
         return limiter_from(given)
-    if isinstance(given, str) and given in ("token_bucket", "adaptive"):
-        return limiter_from(settings.rate_limit.model_copy(update={"strategy": given}))
-    limiter: Limiter | PerKey = checked_limiter(given)
+    limiter: Limiter | PerKey | None = None if given is None else checked_limiter(given)
     return limiter
 
 
@@ -227,24 +224,18 @@ def _bearer(
     given: Any, settings: Settings, clock: Clock | None, *, own_wire: bool
 ) -> tuple[BearerAuth | None, bool]:
     """What signs the requests, and whether StackSpot CLI does so instead."""
-    if given is None:
-        return None, False
-    if given != "auto":
-        return given if isinstance(given, BearerAuth) else _scoped(given, settings), False
-    choice = AuthChoice.automatic(settings, own_wire=own_wire)
-    if choice.kind == "none":
-        raise ConfigurationError(_CLI_CANNOT if own_wire and cli_is_available() else NO_AUTHENTICATION)
-    if choice.kind == "cli":
-        if settings.auth.has_credentials():
-            logger.warning("%s", choice.why)
-        return None, True
-    provider: AuthProvider
-    if settings.auth.token is not None:
-        provider = StaticToken(settings.auth.token.get_secret_value())
-    else:
-        provider = create_standalone_auth(settings.auth, http=settings.http, clock=clock)
-    return _scoped(provider, settings), False
-
-
-def _scoped(provider: AuthProvider, settings: Settings) -> BearerAuth:
-    return BearerAuth(provider, settings.auth.origins, allow_http=settings.auth.allow_http)
+    if given == "auto":
+        choice = AuthChoice.automatic(settings, own_wire=own_wire)
+        if choice.kind == "none":
+            raise ConfigurationError(_CLI_CANNOT if own_wire and cli_is_available() else NO_AUTHENTICATION)
+        if choice.kind == "cli":
+            if settings.auth.has_credentials():
+                logger.warning("%s", choice.why)
+            return None, True
+        if settings.auth.token is not None:
+            given = StaticToken(settings.auth.token.get_secret_value())
+        else:
+            given = create_standalone_auth(settings.auth, http=settings.http, clock=clock)
+    if given is None or isinstance(given, BearerAuth):
+        return given, False
+    return BearerAuth(given, settings.auth.origins, allow_http=settings.auth.allow_http), False
