@@ -21,8 +21,7 @@ class _Client:
     """What the sync and the async client share: everything but the requests."""
 
     _kind: type
-    _twin: type  # The httpx client that resembles this one.
-
+    _twin: str  # The httpx client that resembles this one.
     _builder: str
     _entry_kind: type[LayerBase]
     transport: Any
@@ -50,14 +49,12 @@ class _Client:
         return self._entry
 
     def __getattr__(self, name: str) -> NoReturn:
-        """Say how to get an httpx client over the same stack, if that or its transport would have the attribute."""
-        kind, twin = type(self).__name__, f"httpx.{self._twin.__name__}"
-        msg = f"{kind!r} object has no attribute {name!r}"
-        if hasattr(self._twin, name) or name in {"timeout", "headers"} or name.startswith("handle_"):
-            msg += (
-                f"; {kind} has only get, post and post_stream. If you need an {twin}, put the stack into one:"
-                f" {twin}(transport=stkai.{self._builder}())"
-            )
+        """Say how to get an httpx client over the same stack."""
+        kind = type(self).__name__
+        msg = (
+            f"{kind!r} object has no attribute {name!r}; {kind} has only get, post and post_stream. If you need an"
+            f" {self._twin}, put the stack into one: {self._twin}(transport=stkai.{self._builder}())"
+        )
         raise AttributeError(msg, name=name, obj=self)
 
     def __repr__(self) -> str:
@@ -82,7 +79,7 @@ class HttpClient(_Client):
         ConfigurationError: the transport is not a sync one.
     """
 
-    _kind, _twin, _builder = httpx.BaseTransport, httpx.Client, "build_transport"
+    _kind, _twin, _builder = httpx.BaseTransport, "httpx.Client", "build_transport"
     _entry_kind = LayerTransport
     _transport: httpx.BaseTransport | None = None
 
@@ -199,7 +196,7 @@ class AsyncHttpClient(_Client):
         ConfigurationError: the transport is not an async one.
     """
 
-    _kind, _twin, _builder = httpx.AsyncBaseTransport, httpx.AsyncClient, "build_async_transport"
+    _kind, _twin, _builder = httpx.AsyncBaseTransport, "httpx.AsyncClient", "build_async_transport"
     _entry_kind = AsyncLayerTransport
     _transport: httpx.AsyncBaseTransport
 
