@@ -60,7 +60,7 @@ def _settings(width: float) -> Text:
 
     Lines longer than `width` are not aligned. The terminal folds them at its edge, so that long values can be copied.
     """
-    rows = [(row.variable, row.value, row.source) for row in STKAI.provenance()]
+    rows = STKAI.provenance()
     first = max(len(name) for name, _, _ in rows)
     fits = (len(value) for _, value, source in rows if first + len(value) + len(source) + 4 <= width)
     second = max(fits, default=0)

@@ -118,10 +118,7 @@ class GlobalSettings:
         Args:
             output: called with each line instead of `print`, such as `logging.info`.
         """
-        rows = [
-            ("variable", "value", "source"),
-            *((r.variable, r.value, r.source) for r in self.provenance()),
-        ]
+        rows = [("variable", "value", "source"), *self.provenance()]
         first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
         lines = [f"{row[0]:<{first}}  {row[1]:<{second}}  {row[2]}" for row in rows]
         without_effect = self.config.rate_limit.without_effect()

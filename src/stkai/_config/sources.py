@@ -1,9 +1,8 @@
 """Reads the settings from all their sources, checks them, and records which source each value came from."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource
@@ -32,15 +31,13 @@ Variables = Mapping[str, Secret]
 """The variables of one source that have the prefix of settings."""
 
 
-@dataclass(frozen=True, slots=True)
-class Explained:
+class Explained(NamedTuple):
     variable: str  # The environment variable that sets it.
     value: str  # As text; for a secret, only whether it is set.
     source: str  # "configure", "environment", ".env file PATH" or "default".
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(NamedTuple):
     """The settings in force, a row for each of them, and a warning for each ignored variable."""
 
     settings: Settings
