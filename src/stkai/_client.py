@@ -9,9 +9,10 @@ from typing import Any, NoReturn, Self, Unpack, cast
 import httpx
 
 from ._errors import ConfigurationError
-from ._exchange import TIMEOUT, Exchange, StreamedResponse, entry
+from ._exchange import TIMEOUT, Exchange, StreamedResponse
 from ._families import HTTPX, family_of_wire
 from .transports._base import AsyncLayerTransport, LayerBase, LayerTransport
+from .transports._context import Context
 from .transports._options import CallOptions
 
 Headers = Mapping[str, str] | None
@@ -42,10 +43,14 @@ class _Client:
             raise RuntimeError("Cannot send a request, as the client has been closed.")
 
     def _open_entry(self) -> Any:
-        """The layer through which calls enter the transport."""
+        """The layer through which calls enter: the transport itself, or a layer around it that does nothing."""
         if self._closed or self._entry is None:
             self._require_open()
-            self._entry = entry(self._entry_kind, self.transport)
+            transport = self.transport
+            context = getattr(transport, "context", None)
+            context = context if isinstance(context, Context) else None
+            around = self._entry_kind(transport, context=context, name="client")
+            self._entry = transport if around._joins(transport) else around  # noqa: SLF001
         return self._entry
 
     def __getattr__(self, name: str) -> NoReturn:

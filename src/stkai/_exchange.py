@@ -16,7 +16,6 @@ from ._urls import request_url
 from .transports._base import LayerBase
 from .transports._bodies import is_there, set_body, timeouts
 from .transports._call import Attempt, begin
-from .transports._context import Context
 from .transports._operations import Close, Flow, Load, Read, Steps
 from .transports._options import NO_OPTIONS, OPTIONS, CallOptions, options_of
 
@@ -143,14 +142,6 @@ def _fetch_refusal(response: httpx.Response) -> Steps[None]:
         response.read()
     except alike(httpx.RequestError):
         set_body(response, [])
-
-
-def entry(kind: type[LayerBase], transport: Any) -> Any:
-    """The layer through which calls enter a transport: the transport itself, or a layer around it that does nothing."""
-    context = getattr(transport, "context", None)
-    around = kind(transport, context=context if isinstance(context, Context) else None, name="client")
-    joins = around._joins(transport)  # noqa: SLF001
-    return transport if joins else around
 
 
 def _name_timeout(error: BaseException, request: httpx.Request) -> None:
