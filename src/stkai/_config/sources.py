@@ -11,12 +11,11 @@ from .._errors import ConfigurationError
 from .._secrets import Secret, reveal
 from .._urls import full_path
 from .fields import none_from_word, problems
-from .models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
-from .names import PREFIX, SECTIONS, as_text, closest, configuration_error, variable
+from .models import Settings
+from .names import PREFIX, as_text, closest, configuration_error, variable
 
-MODELS: dict[str, type[BaseModel]] = dict(
-    zip(SECTIONS, (AuthConfig, RateLimitConfig, RetryConfig, HttpConfig), strict=True)
-)
+MODELS: dict[str, Any] = {name: field.annotation for name, field in Settings.model_fields.items()}
+"""The model of each section."""
 
 _ENV_FILE: Final = f"{PREFIX}ENV_FILE"
 _OTHER_FORMATS: Final = frozenset({".cfg", ".ini", ".json", ".toml", ".yaml", ".yml"})
@@ -58,7 +57,7 @@ def load(configured: Mapping[str, Mapping[str, Any]], env_file: Path | None = No
 
     complaints: list[str] = []
     sections: dict[str, Any] = {}
-    for section in SECTIONS:
+    for section in MODELS:
         try:
             sections[section], found = _section(section, sources, configured.get(section, {}))
             rows += found
