@@ -76,11 +76,9 @@ def reveal(value: Any) -> Any:
 
 
 def sealed(values: Any) -> Any:
-    """A value of settings, or a dict of them, with everything that may contain a secret wrapped."""
+    """A value of settings, or a dict of them, with what may contain a secret wrapped: text, bytes, dicts and lists."""
     if isinstance(values, Mapping):
-        return {name: Secret(value) if _may_hold_secret(value) else value for name, value in values.items()}
-    return Secret(values) if _may_hold_secret(values) else values
-
-
-def _may_hold_secret(value: object) -> bool:
-    return isinstance(value, Collection)  # Text, bytes, dicts and lists.
+        return {
+            name: Secret(value) if isinstance(value, Collection) else value for name, value in values.items()
+        }
+    return Secret(values) if isinstance(values, Collection) else values
