@@ -4,30 +4,34 @@ They have no cookies, no redirects and no second auth flow; for these, mount the
 """
 
 from collections.abc import Mapping
-from typing import Any, NoReturn, Self, Unpack, cast
+from functools import partial
+from typing import Any, Generic, NoReturn, Self, TypeVar, Unpack, cast
 
 import httpx
 
 from ._errors import ConfigurationError
-from ._exchange import TIMEOUT, Exchange, StreamedResponse
+from ._exchange import TIMEOUT, StreamedResponse, call_of, exchange, request_of
 from ._families import HTTPX, family_of_wire
 from .transports._base import AsyncLayerTransport, LayerBase, LayerTransport
+from .transports._call import begin
 from .transports._context import Context
 from .transports._options import CallOptions
 
 Headers = Mapping[str, str] | None
 
+L = TypeVar("L", bound=LayerBase)
 
-class _Client:
+
+class _Client(Generic[L]):
     """What the sync and the async client share: everything but the requests."""
 
     _kind: type
     _twin: str  # The httpx client that resembles this one.
     _builder: str
-    _entry_kind: type[LayerBase]
+    _entry_kind: type[L]
     transport: Any
     _transport: Any = None
-    _entry: Any = None
+    _entry: L | None = None
     _closed = False
 
     def _use(self, transport: object) -> None:
@@ -42,7 +46,7 @@ class _Client:
         if self._closed:
             raise RuntimeError("Cannot send a request, as the client has been closed.")
 
-    def _open_entry(self) -> Any:
+    def _open_entry(self) -> L:
         """The layer through which calls enter: the transport itself, or a layer around it that does nothing."""
         if self._closed or self._entry is None:
             self._require_open()
@@ -71,7 +75,7 @@ class _Client:
         )
 
 
-class HttpClient(_Client):
+class HttpClient(_Client[LayerTransport]):
     """GET, POST and streamed POST over a transport; safe to share between threads. Close it, or use a `with` block.
 
     A subclass may instead override `get` and `post`, and `post_stream` if it can stream; it then needs no transport.
@@ -160,15 +164,15 @@ class HttpClient(_Client):
         Its extensions may hold `RequestOptions` as "stkai", and timeouts; the errors are those of `get`.
         """
         layer = self._open_entry()
-        exchange = Exchange.of(layer, request)
-        return exchange.finish(layer.carry_out(exchange.call, exchange.flow))
+        return layer.carry_out(call_of(layer, request), partial(exchange, layer))
 
     def _send(
         self, verb: str, url: str, data: Any, headers: Headers, timeout: float, options: CallOptions
     ) -> httpx.Response:
         layer = self._open_entry()
-        exchange = Exchange(layer, verb, url, data, headers, timeout, options)
-        return exchange.finish(layer.carry_out(exchange.call, exchange.flow))
+        request = request_of(verb, url, data, headers, timeout, options)
+        call = begin(request, layer.context.now(), verb != "post_stream")
+        return layer.carry_out(call, partial(exchange, layer))
 
     def close(self) -> None:
         """Close the transport, and with it all connections. Closing twice does no harm."""
@@ -191,7 +195,7 @@ class HttpClient(_Client):
                 transport.__exit__(*exc_info)
 
 
-class AsyncHttpClient(_Client):
+class AsyncHttpClient(_Client[AsyncLayerTransport]):
     """GET, POST and streamed POST over an async transport, on asyncio and trio. Close it, or use `async with`.
 
     Args:
@@ -244,15 +248,15 @@ class AsyncHttpClient(_Client):
     async def send(self, request: httpx.Request) -> httpx.Response:
         """Send a complete request, and read the answer; like `HttpClient.send`."""
         layer = self._open_entry()
-        exchange = Exchange.of(layer, request)
-        return exchange.finish(await layer.carry_out(exchange.call, exchange.flow))
+        return await layer.carry_out(call_of(layer, request), partial(exchange, layer))
 
     async def _send(
         self, verb: str, url: str, data: Any, headers: Headers, timeout: float, options: CallOptions
     ) -> httpx.Response:
         layer = self._open_entry()
-        exchange = Exchange(layer, verb, url, data, headers, timeout, options)
-        return exchange.finish(await layer.carry_out(exchange.call, exchange.flow))
+        request = request_of(verb, url, data, headers, timeout, options)
+        call = begin(request, layer.context.now(), verb != "post_stream")
+        return await layer.carry_out(call, partial(exchange, layer))
 
     async def aclose(self) -> None:
         """Close the transport, and with it all connections. Closing twice does no harm."""

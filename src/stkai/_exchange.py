@@ -15,7 +15,7 @@ from ._headers import copy_request, headers_of
 from ._urls import request_url
 from .transports._base import LayerBase
 from .transports._bodies import is_there, set_body, timeouts
-from .transports._call import Attempt, begin
+from .transports._call import Attempt, Beginning, begin
 from .transports._operations import Close, Flow, Load, Read, Steps
 from .transports._options import NO_OPTIONS, OPTIONS, CallOptions, options_of
 
@@ -46,93 +46,78 @@ class StreamedResponse(httpx.Response):
         await self.aclose()
 
 
-class Exchange:
-    """One request in progress: checks and completes it; its flow returns what the caller wants."""
+def request_of(
+    verb: str,
+    url: str,
+    data: Any,
+    headers: Mapping[str, str] | None,
+    timeout: float,
+    given: CallOptions,
+) -> httpx.Request:
+    """The complete request of a call, from the arguments of a client's method, which it checks."""
+    options = options_of(verb, given) if given else NO_OPTIONS
+    method = "GET" if verb == "get" else "POST"
+    target = request_url(url)
+    timeout = check_number("timeout", timeout, POSITIVE_SECONDS, error=InvalidArgumentError)
+    extensions: dict[str, Any] = {"timeout": timeouts(timeout)}
+    if options is not NO_OPTIONS:
+        extensions[OPTIONS] = options
+    content = _encode(data)
+    request = httpx.Request(
+        method,
+        target,
+        headers=headers_of(method, target, headers, content),
+        stream=httpx.ByteStream(content or b""),
+        extensions=extensions,
+    )
+    request.read()
+    return request
 
-    __slots__ = ("_buffered", "_layer", "_started", "call", "request")
 
-    def __init__(
-        self,
-        layer: LayerBase,
-        verb: str,
-        url: str,
-        data: Any,
-        headers: Mapping[str, str] | None,
-        timeout: float,
-        given: CallOptions,
-    ) -> None:
-        self._layer = layer
-        options = options_of(verb, given) if given else NO_OPTIONS
-        method = "GET" if verb == "get" else "POST"
-        target = request_url(url)
-        timeout = check_number("timeout", timeout, POSITIVE_SECONDS, error=InvalidArgumentError)
-        extensions: dict[str, Any] = {"timeout": timeouts(timeout)}
-        if options is not NO_OPTIONS:
-            extensions[OPTIONS] = options
-        content = _encode(data)
-        self.request = httpx.Request(
-            method,
-            target,
-            headers=headers_of(method, target, headers, content),
-            stream=httpx.ByteStream(content or b""),
-            extensions=extensions,
-        )
-        self.request.read()
-        self._started, self._buffered = layer.context.now(), verb != "post_stream"
-        self.call = begin(self.request, self._started, self._buffered)
+def call_of(layer: LayerBase, request: httpx.Request) -> Beginning:
+    """The call of a caller's complete request; its extensions may hold `RequestOptions` and a timeout."""
+    if request.url.userinfo:
+        request_url(request.url)
+    layer.check_body(request)
+    extensions = {"timeout": timeouts(TIMEOUT), **request.extensions}
+    return begin(copy_request(request, extensions=extensions), layer.context.now(), True)
 
-    @classmethod
-    def of(cls, layer: LayerBase, request: httpx.Request) -> Self:
-        """The exchange of a complete request; its extensions may hold `RequestOptions` and a timeout."""
-        exchange = object.__new__(cls)
-        exchange._layer = layer
-        if request.url.userinfo:
-            request_url(request.url)
-        layer.check_body(request)
-        extensions = {"timeout": timeouts(TIMEOUT), **request.extensions}
-        exchange.request = copy_request(request, extensions=extensions)
-        exchange._started, exchange._buffered = layer.context.now(), True
-        exchange.call = begin(exchange.request, exchange._started, True)
-        return exchange
 
-    def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        """Send through the stack; read the body if the caller wants all of it and no layer has read it.
+def exchange(layer: LayerBase, request: httpx.Request, attempt: Attempt) -> Flow:
+    """The flow of a client's call: sends through the stack, which begins with `layer`, and completes the response.
 
-        A 429 that a limiter has handled is raised as a ServerSideRateLimitError, with what arrives of its body in time.
-        """
-        try:
-            response = yield from self._layer.flow(request, attempt)
-        except Exception as error:
-            _name_timeout(error, request)
-            raise
-        refused = response.status_code == httpx.codes.TOO_MANY_REQUESTS and attempt.last.paced
-        try:
-            response.request = self.request
-            if refused:
-                yield from _fetch_refusal(response)
-                response.elapsed = self._elapsed()
-                attempt.finish(response, self._layer.context.now())
-                raise ServerSideRateLimitError(response, request=self.request)
-            if attempt.buffered and not is_there(response):
-                yield Read(response)
-                response.read()  # Under a deadline, the body has already been fetched, still encoded.
-        except BaseException as error:
-            yield Close(response)
-            _name_timeout(error, request)
-            raise
-        return response
+    It reads the body if the caller wants all of it and no layer has read it. A 429 that a limiter has handled is raised
+    as a ServerSideRateLimitError, with what arrives of its body in time.
+    """
+    try:
+        response = yield from layer.flow(request, attempt)
+    except Exception as error:
+        _name_timeout(error, request)
+        raise
+    refused = response.status_code == httpx.codes.TOO_MANY_REQUESTS and attempt.last.paced
+    try:
+        response.request = attempt.request
+        if refused:
+            yield from _fetch_refusal(response)
+        elif attempt.buffered and not is_there(response):
+            yield Read(response)
+            response.read()  # Under a deadline, the body has already been fetched, still encoded.
+        now = layer.context.now()
+        response.elapsed = timedelta(seconds=now - attempt.started)
+        if refused:
+            attempt.finish(response, now)
+            raise ServerSideRateLimitError(response, request=attempt.request)
+        return response if attempt.buffered else _streamed(response)
+    except BaseException as error:
+        yield Close(response)
+        _name_timeout(error, request)
+        raise
 
-    def finish(self, response: httpx.Response) -> httpx.Response:
-        """Complete the response; its `elapsed` is the time until it is returned here."""
-        response.elapsed = self._elapsed()
-        if self._buffered:
-            return response
-        streamed = object.__new__(StreamedResponse)
-        streamed.__dict__.update(response.__dict__)
-        return streamed
 
-    def _elapsed(self) -> timedelta:
-        return timedelta(seconds=self._layer.context.now() - self._started)
+def _streamed(response: httpx.Response) -> StreamedResponse:
+    streamed = object.__new__(StreamedResponse)
+    streamed.__dict__.update(response.__dict__)
+    return streamed
 
 
 def _fetch_refusal(response: httpx.Response) -> Steps[None]:

@@ -11,7 +11,7 @@ import httpx
 from .._abandonable import Latch
 from .._client import AsyncHttpClient, HttpClient
 from .._errors import StkaiError
-from .._exchange import Exchange
+from .._exchange import call_of, exchange
 from .._families import alike
 from .._headers import copy_request
 from ..transports import AsyncLayerTransport, LayerTransport
@@ -107,15 +107,15 @@ class LineInFlight(Tracker):
 def send_tracked(client: HttpClient, request: httpx.Request, tracker: Tracker) -> httpx.Response:
     """Send one request; stop waiting, for example for a permit, when the run ends."""
     layer = client._open_entry()  # noqa: SLF001
-    exchange = Exchange.of(layer, request)
-    return exchange.finish(layer.carry_out(exchange.call, partial(_until_run_ends, tracker, exchange.flow)))
+    flow = partial(_until_run_ends, tracker, partial(exchange, layer))
+    return layer.carry_out(call_of(layer, request), flow)
 
 
 async def asend_tracked(client: AsyncHttpClient, request: httpx.Request, tracker: Tracker) -> httpx.Response:
     """Send one request; to stop waiting when the run ends, cancel the task."""
     layer = client._open_entry()  # noqa: SLF001
-    exchange = Exchange.of(layer, request)
-    return exchange.finish(await layer.carry_out(exchange.call, partial(_track, tracker, exchange.flow)))
+    flow = partial(_track, tracker, partial(exchange, layer))
+    return await layer.carry_out(call_of(layer, request), flow)
 
 
 def send_mounted(client: httpx.Client, request: httpx.Request, tracker: Tracker) -> httpx.Response:
