@@ -122,28 +122,26 @@ def _fetching(provider: AuthProvider) -> Iterator[None]:
             FETCHING.reset(token)
 
 
-class _Shared:
-    """A fetch that one task leads for its event loop."""
+class _Shared(Latch):
+    """A fetch that one task leads for its event loop; neither token nor error if that task was cancelled."""
 
-    def __init__(self, done: "anyio.Event") -> None:
-        self.done = done
-        self.token: Signature | None = None
-        self.error: AuthenticationError | None = None
+    token: Signature | None = None
+    error: AuthenticationError | None = None
 
 
 _by_loop: Final[WeakKeyDictionary[Any, dict[Hashable, _Shared]]] = WeakKeyDictionary()
-"""Fetches in progress that a task leads, by loop: events belong to a loop, which must not wait for another's task."""
+"""Fetches in progress that a task leads, by loop: a loop must not wait for another's task."""
 
 
 async def _share_in_loop(provider: AuthProvider) -> Signature:
     running, key = _by_loop.setdefault(running_loop(), {}), key_of(provider.aget_access_token)
     while (other := running.get(key)) is not None:
-        await other.done.wait()
+        await other.await_()
         if other.error is not None:
             raise copy.copy(other.error) from other.error.cause
         if other.token is not None:
             return other.token
-    shared = running[key] = _Shared(anyio.Event())
+    shared = running[key] = _Shared()
     try:
         with named_errors(provider):
             shared.token = await _awork(provider)
@@ -152,7 +150,7 @@ async def _share_in_loop(provider: AuthProvider) -> Signature:
         raise
     finally:  # Even if cancelled: the first of the waiting tasks takes over.
         del running[key]
-        shared.done.set()
+        shared.run()
     return shared.token
 
 
