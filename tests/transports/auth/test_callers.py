@@ -16,6 +16,7 @@ from stkai import (
     AuthenticationError,
     AuthProvider,
     BearerAuth,
+    ClientCredentialsAuthProvider,
     ConfigurationError,
     StaticToken,
 )
@@ -26,7 +27,7 @@ from stkai.transports._auth.provider import join, key_of
 from stkai.transports._auth.single_flight import aget_token, get_token
 
 from ...support.threads import together
-from ...support.tokens import LIFETIME, MARGIN, Issuer, provider_over
+from ...support.tokens import ID, LIFETIME, MARGIN, SECRET, TOKEN_URL, Issuer, provider_over
 from ...support.world import World
 
 URL = "https://api.example.com/v1"
@@ -163,6 +164,27 @@ async def test_the_caller_that_leads_a_renewal_sends_with_the_old_token_if_it_ta
         join(provider.get_access_token).wait()
     assert provider.get_access_token() == "token-2"
     assert issuer.fetches == 2
+
+
+@pytest.mark.real_time
+async def test_the_caller_that_leads_a_renewal_does_not_wait_longer_for_headers_of_a_providers_own(
+    world: World,
+) -> None:
+    class Own(ClientCredentialsAuthProvider):
+        def get_auth_headers(self) -> dict[str, str]:
+            return {"X-Api-Key": self.get_access_token()}
+
+    hangs, clock = threading.Event(), FakeClock()
+    issuer = Issuer(lambda number: number == 2 and hangs.wait(10))
+    provider = Own(ID, SECRET, TOKEN_URL, MARGIN, transport=issuer, clock=clock)
+    provider.get_access_token()
+    clock.advance(LIFETIME - MARGIN)
+    ask: Any = world.pick(get_token, aget_token)
+    try:
+        assert await world.call(ask, provider, 0.2) == {"X-Api-Key": "token-1"}
+    finally:
+        hangs.set()
+        join(provider.get_auth_headers).wait()
 
 
 async def test_an_override_of_cached_access_token_without_its_argument_works(world: World) -> None:

@@ -85,19 +85,20 @@ async def _awork(provider: AuthProvider) -> Signature:
 
 def _waits(provider: AuthProvider, seconds: float) -> tuple[float, ...]:
     """Seconds to wait for a fetch: all at once, or in two halves if there still is a token to send with."""
-    return (seconds,) if seconds == math.inf or _spare(provider) is None else (seconds / 2, seconds / 2)
+    return (seconds,) if seconds == math.inf or _old_token(provider) is None else (seconds / 2, seconds / 2)
+
+
+def _old_token(provider: AuthProvider) -> str | None:
+    """A token that is still valid although it is time to renew it, or None."""
+    with suppress(TypeError):  # Some providers override the method without its argument.
+        return provider.cached_access_token(renewing=True)
+    return None
 
 
 def _spare(provider: AuthProvider) -> Signature | None:
-    """A token that is still valid although it is time to renew it, or None."""
-    with suppress(TypeError):  # Some providers override the method without its argument.
-        if provider.cached_access_token(renewing=True) is not None:
-            return (
-                provider.get_auth_headers()
-                if has_own_headers(provider)
-                else provider.cached_access_token(renewing=True)
-            )
-    return None
+    """What signs with the old token. Only while that is being renewed: to ask for headers would renew it here."""
+    token = _old_token(provider)
+    return provider.get_auth_headers() if token is not None and has_own_headers(provider) else token
 
 
 @contextmanager
