@@ -47,12 +47,7 @@ class StreamedResponse(httpx.Response):
 
 
 def request_of(
-    verb: str,
-    url: str,
-    data: Any,
-    headers: Mapping[str, str] | None,
-    timeout: float,
-    given: CallOptions,
+    verb: str, url: str, data: Any, headers: Mapping[str, str] | None, timeout: float, given: CallOptions
 ) -> httpx.Request:
     """The complete request of a call, from the arguments of a client's method, which it checks."""
     options = options_of(verb, given) if given else NO_OPTIONS
