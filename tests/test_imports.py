@@ -85,6 +85,44 @@ def test_settings_and_server_are_imported_on_first_use() -> None:
     assert "pydantic_settings" in loaded_by(f"{server}; stkai.STKAI.config")
 
 
+FIRST_USES = """
+import json, sys
+from importlib import import_module
+
+class Imports:
+    # Python locks each module while it imports it, and locks it before it imports the module's package.
+    @staticmethod
+    def find_spec(name, *_):
+        frame = sys._getframe()
+        while (frame := frame.f_back) and name.startswith("stkai"):
+            holder = frame.f_locals.get("name", "")
+            if frame.f_code.co_name == "_find_and_load_unlocked" and holder.startswith("stkai") and holder != name:
+                waits.setdefault(holder, []).append(name)
+
+def forget(*kept):
+    for name in [name for name in sys.modules if name.startswith("stkai") and not name.startswith(kept)]:
+        del sys.modules[name]
+    return import_module("stkai")
+
+waits = {}
+sys.meta_path.insert(0, Imports)
+stkai = forget("-")
+homes = {getattr(getattr(stkai, name), "__module__", "stkai"): name for name in stkai.__all__}
+submodules = [name for name in dir(stkai) if f"stkai.{name}" in sys.modules]
+for name in [*homes.values(), *submodules]:
+    getattr(forget("stkai._config."), name)
+print(json.dumps(waits))
+"""
+
+
+def test_threads_may_begin_with_any_two_names_at_the_same_moment() -> None:
+    """Otherwise, one could hold the lock of a module that the other one waits for, and the reverse."""
+    done = subprocess.run([sys.executable, "-c", FIRST_USES], capture_output=True, text=True, check=True)
+    waits = {name: set(names) for name, names in json.loads(done.stdout).items()}
+    assert "stkai.transports._base" in waits["stkai._exchange"]
+    assert cycles_in(waits) == {}
+
+
 PUBLIC = [stkai, stkai.events, stkai.limiters, stkai.stores, stkai.testing, stkai.transports]
 
 
@@ -209,11 +247,14 @@ def test_only_the_clock_reads_time_or_draws_random_numbers() -> None:
 
 def test_no_module_imports_itself_through_others() -> None:
     """Imports for type checkers and inside functions count as well."""
-    graph = {name: imports_of(name) for name in modules()}
-    while leaves := {name for name, imported in graph.items() if not imported & graph.keys()}:
-        for name in leaves:
-            del graph[name]
-    assert graph == {}
+    assert cycles_in({name: imports_of(name) for name in modules()}) == {}
+
+
+def cycles_in(graph: dict[str, set[str]]) -> dict[str, set[str]]:
+    """What is left without the names that lead to no others."""
+    while leaves := {name for name, others in graph.items() if not others & graph.keys()}:
+        graph = {name: others for name, others in graph.items() if name not in leaves}
+    return graph
 
 
 @cache

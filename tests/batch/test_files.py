@@ -193,7 +193,7 @@ def test_a_journal_is_locked_until_nothing_more_can_be_written_to_it(
         with pytest.raises(WriteError):
             journal.sent(1)
 
-    monkeypatch.setattr("stkai._batch.journal.unlock", unlock)
+    monkeypatch.setattr("stkai.stores._file.unlock", unlock)
     journal.close()
     assert len(unlocked) == 1
 
@@ -298,7 +298,7 @@ def test_a_file_system_without_locks_is_a_configuration_error(
     def fail(_: int) -> bool:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("stkai._batch.journal.try_lock", fail)
+    monkeypatch.setattr("stkai.stores._file.try_lock", fail)
     with pytest.raises(ConfigurationError, match="No locks available"):
         Journal(tmp_path / "journal")
 

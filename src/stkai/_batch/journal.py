@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple
 
 from .._clock import unique_key
 from .._errors import ConfigurationError
-from ..stores._file import try_lock, unlock
+from ..stores import _file
 from .append_file import AppendFile
 from .input_lines import Survey
 
@@ -129,7 +129,7 @@ class Journal(AppendFile):
         if sys.platform == "win32":
             raise ConfigurationError("a batch needs Linux, macOS or WSL, whose files it can lock and cut")
         try:
-            is_free = try_lock(self.descriptor)
+            is_free = _file.try_lock(self.descriptor)
         except OSError as error:
             msg = f"{self.path} cannot be locked ({error.strerror}): choose a file system with locks for -o"
             raise ConfigurationError(msg) from error
@@ -143,7 +143,7 @@ class Journal(AppendFile):
         """Close the file and release its lock, which processes that were forked in the meantime have as well."""
         if os.getpid() == self._process:
             with suppress(OSError):
-                unlock(descriptor)
+                _file.unlock(descriptor)
         super()._close(descriptor)
 
     def begin(self, kind: str, facts: Mapping[str, Any], survey: Survey | None = None) -> Header:

@@ -5,33 +5,23 @@ from typing import TYPE_CHECKING
 from .._families import alike as alike
 from .._headers import copy_request as copy_request
 from .._lazy import lazily as _lazily
-from ._async_driver import adrive as adrive
-from ._base import AsyncLayerTransport as AsyncLayerTransport
-from ._base import LayerBase as LayerBase
-from ._base import LayerTransport as LayerTransport
-from ._bodies import can_resend as can_resend
-from ._call import Attempt as Attempt
-from ._call import Call as Call
-from ._context import Context as Context
-from ._driver import drive as drive
-from ._layer import Layer as Layer
-from ._layer import play as play
-from ._layer import response_like as response_like
-from ._operations import Close as Close
-from ._operations import Drain as Drain
-from ._operations import Flow as Flow
-from ._operations import Load as Load
-from ._operations import Operation as Operation
-from ._operations import Read as Read
-from ._operations import Run as Run
-from ._operations import Send as Send
-from ._operations import Sleep as Sleep
-from ._operations import Until as Until
 
 if TYPE_CHECKING:
+    from ._async_driver import adrive as adrive
     from ._auth.flow import AsyncAuthTransport as AsyncAuthTransport
     from ._auth.flow import AuthTransport as AuthTransport
     from ._auth.flow import auth as auth
+    from ._base import AsyncLayerTransport as AsyncLayerTransport
+    from ._base import LayerBase as LayerBase
+    from ._base import LayerTransport as LayerTransport
+    from ._bodies import can_resend as can_resend
+    from ._call import Attempt as Attempt
+    from ._call import Call as Call
+    from ._context import Context as Context
+    from ._driver import drive as drive
+    from ._layer import Layer as Layer
+    from ._layer import play as play
+    from ._layer import response_like as response_like
     from ._limits.flow import AdaptiveTransport as AdaptiveTransport
     from ._limits.flow import AsyncAdaptiveTransport as AsyncAdaptiveTransport
     from ._limits.flow import AsyncLimiterTransport as AsyncLimiterTransport
@@ -44,6 +34,16 @@ if TYPE_CHECKING:
     from ._limits.limiter import Answer as Answer
     from ._limits.limiter import RateChange as RateChange
     from ._limits.limiter import Turn as Turn
+    from ._operations import Close as Close
+    from ._operations import Drain as Drain
+    from ._operations import Flow as Flow
+    from ._operations import Load as Load
+    from ._operations import Operation as Operation
+    from ._operations import Read as Read
+    from ._operations import Run as Run
+    from ._operations import Send as Send
+    from ._operations import Sleep as Sleep
+    from ._operations import Until as Until
     from ._retry.flow import AsyncRetryTransport as AsyncRetryTransport
     from ._retry.flow import RetryTransport as RetryTransport
     from ._retry.flow import retry as retry
@@ -54,6 +54,25 @@ else:  # Type checkers would take any name for one that exists.
     __getattr__, __dir__, __all__ = _lazily(
         __name__,
         {
+            "_async_driver": ("adrive",),
+            "_base": ("AsyncLayerTransport", "LayerBase", "LayerTransport"),
+            "_bodies": ("can_resend",),
+            "_call": ("Attempt", "Call"),
+            "_context": ("Context",),
+            "_driver": ("drive",),
+            "_layer": ("Layer", "play", "response_like"),
+            "_operations": (
+                "Close",
+                "Drain",
+                "Flow",
+                "Load",
+                "Operation",
+                "Read",
+                "Run",
+                "Send",
+                "Sleep",
+                "Until",
+            ),
             "_auth.flow": ("AsyncAuthTransport", "AuthTransport", "auth"),
             "_limits.flow": (
                 "AdaptiveTransport",
