@@ -1,6 +1,9 @@
 """One limiter for each key of a request, such as its model or its host."""
 
 import json
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -290,6 +293,52 @@ def test_model_of_leaves_a_generator_unread() -> None:
     request = httpx.Request("POST", URL, content=unread())
     assert model_of(request) == ""
     assert b"".join(request.stream) == b'{"model": "generated"}'  # type: ignore[arg-type]
+
+
+class OneAtATime(OrderedDict[str, Any]):
+    """Notes whether a thread changes or reads the order while another one changes it; without a GIL, that breaks it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_busy, self.meetings = threading.Lock(), 0
+
+    def _alone(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        if not self._is_busy.acquire(blocking=False):
+            self.meetings += 1
+            return step(*arguments)
+        try:
+            for _ in range(3):  # Meanwhile, the other threads run.
+                time.sleep(0)
+            return step(*arguments)
+        finally:
+            self._is_busy.release()
+
+    def move_to_end(self, key: str, last: bool = True) -> None:
+        self._alone(super().move_to_end, key, last)
+
+    def __setitem__(self, key: str, limiter: Any) -> None:
+        self._alone(super().__setitem__, key, limiter)
+
+    def popitem(self, last: bool = True) -> tuple[str, Any]:
+        found: tuple[str, Any] = self._alone(super().popitem, last)
+        return found
+
+    def values(self) -> Any:
+        return self._alone(super().values)
+
+
+def test_threads_change_the_order_of_the_keys_one_at_a_time() -> None:
+    policy = PerKey(model_of, lambda _: InFlight(1), max_keys=4)
+    limiters = policy._limiters = OneAtATime()
+    layer = LimiterTransport(httpx.MockTransport(lambda _: httpx.Response(200)), InFlight(1))
+
+    def use(start: int) -> None:
+        for number in range(start, start + 40):
+            policy.limiter_for(chat(str(number % 6)))
+            policy.subscribe(layer)
+
+    together(*[partial(use, start) for start in range(4)])
+    assert (limiters.meetings, len(policy)) == (0, 4)
 
 
 @pytest.mark.no_cover

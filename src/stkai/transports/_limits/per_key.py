@@ -47,11 +47,13 @@ class PerKey(StaysInProcess, Chooser):
         self._limiters: OrderedDict[Any, Limiter] = OrderedDict()
         self._in_use: WeakValueDictionary[Any, Limiter] = WeakValueDictionary()
         self._layers: WeakSet[Any] = WeakSet()
-        begin_in_each_process(self, PerKey._renew_lock)
+        begin_in_each_process(self, PerKey._renew_locks)
 
-    def _renew_lock(self) -> None:
+    def _renew_locks(self) -> None:
         # Held while `make` runs, so that each key gets one limiter; reentrant, since `make` may need another key's.
         self._making = threading.RLock()
+        # Held while the order of the limiters is read or changed, which would break if two threads did it at once.
+        self._lock = threading.RLock()
 
     def limiter_for(self, request: httpx.Request) -> Limiter:
         """The limiter of the request's key.
@@ -60,13 +62,13 @@ class PerKey(StaysInProcess, Chooser):
             ConfigurationError: `make` returned no limiter.
         """
         key = self._key(request)
-        limiter = self._limiters.get(key)
-        if limiter is None:
-            with self._making:
-                return self._limiter_of(key)
-        with suppress(KeyError):  # Another thread has just dropped it; it is still in use.
-            self._limiters.move_to_end(key)
-        return limiter
+        with self._lock:
+            limiter = self._limiters.get(key)
+            if limiter is not None:
+                self._limiters.move_to_end(key)
+                return limiter
+        with self._making:
+            return self._limiter_of(key)
 
     def _limiter_of(self, key: Any) -> Limiter:
         limiter = self._limiters.get(key)
@@ -75,14 +77,15 @@ class PerKey(StaysInProcess, Chooser):
         if limiter is None:
             limiter = self._made(str(key))
             # `make` may have used this key itself.
-            limiter = self._limiters.setdefault(key, limiter)
+            limiter = self._limiters.get(key, limiter)
             for layer in list(self._layers):
                 subscribe(limiter, layer)
-        self._limiters[key] = limiter
-        if len(self._limiters) > self._most:
-            oldest, dropped = self._limiters.popitem(last=False)
-            with suppress(TypeError):  # It has slots, so no weak reference is possible.
-                self._in_use[oldest] = dropped
+        with self._lock:
+            self._limiters[key] = limiter
+            if len(self._limiters) > self._most:
+                oldest, dropped = self._limiters.popitem(last=False)
+                with suppress(TypeError):  # It has slots, so no weak reference is possible.
+                    self._in_use[oldest] = dropped
         return limiter
 
     def _made(self, key: str) -> Limiter:
@@ -96,7 +99,7 @@ class PerKey(StaysInProcess, Chooser):
 
     def subscribe(self, layer: Any) -> None:
         """Report the events of shared limiters' stores to the listener of a layer's stack."""
-        with self._making:
+        with self._making, self._lock:
             self._layers.add(layer)
             limiters = [*self._limiters.values(), *self._in_use.values()]
         for limiter in limiters:
