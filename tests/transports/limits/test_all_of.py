@@ -530,6 +530,22 @@ def test_methods_that_callers_make_up_are_not_remembered_for_ever() -> None:
     assert len(policy._plans) <= 100
 
 
+def test_a_plan_is_found_although_other_threads_make_up_many_methods_meanwhile() -> None:
+    policy, get = AllOf(InFlight(1)), httpx.Request("GET", URL)
+
+    class Plans(dict[str, Any]):
+        def __contains__(self, method: object) -> bool:
+            is_known = super().__contains__(method)
+            if method == "GET":
+                for number in range(200):
+                    policy.plan_for(httpx.Request(f"METHOD{number}", URL))
+            return is_known
+
+    plan = policy.plan_for(get)
+    policy._plans = Plans(policy._plans)
+    assert policy.plan_for(get) is plan
+
+
 def test_a_part_that_the_request_chooses_learns_from_successes() -> None:
     alone, one_of_two = (PerHost(lambda _: AimdLimiter(100, 60)) for _ in range(2))
     for policy in (alone, [one_of_two, TokenBucket(100, 1)]):

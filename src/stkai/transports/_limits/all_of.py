@@ -61,12 +61,12 @@ class AllOf(QueueLimiter):
         if self._choosers:
             chosen = [part.limiter_for(request) if isinstance(part, Chooser) else part for part in self.parts]
             return _joined(request, chosen)
-        method = request.method
-        if method not in self._plans:
-            if len(self._plans) >= _MAX_METHODS:
-                self._plans.clear()
-            self._plans[method] = _joined(request, self.parts)
-        return self._plans[method]
+        method, plans = request.method, self._plans
+        if method not in plans:
+            if len(plans) >= _MAX_METHODS:  # Not emptied: other threads may be about to read them.
+                plans = self._plans = {}
+            plans[method] = _joined(request, self.parts)
+        return plans[method]
 
     def _sources_for(self, turn: Turn) -> tuple[Source, ...]:
         plan = self.plan_for(turn.request) or self._plan
