@@ -3,10 +3,11 @@
 import threading
 import time
 from itertools import count
+from typing import Any
 
 import pytest
 
-from stkai._abandonable import Latch, do_within
+from stkai._abandonable import AbandonableWork, Latch, do_within
 from stkai.transports._limits.limiter import Turn
 
 from .support.interrupts import Interrupt, needs_opcodes
@@ -35,6 +36,24 @@ def test_work_ends_although_its_waiters_leave_at_that_moment() -> None:
             waiter.join(10.0)
         assert all(latch.is_done for latch in latches)
         assert not any(waiter.is_alive() for waiter in waiters)
+
+
+def test_work_that_two_threads_begin_at_the_same_moment_is_done_once() -> None:
+    done = list[int]()
+
+    class Met(AbandonableWork):
+        """Another thread runs it between the first thread's look at the work and its next step."""
+
+        def __getattribute__(self, name: str) -> Any:
+            value = super().__getattribute__(name)
+            if name == "_work" and not done and threading.current_thread() is threading.main_thread():
+                other = threading.Thread(target=self.run)
+                other.start()
+                other.join()
+            return value
+
+    Met(lambda: done.append(1)).run()
+    assert done == [1]
 
 
 @pytest.mark.real_time

@@ -51,7 +51,7 @@ class AbandonableWork:
         self.is_done = self._is_abandoned = False
         self._outer = _current.work
         self._break_off: Callable[[], object] | None = None
-        self._work: Callable[[], Any] | None = work
+        self._work = [work]
         self._context = context or copy_context()
         self._results: list[Any] = []
         self._error: BaseException | None = None
@@ -64,8 +64,9 @@ class AbandonableWork:
 
     def run(self) -> None:
         """Do the work in this thread, and wake everything that waits for it."""
-        work, self._work = self._work, None
-        if work is None:  # It has run, or is running.
+        try:
+            work = self._work.pop()
+        except IndexError:  # It has run, or is running.
             return
         before, _current.work = _current.work, self
         try:
