@@ -4,6 +4,7 @@ import asyncio
 import gc
 import sys
 import threading
+from collections import deque
 from typing import Any
 
 import anyio
@@ -87,6 +88,29 @@ async def test_a_place_is_free_when_the_body_breaks(world: World) -> None:
     response = await world.send(transport, post())
     with pytest.raises(httpx.ReadError):
         await world.chunks(response)
+    assert policy.busy == 0
+
+
+@pytest.mark.real_time
+def test_the_number_in_flight_is_never_negative_although_other_threads_send_and_drop_responses() -> None:
+    policy, others = InFlight(2), list[threading.Thread]()
+
+    def send_and_drop() -> None:
+        policy.ask(Turn(sources=policy.sources), 0.0)
+
+    class Lost(deque[Any]):
+        def __len__(self) -> int:
+            if not others:  # Between the two numbers of which `busy` is the difference.
+                others.append(threading.Thread(target=send_and_drop))
+                others[0].start()
+                others[0].join(0.1)
+            return super().__len__()
+
+    slots = policy._slots
+    slots._lost = lost = Lost()
+    slots._note_lost = lost.append
+    assert policy.busy == 0
+    others[0].join()
     assert policy.busy == 0
 
 

@@ -153,7 +153,8 @@ class InFlight(QueueLimiter):
     @property
     def busy(self) -> int:
         """How many requests are in flight now."""
-        return self._slots.busy
+        with Queue.lock:  # Otherwise, one that is sent and dropped meanwhile could count as -1.
+            return self._slots.busy
 
     def update(self, *, n: int) -> None:
         """Change how many requests may be in flight; those that already are continue.
