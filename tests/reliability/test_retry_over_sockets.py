@@ -91,6 +91,24 @@ async def test_a_call_is_repeated_wherever_its_connection_breaks_and_its_answer_
     await world.close(client)
 
 
+CHUNKS = b"4\r\nbody\r\n0\r\nX: 1\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", range(len(CHUNKS)))
+async def test_a_call_is_repeated_wherever_its_chunks_end_too_early(world: World, size: int) -> None:
+    pieces = iter([CHUNKS[:size], CHUNKS])
+
+    def talk(connection: socket.socket, _: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + next(pieces))
+
+    client = client_of(world, retry=NO_DELAY, transport=wire_of(world))
+    with hostile(talk) as url:
+        response = await world.call(client.post, url, timeout=5)
+    assert response.content == b"body"
+    assert response.extensions["stkai"].attempts == 2
+    await world.close(client)
+
+
 @pytest.mark.parametrize("fault", BREAKS, ids=str)
 async def test_a_connection_that_always_breaks_raises_the_network_error_with_the_request(
     world: World, server: QuotaServer, fault: Reset

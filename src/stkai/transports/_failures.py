@@ -54,7 +54,7 @@ _VERDICT: Final = "x-should-retry"
 """The header in which OpenAI and Anthropic say "false" if another attempt would fail as well: a quota that is used up
 for good. Their "true" adds no retry: which statuses are safe to repeat is for the policy to say."""
 
-_BREAKS: Final = ("peer closed connection", "disconnected", "ConnectionTerminated")
+_BREAKS: Final = ("closed connection", "disconnected", "ConnectionTerminated")
 
 
 class Failure(NamedTuple):

@@ -283,6 +283,7 @@ def test_a_post_is_sent_again_after_any_other_failure_of_a_connection(error: Exc
     [
         "Server disconnected without sending a response.",
         "peer closed connection without sending complete message body",
+        "peer unexpectedly closed connection",
         "<ConnectionTerminated error_code:0, last_stream_id:41, additional_data:None>",
     ],
 )
