@@ -249,6 +249,13 @@ def test_bytes_that_arrive_on_an_idle_connection_reach_no_later_request(stray: b
     assert ours.connections > 1
 
 
+def test_chunks_never_reach_the_caller_as_the_body() -> None:
+    """aiohttp's parser takes a coding followed by a tab for another one."""
+    chunked = HEAD + b"Transfer-Encoding: chunked\t\r\n\r\n4\r\nbody\r\n0\r\n\r\n"
+    _, ours = both(Case(answers(chunked), method="POST"))
+    assert [outcome[0] for outcome in ours.outcomes] == [httpx.RemoteProtocolError]
+
+
 @pytest.mark.parametrize("ends", ["close", "reset", "hang"])
 def test_an_answer_before_the_end_of_a_long_request_reaches_the_caller(ends: str) -> None:
     async def refuse(peer: Peer) -> None:

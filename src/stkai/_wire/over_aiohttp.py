@@ -210,7 +210,7 @@ def _require_readable(message: Any) -> None:
         raise HttpProcessingError(message=f"its status is impossible: {message.code}")
     if "Transfer-Encoding" in message.headers:  # aiohttp accepts more kinds of white space than HTTP does.
         fields = [value for name, value in message.raw_headers if name.lower() == b"transfer-encoding"]
-        if [value.strip(b" \t").lower() for value in fields] != [b"chunked"]:
+        if not message.chunked or [value.strip(b" \t").lower() for value in fields] != [b"chunked"]:
             names = b", ".join(fields).decode("latin-1")
             raise HttpProcessingError(message=f"its Transfer-Encoding is unknown: {names}")
 
