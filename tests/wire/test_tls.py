@@ -23,7 +23,7 @@ from stkai._wire.httpcore_fixes import AsyncNetwork, Network, with_fixes
 from ..support.listening import Serve, listening, speaks_plain_http
 from ..support.servers import CERTIFICATE, KEY
 from ..support.world import NAMES, World
-from .raw import ENDLESS, raw_server
+from .raw import ENDLESS, WHOLE, raw_server
 
 pytestmark = [pytest.mark.real_time, pytest.mark.worlds(*NAMES)]
 
@@ -253,6 +253,31 @@ async def test_a_refused_connection_is_an_error_that_says_so(
     with pytest.raises(httpx.ConnectError, match=rf"Errno {errno.ECONNREFUSED}"):
         await world.call(mine.get, f"http://{'service.example' if several else '127.0.0.1'}:{port}/")
     await world.close(mine)
+
+
+def answers_twice(connection: socket.socket) -> None:
+    """Each answer is a record of its own, and both arrive together."""
+    received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context().wrap_bio(received, sent, server_side=True)
+    while data := connection.recv(65_536):
+        received.write(data)
+        with suppress(ssl.SSLWantReadError):
+            tls.do_handshake()
+            while tls.read(65_536):
+                tls.write(WHOLE)
+                tls.write(WHOLE.replace(b"body", b"evil"))
+        connection.sendall(sent.read())
+
+
+@pytest.mark.parametrize("kind", ["default", "aiohttp"])
+async def test_a_second_answer_over_tls_is_not_taken_for_the_next_one(world: World, kind: str) -> None:
+    if kind == "aiohttp" and world.name != "asyncio":
+        pytest.skip("aiohttp works on asyncio only")
+    with server(answers_twice) as url:
+        mine = client(world, HttpConfig(verify=False), kind)
+        for _ in range(3):
+            assert (await world.call(mine.get, url)).content == b"body"
+        await world.close(mine)
 
 
 class Unknown:

@@ -151,6 +151,9 @@ class AsyncStream:
         self._stream, self._errors = stream, errors
         self._frames = GoAways.of(stream, errors)
         self.aclose = stream.aclose
+        tls = getattr(stream, "_stream", None)
+        # What has been received and not yet decrypted, in anyio's or trio's stream; None without TLS.
+        self._ahead = getattr(tls, "_read_bio", getattr(tls, "_incoming", None))
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read what has arrived, or raise an error of httpcore's."""
@@ -180,6 +183,8 @@ class AsyncStream:
 
     def get_extra_info(self, info: str) -> Any:
         """A property of the connection, such as `socket` or `is_readable`."""
+        if info == "is_readable" and self._ahead is not None and self._ahead.pending:
+            return True  # The socket has nothing more to read.
         try:
             return self._stream.get_extra_info(info)
         except ValueError:  # trio raises it for `is_readable` of a closed socket.
