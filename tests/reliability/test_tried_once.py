@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from stkai import HttpConfig
+from stkai import HttpConfig, StaticToken
 from stkai._wire.default import AsyncDefaultWire, DefaultWire
 
 from ..support.listening import listening, speaks_plain_http
@@ -109,8 +109,18 @@ async def test_https_to_a_port_without_tls_is_tried_once(world: World) -> None:
         assert await attempts(world, "GET", f"https://127.0.0.1:{port}/") == (1, httpx.ConnectError)
 
 
-async def test_plain_http_to_a_port_that_answers_with_a_tls_alert_is_tried_once(world: World) -> None:
+@pytest.mark.parametrize("end", [b"", b"\r\n\r\n"])
+async def test_plain_http_to_a_port_that_answers_with_a_tls_alert_is_tried_once(
+    world: World, end: bytes
+) -> None:
     arrived: list[int] = []
-    with hostile(saying(b"\x15\x03\x03\x00\x02\x02\x46\r\n\r\n", arrived)) as url:
-        assert await attempts(world, "GET", url) == (1, httpx.RemoteProtocolError)
+    make: Any = AsyncDefaultWire if world.is_async else DefaultWire
+    stack = transport_of(world, auth=StaticToken("t"), retry=NO_DELAY, transport=make(HttpConfig()))
+    client = world.client(stack)
+    with (
+        hostile(saying(b"\x15\x03\x03\x00\x02\x02\x46" + end, arrived)) as url,
+        pytest.raises(httpx.RemoteProtocolError, match=r"illegal status line: .*\\x15\\x03"),
+    ):
+        await world.call(client.get, url)
+    await world.close(client)
     assert len(arrived) == 1

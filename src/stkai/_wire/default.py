@@ -9,12 +9,13 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
 from .._config import STKAI
-from .._errors import ConfigurationError, hide_frames, missing_extra
+from .._errors import ConfigurationError, causes, hide_frames, missing_extra
 from .._families import HTTPX, Family, alike, error_for, family_of
 from .._urls import PROXIES, absolute_url, show_origin
 from ..transports._call import cannot_send
@@ -116,11 +117,12 @@ class _Router:
         self._is_closed = True
         return [wire for wires in self._wires.values() for wire in wires.values()]
 
-    def _name_proxy(self, error: Exception, request: httpx.Request) -> None:
-        """Name the proxy, without its password, in the error of a connection to it or through it.
+    def _explain(self, error: Exception, request: httpx.Request) -> None:
+        """Show an answer that is not HTTP, and name the proxy, without its password, if the connection used one.
 
         If a proxy does not speak SOCKS, httpcore raises socksio's error; raise a ProxyError instead.
         """
+        _show_unparsed(error)
         name = self._names.get(self._proxy_for(request))
         if name is None:
             return
@@ -142,7 +144,7 @@ class DefaultWire(_Router, httpx.BaseTransport):
         try:
             response: httpx.Response = self._wire_for(request).handle_request(request)
         except Exception as error:
-            self._name_proxy(error, request)
+            self._explain(error, request)
             raise
         return response
 
@@ -160,13 +162,21 @@ class AsyncDefaultWire(_Router, httpx.AsyncBaseTransport):
         try:
             response: httpx.Response = await self._wire_for(request).handle_async_request(request)
         except Exception as error:
-            self._name_proxy(error, request)
+            self._explain(error, request)
             raise
         return response
 
     async def aclose(self) -> None:
         for wire in self._closing():
             await wire.aclose()
+
+
+def _show_unparsed(error: Exception) -> None:
+    """Show what arrived instead of an answer: h11 says "illegal request line" if not a single line is complete."""
+    if str(error) == "illegal request line":
+        frames = (frame for below in causes(error) for frame, _ in walk_tb(below.__traceback__))
+        for received in (frame.f_locals["buf"] for frame in frames if "buf" in frame.f_locals):
+            error.args = (f"illegal status line: {bytes(received)[:80]!r}",)
 
 
 def _context_of(config: "HttpConfig") -> ssl.SSLContext:
