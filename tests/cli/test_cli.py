@@ -412,7 +412,7 @@ def test_an_interrupt_while_modules_are_imported_ends_the_command(swallowed: tup
         runpy.run_module("stkai", run_name="__main__")
     """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=60)
-    assert (result.returncode, result.stderr) == (130, b"")
+    assert (result.returncode, result.stderr) == (-signal.SIGINT, b"")
 
 
 def test_an_interrupt_before_a_command_begins_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
