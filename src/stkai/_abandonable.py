@@ -37,7 +37,7 @@ class GivenUpError(Exception):
 
 
 class NoThreadError(RetryableError, httpx.ConnectError):
-    """No thread could be started for a call with a deadline; nothing was sent."""
+    """No thread could be started for a call; nothing was sent."""
 
 
 class AbandonableWork:
@@ -184,34 +184,43 @@ def _resolve(done: Any) -> None:
 
 
 class Worker:
-    """A thread that does the work of one call, one piece at a time; started by the first, ended by `release`."""
+    """Daemon threads that do one piece of work at a time each; usually one thread, for the work of one call.
+
+    Unlike a `ThreadPoolExecutor`, it starts work after the end of the main thread, and a program need not wait for it.
+    """
 
     def __init__(self, name: str = "stkai-call") -> None:
         self._name = name
         self._queue: SimpleQueue[Any] | None = None
+        self._threads: list[threading.Thread] = []
 
-    def start(self, work: AbandonableWork) -> None:
-        """Start the work, or raise a NoThreadError."""
+    def start(self, work: Callable[[], object], running: int = 0) -> None:
+        """Start the work while `running` pieces are being done, or raise a NoThreadError if there is no thread."""
         if self._queue is None:
-            self._queue = SimpleQueue()
+            queue = SimpleQueue[Any]()
+            # An interrupt may cut off `release`, but not a weak reference's callback, a method of a C type.
+            self._ends = ref(self, queue.put)
+            self._queue = queue
+        if running >= len(self._threads):
             try:
                 if sys.is_finalizing():  # Python 3.11 would wait forever for the thread to start.
                     raise RuntimeError("the interpreter is shutting down")
-                # An interrupt may cut off `release`, but not a weak reference's callback, a method of a C type.
-                ends = ref(self, self._queue.put)
-                arguments = self._queue, ends
-                threading.Thread(target=_serve, args=arguments, name=self._name, daemon=True).start()
+                arguments = self._queue, self._ends
+                thread = threading.Thread(target=_serve, args=arguments, name=self._name, daemon=True)
+                thread.start()
+                self._threads.append(thread)
             except RuntimeError as error:
-                self._queue = None
-                msg = f"nothing was sent: a call with a deadline needs a thread ({error})"
-                raise NoThreadError(msg) from error
+                if not self._threads:
+                    self._queue = None
+                    msg = f"nothing was sent: no thread could be started ({error})"
+                    raise NoThreadError(msg) from error
         self._queue.put(work)
 
     def do(self, work: Callable[[], Any], left: Callable[[], float]) -> Any:
         """Return the result of `work`, or raise a GivenUpError once `left()` is 0 seconds or less."""
         pending = AbandonableWork(work)
         try:
-            self.start(pending)
+            self.start(pending.run)
             # The call's clock may differ from the system's, so it is read again, at most every millisecond.
             while not pending.is_done and (seconds := left()) > 0:
                 pending.wait(max(seconds, 0.001))
@@ -224,16 +233,25 @@ class Worker:
             pending.abandon()
 
     def release(self) -> None:
-        """Let the thread end once it has done its work."""
-        queue, self._queue = self._queue, None
+        """Let the threads end once they have done their work."""
+        queue, self._queue, self._threads = self._queue, None, []
         if queue is not None:
-            queue.put(None)
+            queue.put(self._ends)
+
+    def join(self) -> None:
+        """Let the threads end, and wait until they have."""
+        threads = self._threads
+        self.release()
+        for thread in threads:
+            if not sys.is_finalizing():  # Afterwards, no daemon runs any more.
+                thread.join()
 
 
-def _serve(queue: "SimpleQueue[Any]", _ends: "ref[Worker]") -> None:
-    while isinstance(work := queue.get(), AbandonableWork):
-        work.run()
+def _serve(queue: "SimpleQueue[Any]", ends: object) -> None:
+    while (work := queue.get()) is not ends:
+        work()
         del work
+    queue.put(ends)  # For the next thread.
 
 
 def do_within(seconds: float, work: Callable[[], Any]) -> Any:

@@ -430,14 +430,14 @@ def test_a_loop_goes_on_with_the_threads_that_the_system_allows(monkeypatch: pyt
     monkeypatch.setattr(threading.Thread, "start", start_three)
     sent = stkai.send_all(client(World("sync"), answer), requests(21), max_in_flight=5)
     assert [outcome.error for outcome in sent] == [None] * 21
-    with pytest.raises(RuntimeError, match="can't start new thread"):
+    with pytest.raises(stkai.StkaiError, match="can't start new thread"):
         next(stkai.send_all(client(World("sync")), requests(1)))
 
 
 def test_an_interrupted_end_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     sent = stkai.send_all(client(World("sync")), requests(5), max_in_flight=2)
     next(sent)
-    monkeypatch.setattr("stkai._batch.engine._Threads.join", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("stkai._abandonable.Worker.join", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         sent.close()
     del sent

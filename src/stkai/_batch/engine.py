@@ -8,13 +8,12 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from threading import Thread
 from typing import Any, Self
-from weakref import ref
 
 import anyio
 import httpx
 
+from .._abandonable import Worker
 from .._event_loops import asyncio_loop
 
 AsyncSend = Callable[[int, httpx.Request], Awaitable[httpx.Response]]
@@ -151,7 +150,7 @@ def outcomes_in_threads(
 ) -> Generator[Outcome, None, None]:
     """Like `OutcomesInTasks`, in threads; reads the requests in the caller's. `end` drops those not sent yet."""
     finished: SimpleQueue[Outcome | BaseException] = SimpleQueue()
-    threads, pending, has_ended, failure = _Threads(), 0, False, None
+    threads, pending, has_ended, failure = Worker("stkai.send_all"), 0, False, None
 
     def finish(index: int, request: httpx.Request) -> None:
         try:
@@ -186,39 +185,3 @@ def outcomes_in_threads(
     finally:
         end()
         threads.join()
-
-
-class _Threads:
-    """Daemon threads. A `ThreadPoolExecutor` does all of its work, and takes no more, when the main thread ends."""
-
-    def __init__(self) -> None:
-        self._waiting: SimpleQueue[Any] = SimpleQueue()
-        # An interrupt may prevent `join`, but not a weak reference's callback, a method of a C type.
-        self._ends = ref(self, self._waiting.put)
-        self._threads: list[Thread] = []
-
-    def start(self, work: Callable[[], None], running: int) -> None:
-        """Do the work while `running` others are being done."""
-        if running >= len(self._threads):
-            arguments = self._waiting, self._ends
-            thread = Thread(target=_serve, args=arguments, name="stkai.send_all", daemon=True)
-            try:
-                thread.start()
-                self._threads.append(thread)
-            except RuntimeError:  # The system allows no more threads: wait for one of those that there are.
-                if not self._threads:
-                    raise
-        self._waiting.put(work)
-
-    def join(self) -> None:
-        self._waiting.put(self._ends)
-        for thread in self._threads:
-            if not sys.is_finalizing():  # Afterwards, no daemon runs any more.
-                thread.join()
-
-
-def _serve(waiting: SimpleQueue[Any], ends: object) -> None:
-    while (work := waiting.get()) is not ends:
-        work()
-        del work
-    waiting.put(ends)  # For the next thread.

@@ -51,7 +51,7 @@ class TimeLimit:
             raise TimeoutError(f"{self._who} has not answered an earlier call yet")
         self._stuck = None
         pending, worker = AbandonableWork(work), Worker()
-        worker.start(pending)
+        worker.start(pending.run)
         worker.release()
         if not pending.wait(self.seconds if seconds is None else max(0.0, seconds)):
             self._stuck = pending

@@ -190,7 +190,7 @@ def _start(fetch: Fetch) -> None:
         if in_background():  # If a provider asks another one, one thread is enough.
             fetch.run()
         else:
-            Worker("stkai-token").start(fetch)
+            Worker("stkai-token").start(fetch.run)
     except NoThreadError:  # For example during interpreter shutdown.
         fetch.run()
     fetch.starter = None
