@@ -191,7 +191,7 @@ def test_a_journal_is_locked_until_nothing_more_can_be_written_to_it(
     def unlock(descriptor: int) -> None:
         unlocked.append(descriptor)
         with pytest.raises(WriteError):
-            journal.sent(1)
+            journal.write("s", 1)
 
     monkeypatch.setattr("stkai.stores._file.unlock", unlock)
     journal.close()
@@ -208,7 +208,7 @@ def test_a_torn_tail_of_any_length_is_cut(tmp_path: Path) -> None:
     ):
         path.write_bytes(content)
         file = AppendFile(path)
-        assert file.cut_torn_tail() == content[len(kept) :][: 1 << 16]
+        file.cut_torn_tail()
         assert path.read_bytes() == kept
         file.close()
 

@@ -155,7 +155,7 @@ def test_a_damaged_record_in_the_journal_is_named_and_nothing_is_sent(
 @pytest.mark.parametrize(
     "record",
     [
-        f"f {sys.maxsize}",  # Of `send_all(..., max_in_flight=sys.maxsize)`.
+        f"f {sys.maxsize}",  # Of an earlier version.
         "u 2700000000000000 3000000000000000",  # Servers say what they like.
         "x 4 an id, \N{REPLACEMENT CHARACTER} and \N{GRINNING FACE}",
     ],

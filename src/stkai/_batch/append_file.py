@@ -65,8 +65,8 @@ class AppendFile:
         os.ftruncate(self.descriptor, self.size)
         self._is_torn = False
 
-    def cut_torn_tail(self) -> bytes:
-        """Cut off and return everything after the last line break."""
+    def cut_torn_tail(self) -> None:
+        """Cut off everything after the last line break."""
         end = self.size
         while end > 0:
             start = max(0, end - _BLOCK)
@@ -75,10 +75,8 @@ class AppendFile:
                 end = start + found + 1
                 break
             end = start
-        torn = os.pread(self.descriptor, min(_BLOCK, self.size - end), end)
         if end < self.size:
             self.truncate(end)
-        return torn
 
     def truncate(self, size: int = 0) -> None:
         os.ftruncate(self.descriptor, size)

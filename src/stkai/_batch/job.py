@@ -70,7 +70,6 @@ class BatchJob:
             self._read_input(paths.stdin)
         else:
             self._resume(journal, outputs, paths.stdin if options.from_stdin else Path(options.source))
-        journal.limit(options.max_in_flight)
         return outputs
 
     def _begin(self, journal: Journal, paths: Paths) -> Header:

@@ -2,15 +2,14 @@
 
     {"stkai": "batch", "version": 1, ...}   the header: the job's id, and the facts that must not change
     i 512 9f86d0... 40 43                   the input: bytes, hash, the job's lines in it, the number of its last line
-    f 32                                    from here on, at most 32 lines are in flight
     s 123                                   line 123 is about to be sent
     n 123                                   line 123 was refused, which proves that it did not run
     x 123 01HX...                           the execution that line 123 created
     d 123                                   the outcome of request 123 was handed out (`send_all`, which has no outputs)
     u 520 78                                the answers so far have used 520 and 78 tokens
 
-Each record is one write. The process that has the journal open holds its lock. The journal contains no user-supplied
-ids, no bodies and no credentials.
+Each record is one write, and a line is sent only after it: what a kill truncates was not sent. The process that has the
+journal open holds its lock. The journal contains no user-supplied ids, no bodies and no credentials.
 """
 
 import json
@@ -37,13 +36,12 @@ _LINE, _COUNT = r"\d{1,9}", r"\d{1,99}"  # A higher number of a line would take 
 _RECORDS: Final = {
     **dict.fromkeys("snd", _LINE),
     "x": rf"{_LINE} [^\x00-\x1f\udc80-\udcff]+",
-    "f": _COUNT,
+    "f": _COUNT,  # Written by earlier versions: the number of lines in flight, which no longer matters.
     "u": rf"{_COUNT} {_COUNT}",
     "i": rf"{_COUNT} [0-9a-f]{{64}} {_LINE} {_LINE}",
 }
 """What follows each kind of record; characters that are not UTF-8 have been read as surrogates."""
 _RECORD: Final = re.compile("|".join(f"{kind} {rest}" for kind, rest in _RECORDS.items()), re.ASCII)
-_TORN: Final = re.compile(rb"s(?: ([0-9]*))?")
 
 
 class LineState(IntEnum):
@@ -88,18 +86,6 @@ class Recovered:
     executions: dict[int, str] = field(default_factory=dict)  # Of lines without an outcome, by line.
     survey: Survey | None = None  # The input of the latest run; None if not all of stdin was copied.
     usage: tuple[int, int] = (0, 0)  # Input and output tokens.
-    torn: str = ""  # The first digits of the line number in a truncated last record: that line was sent.
-    # How many lines that may be: lines are read in order, so it is one of the first without an outcome.
-    suspects: int = 0
-
-    def begin(self, number: int) -> LineState:
-        """The state of the next line; call this for each line, in order."""
-        state = self.states[number]
-        if self.suspects and state < LineState.DONE:
-            self.suspects -= 1
-            if str(number).startswith(self.torn):
-                return LineState.SENT
-        return state
 
 
 class Header(NamedTuple):
@@ -116,7 +102,7 @@ class Journal(AppendFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._process, self._before_next = os.getpid(), b""
+        self._process = os.getpid()
         try:
             self._lock()
             self.header = read_header(path)
@@ -157,7 +143,7 @@ class Journal(AppendFile):
 
     def recover(self, states: LineStates) -> Recovered:
         """What the journal adds to the states found in the outputs; cuts off a truncated last record."""
-        found, in_flight = Recovered(states), 0
+        found = Recovered(states)
         for kind, number, rest in records(self.path, self.header):
             state = states[number]
             if kind == "s" and state is LineState.NEW:
@@ -169,32 +155,19 @@ class Journal(AppendFile):
                 found.executions[number] = rest
             elif kind == "d":
                 states[number] = LineState.DONE
-            elif kind == "f":
-                in_flight = number
             elif kind == "u":
                 found.usage = (number, int(rest))
             elif kind == "i":
                 found.survey = Survey.of_record(number, rest)
-        torn = _TORN.fullmatch(self.cut_torn_tail())
-        if torn is not None:
-            found.torn, found.suspects = (torn[1] or b"").decode(), in_flight
+        self.cut_torn_tail()
         return found
-
-    def limit(self, in_flight: int) -> None:
-        """Set how many lines may be in flight from here on; recorded when the first one is sent."""
-        self._before_next = _record("f", in_flight)
-
-    def sent(self, number: int) -> None:
-        """Record that the line is about to be sent. If this fails, it must not be sent."""
-        self.append(self._before_next + _record("s", number))
-        self._before_next = b""
 
     def not_sent(self, *numbers: int) -> None:
         """Record, in one write, that the lines were refused, or are new again."""
         self.append(b"".join(_record("n", number) for number in numbers))
 
     def write(self, kind: str, *values: object) -> None:
-        """Write a record of another kind."""
+        """Write a record of this kind."""
         self.append(_record(kind, *values))
 
 

@@ -94,7 +94,7 @@ class Runner:
         if not self._shard.has(number):
             return None
         job, form = self._job, self._job.plan.form
-        state = job.recovered.begin(number)
+        state = job.recovered.states[number]
         if state is LineState.DONE or state is LineState.FAILED:
             return None
         self._outputs.expect(number)

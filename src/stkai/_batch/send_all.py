@@ -25,7 +25,7 @@ from .._families import alike
 from .._urls import full_path
 from .append_file import WriteError
 from .engine import Outcome, OutcomesInTasks, outcomes_in_threads
-from .journal import Journal, LineState, LineStates, Recovered
+from .journal import Journal, LineState, LineStates
 from .sent_requests import RunState, Tracker, asend_mounted, asend_tracked, send_mounted, send_tracked
 
 T = TypeVar("T")
@@ -106,10 +106,9 @@ def _check(requests: object, max_in_flight: int, kinds: Any) -> None:
 class _OutcomeLog(RunState):
     """What is known about the requests, by index; kept in a journal if there is one."""
 
-    def __init__(self, path: JournalPath | None, max_in_flight: int) -> None:
+    def __init__(self, path: JournalPath | None) -> None:
         super().__init__(None if path is None else Journal(full_path(path)))
-        self._recovered = Recovered()
-        self._unknown: set[int] = set()
+        self._states = LineStates()
         if self.journal is not None:
             try:
                 if self.journal.header is None:
@@ -117,22 +116,18 @@ class _OutcomeLog(RunState):
                 elif self.journal.header.kind != "send_all":
                     msg = f"{path} is the journal of `stkai batch`; choose another file for send_all"
                     raise ConfigurationError(msg)
-                self._recovered = self.journal.recover(LineStates())
-                self.journal.limit(max_in_flight)
+                self.journal.recover(self._states)
             except BaseException:
                 self.journal.close()
                 raise
 
     def wants(self, index: int) -> bool:
         """Whether the outcome of a request is still to be handed out."""
-        state = self._recovered.begin(index)
-        if state is LineState.SENT:
-            self._unknown.add(index)
-        return state < LineState.DONE
+        return self._states[index] < LineState.DONE
 
     def send(self, send: Callable[[httpx.Request, Tracker], T], index: int, request: httpx.Request) -> T:
         """Send a request; refuse one that may have been sent before, and what is not a request."""
-        if index in self._unknown:
+        if self._states[index] is LineState.SENT:
             msg = (
                 f"request {index} was in flight when an earlier run ended: the server may have acted on it."
                 " It was not sent again; to send it, use a new journal"
@@ -181,7 +176,7 @@ async def _asend_all(
     limit: int,
     path: JournalPath | None,
 ) -> AsyncGenerator[Outcome, None]:
-    with closing(_OutcomeLog(path, limit)) as log:
+    with closing(_OutcomeLog(path)) as log:
         async with OutcomesInTasks(partial(log.send, send), _wanted(requests, log), limit) as outcomes:
             async for outcome in outcomes:
                 with log.handing_out(outcome):
@@ -194,7 +189,7 @@ def _send_all(
     limit: int,
     path: JournalPath | None,
 ) -> Generator[Outcome, None, None]:
-    with closing(_OutcomeLog(path, limit)) as log:
+    with closing(_OutcomeLog(path)) as log:
         wanted = (item for item in enumerate(requests) if log.wants(item[0]))
         sent = outcomes_in_threads(partial(log.send, send), wanted, limit, log.ending.run)
         with closing(sent) as outcomes:

@@ -62,7 +62,7 @@ class Tracker:
         if self.run.ending.is_done:
             raise DroppedError
         if self.run.journal is not None:
-            self.run.journal.sent(self.number)
+            self.run.journal.write("s", self.number)
         self.may_drop = False
         return self.run.commit
 
