@@ -35,7 +35,8 @@ from .transports._stk_cli import StkCLITransport, cli_is_available
 _CLI_CANNOT = (
     "StackSpot CLI signs only what it sends itself, synchronously: an async client, and a wire of your own, need"
     " credentials. Set STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET, or STKAI_AUTH_TOKEN, and use"
-    " build_transport() or build_async_transport(), or pass auth=provider (auth=None for an API that needs no token)"
+    " build_transport() or build_async_transport(), or pass auth=provider (auth=None, or --no-auth for a batch, if"
+    " the API needs no token)"
 )
 
 NO_AUTHENTICATION = """no authentication is configured. One of these helps:
@@ -43,7 +44,8 @@ NO_AUTHENTICATION = """no authentication is configured. One of these helps:
   - set STKAI_AUTH_TOKEN, for a token or an API key that you already have
   - call STKAI.configure(auth={"client_id": ..., "client_secret": ...})
   - install StackSpot CLI and run: stk login
-  - pass auth=provider, such as StaticToken(token), or auth=None for an API that needs no token"""
+  - pass auth=provider, such as StaticToken(token)
+  - pass auth=None, or --no-auth to stkai batch, for an API that needs no token"""
 
 
 @dataclass(frozen=True, slots=True)

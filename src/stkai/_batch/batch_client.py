@@ -13,14 +13,14 @@ from .._client import AsyncHttpClient
 from .._clock import SystemClock
 from .._config import STKAI
 from .._config.models import Settings
-from .._errors import ConfigurationError, DeadlineExceededError, StkaiError
+from .._errors import DeadlineExceededError, StkaiError
 from .._families import alike
 from .._headers import default_items
 from .._standard import limiter_from
 from .._wire.default import AsyncDefaultWire
 from .._wire.proxies import ProxyMap
 from ..costs import llm_tokens
-from ..transports._auth.bearer import BearerAuth, ExposedTokenError
+from ..transports._auth.bearer import BearerAuth
 from ..transports._bodies import json_of
 from ..transports._limits.in_flight import InFlight
 from ..transports._limits.limiter import Limiter
@@ -72,22 +72,14 @@ class BatchClient:
         given: StackOptions = {"rate_limit": limits(options, STKAI.config)}
         if options.no_auth:
             given["auth"] = None
-        try:
-            settings = _settings(options)
-            stack = StackBuilder._made_by("stkai batch", given, settings, own_wire=True)  # noqa: SLF001
-            signed = [layer for layer in stack.layers if layer.name == "auth"]
-            for layer in signed:  # Fail early if the token would be sent to `--base-url` unencrypted.
-                assert isinstance(layer.policy, BearerAuth)
-                if layer.policy.origins is None and options.base_url is not None:
-                    layer.policy.require_private(httpx.URL(options.base_url))
-            wire = _wire(settings.http)
-        except (ConfigurationError, ExposedTokenError) as error:
-            hint = (
-                ""
-                if options.no_auth
-                else "\n  - on the command line: --no-auth, for an API that needs no token"
-            )
-            raise ConfigurationError(f"{error}{hint}") from error
+        settings = _settings(options)
+        stack = StackBuilder._made_by("stkai batch", given, settings, own_wire=True)  # noqa: SLF001
+        signed = [layer for layer in stack.layers if layer.name == "auth"]
+        for layer in signed:  # Fail early if the token would be sent to `--base-url` unencrypted.
+            assert isinstance(layer.policy, BearerAuth)
+            if layer.policy.origins is None and options.base_url is not None:
+                layer.policy.require_private(httpx.URL(options.base_url))
+        wire = _wire(settings.http)
         self._client = AsyncHttpClient(stack.build_async(wire))
         self._unlimited = AsyncHttpClient(StackBuilder(signed).build_async(wire))
 

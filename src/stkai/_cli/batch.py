@@ -25,6 +25,7 @@ from .._batch.runner import HALTED, INTERRUPTED, Runner
 from .._clock import SystemClock
 from .._errors import ConfigurationError, StkaiError
 from .._log import logger
+from ..transports._auth.bearer import ExposedTokenError
 
 SOME_FAILED: Final = 1
 REFUSED: Final = 2
@@ -147,7 +148,7 @@ def _refused(error: StkaiError | OSError) -> int:
     if isinstance(error, OSError) and error.filename is not None:
         error = ConfigurationError(f"{error.filename} cannot be used: {error.strerror}")
     complain(str(error))
-    return REFUSED if isinstance(error, ConfigurationError) else HALTED
+    return REFUSED if isinstance(error, (ConfigurationError, ExposedTokenError)) else HALTED
 
 
 def _signals() -> list[signal.Signals]:
