@@ -1,6 +1,5 @@
 """Builds a batch's stack from the settings, sends its lines, and polls quick commands."""
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -167,7 +166,7 @@ def _settings(options: Options) -> Settings:
 
 def _wire(http: "HttpConfig") -> "AsyncWire":
     """A wire over aiohttp, which needs half the processor time; the default one if aiohttp lacks what is needed."""
-    if http.http2 or ProxyMap.of(http).has_socks or find_spec("aiohttp") is None:
+    if http.http2 or ProxyMap.of(http).has_socks:
         return AsyncDefaultWire(http)
     return wires.aiohttp(http)
 
