@@ -103,14 +103,12 @@ class BatchJob:
         self.usage = Usage(*recovered.usage)
         self._continue_input(journal, recovered.survey, source)
         if self._options.retry_failed:
-            failed = recovered.states.numbers(LineState.FAILED)
             # If the process is killed before the truncation, they are still failures; after it, they are new.
-            if failed:
-                journal.not_sent(*failed)
+            for number in recovered.states.numbers(LineState.FAILED):
+                journal.write("n", number)
+                recovered.states[number] = LineState.NEW
             outputs.failures.truncate()
             outputs.codes.clear()
-            for number in failed:
-                recovered.states[number] = LineState.NEW
 
     def _continue_input(self, journal: Journal, survey: Survey | None, source: Path) -> None:
         """Read the input of the earlier runs, and what has been added to it since."""

@@ -162,10 +162,6 @@ class Journal(AppendFile):
         self.cut_torn_tail()
         return found
 
-    def not_sent(self, *numbers: int) -> None:
-        """Record, in one write, that the lines were refused, or are new again."""
-        self.append(b"".join(_record("n", number) for number in numbers))
-
     def write(self, kind: str, *values: object) -> None:
         """Write a record of this kind."""
         self.append(_record(kind, *values))

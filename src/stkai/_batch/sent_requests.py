@@ -71,7 +71,7 @@ class Tracker:
         if self.run.journal is not None:
             # If that fails, the request counts as sent, which is safe, and the next one is not sent.
             with suppress(WriteError):
-                self.run.journal.not_sent(self.number)
+                self.run.journal.write("n", self.number)
         self.may_drop = True
 
 
