@@ -244,7 +244,8 @@ def _report(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
         number, read = item
         where = f"{options.source}, line {number}"
         try:
-            target = plan.form.target(read())
+            values = read()
+            own_id, target = plan.form.custom_id(values), plan.form.target(values)
         except InvalidLineError as error:
             invalid += 1
             if invalid <= _MAX_LISTED:
@@ -252,7 +253,6 @@ def _report(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
             continue
         requests += 1
         size += len(target.content or b"")
-        own_id = target.custom_id
         earlier = number if own_id == "null" else first.setdefault(hash(own_id), number)
         if earlier != number:
             duplicates += 1

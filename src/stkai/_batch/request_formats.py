@@ -10,13 +10,12 @@ from typing import Any, Final
 
 import httpx
 
-from .._headers import Fields, headers_of, with_fields
+from .._headers import headers_of
 from .._urls import absolute_url
 from .json_text import JsonValue, Template, members
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_OWN: Final = (b"idempotency-key", b"authorization")  # Headers that differ between requests.
 
 _BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 
@@ -26,27 +25,23 @@ Values = Mapping[str, JsonValue]
 class InvalidLineError(Exception):
     """A line that is not a valid request."""
 
-    custom_id = "null"  # As JSON; null if it could not be read.
-
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The request to send for one line; its id and its body are JSON."""
+    """The request to send for one line; its body is JSON."""
 
-    custom_id: str
     method: str
     url: httpx.URL
     content: bytes | None
 
     def request(self, idempotency_key: str, extensions: dict[str, Any]) -> httpx.Request:
         """The request, with the default headers."""
-        url = self.url
-        own = [(b"Idempotency-Key", b"idempotency-key", idempotency_key.encode())]
+        url, headers = self.url, headers_of(self.method, self.url, None, self.content)
+        headers["Idempotency-Key"] = idempotency_key
         if url.userinfo:  # As httpx's own clients send it (RFC 7617).
             credentials = b64encode(f"{url.username}:{url.password}".encode())
-            own.append((b"Authorization", b"authorization", b"Basic " + credentials))
+            headers["Authorization"] = f"Basic {credentials.decode()}"
             url = url.copy_with(userinfo=b"")
-        headers = with_fields(headers_of(self.method, url, None, self.content), Fields(_OWN, own))
         # Given a stream, httpx does not check the headers again.
         stream = httpx.ByteStream(self.content or b"")
         request = httpx.Request(self.method, url, headers=headers, stream=stream, extensions=extensions)
@@ -72,16 +67,6 @@ def values_of(raw: bytes) -> Values | None:
         raise InvalidLineError(f"this is not JSON ({what}): each line must be one JSON object") from error
 
 
-def custom_id(values: Values | None, name: str | None) -> str:
-    """The id of a line, as JSON; if `name` is given, the line must have that member."""
-    member = None if values is None else values.get(name or "custom_id")
-    if member is not None:
-        return member.text or json.dumps(_utf8(member.value).decode())
-    if name is not None:
-        raise InvalidLineError(f"this has no {name!r}, the member that --id-column names")
-    return "null"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """How the lines of an input become requests."""
@@ -91,24 +76,28 @@ class Format:
     template: Template | None = None  # Makes the body from any object; without it, the line has a body.
     id_name: str | None = None  # The member to use as the id.
 
+    def custom_id(self, values: Values | None) -> str:
+        """The id of a line with these members, as JSON; pass None if the line is not an object."""
+        member = None if values is None else values.get(self.id_name or "custom_id")
+        if member is not None:
+            return member.text or json.dumps(_utf8(member.value).decode())
+        if self.id_name is not None:
+            raise InvalidLineError(f"this has no {self.id_name!r}, the member that --id-column names")
+        return "null"
+
     def target(self, values: Values | None) -> Target:
         """The request for a line with these members; pass None if the line is not an object."""
-        own_id = custom_id(values, self.id_name)
-        try:
-            if self.template is not None and self.url is not None:
-                return Target(own_id, "POST", self.url, self._filled(self.template, values))
-            if values is None:
-                raise InvalidLineError("this is not an object: each line must be one JSON object")
-            if self.url is not None:
-                return Target(own_id, "POST", self.url, _body(values, "POST"))
-            method = values.get("method", JsonValue("POST", ""))
-            name = method.value.upper() if isinstance(method.value, str) else ""
-            if name not in _METHODS:
-                raise InvalidLineError(f'"method" must be POST or another HTTP method, not {method.text}')
-            return Target(own_id, name, self._absolute(values.get("url")), _body(values, name))
-        except InvalidLineError as error:
-            error.custom_id = own_id
-            raise
+        if self.template is not None and self.url is not None:
+            return Target("POST", self.url, self._filled(self.template, values))
+        if values is None:
+            raise InvalidLineError("this is not an object: each line must be one JSON object")
+        if self.url is not None:
+            return Target("POST", self.url, _body(values, "POST"))
+        method = values.get("method", JsonValue("POST", ""))
+        name = method.value.upper() if isinstance(method.value, str) else ""
+        if name not in _METHODS:
+            raise InvalidLineError(f'"method" must be POST or another HTTP method, not {method.text}')
+        return Target(name, self._absolute(values.get("url")), _body(values, name))
 
     def _filled(self, template: Template, values: Values | None) -> bytes:
         try:

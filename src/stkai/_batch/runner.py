@@ -98,18 +98,20 @@ class Runner:
         if state is LineState.DONE or state is LineState.FAILED:
             return None
         self._outputs.expect(number)
-        where = f"{self._options.source}, line {number}"
+        where, custom_id = f"{self._options.source}, line {number}", "null"
         try:
-            target = form.target(read())
+            values = read()
+            custom_id = form.custom_id(values)
+            target = form.target(values)
         except InvalidLineError as error:
             failure = LineFailure("invalid_line", f"{where}: {error}")
-            return OutputLine.of(number, error.custom_id, failure)
+            return OutputLine.of(number, custom_id, failure)
         execution = job.recovered.executions.pop(number, None)
         if state is LineState.SENT and execution is None and self._options.unknown == "report":
             what = "this was in flight when an earlier run ended"
             failure = LineFailure(UNKNOWN, f"{where}: {what}{_MAY_HAVE_ACTED}")
-            return OutputLine.of(number, target.custom_id, failure)
-        self.in_flight[number] = LineInFlight(self._state, number, target.custom_id, execution)
+            return OutputLine.of(number, custom_id, failure)
+        self.in_flight[number] = LineInFlight(self._state, number, custom_id, execution)
         return target.request(str(uuid5(job.id, f"line-{number}")), self._client.extensions)
 
     async def _send(self, number: int, request: httpx.Request) -> httpx.Response:
