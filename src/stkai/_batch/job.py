@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from .._clock import unique_key
 from .._config import STKAI
@@ -17,10 +17,10 @@ from ..costs import CHARACTERS_PER_TOKEN
 from .input_lines import Lines, StdinCopy, Survey, ends_complete, sha256
 from .journal import Header, Journal, LineState, Recovered, read_header
 from .merge import sort_file
-from .options import JobPlan, Options
+from .options import Options
 from .outputs import FileOutputs, Outputs, Paths, StdoutOutputs
 from .progress import Usage, count, show_count, show_dollars
-from .request_formats import InvalidLineError
+from .request_formats import Format, InvalidLineError
 
 _MAX_LISTED: Final = 20  # Lines that a dry run lists for each kind of problem.
 
@@ -28,27 +28,27 @@ _MAX_LISTED: Final = 20  # Lines that a dry run lists for each kind of problem.
 class BatchJob:
     """A job that this process works on; other processes cannot, until it is closed."""
 
-    def __init__(self, plan: JobPlan, stack: ExitStack) -> None:
+    def __init__(self, options: Options, form: Format, stack: ExitStack) -> None:
         """Start or resume the job that writes to `-o`; the stack closes its files."""
-        self.plan, self._options, self._stack = plan, plan.options, stack
+        self.options, self.form, self._stack = options, form, stack
         self.id = uuid.UUID(hex=unique_key(), version=4)  # The namespace of the idempotency keys.
         self.journal: Journal | None = None  # None for stdout, which cannot be resumed.
         self.recovered, self.usage = Recovered(), Usage()
         self.survey: Survey | None = None  # None until all of stdin has arrived.
         self.lines: Lines
         self.stdin: StdinCopy | None = None  # None if the input is a file.
-        self.outputs: Outputs = self._to_stdout() if plan.options.to_stdout else self._to_files()
+        self.outputs: Outputs = self._to_stdout() if options.to_stdout else self._to_files()
 
     def _to_stdout(self) -> Outputs:
         folder = ""
-        if self._options.from_stdin:
+        if self.options.from_stdin:
             folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="stkai-batch-"))
         self._survey_file()
         self._read_input(Path(folder, "stdin.jsonl"))
-        return StdoutOutputs(in_order=self._options.order == "input")
+        return StdoutOutputs(in_order=self.options.order == "input")
 
     def _to_files(self) -> Outputs:
-        options, paths = self._options, Paths.of(self._options.out or "")
+        options, paths = self.options, Paths.of(self.options.out or "")
         _check_paths(options, paths)
         is_job = paths.journal.exists() and read_header(paths.journal) is not None
         for path in (paths.out, paths.failed):
@@ -63,7 +63,7 @@ class BatchJob:
             raise ConfigurationError(msg)
         before = None if options.restart else journal.header
         if before is not None:
-            _check_same(self.plan, before, paths)
+            _check_same(self._facts(), before, paths)
         self.id = (before or self._begin(journal, paths)).job
         outputs = self._stack.enter_context(closing(FileOutputs(paths)))
         if before is None:
@@ -80,21 +80,24 @@ class BatchJob:
             if path.exists():  # Truncate it instead of replacing it, so that it keeps its mode.
                 os.truncate(path, 0)
         # An earlier job may have left its copy of stdin.
-        if self._options.restart or self._options.from_stdin:
+        if self.options.restart or self.options.from_stdin:
             paths.stdin.unlink(missing_ok=True)
-        facts = {"options": self.plan.facts, "input": "stdin" if self._options.from_stdin else "file"}
-        return journal.begin("batch", facts, self.survey)
+        return journal.begin("batch", self._facts(), self.survey)
+
+    def _facts(self) -> dict[str, Any]:
+        source = "stdin" if self.options.from_stdin else "file"
+        return {"options": self.options.facts(self.form.template), "input": source}
 
     def _survey_file(self) -> None:
-        if not self._options.from_stdin:
-            self.survey = self.plan.survey(Path(self._options.source))
+        if not self.options.from_stdin:
+            self.survey = self.options.survey(Path(self.options.source))
 
     def _read_input(self, copy: Path) -> None:
         """Read the file, or stdin while it is being copied."""
         if self.survey is not None:
-            self.lines = self.plan.lines(Path(self._options.source), self.survey.size)
+            self.lines = self.options.lines(Path(self.options.source), self.survey.size)
         else:
-            self.stdin = StdinCopy(copy, self._options.line_shard)
+            self.stdin = StdinCopy(copy, self.options.line_shard)
             self.stdin.start()
             self.lines = self.stdin.lines
 
@@ -102,7 +105,7 @@ class BatchJob:
         self.recovered = recovered = journal.recover(outputs.read())
         self.usage = Usage(*recovered.usage)
         self._continue_input(journal, recovered.survey, source)
-        if self._options.retry_failed:
+        if self.options.retry_failed:
             # If the process is killed before the truncation, they are still failures; after it, they are new.
             for number in recovered.states.numbers(LineState.FAILED):
                 journal.write("n", number)
@@ -112,8 +115,8 @@ class BatchJob:
 
     def _continue_input(self, journal: Journal, survey: Survey | None, source: Path) -> None:
         """Read the input of the earlier runs, and what has been added to it since."""
-        _check_unchanged(source, survey, is_copy=self._options.from_stdin)
-        if survey is None and self._options.from_stdin:
+        _check_unchanged(source, survey, is_copy=self.options.from_stdin)
+        if survey is None and self.options.from_stdin:
             logger.warning(
                 "stdin was cut off when an earlier run ended: the lines that were copied are sent, and the rest only"
                 " if all of stdin is passed again"
@@ -122,9 +125,9 @@ class BatchJob:
                 self._read_input(source)
                 return
         if survey is None or source.stat().st_size > survey.size:
-            survey = self.plan.survey(source)
+            survey = self.options.survey(source)
             journal.write("i", *survey)
-        self.survey, self.lines = survey, self.plan.lines(source, survey.size)
+        self.survey, self.lines = survey, self.options.lines(source, survey.size)
 
     def note(self) -> None:
         """Record the survey of the input, once all of stdin has arrived, and the tokens used so far."""
@@ -177,14 +180,14 @@ def _check_paths(options: Options, paths: Paths) -> None:
                 )
 
 
-def _check_same(plan: JobPlan, header: Header, paths: Paths) -> None:
+def _check_same(facts: dict[str, Any], header: Header, paths: Paths) -> None:
     """Refuse options that differ from those of the job that the journal belongs to."""
     if header.kind != "batch":
         raise ConfigurationError(
             f"{paths.journal} is the journal of a program that uses stkai.send_all: choose another name with -o"
         )
     before = header.facts.get("options", {})
-    for name, value in plan.facts.items():
+    for name, value in facts["options"].items():
         if before.get(name) != value:
             shown = (
                 "" if name in {"--base-url", "--body"} else f": it was {before.get(name)!r}, not {value!r}"
@@ -195,7 +198,7 @@ def _check_same(plan: JobPlan, header: Header, paths: Paths) -> None:
     if source not in ("stdin", "file"):
         msg = f"{paths.journal} was begun by stkai 2: finish the job with that version, or pass --restart to start over"
         raise ConfigurationError(msg)
-    if (source == "stdin") != plan.options.from_stdin:
+    if source != facts["input"]:
         was = "stdin: pass - instead of a file" if source == "stdin" else "a file: pass it instead of -"
         raise ConfigurationError(f"the input of this job was {was}, or pass --restart to start over")
 
@@ -219,9 +222,8 @@ def _check_unchanged(source: Path, before: Survey | None, *, is_copy: bool) -> N
         )
 
 
-def dry_run(plan: JobPlan, say: Callable[[str], None]) -> bool:
+def dry_run(options: Options, form: Format, say: Callable[[str], None]) -> bool:
     """Report on the input; returns whether every line is a valid request."""
-    options = plan.options
     STKAI.provenance()  # Raises the errors that a run would raise.
     with tempfile.TemporaryDirectory(prefix="stkai-batch-") as folder:
         source = Path(options.source)
@@ -231,11 +233,11 @@ def dry_run(plan: JobPlan, say: Callable[[str], None]) -> bool:
             stdin.run()
             if stdin.error is not None:
                 raise stdin.error
-        return _report(plan, plan.lines(source), say)
+        return _report(options, form, options.lines(source), say)
 
 
-def _report(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
-    options, shard = plan.options, plan.options.line_shard
+def _report(options: Options, form: Format, lines: Lines, say: Callable[[str], None]) -> bool:
+    shard = options.line_shard
     invalid = duplicates = requests = size = 0
     first: dict[int, int] = {}  # The first line with each id, by the id's hash.
     for item in lines:
@@ -245,7 +247,7 @@ def _report(plan: JobPlan, lines: Lines, say: Callable[[str], None]) -> bool:
         where = f"{options.source}, line {number}"
         try:
             values = read()
-            own_id, target = plan.form.custom_id(values), plan.form.target(values)
+            own_id, target = form.custom_id(values), form.target(values)
         except InvalidLineError as error:
             invalid += 1
             if invalid <= _MAX_LISTED:

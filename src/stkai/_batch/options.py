@@ -1,4 +1,4 @@
-"""The options of the command, and the plan of a job: both are checked before anything is written."""
+"""The options of the command, and how they make requests: both are checked before anything is written."""
 
 import hashlib
 import re
@@ -152,66 +152,56 @@ class Options:
         """The URL of quick commands: `path` follows `/v1/quick-commands/`."""
         return join_url(self.base_url or QUICK_COMMANDS, f"/v1/quick-commands/{path}")
 
-
-@dataclass(frozen=True, slots=True)
-class JobPlan:
-    """What a job reads, and how its lines become requests."""
-
-    options: Options
-    form: Format
-
-    @classmethod
-    def of(cls, options: Options) -> "JobPlan":
-        """Check everything that can be checked without writing anything."""
-        reads_stdin = options.from_stdin and not options.continues_job
-        for name, is_used in (("stdin", reads_stdin), ("stdout", options.to_stdout)):
-            if is_used and getattr(sys, name) is None:  # Another file would get its descriptor.
-                raise ConfigurationError(f"{name} is closed: pass the name of a file instead of -")
-        template = None if options.body is None else Template.read(options.body)
-        first: Values = {}
-        if not options.from_stdin:
-            path = Path(options.source)
-            _check_file(path)
-            first = {} if options.is_csv else _first_object(path)
-            columns = csv_columns(path) if options.is_csv else list(first)
-            if template is not None:
-                template = Template(template.text, columns)
-            if options.is_csv:
-                _check_columns(path, columns, options, template)
-        to = None if template is None else options.base_url
-        if options.quick_command is not None:
-            to = options.url_of_commands(f"create-execution/{options.quick_command}")
-        url = None if to is None else parse_url(to)
-        relative = first["url"].value if "url" in first else None
-        if isinstance(relative, str) and "://" not in relative and not (options.base_url or url):
-            raise ConfigurationError(
-                f"{options.source}, line 1: the url is relative ({relative}): pass --base-url"
-            )
-        form = Format(base_url=options.base_url, url=url, template=template, id_name=options.id_column)
-        return cls(options, form)
-
     def lines(self, source: Path, size: int | None = None) -> Lines:
         """The lines in the first `size` bytes of the input, or of the copy of stdin."""
-        return csv_records(source, size) if self.options.is_csv else json_lines(source, size)
+        return csv_records(source, size) if self.is_csv else json_lines(source, size)
 
     def survey(self, source: Path) -> Survey:
         """Survey the input, or the copy of stdin, as it is now."""
         size = source.stat().st_size
-        return Survey.of(source, size, self.lines(source, size), self.options.line_shard)
+        return Survey.of(source, size, self.lines(source, size), self.line_shard)
 
-    @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self, template: Template | None) -> dict[str, Any]:
         """What determines the requests, and must not change during a job. Contains no secrets."""
-        options, template, base = self.options, self.form.template, None
-        if options.base_url is not None:  # Its user and password may change.
-            base = _digest(str(httpx.URL(options.base_url).copy_with(userinfo=b"")))
+        base = None
+        if self.base_url is not None:  # Its user and password may change.
+            base = _digest(str(httpx.URL(self.base_url).copy_with(userinfo=b"")))
         return {
             "--base-url": base,
-            "--quick-command": options.quick_command,
+            "--quick-command": self.quick_command,
             "--body": None if template is None else _digest(template.text),
-            "--id-column": options.id_column,
-            "--shard": None if options.shard is None else "{}/{}".format(*options.line_shard),
+            "--id-column": self.id_column,
+            "--shard": None if self.shard is None else "{}/{}".format(*self.line_shard),
         }
+
+
+def format_of(options: Options) -> Format:
+    """How the lines become requests. Checks everything that can be checked without writing anything."""
+    reads_stdin = options.from_stdin and not options.continues_job
+    for name, is_used in (("stdin", reads_stdin), ("stdout", options.to_stdout)):
+        if is_used and getattr(sys, name) is None:  # Another file would get its descriptor.
+            raise ConfigurationError(f"{name} is closed: pass the name of a file instead of -")
+    template = None if options.body is None else Template.read(options.body)
+    first: Values = {}
+    if not options.from_stdin:
+        path = Path(options.source)
+        _check_file(path)
+        first = {} if options.is_csv else _first_object(path)
+        columns = csv_columns(path) if options.is_csv else list(first)
+        if template is not None:
+            template = Template(template.text, columns)
+        if options.is_csv:
+            _check_columns(path, columns, options, template)
+    to = None if template is None else options.base_url
+    if options.quick_command is not None:
+        to = options.url_of_commands(f"create-execution/{options.quick_command}")
+    url = None if to is None else parse_url(to)
+    relative = first["url"].value if "url" in first else None
+    if isinstance(relative, str) and "://" not in relative and not (options.base_url or url):
+        raise ConfigurationError(
+            f"{options.source}, line 1: the url is relative ({relative}): pass --base-url"
+        )
+    return Format(base_url=options.base_url, url=url, template=template, id_name=options.id_column)
 
 
 def _check_file(path: Path) -> None:

@@ -44,7 +44,7 @@ class Runner:
         self.stop_reason: tuple[int, str] | None = None  # The exit code, and a message with advice.
         self.in_flight: dict[int, LineInFlight] = {}  # By number.
         self._job, self._client, self._clock = job, client, SystemClock()
-        self._options, self._outputs = job.plan.options, job.outputs
+        self._options, self._outputs = job.options, job.outputs
         self._state = RunState(job.journal, needs_commit=self._options.sync == "always")
         self._shard = self._options.line_shard
         self._streak: tuple[str | None, int] = (None, 0)
@@ -93,7 +93,7 @@ class Runner:
         """The request for a line, or its failure if it is not sent; None if there is nothing to do."""
         if not self._shard.has(number):
             return None
-        job, form = self._job, self._job.plan.form
+        job, form = self._job, self._job.form
         state = job.recovered.states[number]
         if state is LineState.DONE or state is LineState.FAILED:
             return None

@@ -18,7 +18,7 @@ from .._batch.append_file import WriteError
 from .._batch.batch_client import BatchClient
 from .._batch.job import BatchJob, dry_run
 from .._batch.merge import merge
-from .._batch.options import JobPlan, Options
+from .._batch.options import Options, format_of
 from .._batch.outputs import FileOutputs
 from .._batch.progress import Display, Progress, count, display, escaped, listed
 from .._batch.runner import HALTED, INTERRUPTED, Runner
@@ -122,13 +122,14 @@ def run_batch(given: Mapping[str, Any]) -> int:
     logger.addHandler(warnings)
     _interrupt_at_signals()
     try:
-        plan = JobPlan.of(Options(**given))
-        if plan.options.dry_run:
-            return 0 if dry_run(plan, say) else SOME_FAILED
-        client = BatchClient(plan.options)
+        options = Options(**given)
+        form = format_of(options)
+        if options.dry_run:
+            return 0 if dry_run(options, form, say) else SOME_FAILED
+        client = BatchClient(options)
         with ExitStack() as stack:
-            job = BatchJob(plan, stack)
-            shown = warnings.display = display(quiet=plan.options.quiet, say=say)
+            job = BatchJob(options, form, stack)
+            shown = warnings.display = display(quiet=options.quiet, say=say)
             stack.callback(shown.close)
             return _JobRun(job, client, shown).run()
     except WriteError as error:
@@ -170,7 +171,7 @@ class _JobRun:
 
     def __init__(self, job: BatchJob, client: BatchClient, shown: Display) -> None:
         self._job, self._client, self._display = job, client, shown
-        self._options, self._runner = job.plan.options, Runner(job, client)
+        self._options, self._runner = job.options, Runner(job, client)
         self._clock = SystemClock()
 
     def run(self) -> int:
