@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -194,8 +195,8 @@ def test_a_line_without_the_id_column_fails_alone(job: Job) -> None:
 def test_lines_are_awaited_while_the_input_still_grows(tmp_path: Path) -> None:
     path = tmp_path / "grows.jsonl"
     path.write_bytes(b'{"a": 1}\n{"b"')
-    complete = False
-    lines = iter(json_lines(path, is_complete=lambda: complete))
+    copy: Any = SimpleNamespace(is_complete=False, is_cut_off=False)
+    lines = iter(json_lines(path, copy=copy))
     first = next(lines)
     assert first is not None
     assert first[0] == 1
@@ -206,7 +207,7 @@ def test_lines_are_awaited_while_the_input_still_grows(tmp_path: Path) -> None:
     assert second is not None
     assert second[0] == 2
     assert next(lines) is None
-    complete = True
+    copy.is_complete = True
     rest = list(lines)
     assert [item and item[0] for item in rest] == [4]
 

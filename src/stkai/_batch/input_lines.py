@@ -28,24 +28,19 @@ Lines = Generator[tuple[int, ReadLine] | None, None, None]
 """The number of each line and how to read it; None while the next one has not arrived yet. It keeps a file open."""
 
 
-def json_lines(
-    path: Path,
-    size: int | None = None,
-    is_complete: Callable[[], bool] = lambda: True,
-    is_cut_off: Callable[[], bool] = lambda: False,
-) -> Lines:
-    """The lines of the first `size` bytes of a JSONL file, which may grow until it `is_complete`.
+def json_lines(path: Path, size: int | None = None, copy: "StdinCopy | None" = None) -> Lines:
+    """The lines of the first `size` bytes of a JSONL file, or of a `copy` of stdin, which grows until it is complete.
 
-    They are numbered from 1, as in an editor; blank lines are numbered but skipped. If it `is_cut_off`, a part of a
-    line at its end is no line.
+    They are numbered from 1, as in an editor; blank lines are numbered but skipped. If the copy is cut off, a part of
+    a line at its end is no line.
     """
     number = offset = 0
     with path.open("rb") as file:
         while True:
             # Ask before reading, so that nothing can be appended after the end that is read.
-            ends_here = is_complete()
+            ends_here = copy is None or copy.is_complete
             for raw in _up_to(size, file):
-                if raw[-1:] != b"\n" and (is_cut_off() or not ends_here):
+                if raw[-1:] != b"\n" and copy is not None and (copy.is_cut_off or not ends_here):
                     file.seek(offset)
                     break
                 number += 1
@@ -184,11 +179,7 @@ class StdinCopy(threading.Thread):
 
     @property
     def lines(self) -> Lines:
-        return json_lines(
-            self.path,
-            is_complete=lambda: self.is_complete,
-            is_cut_off=lambda: self.is_cut_off or self.error is not None,
-        )
+        return json_lines(self.path, copy=self)
 
     def _skip_copied(self) -> None:
         """Read again what an earlier run has copied. If there is nothing to read, the copy is all there is."""
@@ -213,6 +204,7 @@ class StdinCopy(threading.Thread):
             self.error = StkaiError(f"stdin cannot be read: {error.strerror}")
         finally:
             self._file.close()
+            self.is_cut_off = self.is_cut_off or self.error is not None
             self.is_complete = True
 
 
