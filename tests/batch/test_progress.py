@@ -111,8 +111,8 @@ def test_usage_is_read_from_the_answers_of_several_services(body: object) -> Non
         {"usage": None},
         {"usage": {"prompt_tokens": "many", "completion_tokens": True}},
     ):
-        usage.add(other)
-    assert (usage.input_tokens, usage.output_tokens) == (10, 4)
+        usage = usage.plus(other)
+    assert usage == (10, 4)
     assert usage.text(Price(1.0, 2.0)) == "14 tokens $0.0000"
     assert usage.text(None) == "14 tokens"
 

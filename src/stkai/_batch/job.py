@@ -136,10 +136,9 @@ class BatchJob:
             self.survey = stdin.survey
             if self.journal is not None:
                 self.journal.write("i", *self.survey)
-        used = (self.usage.input_tokens, self.usage.output_tokens)
-        if self.journal is not None and used != self.recovered.usage:
-            self.recovered.usage = used
-            self.journal.write("u", *used)
+        if self.journal is not None and self.usage != self.recovered.usage:
+            self.recovered.usage = self.usage
+            self.journal.write("u", *self.usage)
 
     def sync(self) -> None:
         """Return once everything written would survive a power failure."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
@@ -91,17 +91,16 @@ class Price:
         return (input_tokens * self.input + output_tokens * self.output) / _MILLION
 
 
-class Usage:
+class Usage(NamedTuple):
     """The tokens that the lines have used so far."""
 
-    def __init__(self, input_tokens: int = 0, output_tokens: int = 0) -> None:
-        self.input_tokens, self.output_tokens = input_tokens, output_tokens
+    input_tokens: int = 0
+    output_tokens: int = 0
 
-    def add(self, body: Any) -> None:
+    def plus(self, body: Any) -> "Usage":
         """Add the usage that an answer reports, if any."""
         input_tokens, output_tokens = used_tokens(body)
-        self.input_tokens += input_tokens
-        self.output_tokens += output_tokens
+        return Usage(self.input_tokens + input_tokens, self.output_tokens + output_tokens)
 
     def text(self, price: Price | None) -> str:
         """The usage for people, such as `12.4M tokens $1.86`; empty if nothing was reported."""

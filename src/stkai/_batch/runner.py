@@ -157,7 +157,7 @@ class Runner:
         failure = None
         try:
             body = body_of(response)
-            self._job.usage.add(body.value)
+            self._job.usage = self._job.usage.plus(body.value)
             if response.status_code >= 300:
                 failure = failure_of_answer(response, body)
                 if response.status_code >= 500:
