@@ -18,7 +18,7 @@ from .input_lines import Lines, StdinCopy, Survey, ends_complete, sha256
 from .journal import Header, Journal, LineState, Recovered, read_header
 from .merge import sort_file
 from .options import Options
-from .outputs import FileOutputs, Outputs, Paths, StdoutOutputs
+from .outputs import FileOutputs, Outputs, Paths, StdoutOutputs, entries_in
 from .progress import Usage, count, show_count, show_dollars
 from .request_formats import Format, InvalidLineError
 
@@ -107,7 +107,7 @@ class BatchJob:
         self._continue_input(journal, recovered.survey, source)
         if self.options.retry_failed:
             # If the process is killed before the truncation, they are still failures; after it, they are new.
-            for number in recovered.states.numbers(LineState.FAILED):
+            for number, _ in entries_in(outputs.failures.path):
                 journal.write("n", number)
                 recovered.states[number] = LineState.NEW
             outputs.failures.truncate()

@@ -49,8 +49,7 @@ class LineState(IntEnum):
 
     NEW = 0  # Not sent, or refused: a resumed job sends it.
     SENT = 1  # Sent, with an unknown outcome.
-    DONE = 2  # Its answer is in the output; for `send_all`: its outcome was handed out.
-    FAILED = 3  # Its failure is in the failure output.
+    DONE = 2  # Its answer or failure is in an output; for `send_all`: its outcome was handed out.
 
 
 _STATES = tuple(LineState)
@@ -72,10 +71,6 @@ class LineStates:
         if missing > 0:
             self._bytes.extend(bytes(missing))
         self._bytes[number] = state
-
-    def numbers(self, state: LineState) -> list[int]:
-        """The numbers with this state, in ascending order."""
-        return [number for number, value in enumerate(self._bytes) if value == state]
 
 
 @dataclass(slots=True)

@@ -30,7 +30,8 @@ _LINE_START: Final = re.compile(rb'\{"id": "line-([1-9][0-9]{0,8})", "custom_id"
 """The start of each line of an output."""
 
 _CODE: Final = b'"error": {"code": "'
-_ENDS: Final = {LineState.DONE: b'"error": null}', LineState.FAILED: b'"}}'}
+_ANSWER_END: Final = b'"error": null}'
+_FAILURE_END: Final = b'"}}'
 
 UNKNOWN: Final = "unknown"
 """The code of lines that were in flight when an earlier run ended."""
@@ -169,16 +170,16 @@ class FileOutputs(Outputs):
     def read(self) -> LineStates:
         """Find out which lines are in which file, and cut off an incomplete last line."""
         states = LineStates()
-        for file, state in ((self.answers, LineState.DONE), (self.failures, LineState.FAILED)):
+        for file, end in ((self.answers, _ANSWER_END), (self.failures, _FAILURE_END)):
             file.cut_torn_tail()
-            for number, entry in entries_in(file.path, _ENDS[state]):
+            for number, entry in entries_in(file.path, end):
                 if states[number] is not LineState.NEW:
                     raise ConfigurationError(
                         f"line {number} is in the outputs of {self.answers.path} twice: remove one of them,"
                         " or pass --restart to start over"
                     )
-                states[number] = state
-                if state is LineState.FAILED:
+                states[number] = LineState.DONE
+                if file is self.failures:
                     self.codes[code_in(entry)] += 1
                 else:
                     self.done += 1

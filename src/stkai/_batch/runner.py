@@ -95,7 +95,7 @@ class Runner:
             return None
         job, form = self._job, self._job.form
         state = job.recovered.states[number]
-        if state is LineState.DONE or state is LineState.FAILED:
+        if state is LineState.DONE:
             return None
         self._outputs.expect(number)
         where, custom_id = f"{self._options.source}, line {number}", "null"

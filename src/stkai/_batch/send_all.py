@@ -123,7 +123,7 @@ class _OutcomeLog(RunState):
 
     def wants(self, index: int) -> bool:
         """Whether the outcome of a request is still to be handed out."""
-        return self._states[index] < LineState.DONE
+        return self._states[index] is not LineState.DONE
 
     def send(self, send: Callable[[httpx.Request, Tracker], T], index: int, request: httpx.Request) -> T:
         """Send a request; refuse one that may have been sent before, and what is not a request."""
