@@ -43,7 +43,6 @@ class BatchJob:
         folder = ""
         if self.options.from_stdin:
             folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="stkai-batch-"))
-        self._survey_file()
         self._read_input(Path(folder, "stdin.jsonl"))
         return StdoutOutputs(in_order=self.options.order == "input")
 
@@ -73,7 +72,8 @@ class BatchJob:
         return outputs
 
     def _begin(self, journal: Journal, paths: Paths) -> Header:
-        self._survey_file()
+        if not self.options.from_stdin:
+            self.survey = self.options.survey(Path(self.options.source))
         # In this order, so that a kill in between leaves either a complete job or none.
         journal.truncate()
         for path in (paths.out, paths.failed):
@@ -88,14 +88,12 @@ class BatchJob:
         source = "stdin" if self.options.from_stdin else "file"
         return {"options": self.options.facts(self.form.template), "input": source}
 
-    def _survey_file(self) -> None:
-        if not self.options.from_stdin:
-            self.survey = self.options.survey(Path(self.options.source))
-
     def _read_input(self, copy: Path) -> None:
         """Read the file, or stdin while it is being copied."""
-        if self.survey is not None:
-            self.lines = self.options.lines(Path(self.options.source), self.survey.size)
+        if not self.options.from_stdin:
+            source = Path(self.options.source)
+            self.survey = self.survey or self.options.survey(source)
+            self.lines = self.options.lines(source, self.survey.size)
         else:
             self.stdin = StdinCopy(copy, self.options.line_shard)
             self.stdin.start()
