@@ -319,7 +319,6 @@ def test_explain_colours_ignored_variables_only(monkeypatch: pytest.MonkeyPatch)
     [
         ("", "[OPTIONS] COMMAND [ARGS]..."),
         ("batch", "batch [OPTIONS] INPUT"),
-        ("batch run", "batch [OPTIONS] INPUT"),
         ("batch merge", "batch merge [OPTIONS] OUT..."),
         ("quota", "quota [OPTIONS] NAME"),
         ("demo", "demo [OPTIONS]"),

@@ -1,13 +1,25 @@
 """The command line: `app` registers the subcommands, each of which has a module here."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from .._lazy import installed_version
 from . import batch, demo, explain, quota
 
+
+class _Commands(TyperGroup):
+    """Also finds `batch merge`, a command whose name has two words."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[:2] == ["batch", "merge"]:
+            args = ["batch merge", *args[2:]]
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -35,4 +47,5 @@ def _options(
 app.command(short_help="Show the settings in force, and where each comes from.")(explain.explain)
 app.command(short_help="Compare the limiters on an embedded server.")(demo.demo)
 app.command(short_help="Show or reset a shared quota.")(quota.quota)
-app.add_typer(batch.batch, name="batch", short_help="Send the requests in a file, and lose none.")
+app.command(short_help="Send the requests in a file, and lose none.")(batch.batch)
+app.command("batch merge", short_help="Join the outputs of shards.")(batch.merge_outputs)

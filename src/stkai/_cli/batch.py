@@ -12,7 +12,6 @@ from typing import Annotated, Any, Final
 import anyio
 import anyio.to_thread
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from .._batch.append_file import WriteError
 from .._batch.batch_client import BatchClient
@@ -30,35 +29,12 @@ from ..transports._auth.bearer import ExposedTokenError
 SOME_FAILED: Final = 1
 REFUSED: Final = 2
 
-_RUN: Final = "run"
 _SYNC_EVERY: Final = 1.0
 _SAME_SIGNAL: Final = 0.02  # Seconds within which a second signal counts as a repetition of the first.
 _MAX_LISTED: Final = 5
 
 
-class _DefaultCommand(TyperGroup):
-    """A group that passes everything but the name of a command to `run`, so that `stkai batch INPUT` works."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or args[0] not in self.commands:
-            args = [_RUN, *args]
-        return super().parse_args(ctx, args)
-
-
-class _Run(TyperCommand):
-    """Shows its usage as `stkai batch`, the way it is typed."""
-
-    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        return super().make_context(parent.info_name, args, parent.parent, **extra)
-
-
-batch = typer.Typer(
-    cls=_DefaultCommand, help="Send the requests in a file; lose none, and report any that may run twice."
-)
-
-
-@batch.command(_RUN, cls=_Run)
-def run(**given: Any) -> None:
+def batch(**given: Any) -> None:
     """Send the requests in INPUT. Write the answers to OUT.jsonl and the failures to OUT.failed.jsonl.
 
     --resume continues a job that was interrupted or halted; --retry-failed sends its failed lines again. A line that
@@ -72,10 +48,9 @@ def run(**given: Any) -> None:
 
 
 # Typer reads the command's parameters from the signature.
-run.__signature__ = inspect.signature(Options)  # type: ignore[attr-defined]
+batch.__signature__ = inspect.signature(Options)  # type: ignore[attr-defined]
 
 
-@batch.command("merge")
 def merge_outputs(
     outs: Annotated[list[str], typer.Argument(metavar="OUT", help="Outputs of the shards, as passed to -o.")],
     out: Annotated[str, typer.Option("-o", "--out", metavar="ALL", help="Write the joined output here.")],
