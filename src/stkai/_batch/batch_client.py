@@ -14,7 +14,6 @@ from .._config import STKAI
 from .._config.models import Settings
 from .._errors import DeadlineExceededError, StkaiError
 from .._families import alike
-from .._headers import default_items
 from .._standard import limiter_from
 from .._wire.default import AsyncDefaultWire
 from .._wire.proxies import ProxyMap
@@ -116,8 +115,7 @@ class BatchClient:
             await self._clock.asleep(pause)
             pause = min(pause * _GROWTH, _MAX_PAUSE)
             try:
-                headers = [(name, value) for name, _, value in default_items()]
-                response = await self._unlimited.send(httpx.Request("GET", url, headers=headers))
+                response = await self._unlimited.get(url)
             except alike(
                 httpx.TimeoutException, httpx.NetworkError, httpx.ProtocolError, httpx.DecodingError
             ):
