@@ -1,12 +1,13 @@
 """FakeClock: time that moves when a test moves it, or when code sleeps; nothing really waits."""
 
 import asyncio
-import heapq
 import math
 import threading
+from bisect import insort
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 
 import anyio
 import anyio.lowlevel
@@ -49,8 +50,7 @@ class FakeClock:
         self._now = start
         self._autojump = autojump
         self._epoch = epoch
-        self._heap: list[tuple[float, int, _Sleeper]] = []
-        self._arrivals = 0
+        self._sleepers: list[_Sleeper] = []  # In the order in which they wake.
         self._changed = threading.Condition()
 
     def monotonic(self) -> float:
@@ -79,10 +79,8 @@ class FakeClock:
             RuntimeError: there is no sleeper.
         """
         with self._changed:
-            later = (
-                target for target, _, sleeper in self._heap if target > self._now and not sleeper.is_abandoned
-            )
-            target = min(later, default=None)
+            later = (sleeper.target for sleeper in self._sleepers if sleeper.target > self._now)
+            target = next(later, None)
             if target is None:
                 raise RuntimeError(
                     "there is no sleeper, so there is no next instant; wait_for_sleepers(1) first"
@@ -111,7 +109,7 @@ class FakeClock:
             self._wake_first()
             return
         with self._sleeper(seconds) as sleeper:
-            while not self._leave_if_due(sleeper):
+            while not self._may_leave(sleeper):
                 sleeper.alarm.wait()
                 sleeper.set_alarm()
 
@@ -123,7 +121,7 @@ class FakeClock:
             await anyio.lowlevel.checkpoint()
             return
         with self._sleeper(seconds) as sleeper:
-            while not self._leave_if_due(sleeper):
+            while not self._may_leave(sleeper):
                 if self._autojump and self._first() is sleeper:
                     await self._move_to(sleeper)
                 else:
@@ -134,38 +132,31 @@ class FakeClock:
         return f"FakeClock(now={self._now:g}, autojump={self._autojump}, sleepers={self.sleepers})"
 
     def _asleep(self) -> int:
-        return sum(target > self._now and not sleeper.is_abandoned for target, _, sleeper in self._heap)
+        return sum(sleeper.target > self._now for sleeper in self._sleepers)
 
     @contextmanager
     def _sleeper(self, seconds: float) -> "Iterator[_Sleeper]":
-        """A sleeper, asleep inside the block; abandoned if an error or an interrupt ends the block early."""
+        """A sleeper, asleep inside the block. When it leaves, the next one wakes."""
         with self._changed:
             self.sleeps.append(seconds)
-            self._arrivals += 1
             sleeper = _Sleeper(self._now + seconds)
-            heapq.heappush(self._heap, (sleeper.target, self._arrivals, sleeper))
+            insort(self._sleepers, sleeper, key=attrgetter("target"))
             self._changed.notify_all()
         try:
             yield sleeper
-        except BaseException:
-            sleeper.is_abandoned = True
+        finally:
+            with self._changed:
+                self._sleepers.remove(sleeper)
             self._wake_first()
-            raise
 
-    def _leave_if_due(self, sleeper: "_Sleeper") -> bool:
-        """Let the first sleeper leave, which wakes the next: that keeps their order on any event loop."""
+    def _may_leave(self, sleeper: "_Sleeper") -> bool:
+        """Whether it has slept long enough. The first one leaves first: that keeps their order on any event loop."""
         with self._changed:
-            if sleeper.target > self._now or self._first() is not sleeper:
-                return False
-            heapq.heappop(self._heap)
-        self._wake_first()
-        return True
+            return sleeper.target <= self._now and self._first() is sleeper
 
     def _first(self) -> "_Sleeper | None":
         with self._changed:
-            while self._heap and self._heap[0][2].is_abandoned:
-                heapq.heappop(self._heap)
-            return self._heap[0][2] if self._heap else None
+            return self._sleepers[0] if self._sleepers else None
 
     async def _move_to(self, sleeper: "_Sleeper") -> None:
         """Move the clock to the first sleeper's wake-up time when no task can run.
@@ -193,7 +184,6 @@ class _Sleeper:
 
     def __init__(self, target: float) -> None:
         self.target = target
-        self.is_abandoned = False
         self.set_alarm()
 
     def set_alarm(self) -> None:
