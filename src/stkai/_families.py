@@ -10,6 +10,7 @@ Annotations say httpx throughout, but hold for both.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 import httpx
@@ -120,19 +121,13 @@ def error_for(kind: type[httpx.RequestError], message: str, request: httpx.Reque
     return error
 
 
-_twofold: dict[tuple[Any, str], Any] = {}
-"""The classes made so far, so that two errors of one kind have the same class."""
-
-
 def of_family(kind: type[T], family: Family) -> type[T]:
     """The class, if it belongs to that package; otherwise a class that is both, by the nearest base that has a twin."""
-    key = (kind, family.__name__)
-    if key not in _twofold:
-        _twofold.setdefault(key, _both(kind, family))
-    both: type[T] = _twofold[key]
+    both: type[T] = _both(kind, family)  # type: ignore[arg-type] # for mypy, no class is hashable
     return both
 
 
+@cache
 def _both(kind: Any, family: Family) -> Any:
     twin = next(filter(None, (_twin(base, family) for base in kind.__mro__)), None)
     if twin is None or issubclass(kind, twin):
