@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 
@@ -19,29 +18,16 @@ _SHUTDOWN = 0.05  # seconds that requests in progress may still take when the se
 _ANY_SIZE = 2**40
 _NO_BODY = (204, 304)
 
-Started = Future[tuple[int, Callable[[], object]]]
-"""Gets the port of the server, and a function that stops it from any thread."""
 
-
-def serve(service: Service, started: Started) -> None:
-    """Serve on loopback, in this thread, until the server is stopped."""
-    try:
-        asyncio.run(_serve(service, started))
-    except OSError as error:
-        started.set_exception(error)
-
-
-async def _serve(service: Service, started: Started) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+async def serve(service: Service, listening: socket.socket, stop: "Future[None]") -> None:
+    """Serve the connections that this socket accepts, until `stop` has a result; then close it."""
     app = web.Application(client_max_size=_ANY_SIZE)
     app.router.add_route("*", "/{path:.*}", partial(_handle, service))
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
-        started.set_result((runner.addresses[0][1], lambda: loop.call_soon_threadsafe(stop.set)))
-        await stop.wait()
+        await web.SockSite(runner, listening, backlog=1024).start()
+        await asyncio.wrap_future(stop)
     finally:
         await runner.cleanup()
 

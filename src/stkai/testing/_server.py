@@ -1,7 +1,8 @@
 """QuotaServer: an embedded server on loopback that behaves like StackSpot AI, and misbehaves on request."""
 
+import asyncio
+import socket
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final, Literal, Self
 
@@ -85,7 +86,7 @@ class QuotaServer:
         self.client_id = client_id
         self.client_secret = client_secret
         self._port: int | None = None
-        self._stop: Callable[[], object] | None = None
+        self._stop: Future[None] = Future()
         self._thread: threading.Thread | None = None
 
     def start(self) -> Self:
@@ -99,21 +100,21 @@ class QuotaServer:
                 from ._app import serve
             except ModuleNotFoundError as error:
                 raise missing_extra("QuotaServer", "testing") from error
-            started: Future[tuple[int, Callable[[], object]]] = Future()
-            thread = threading.Thread(
-                target=serve, args=(self._service, started), name="QuotaServer", daemon=True
+            listening = socket.create_server(("127.0.0.1", 0))
+            self._port, self._stop = listening.getsockname()[1], Future()
+            serving = serve(self._service, listening, self._stop)
+            self._thread = threading.Thread(
+                target=asyncio.run, args=(serving,), name="QuotaServer", daemon=True
             )
-            thread.start()
-            self._port, self._stop = started.result()
-            self._thread = thread
+            self._thread.start()
         return self
 
     def close(self) -> None:
         """Stop serving, and abort requests in progress; returns when all sockets are closed."""
-        if self._thread is not None and self._stop is not None:
-            self._stop()
+        if self._thread is not None:
+            self._stop.set_result(None)
             self._thread.join()
-            self._thread = self._stop = self._port = None
+            self._thread = self._port = None
 
     def __enter__(self) -> Self:
         return self.start()
