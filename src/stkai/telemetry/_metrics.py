@@ -5,6 +5,7 @@ https://opentelemetry.io/docs/specs/semconv/http/http-metrics/.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
@@ -162,8 +163,6 @@ _LABELS: Final[dict[str, Callable[[Any], str | int | None]]] = {
     "stkai.limit": attrgetter("limit"),
     "stkai.share": attrgetter("share"),
 }
-_CAPPED: Final = ("server.address", "server.port", "stkai.cause", "stkai.layer", "stkai.limit", "stkai.share")
-"""Labels of which only some values are kept: there could be any number of them."""
 
 
 def labels_of(event: Event, *names: str) -> Labels:
@@ -177,13 +176,14 @@ class Recorder:
 
     def __init__(self, made: Callable[[Metric], Callable[[float, Labels], object]]) -> None:
         self._record = {metric: made(metric) for metric in METRICS}
-        self._known: dict[str, set[str | int]] = {name: set() for name in _CAPPED}
+        self._known: dict[str, set[str | int]] = defaultdict(set)
 
     def __call__(self, event: Event) -> None:
         for metric, measure in _BY_EVENT.get(type(event), ()):
             value = measure(event)
             if value is not None:
                 labels = labels_of(event, *metric.labels)
-                for name in labels.keys() & self._known.keys():
-                    labels[name] = bounded(labels[name], self._known[name])
+                for name, label in labels.items():
+                    if label not in self._known[name]:
+                        labels[name] = bounded(label, self._known[name])
                 self._record[metric](value, labels)
