@@ -14,7 +14,7 @@ from rich.text import Text
 from .._batch.progress import count
 from .._clock import SystemClock
 from .._errors import ConfigurationError, digits
-from ..stores import URLS, ManagedStore, Snapshot, describe_store, store_from
+from ..stores import URLS, FileStore, RedisStore, Snapshot, describe_store, store_from
 from ..stores._protocol import UNLIMITED, check_share
 
 _REFRESH_INTERVAL: Final = 0.5  # Seconds between updates.
@@ -36,7 +36,7 @@ def quota(
     """Show a shared quota: members, rate, use, units of cost, queue, pause and the last 429."""
     console = Console()
     try:
-        share, found = check_share(name), cast(ManagedStore, store_from(store))
+        share, found = check_share(name), cast(FileStore | RedisStore, store_from(store))
         is_known = reset and found.reset(share)
         seen = None if reset else found.look(share)
     except ConfigurationError as error:
@@ -106,7 +106,7 @@ def _unused(share: str) -> str:
     return f"No process has used the quota {share!r} recently."
 
 
-def _show_live(console: Console, share: str, store: ManagedStore) -> None:
+def _show_live(console: Console, share: str, store: FileStore | RedisStore) -> None:
     """Update the table until Ctrl-C, even while the store cannot be reached."""
     clock = SystemClock()
     with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:

@@ -1,7 +1,7 @@
 """Stores for shared quotas: a file for the processes of one machine, Redis or Valkey for several machines."""
 
 import os
-from typing import Final, Protocol, cast
+from typing import Final, cast
 from urllib.parse import unquote
 
 from .._errors import ConfigurationError
@@ -29,14 +29,6 @@ Law = GroupRate  # The earlier name.
 
 URLS: Final = "file:///dir, redis://, rediss:// or unix://"
 ALLOWED: Final = f"'file', a URL ({URLS}), or a stkai.stores.Store"
-
-
-class ManagedStore(Store, Protocol):
-    """A store that `stkai quota` and `stkai explain` can show: all that are given by name or URL are."""
-
-    def look(self, share: str) -> Snapshot | None: ...
-    def reset(self, share: str) -> bool: ...
-    def has_older_members(self, share: str) -> bool: ...
 
 
 def problem_of(store: object) -> str | None:
@@ -67,7 +59,7 @@ def store_from(store: "str | Store | Secret | None", timeout: float = 0.25) -> S
     return _store_at(given, timeout)
 
 
-def _store_at(url: Secret, timeout: float) -> ManagedStore:
+def _store_at(url: Secret, timeout: float) -> FileStore | RedisStore:
     if url.reveal() == "file":
         return FileStore()
     if url.reveal().startswith("file://"):
