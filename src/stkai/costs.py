@@ -52,8 +52,7 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         content = _content(request)
         bodies = parsed(content or b"")
         if not bodies:
-            length = request.headers.get("content-length") if content is None else len(content)
-            return 0.0 if self._count == "output" else _tokens_of_length(request, length)
+            return 0.0 if self._count == "output" else _tokens_of_length(request, content)
         body, tokens = bodies[0], 0.0
         if self._count != "output":
             tokens += sum(1.0 if text is None else self._tokens(text) for text in texts_in(body))
@@ -149,13 +148,11 @@ def _body_of(request: httpx.Request) -> dict[str, Any]:
     return next((body for body in parsed(_content(request) or b"") if isinstance(body, dict)), {})
 
 
-def _tokens_of_length(request: httpx.Request, length: int | str | None) -> float:
-    kind = request.headers.get("content-type", "text/plain")
-    try:
-        known = int(length or 0)
-    except ValueError:
-        known = 0
-    return (number_of(known) or 0.0) / CHARACTERS_PER_TOKEN if _TEXTUAL.match(kind) else 0.0
+def _tokens_of_length(request: httpx.Request, content: bytes | None) -> float:
+    if not _TEXTUAL.match(request.headers.get("content-type", "text/plain")):
+        return 0.0
+    length = int(request.headers.get("content-length", 0)) if content is None else len(content)
+    return length / CHARACTERS_PER_TOKEN
 
 
 def _asks_for_usage(request: httpx.Request | None) -> bool:
