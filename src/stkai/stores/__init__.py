@@ -54,19 +54,15 @@ def store_from(store: "str | Store | Secret | None", timeout: float = 0.25) -> S
     problem = problem_of(given.reveal())
     if problem is not None:
         raise ConfigurationError(problem)
-    if not isinstance(given.reveal(), str):
-        return cast("Store", given.reveal() or FileStore())
-    return _store_at(given, timeout)
-
-
-def _store_at(url: Secret, timeout: float) -> FileStore | RedisStore:
-    if url.reveal() == "file":
+    if given.reveal() in (None, "file"):
         return FileStore()
-    if url.reveal().startswith("file://"):
-        path = unquote(url.reveal().removeprefix("file://"))
+    if not isinstance(given.reveal(), str):
+        return cast("Store", given.reveal())
+    if given.reveal().startswith("file://"):
+        path = unquote(given.reveal().removeprefix("file://"))
         # file:///C:/directory contains a drive letter.
         return FileStore(path[1:] if os.name == "nt" and path[2:3] == ":" else path)
-    return RedisStore(url.reveal(), timeout=timeout)
+    return RedisStore(given.reveal(), timeout=timeout)
 
 
 def describe_store(store: Store) -> str:
