@@ -25,8 +25,6 @@ from ._share import MEMBER_LIFETIME
 
 SCHEMES: Final = ("redis", "rediss", "unix")
 
-_clock = SystemClock()
-
 
 class RedisStore(StaysInProcess):
     """Redis, Valkey, a cluster of either, or a Sentinel master; keys begin with `stkai:{NAME}:` and expire.
@@ -172,12 +170,12 @@ class Connections(Server):
     """
 
     def run(self, command: str, *words: Any) -> Any:
-        until = _clock.monotonic() + self._limit.seconds
+        until = SystemClock.monotonic() + self._limit.seconds
         connection = self._idle_one()
         with suppress(self.errors.ConnectionError, OSError):  # The server closed it in the meantime.
             if connection is not None:
                 return self._ask(connection, (command, *words), was_idle=True)
-        left = until - _clock.monotonic()
+        left = until - SystemClock.monotonic()
         return self._limit.run(lambda: self._ask(self._connected(), (command, *words)), left)
 
     def _idle_one(self) -> Any | None:
