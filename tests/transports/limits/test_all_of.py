@@ -3,6 +3,7 @@
 import heapq
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -25,7 +26,7 @@ from stkai import (
     TokenBucket,
     Waited,
 )
-from stkai.stores import MemoryStore
+from stkai.stores import FileStore, MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Answer, RateChange, Run, Turn, limiter
 from stkai.transports._limits.in_flight import Slots
@@ -487,6 +488,23 @@ def test_a_list_without_limiters_is_refused(given: Any) -> None:
         words = ("rate_limit", "Limiter", "'token_bucket'", "[AimdLimiter(), InFlight(8)]", " list")
         assert all(word in str(caught.value) for word in words)
         assert not str(caught.value).endswith("not 'adaptive'")
+
+
+def test_limits_of_a_list_have_shares_of_their_own(tmp_path: Path) -> None:
+    place = f"file://{tmp_path}"
+    minute, other = TokenBucket(600, 60, share="n", store=place), TokenBucket(5, 1, share="m", store=place)
+    day = TokenBucket(86_400, 86_400, share="n", store=FileStore(tmp_path))
+    elsewhere = TokenBucket(86_400, 86_400, share="n", store=f"file://{tmp_path}/elsewhere")
+    alone = TokenBucket(2, 60)
+    for limits in ([other, minute, day], [other, [alone, minute], AllOf(alone, day)]):
+        with pytest.raises(
+            ConfigurationError, match=r"its own share=; two of these have share='n' in FileStore"
+        ):
+            AllOf(*limits)
+    chosen = AllOf(PerKey(lambda _: "all", lambda _: [day, alone]), other, minute)
+    with pytest.raises(ConfigurationError, match=r"its own share="):
+        chosen.plan_for(post())
+    assert AllOf(minute, other, [minute], elsewhere).parts == (minute, other, elsewhere)
 
 
 def test_an_incomplete_limiter_is_told_what_it_lacks() -> None:

@@ -38,7 +38,7 @@ class AllOf(QueueLimiter):
             Your own limiters are asked last, about one request at a time.
 
     Raises:
-        ConfigurationError: there are none, or one of them is not a limiter.
+        ConfigurationError: there are none, one of them is not a limiter, or two of them are members of one share.
     """
 
     def __init__(self, *limiters: Any) -> None:
