@@ -19,6 +19,8 @@ from stkai import (
     Rejected,
     RetryScheduled,
     StackBuilder,
+    StoreLost,
+    StoreRestored,
     SystemClock,
     TokenAcquisitionTimeoutError,
     TokenBucket,
@@ -71,6 +73,16 @@ LINES = [
         RateChanged(call=CALL, old=2.0, new=1.0, reason="429 Too Many Requests"),
         "DEBUG",
         "api.example.com: rate changed from 2/s to 1/s (429 Too Many Requests)",
+    ),
+    (
+        StoreLost(call=CALL, share="team", store="the store", reason="it does not answer"),
+        "WARNING",
+        "the quota 'team' continues with this process's own part: the store cannot be reached (it does not answer)",
+    ),
+    (
+        StoreRestored(call=CALL, share="team", store="the store"),
+        "WARNING",
+        "the quota 'team' is shared again: the store answers",
     ),
     (
         TokenRenewed(call=CALL, seconds=0.2, reason="none was valid"),

@@ -36,6 +36,7 @@ _LEVELS: Final = {
     "TokenRenewed": logging.DEBUG,
     "Rejected": logging.WARNING,
     "StoreLost": logging.WARNING,
+    "StoreRestored": logging.WARNING,
     "QuotaDisagreement": logging.WARNING,
 }
 """Levels by the name of the event's class; any other event is INFO."""
