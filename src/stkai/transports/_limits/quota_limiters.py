@@ -26,8 +26,9 @@ class TokenBucket(QuotaLimiter):
     Args:
         max_requests: requests allowed in any `time_window`; None counts only units of cost.
         time_window: seconds.
-        max_cost: units of cost allowed per `time_window`, such as tokens; None counts requests only. They are refilled
-            evenly. A call that costs more than `max_cost` is sent when all units are available, and leaves a debt.
+        max_cost: units of cost allowed per `time_window`, such as tokens; None counts requests only. Their bucket
+            starts full and is refilled evenly, so the first window may use up to twice `max_cost`. A call that costs
+            more than `max_cost` is sent when all units are available, and leaves a debt.
         burst: requests that may be sent at once after an idle period, at least 1; by default `max_requests`.
         cost: what a call costs: a function of its request, or an object with `estimate` and `settle`, such as
             `stkai.costs.llm_tokens()`; by default, the stack or the call defines it.
