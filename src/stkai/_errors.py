@@ -116,7 +116,8 @@ def cure_of(error: BaseException) -> str:
 
 _NO_AUTHORITY: Final = (
     "this machine does not know the authority that signed the certificate of the server, or of a proxy that decrypts:"
-    " name a file with the authority's certificate in STKAI_HTTP_VERIFY (verify=) or SSL_CERT_FILE"
+    " name a file with the authority's certificate in STKAI_HTTP_VERIFY or SSL_CERT_FILE, or pass it as verify= to"
+    " HttpConfig or to a wire of your own"
 )
 
 _UNTRUSTED: Final = frozenset({18, 19, 20, 21})

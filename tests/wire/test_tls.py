@@ -234,7 +234,7 @@ async def test_a_handshake_that_fails_is_a_connect_error_that_says_why(
             await world.call(mine.get, url)
         (note,) = caught.value.__notes__
         assert f": {attempts} attempt" in note
-        assert ("STKAI_HTTP_VERIFY" in note) == name.startswith("a certificate")
+        assert ("verify= to HttpConfig" in note) == name.startswith("a certificate")
         await world.close(mine)
 
 
