@@ -52,6 +52,7 @@ def test_quota_shows_one_snapshot_without_a_terminal(store: FileStore) -> None:
     assert "team-key" in result.output
     assert rows["members"].split()[-1] == "2"
     assert "50 requests/s" in rows["rate"]
+    assert "0 requests/s (average of about 10 s)" in rows["in use"]
     assert "8 requests waiting; a new one would wait for " in rows["queue"]
     assert 10 < float(rows["pause"].split()[-2]) <= 30
     assert "s ago" in rows["last 429"]

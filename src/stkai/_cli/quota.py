@@ -84,7 +84,7 @@ def as_table(share: str, seen: Snapshot | None) -> Table | Text:
     rows = {
         "members": str(seen.members),
         "rate": f"{digits(seen.rate, 4)} requests/s ({', '.join(terms)})",
-        "in use": f"{digits(seen.used, 4)} requests/s",
+        "in use": f"{digits(seen.used, 4)} requests/s (average of about 10 s)",
         "units": f"{seen.units:,.0f} of {quota.max_cost:,.0f} left; {digits(quota.cost_rate, 4)} more per second",
         "queue": f"{count(seen.waiting, 'request')} waiting; a new one would {wait}{where}",
         "pause": f"{digits(seen.pause)} s" if seen.pause else "none",

@@ -200,7 +200,7 @@ class Snapshot(NamedTuple):
         active: how many of them wait or hold permits.
         quota: the quota in force.
         rate: the group's current rate, in permits per second.
-        used: permits used recently, per second.
+        used: permits used per second, an average of about 10 s, which starts at 0.
         waiting: requests waiting, in all members.
         queue: seconds until a new request could be sent.
         units: units of cost that are left; negative while there is a debt.
