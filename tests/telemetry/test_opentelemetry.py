@@ -133,6 +133,7 @@ async def test_a_call_refused_before_it_is_sent_has_no_attempt(world: World, tel
     assert len(telemetry.spans()) == 3
     assert refused.kind is SpanKind.INTERNAL
     assert attributes(refused)["error.type"] == "TokenAcquisitionTimeoutError"
+    assert attributes(refused)["stkai.attempts"] == 1  # It was about to be sent.
     assert [event.name for event in refused.events] == ["rejected"]
     (point,) = telemetry.points()["stkai.rejections"]
     assert (point.value, dict(point.attributes)) == (
