@@ -173,7 +173,8 @@ class CallRecord:
         queued: seconds spent waiting for permits.
         backed_off: seconds spent waiting between attempts.
         authenticating: seconds spent waiting for an access token.
-        on_wire: all other seconds: sending, the server's work, and the answer until it was returned.
+        on_wire: all other seconds: waiting for a connection, sending, the server's work, and the answer until it was
+            returned.
     """
 
     attempts: int = 1
