@@ -268,6 +268,7 @@ def test_a_responses_record_has_a_type(module: Any) -> None:
     assert record is response.extensions["stkai"]
     assert record.attempts == 1
     assert stkai.record(SimpleNamespace(http_response=response)) is record  # an SDK's `with_raw_response`
+    assert stkai.record(SimpleNamespace(response=response)) is record  # an SDK's stream
 
 
 @pytest.mark.parametrize(

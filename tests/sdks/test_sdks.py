@@ -207,3 +207,16 @@ async def test_a_raw_response_has_the_record_of_its_call(
         create = resource.with_raw_response.create
         raw = await world.call(create, model="m", max_tokens=9, messages=[{"role": "user", "content": TEXT}])
         assert stkai.record(raw).attempts == 2
+
+
+@pytest.mark.parametrize("name", ["openai-httpx2", "openai-httpx", "anthropic", "groq", "together"])
+async def test_a_stream_has_the_record_of_its_call(
+    world: World, name: str, server: QuotaServer, clock: FakeClock
+) -> None:
+    sdk = next(sdk for sdk in SDKS if sdk.name == name)
+    async with connected(world, sdk, server, clock) as client:
+        create = client.messages.create if name == "anthropic" else client.chat.completions.create
+        messages = [{"role": "user", "content": TEXT}]
+        stream = await world.call(create, model="m", max_tokens=9, messages=messages, stream=True)
+        assert stkai.record(stream).attempts == 1
+        await world.call(stream.close)

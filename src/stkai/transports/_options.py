@@ -188,12 +188,13 @@ def record(response: Any) -> CallRecord:
     """The record of the call that a response answers: how many attempts it took, and what it waited for.
 
     Args:
-        response: what a client over a stack returned, of httpx or httpx2, or of an SDK's `with_raw_response`.
+        response: what a client over a stack returned, of httpx or httpx2, or an SDK's `with_raw_response` or stream.
 
     Raises:
         InvalidArgumentError: (a ValueError) the response did not pass through a stack.
     """
-    found = getattr(getattr(response, "http_response", response), "extensions", {}).get(OPTIONS)
+    inner = getattr(response, "http_response", getattr(response, "response", response))
+    found = getattr(inner, "extensions", {}).get(OPTIONS)
     if not isinstance(found, CallRecord):
         msg = f"{response!r} has no CallRecord: it did not pass through a stack of stkai"
         raise InvalidArgumentError(msg)
