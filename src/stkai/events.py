@@ -200,17 +200,23 @@ class StoreLost(Event):
         share: the name of the quota.
         store: where it lives, without credentials.
         reason: what failed, in words.
+        was_reached: whether this process has reached it before. If not, the number of processes is unknown: this one
+            starts with a tenth of the quota, then adapts to the server's answers, and may use all of the quota.
     """
 
     share: str
     store: str
     reason: str
+    was_reached: bool = True
 
     def __str__(self) -> str:
-        return (
-            f"the quota {self.share!r} continues with this process's own part: {self.store} cannot be reached"
-            f" ({self.reason})"
-        )
+        failure = f"{self.store} cannot be reached ({self.reason})"
+        if not self.was_reached:
+            return (
+                f"the quota {self.share!r} is not shared: {failure}; this process starts with a tenth of it, then"
+                " adapts alone, up to all of it"
+            )
+        return f"the quota {self.share!r} continues with this process's own part: {failure}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -42,8 +42,7 @@ def test_a_store_that_is_lost_is_reported(quiet: tuple[str, ...], job: Job) -> N
     settings = {"STKAI_RATE_LIMIT_SHARE": "team", "STKAI_RATE_LIMIT_STORE": "redis://:hush@127.0.0.1:1"}
     result = job.run(*quiet, env=settings)
     assert result.returncode == 0
-    assert "the quota 'team' continues with this process's own part" in result.stderr
-    assert "cannot be reached" in result.stderr
+    assert "the quota 'team' is not shared: RedisStore('127.0.0.1:1') cannot be reached" in result.stderr
     assert "hush" not in result.stderr
 
 

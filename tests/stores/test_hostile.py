@@ -6,7 +6,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ import httpx
 import pytest
 import redis
 
-from stkai import AimdLimiter, Event, StackBuilder, StoreLost, StoreRestored, TokenBucket
+from stkai import AimdLimiter, ConfigurationError, Event, StackBuilder, StoreLost, StoreRestored, TokenBucket
 from stkai.stores import Ask, FileStore, GroupRate, Lease, MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import limiter
 from stkai.transports._limits.queue import Queue
 
-from ..support.redis_servers import Server
+from ..support.redis_servers import KINDS, Server, installed
+from ..support.world import World
 from .clients import Client, ask, patient_store
 
 
@@ -104,20 +105,63 @@ def test_a_store_may_be_a_little_imprecise(change: Callable[[Lease], Any]) -> No
     assert not [event for event in events if isinstance(event, StoreLost)]
 
 
+@pytest.fixture(params=KINDS)
+def guarded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """A server with a password, `hush`, and a user `stkai` who may run no script."""
+    if not installed(request.param):
+        pytest.skip(f"{request.param}-server is not installed")
+    with Server(request.param, tmp_path) as server:
+        with server.client() as client:
+            client.acl_setuser(
+                "stkai", enabled=True, passwords=["+right"], keys=["stkai:*"], commands=["+get"]
+            )
+            client.config_set("requirepass", "hush")
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("login", "why"),
+    [
+        ("", "AuthenticationError: Authentication required"),
+        (":hunter2@", "AuthenticationError: "),
+        ("stkai:hunter2@", "AuthenticationError: "),
+        ("stkai:right@", "NoPermissionError: "),
+    ],
+)
+async def test_a_redis_that_refuses_the_login_at_first_is_a_wrong_configuration(
+    world: World, guarded: Server, login: str, why: str
+) -> None:
+    store = patient_store(f"redis://{login}127.0.0.1:{guarded.port}/0")
+    bucket, events = TokenBucket(1000, 1, share="t", store=store), list[Event]()
+    builder = StackBuilder([limiter(bucket)], listener=[events.append])
+    transport = world.build(builder, world.wire(200))
+    for _ in range(2):
+        with pytest.raises(
+            ConfigurationError, match=f"refuses access \\({why}.*: correct the store's user"
+        ) as caught:
+            await world.send(transport, httpx.Request("POST", "http://quota.test/"))
+        assert caught.value.__context__ is None  # Its variables would contain the password.
+        assert "hunter2" not in f"{caught.value} {bucket!r}"
+    assert not [event for event in events if isinstance(event, StoreLost)]
+
+
 @pytest.mark.real_time
-def test_a_wrong_password_is_a_lost_store_and_appears_nowhere(server: Server) -> None:
-    with server.client() as client:
-        client.acl_setuser("stkai", enabled=True, passwords=["+right"], keys=["stkai:*"], commands=["+@all"])
+def test_a_redis_that_refuses_the_login_later_is_a_lost_store(guarded: Server) -> None:
     events = list[Event]()
-    bucket = TokenBucket(1000, 1, share="t", store=f"redis://stkai:hunter2@127.0.0.1:{server.port}/0")
+    bucket = TokenBucket(1, 1, share="t", store=patient_store(f"redis://:hush@127.0.0.1:{guarded.port}/0"))
     transport = StackBuilder([limiter(bucket)], listener=[events.append]).build(
         httpx.MockTransport(lambda _: httpx.Response(200))
     )
+    assert transport.handle_request(httpx.Request("POST", "http://quota.test/")).status_code == 200
+    with guarded.client(password="hush") as client:
+        client.config_set("requirepass", "another")
+        client.client_kill_filter(_type="normal", skipme=True)
     for _ in range(3):
         assert transport.handle_request(httpx.Request("POST", "http://quota.test/")).status_code == 200
     (lost,) = [event for event in events if isinstance(event, StoreLost)]
-    assert "Authentication" in lost.reason
-    assert "hunter2" not in f"{lost!r} {lost} {bucket!r}"
+    assert lost.was_reached
+    assert "refuses access (AuthenticationError: " in str(lost)
+    assert "hush" not in f"{lost!r} {lost} {bucket!r}"
 
 
 def test_the_commands_that_the_documentation_allows_are_enough(server: Server) -> None:

@@ -307,6 +307,8 @@ def test_the_listener_hears_of_a_loss_once_and_of_the_return_once(clock: FakeClo
     assert lost[0].share == "team"
     assert lost[0].call.host == "api.test"
     assert "nobody is there" in lost[0].reason
+    assert "is not shared: " in str(lost[0])
+    assert "starts with a tenth of it, then adapts alone" in str(lost[0])
     store.fails = False
     client_of(policy).work()
     assert len([event for event in events if isinstance(event, StoreRestored)]) == 2

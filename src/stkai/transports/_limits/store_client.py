@@ -103,7 +103,7 @@ class StoreClient:
             with Queue.lock:
                 lost, self.was_lost = self.was_lost, False
             if lost:
-                self._emit(StoreLost, store=repr(self.store), reason="it does not answer")
+                self._emit_lost("it does not answer")
         if self._is_instant and now >= self._due:
             self.work()
 
@@ -195,7 +195,7 @@ class StoreClient:
                 raise
             logger.debug("the store of the share %r failed", member.share, exc_info=error)
             if lost:
-                self._emit(StoreLost, store=repr(self.store), reason=describe(error))
+                self._emit_lost(describe(error))
             return
         with Queue.lock:
             restored = member.end_call(call, answer, self._now())
@@ -235,6 +235,10 @@ class StoreClient:
     def subscribe(self, layer: Any) -> None:
         """Also notify the listener in this layer's `context`; each listener is notified once."""
         self._audience[id(layer)] = layer
+
+    def _emit_lost(self, reason: str) -> None:
+        was_reached = self.member.group.lease is not None
+        self._emit(StoreLost, store=repr(self.store), reason=reason, was_reached=was_reached)
 
     def _emit(self, kind: Callable[..., Event], **facts: Any) -> None:
         listeners: dict[int, Any] = {}
