@@ -198,6 +198,39 @@ async def test_an_answer_that_says_nothing_about_the_quota_ends_no_back_off(
     assert policy._adaptive.mode.paused_until == pytest.approx(bench.sent[2][0] + 10.0)
 
 
+@pytest.mark.parametrize("numbers", [(), (1200, 60)])
+async def test_many_503s_without_any_429_are_warned_about_once(
+    world: World, numbers: tuple[float, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(world, AimdLimiter(*numbers), [200, 503] * 100)
+    for _ in range(39):
+        bench.clock.advance(0.05)
+        await bench.send()
+    assert not caplog.records
+    for _ in range(161):
+        bench.clock.advance(0.05)
+        await bench.send()
+    assert len(caplog.records) == 1
+    assert caplog.records[0].levelname == "WARNING"
+    assert caplog.messages[0].startswith(
+        "20 answers were 503 and none was 429: the adaptive limiter takes no 503 for"
+    )
+
+
+@pytest.mark.parametrize(
+    "told",
+    [refusal("1"), refusal(), httpx.Response(200, headers={"RateLimit": "limit=10, remaining=5, reset=1"})],
+)
+async def test_a_server_that_refuses_otherwise_may_answer_503(
+    world: World, told: httpx.Response, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(world, AimdLimiter(), [503] * 19 + [told] + [503] * 30)
+    for _ in range(50):
+        bench.clock.advance(0.05)
+        await bench.send()
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("status", [200, 302, 400, 404, 422])
 async def test_an_answer_to_the_request_itself_was_accepted_by_the_quota(world: World, status: int) -> None:
     bench = Bench(world, plain(), [refusal("1"), status, refusal("1"), refusal("1")])

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any, Final
 
-from ..._operations import Operation
+from ...._log import logger
+from ..._operations import Operation, Run
 from ..._retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn
 from ..pace.blind import BlindRate
@@ -25,6 +26,9 @@ _FIRST_ESTIMATE = "429 Too Many Requests: a first estimate of the quota"
 _EXCUSED_SECONDS, _MAX_EXCUSES = 65.0, 20
 """Seconds after the first of consecutive refusals, and refusals per call, that use up no attempt: a window of a minute
 may be used up."""
+
+_UNAVAILABLE, _MANY = 503, 20
+"""A status, and after how many answers with it to warn, if the server has never refused a request with 429."""
 
 _SEARCH_LIMIT: Final = 1000
 """Turns to search for one that waits only for this limit; all before it may have the same key, for instance."""
@@ -57,6 +61,7 @@ class AdaptiveRate(Rate):
         self._reported, self._finding = self._windowed.rate, ""
         self.ignores_successes_until = -math.inf  # Until then, successes need not be reported.
         self._has_accepted, self._refused_since = False, math.inf
+        self._unavailable = 0  # Answers 503; at least `_MANY` after a 429 or a header, to warn no more.
         # Quiet: until a request waits or an answer arrives, the credit depends only on time and the rate.
         self._at, self.credit, self.paused_until, self._is_quiet = NEVER, 0.0, NEVER, False
 
@@ -163,6 +168,10 @@ class AdaptiveRate(Rate):
         turn.paced = answer.is_refusal
         if answer.response is None or not (turn.paced or is_accepted(answer)):
             self.mode.ignore(turn)
+            if answer.response is not None and answer.response.status_code == _UNAVAILABLE:
+                self._unavailable += 1
+                if self._unavailable == _MANY:
+                    turn.errand = Run(_warn, _awarn)  # Not here: the queue holds its lock.
             return None
         reading = None
         if self._windowed.listens(answer.now, refused=turn.paced):
@@ -238,6 +247,7 @@ class AdaptiveRate(Rate):
 
     def _follow(self, reading: Reading | None, answer: Answer) -> bool:
         """Apply the quota headers; returns whether they explain a refusal."""
+        self._unavailable = _MANY
         windowed = self._windowed
         if windowed is not self.mode:
             windowed.rate = self.mode.rate
@@ -265,3 +275,15 @@ class AdaptiveRate(Rate):
         change = RateChange(self._reported, rate, reason)
         self._reported, self._finding = rate, finding
         return change
+
+
+def _warn(_left: float) -> None:
+    logger.warning(
+        "%d answers were 503 and none was 429: the adaptive limiter takes no 503 for a refusal, and does not slow down."
+        " If a quota is behind them, as by default in nginx, set limit_req_status to 429, or see 'Servers that refuse"
+        " with another status' in docs/adaptive.md", _MANY,
+    )  # fmt: skip
+
+
+async def _awarn(left: float) -> None:
+    _warn(left)
