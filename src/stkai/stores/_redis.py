@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from .._checks import POSITIVE_SECONDS, check_number, safe_repr
 from .._clock import SystemClock
-from .._errors import ConfigurationError, describe, missing_extra
+from .._errors import ConfigurationError, missing_extra
 from .._process import begin_in_each_process
 from .._secrets import Secret, StaysInProcess, sealed
 from ._calls import MAX_CALLS, TimeLimit
@@ -50,20 +50,10 @@ class RedisStore(StaysInProcess):
         """Record a member's report and lease it permits.
 
         Raises:
-            ConfigurationError: the server refused the user, the password or the command.
             redis.RedisError: the server cannot be reached, or returned an error.
             TimeoutError: the server did not answer in time.
         """
-        errors, refusal = self._server.errors, ""
-        try:
-            line, memory, methods = self._run(ask.share, "lease", json.dumps(ask._asdict()))
-        except (errors.AuthenticationError, errors.NoPermissionError) as error:
-            refusal = describe(error)
-        if refusal:  # Outside the handler: the variables of redis-py's functions contain the password.
-            raise ConfigurationError(
-                f"the Redis at {self.place} refuses access ({refusal}): correct the store's user and password, or"
-                " that user's permissions"
-            )
+        line, memory, methods = self._run(ask.share, "lease", json.dumps(ask._asdict()))
         (
             number, units, void, queue, again, pause, epoch, active, members, rate, burst, version, age, *rest,
         ) = map(float, line.split())  # fmt: skip
