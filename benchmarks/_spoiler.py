@@ -43,7 +43,7 @@ def _serve(pipe: Connection) -> None:
             is_over = pipe.poll(0.02)
             refill()
             while server._service.log:
-                server._service.log.popleft()
+                server._service.log.pop(0)
                 seen += 1
         pipe.send(seen)
 

@@ -185,7 +185,7 @@ class QuotaServer:
     @property
     def requests(self) -> list[RequestRecord]:
         """The requests received so far, in the order of arrival."""
-        return list(self._service.log.copy())  # Copying is one atomic step, iterating is not.
+        return self._service.log.copy()
 
     def count(self, *, path: str = "/", method: str | None = None, status: int | None = None) -> int:
         """The number of requests whose path starts with `path`, optionally with this method and this status."""

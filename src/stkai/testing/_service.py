@@ -147,7 +147,7 @@ class Service:
     clock: Clock
 
     def __post_init__(self) -> None:
-        self.log: deque[RequestRecord] = deque()
+        self.log: list[RequestRecord] = []
         self.faults: list[tuple[str, Fault]] = []
         """Queued faults, each with the start of the paths that it applies to."""
         self._connections: WeakKeyDictionary[object, int] = WeakKeyDictionary()
