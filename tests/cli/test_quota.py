@@ -172,5 +172,5 @@ def test_explain_shows_a_store_that_cannot_be_reached(monkeypatch: pytest.Monkey
     assert result.exit_code == 0
     words = " ".join(result.output.split())
     assert "team-key" in words
-    assert f"127.0.0.1:{port}, which cannot be reached" in words
+    assert f"127.0.0.1:{port}'), which cannot be reached" in words
     assert "hunter2" not in words

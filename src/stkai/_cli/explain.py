@@ -11,7 +11,6 @@ from .._builder import StackBuilder
 from .._config import STKAI
 from .._errors import ConfigurationError, digits
 from .._standard import NO_AUTHENTICATION, AuthChoice
-from ..stores import describe_store
 from ..transports._limits.all_of import AllOf
 from ..transports._limits.queue_limiter import QuotaLimiter
 from ..transports._limits.saved_rate import SavedRate
@@ -92,7 +91,7 @@ def _remembered(name: str, share: str | None) -> str:
 def _described(limiter: QuotaLimiter) -> str:
     """The name of the shared quota, its store, and its number of members."""
     store, share = limiter.store, str(limiter.share)
-    heading = f"{share}, in {describe_store(store)}"
+    heading = f"{share}, in {store!r}"
     try:
         seen, has_older = store.look(share), store.has_older_members(share)
     except Exception as error:  # noqa: BLE001 - any error: show the rest anyway

@@ -14,7 +14,7 @@ from rich.text import Text
 from .._batch.progress import count
 from .._clock import SystemClock
 from .._errors import ConfigurationError, digits
-from ..stores import URLS, FileStore, RedisStore, Snapshot, describe_store, store_from
+from ..stores import URLS, FileStore, RedisStore, Snapshot, store_from
 from ..stores._protocol import UNLIMITED, check_share
 
 _REFRESH_INTERVAL: Final = 0.5  # Seconds between updates.
@@ -43,7 +43,7 @@ def quota(
         Console(stderr=True).print(Text(str(error)), soft_wrap=True)
         raise typer.Exit(2) from error
     except Exception as error:
-        message = f"{describe_store(found)} cannot be reached: {error}"
+        message = f"{found!r} cannot be reached: {error}"
         Console(stderr=True).print(Text(message), soft_wrap=True)
         raise typer.Exit(1) from error
     if reset:
@@ -114,6 +114,6 @@ def _show_live(console: Console, share: str, store: FileStore | RedisStore) -> N
             try:
                 shown = as_table(share, store.look(share))
             except Exception as error:  # noqa: BLE001 - any error of a store
-                shown = Text(f"{describe_store(store)} cannot be reached: {error}")
+                shown = Text(f"{store!r} cannot be reached: {error}")
             live.update(shown, refresh=True)
             clock.sleep(_REFRESH_INTERVAL)

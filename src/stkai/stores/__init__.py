@@ -63,10 +63,3 @@ def store_from(store: "str | Store | Secret | None", timeout: float = 0.25) -> S
         # file:///C:/directory contains a drive letter.
         return FileStore(path[1:] if os.name == "nt" and path[2:3] == ":" else path)
     return RedisStore(given.reveal(), timeout=timeout)
-
-
-def describe_store(store: Store) -> str:
-    """Name a store's location, without user and password."""
-    if isinstance(store, RedisStore):
-        return f"Redis at {store.place}"
-    return f"the directory {store.path}" if isinstance(store, FileStore) else repr(store)
