@@ -63,7 +63,7 @@ class FakeClock:
     def sleepers(self) -> int:
         """The number of threads and tasks that are asleep until a time in the future."""
         with self._changed:
-            return self._asleep()
+            return sum(sleeper.target > self._now for sleeper in self._sleepers)
 
     def advance(self, seconds: float) -> None:
         """Move the clock, and wake the sleepers that have slept long enough."""
@@ -96,8 +96,8 @@ class FakeClock:
             TimeoutError: fewer were asleep after `timeout` seconds of real time.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._asleep() >= count, timeout):
-                raise TimeoutError(f"{self._asleep()} asleep, not {count}, after {timeout:g} s of real time")
+            if not self._changed.wait_for(lambda: self.sleepers >= count, timeout):
+                raise TimeoutError(f"{self.sleepers} asleep, not {count}, after {timeout:g} s of real time")
 
     def sleep(self, seconds: float) -> None:
         """Sleep in a thread: moves the clock (`autojump`), or blocks until it is moved."""
@@ -130,9 +130,6 @@ class FakeClock:
 
     def __repr__(self) -> str:
         return f"FakeClock(now={self._now:g}, autojump={self._autojump}, sleepers={self.sleepers})"
-
-    def _asleep(self) -> int:
-        return sum(sleeper.target > self._now for sleeper in self._sleepers)
 
     @contextmanager
     def _sleeper(self, seconds: float) -> "Iterator[_Sleeper]":
