@@ -7,9 +7,7 @@ import sys
 def main() -> None:
     """Run the command line, or say what to install if a package of the extra `cli` is missing."""
     is_interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if (
-        is_interruptible
-    ):  # Let the system end it: pydantic may swallow an exception while it is being imported.
+    if is_interruptible:  # Let the system end it: pydantic swallows some exceptions while it is imported.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         from ._cli import app

@@ -124,14 +124,18 @@ def test_on_a_full_disk_nothing_more_is_sent_and_what_is_drained_goes_to_stderr(
     assert process.returncode == 3, text
     assert "File too large" in text
     assert "--resume" in text
-    drained = [json.loads(line) for line in text.splitlines() if line.startswith('{"id": ')]
+    lines = [line for line in text.splitlines(keepends=True) if line.startswith('{"id": ')]
+    drained = [int(json.loads(line)["id"][5:]) for line in lines]
     done = job.done()
     assert len(done) + len(drained) == len(counting.executed)
     assert (full == "outputs") == bool(drained)
     for path in (job.out, job.failed, job.journal):
         assert path.read_bytes()[-1:] in {b"\n", b""}
+    assert ("could not be written and went to stderr: append" in text) == bool(drained)
+    with job.out.open("a") as output:  # What the user appends, as the message asks, is done.
+        output.writelines(lines[::2])
     result = job.run("--resume")
-    lost = sorted(int(entry["id"][5:]) for entry in drained)
+    lost = sorted(drained[1::2])
     assert sorted(job.failures()) == lost
     assert result.returncode == (1 if lost else 0)
     assert set(counting.executed.values()) == {1}

@@ -26,7 +26,7 @@ from .job import HANGS, Job, server
 def test_a_line_of_progress_says_how_far_how_fast_and_how_long() -> None:
     progress = Progress(872, 3_000, failed=3, waiting=9, tokens="12.4M tokens $1.86")
     assert progress.text(20.0) == (
-        "29 % 872/3,000 | 20/s | 9 waiting for quota | 3 failed | 12.4M tokens $1.86 | ETA 1:46"
+        "29 % 872/3,000 | 20/s | 9 waiting | 3 failed | 12.4M tokens $1.86 | ETA 1:46"
     )
 
 

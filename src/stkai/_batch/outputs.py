@@ -129,6 +129,7 @@ class Outputs:
         self.codes: Counter[str] = Counter()  # Failures written, by code.
         self.unknown = 0  # Lines of this run that the server may have executed before.
         self.error: WriteError | None = None  # Why an outcome could not be written.
+        self.unwritten = 0  # Outcomes that went to stderr instead.
 
     def expect(self, number: int) -> None:
         """Announce that an outcome for this line will follow."""
@@ -149,6 +150,7 @@ class Outputs:
             await self._append(entry)
         except WriteError as error:
             self.error = error
+            self.unwritten += 1
             with suppress(OSError, AttributeError):  # stderr may be closed.
                 sys.stderr.buffer.write(entry.line)
                 sys.stderr.buffer.flush()

@@ -122,14 +122,14 @@ class Progress:
     tokens: str = ""  # Tokens and their price.
 
     def text(self, rate: float) -> str:
-        """One line: `41 % 872/3,000 | 812/s | 9 waiting for quota | 3 failed | 12.4M tokens $1.86 | ETA 12:04`."""
+        """One line: `41 % 872/3,000 | 812/s | 9 waiting | 3 failed | 12.4M tokens $1.86 | ETA 12:04`."""
         total = self.total
         share = "" if total is None else f"{100 * self.finished // total if total else 100} % "
         columns = [f"{share}{self.finished:,}{'' if total is None else f'/{total:,}'}"]
         if rate:
             columns.append(f"{rate:.1f}/s" if rate < 10 else f"{show_count(rate)}/s")
         if self.waiting:
-            columns.append(f"{self.waiting} waiting for quota")
+            columns.append(f"{self.waiting} waiting")
         columns.append(f"{self.failed:,} failed")
         if self.tokens:
             columns.append(self.tokens)

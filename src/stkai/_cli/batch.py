@@ -249,6 +249,7 @@ class _JobRun:
             code, message = reason
             complain(message)
             if not self._options.to_stdout:
+                self._explain_unwritten()
                 say("to continue: run the same command with --resume")
                 if job.stdin is not None and job.survey is None:
                     say("stdin had not ended: pass it again, or only the lines that were copied are sent")
@@ -261,6 +262,15 @@ class _JobRun:
             say(tokens)
         say(f"{job.outputs.done} done, {codes.total()} failed ({job.outputs.unknown} unknown)")
         return code
+
+    def _explain_unwritten(self) -> None:
+        outputs = self._job.outputs
+        if isinstance(outputs, FileOutputs) and outputs.unwritten:
+            what = count(outputs.unwritten, "outcome")
+            say(
+                f"{what} could not be written and went to stderr: append what has no error to {outputs.answers.path},"
+                f" and the rest to {outputs.failures.path}, before you resume; otherwise they count as unknown"
+            )
 
     def _explain_failures(self) -> None:
         outputs, codes = self._job.outputs, self._job.outputs.codes
