@@ -12,6 +12,7 @@ import pytest
 from stkai import HttpConfig, SystemClock, _process
 from stkai._wire.default import AsyncDefaultWire, DefaultWire
 from stkai.testing import QuotaServer
+from stkai.transports._call import RESERVED
 
 from ..support.world import NAMES, World
 from .fakes import NO_PATIENCE, Body, Pool
@@ -58,6 +59,19 @@ async def test_ten_thousand_hosts_leave_at_most_the_idle_limit_behind(world: Wor
         await pool.get(f"http://host-{number}/")
     assert sum(wire.closed for wire in pool.made) == len(pool.made) - 20
     assert len(pool.state.connections) == 20
+
+
+async def test_a_reserved_wire_serves_only_the_destination_and_the_pool_it_was_reserved_for(
+    world: World,
+) -> None:
+    pool, other = Pool(world, 10, 10), Pool(world, 10, 10)
+    request = httpx.Request("GET", "http://a/")
+    for used, url in ((pool, "http://a/"), (pool, "http://b/"), (other, "http://a/")):
+        reserved = [await world.call(pool.transport.reserve, request)]
+        for _ in range(2):  # As two attempts in parallel would: only one may use it.
+            await used.get(url, extensions={RESERVED: reserved})
+    assert [wire.hosts for wire in pool.made] == [["a", "a"], ["b", "b"]]
+    assert [wire.hosts for wire in other.made] == [["a", "a"]]
 
 
 # Which wire is closed

@@ -95,8 +95,8 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
         return loan
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        reserved = request.extensions.get(RESERVED)
-        loan: Loan[Any] = reserved.pop() if reserved else self.reserve(request)
+        loans = request.extensions.get(RESERVED)
+        loan: Any = (loans and self.reserved(request, loans)) or self.reserve(request)
         wire: Any = loan.connection
         try:
             if loan.stream is not None and isinstance(sending := request.extensions.get("trace"), Sending):
@@ -194,8 +194,8 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
         return loan
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        reserved = request.extensions.get(RESERVED)
-        loan: Loan[Any] = reserved.pop() if reserved else await self.reserve(request)
+        loans = request.extensions.get(RESERVED)
+        loan: Any = (loans and self.reserved(request, loans)) or await self.reserve(request)
         wire: Any = loan.connection
         try:
             response: httpx.Response = await wire.handle_async_request(request)

@@ -10,6 +10,7 @@ import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from typing import Any, Final, Generic, TypeVar
 from weakref import ref
@@ -47,6 +48,10 @@ class Loan(Generic[Pooled]):
             self.idle_since = idle_since
             self._state.give(self)
             self._over = True
+
+    def leads(self, state: "PoolState[Pooled]", destination: Destination) -> bool:
+        """Whether its connection belongs to this pool, and was lent for this destination."""
+        return self._state is state and self.destination == destination
 
     def unused(self) -> None:
         """Give the connection back although no request was sent on it."""
@@ -127,6 +132,15 @@ class PoolState(Generic[Pooled]):
         if self._back or self._dropped or self._closed:
             self.catch_up()
         return is_lent
+
+    def reserved(self, request: httpx.Request, loans: list[Loan[Pooled]]) -> Loan[Pooled] | None:
+        """The connection that the request brings, unless another copy of it was faster or it leads elsewhere."""
+        with suppress(IndexError):
+            loan = loans.pop()
+            if loan.leads(self, (request.url.scheme, request.url.netloc)) and not self._closed:
+                return loan
+            loan.unused()
+        return None
 
     def leave(self, loan: Loan[Pooled]) -> None:
         """Remove a loan from the queue; raises an error if it has no connection because the pool was closed."""

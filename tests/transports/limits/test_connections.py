@@ -189,6 +189,56 @@ async def test_requests_that_wait_long_for_a_permit_leave_the_connections_to_oth
     assert sorted(server.paths) == ["/fast"] * 6 + ["/slow"] * 3
 
 
+async def test_a_wait_in_a_limiter_further_inside_leaves_the_connection_to_others(
+    world: World, gate: tuple[str, Gate]
+) -> None:
+    url, server = gate
+    clock = FakeClock(autojump=False)
+    slow = TokenBucket(1, 600.0)
+    per_path = PerKey(
+        lambda request: request.url.path, lambda path: slow if path == "/slow" else TokenBucket(100, 1.0)
+    )
+    async with client_of(world, TokenBucket(100, 1.0), per_path, clock=clock) as client:
+
+        async def others() -> None:
+            await world.until(lambda: len(server.paths) == 2)
+            await client.beside(open_soon, *[f"{url}/slow"] * 3, *[f"{url}/fast"] * 4)
+
+        async def open_soon() -> None:
+            server.open()
+            await world.until(lambda: server.paths.count("/fast") == 5 and clock.sleepers == 3)
+            for done in (2, 3, 4):
+                clock.advance(600.0)
+                await world.until(lambda done=done: server.paths.count("/slow") == done)  # type: ignore[misc]
+
+        await client.beside(others, f"{url}/fast", f"{url}/slow")
+    assert sorted(server.paths) == ["/fast"] * 5 + ["/slow"] * 4
+
+
+@pytest.mark.real_time
+async def test_a_request_that_is_refused_further_inside_keeps_no_connection(
+    world: World, gate: tuple[str, Gate]
+) -> None:
+    url, server = gate
+    server.starts_open = True
+    strict = TokenBucket(1, 3600.0, max_wait_time=0.01)
+    per_path = PerKey(
+        lambda request: request.url.path, lambda path: strict if path == "/strict" else TokenBucket(100, 1.0)
+    )
+    async with client_of(world, TokenBucket(100, 1.0), per_path) as client:
+        await client.post(f"{url}/strict")
+        open_ones = [await world.call(client.client.post_stream, url, {}) for _ in range(2)]
+
+        async def end() -> None:
+            await world.until(lambda: client.queued == 4)
+            for response in open_ones:
+                await world.close(response)
+
+        refused = await client.beside(end, *[f"{url}/strict"] * 4)
+        await client.post(url, timeout=5.0)  # Although the errors still refer to their requests.
+    assert {type(error).__name__ for error in refused} == {"TokenAcquisitionTimeoutError"}
+
+
 @pytest.mark.real_time
 @pytest.mark.parametrize(
     "limit",

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import httpx
 
-from ..._checks import REAL, is_async
+from ..._checks import is_async
 from ..._errors import ConfigurationError
 from ..._event_loops import loop_has_ended
 from ..._headers import copy_request
@@ -22,7 +22,7 @@ from .._options import NO_OPTIONS
 from .all_of import checked_limiter, plan_of_own
 from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, note_failure, subscribe
 from .metering import Bill, Estimate, Meter, Settle
-from .permit import wait_for_permit
+from .permit import PATIENCE, wait_for_permit
 from .queue_limiter import QueueLimiter, is_ours
 
 AnyLimiter = Any
@@ -32,9 +32,6 @@ _EXPECTED: Final = (
     "a limiter layer needs a stkai.TokenBucket, AimdLimiter or PerHost, an InFlight, AllOf or PerKey, a stkai.Limiter"
     " of your own, or a list of limiters, not "
 )
-
-
-_PATIENCE: Final = 1.0  # Seconds for which a request may wait for a permit while it has a connection.
 
 
 class _LimitFlow(LayerBase):
@@ -78,8 +75,9 @@ class _LimitFlow(LayerBase):
         try:
             wait = limiter.ask(turn, sent)
             if wait != 0.0:
+                reserved = request.extensions.get(RESERVED)  # By a limiter layer further outside.
                 sent = yield from wait_for_permit(
-                    context, self.name, limiter, turn, plan, attempt, wait, sent
+                    context, self.name, limiter, turn, plan, attempt, wait, sent, reserved=reserved
                 )
         except BaseException:  # An interrupt, a wait that takes too long, or a limiter of the user's own.
             limiter.leave(turn, context.now())
@@ -93,6 +91,8 @@ class _LimitFlow(LayerBase):
             else:
                 response = yield from self._onward(request, attempt)
         except BaseException as error:
+            for loan in request.extensions.get(RESERVED, ()):  # A layer further inside did not send it.
+                loan.unused()
             self._note_error(limiter, turn, plan, error, sent)
             raise
         notes = plan.notes
@@ -109,8 +109,8 @@ class _LimitFlow(LayerBase):
         Returns the request with its connection, and when it got its permit. If it has to wait long for that, others may
         use the connection in the meantime; but longer each time, so that it gets both at last.
         """
-        context, reserve, patience = self.context, self.reserve_connection, _PATIENCE
-        if request.extensions.get(RESERVED):  # By a limiter layer further outside.
+        context, reserve, patience = self.context, self.reserve_connection, PATIENCE
+        if request.extensions.get(RESERVED):
             return request, sent
         while self.full_pools:
             limiter.leave(turn, context.now())
@@ -118,15 +118,15 @@ class _LimitFlow(LayerBase):
                 lambda left: reserve(request if left == math.inf else limited(request, left)),
                 lambda _: reserve(request),
             )
+            reserved = [loan]
             try:
                 sent = context.now()
                 wait = limiter.ask(turn, sent)
-                if is_long := isinstance(wait, REAL) and float(wait) > patience:
-                    loan.unused()
                 if wait != 0.0:
                     sent = yield from wait_for_permit(
-                        context, self.name, limiter, turn, plan, attempt, wait, sent
-                    )
+                        context, self.name, limiter, turn, plan, attempt, wait, sent,
+                        reserved=reserved, patience=patience,
+                    )  # fmt: skip
                 elif attempt.is_signed is not None and not attempt.is_signed():
                     attempt.place = (limiter, turn)
                     raise SignatureExpired
@@ -134,8 +134,8 @@ class _LimitFlow(LayerBase):
                 loan.unused()
                 limiter.leave(turn, context.now())
                 raise
-            if not is_long:
-                return copy_request(request, extensions={**request.extensions, RESERVED: [loan]}), sent
+            if reserved:
+                return copy_request(request, extensions={**request.extensions, RESERVED: reserved}), sent
             patience *= 4
         return request, sent
 

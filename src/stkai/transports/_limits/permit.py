@@ -34,8 +34,10 @@ from .sources.source import TICK, Source
 _MAX_SLEEP: Final = 3600.0
 """Seconds; longer waits are split, because every system limits the length of a sleep."""
 
+PATIENCE: Final = 1.0  # Seconds for which a request may wait for a permit while it has a connection.
 
-def wait_for_permit(
+
+def wait_for_permit(  # noqa: PLR0912 - one loop, which reads in order
     context: Context,
     layer: str,
     limiter: Any,
@@ -44,6 +46,9 @@ def wait_for_permit(
     attempt: Attempt,
     wait: float | Operation,
     start: float,
+    *,
+    reserved: list[Any] | None = None,  # The request's connection, which others may use if it waits long.
+    patience: float = PATIENCE,
 ) -> Steps[float]:
     """Wait until the limiter admits the turn; returns when it did. `wait` is its answer at `start`.
 
@@ -65,6 +70,8 @@ def wait_for_permit(
                 left = end - now
                 if wait > left + TICK and not (turn.is_guess and left > TICK):
                     raise _refused(context, layer, attempt, most, wait, now - start, now)
+                if reserved and now - start + wait > patience:
+                    reserved.pop().unused()
                 # Sleeps of other clocks are exact, and end early only if necessary.
                 is_real = wait >= NAP and is_system_clock(context.clock)
                 seconds = min(wait + turn.slack if is_real else wait, turn.nap, left, _MAX_SLEEP)
