@@ -56,14 +56,14 @@ class WirePerLoop(httpx.AsyncBaseTransport):
         """Send a loop's first request."""
         return await (await self._begin(loop)).handle_async_request(request)
 
-    async def reserve(self, request: httpx.Request) -> Any:
+    async def reserve(self, request: httpx.Request, left: float) -> Any:
         """Wait for a connection of the pool that is the event loop's wire."""
         loop = running_loop()
         found = self._by_loop.get(loop)
         pool: Any = None if found is None else found[0].wire
         if pool is None:
             pool = await self._begin(loop)
-        return await pool.reserve(request)
+        return await pool.reserve(request, left)
 
     async def _begin(self, loop: Any) -> httpx.AsyncBaseTransport:
         """Make the wire of a loop."""

@@ -6,6 +6,7 @@ much as with a single connection. The limits apply to all of them together. A re
 waits in the queue for as long as its pool timeout allows.
 """
 
+import math
 import threading
 from contextlib import suppress
 from functools import partial
@@ -31,6 +32,10 @@ def _pool_timeout(request: httpx.Request) -> float | None:
     """Seconds for which the request may wait for a connection; None for no limit."""
     seconds: float | None = request.extensions.get("timeout", {}).get("pool")
     return seconds
+
+
+def _lock_timeout(seconds: float) -> float:
+    return -1 if seconds == math.inf else min(max(seconds, 0), threading.TIMEOUT_MAX)
 
 
 def _none_free(request: httpx.Request, family: Family) -> httpx.PoolTimeout:
@@ -78,12 +83,12 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
     _body_class = WatchedBody
     now = _CLOCK.monotonic
 
-    def reserve(self, request: httpx.Request) -> Loan[httpx.BaseTransport]:
+    def reserve(self, request: httpx.Request, left: float | None = None) -> Loan[httpx.BaseTransport]:
         """Wait for a connection for the request, which then brings it in the extension `RESERVED`."""
         loan = Loan(self, (request.url.scheme, request.url.netloc))
         try:
             if not self.take(loan):
-                self._wait(request, loan)
+                self._wait(request, loan, left)
             if self.trash:
                 self._sweep()
             if loan.connection is None:
@@ -111,7 +116,7 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
         response.stream = self._body(response.stream, ended)
         return response
 
-    def _wait(self, request: httpx.Request, loan: Loan[httpx.BaseTransport]) -> None:
+    def _wait(self, request: httpx.Request, loan: Loan[httpx.BaseTransport], left: float | None) -> None:
         # A lock and not an Event: a finalizer may release it while this thread starts to wait, which must not take
         # another lock.
         turn = threading.Lock()
@@ -119,8 +124,13 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
         loan.wake = turn.release
         if self.take(loan):
             return
-        seconds = _pool_timeout(request)
-        turn.acquire(timeout=-1 if seconds is None else min(max(seconds, 0), threading.TIMEOUT_MAX))
+        seconds, latest = _pool_timeout(request), self.latest
+        most = math.inf if seconds is None else seconds
+        end = math.inf if left is None else _CLOCK.monotonic() + left
+        while not turn.acquire(timeout=_lock_timeout(min(most, end - _CLOCK.monotonic()))):
+            if left is None or latest == self.latest or _CLOCK.monotonic() >= end:
+                break
+            latest = self.latest
         self.leave(loan)
         if abandoned():
             # The caller has given up: leave the connection to another request.
@@ -177,12 +187,14 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
         super().__init__(*args)
         self.loop = running_loop()
 
-    async def reserve(self, request: httpx.Request) -> Loan[httpx.AsyncBaseTransport]:
+    async def reserve(
+        self, request: httpx.Request, left: float | None = None
+    ) -> Loan[httpx.AsyncBaseTransport]:
         """Wait for a connection for the request, which then brings it in the extension `RESERVED`."""
         loan = Loan(self, (request.url.scheme, request.url.netloc))
         try:
             if not self.take(loan):
-                await self._wait(request, loan)
+                await self._wait(request, loan, left)
             if self.trash:
                 await self.sweep()
             if loan.connection is None:
@@ -209,13 +221,20 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
         body.pool = self
         return response
 
-    async def _wait(self, request: httpx.Request, loan: Loan[httpx.AsyncBaseTransport]) -> None:
+    async def _wait(
+        self, request: httpx.Request, loan: Loan[httpx.AsyncBaseTransport], left: float | None
+    ) -> None:
         turn = anyio.Event()
         loan.wake = turn.set
         if self.take(loan):
             return
-        with anyio.move_on_after(_pool_timeout(request)):
-            await turn.wait()
+        latest = None
+        while not turn.is_set() and latest != self.latest:
+            latest = None if left is None else self.latest
+            with anyio.move_on_after(_pool_timeout(request)):
+                await turn.wait()
+            if left is None:
+                break
         self.leave(loan)
 
     def give_from_finalizer(self, loan: Loan[httpx.AsyncBaseTransport]) -> None:

@@ -114,6 +114,11 @@ class PoolState(Generic[Pooled]):
     def connections(self) -> list[Pooled]:
         return [*(lent.connection for lent in self._lent.values()), *self._idle]
 
+    @property
+    def latest(self) -> int:
+        """The highest number of a loan in use; it grows while connections become free."""
+        return max(tuple(self._lent), default=0)
+
     def take(self, loan: Loan[Pooled]) -> bool:
         """Lend a connection if one is free; otherwise queue the loan, if it has a `wake`.
 

@@ -162,6 +162,20 @@ async def test_a_call_that_gives_up_while_it_waits_for_a_connection_takes_no_per
     assert len(server.paths) == 5
 
 
+@pytest.mark.real_time
+async def test_a_queue_longer_than_the_pool_timeout_is_no_error_while_connections_become_free(
+    world: World,
+) -> None:
+    async def answer(_: web.BaseRequest) -> web.StreamResponse:
+        await asyncio.sleep(0.1)
+        return web.Response(text="{}")
+
+    with serve(answer) as url:
+        async with client_of(world, TokenBucket(100, 1.0), connections=1) as client:
+            answers = await world.outcomes(*[partial(client.post, url, timeout=0.5)] * 15)
+    assert {type(answer) for answer in answers} == {httpx.Response}
+
+
 async def test_requests_that_wait_long_for_a_permit_leave_the_connections_to_others(
     world: World, gate: tuple[str, Gate]
 ) -> None:

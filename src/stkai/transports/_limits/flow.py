@@ -1,6 +1,5 @@
 """The limiter layer: waits for a permit, sends the request, and passes the answer to the limiter."""
 
-import math
 from functools import partial
 from typing import Any, Final
 
@@ -12,7 +11,6 @@ from ..._event_loops import loop_has_ended
 from ..._headers import copy_request
 from ...events import RateChanged
 from .._base import AsyncLayerTransport, LayerBase, LayerTransport
-from .._bodies import limited
 from .._body_end import BodyEnd, when_body_ends
 from .._call import RESERVED, Attempt, SignatureExpired
 from .._context import Context
@@ -114,10 +112,8 @@ class _LimitFlow(LayerBase):
             return request, sent
         while self.full_pools:
             limiter.leave(turn, context.now())
-            loan = yield Run(
-                lambda left: reserve(request if left == math.inf else limited(request, left)),
-                lambda _: reserve(request),
-            )
+            work = partial(reserve, request)
+            loan = yield Run(work, work)
             reserved = [loan]
             try:
                 sent = context.now()
