@@ -237,7 +237,7 @@ async def test_an_interrupt_before_a_permit_is_waited_for_leaves_the_line(
     policy, clock = TokenBucket(1, 60), FakeClock()
     took(policy, clock.monotonic())
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     transport = world.build(StackBuilder([limiter(policy)], clock=clock), world.wire())

@@ -34,7 +34,7 @@ from .sources.source import TICK, Source
 _MAX_SLEEP: Final = 3600.0
 """Seconds; longer waits are split, because every system limits the length of a sleep."""
 
-PATIENCE: Final = 1.0  # Seconds for which a request may wait for a permit while it has a connection.
+PATIENCE: Final = 0.1  # Seconds for which a request may wait for a permit while it has a connection.
 
 
 def wait_for_permit(  # noqa: PLR0912 - one loop, which reads in order
