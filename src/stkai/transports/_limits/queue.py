@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar, Final
 
-from ..._errors import ConfigurationError
 from ..._process import IN_HANDLER, begin_in_each_process
 from ..._secrets import StaysInProcess
 from .._operations import Operation
 from .limiter import Answer, RateChange, Turn, was_never_sent
-from .sources.source import MAX_OVERSLEEP, TICK, Source
+from .sources.source import MAX_OVERSLEEP, TICK, Source, require_own_shares
 from .waiting_turns import MIN_GAIN, NORMAL_STEP, WaitingTurns
 
 _CLAIM_LEAD: Final = 0.0005
@@ -283,15 +282,13 @@ def _begin(queue: type[Queue]) -> None:
 begin_in_each_process(Queue, _begin)
 
 
-def join_all(sources: tuple[Any, ...]) -> None:
+def join_all(sources: tuple[Source, ...]) -> None:
     """Merge the waiting turns of these sources, and of all sources used with them, into one order.
 
     Raises:
         ConfigurationError: two of them are members of one share, of which each request would take two permits.
     """
-    shares = [f"share={each.share!r} in {each.client.store!r}" for each in sources if each.is_remote]
-    if twice := [share for share in shares if shares.count(share) > 1]:
-        raise ConfigurationError(f"each limit of a list needs its own share=; two of these have {twice[0]}")
+    require_own_shares(sources)
     with Queue.lock:
         orders = filter(None, [source.order for source in sources])
         # Into the largest: a limiter that is used with those of thousands of keys is joined with them one by one.
