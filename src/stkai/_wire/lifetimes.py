@@ -1,4 +1,5 @@
-"""How long wires and connections live: one wire for each event loop and forked process; which idle connection to close.
+"""How long wires and connections live: one wire for each event loop and forked process; which idle connection to
+close, and which request that waits for a connection gets it.
 
 A connection works only in the process and in the event loop that opened it. httpx keeps the connections of a loop that
 has ended, and fails with "Event loop is closed" when it picks one. Here each loop gets its own wire, which is closed
@@ -8,8 +9,9 @@ when the loop ends, or dropped without being closed if the loop gives no chance 
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import AsyncGenerator, Callable, Container, Coroutine
+from typing import Any, Final, NamedTuple, TypeVar
+from weakref import ref
 
 import httpx
 
@@ -56,14 +58,14 @@ class WirePerLoop(httpx.AsyncBaseTransport):
         """Send a loop's first request."""
         return await (await self._begin(loop)).handle_async_request(request)
 
-    async def reserve(self, request: httpx.Request, left: float) -> Any:
+    async def reserve(self, request: httpx.Request, left: float, priority: str) -> Any:
         """Wait for a connection of the pool that is the event loop's wire."""
         loop = running_loop()
         found = self._by_loop.get(loop)
         pool: Any = None if found is None else found[0].wire
         if pool is None:
             pool = await self._begin(loop)
-        return await pool.reserve(request, left)
+        return await pool.reserve(request, left, priority)
 
     async def _begin(self, loop: Any) -> httpx.AsyncBaseTransport:
         """Make the wire of a loop."""
@@ -157,3 +159,48 @@ def _is_dead(stream: Any) -> bool:
         return bool(stream.get_extra_info("is_readable"))
     except Exception:  # noqa: BLE001 - for a closed socket, libraries raise different errors
         return True
+
+
+_NORMAL_PER_LOW: Final = 9
+
+
+class WaitingLoans:
+    """Those that wait for a connection, in the order of arrival: nine normal ones for each one of low priority."""
+
+    def __init__(self) -> None:
+        self._normal, self._low = OrderedDict[int, Any](), OrderedDict[int, Any]()
+        self._passed = (
+            0  # How many normal ones were served since the last low-priority one, while one waited.
+        )
+
+    def __len__(self) -> int:
+        return len(self._normal) + len(self._low)
+
+    def add(self, loan: Any) -> None:
+        (self._low if loan.is_low else self._normal)[loan.number] = ref(loan)
+
+    def remove(self, number: int) -> None:
+        self._normal.pop(number, None)
+        self._low.pop(number, None)
+
+    def next(self, lent: Container[int]) -> Any:
+        """The one to serve, which stays until it is removed; None if nobody waits, except those that are `lent` one."""
+        while self:
+            is_low = bool(self._low) and (not self._normal or self._passed >= _NORMAL_PER_LOW)
+            queue = self._low if is_low else self._normal
+            number, waiter = next(iter(queue.items()))
+            loan = waiter()
+            if loan is not None and number not in lent:
+                self._passed = 0 if is_low else self._passed + bool(self._low)
+                return loan
+            del queue[number]
+        return None
+
+    def alive(self) -> list[Any]:
+        """Those to which something still refers."""
+        waiters = [*self._normal.values(), *self._low.values()]
+        return [loan for waiter in waiters if (loan := waiter()) is not None]
+
+    def clear(self) -> None:
+        self._normal.clear()
+        self._low.clear()

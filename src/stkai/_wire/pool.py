@@ -83,9 +83,11 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
     _body_class = WatchedBody
     now = _CLOCK.monotonic
 
-    def reserve(self, request: httpx.Request, left: float | None = None) -> Loan[httpx.BaseTransport]:
+    def reserve(
+        self, request: httpx.Request, left: float | None = None, priority: str = "normal"
+    ) -> Loan[httpx.BaseTransport]:
         """Wait for a connection for the request, which then brings it in the extension `RESERVED`."""
-        loan = Loan(self, (request.url.scheme, request.url.netloc))
+        loan = Loan(self, (request.url.scheme, request.url.netloc), priority)
         try:
             if not self.take(loan):
                 self._wait(request, loan, left)
@@ -188,10 +190,10 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
         self.loop = running_loop()
 
     async def reserve(
-        self, request: httpx.Request, left: float | None = None
+        self, request: httpx.Request, left: float | None = None, priority: str = "normal"
     ) -> Loan[httpx.AsyncBaseTransport]:
         """Wait for a connection for the request, which then brings it in the extension `RESERVED`."""
-        loan = Loan(self, (request.url.scheme, request.url.netloc))
+        loan = Loan(self, (request.url.scheme, request.url.netloc), priority)
         try:
             if not self.take(loan):
                 await self._wait(request, loan, left)

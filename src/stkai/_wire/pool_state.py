@@ -8,7 +8,7 @@ signal handler that asks for a connection while it interrupts these lines gets a
 
 import math
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -20,7 +20,7 @@ import httpx
 from .._families import HTTPX, Family, of_family
 from .._process import IN_HANDLER, begin_in_each_process
 from ..transports._call import cannot_send
-from .lifetimes import Destination, Idle, IdleConnections
+from .lifetimes import Destination, Idle, IdleConnections, WaitingLoans
 
 Pooled = TypeVar("Pooled", bound=httpx.BaseTransport | httpx.AsyncBaseTransport)
 
@@ -35,11 +35,16 @@ class Loan(Generic[Pooled]):
     stream: Any = None
     wake: Callable[[], object] | None = None  # Called when a queued loan gets its connection, or never will.
     idle_since: float | None = None  # Set when the loan ends; None if the connection cannot be reused.
+    is_low = False  # Whether others go first while both wait.
     _over = False
 
-    def __init__(self, state: "PoolState[Pooled]", destination: Destination) -> None:
+    def __init__(
+        self, state: "PoolState[Pooled]", destination: Destination, priority: str = "normal"
+    ) -> None:
         self.number = next(_numbers)
         self.destination = destination  # Where the request goes.
+        if priority == "low":
+            self.is_low = True
         self._state = state
 
     def end(self, idle_since: float | None = None) -> None:
@@ -104,7 +109,7 @@ class PoolState(Generic[Pooled]):
         self._busy = False
         self._lent: dict[int, _Lent] = {}
         self._idle = IdleConnections[Pooled]()
-        self._waiting: OrderedDict[int, ref[Loan[Pooled]]] = OrderedDict()
+        self._waiting = WaitingLoans()
         self._back: deque[Loan[Pooled]] = deque()
         self._dropped: deque[_Lent] = deque()
         self._note_dropped = self._dropped.append
@@ -150,7 +155,7 @@ class PoolState(Generic[Pooled]):
     def leave(self, loan: Loan[Pooled]) -> None:
         """Remove a loan from the queue; raises an error if it has no connection because the pool was closed."""
         with self._lock:  # Another thread may be iterating over the queue.
-            self._waiting.pop(loan.number, None)
+            self._waiting.remove(loan.number)
         if loan.connection is None and self._closed:
             raise cannot_send()
 
@@ -209,7 +214,7 @@ class PoolState(Generic[Pooled]):
                 connection = self._idle.least_useful()
             else:
                 if loan.wake is not None:
-                    self._waiting[loan.number] = ref(loan)
+                    self._waiting.add(loan)
                 return False
         self._hand_over(loan, connection)
         return True
@@ -228,14 +233,14 @@ class PoolState(Generic[Pooled]):
         """Take back the connection of a loan; `loan` is None if nothing refers to it any more."""
         lent = self._lent.get(number)
         if lent is None:
-            self._waiting.pop(number, None)
+            self._waiting.remove(number)
             if loan is not None and loan.connection is not None:
                 connection, loan.connection = loan.connection, None
                 self._take_back_unlent(connection)
             return
         connection = lent.connection
         idle_since, stream = (None, None) if loan is None else (loan.idle_since, loan.stream)
-        successor = self._next_in_line() if self._waiting else None
+        successor: Loan[Pooled] | None = self._waiting.next(self._lent) if self._waiting else None
         if successor is not None:
             if idle_since is None:
                 self._hand_over(successor, self._make())
@@ -264,20 +269,11 @@ class PoolState(Generic[Pooled]):
         if connection not in self.connections:
             self.trash.append(connection)
 
-    def _next_in_line(self) -> Loan[Pooled] | None:
-        while self._waiting:
-            number, waiter = next(iter(self._waiting.items()))
-            loan = waiter()
-            if loan is not None and number not in self._lent:
-                return loan
-            del self._waiting[number]
-        return None
-
     def _wake(self, loan: Loan[Pooled]) -> None:
         wake, loan.wake = loan.wake, None
         if wake is not None:
             wake()
-        self._waiting.pop(loan.number, None)
+        self._waiting.remove(loan.number)
 
     def _discard(self, connection: Pooled) -> None:
         self.trash.append(connection)
@@ -288,10 +284,8 @@ class PoolState(Generic[Pooled]):
             self._discard(connection)
         self._lent.clear()
         self._full.discard(self._me)
-        for waiter in list(self._waiting.values()):
-            loan = waiter()
-            if loan is not None:
-                self._wake(loan)
+        for loan in self._waiting.alive():
+            self._wake(loan)
         self._waiting.clear()
 
 

@@ -203,6 +203,27 @@ async def test_requests_that_wait_long_for_a_permit_leave_the_connections_to_oth
     assert sorted(server.paths) == ["/fast"] * 6 + ["/slow"] * 3
 
 
+@pytest.mark.real_time
+async def test_requests_of_low_priority_leave_the_connections_to_normal_ones(
+    world: World, gate: tuple[str, Gate]
+) -> None:
+    """All but every tenth, so that they get their turn as well."""
+    url, server = gate
+    async with client_of(world, TokenBucket(1000, 1.0), connections=1) as client:
+
+        async def normal() -> None:
+            await world.until(lambda: len(server.paths) == 1 and client.queued == 3)
+            await client.beside(open_soon, *[f"{url}/normal"] * 12)
+
+        async def open_soon() -> None:
+            await world.until(lambda: client.queued == 15)
+            server.open()
+
+        await client.beside(normal, *[f"{url}/low"] * 4, priority="low")
+    order = "".join(path[1] for path in server.paths)
+    assert order == "l" + "n" * 9 + "l" + "n" * 3 + "l" * 2
+
+
 async def test_a_wait_in_a_limiter_further_inside_leaves_the_connection_to_others(
     world: World, gate: tuple[str, Gate]
 ) -> None:

@@ -112,7 +112,7 @@ class _LimitFlow(LayerBase):
             return request, sent
         while self.full_pools:
             limiter.leave(turn, context.now())
-            work = partial(reserve, request)
+            work = partial(reserve, request, turn.priority)
             loan = yield Run(work, work)
             reserved = [loan]
             try:
