@@ -20,7 +20,7 @@ from .._options import NO_OPTIONS
 from .all_of import checked_limiter, plan_of_own
 from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, note_failure, subscribe
 from .metering import Bill, Estimate, Meter, Settle
-from .permit import PATIENCE, wait_for_permit
+from .permit import wait_for_permit
 from .queue_limiter import QueueLimiter, is_ours
 
 AnyLimiter = Any
@@ -105,9 +105,9 @@ class _LimitFlow(LayerBase):
         """Wait for a connection without a permit, which might be used much later, together with those of that time.
 
         Returns the request with its connection, and when it got its permit. If it has to wait long for that, others may
-        use the connection in the meantime; but longer each time, so that it gets both at last.
+        use the connection in the meantime. It keeps its place in the limiter's queue, so that it gets both at last.
         """
-        context, reserve, patience = self.context, self.reserve_connection, PATIENCE
+        context, reserve = self.context, self.reserve_connection
         if request.extensions.get(RESERVED):
             return request, sent
         while self.full_pools:
@@ -120,9 +120,8 @@ class _LimitFlow(LayerBase):
                 wait = limiter.ask(turn, sent)
                 if wait != 0.0:
                     sent = yield from wait_for_permit(
-                        context, self.name, limiter, turn, plan, attempt, wait, sent,
-                        reserved=reserved, patience=patience,
-                    )  # fmt: skip
+                        context, self.name, limiter, turn, plan, attempt, wait, sent, reserved=reserved
+                    )
                 elif attempt.is_signed is not None and not attempt.is_signed():
                     attempt.place = (limiter, turn)
                     raise SignatureExpired
@@ -132,7 +131,6 @@ class _LimitFlow(LayerBase):
                 raise
             if reserved:
                 return copy_request(request, extensions={**request.extensions, RESERVED: reserved}), sent
-            patience *= 4
         return request, sent
 
     def _chosen(self, request: httpx.Request) -> tuple[Any, Plan | None]:
