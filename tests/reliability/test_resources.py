@@ -31,7 +31,8 @@ def test_hundreds_of_calls_with_faults_are_all_accounted_for_and_nothing_grows(
     result = soak(requests=300, seconds=60.0)
     assert result.problems() == []
     assert result.ledger.begun == 300
-    assert 240 < result.ledger.succeeded < 300, "faults were there, and some calls failed and said so"
+    assert result.ledger.sent > 300, "faults were there"
+    assert result.ledger.succeeded > 240
 
 
 def test_a_closed_client_leaves_no_file_descriptor_thread_or_memory(
