@@ -15,6 +15,7 @@ from stkai._batch.progress import (
     Progress,
     Usage,
     display,
+    say,
     show_count,
     show_dollars,
     show_time,
@@ -39,12 +40,13 @@ def test_the_share_is_that_of_the_finished_lines(finished: int, shown: str) -> N
     assert Progress(finished, 3_000).text(0.5).startswith(f"{shown} {finished:,}/3,000 | 0.5/s | ")
 
 
-def test_without_a_terminal_there_is_a_plain_line_every_ten_seconds() -> None:
-    said: list[str] = []
-    plain = Display(said.append, 10.0)
+def test_without_a_terminal_there_is_a_plain_line_every_ten_seconds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain = Display(10.0)
     for second in range(31):
         plain.show(100.0 + second, Progress(second * 10, 400))
-    assert said == [
+    assert capsys.readouterr().err.splitlines() == [
         "25 % 100/400 | 10/s | 0 failed | ETA 0:30",
         "50 % 200/400 | 10/s | 0 failed | ETA 0:20",
         "75 % 300/400 | 10/s | 0 failed | ETA 0:10",
@@ -53,7 +55,7 @@ def test_without_a_terminal_there_is_a_plain_line_every_ten_seconds() -> None:
 
 
 def test_the_time_left_follows_the_lines_of_this_run() -> None:
-    shown = Display(print)
+    shown = Display()
     assert "ETA" not in shown.text(1.0, Progress(500, 1_000))
     assert "ETA" not in shown.text(2.0, Progress(500, 1_000))
     assert shown.text(3.0, Progress(750, 1_000)).endswith("ETA 0:02")
@@ -65,10 +67,13 @@ def test_the_bar_shows_the_same_words() -> None:
     bar = Bar(console)
     bar.show(1.0, Progress(10, 20, 1))
     bar.show(2.0, Progress(20, None, 1))
+    say("a message")
     bar.close()
     assert isinstance(console.file, io.StringIO)
-    assert "50 % 10/20 | 1 failed" in console.file.getvalue()
-    silent = Display(print)
+    shown = console.file.getvalue()
+    assert "50 % 10/20 | 1 failed" in shown
+    assert shown.index("a message") < shown.rindex("10/s | 1 failed"), "it stands above the bar"
+    silent = Display()
     silent.show(1.0, Progress(0))
     silent.close()
 
@@ -137,7 +142,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch: py
     monkeypatch.setattr("sys.stderr", Terminal())
     for term, kind in (("dumb", Display), ("xterm", Bar)):
         monkeypatch.setenv("TERM", term)
-        assert type(display(quiet=False, say=print)) is kind
+        assert type(display(quiet=False)) is kind
 
 
 def test_a_bar_is_ascii_where_the_terminal_takes_nothing_else() -> None:

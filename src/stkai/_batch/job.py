@@ -4,7 +4,6 @@ import os
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +18,7 @@ from .journal import Header, Journal, LineState, Recovered, read_header
 from .merge import sort_file
 from .options import Options
 from .outputs import FileOutputs, Outputs, Paths, StdoutOutputs, entries_in
-from .progress import Usage, count, show_count, show_dollars
+from .progress import Usage, count, say, show_count, show_dollars
 from .request_formats import Format, InvalidLineError
 
 _MAX_LISTED: Final = 20  # Lines that a dry run lists for each kind of problem.
@@ -219,7 +218,7 @@ def _check_unchanged(source: Path, before: Survey | None, *, is_copy: bool) -> N
         )
 
 
-def dry_run(options: Options, form: Format, say: Callable[[str], None]) -> bool:
+def dry_run(options: Options, form: Format) -> bool:
     """Report on the input; returns whether every line is a valid request."""
     STKAI.provenance()  # Raises the errors that a run would raise.
     with tempfile.TemporaryDirectory(prefix="stkai-batch-") as folder:
@@ -230,10 +229,10 @@ def dry_run(options: Options, form: Format, say: Callable[[str], None]) -> bool:
             stdin.run()
             if stdin.error is not None:
                 raise stdin.error
-        return _report(options, form, options.lines(source), say)
+        return _report(options, form, options.lines(source))
 
 
-def _report(options: Options, form: Format, lines: Lines, say: Callable[[str], None]) -> bool:
+def _report(options: Options, form: Format, lines: Lines) -> bool:
     shard = options.line_shard
     invalid = duplicates = requests = size = 0
     first: dict[int, int] = {}  # The first line with each id, by the id's hash.

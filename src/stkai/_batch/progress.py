@@ -3,10 +3,9 @@
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, NamedTuple
 
 from rich.console import Console
@@ -61,6 +60,13 @@ def visible(text: str) -> str:
 def escaped(text: str) -> str:
     """The text with the characters that a terminal would interpret, such as line breaks, escaped."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def say(message: str) -> None:
+    """Write a message to stderr, if it is still open, with control characters escaped."""
+    with suppress(OSError, ValueError, AttributeError):  # It is None if it was closed at the start.
+        sys.stderr.write("".join(f"{escaped(line)}\n" for line in message.split("\n")))
+        sys.stderr.flush()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +149,8 @@ class Display:
 
     pause = 0.25  # Seconds between updates.
 
-    def __init__(self, say: Callable[[str], None], every: float = math.inf) -> None:
-        self.say, self._every = say, every
+    def __init__(self, every: float = math.inf) -> None:
+        self._every = every
         self._start: tuple[float, int] | None = None
         self._said: float | None = None
 
@@ -159,23 +165,21 @@ class Display:
             self._said = now
         elif now - self._said >= self._every:
             self._said = now
-            self.say(text)
+            say(text)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
 
 
 class Bar(Display):
-    """A bar with the same text."""
+    """A bar with the same text, which stays below everything that is written to stderr meanwhile."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__(partial(_print, console))  # Prints above the bar.
+        super().__init__()
         spinner = SpinnerColumn("line" if console.options.ascii_only else "dots")
         columns = (spinner, BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
         # Refresh by hand: a thread that draws ten times a second would use more time than everything else.
-        self._bars = Bars(
-            *columns, console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
-        )
+        self._bars = Bars(*columns, console=console, auto_refresh=False, redirect_stdout=False)
         self._task = self._bars.add_task("", total=None)
         self._bars.start()
 
@@ -190,16 +194,11 @@ class Bar(Display):
             self._bars.stop()
 
 
-def _print(console: Console, message: str) -> None:
-    with suppress(OSError):
-        console.print(message, markup=False, highlight=False)
-
-
-def display(*, quiet: bool, say: Callable[[str], None]) -> Display:
+def display(*, quiet: bool) -> Display:
     if quiet:
-        return Display(say)
+        return Display()
     if sys.stderr is not None and sys.stderr.isatty():
         console = Console(stderr=True)
         if not console.is_dumb_terminal:  # On a dumb one, rich draws nothing until the end.
             return Bar(console)
-    return Display(say, _LINE_INTERVAL)
+    return Display(_LINE_INTERVAL)

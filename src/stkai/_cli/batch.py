@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import ExitStack, aclosing, suppress
+from contextlib import ExitStack, aclosing
 from typing import Annotated, Any, Final
 
 import anyio
@@ -19,7 +19,7 @@ from .._batch.job import BatchJob, dry_run
 from .._batch.merge import merge
 from .._batch.options import Options, format_of
 from .._batch.outputs import FileOutputs
-from .._batch.progress import Display, Progress, count, display, escaped, listed
+from .._batch.progress import Display, Progress, count, display, escaped, listed, say
 from .._batch.runner import HALTED, INTERRUPTED, Runner
 from .._clock import SystemClock
 from .._errors import ConfigurationError, StkaiError
@@ -71,13 +71,6 @@ def merge_outputs(
     raise typer.Exit(SOME_FAILED if failed else 0)
 
 
-def say(message: str) -> None:
-    """Write a message to stderr, if it is still open, with control characters escaped."""
-    with suppress(OSError, ValueError, AttributeError):  # It is None if it was closed at the start.
-        sys.stderr.write("".join(f"{escaped(line)}\n" for line in message.split("\n")))
-        sys.stderr.flush()
-
-
 def complain(message: str) -> None:
     say(f"stkai batch: {message}")
 
@@ -85,10 +78,8 @@ def complain(message: str) -> None:
 class _Warnings(logging.Handler):
     """Shows the warnings of the stack, such as a store that cannot be reached."""
 
-    display = Display(say)
-
     def emit(self, record: logging.LogRecord) -> None:
-        self.display.say(f"stkai batch: {escaped(record.getMessage())}")
+        complain(escaped(record.getMessage()))
 
 
 def run_batch(given: Mapping[str, Any]) -> int:
@@ -100,11 +91,11 @@ def run_batch(given: Mapping[str, Any]) -> int:
         options = Options(**given)
         form = format_of(options)
         if options.dry_run:
-            return 0 if dry_run(options, form, say) else SOME_FAILED
+            return 0 if dry_run(options, form) else SOME_FAILED
         client = BatchClient(options)
         with ExitStack() as stack:
             job = BatchJob(options, form, stack)
-            shown = warnings.display = display(quiet=options.quiet, say=say)
+            shown = display(quiet=options.quiet)
             stack.callback(shown.close)
             return _JobRun(job, client, shown).run()
     except WriteError as error:
@@ -177,7 +168,7 @@ class _JobRun:
             stdin.is_cut_off = True  # Ctrl-C in a pipeline also ends its writer, and it then looks complete.
         self._runner.stop(INTERRUPTED, why)
         if any(not each.may_drop for each in self._runner.in_flight.values()):
-            self._display.say(f"{why}: waiting for the requests in flight; interrupt again to abort them")
+            say(f"{why}: waiting for the requests in flight; interrupt again to abort them")
         async for again in signals:
             if again is not signal.SIGHUP and self._clock.monotonic() - first > _SAME_SIGNAL:
                 self._display.close()
