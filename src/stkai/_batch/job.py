@@ -42,7 +42,7 @@ class BatchJob:
         folder = ""
         if self.options.from_stdin:
             folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="stkai-batch-"))
-        self._read_input(Path(folder, "stdin.jsonl"))
+        self._open_input(Path(folder, "stdin.jsonl"), resumes=False)
         return StdoutOutputs(in_order=self.options.order == "input")
 
     def _to_files(self) -> Outputs:
@@ -64,78 +64,70 @@ class BatchJob:
             _check_same(self._facts(), before, paths)
         self.id = (before or self._begin(journal, paths)).job
         outputs = self._stack.enter_context(closing(FileOutputs(paths)))
-        if before is None:
-            self._read_input(paths.stdin)
-        else:
-            self._resume(journal, outputs, paths.stdin if options.from_stdin else Path(options.source))
+        self.recovered = journal.recover(outputs.read())
+        self.usage = Usage(*self.recovered.usage)
+        self._open_input(paths.stdin, resumes=before is not None)
+        if options.retry_failed:
+            # If the process is killed before the truncation, they are still failures; after it, they are new.
+            for number, _ in entries_in(outputs.failures.path):
+                journal.write("n", number)
+                self.recovered.states[number] = LineState.NEW
+            outputs.failures.truncate()
+            outputs.codes.clear()
         return outputs
 
     def _begin(self, journal: Journal, paths: Paths) -> Header:
-        if not self.options.from_stdin:
-            self.survey = self.options.survey(Path(self.options.source))
+        options = self.options
+        survey = None if options.from_stdin else options.survey(Path(options.source))
         # In this order, so that a kill in between leaves either a complete job or none.
         journal.truncate()
         for path in (paths.out, paths.failed):
             if path.exists():  # Truncate it instead of replacing it, so that it keeps its mode.
                 os.truncate(path, 0)
         # An earlier job may have left its copy of stdin.
-        if self.options.restart or self.options.from_stdin:
+        if options.restart or options.from_stdin:
             paths.stdin.unlink(missing_ok=True)
-        return journal.begin("batch", self._facts(), self.survey)
+        return journal.begin("batch", self._facts(), survey)
 
     def _facts(self) -> dict[str, Any]:
         source = "stdin" if self.options.from_stdin else "file"
         return {"options": self.options.facts(self.form.template), "input": source}
 
-    def _read_input(self, copy: Path) -> None:
-        """Read the file, or stdin while it is being copied."""
-        if not self.options.from_stdin:
-            source = Path(self.options.source)
-            self.survey = self.survey or self.options.survey(source)
-            self.lines = self.options.lines(source, self.survey.size)
-        else:
-            self.stdin = StdinCopy(copy, self.options.line_shard)
-            self.stdin.start()
-            self.lines = self.stdin.lines
-
-    def _resume(self, journal: Journal, outputs: FileOutputs, source: Path) -> None:
-        self.recovered = recovered = journal.recover(outputs.read())
-        self.usage = Usage(*recovered.usage)
-        self._continue_input(journal, recovered.survey, source)
-        if self.options.retry_failed:
-            # If the process is killed before the truncation, they are still failures; after it, they are new.
-            for number, _ in entries_in(outputs.failures.path):
-                journal.write("n", number)
-                recovered.states[number] = LineState.NEW
-            outputs.failures.truncate()
-            outputs.codes.clear()
-
-    def _continue_input(self, journal: Journal, survey: Survey | None, source: Path) -> None:
-        """Read the input of the earlier runs, and what has been added to it since."""
-        _check_unchanged(source, survey, is_copy=self.options.from_stdin)
-        if survey is None and self.options.from_stdin:
-            logger.warning(
-                "stdin was cut off when an earlier run ended: the lines that were copied are sent, and the rest only"
-                " if all of stdin is passed again"
-            )
-            if _is_stdin_passed():
-                self._read_input(source)
+    def _open_input(self, copy: Path, *, resumes: bool) -> None:
+        """Read the file, or stdin while it is being copied, or what earlier runs have copied of it."""
+        options, survey = self.options, self.recovered.survey
+        source = copy if options.from_stdin else Path(options.source)
+        if resumes:
+            _check_unchanged(source, survey, is_copy=options.from_stdin)
+        if options.from_stdin and survey is None:
+            if resumes:
+                logger.warning(
+                    "stdin was cut off when an earlier run ended: the lines that were copied are sent, and the rest"
+                    " only if all of stdin is passed again"
+                )
+            if not resumes or _is_stdin_passed():
+                self.stdin = StdinCopy(source, options.line_shard)
+                self.stdin.start()
+                self.lines = self.stdin.lines
                 return
         if survey is None or source.stat().st_size > survey.size:
-            survey = self.options.survey(source)
-            journal.write("i", *survey)
-        self.survey, self.lines = survey, self.options.lines(source, survey.size)
+            survey = options.survey(source)
+            self._record("i", *survey)
+        self.survey, self.lines = survey, options.lines(source, survey.size)
 
     def note(self) -> None:
         """Record the survey of the input, once all of stdin has arrived, and the tokens used so far."""
         stdin = self.stdin
         if self.survey is None and stdin is not None and stdin.survey is not None and not stdin.is_cut_off:
             self.survey = stdin.survey
-            if self.journal is not None:
-                self.journal.write("i", *self.survey)
-        if self.journal is not None and self.usage != self.recovered.usage:
+            self._record("i", *self.survey)
+        if self.usage != self.recovered.usage:
             self.recovered.usage = self.usage
-            self.journal.write("u", *self.usage)
+            self._record("u", *self.usage)
+
+    def _record(self, kind: str, *values: object) -> None:
+        if self.journal is not None:
+            self.journal.write(kind, *values)
 
     def sync(self) -> None:
         """Return once everything written would survive a power failure."""
