@@ -10,7 +10,7 @@ from typing import Any, Generic, NoReturn, Self, TypeVar, Unpack, cast
 import httpx
 
 from ._errors import ConfigurationError
-from ._exchange import TIMEOUT, StreamedResponse, call_of, exchange, request_of
+from ._exchange import TIMEOUT, StreamedResponse, call_of, exchange, flow_of, request_of
 from ._families import HTTPX, family_of_wire
 from .transports._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .transports._call import begin
@@ -164,7 +164,7 @@ class HttpClient(_Client[LayerTransport]):
         Its extensions may hold `RequestOptions` as "stkai", and timeouts; the errors are those of `get`.
         """
         layer = self._open_entry()
-        return layer.carry_out(call_of(layer, request), partial(exchange, layer))
+        return layer.carry_out(call_of(layer, request), flow_of(layer, request))
 
     def _send(
         self, verb: str, url: str, data: Any, headers: Headers, timeout: float, options: CallOptions
@@ -248,7 +248,7 @@ class AsyncHttpClient(_Client[AsyncLayerTransport]):
     async def send(self, request: httpx.Request) -> httpx.Response:
         """Send a complete request, and read the answer; like `HttpClient.send`."""
         layer = self._open_entry()
-        return await layer.carry_out(call_of(layer, request), partial(exchange, layer))
+        return await layer.carry_out(call_of(layer, request), flow_of(layer, request))
 
     async def _send(
         self, verb: str, url: str, data: Any, headers: Headers, timeout: float, options: CallOptions

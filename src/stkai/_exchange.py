@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, Self
 
 import httpx
@@ -15,7 +16,7 @@ from ._headers import copy_request, headers_of
 from ._urls import request_url
 from .transports._base import LayerBase
 from .transports._bodies import is_there, set_body, timeouts
-from .transports._call import Attempt, Beginning, begin
+from .transports._call import ATTEMPT, Attempt, Beginning, Enter, begin
 from .transports._operations import Close, Flow, Load, Read, Steps
 from .transports._options import NO_OPTIONS, OPTIONS, CallOptions, options_of
 
@@ -76,6 +77,12 @@ def call_of(layer: LayerBase, request: httpx.Request) -> Beginning:
     layer.check_body(request)
     extensions = {"timeout": timeouts(TIMEOUT), **request.extensions}
     return begin(copy_request(request, extensions=extensions), layer.context.now(), True)
+
+
+def flow_of(layer: LayerBase, request: httpx.Request) -> Enter:
+    """The flow of a caller's complete request, which may hold a function to carry out around it; see `ATTEMPT`."""
+    flow, around = partial(exchange, layer), request.extensions.get(ATTEMPT)
+    return partial(around, flow) if callable(around) else flow
 
 
 def exchange(layer: LayerBase, request: httpx.Request, attempt: Attempt) -> Flow:

@@ -27,7 +27,7 @@ from ..transports._options import OPTIONS, UNSET, RequestOptions
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES
 from ..transports._retry_after import retry_after
 from .options import Options
-from .sent_requests import LineInFlight, asend_tracked
+from .sent_requests import LineInFlight
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
@@ -88,10 +88,10 @@ class BatchClient:
         refusal to create the execution.
         """
         if self._options.quick_command is None:
-            return await asend_tracked(self._client, request, line)
+            return await self._client.send(request)
         start, deadline = self._clock.monotonic(), self._options.deadline
         if line.execution is None:
-            created = await asend_tracked(self._client, request, line)
+            created = await self._client.send(request)
             if created.status_code >= 300:
                 return created
             execution = json_of(created)

@@ -5,6 +5,7 @@ A failure is reported as a code for programs and a message for people.
 
 from collections.abc import AsyncGenerator
 from contextlib import closing
+from functools import partial
 from typing import Any, Final
 from uuid import uuid5
 
@@ -14,6 +15,7 @@ from .._clock import SystemClock
 from .._errors import AuthenticationError
 from .._families import alike
 from ..transports._auth.bearer import ExposedTokenError
+from ..transports._call import ATTEMPT
 from .append_file import WriteError
 from .batch_client import FAILURE, BatchClient, status_of
 from .engine import Outcome, OutcomesInTasks
@@ -24,7 +26,7 @@ from .json_text import JsonValue
 from .outputs import UNKNOWN, LineFailure, OutputLine, body_of
 from .progress import visible
 from .request_formats import InvalidLineError
-from .sent_requests import DroppedError, LineInFlight, RunState
+from .sent_requests import DroppedError, LineInFlight, RunState, track
 
 HALTED: Final = 3
 INTERRUPTED: Final = 130
@@ -111,8 +113,9 @@ class Runner:
             what = "this was in flight when an earlier run ended"
             failure = LineFailure(UNKNOWN, f"{where}: {what}{_MAY_HAVE_ACTED}")
             return OutputLine.of(number, custom_id, failure)
-        self.in_flight[number] = LineInFlight(self._state, number, custom_id, execution)
-        return target.request(str(uuid5(job.id, f"line-{number}")), self._client.extensions)
+        line = self.in_flight[number] = LineInFlight(self._state, number, custom_id, execution)
+        extensions = {**self._client.extensions, ATTEMPT: partial(track, line)}
+        return target.request(str(uuid5(job.id, f"line-{number}")), extensions)
 
     async def _send(self, number: int, request: httpx.Request) -> httpx.Response:
         line = self.in_flight[number]

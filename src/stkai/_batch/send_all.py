@@ -26,7 +26,7 @@ from .._urls import full_path
 from .append_file import WriteError
 from .engine import Outcome, OutcomesInTasks, outcomes_in_threads
 from .journal import Journal, LineState, LineStates
-from .sent_requests import RunState, Tracker, asend_mounted, asend_tracked, send_mounted, send_tracked
+from .sent_requests import RunState, Tracker, asend_tracked, send_tracked
 
 T = TypeVar("T")
 
@@ -199,38 +199,31 @@ def _send_all(
 
 
 def _sender(client: Any) -> Callable[[httpx.Request, Tracker], httpx.Response]:
-    if isinstance(client, HttpClient):
-        if _inherits(client, HttpClient, "post", "send", "_send"):
-            return partial(send_tracked, client)
-        return partial(_send_at_once, partial(_send_by_verb, client))
-    if isinstance(client, alike(httpx.Client)):
-        return partial(send_mounted, client)
+    if isinstance(client, HttpClient) and _overrides_sending(client):
+        return partial(_send_by_verb, client)
+    if isinstance(client, alike(HttpClient, httpx.Client)):
+        return partial(send_tracked, client)
     raise _wrong("send_all", client, "a stkai.HttpClient or an httpx.Client", "asend_all")
 
 
 def _async_sender(client: Any) -> Callable[[httpx.Request, Tracker], Awaitable[httpx.Response]]:
-    if isinstance(client, AsyncHttpClient) and _inherits(client, AsyncHttpClient, "send"):
+    if isinstance(client, alike(AsyncHttpClient, httpx.AsyncClient)):
         return partial(asend_tracked, client)
-    if isinstance(client, alike(httpx.AsyncClient)):
-        return partial(asend_mounted, client)
-    if isinstance(client, AsyncHttpClient):
-        return partial(_send_at_once, client.send)
     raise _wrong("asend_all", client, "a stkai.AsyncHttpClient or an httpx.AsyncClient", "send_all")
 
 
-def _inherits(client: object, kind: type, *methods: str) -> bool:
-    """Whether the client has not overridden these methods of a class; False for a mock of that class."""
-    return all(getattr(type(client), name, None) is getattr(kind, name) for name in methods)
+def _overrides_sending(client: HttpClient) -> bool:
+    """Whether the client overrides how it sends; True for a mock."""
+    ours = vars(HttpClient)
+    return any(getattr(type(client), name, None) is not ours[name] for name in ("post", "send", "_send"))
 
 
-def _send_at_once(send: Callable[[httpx.Request], T], request: httpx.Request, tracker: Tracker) -> T:
-    """Send through a client that may pass a request to the wire at any time: from now on, it may have been sent."""
+def _send_by_verb(client: HttpClient, request: httpx.Request, tracker: Tracker) -> httpx.Response:
+    """Send through a client that overrides the verbs, and takes JSON instead of a request.
+
+    It may pass a request to the wire at any time, so the request may have been sent from now on.
+    """
     tracker.about_to_send()
-    return send(request)
-
-
-def _send_by_verb(client: HttpClient, request: httpx.Request) -> httpx.Response:
-    """Send through a client that overrides the verbs, and takes JSON instead of a request."""
     headers = {name: value for name, value in request.headers.items() if name not in _OWN_HEADERS}
     timeout = request.extensions.get("timeout", {}).get("read") or TIMEOUT
     if request.method == "GET":

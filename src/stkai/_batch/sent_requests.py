@@ -11,7 +11,6 @@ import httpx
 from .._abandonable import Latch
 from .._client import AsyncHttpClient, HttpClient
 from .._errors import StkaiError
-from .._exchange import call_of, exchange
 from .._families import alike
 from .._headers import copy_request
 from ..transports import AsyncLayerTransport, LayerTransport
@@ -26,6 +25,9 @@ from .journal import Journal
 
 _REFUSED: Final = REFUSED_STATUS | {httpx.codes.UNAUTHORIZED}
 """Statuses that prove that the request did not run."""
+
+_OWN_SENDS: Final = frozenset({HttpClient.send, AsyncHttpClient.send})
+"""Unless a subclass overrides them, these begin in a layer of ours."""
 
 
 class DroppedError(StkaiError):
@@ -104,22 +106,10 @@ class LineInFlight(Tracker):
         self.end_with_run()
 
 
-def send_tracked(client: HttpClient, request: httpx.Request, tracker: Tracker) -> httpx.Response:
-    """Send one request; stop waiting, for example for a permit, when the run ends."""
-    layer = client._open_entry()  # noqa: SLF001
-    flow = partial(_until_run_ends, tracker, partial(exchange, layer))
-    return layer.carry_out(call_of(layer, request), flow)
-
-
-async def asend_tracked(client: AsyncHttpClient, request: httpx.Request, tracker: Tracker) -> httpx.Response:
-    """Send one request; to stop waiting when the run ends, cancel the task."""
-    layer = client._open_entry()  # noqa: SLF001
-    flow = partial(_track, tracker, partial(exchange, layer))
-    return await layer.carry_out(call_of(layer, request), flow)
-
-
-def send_mounted(client: httpx.Client, request: httpx.Request, tracker: Tracker) -> httpx.Response:
-    """Send one request through an httpx client; if it has a stack of ours, that stops waiting when the run ends."""
+def send_tracked(
+    client: HttpClient | httpx.Client, request: httpx.Request, tracker: Tracker
+) -> httpx.Response:
+    """Send one request; what waits in a stack of ours, for example for a permit, stops when the run ends."""
     around: Any = partial(_until_run_ends, tracker)
     if not _begins_in(LayerTransport, "handle_request", client, request):
         tracker.about_to_send()
@@ -128,20 +118,22 @@ def send_mounted(client: httpx.Client, request: httpx.Request, tracker: Tracker)
         return _answer_to(request, copy, client.send(copy))
 
 
-async def asend_mounted(
-    client: httpx.AsyncClient, request: httpx.Request, tracker: Tracker
+async def asend_tracked(
+    client: AsyncHttpClient | httpx.AsyncClient, request: httpx.Request, tracker: Tracker
 ) -> httpx.Response:
-    """Send one request through an async httpx client; to stop waiting when the run ends, cancel the task."""
+    """Send one request; to stop waiting when the run ends, cancel the task."""
     journal, kind = tracker.run.journal, AsyncLayerTransport
     if journal is None or not _begins_in(kind, "handle_async_request", client, request):
         tracker.about_to_send()
         return await client.send(request)
-    with _copy_of(request, partial(_track, tracker)) as copy:
+    with _copy_of(request, partial(track, tracker)) as copy:
         return _answer_to(request, copy, await client.send(copy))
 
 
 def _begins_in(kind: type[LayerBase], method: str, client: Any, request: httpx.Request) -> bool:
     """Whether the client passes the request to a layer of ours, which may wait before it sends anything."""
+    if getattr(type(client), "send", None) in _OWN_SENDS:
+        return True
     find = getattr(client, "_transport_for_url", None)  # Private in httpx and httpx2.
     return find is not None and getattr(type(find(request.url)), method, None) is getattr(kind, method)
 
@@ -175,10 +167,10 @@ def _answer_to(request: httpx.Request, copy: httpx.Request, response: httpx.Resp
 
 def _until_run_ends(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
     """The same flow, which notifies `tracker` of what it sends, and stops waiting once the run is ending."""
-    return ending_with(tracker.run.ending, partial(_track, tracker, flow), request, attempt)
+    return ending_with(tracker.run.ending, partial(track, tracker, flow), request, attempt)
 
 
-def _track(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
+def track(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
     """The same flow, which notifies `tracker` of what it sends."""
 
     def send(operation: Send) -> Flow:
