@@ -13,6 +13,7 @@ from .._config import STKAI
 from .._errors import ConfigurationError
 from .._log import logger
 from ..costs import CHARACTERS_PER_TOKEN
+from ..transports._operations import Run
 from .input_lines import Lines, StdinCopy, Survey, ends_complete, sha256
 from .journal import Header, Journal, LineState, Recovered, read_header
 from .merge import sort_file
@@ -20,18 +21,19 @@ from .options import Options
 from .outputs import FileOutputs, Outputs, Paths, StdoutOutputs, entries_in
 from .progress import Usage, count, say, show_count, show_dollars
 from .request_formats import Format, InvalidLineError
+from .sent_requests import RunState
 
 _MAX_LISTED: Final = 20  # Lines that a dry run lists for each kind of problem.
 
 
-class BatchJob:
+class BatchJob(RunState):
     """A job that this process works on; other processes cannot, until it is closed."""
 
     def __init__(self, options: Options, form: Format, stack: ExitStack) -> None:
         """Start or resume the job that writes to `-o`; the stack closes its files."""
+        super().__init__()
         self.options, self.form, self._stack = options, form, stack
         self.id = uuid.UUID(hex=unique_key(), version=4)  # The namespace of the idempotency keys.
-        self.journal: Journal | None = None  # None for stdout, which cannot be resumed.
         self.recovered, self.usage = Recovered(), Usage()
         self.survey: Survey | None = None  # None until all of stdin has arrived.
         self.lines: Lines
@@ -63,6 +65,8 @@ class BatchJob:
         if before is not None:
             _check_same(self._facts(), before, paths)
         self.id = (before or self._begin(journal, paths)).job
+        if options.sync == "always":
+            self.commit = Run(lambda _: journal.sync(), lambda _: journal.commit())
         outputs = self._stack.enter_context(closing(FileOutputs(paths)))
         self.recovered = journal.recover(outputs.read())
         self.usage = Usage(*self.recovered.usage)
@@ -112,7 +116,7 @@ class BatchJob:
                 return
         if survey is None or source.stat().st_size > survey.size:
             survey = options.survey(source)
-            self._record("i", *survey)
+            self.record("i", *survey)
         self.survey, self.lines = survey, options.lines(source, survey.size)
 
     def note(self) -> None:
@@ -120,14 +124,10 @@ class BatchJob:
         stdin = self.stdin
         if self.survey is None and stdin is not None and stdin.survey is not None and not stdin.is_cut_off:
             self.survey = stdin.survey
-            self._record("i", *self.survey)
+            self.record("i", *self.survey)
         if self.usage != self.recovered.usage:
             self.recovered.usage = self.usage
-            self._record("u", *self.usage)
-
-    def _record(self, kind: str, *values: object) -> None:
-        if self.journal is not None:
-            self.journal.write(kind, *values)
+            self.record("u", *self.usage)
 
     def sync(self) -> None:
         """Return once everything written would survive a power failure."""

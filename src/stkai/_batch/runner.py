@@ -26,7 +26,7 @@ from .json_text import JsonValue
 from .outputs import UNKNOWN, LineFailure, OutputLine, body_of
 from .progress import visible
 from .request_formats import InvalidLineError
-from .sent_requests import DroppedError, LineInFlight, RunState, track
+from .sent_requests import DroppedError, LineInFlight, track
 
 HALTED: Final = 3
 INTERRUPTED: Final = 130
@@ -47,7 +47,6 @@ class Runner:
         self.in_flight: dict[int, LineInFlight] = {}  # By number.
         self._job, self._client, self._clock = job, client, SystemClock()
         self._options, self._outputs = job.options, job.outputs
-        self._state = RunState(job.journal, needs_commit=self._options.sync == "always")
         self._shard = self._options.line_shard
         self._streak: tuple[str | None, int] = (None, 0)
 
@@ -55,7 +54,7 @@ class Runner:
         """Stop sending, and drop lines that have not been sent; requests in flight continue to their end."""
         if self.stop_reason is None:
             self.stop_reason = exit_code, message
-            self._state.ending.run()
+            self._job.ending.run()
             for line in list(self.in_flight.values()):
                 line.end_with_run()
 
@@ -113,7 +112,7 @@ class Runner:
             what = "this was in flight when an earlier run ended"
             failure = LineFailure(UNKNOWN, f"{where}: {what}{_MAY_HAVE_ACTED}")
             return OutputLine.of(number, custom_id, failure)
-        line = self.in_flight[number] = LineInFlight(self._state, number, custom_id, execution)
+        line = self.in_flight[number] = LineInFlight(job, number, custom_id, execution)
         extensions = {**self._client.extensions, ATTEMPT: partial(track, line)}
         return target.request(str(uuid5(job.id, f"line-{number}")), extensions)
 

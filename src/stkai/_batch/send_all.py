@@ -107,9 +107,10 @@ class _OutcomeLog(RunState):
     """What is known about the requests, by index; kept in a journal if there is one."""
 
     def __init__(self, path: JournalPath | None) -> None:
-        super().__init__(None if path is None else Journal(full_path(path)))
+        super().__init__()
         self._states = LineStates()
-        if self.journal is not None:
+        if path is not None:
+            self.journal = Journal(full_path(path))
             try:
                 if self.journal.header is None:
                     self.journal.begin("send_all", {})
@@ -148,8 +149,7 @@ class _OutcomeLog(RunState):
         try:
             yield
         finally:
-            if self.journal is not None:
-                self.journal.write("d", outcome.index)
+            self.record("d", outcome.index)
 
     def close(self) -> None:
         self.ending.run()

@@ -40,12 +40,16 @@ class DroppedError(StkaiError):
 class RunState:
     """State that all requests of a run share."""
 
-    def __init__(self, journal: Journal | None, *, needs_commit: bool = False) -> None:
-        self.journal = journal
-        self.commit: Run | None = None  # Ensures that the journal would survive a power failure.
-        if journal is not None and needs_commit:
-            self.commit = Run(lambda _: journal.sync(), lambda _: journal.commit())
+    journal: Journal | None = None  # Without one, nothing can be resumed.
+    commit: Run | None = None  # Ensures that the journal would survive a power failure.
+
+    def __init__(self) -> None:
         self.ending = Latch()  # Set once nothing more may be sent.
+
+    def record(self, kind: str, *values: object) -> None:
+        """Write a record of this kind to the journal, if there is one."""
+        if self.journal is not None:
+            self.journal.write(kind, *values)
 
 
 class Tracker:
@@ -63,17 +67,15 @@ class Tracker:
         """Called just before an attempt is sent. May return an operation to carry out first, or raise to prevent it."""
         if self.run.ending.is_done:
             raise DroppedError
-        if self.run.journal is not None:
-            self.run.journal.write("s", self.number)
+        self.run.record("s", self.number)
         self.may_drop = False
         return self.run.commit
 
     def not_sent(self) -> None:
         """Called after an attempt, if all attempts so far prove that the request did not run."""
-        if self.run.journal is not None:
-            # If that fails, the request counts as sent, which is safe, and the next one is not sent.
-            with suppress(WriteError):
-                self.run.journal.write("n", self.number)
+        # If that fails, the request counts as sent, which is safe, and the next one is not sent.
+        with suppress(WriteError):
+            self.run.record("n", self.number)
         self.may_drop = True
 
 
@@ -98,10 +100,9 @@ class LineInFlight(Tracker):
     async def created(self, execution: str) -> None:
         """Record that the line has created an execution, which a resumed job continues to poll."""
         self.execution = execution
-        if self.run.journal is not None:
-            self.run.journal.write("x", self.number, execution)
-            if self.run.commit is not None:
-                await self.run.journal.commit()
+        self.run.record("x", self.number, execution)
+        if self.run.journal is not None and self.run.commit is not None:
+            await self.run.journal.commit()
         self.may_drop = True
         self.end_with_run()
 
