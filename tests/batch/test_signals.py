@@ -208,6 +208,15 @@ def test_equal_failures_in_a_row_halt_the_run_and_a_resume_sends_the_rest(job: J
     assert (result.returncode, summary(result.stderr)) == (1, "6 done, 4 failed (0 unknown)")
 
 
+def test_invalid_lines_halt_the_run_and_a_resume_reports_the_rest(job: Job) -> None:
+    job.input.write_text("oops\n" * 9)
+    result = job.run("--halt-after", "4")
+    assert (result.returncode, summary(result.stderr)) == (3, "0 done, 4 failed (0 unknown)")
+    assert "4 failures in a row with the code invalid_line" in result.stderr
+    result = job.run("--resume", "--halt-after", "0")
+    assert (result.returncode, summary(result.stderr)) == (1, "0 done, 9 failed (0 unknown)")
+
+
 def test_different_failures_or_an_answer_in_between_do_not_halt_the_run(job: Job, counting: Server) -> None:
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
         if body["n"] % 3 == 0:

@@ -16,8 +16,8 @@ import httpx
 from .._abandonable import Worker
 from .._event_loops import asyncio_loop
 
-AsyncSend = Callable[[int, httpx.Request], Awaitable[httpx.Response]]
-"""Sends the request with this index."""
+AsyncSend = Callable[[int, Any], Awaitable[httpx.Response]]
+"""Sends the request with this index; what stands for the request is up to the sender."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,7 @@ class OutcomesInTasks:
     it is suspended, and its cancel scope would then enclose the caller's code.
     """
 
-    def __init__(
-        self, send: AsyncSend, requests: AsyncGenerator[tuple[int, httpx.Request], None], limit: int
-    ) -> None:
+    def __init__(self, send: AsyncSend, requests: AsyncGenerator[tuple[int, Any], None], limit: int) -> None:
         self._send, self._requests = send, requests
         self._slots = anyio.Semaphore(limit)
         """Acquired for each request that is read, and released when its outcome is handed out."""
@@ -120,7 +118,7 @@ class OutcomesInTasks:
                 work.close()
         self._put(failure)
 
-    async def _work(self, index: int, request: httpx.Request) -> None:
+    async def _work(self, index: int, request: Any) -> None:
         del self._new[index]
         try:
             outcome = Outcome(index, request, await self._send(index, request), None)

@@ -12,7 +12,7 @@ from uuid import uuid5
 import httpx
 
 from .._clock import SystemClock
-from .._errors import AuthenticationError
+from .._errors import AuthenticationError, OutcomeUnknownError
 from .._families import alike
 from ..transports._auth.bearer import ExposedTokenError
 from ..transports._call import ATTEMPT
@@ -36,6 +36,9 @@ _POLL_INTERVAL: Final = 0.05  # Seconds between checks of an input that is still
 _MAX_HELD: Final = 4  # Outcomes that may wait for an earlier line, per request in flight.
 
 _SHOWS_URL: Final = frozenset({404, 405, 410})
+_CODES: Final[dict[type, str]] = {InvalidLineError: "invalid_line", OutcomeUnknownError: UNKNOWN}
+"""The codes of lines that are not sent; other errors have the names of their classes."""
+
 _MAY_HAVE_ACTED: Final = "; the server may have executed it: to send it again, pass --retry-failed"
 
 
@@ -60,14 +63,15 @@ class Runner:
 
     async def run(self) -> None:
         """Send and write until every line has an outcome, or the run is stopped."""
-        async with OutcomesInTasks(self._send, self._requests(), self._options.max_in_flight) as outcomes:
+        async with OutcomesInTasks(self._send, self._lines(), self._options.max_in_flight) as outcomes:
             async for outcome in outcomes:
                 await self._write_outcome(outcome.index, self._entry(outcome))
 
     # From a line to its request
 
-    async def _requests(self) -> AsyncGenerator[tuple[int, httpx.Request], None]:
-        """The requests of lines that have no outcome yet, with their numbers, until the run is stopped."""
+    async def _lines(self) -> AsyncGenerator[tuple[int, ReadLine], None]:
+        """The lines that have no outcome yet, until the run is stopped."""
+        states = self._job.recovered.states
         try:
             with closing(self._job.lines) as lines:
                 for item in lines:
@@ -80,47 +84,34 @@ class Runner:
                         return
                     if item is None:
                         await self._clock.asleep(_POLL_INTERVAL)
-                        continue
-                    made = self._request(*item)
-                    if isinstance(made, OutputLine):
-                        await self._write_outcome(made.number, made)
-                    elif made is not None:
-                        yield item[0], made
+                    elif self._shard.has(item[0]) and states[item[0]] is not LineState.DONE:
+                        self._outputs.expect(item[0])
+                        self.in_flight[item[0]] = LineInFlight(self._job, item[0])
+                        yield item
         except OSError as error:
             what = f"{self._options.source} cannot be read: {error.strerror}"
             self.stop(HALTED, f"{what}; nothing more is sent")
 
-    def _request(self, number: int, read: ReadLine) -> httpx.Request | OutputLine | None:
-        """The request for a line, or its failure if it is not sent; None if there is nothing to do."""
-        if not self._shard.has(number):
-            return None
-        job, form = self._job, self._job.form
-        state = job.recovered.states[number]
-        if state is LineState.DONE:
-            return None
-        self._outputs.expect(number)
-        where, custom_id = f"{self._options.source}, line {number}", "null"
-        try:
-            values = read()
-            custom_id = form.custom_id(values)
-            target = form.target(values)
-        except InvalidLineError as error:
-            failure = LineFailure("invalid_line", f"{where}: {error}")
-            return OutputLine.of(number, custom_id, failure)
-        execution = job.recovered.executions.pop(number, None)
-        if state is LineState.SENT and execution is None and self._options.unknown == "report":
-            what = "this was in flight when an earlier run ended"
-            failure = LineFailure(UNKNOWN, f"{where}: {what}{_MAY_HAVE_ACTED}")
-            return OutputLine.of(number, custom_id, failure)
-        line = self.in_flight[number] = LineInFlight(job, number, custom_id, execution)
-        extensions = {**self._client.extensions, ATTEMPT: partial(track, line)}
-        return target.request(str(uuid5(job.id, f"line-{number}")), extensions)
-
-    async def _send(self, number: int, request: httpx.Request) -> httpx.Response:
+    async def _send(self, number: int, read: ReadLine) -> httpx.Response:
         line = self.in_flight[number]
+        request = self._request(line, read)
         with line.scope:
             return await self._client.send(line, request)
         raise DroppedError
+
+    def _request(self, line: LineInFlight, read: ReadLine) -> httpx.Request:
+        """The request for a line; raises an error if it makes none, or may have been sent before."""
+        job, number = self._job, line.number
+        values = read()
+        line.custom_id = job.form.custom_id(values)
+        target = job.form.target(values)
+        line.execution = job.recovered.executions.pop(number, None)
+        is_unknown = job.recovered.states[number] is LineState.SENT and line.execution is None
+        if is_unknown and self._options.unknown == "report":
+            line.may_drop = False
+            raise OutcomeUnknownError("this was in flight when an earlier run ended")
+        extensions = {**self._client.extensions, ATTEMPT: partial(track, line)}
+        return target.request(str(uuid5(job.id, f"line-{number}")), extensions)
 
     # From an outcome to its line in the outputs
 
@@ -133,7 +124,7 @@ class Runner:
             self.stop(HALTED, f"{error}; nothing more is sent")
         elif isinstance(error, AuthenticationError) and not isinstance(error, ExposedTokenError):
             self._refuse(f"{visible(str(error))}; if this is due to the credentials,")
-        elif isinstance(error, DroppedError):
+        elif isinstance(error, DroppedError) or (type(error) in _CODES and self.stop_reason is not None):
             pass
         elif response is None:
             assert error is not None
@@ -175,8 +166,12 @@ class Runner:
             return self._failure(line, unreadable)
 
     def _failure(self, line: LineInFlight, error: Exception) -> OutputLine:
-        failure = _may_have_acted(line, failure_of_error(error, self._client.timeouts))
-        return OutputLine.of(line.number, line.custom_id, failure)
+        code = _CODES.get(type(error))
+        if code is None:
+            failure = failure_of_error(error, self._client.timeouts)
+        else:
+            failure = LineFailure(code, f"{self._options.source}, line {line.number}: {error}")
+        return OutputLine.of(line.number, line.custom_id, _may_have_acted(line, failure))
 
     async def _write_outcome(self, number: int, entry: OutputLine | None) -> None:
         """Write the outcome of a line, and halt after too many equal failures in a row."""

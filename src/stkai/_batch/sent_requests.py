@@ -82,10 +82,10 @@ class Tracker:
 class LineInFlight(Tracker):
     """A line that is being sent. It may also be dropped once a later run can poll for its outcome."""
 
-    def __init__(self, run: RunState, number: int, custom_id: str, execution: str | None = None) -> None:
+    def __init__(self, run: RunState, number: int) -> None:
         super().__init__(run, number)
-        self.custom_id = custom_id  # As JSON.
-        self.execution = execution  # The id of its execution, once known.
+        self.custom_id = "null"  # As JSON, once it has been read.
+        self.execution: str | None = None  # The id of its execution, once known.
         self.scope = anyio.CancelScope()
 
     def end_with_run(self) -> None:
