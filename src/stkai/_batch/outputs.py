@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import anyio
 import anyio.to_thread
 import httpx
 
@@ -227,7 +226,6 @@ class StdoutOutputs(Outputs):
         self._in_order, self._descriptor = in_order, descriptor
         self._waiting: dict[int, OutputLine | None] = {}
         """Outcomes to be written, by line; None for one that is still expected, for which later ones have to wait."""
-        self._writing = anyio.Lock()
 
     @property
     def held(self) -> int:  # type: ignore[override]
@@ -242,10 +240,9 @@ class StdoutOutputs(Outputs):
             self._waiting.pop(number, None)
         else:
             self._waiting[number] = entry
-        async with self._writing:
-            while (first := next(iter(self._waiting.values()), None)) is not None:
-                await self._write(first)
-                del self._waiting[first.number]
+        while (first := next(iter(self._waiting.values()), None)) is not None:
+            await self._write(first)
+            del self._waiting[first.number]
 
     async def _append(self, entry: OutputLine) -> None:
         await anyio.to_thread.run_sync(self._print, entry.line)
