@@ -124,6 +124,32 @@ async def test_a_transport_around_the_stack_may_have_sent_what_waits_in_it(
     assert list(codes(rest).values()) == [stkai.OutcomeUnknownError] * 2
 
 
+async def test_a_request_that_a_client_makes_in_place_of_another_may_have_been_sent(
+    world: World, tmp_path: Path
+) -> None:
+    path, server = tmp_path / "calls.journal", Server(world)
+    server.is_ready = lambda: server.sent[1] == 1
+    server.held = {"/0", "/1"}
+
+    def made(request: httpx.Request) -> httpx.Request:
+        return httpx.Request(request.method, request.url, content=request.content)
+
+    class Client(httpx.Client):
+        def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+            return super().send(made(request), **options)
+
+    class AsyncClient(httpx.AsyncClient):
+        async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+            return await super().send(made(request), **options)
+
+    kind: Any = world.pick(Client, AsyncClient)
+    mine = kind(transport=server.stack())
+    taken = await first(world, 1, mine, requests(2), max_in_flight=2, journal=path)
+    rest = await collect(world, mine, requests(2), journal=path)
+    assert codes(rest) == {1 - taken[0].index: stkai.OutcomeUnknownError}
+    assert server.sent == {0: 1, 1: 1}
+
+
 async def test_after_a_run_the_redirect_in_an_outcome_can_be_followed(world: World, tmp_path: Path) -> None:
     server = Server(world, redirects=True)
     server.is_ready = lambda: True

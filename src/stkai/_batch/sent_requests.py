@@ -26,9 +26,6 @@ from .journal import Journal
 _REFUSED: Final = REFUSED_STATUS | {httpx.codes.UNAUTHORIZED}
 """Statuses that prove that the request did not run."""
 
-_OWN_SENDS: Final = frozenset({HttpClient.send, AsyncHttpClient.send})
-"""Unless a subclass overrides them, these begin in a layer of ours."""
-
 
 class DroppedError(StkaiError):
     """The run ended before this request was sent; a resumed job sends it."""
@@ -132,9 +129,16 @@ async def asend_tracked(
 
 
 def _begins_in(kind: type[LayerBase], method: str, client: Any, request: httpx.Request) -> bool:
-    """Whether the client passes the request to a layer of ours, which may wait before it sends anything."""
-    if getattr(type(client), "send", None) in _OWN_SENDS:
+    """Whether the client passes the request to a layer of ours, which may wait before it sends anything.
+
+    A client that overrides `send` may pass on a request of its own making.
+    """
+    send = getattr(type(client), "send", None)
+    clients_of_httpx: Any = alike(httpx.Client, httpx.AsyncClient)
+    if send in {HttpClient.send, AsyncHttpClient.send}:
         return True
+    if send not in {each.send for each in clients_of_httpx}:
+        return False
     find = getattr(client, "_transport_for_url", None)  # Private in httpx and httpx2.
     return find is not None and getattr(type(find(request.url)), method, None) is getattr(kind, method)
 
