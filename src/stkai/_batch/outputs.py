@@ -119,24 +119,37 @@ def body_of(response: httpx.Response) -> JsonValue:
 
 
 class Outputs:
-    """Writes outcomes, and counts them."""
+    """Writes outcomes as calls finish, or in the order in which they are expected, and counts them."""
 
-    held = 0  # Outcomes that wait in memory.
-
-    def __init__(self) -> None:
+    def __init__(self, *, in_order: bool = False) -> None:
         self.done = 0  # Answers written.
         self.codes: Counter[str] = Counter()  # Failures written, by code.
         self.unknown = 0  # Lines of this run that the server may have executed before.
         self.error: WriteError | None = None  # Why an outcome could not be written.
         self.unwritten = 0  # Outcomes that went to stderr instead.
+        self._in_order = in_order
+        self._waiting: dict[int, OutputLine | None] = {}
+        """Outcomes to be written, by line; None for one that is still expected, for which later ones have to wait."""
+
+    @property
+    def held(self) -> int:
+        """How many outcomes wait in memory."""
+        return sum(entry is not None for entry in self._waiting.values())
 
     def expect(self, number: int) -> None:
         """Announce that an outcome for this line will follow."""
+        if self._in_order:
+            self._waiting[number] = None
 
     async def write_outcome(self, number: int, entry: OutputLine | None) -> None:
         """Write the outcome of a line, unless it has none in this run. If that fails, write it to stderr."""
-        if entry is not None:
-            await self._write(entry)
+        if entry is None:
+            self._waiting.pop(number, None)
+        else:
+            self._waiting[number] = entry
+        while (first := next(iter(self._waiting.values()), None)) is not None:
+            await self._write(first)
+            del self._waiting[first.number]
 
     def sync(self) -> None:
         """Return once everything written would survive a power failure."""
@@ -216,33 +229,14 @@ def entries_in(path: Path, end: bytes = b"}") -> Iterator[tuple[int, bytes]]:
 
 
 class StdoutOutputs(Outputs):
-    """Writes every outcome to stdout, as calls finish or in input order.
+    """Writes every outcome to stdout.
 
     Writes in a thread, so that a slow reader does not make the calls in flight miss their deadlines.
     """
 
     def __init__(self, *, in_order: bool, descriptor: int = _STDOUT) -> None:
-        super().__init__()
-        self._in_order, self._descriptor = in_order, descriptor
-        self._waiting: dict[int, OutputLine | None] = {}
-        """Outcomes to be written, by line; None for one that is still expected, for which later ones have to wait."""
-
-    @property
-    def held(self) -> int:  # type: ignore[override]
-        return sum(entry is not None for entry in self._waiting.values())
-
-    def expect(self, number: int) -> None:
-        if self._in_order:
-            self._waiting[number] = None
-
-    async def write_outcome(self, number: int, entry: OutputLine | None) -> None:
-        if entry is None:
-            self._waiting.pop(number, None)
-        else:
-            self._waiting[number] = entry
-        while (first := next(iter(self._waiting.values()), None)) is not None:
-            await self._write(first)
-            del self._waiting[first.number]
+        super().__init__(in_order=in_order)
+        self._descriptor = descriptor
 
     async def _append(self, entry: OutputLine) -> None:
         await anyio.to_thread.run_sync(self._print, entry.line)
