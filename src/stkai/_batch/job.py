@@ -38,7 +38,8 @@ class BatchJob(RunState):
         self.survey: Survey | None = None  # None until all of stdin has arrived.
         self.lines: Lines
         self.stdin: StdinCopy | None = None  # None if the input is a file.
-        self.outputs: Outputs = self._to_stdout() if options.to_stdout else self._to_files()
+        keeps_files = not (options.to_stdout or options.dry_run)
+        self.outputs: Outputs = self._to_files() if keeps_files else self._to_stdout()
 
     def _to_stdout(self) -> Outputs:
         folder = ""
@@ -210,25 +211,17 @@ def _check_unchanged(source: Path, before: Survey | None, *, is_copy: bool) -> N
         )
 
 
-def dry_run(options: Options, form: Format) -> bool:
+def dry_run(job: BatchJob) -> bool:
     """Report on the input; returns whether every line is a valid request."""
     STKAI.provenance()  # Raises the errors that a run would raise.
-    with tempfile.TemporaryDirectory(prefix="stkai-batch-") as folder:
-        source = Path(options.source)
-        if options.from_stdin:
-            source = Path(folder, "stdin.jsonl")
-            stdin = StdinCopy(source)
-            stdin.run()
-            if stdin.error is not None:
-                raise stdin.error
-        return _report(options, form, options.lines(source))
-
-
-def _report(options: Options, form: Format, lines: Lines) -> bool:
-    shard = options.line_shard
+    if job.stdin is not None:
+        job.stdin.join()
+        if job.stdin.error is not None:
+            raise job.stdin.error
+    options, form, shard = job.options, job.form, job.options.line_shard
     invalid = duplicates = requests = size = 0
     first: dict[int, int] = {}  # The first line with each id, by the id's hash.
-    for item in lines:
+    for item in job.lines:
         if item is None or not shard.has(item[0]):
             continue
         number, read = item

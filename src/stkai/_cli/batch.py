@@ -90,11 +90,11 @@ def run_batch(given: Mapping[str, Any]) -> int:
     try:
         options = Options(**given)
         form = format_of(options)
-        if options.dry_run:
-            return 0 if dry_run(options, form) else SOME_FAILED
-        client = BatchClient(options)
+        client = None if options.dry_run else BatchClient(options)
         with ExitStack() as stack:
             job = BatchJob(options, form, stack)
+            if client is None:
+                return 0 if dry_run(job) else SOME_FAILED
             shown = display(quiet=options.quiet)
             stack.callback(shown.close)
             return _JobRun(job, client, shown).run()
