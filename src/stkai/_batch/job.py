@@ -15,7 +15,7 @@ from .._log import logger
 from ..costs import CHARACTERS_PER_TOKEN
 from ..transports._operations import Run
 from .input_lines import Lines, StdinCopy, Survey, ends_complete, sha256
-from .journal import Header, Journal, LineState, Recovered, read_header
+from .journal import Header, Journal, LineState, read_header
 from .merge import sort_file
 from .options import Options
 from .outputs import FileOutputs, Outputs, Paths, StdoutOutputs, entries_in
@@ -34,12 +34,15 @@ class BatchJob(RunState):
         super().__init__()
         self.options, self.form, self._stack = options, form, stack
         self.id = uuid.UUID(hex=unique_key(), version=4)  # The namespace of the idempotency keys.
-        self.recovered, self.usage = Recovered(), Usage()
+        self.usage, self._shard = Usage(), options.line_shard
         self.survey: Survey | None = None  # None until all of stdin has arrived.
         self.lines: Lines
         self.stdin: StdinCopy | None = None  # None if the input is a file.
         keeps_files = not (options.to_stdout or options.dry_run)
         self.outputs: Outputs = self._to_files() if keeps_files else self._to_stdout()
+
+    def wants(self, number: int) -> bool:
+        return self._shard.has(number) and super().wants(number)
 
     def _to_stdout(self) -> Outputs:
         folder = ""
@@ -111,7 +114,7 @@ class BatchJob(RunState):
                     " only if all of stdin is passed again"
                 )
             if not resumes or _is_stdin_passed():
-                self.stdin = StdinCopy(source, options.line_shard)
+                self.stdin = StdinCopy(source, self._shard)
                 self.stdin.start()
                 self.lines = self.stdin.lines
                 return
@@ -218,11 +221,11 @@ def dry_run(job: BatchJob) -> bool:
         job.stdin.join()
         if job.stdin.error is not None:
             raise job.stdin.error
-    options, form, shard = job.options, job.form, job.options.line_shard
+    options, form = job.options, job.form
     invalid = duplicates = requests = size = 0
     first: dict[int, int] = {}  # The first line with each id, by the id's hash.
     for item in job.lines:
-        if item is None or not shard.has(item[0]):
+        if item is None or not job.wants(item[0]):
             continue
         number, read = item
         where = f"{options.source}, line {number}"

@@ -50,7 +50,6 @@ class Runner:
         self.in_flight: dict[int, LineInFlight] = {}  # By number.
         self._job, self._client, self._clock = job, client, SystemClock()
         self._options, self._outputs = job.options, job.outputs
-        self._shard = self._options.line_shard
         self._streak: tuple[str | None, int] = (None, 0)
 
     def stop(self, exit_code: int, message: str) -> None:
@@ -71,7 +70,6 @@ class Runner:
 
     async def _lines(self) -> AsyncGenerator[tuple[int, ReadLine], None]:
         """The lines that have no outcome yet, until the run is stopped."""
-        states = self._job.recovered.states
         try:
             with closing(self._job.lines) as lines:
                 for item in lines:
@@ -84,7 +82,7 @@ class Runner:
                         return
                     if item is None:
                         await self._clock.asleep(_POLL_INTERVAL)
-                    elif self._shard.has(item[0]) and states[item[0]] is not LineState.DONE:
+                    elif self._job.wants(item[0]):
                         self._outputs.expect(item[0])
                         self.in_flight[item[0]] = LineInFlight(self._job, item[0])
                         yield item

@@ -108,7 +108,6 @@ class _OutcomeLog(RunState):
 
     def __init__(self, path: JournalPath | None) -> None:
         super().__init__()
-        self._states = LineStates()
         if path is not None:
             self.journal = Journal(full_path(path))
             try:
@@ -117,18 +116,14 @@ class _OutcomeLog(RunState):
                 elif self.journal.header.kind != "send_all":
                     msg = f"{path} is the journal of `stkai batch`; choose another file for send_all"
                     raise ConfigurationError(msg)
-                self.journal.recover(self._states)
+                self.recovered = self.journal.recover(LineStates())
             except BaseException:
                 self.journal.close()
                 raise
 
-    def wants(self, index: int) -> bool:
-        """Whether the outcome of a request is still to be handed out."""
-        return self._states[index] is not LineState.DONE
-
     def send(self, send: Callable[[httpx.Request, Tracker], T], index: int, request: httpx.Request) -> T:
         """Send a request; refuse one that may have been sent before, and what is not a request."""
-        if self._states[index] is LineState.SENT:
+        if self.recovered.states[index] is LineState.SENT:
             msg = (
                 f"request {index} was in flight when an earlier run ended: the server may have acted on it."
                 " It was not sent again; to send it, use a new journal"

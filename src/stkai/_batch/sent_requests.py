@@ -21,7 +21,7 @@ from ..transports._layer_checks import is_sound
 from ..transports._operations import Flow, Operation, Run, Send
 from ..transports._retry.policy import REFUSED_STATUS
 from .append_file import WriteError
-from .journal import Journal
+from .journal import Journal, LineState, Recovered
 
 _REFUSED: Final = REFUSED_STATUS | {httpx.codes.UNAUTHORIZED}
 """Statuses that prove that the request did not run."""
@@ -35,13 +35,18 @@ class DroppedError(StkaiError):
 
 
 class RunState:
-    """State that all requests of a run share."""
+    """State that all requests of a run share; each has a number."""
 
     journal: Journal | None = None  # Without one, nothing can be resumed.
     commit: Run | None = None  # Ensures that the journal would survive a power failure.
 
     def __init__(self) -> None:
         self.ending = Latch()  # Set once nothing more may be sent.
+        self.recovered = Recovered()  # What earlier runs have done.
+
+    def wants(self, number: int) -> bool:
+        """Whether the outcome of a request is still to come."""
+        return self.recovered.states[number] is not LineState.DONE
 
     def record(self, kind: str, *values: object) -> None:
         """Write a record of this kind to the journal, if there is one."""
