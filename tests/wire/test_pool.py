@@ -11,6 +11,8 @@ import pytest
 
 from stkai import HttpConfig, SystemClock, _process
 from stkai._wire.default import AsyncDefaultWire, DefaultWire
+from stkai._wire.lifetimes import WaitingLoans
+from stkai._wire.pool_state import Loan
 from stkai.testing import QuotaServer
 from stkai.transports._call import RESERVED
 
@@ -59,6 +61,21 @@ async def test_ten_thousand_hosts_leave_at_most_the_idle_limit_behind(world: Wor
         await pool.get(f"http://host-{number}/")
     assert sum(wire.closed for wire in pool.made) == len(pool.made) - 20
     assert len(pool.state.connections) == 20
+
+
+@pytest.mark.worlds("sync")
+async def test_those_that_had_a_wire_before_get_every_other_one(world: World) -> None:
+    """All others get their turn, in their order: nine normal ones for each one of low priority."""
+    pool, waiting = Pool(world, 1, 1), WaitingLoans()
+    kinds = ["low"] * 2 + ["normal"] * 11 + ["first"] * 4
+    loans = [Loan(pool.state, ("http", b"a"), kind) for kind in kinds]
+    for loan in loans:
+        waiting.add(loan)
+    served = []
+    while loan := waiting.next(()):
+        served.append(loan.priority[0])
+        waiting.remove(loan.number)
+    assert "".join(served) == "fnfnfnfn" + "n" * 5 + "l" + "n" * 2 + "l"
 
 
 async def test_a_reserved_wire_serves_only_the_destination_and_the_pool_it_was_reserved_for(

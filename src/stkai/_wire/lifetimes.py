@@ -165,42 +165,49 @@ _NORMAL_PER_LOW: Final = 9
 
 
 class WaitingLoans:
-    """Those that wait for a connection, in the order of arrival: nine normal ones for each one of low priority."""
+    """Those that wait for a connection, in the order of arrival: nine normal ones for each one of low priority.
+
+    Every other connection goes to those that have had one before, and left it to others until they had a permit.
+    """
 
     def __init__(self) -> None:
-        self._normal, self._low = OrderedDict[int, Any](), OrderedDict[int, Any]()
-        self._passed = (
-            0  # How many normal ones were served since the last low-priority one, while one waited.
-        )
+        self._first, self._normal, self._low = (OrderedDict[int, Any]() for _ in range(3))
+        self._was_first = False  # Whether the last one served was one of the first.
+        self._passed = 0  # Normal ones served since the last of low priority, while one waited.
 
     def __len__(self) -> int:
-        return len(self._normal) + len(self._low)
+        return len(self._first) + len(self._normal) + len(self._low)
 
     def add(self, loan: Any) -> None:
-        (self._low if loan.is_low else self._normal)[loan.number] = ref(loan)
+        queues = {"first": self._first, "normal": self._normal, "low": self._low}
+        queues[loan.priority][loan.number] = ref(loan)
 
     def remove(self, number: int) -> None:
-        self._normal.pop(number, None)
-        self._low.pop(number, None)
+        for queue in (self._first, self._normal, self._low):
+            queue.pop(number, None)
 
     def next(self, lent: Container[int]) -> Any:
         """The one to serve, which stays until it is removed; None if nobody waits, except those that are `lent` one."""
         while self:
             is_low = bool(self._low) and (not self._normal or self._passed >= _NORMAL_PER_LOW)
-            queue = self._low if is_low else self._normal
+            other = self._low if is_low else self._normal
+            is_first = bool(self._first) and not (self._was_first and other)
+            queue = self._first if is_first else other
             number, waiter = next(iter(queue.items()))
             loan = waiter()
             if loan is not None and number not in lent:
-                self._passed = 0 if is_low else self._passed + bool(self._low)
+                self._was_first = is_first
+                if not is_first:
+                    self._passed = 0 if is_low else self._passed + bool(self._low)
                 return loan
             del queue[number]
         return None
 
     def alive(self) -> list[Any]:
         """Those to which something still refers."""
-        waiters = [*self._normal.values(), *self._low.values()]
+        waiters = [*self._first.values(), *self._normal.values(), *self._low.values()]
         return [loan for waiter in waiters if (loan := waiter()) is not None]
 
     def clear(self) -> None:
-        self._normal.clear()
-        self._low.clear()
+        for queue in (self._first, self._normal, self._low):
+            queue.clear()

@@ -28,10 +28,10 @@ from .pool_state import Loan, PoolState
 _CLOCK = SystemClock()
 
 
-def _pool_timeout(request: httpx.Request) -> float | None:
-    """Seconds for which the request may wait for a connection; None for no limit."""
+def _pool_timeout(request: httpx.Request) -> float:
+    """Seconds for which the request may wait for a connection."""
     seconds: float | None = request.extensions.get("timeout", {}).get("pool")
-    return seconds
+    return math.inf if seconds is None else seconds
 
 
 def _lock_timeout(seconds: float) -> float:
@@ -85,8 +85,11 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
 
     def reserve(
         self, request: httpx.Request, left: float | None = None, priority: str = "normal"
-    ) -> Loan[httpx.BaseTransport]:
-        """Wait for a connection for the request, which then brings it in the extension `RESERVED`."""
+    ) -> Loan[httpx.BaseTransport] | None:
+        """Wait for a connection for the request, which then brings it in the extension `RESERVED`.
+
+        With the priority "first", it gets every other connection; returns None if none becomes free in `left` seconds.
+        """
         loan = Loan(self, (request.url.scheme, request.url.netloc), priority)
         try:
             if not self.take(loan):
@@ -94,6 +97,8 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
             if self.trash:
                 self._sweep()
             if loan.connection is None:
+                if priority == "first":
+                    return None
                 raise _none_free(request, self.family)
         except BaseException as error:
             loan.end()
@@ -126,8 +131,7 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
         loan.wake = turn.release
         if self.take(loan):
             return
-        seconds, latest = _pool_timeout(request), self.latest
-        most = math.inf if seconds is None else seconds
+        most, latest = _pool_timeout(request), self.latest
         end = math.inf if left is None else _CLOCK.monotonic() + left
         while not turn.acquire(timeout=_lock_timeout(min(most, end - _CLOCK.monotonic()))):
             if left is None or latest == self.latest or _CLOCK.monotonic() >= end:
@@ -191,8 +195,11 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
 
     async def reserve(
         self, request: httpx.Request, left: float | None = None, priority: str = "normal"
-    ) -> Loan[httpx.AsyncBaseTransport]:
-        """Wait for a connection for the request, which then brings it in the extension `RESERVED`."""
+    ) -> Loan[httpx.AsyncBaseTransport] | None:
+        """Wait for a connection for the request, which then brings it in the extension `RESERVED`.
+
+        With the priority "first", it gets every other connection; returns None if none becomes free in `left` seconds.
+        """
         loan = Loan(self, (request.url.scheme, request.url.netloc), priority)
         try:
             if not self.take(loan):
@@ -200,6 +207,8 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
             if self.trash:
                 await self.sweep()
             if loan.connection is None:
+                if priority == "first":
+                    return None
                 raise _none_free(request, self.family)
         except BaseException:
             loan.end()
@@ -230,13 +239,14 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
         loan.wake = turn.set
         if self.take(loan):
             return
-        latest = None
-        while not turn.is_set() and latest != self.latest:
-            latest = None if left is None else self.latest
-            with anyio.move_on_after(_pool_timeout(request)):
+        most, latest = _pool_timeout(request), self.latest
+        end = math.inf if left is None else _CLOCK.monotonic() + left
+        while not turn.is_set():
+            with anyio.move_on_after(min(most, end - _CLOCK.monotonic())):
                 await turn.wait()
-            if left is None:
+            if left is None or latest == self.latest or _CLOCK.monotonic() >= end:
                 break
+            latest = self.latest
         self.leave(loan)
 
     def give_from_finalizer(self, loan: Loan[httpx.AsyncBaseTransport]) -> None:

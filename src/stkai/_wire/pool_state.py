@@ -35,7 +35,7 @@ class Loan(Generic[Pooled]):
     stream: Any = None
     wake: Callable[[], object] | None = None  # Called when a queued loan gets its connection, or never will.
     idle_since: float | None = None  # Set when the loan ends; None if the connection cannot be reused.
-    is_low = False  # Whether others go first while both wait.
+    priority = "normal"  # While it waits: "first" gets every other connection, "low" every tenth.
     _over = False
 
     def __init__(
@@ -43,8 +43,8 @@ class Loan(Generic[Pooled]):
     ) -> None:
         self.number = next(_numbers)
         self.destination = destination  # Where the request goes.
-        if priority == "low":
-            self.is_low = True
+        if priority != "normal":
+            self.priority = priority
         self._state = state
 
     def end(self, idle_since: float | None = None) -> None:

@@ -40,17 +40,17 @@ class Gate:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if self._loop is None:
-            self._loop, self._opened = asyncio.get_running_loop(), asyncio.Event()
+            self._loop, self._answers = asyncio.get_running_loop(), asyncio.Semaphore(0)
         self.paths.append(request.path)
         self.tokens.append(request.headers.get("authorization"))
-        if self.starts_open:
-            self._opened.set()
-        await self._opened.wait()
+        if not self.starts_open:
+            await self._answers.acquire()
         return web.Response(text="{}")
 
-    def open(self) -> None:
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._opened.set)
+    def open(self, requests: int = 1000) -> None:
+        """Answer so many requests, those that wait first."""
+        for _ in range(requests if self._loop is not None else 0):
+            self._loop.call_soon_threadsafe(self._answers.release)
 
 
 @pytest.fixture
@@ -100,6 +100,13 @@ async def client_of(
     finally:
         assert client.wire.full_pools == set()
         await world.close(client.client)
+
+
+def by_path(**limits: Any) -> PerKey:
+    """The named limits, for the paths of these names; many requests per second for others."""
+    return PerKey(
+        lambda request: request.url.path, lambda path: limits.get(path[1:]) or TokenBucket(100, 1.0)
+    )
 
 
 def _both(limit: Any) -> tuple[Any, Any]:
@@ -181,11 +188,7 @@ async def test_requests_that_wait_long_for_a_permit_leave_the_connections_to_oth
 ) -> None:
     url, server = gate
     clock = FakeClock(autojump=False)
-    slow = TokenBucket(1, 600.0)
-    per_path = PerKey(
-        lambda request: request.url.path, lambda path: slow if path == "/slow" else TokenBucket(100, 1.0)
-    )
-    async with client_of(world, per_path, clock=clock) as client:
+    async with client_of(world, by_path(slow=TokenBucket(1, 600.0)), clock=clock) as client:
 
         async def others() -> None:
             await world.until(lambda: len(server.paths) == 2)
@@ -201,6 +204,64 @@ async def test_requests_that_wait_long_for_a_permit_leave_the_connections_to_oth
 
         await client.beside(others, *[f"{url}/fast"] * 2)
     assert sorted(server.paths) == ["/fast"] * 6 + ["/slow"] * 3
+
+
+@pytest.mark.parametrize("share", [None, "team"])
+async def test_a_request_that_left_its_connection_to_others_gets_the_next_one_with_its_permit(
+    share: str | None, world: World, gate: tuple[str, Gate]
+) -> None:
+    url, server = gate
+    clock = FakeClock(autojump=False)
+    slow = TokenBucket(1, 2.0, share=share, store=MemoryStore(clock) if share else None)
+    async with client_of(world, by_path(slow=slow), clock=clock, connections=1) as client:
+
+        async def slow_ones() -> None:
+            await world.until(lambda: len(server.paths) == 1)
+            await client.beside(fast_ones, *[f"{url}/slow"] * 2)
+
+        async def fast_ones() -> None:
+            await world.until(lambda: client.queued == 2)
+            await client.beside(answer, *[f"{url}/fast"] * 4)
+
+        async def answer() -> None:
+            await world.until(lambda: client.queued == 6)
+            server.open(2)
+            await world.until(lambda: len(server.paths) == 3 and client.queued == 3)
+            while client.queued < 4:
+                clock.advance(0.05)
+                await world.until(lambda: clock.sleepers > 0 or client.queued == 4)
+            server.open()
+
+        await client.beside(slow_ones, f"{url}/fast")
+    assert server.paths == ["/fast", "/slow", "/fast", "/slow", "/fast", "/fast", "/fast"]
+
+
+@pytest.mark.real_time
+async def test_a_permit_is_kept_for_a_moment_only_while_no_connection_becomes_free(
+    world: World, gate: tuple[str, Gate]
+) -> None:
+    url, server = gate
+    slow = InFlight(1)
+    async with client_of(world, by_path(slow=slow), connections=1) as client:
+
+        async def others() -> None:
+            await world.until(lambda: len(server.paths) == 1)
+            await client.beside(another, f"{url}/slow")
+
+        async def another() -> None:
+            await world.until(lambda: client.queued == 1)
+            await client.beside(answer_one, f"{url}/fast")
+
+        async def answer_one() -> None:
+            await world.until(lambda: client.queued == 2)
+            with slow.permit():
+                server.open(1)
+                await world.until(lambda: len(server.paths) == 2 and client.queued == 0)
+            await world.until(lambda: client.queued == 1 and slow.busy == 1)
+            await world.until(lambda: client.queued == 1 and slow.busy == 0)
+            server.open()
+
+        await client.beside(others, f"{url}/fast")
 
 
 @pytest.mark.real_time
@@ -229,11 +290,9 @@ async def test_a_wait_in_a_limiter_further_inside_leaves_the_connection_to_other
 ) -> None:
     url, server = gate
     clock = FakeClock(autojump=False)
-    slow = TokenBucket(1, 600.0)
-    per_path = PerKey(
-        lambda request: request.url.path, lambda path: slow if path == "/slow" else TokenBucket(100, 1.0)
-    )
-    async with client_of(world, TokenBucket(100, 1.0), per_path, clock=clock) as client:
+    async with client_of(
+        world, TokenBucket(100, 1.0), by_path(slow=TokenBucket(1, 600.0)), clock=clock
+    ) as client:
 
         async def others() -> None:
             await world.until(lambda: len(server.paths) == 2)
@@ -257,10 +316,7 @@ async def test_a_request_that_is_refused_further_inside_keeps_no_connection(
     url, server = gate
     server.starts_open = True
     strict = TokenBucket(1, 3600.0, max_wait_time=0.01)
-    per_path = PerKey(
-        lambda request: request.url.path, lambda path: strict if path == "/strict" else TokenBucket(100, 1.0)
-    )
-    async with client_of(world, TokenBucket(100, 1.0), per_path) as client:
+    async with client_of(world, TokenBucket(100, 1.0), by_path(strict=strict)) as client:
         await client.post(f"{url}/strict")
         open_ones = [await world.call(client.client.post_stream, url, {}) for _ in range(2)]
 

@@ -34,7 +34,7 @@ from .sources.source import TICK, Source
 _MAX_SLEEP: Final = 3600.0
 """Seconds; longer waits are split, because every system limits the length of a sleep."""
 
-_PATIENCE: Final = 0.1  # Seconds for which a request may wait for a permit while it has a connection.
+PATIENCE: Final = 0.1  # Seconds for which a request may wait for a permit while it has a connection.
 
 
 def wait_for_permit(  # noqa: PLR0912 - one loop, which reads in order
@@ -69,7 +69,7 @@ def wait_for_permit(  # noqa: PLR0912 - one loop, which reads in order
                 left = end - now
                 if wait > left + TICK and not (turn.is_guess and left > TICK):
                     raise _refused(context, layer, attempt, most, wait, now - start, now)
-                if reserved and now - start + wait > _PATIENCE:
+                if reserved and now - start + wait > PATIENCE:
                     reserved.pop().unused()
                 # Sleeps of other clocks are exact, and end early only if necessary.
                 is_real = wait >= NAP and is_system_clock(context.clock)
