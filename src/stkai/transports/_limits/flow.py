@@ -137,12 +137,13 @@ class _LimitFlow(LayerBase):
                 if attempt.is_signed is not None and not attempt.is_signed():
                     attempt.place = (limiter, turn)
                     raise SignatureExpired
+                if reserved:
+                    extensions = {**request.extensions, RESERVED: reserved}
+                    return copy_request(request, extensions=extensions), sent
             except BaseException:
                 loan.unused()
                 limiter.leave(turn, context.now())
                 raise
-            if reserved:
-                return copy_request(request, extensions={**request.extensions, RESERVED: reserved}), sent
         return request, sent
 
     def _chosen(self, request: httpx.Request) -> tuple[Any, Plan | None]:
