@@ -21,10 +21,10 @@ def date() -> datetime:
     return datetime(2030, 1, 1, tzinfo=UTC)
 
 
-def answered(status: int, now: float, **headers: str) -> Answer:
-    """The answer to a request that was sent at the same instant."""
+def answered(status: int, now: float, *, sent: float | None = None, **headers: str) -> Answer:
+    """The answer to a request that was sent at `sent`, or at the same instant."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Answer(now, now, httpx.Response(status, headers=named), None, date, 0.5)
+    return Answer(now if sent is None else sent, now, httpx.Response(status, headers=named), None, date, 0.5)
 
 
 def quota_headers(reading: Reading | None) -> dict[str, str]:

@@ -9,7 +9,7 @@ from stkai.transports._limits.pace.start import Found
 from stkai.transports._limits.pace.windowed import WindowedRate
 
 from ....support.gateways import Down, FixedWindow, Gateway, LeakyBucket, Places, World, jain
-from ....support.sender import Sender, blind, plain, sender
+from ....support.sender import Sender, answered, blind, plain, sender
 
 
 def run(gateway: Gateway, processes: int, *numbers: float, until: float = 60.0, **options: float) -> World:
@@ -293,7 +293,7 @@ def test_lateness_is_not_made_up_for_where_requests_may_collide() -> None:
 def test_after_refusals_no_request_goes_sooner_than_at_the_rate() -> None:
     rate, now = blind(1.0, is_bursty=True), 101.0
     for _ in range(4):
-        rate.refused(Turn(), now, now, 0.5)
+        rate.refused(Turn(), answered(429, now))
         now += 10.0
     assert rate.rate < 0.3
     rate.take(Turn(), now)
@@ -303,8 +303,8 @@ def test_after_refusals_no_request_goes_sooner_than_at_the_rate() -> None:
 @pytest.mark.parametrize(("rate", "forgets"), [(5.0, True), (0.2, False)])
 def test_a_row_of_refusals_is_forgotten_only_if_it_also_takes_eight_gaps(rate: float, forgets: bool) -> None:
     blind_rate, now = blind(rate, is_bursty=True), 101.0
-    blind_rate.refused(Turn(), now, now, 0.5)
-    blind_rate.accepted(Turn(), now + 25.0, now + 25.0)
+    blind_rate.refused(Turn(), answered(429, now))
+    blind_rate.accepted(Turn(), answered(200, now + 25.0))
     assert (blind_rate.law._refused == 0.0) is forgets
 
 
@@ -365,16 +365,16 @@ def test_alone_a_window_of_a_second_is_used_that_the_server_never_mentions(count
 def test_what_a_fast_sender_is_refused_within_a_second_is_one_event(rate: float, cuts: int) -> None:
     mode = blind(rate, is_bursty=True)
     for now in (102.0, 102.3, 102.6):
-        mode.refused(Turn(), now, now, 0.5)
-        mode.accepted(Turn(), now + 0.1, now + 0.1)
+        mode.refused(Turn(), answered(429, now))
+        mode.accepted(Turn(), answered(200, now + 0.1))
     assert mode.law._cuts == cuts
 
 
 def test_a_short_wait_that_the_server_asks_for_covers_the_refusals_in_it() -> None:
     mode = blind(1.0, is_bursty=True)
     for now in (102.0, 103.9, 104.1):
-        mode.refused(Turn(), now, now, 0.5, 2.0)
-        mode.accepted(Turn(), now + 0.1, now + 0.1)
+        mode.refused(Turn(), answered(429, now), 2.0)
+        mode.accepted(Turn(), answered(200, now + 0.1))
     assert mode.law._cuts == 2
 
 
@@ -407,8 +407,8 @@ def test_a_verdict_of_collisions_is_taken_back_where_an_outage_shows_that_most_i
     assert rate._test.is_strict
     for _ in range(12):
         now += 0.1
-        rate.refused(Turn(), now, now, 0.5)
-    rate.accepted(Turn(), now + 1, now + 1)
+        rate.refused(Turn(), answered(429, now))
+    rate.accepted(Turn(), answered(200, now + 1))
     assert not rate._test.is_strict
     rate._test._failed = 6
     assert rate._test.is_strict
@@ -417,15 +417,15 @@ def test_a_verdict_of_collisions_is_taken_back_where_an_outage_shows_that_most_i
 def test_until_the_next_success_a_strict_server_gets_at_most_half_as_much_again() -> None:
     rate, now = blind(2.0, is_bursty=False), 101.0
     rate._test._failed, rate._test._gap = 3, 0.5
-    rate.accepted(Turn(), now, now)
+    rate.accepted(Turn(), answered(200, now))
     for _ in range(10):
         rate.release(now, now + 1.0, waiting=True)
         now += 1.0
     assert rate.rate == pytest.approx(3.0)
-    rate.accepted(Turn(), now, now)
+    rate.accepted(Turn(), answered(200, now))
     rate.release(now, now + 1.0, waiting=True)
     assert 3.0 < rate.rate <= 4.5
-    rate.accepted(Turn(), now, now)
+    rate.accepted(Turn(), answered(200, now))
     rate.update(0.1)
     slowest = rate.rate
     for _ in range(10):
@@ -436,7 +436,7 @@ def test_until_the_next_success_a_strict_server_gets_at_most_half_as_much_again(
 
 def test_the_bound_of_that_growth_holds_from_the_verdict_on() -> None:
     rate, now = blind(2.0, is_bursty=False), 101.0
-    rate.accepted(Turn(), now, now)
+    rate.accepted(Turn(), answered(200, now))
     rate._test._failed, rate._test._gap = 3, 0.5
     for _ in range(10):
         rate.release(now, now + 1.0, waiting=True)
@@ -449,10 +449,10 @@ def test_the_start_grows_only_while_requests_wait() -> None:
     for waiting in (True, False):
         rate = blind(1.0, is_bursty=True)
         rate._starting = True
-        rate.accepted(Turn(), 101.0, 101.0)
+        rate.accepted(Turn(), answered(200, 101.0))
         for second in range(102, 112):
             rate.release(second - 1.0, float(second), waiting=waiting)
-            rate.accepted(Turn(), float(second), float(second))
+            rate.accepted(Turn(), answered(200, float(second)))
         rates.append(rate.rate)
     assert rates[0] > 50
     assert rates[1] < 10

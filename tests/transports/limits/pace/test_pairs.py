@@ -8,7 +8,7 @@ from stkai.transports._limits.pace.pairs import PairTest, Spacing
 from stkai.transports._limits.pace.quota import KnownQuota
 from stkai.transports._limits.pace.start import ColdStart, Found
 
-from ....support.sender import Sender, blind
+from ....support.sender import Sender, answered, blind
 
 
 @pytest.mark.parametrize(("gap", "pairs"), [(2.0, 3), (2.1, 6)])
@@ -128,8 +128,8 @@ def test_each_adaptive_limiter_of_a_list_has_its_own_pairs() -> None:
             for mode in modes:
                 mode.take(turn, now)
         for mode in modes:
-            mode.accepted(turns[0], now + 0.01, now)
-            mode.refused(turns[1], now + 0.01, now, 0.5)
+            mode.accepted(turns[0], answered(200, now + 0.01, sent=now))
+            mode.refused(turns[1], answered(429, now + 0.01, sent=now))
     assert [mode.finding for mode in modes] == ["collisions, rate kept"] * 2
 
 

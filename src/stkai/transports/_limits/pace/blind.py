@@ -6,7 +6,7 @@ The law decides when a refused request is sent again, what holds others back, an
 
 import math
 
-from ..limiter import Turn
+from ..limiter import Answer, Turn
 from .law import LEAST_CHANGE
 from .pairs import PairTest
 from .quota import KnownQuota
@@ -192,8 +192,8 @@ class BlindRate:
 
     # Answers
 
-    def accepted(self, turn: Turn, now: float, sent: float) -> None:
-        self._in_flight.ended(sent)
+    def accepted(self, turn: Turn, answer: Answer) -> None:
+        now, sent = answer.now, answer.sent
         self._in_flight.accepted(sent)
         self._accepted += 1
         self._test.accepted(sent)
@@ -229,10 +229,10 @@ class BlindRate:
         self._back = share or _REGAINED * (self._before or average)
         self.rate = self._bounded(min(self._back, max(self.rate, self._back / 2)))
 
-    def refused(self, turn: Turn, now: float, sent: float, chance: float, asked: float | None = None) -> None:
-        """Note that a request sent at `sent` was refused; it asked for a second or two, or for nothing."""
-        self._in_flight.ended(sent)
-        self._in_flight.refused(now)
+    def refused(self, turn: Turn, answer: Answer, asked: float | None = None) -> None:
+        """Note a refusal; it asks for a second or two, or for nothing."""
+        now, sent, chance = answer.now, answer.sent, answer.chance
+        self._in_flight.refused(now, sent)
         if (paired := turn.noted(self)) is not None:
             good = self._test.observe(paired, now, accepted=False, starting=self._starting)
             if good == 0:

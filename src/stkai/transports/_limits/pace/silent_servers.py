@@ -136,18 +136,20 @@ class InFlightLimit:
             self._refused_at = math.inf
 
     def ended(self, sent: float = math.inf) -> None:
-        """Note that a request sent at `sent` was answered, or given up."""
+        """Note that a request sent at `sent` was given up, or that its answer says nothing."""
         if sent >= self._since:
             self._now = max(0, self._now - 1)
 
     def accepted(self, sent: float) -> None:
+        self.ended(sent)
         if sent == self._retried_at:
             self._retried_at = math.inf
             step = 1 if self._waited else -_MISSED
             self._score = max(0, min(_SURE, self._score + step))
 
-    def refused(self, now: float) -> None:
+    def refused(self, now: float, sent: float) -> None:
         """Note a refusal, with the requests that are in flight besides."""
+        self.ended(sent)
         self._retried_at = math.inf
         if self._now < _SEVERAL:
             self._refused_at = math.inf

@@ -6,7 +6,7 @@ the server describes its window in headers, the rate follows these instead.
 
 import math
 
-from ..limiter import Turn
+from ..limiter import Answer, Turn
 from . import law
 from .headers import Reading
 from .quota import History, KnownQuota
@@ -170,8 +170,8 @@ class WindowedRate:
             return math.inf
         return self._listens_at if self.guide.is_uninformed else -math.inf
 
-    def follow(self, reading: Reading | None, now: float, sent: float, *, refused: bool = False) -> bool:
-        """Apply the quota headers; returns whether they explain a refusal: the window is used up.
+    def follow(self, reading: Reading | None, answer: Answer) -> bool:
+        """Apply an answer's quota headers; returns whether they explain a refusal: the window is used up.
 
         Such a refusal is no congestion event: the window's usage determines the rate in the next one.
         """
@@ -179,7 +179,7 @@ class WindowedRate:
         followed = guide.in_force
         if reading is not None and not quota.is_given:
             guide.ceiling = reading.limit / reading.window
-        explained = guide.observe(reading, now, sent, self.rate, refused=refused)
+        explained = guide.observe(reading, answer.now, answer.sent, self.rate, refused=answer.is_refusal)
         if guide.in_force and reading is not None and quota.stated(reading):
             self._adopt()
         if followed or guide.in_force:
@@ -188,33 +188,31 @@ class WindowedRate:
             self.paused_until = max(self.paused_until, guide.paused_until)
         return explained
 
-    def accepted(self, turn: Turn, now: float, sent: float) -> None:
-        """Record that a request sent at `sent` was accepted, which may release permits."""
-        self.start.note(sent)
+    def accepted(self, turn: Turn, answer: Answer) -> None:
+        """Record that a request was accepted, which may release permits."""
+        self.start.note(answer.sent)
         free = self.start.released_by_success()
         if free:
             self.burst = max(self.burst, self.start.burst)
             self._released += free
-        if self._congestion.accepted(sent) and self._resumes_at:
+        if self._congestion.accepted(answer.sent) and self._resumes_at:
             # The request that probed the server was accepted.
             self.set(max(self.rate, self._resumes_at))
             self._resumes_at = 0.0
 
-    def refused(
-        self, turn: Turn, now: float, sent: float, asked: float | None, chance: float, *, explained: bool
-    ) -> None:
-        """Record the refusal of a request sent at `sent`, which asks for a wait of `asked` seconds."""
-        self.history.add(sent, -1.0)
+    def refused(self, turn: Turn, answer: Answer, asked: float | None, *, explained: bool) -> None:
+        """Record a refusal, which asks for a wait of `asked` seconds."""
+        self.history.add(answer.sent, -1.0)
         first = not self.start.over
-        past = self.history.past(now, cold=first)
-        streak, event = self._congestion.streak, self._congestion.refused(sent)
+        past = self.history.past(answer.now, cold=first)
+        streak, event = self._congestion.streak, self._congestion.refused(answer.sent)
         cut = event and not explained
         if cut:
-            self._cut(now, asked or 0.0, past)
+            self._cut(answer.now, asked or 0.0, past)
         if self._quota.asked(asked or 0.0) and cut:
             self._adopt()
         again = self._congestion.streak > max(streak, 1)
-        self._stop(turn, now, asked, chance, explained=explained, severe=first or again)
+        self._stop(turn, answer, asked, explained=explained, severe=first or again)
 
     def found(self, now: float) -> Found:
         """What was found before a request was refused without information on how long to wait."""
@@ -250,9 +248,10 @@ class WindowedRate:
         self._quiet = 0.0
 
     def _stop(
-        self, turn: Turn, now: float, asked: float | None, chance: float, *, explained: bool, severe: bool
+        self, turn: Turn, answer: Answer, asked: float | None, *, explained: bool, severe: bool
     ) -> None:
         """Pause all requests, or, in a short window, only the refused one, unless the refusal is severe."""
+        now, chance = answer.now, answer.chance
         window, streak = self._quota.window, self._congestion.streak
         probes, floor = False, self._quota.floor
         if asked is None:

@@ -191,7 +191,7 @@ class AdaptiveRate(Rate):
         """Record that the server accepted a request; `reading` is from its quota headers."""
         if reading is not None:
             self._follow(reading, answer)
-        self.mode.accepted(turn, answer.now, answer.sent)
+        self.mode.accepted(turn, answer)
         self._has_accepted, self._refused_since = True, math.inf
         change = None
         if self._has_moved() or self.mode.finding not in ("", self._finding):
@@ -204,7 +204,7 @@ class AdaptiveRate(Rate):
         self, turn: Turn, answer: Answer, asked: float | None, reading: Reading | None
     ) -> RateChange | None:
         """Record a 429 that asks for a wait of `asked` seconds."""
-        now, sent, chance = answer.now, answer.sent, answer.chance
+        now = answer.now
         windowed, first = self._windowed, not self._windowed.start.over
         self._refused_since = min(self._refused_since, now)
         explained = self._follow(reading, answer)
@@ -213,7 +213,7 @@ class AdaptiveRate(Rate):
         is_silent = asked is None or (not self.quota.was_asked and self._is_coarse(asked, now))
         if is_silent and reading is None and not explained and self._can_be_blind():
             if isinstance(self.mode, BlindRate):
-                self.mode.refused(turn, now, sent, chance, asked)
+                self.mode.refused(turn, answer, asked)
             else:
                 self.mode = BlindRate(self.quota, windowed.found(now), now, asked=asked)
             if asked:  # The refused request itself waits as asked, regardless of the rate.
@@ -221,7 +221,7 @@ class AdaptiveRate(Rate):
             is_news = self._has_moved()
         else:
             self._resume_windows(now)
-            windowed.refused(turn, now, sent, asked, chance, explained=explained)
+            windowed.refused(turn, answer, asked, explained=explained)
             is_news = not explained and windowed.rate < self._reported
         self.ignores_successes_until = -math.inf
         if not is_news:
@@ -251,7 +251,7 @@ class AdaptiveRate(Rate):
         windowed = self._windowed
         if windowed is not self.mode:
             windowed.rate = self.mode.rate
-        explained = windowed.follow(reading, answer.now, answer.sent, refused=answer.is_refusal)
+        explained = windowed.follow(reading, answer)
         if windowed.guide.in_force:
             self._resume_windows(answer.now)
         return explained
