@@ -46,9 +46,11 @@ class Sender:
         queue: where its requests wait.
     """
 
-    def __init__(self, *numbers: float, floor_share: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self, *numbers: float, floor_share: float = 0.0, plain: tuple[float, float] | None = None
+    ) -> None:
         max_requests, time_window = numbers or (None, None)
-        self.source = AdaptiveRate(KnownQuota(max_requests, time_window, floor_share), **options)
+        self.source = AdaptiveRate(KnownQuota(max_requests, time_window, floor_share, plain=plain))
         self.queue = Queue(self.source)
         self._turns: dict[float, Turn] = {}
 

@@ -166,8 +166,7 @@ class AimdLimiter(QuotaLimiter):
         saved = SavedRate(warm_start) if warm_start is not None and share is None else None
         self._factors = factors
         adaptive = self._adaptive = AdaptiveRate(
-            KnownQuota(max_requests, time_window, floor, leaves_some=plain is None),
-            plain=plain,
+            KnownQuota(max_requests, time_window, floor, plain=plain, leaves_some=plain is None),
             learned=None if saved is None else saved.read(),
             save=None if saved is None else saved.note,
         )
@@ -184,8 +183,8 @@ class AimdLimiter(QuotaLimiter):
         if share is not None:
             from .pace.group import GroupPace
 
-            quota = KnownQuota(max_requests, time_window, floor)
-            group = GroupPace(quota, plain=plain, starts_warm=warm_start is not None)
+            quota = KnownQuota(max_requests, time_window, floor, plain=plain)
+            group = GroupPace(quota, starts_warm=warm_start is not None)
         # A server's token headers apply to everyone who uses the key, so each member follows those that it receives.
         super().__init__(
             limits, alone, share=share, store=store, beside=units(), pace=group,

@@ -83,11 +83,9 @@ class GroupPace:
     With `starts_warm`, it starts at the rate of a group that ended within the last day.
     """
 
-    def __init__(
-        self, quota: KnownQuota, *, plain: tuple[float, float] | None = None, starts_warm: bool = False
-    ) -> None:
-        self._quota, self._plain, self._warm = quota, plain, starts_warm
-        self._cold = plain is None
+    def __init__(self, quota: KnownQuota, *, starts_warm: bool = False) -> None:
+        self._quota, self._warm = quota, starts_warm
+        self._cold = quota.plain is None
         self._set_up()
         self._accepted = self._counted = 0
         self._wrote_at = -math.inf
@@ -97,9 +95,8 @@ class GroupPace:
         self._reported = 0.0
 
     def _set_up(self) -> None:
-        quota, plain = self._quota, self._plain
-        self._law = quota.law(plain)  # Plain AIMD reads no headers.
-        self._guided = GroupWindow(quota, listens=plain is None)
+        self._law = self._quota.law()
+        self._guided = GroupWindow(self._quota)
 
     def update(self, ceiling: float, window: float) -> None:
         """Continue with another quota, in requests per second and seconds."""

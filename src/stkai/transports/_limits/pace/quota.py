@@ -53,9 +53,10 @@ class KnownQuota:
         time_window: float | None,
         floor_fraction: float = 0.0,  # A sender's lowest rate, as a fraction of the quota.
         *,
+        plain: tuple[float, float] | None = None,  # Plain AIMD with this penalty and recovery factor.
         leaves_some: bool = False,  # Whether a sender leaves a little of the quota to others.
     ) -> None:
-        self._leaves_some = leaves_some
+        self.plain, self._leaves_some = plain, leaves_some
         self.is_given = max_requests is not None and time_window is not None
         self._set(math.inf if max_requests is None else max_requests, time_window or _DEFAULT_WINDOW)
         self._floor_fraction = floor_fraction
@@ -84,10 +85,10 @@ class KnownQuota:
     def bounded(self, rate: float) -> float:
         return min(self.ceiling, max(self.floor, rate))
 
-    def law(self, plain: tuple[float, float] | None = None) -> RateLaw:
-        """The tuned law for what is known; or plain AIMD with the given penalty and recovery factors."""
-        if plain is not None:
-            return PlainLaw(self.ceiling, self.window, *plain)
+    def law(self) -> RateLaw:
+        """The tuned law for what is known, or plain AIMD."""
+        if self.plain is not None:
+            return PlainLaw(self.ceiling, self.window, *self.plain)
         return TunedLaw(self.ceiling, self.window, self._growth_window if self.requests == math.inf else 0.0)
 
     def asked(self, seconds: float) -> bool:

@@ -238,8 +238,8 @@ class GroupWindow:
     Each member counts as one of the senders that share the window, so that a group gets its share beside other clients.
     """
 
-    def __init__(self, quota: KnownQuota, *, listens: bool) -> None:
-        self._quota, self._listens = quota, listens
+    def __init__(self, quota: KnownQuota) -> None:
+        self._quota = quota
         self._guide = WindowGuide(quota.ceiling, quota.floor)
         self._known_at = -math.inf
         self._latest: _Described | None = None
@@ -249,7 +249,7 @@ class GroupWindow:
     def note(self, response: httpx.Response, answer: Answer) -> float | None:
         """Apply an answer. Returns the seconds until the window ends if it is trusted and used up; None otherwise."""
         reading, now, sent = None, answer.now, answer.sent
-        if self._listens and self._guide.listening:
+        if self._quota.plain is None and self._guide.listening:  # Plain AIMD reads no headers.
             reading = self._quota.read(response, answer.date())
         self._doubts = self._doubts or (answer.is_refusal and (reading is None or reading.remaining >= 1))
         if reading is None:

@@ -25,21 +25,21 @@ _HEADER_INTERVAL = 1.0  # Seconds between checks of the headers while a server h
 class WindowedRate:
     """Combines the cold start, the law, the pauses, the history, and the window that a server describes.
 
-    With `plain`, it is AIMD with these penalty and recovery factors, and reads no headers.
+    Plain AIMD starts at the whole quota, and reads no headers.
     """
 
     least_change = law.LEAST_CHANGE  # Fraction by which the rate must change before it is reported again.
     finding = ""  # The reasons of reports suffice.
 
-    def __init__(self, quota: KnownQuota, plain: tuple[float, float] | None = None) -> None:
-        self._quota, self._plain, self.law = quota, plain, quota.law(plain)
+    def __init__(self, quota: KnownQuota) -> None:
+        self._quota, self.law = quota, quota.law()
         self._jitter = _SHORT_WINDOW_JITTER if quota.is_given and law.is_soft(quota.window) else _JITTER
         self.start = ColdStart(quota)
         self.history = History(self.law.history, quota)
         self.guide = WindowGuide(quota.ceiling, quota.floor)  # Follows the window that the server describes.
         self.rate = max(quota.floor, self.start.rate)  # Requests per second in force now.
         self.burst = self.start.burst  # Permits that may be taken at once after an idle period.
-        if plain is not None:
+        if quota.plain is not None:
             self.start.over, self.guide.listening = True, False
             self.set(quota.ceiling)
         self._congestion = law.Congestion()
@@ -222,7 +222,7 @@ class WindowedRate:
 
     def _adopt(self) -> None:
         """Update the law, because more is known about the quota."""
-        self.law = self._quota.law(self._plain)
+        self.law = self._quota.law()
         self.history.span = self.law.history
 
     def _grow(self, seconds: float) -> float:

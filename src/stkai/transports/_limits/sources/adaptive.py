@@ -38,25 +38,19 @@ Save = Callable[[LearnedRate, Answer, Any], Operation | None]
 
 
 class AdaptiveRate(Rate):
-    """A bucket whose rate and burst follow what the server accepts. `plain`: factors of plain AIMD, if that is used."""
+    """A bucket whose rate and burst follow what the server accepts."""
 
     limit = "adaptive rate"
 
     def __init__(
-        self,
-        quota: KnownQuota,
-        *,
-        plain: tuple[float, float] | None = None,
-        learned: LearnedRate | None = None,
-        save: Save | None = None,
+        self, quota: KnownQuota, *, learned: LearnedRate | None = None, save: Save | None = None
     ) -> None:
         self.quota, self._save = quota, save
         if learned is not None and learned.refused:
             quota.resume(learned.window)
-        self._windowed = WindowedRate(quota, plain)
+        self._windowed = WindowedRate(quota)
         if learned is not None:
             self._windowed.resume(learned.rate, refused=learned.refused)
-        self._is_plain = plain is not None
         self.mode: WindowedRate | BlindRate = self._windowed  # The law in force.
         self._reported, self._finding = self._windowed.rate, ""
         self.ignores_successes_until = -math.inf  # Until then, successes need not be reported.
@@ -208,7 +202,7 @@ class AdaptiveRate(Rate):
         windowed, first = self._windowed, not self._windowed.start.over
         self._refused_since = min(self._refused_since, now)
         explained = self._follow(reading, answer)
-        if (asked or 0.0) <= SHORT_WAIT and not (explained or self._is_plain):
+        if (asked or 0.0) <= SHORT_WAIT and not explained and self.quota.plain is None:
             turn.excused = self._is_excused(turn, now)
         is_silent = asked is None or (not self.quota.was_asked and self._is_coarse(asked, now))
         if is_silent and reading is None and not explained and self._can_be_blind():
@@ -243,7 +237,8 @@ class AdaptiveRate(Rate):
 
     def _can_be_blind(self) -> bool:
         """Whether `BlindRate` handles refusals without information; with a given long window, the windowed law does."""
-        return not self._is_plain and not (self.quota.is_given and not is_soft(self.quota.window))
+        quota = self.quota
+        return quota.plain is None and not (quota.is_given and not is_soft(quota.window))
 
     def _follow(self, reading: Reading | None, answer: Answer) -> bool:
         """Apply the quota headers; returns whether they explain a refusal."""
