@@ -69,7 +69,7 @@ class GroupState(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> "GroupState | None":
-        """Parse a text from the store; None if its format is unknown."""
+        """Parse a text from the store; None if it is empty, or its format is unknown."""
         try:
             *numbers, window = json.loads(text)
             return cls._make([*map(float, numbers), tuple(window)])
@@ -110,7 +110,7 @@ class GroupPace:
         Returns the seconds for which the group must pause, and the change of its rate if that is worth reporting.
         """
         response, turn.paced = answer.response, answer.is_refusal
-        if response is None or not (turn.paced or is_accepted(answer)):
+        if response is None or not (turn.paced or is_accepted(response)):
             return 0.0, None
         used_up = self._guided.note(response, answer)
         if not turn.paced:
@@ -139,7 +139,7 @@ class GroupPace:
     def steer(self, lease: Lease, waiting: int, now: float) -> GroupRate | None:
         """The group's next state; None if none is due."""
         self.update(lease.quota.rate, self._quota.window)
-        before, state = lease.law, GroupState.of(lease.law.memory) if lease.law.memory else None
+        before, state = lease.law, GroupState.of(lease.law.memory)
         if state is None:
             last = self._last
             if last is not None and last[0] == lease.epoch:  # The state was lost; restore it.

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import httpx
 
 from ..._retry_after import seconds_until
-from ..limiter import Answer
 
 TOLERANCE = 1.6
 """Seconds by which readings of the same instant may differ, because of rounding and latency."""
@@ -23,12 +22,9 @@ _UNRELATED_STATUSES = frozenset({401, 403, 407, 408, 425})
 """Refusals for other reasons, before the quota was checked."""
 
 
-def is_accepted(answer: Answer) -> bool:
-    """Whether the quota admitted the request; an error, or a failure of the server, does not show that."""
-    if answer.response is None or answer.is_refusal:
-        return False
-    status = answer.response.status_code
-    return status < 500 and status not in _UNRELATED_STATUSES
+def is_accepted(response: httpx.Response) -> bool:
+    """Whether the quota admitted the request, if this is no 429; a failure of the server does not show that."""
+    return response.status_code < 500 and response.status_code not in _UNRELATED_STATUSES
 
 
 class Reading(NamedTuple):

@@ -104,8 +104,6 @@ class ColdStart:
 
     def time_for(self, permits: float, rate: float) -> float:
         """Seconds until this many more permits are released, while the rate keeps doubling."""
-        if rate >= self._most:
-            return permits / rate
         doubling = self._doubling / math.log(2)
         while_growing = (self._most - rate) * doubling
         if permits <= while_growing:

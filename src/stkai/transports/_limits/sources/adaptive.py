@@ -159,19 +159,19 @@ class AdaptiveRate(Rate):
 
     def _learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Adjust the rate to the answer: a 429 slows all requests down, and a success shows what the server accepts."""
-        turn.paced = answer.is_refusal
-        if answer.response is None or not (turn.paced or is_accepted(answer)):
+        response, turn.paced = answer.response, answer.is_refusal
+        if response is None or not (turn.paced or is_accepted(response)):
             self.mode.ignore(turn)
-            if answer.response is not None and answer.response.status_code == _UNAVAILABLE:
+            if response is not None and response.status_code == _UNAVAILABLE:
                 self._unavailable += 1
                 if self._unavailable == _MANY:
                     turn.errand = Run(_warn, _awarn)  # Not here: the queue holds its lock.
             return None
         reading = None
         if self._windowed.listens(answer.now, refused=turn.paced):
-            reading = self.quota.read(answer.response, answer.date())
+            reading = self.quota.read(response, answer.date())
         if turn.paced:
-            asked = retry_after(answer.response.headers, answer.date())
+            asked = retry_after(response.headers, answer.date())
             change = self._refused(turn, answer, asked, reading)
         else:
             change = self._accepted(turn, answer, reading)
