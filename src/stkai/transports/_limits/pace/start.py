@@ -71,25 +71,27 @@ class ColdStart:
         self._free -= 1
         return 1.0
 
-    def excuses(self, sent: float, rate: float, seconds: float, asked: float = 0.0) -> bool:
+    def excuses(self, past: Past, rate: float, asked: float = 0.0) -> bool:
         """Whether the first refusal says nothing about the rate: a burst met a small bucket.
 
-        It came after `sent` requests in so many `seconds`, and asks for `asked` seconds, or for nothing. It ends the
-        bursts. The rate keeps doubling until the next refusal.
+        It asks for `asked` seconds, or for nothing. It ends the bursts. The rate keeps doubling until the next refusal.
         """
         self._free = 0.0
+        sent, is_known = past.successes, self._quota < math.inf
         is_small = sent < _FEW * self._quota or 0.0 < asked < _SOON * self._window
-        is_known = self._quota < math.inf
-        excused = not self._excused and is_known and is_small and sent > _BLAMELESS * rate * seconds
+        excused = not self._excused and is_known and is_small and sent > _BLAMELESS * rate * past.seconds
         self._excused = True
         return excused
 
-    def found(self, past: Past, rate: float) -> tuple[float, bool]:
-        """The rate with which to go on after the first refusal, and whether that was a burst; the start is over."""
-        self.over = True
-        if self.excuses(past.successes, rate, past.seconds) or self._quota == math.inf:
-            return min(rate, past.successes / max(1.0, past.seconds)) / 2, True
-        return max(rate / 2, min(rate, past.successes / max(1.0, past.seconds))), False
+    def found(self, past: Past, rate: float, now: float) -> Found:
+        """What was found until a refusal at `now`, and the rate with which to go on; a start is over."""
+        is_open = False
+        if past.cold:
+            self.over = True
+            goodput = min(rate, past.successes / max(1.0, past.seconds))
+            is_open = self.excuses(past, rate) or self._quota == math.inf
+            rate = goodput / 2 if is_open else max(rate / 2, goodput)
+        return Found(rate, is_open, past.successes, now - past.seconds, self.is_bursty)
 
     def note(self, sent: float) -> None:
         """Note when accepted requests were sent: two at one instant show that the server is bursty."""

@@ -216,9 +216,7 @@ class WindowedRate:
 
     def found(self, now: float) -> Found:
         """What was found before a request was refused without information on how long to wait."""
-        past, start = self.history.past(now, cold=not self.start.over), self.start
-        rate, is_open = start.found(past, self.rate) if past.cold else (self.rate, False)
-        return Found(rate, is_open, past.successes, now - past.seconds, start.is_bursty)
+        return self.start.found(self.history.past(now, cold=not self.start.over), self.rate, now)
 
     def _adopt(self) -> None:
         """Update the law, because more is known about the quota."""
@@ -235,7 +233,7 @@ class WindowedRate:
         return (before + self.rate) / 2 * seconds
 
     def _cut(self, now: float, asked: float, past: law.Past) -> None:
-        if past.cold and self.start.excuses(past.successes, self.rate, past.seconds, asked):
+        if past.cold and self.start.excuses(past, self.rate, asked):
             self.burst = 1.0
         else:
             longest = law.longest_pause(self._quota.window)
