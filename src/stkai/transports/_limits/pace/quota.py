@@ -144,8 +144,8 @@ class History:
     fraction of the time in which requests were held back decays over the quota's window.
     """
 
-    def __init__(self, span: float, quota: KnownQuota) -> None:
-        self.span, self._quota = span, quota  # The span may be changed.
+    def __init__(self, quota: KnownQuota) -> None:
+        self.span, self._quota = math.inf, quota  # The span, in seconds, is set by the owner.
         self.restart(math.inf)
         # That fraction, the instant at which it was updated, and whether requests are held back since then.
         self._held, self._held_at, self.holds = 1.0, -math.inf, True

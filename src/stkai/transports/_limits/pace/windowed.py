@@ -32,10 +32,8 @@ class WindowedRate:
     finding = ""  # The reasons of reports suffice.
 
     def __init__(self, quota: KnownQuota) -> None:
-        self._quota, self.law = quota, quota.law()
-        self._jitter = _SHORT_WINDOW_JITTER if quota.is_given and law.is_soft(quota.window) else _JITTER
-        self.start = ColdStart(quota)
-        self.history = History(self.law.history, quota)
+        self._quota, self.start, self.history = quota, ColdStart(quota), History(quota)
+        self._adopt()
         self.guide = WindowGuide(quota.ceiling, quota.floor)  # Follows the window that the server describes.
         self.rate = max(quota.floor, self.start.rate)  # Requests per second in force now.
         self.burst = self.start.burst  # Permits that may be taken at once after an idle period.
@@ -82,7 +80,6 @@ class WindowedRate:
         over, self.start = self.start.over, ColdStart(self._quota)
         self.start.over = over
         self.guide.ceiling = self._quota.ceiling
-        self._jitter = _SHORT_WINDOW_JITTER if law.is_soft(self._quota.window) else _JITTER
         self._adopt()
         self.set(self._quota.bounded(self.rate * factor))
 
@@ -219,9 +216,11 @@ class WindowedRate:
         return self.start.found(self.history.past(now, cold=not self.start.over), self.rate, now)
 
     def _adopt(self) -> None:
-        """Update the law, because more is known about the quota."""
-        self.law = self._quota.law()
+        """Set what follows from the quota, about which more is known now."""
+        quota = self._quota
+        self.law = quota.law()
         self.history.span = self.law.history
+        self._jitter = _SHORT_WINDOW_JITTER if quota.is_given and law.is_soft(quota.window) else _JITTER
 
     def _grow(self, seconds: float) -> float:
         """Let the rate grow by the law; returns the permits released during that time."""
