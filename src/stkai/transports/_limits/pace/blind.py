@@ -101,6 +101,11 @@ class BlindRate:
         return _STRICT_OUTAGE if self._test.is_strict else _OUTAGE
 
     @property
+    def _is_refused_again(self) -> bool:
+        """Whether more refusals in a row than collisions explain hold back the rate and the other requests."""
+        return self.row > (_STRICT_OUTAGE if self._test.is_strict else 1)
+
+    @property
     def finding(self) -> str:
         """What was found out about the server's refusals."""
         if self._test.is_strict:
@@ -179,7 +184,7 @@ class BlindRate:
         return min(wait, max(shortest, min(longest, wait / 2)))
 
     def _grow(self, seconds: float) -> None:
-        if self._starting or self.row > self._outage or (self.row > 1 and not self._test.is_strict):
+        if self._starting or self._is_refused_again:
             return
         if self._back < math.inf:
             self.rate = min(self._back, self.rate * 2 ** (seconds / _REGAIN))
@@ -253,7 +258,7 @@ class BlindRate:
             self._cut(now)
         # A strict server wants another phase; a bucket wants time to refill.
         self._due = now + (0.5 + 0.5 * chance if self._test.is_bursty else 0.3 * chance) / self.rate
-        if self.row > (1 if self._outage == _OUTAGE else _STRICT_OUTAGE):
+        if self._is_refused_again:
             wait = (0.5 + chance) * 2.0 ** (min(self.row, 12) - 2) * max(_GAPS / self.rate, _SHORTEST)
             longest = _LONGEST if self.row <= _MANY else _LONGER
             self._hold = max(self._hold, now + min(longest, wait))
