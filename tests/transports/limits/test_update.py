@@ -181,6 +181,15 @@ async def test_the_quota_of_an_adaptive_limiter_changes_and_its_law_goes_on(worl
     assert clock.monotonic() < 45.0
 
 
+def test_where_a_server_just_refuses_the_rate_stays_the_same_part_of_the_quota() -> None:
+    clock, policy = FakeClock(), AimdLimiter(20, 1)
+    with policy.permit(clock=clock) as permit:
+        permit.refused()
+    before = policy.rate
+    policy.update(max_requests=10)
+    assert policy.rate == pytest.approx(before / 2)
+
+
 def test_after_a_new_time_window_a_refusal_stops_a_shared_limiter_for_a_part_of_that() -> None:
     clock = FakeClock()
     policy = AimdLimiter(600, 600, share="team", store=MemoryStore(clock))
