@@ -2,8 +2,8 @@
 
 import asyncio
 import copy
-import gc
 import math
+import random
 import selectors
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
@@ -62,7 +62,8 @@ class Process:
         self.loop = Loop(self)
         self.tasks: list[asyncio.Task[Any]] = []
         self.policy = sim.make(sim, self.store) if policy is None else policy
-        stack = StackBuilder([limiter(self.policy)], clock=Clock(self), listener=[])
+        chance = random.Random(number)  # noqa: S311
+        stack = StackBuilder([limiter(self.policy)], clock=Clock(self), listener=[], random=chance.random)
         self.transport = stack.build_async(Wire(self))
 
     def run(self, event: Callable[[], object]) -> None:
@@ -296,9 +297,26 @@ class VirtualBackground:
         return True
 
 
+def belongs_to(sim: "Simulator", client: Any) -> bool:
+    """Whether it is a limiter of this simulation, and not one of an earlier test, which may be collected meanwhile."""
+    return getattr(client.store, "process", None) in sim.processes
+
+
+def keep_others_out(sim: "Simulator", patch: pytest.MonkeyPatch) -> None:
+    """Let limiters of earlier tests do nothing: their calls would draw random numbers of this simulation."""
+    real_schedule = store_client.StoreClient.schedule
+
+    def schedule(client: Any, seconds: float) -> None:
+        if belongs_to(sim, client):
+            real_schedule(client, seconds)
+
+    patch.setattr(store_client.StoreClient, "schedule", schedule)
+    patch.setattr(store_client.StoreClient, "retire", store_client.StoreClient._let_go)
+
+
 def install(sim: "Simulator", patch: pytest.MonkeyPatch) -> None:
     """Let the limiters' threads and clocks be the simulator's."""
-    gc.collect()  # A limiter of another test that was collected meanwhile would send its report here.
+    keep_others_out(sim, patch)
     threads: list[asyncio.Future[None]] = []
 
     class AbandonableWork:
@@ -329,8 +347,8 @@ def install(sim: "Simulator", patch: pytest.MonkeyPatch) -> None:
     real_send = store_client.StoreClient._send
 
     def send(client: Any, call: Any, ask: Ask) -> None:
-        if getattr(client.store, "process", None) not in sim.processes:
-            return  # The last report of a limiter of another test, from a real thread.
+        if not belongs_to(sim, client):
+            return  # Its last report, from a real thread.
         thread = threads.pop() if threads else None
 
         def end() -> None:
