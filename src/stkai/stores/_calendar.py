@@ -78,13 +78,8 @@ def advance(s: Calendar, now: float) -> float:
     if s.quota.max_cost:
         s.units = min(s.quota.max_cost, s.units + seconds * s.quota.cost_rate)
     if s.free and s.free[0][0] <= at:
-        left = []
-        for first, gap, places in s.free:
-            passed = past(first, gap, places, at)
-            give(s, passed)
-            if places > passed:
-                left.append((first + passed * gap, gap, places - passed))
-        s.free = sorted(left)
+        ranges, s.free = s.free, []
+        _offer(s, ranges, at)
     if s.next < at:
         # The permit at `next` is part of the burst, too.
         s.credit += min((at - s.next) * s.rate, max(0.0, s.burst - 1 - s.credit))
@@ -101,12 +96,16 @@ def give(s: Calendar, places: int) -> None:
 
 
 def release(s: Calendar, ranges: list[Range], now: float) -> None:
-    """Take unused permits back: future places become free, past ones become credit."""
-    if not ranges:
-        return
+    """Take unused permits back."""
     for first, gap, places in ranges:
         s.returned += places
         forgive(s, first, gap, places)
+    _offer(s, ranges, now)
+
+
+def _offer(s: Calendar, ranges: list[Range], now: float) -> None:
+    """Offer unused places again: future ones become free, past ones become credit."""
+    for first, gap, places in ranges:
         passed = past(first, gap, places, now)
         give(s, passed)
         if places > passed:

@@ -90,7 +90,6 @@ def look(s: State, now: float) -> Snapshot | None:
     members = [MemberState.unpack(packed) for packed in s.members.values()]
     members = [member for member in members if member.seen > now + s.offset - MEMBER_LIFETIME]
     s = copy.copy(s)
-    s.free, s.window = list(s.free), list(s.window)
     now = advance(s, now)
     debt = max(0.0, -s.units / s.quota.cost_rate) if s.quota.cost_rate else 0.0
     active = sum(bool(member.old or member.fresh or member.waiting) for member in members)

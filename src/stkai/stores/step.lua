@@ -152,6 +152,15 @@ local function give(s, places)
   s.credit = s.credit + min(places, max(0, max(1, s.burst - 1) - s.credit))
 end
 
+local function offer(s, ranges, now)
+  for _, r in ipairs(ranges) do
+    local passed = past(r[1], r[2], r[3], now)
+    give(s, passed)
+    if r[3] > passed then insert(s.free, {r[1] + passed * r[2], r[2], r[3] - passed}) end
+  end
+  table.sort(s.free, in_order)
+end
+
 local function advance(s, now)
   local at = now + s.offset
   if at < s.at then
@@ -162,14 +171,9 @@ local function advance(s, now)
   s.at, s.usage = at, s.usage * max(0, 1 - seconds / USAGE_SPAN)
   if s.max_cost > 0 then s.units = min(s.max_cost, s.units + seconds * s.cost_rate) end
   if #s.free > 0 and s.free[1][1] <= at then
-    local left = {}
-    for _, r in ipairs(s.free) do
-      local passed = past(r[1], r[2], r[3], at)
-      give(s, passed)
-      if r[3] > passed then insert(left, {r[1] + passed * r[2], r[2], r[3] - passed}) end
-    end
-    table.sort(left, in_order)
-    s.free = left
+    local ranges = s.free
+    s.free = {}
+    offer(s, ranges, at)
   end
   if s.next < at then
     s.credit = s.credit + min((at - s.next) * s.rate, max(0, s.burst - 1 - s.credit))
@@ -186,15 +190,11 @@ local function advance(s, now)
 end
 
 local function release(s, ranges, now)
-  if #ranges == 0 then return end
   for _, r in ipairs(ranges) do
     s.returned = s.returned + r[3]
     forgive(s, r[1], r[2], r[3])
-    local passed = past(r[1], r[2], r[3], now)
-    give(s, passed)
-    if r[3] > passed then insert(s.free, {r[1] + passed * r[2], r[2], r[3] - passed}) end
   end
-  table.sort(s.free, in_order)
+  offer(s, ranges, now)
 end
 
 local function allocate(s, places, now)
@@ -290,11 +290,7 @@ end
 local function void(s, now)
   s.expired, s.epoch = s.leased - s.used - s.returned, s.epoch + 1
   s.next, s.free = max(now, s.paused), {}
-  local window = {}
-  for _, entry in ipairs(s.window) do
-    if entry[1] <= now then insert(window, entry) end
-  end
-  s.window = window
+  while #s.window > 0 and s.window[#s.window][1] > now do table.remove(s.window) end
 end
 
 local function reconcile(s, m, ask, now)
