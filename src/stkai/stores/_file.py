@@ -81,7 +81,9 @@ class FileStore(LocalStore):
 
     def _change(self, share: str, work: Callable[[State, float], T]) -> T:
         # Reopened for each step: flock belongs to the open file description, which a forked child shares.
-        with _open_state(self._path_of(share), private=self._private) as file:
+        path = self._path_of(share)
+        with _open_state(path, private=self._private) as file:
+            _check_file(file, path, private=self._private)
             lock(file.fileno())
             try:
                 now = clock.monotonic()
@@ -180,26 +182,22 @@ def _boot_id() -> str:
 
 
 def _open_state(path: Path, *, private: bool) -> FileIO:
-    """Open a state file; create it and its directory if they are missing.
-
-    With `private`, refuse a directory that other users own or may enter.
-    """
+    """Open a state file; create it and its directory if they are missing."""
     try:
-        file = _open(path, private=private)
+        return _open(path, private=private)
     except OSError as error:
         if path.is_symlink() or path.is_dir():
             raise ConfigurationError(_not_plain(path)) from error
         raise
-    try:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise ConfigurationError(_not_plain(path))
-        if private and _IS_UNIX and about.st_uid != os.geteuid():
-            _make_directory(path.parent, private=True)
-    except BaseException:
-        file.close()
-        raise
-    return file
+
+
+def _check_file(file: FileIO, path: Path, *, private: bool) -> None:
+    """Refuse what is no regular file, and, with `private`, a directory that other users own or may enter."""
+    about = os.fstat(file.fileno())
+    if not stat.S_ISREG(about.st_mode):
+        raise ConfigurationError(_not_plain(path))
+    if private and _IS_UNIX and about.st_uid != os.geteuid():
+        _make_directory(path.parent, private=True)
 
 
 def _open(path: Path, *, private: bool) -> FileIO:
