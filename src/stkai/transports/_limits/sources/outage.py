@@ -41,9 +41,11 @@ class Outage:
         self._local: Sequence[Source] = ()
         # Until when they are in force: while the store is unreachable, and shortly afterwards.
         self._until = -math.inf
-        # Limits that the store does not know yet, and this member's fractions of requests and units; None means all.
-        self._updated: Limits | None = leased.updated
-        self._fractions: tuple[float, float] | None = None
+        self._fractions = (
+            1.0,
+            1.0,
+        )  # The local sources' parts of the quota: of its requests, and of its units.
+        self._updated: Limits | None = leased.updated  # Limits that the store does not know yet.
 
     @property
     def sources(self) -> Sequence[Source]:
@@ -79,7 +81,7 @@ class Outage:
         streak = self.failures - self.in_use
         adapts_alone = leased.group.lease is None and streak >= _FAILURES_TO_ADAPT
         if not self._local or (adapts_alone and streak == _FAILURES_TO_ADAPT):
-            self._fractions = None
+            self._fractions = 1.0, 1.0
             self._local = leased.alone() if adapts_alone else self._make_local(now)
             for source in self._local:
                 source.stands_for = leased
@@ -112,11 +114,10 @@ class Outage:
         new = self._updated
         if new is None:
             return
-        if self._fractions is not None:
-            requests, units = self._fractions
-            most = None if new.max_requests is None else requests * new.max_requests
-            cost = None if new.max_cost is None else units * new.max_cost
-            new = Limits(most, new.time_window, cost)
+        requests, units = self._fractions
+        most = None if new.max_requests is None else requests * new.max_requests
+        cost = None if new.max_cost is None else units * new.max_cost
+        new = Limits(most, new.time_window, cost)
         for source in self._local:
             if source.counts_units or new.max_requests is not None:
                 source.update(new)
