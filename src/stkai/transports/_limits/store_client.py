@@ -58,7 +58,9 @@ class StoreClient:
         self._limit: TimeLimit | None = None
         if not is_limited:
             self._limit = _time_limits.setdefault(id(self.store), TimeLimit(_STORE_TIMEOUT, "the store"))
-        self.was_lost = False  # Found by a request in the queue, which cannot report it.
+        self.loss = (
+            ""  # Why the store was lost, until listeners are told: nobody tells them while holding the lock.
+        )
         # By id, not a WeakSet: threads may add to it while another one iterates over it.
         self._audience: WeakValueDictionary[int, Any] = WeakValueDictionary()
         self._last_call = _NO_CALL
@@ -99,11 +101,8 @@ class StoreClient:
     def after_step(self, now: float) -> None:
         """Called without holding the lock, after each step of the queue; does what is due if the store never blocks."""
         self._note_time(now)
-        if self.was_lost:
-            with Queue.lock:
-                lost, self.was_lost = self.was_lost, False
-            if lost:
-                self._emit_lost("it does not answer")
+        if self.loss:
+            self._announce_loss()
         if self._is_instant and now >= self._due:
             self.work()
 
@@ -181,21 +180,21 @@ class StoreClient:
         try:
             answer = checked(self._call(self.store.lease, ask), ask.want)
         except BaseException as error:
-            ends_call = is_interrupt(error)
+            ends_call, reason = is_interrupt(error), describe(error)
             with Queue.lock:
                 if member.group.lease is None and not member.outage.is_on:
                     ends_call = ends_call or isinstance(error, ConfigurationError)
                 if isinstance(error, InUseError):
                     member.outage.in_use = member.outage.failures + 1
-                lost = not ends_call and member.fail_call(call, self._now())
                 if ends_call:
                     member.drop_call(call)
+                else:
+                    member.fail_call(call, self._now(), reason)
             if ends_call:
                 raise_interrupt(error)
                 raise
             logger.debug("the store of the share %r failed", member.share, exc_info=error)
-            if lost:
-                self._emit_lost(describe(error))
+            self._announce_loss()
             return
         with Queue.lock:
             restored = member.end_call(call, answer, self._now())
@@ -236,9 +235,12 @@ class StoreClient:
         """Also notify the listener in this layer's `context`; each listener is notified once."""
         self._audience[id(layer)] = layer
 
-    def _emit_lost(self, reason: str) -> None:
-        was_reached = self.member.group.lease is not None
-        self._emit(StoreLost, store=repr(self.store), reason=reason, was_reached=was_reached)
+    def _announce_loss(self) -> None:
+        with Queue.lock:
+            reason, self.loss = self.loss, ""
+            was_reached = self.member.group.lease is not None
+        if reason:
+            self._emit(StoreLost, store=repr(self.store), reason=reason, was_reached=was_reached)
 
     def _emit(self, kind: Callable[..., Event], **facts: Any) -> None:
         listeners: dict[int, Any] = {}

@@ -154,7 +154,7 @@ class Member(Source):
             return False
         self._hung += call.ask is not None
         if self._hung > _MAX_HUNG_CALLS:
-            self.client.was_lost = self.fail_call(call, now) or self.client.was_lost
+            self.fail_call(call, now, "it does not answer")
             return False
         self.calling = None
         return True
@@ -243,16 +243,16 @@ class Member(Source):
             self.client.schedule(0.0)
         return restored
 
-    def fail_call(self, call: StoreCall, now: float) -> bool:
-        """Continue without the store. Returns whether to announce an outage; a single lost message is none."""
+    def fail_call(self, call: StoreCall, now: float, reason: str) -> None:
+        """Continue without the store; the client announces an outage, and a single lost message is none."""
         if self.calling is not call:
-            return False
+            return
         self.drop_call(call)
         self.held.lapse(math.inf)  # So that no permit is used twice.
         self.held.units = 0.0
-        announced = self.outage.fail(now)
+        if self.outage.fail(now):
+            self.client.loss = reason
         self.client.schedule(self.outage.probe_after)
-        return announced
 
     def drop_call(self, call: StoreCall) -> None:
         """End a call that was not made, or was interrupted; what it may not have reported is reported again."""
