@@ -129,8 +129,7 @@ class StoreCall:
     """One message to the store and its answer."""
 
     turn: Turn | None  # The turn that makes the call; None if no request does.
-    until: float  # When it stops holding up other calls.
-    sent: float
+    sent: float  # When it began; until then, when it was reserved.
     is_last: bool  # Whether the member leaves the group with it.
     ask: Ask | None = None  # The message, once the call has begun.
 

@@ -142,7 +142,7 @@ class Member(Source):
 
     def reserve_call(self, turn: Turn | None, now: float, *, is_last: bool = False) -> StoreCall:
         """Reserve the next call, which the caller then makes. Requires `is_free`, except for the last call."""
-        self.calling = StoreCall(turn, now + CALL_LIFETIME, now, is_last)
+        self.calling = StoreCall(turn, now, is_last)
         return self.calling
 
     def is_free(self, now: float) -> bool:
@@ -150,7 +150,7 @@ class Member(Source):
         call = self.calling
         if call is None:
             return True
-        if now < call.until:
+        if now < call.sent + CALL_LIFETIME:
             return False
         self._hung += call.ask is not None
         if self._hung > _MAX_HUNG_CALLS:
