@@ -175,14 +175,12 @@ class Member(Source):
             want = 0
         held.keep(kept, units)
         call.sent = now
-        call.ask = self._reported = self._message(call, kept, want, turns[kept : kept + want], units, now)
+        call.ask = self._reported = self._message(call, want, turns[kept : kept + want])
         self.refused = -1
         return call.ask
 
-    def _message(
-        self, call: StoreCall, kept: int, want: int, wanting: Sequence[Turn], units: float, now: float
-    ) -> Ask:
-        held, group, quota, outage = self.held, self.group, self.quota, self.outage
+    def _message(self, call: StoreCall, want: int, wanting: Sequence[Turn]) -> Ask:
+        held, group, quota, outage, now = self.held, self.group, self.quota, self.outage, call.sent
         lease, queue = group.lease, max(group.queue_until - now, 0.0 if outage.is_long(now) else AHEAD)
         pause = max(0.0, group.paused_until - now)
         # A store that hung reads old probes late, and would take what they report for recent use: they only repeat a
@@ -198,13 +196,13 @@ class Member(Source):
             lease_id=0 if lease is None else lease.id,
             used=held.used,
             lapsed=held.lapsed,
-            held=kept,
+            held=len(held.due),
             want=want,
             waiting=len(self.turns),
             low=bool(wanting) and all(turn.priority == "low" for turn in wanting),
             costs=tuple(map(self.cost_of, wanting)) if quota.max_cost else (),
             units_used=held.spent,
-            units=units,
+            units=held.units,
             own=outage.reported,
             own_seconds=max(0.0, now - outage.since) if outage.used else 0.0,
             queue=0.0 if lease is None else queue,
