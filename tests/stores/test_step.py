@@ -218,6 +218,17 @@ def test_what_was_sent_in_an_outage_is_charged_once_though_an_answer_is_lost() -
     assert (state.leased, state.used) == (9, 9)
 
 
+def test_a_long_outage_does_not_make_the_state_large() -> None:
+    state = State.new(0.0)
+    client = Client("a")
+    quota = {"rate": 5.0, "burst": 1.0, "window": 10.0}
+    client.hear(step(state, client.ask(quota, 0, 0), 1.0), 1.0)
+    lease = step(state, client.ask(quota, 0, 1, own=100_000, own_seconds=20_000.0), 20_001.0)
+    assert state.used == 100_000
+    assert 50 <= sum(places for _, places in state.window) <= 55
+    assert lease.ranges[0][0] > 0  # The last window is full.
+
+
 def test_an_older_state_that_is_restored_gives_no_permit_again() -> None:
     """Redis restarts from its last snapshot, or a replica that lagged takes over."""
     state = State.new(0.0)

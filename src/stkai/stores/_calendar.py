@@ -170,6 +170,13 @@ def note(s: Calendar, first: float, gap: float, places: int) -> None:
         first, places = first + together * gap, places - together
 
 
+def note_past(s: Calendar, seconds: float, places: int, now: float) -> None:
+    """Add permits that were used evenly in the last `seconds`: of a long time, only those that a window may reach."""
+    first, gap = now - seconds, seconds / places
+    over = past(first, gap, places, now - _length(s) - s.quota.window / _MAX_EXACT)
+    note(s, first + over * gap, gap, places - over)
+
+
 def forgive(s: Calendar, first: float, gap: float, places: int) -> None:
     """Remove permits from the window: for each place, the latest one that is not after it."""
     while s.most and places > 0:

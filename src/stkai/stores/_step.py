@@ -14,7 +14,19 @@ from dataclasses import fields, replace
 from typing import Final, TypeVar
 
 from .._clock import Clock, clock_or_system
-from ._calendar import NEVER, ROUNDING, USAGE_SPAN, advance, allocate, count, merged, note, opening, past
+from ._calendar import (
+    NEVER,
+    ROUNDING,
+    USAGE_SPAN,
+    advance,
+    allocate,
+    count,
+    merged,
+    note,
+    note_past,
+    opening,
+    past,
+)
 from ._protocol import AHEAD, BOOKS, Ask, GroupRate, Lease, Snapshot
 from ._share import MEMBER_LIFETIME, MemberState, State, due, reconcile, sweep, uncount, void, void_old, wait
 
@@ -48,7 +60,7 @@ def step(s: State, ask: Ask, now: float) -> Lease:
         s.leased += own
         s.used += own
         s.credit = max(0.0, s.credit - own)
-        note(s, now - ask.own_seconds, ask.own_seconds / own, own)
+        note_past(s, ask.own_seconds, own, now)
     m.seq, m.own = ask.seq, ask.own
     _agree(s, ask, now)
     if s.is_new:

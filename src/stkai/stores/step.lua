@@ -105,6 +105,12 @@ local function note(s, first, gap, places)
   end
 end
 
+local function note_past(s, seconds, places, now)
+  local first, gap = now - seconds, seconds / places
+  local over = past(first, gap, places, now - length(s) - s.window_seconds / MAX_EXACT)
+  note(s, first + over * gap, gap, places - over)
+end
+
 local function forgive(s, first, gap, places)
   while s.most > 0 and places > 0 do
     local instant, together = entry_for(s, first, gap, places)
@@ -471,7 +477,7 @@ local function step(s, ask, now)
   local own = ask.lease_id == m.id and ask.own or max(0, ask.own - m.own)
   if own > 0 then
     s.leased, s.used, s.credit = s.leased + own, s.used + own, max(0, s.credit - own)
-    note(s, now - ask.own_seconds, ask.own_seconds / own, own)
+    note_past(s, ask.own_seconds, own, now)
   end
   m.seq, m.own = ask.seq, ask.own
   agree(s, ask, now)
