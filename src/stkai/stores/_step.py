@@ -14,19 +14,7 @@ from dataclasses import fields, replace
 from typing import Final, TypeVar
 
 from .._clock import Clock, clock_or_system
-from ._calendar import (
-    NEVER,
-    ROUNDING,
-    USAGE_SPAN,
-    advance,
-    allocate,
-    count,
-    merged,
-    note,
-    note_past,
-    opening,
-    past,
-)
+from ._calendar import NEVER, ROUNDING, USAGE_SPAN, advance, allocate, merged, note, note_past, opening, past
 from ._protocol import AHEAD, BOOKS, Ask, GroupRate, Lease, Snapshot
 from ._share import MEMBER_LIFETIME, MemberState, State, due, reconcile, sweep, uncount, void, void_old, wait
 
@@ -177,7 +165,7 @@ def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
     # A member uses its portion of the remaining burst immediately, so it does not hold it in advance.
     portion = max(1, math.floor(max(s.rate * AHEAD, s.credit) / max(1, s.active) + ROUNDING))
     # Permits that became due while the message was in transit do not count as held.
-    held = count(m.old) - sum(past(*each, now) for each in m.old)
+    held = sum(places - past(first, gap, places, now) for first, gap, places in m.old)
     want = min(ask.want, portion + 1 - held)
     if max(s.next, opening(s)) - now > 1.5 * AHEAD:
         want = min(want, 1)  # Keep the calendar short, even while the group grows.
