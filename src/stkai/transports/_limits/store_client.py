@@ -58,9 +58,7 @@ class StoreClient:
         self._limit: TimeLimit | None = None
         if not is_limited:
             self._limit = _time_limits.setdefault(id(self.store), TimeLimit(_STORE_TIMEOUT, "the store"))
-        self.loss = (
-            ""  # Why the store was lost, until listeners are told: nobody tells them while holding the lock.
-        )
+        self.loss = ""  # Why the store was lost, until the listeners are told: never while the lock is held.
         # By id, not a WeakSet: threads may add to it while another one iterates over it.
         self._audience: WeakValueDictionary[int, Any] = WeakValueDictionary()
         self._last_call = _NO_CALL

@@ -41,10 +41,7 @@ class Outage:
         self._local: Sequence[Source] = ()
         # Until when they are in force: while the store is unreachable, and shortly afterwards.
         self._until = -math.inf
-        self._fractions = (
-            1.0,
-            1.0,
-        )  # The local sources' parts of the quota: of its requests, and of its units.
+        self._fractions = 1.0, 1.0  # The local sources' parts of the quota's requests and units.
         self._updated: Limits | None = leased.updated  # Limits that the store does not know yet.
 
     @property
