@@ -12,6 +12,7 @@ from stkai.testing import FakeClock
 from stkai.testing._service import FixedWindow
 from stkai.transports import adaptive
 from stkai.transports._limits.pace.headers import Reading
+from stkai.transports._limits.sources.source import Limits
 
 from ....support.sender import QUOTA, Sender, plain, sender
 from ....support.wire import Wire
@@ -220,3 +221,19 @@ async def test_headers_that_contradict_themselves_are_no_longer_read(
     monkeypatch.setattr("stkai.transports._limits.pace.quota.read_rate_limit", read.append)
     await server.use(10.0)
     assert not read
+
+
+def test_an_update_lowers_the_rate_within_a_window_to_the_new_quota() -> None:
+    one = Sender(6000, WINDOW, floor_share=0.5)
+    for second in range(9):
+        one.accept(float(second), reading=Reading("", 6000, 5999 - second, WINDOW - second, WINDOW))
+    assert one.rate > 50.0
+    one.source.update(Limits(60, WINDOW))
+    assert one.look(20.0) <= 1.0
+
+
+def test_a_described_quota_of_a_few_requests_per_hour_is_kept() -> None:
+    one = Sender()
+    for second in range(9):
+        one.accept(float(second), reading=Reading("", 10, 9, 3600.0 - second, 3600.0))
+    assert one.rate <= 10 / 3600

@@ -80,7 +80,7 @@ class Team:
     @property
     def guide(self) -> WindowGuide:
         """What the group knows about the window."""
-        guide = WindowGuide(QUOTA, 0.0)
+        guide = WindowGuide(KnownQuota(LIMIT, WINDOW))
         guide.resume(self.memory.window, self.clock.monotonic())
         return guide
 
@@ -246,7 +246,7 @@ def test_a_guide_resumes_from_its_state_as_if_it_had_never_stopped(
             guide.observe(Reading("q", LIMIT, remaining, reset, WINDOW), now, now, 0.5, refused=refused)
         return now
 
-    guide, other = WindowGuide(QUOTA, 0.01), WindowGuide(QUOTA, 0.01)
+    guide, other = WindowGuide(KnownQuota(LIMIT, WINDOW)), WindowGuide(KnownQuota(LIMIT, WINDOW))
     now = hear(guide, readings, 0.0, 0.0)
     other.resume(tuple(json.loads(json.dumps(guide.state(now)))), now + shift)
     assert other.in_force == guide.in_force

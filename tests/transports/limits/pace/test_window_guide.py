@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stkai.transports._limits.pace.headers import Reading
-from stkai.transports._limits.pace.window_guide import WindowGuide
+from stkai.transports._limits.pace.quota import KnownQuota
+from stkai.transports._limits.pace.window_guide import GroupWindow, WindowGuide
+
+from ....support.sender import answered
 
 LIMIT, WINDOW = 100, 60.0
 QUOTA = LIMIT / WINDOW
@@ -37,7 +40,7 @@ def tell(
 
 def believing(rate: float = 0.5) -> WindowGuide:
     """A guide that believes in a window, at second 6, when the requests used are exactly on schedule."""
-    guide = WindowGuide(QUOTA, FLOOR)
+    guide = WindowGuide(KnownQuota(LIMIT, WINDOW))
     tell(guide, 1.0, on_line(1.0), rate=rate)
     tell(guide, 6.0, on_line(6.0), rate=rate)
     assert guide.in_force
@@ -53,13 +56,13 @@ def on_line(now: float, factor: float = 1.0, *, end: float = WINDOW) -> float:
 
 
 def test_nothing_is_followed_before_the_first_reading() -> None:
-    guide = WindowGuide(QUOTA, FLOOR)
+    guide = WindowGuide(KnownQuota(LIMIT, WINDOW))
     guide.advance(1e9)
     assert (guide.listening, guide.in_force) == (True, False)
 
 
 def test_a_reset_is_believed_once_it_has_stood_still_for_five_seconds() -> None:
-    guide = WindowGuide(QUOTA, FLOOR)
+    guide = WindowGuide(KnownQuota(LIMIT, WINDOW))
     believed = []
     for now in (10.0, 11.3, 14.9, 15.0, 16.0):
         tell(guide, now, 80)
@@ -79,7 +82,7 @@ def test_a_reset_that_is_a_little_off_stands_still_and_is_taken_for_the_middle()
 
 @pytest.mark.parametrize("rounded", [math.floor, round, math.ceil])
 def test_a_reset_in_whole_seconds_is_believed_window_after_window(rounded: Callable[[float], int]) -> None:
-    guide = WindowGuide(QUOTA, FLOOR)
+    guide = WindowGuide(KnownQuota(LIMIT, WINDOW))
     for tenth in range(3000):
         now = tenth / 10
         guide.observe(Reading("", LIMIT, 50, rounded(WINDOW - now % WINDOW), WINDOW), now + 0.1, now, 0.5)
@@ -99,7 +102,7 @@ def test_a_reset_in_whole_seconds_is_believed_window_after_window(rounded: Calla
 def test_a_reset_with_another_meaning_is_never_believed_and_soon_ignored(
     reset_in: Callable[[float], float],
 ) -> None:
-    guide = WindowGuide(QUOTA, FLOOR)
+    guide = WindowGuide(KnownQuota(LIMIT, WINDOW))
     for tenth in range(600):
         now = tenth / 10
         guide.observe(Reading("", LIMIT, 50, reset_in(now), WINDOW), now, now, 0.5)
@@ -108,7 +111,7 @@ def test_a_reset_with_another_meaning_is_never_believed_and_soon_ignored(
 
 
 def test_the_oldest_request_of_a_sliding_window_is_found_out_when_it_expires() -> None:
-    guide = WindowGuide(QUOTA, FLOOR)
+    guide = WindowGuide(KnownQuota(LIMIT, WINDOW))
     for now in range(120):
         # A request every 2 s: from second 60 on, a different one expires next each time.
         tell(guide, float(now), 70, end=60.0 + max(0, now - 59) // 2 * 2)
@@ -132,7 +135,7 @@ def test_a_window_may_start_with_its_first_request_however_late_that_comes(gap: 
 
 
 def test_a_new_window_may_be_announced_a_second_before_the_old_one_was_to_end() -> None:
-    guide = WindowGuide(QUOTA, FLOOR)
+    guide = WindowGuide(KnownQuota(LIMIT, WINDOW))
     for now in (10.0, 20.0, 59.0):
         tell(guide, now, 50, end=61.0)
     tell(guide, 60.1, 99, end=120.0)
@@ -197,7 +200,7 @@ def test_a_refusal_with_no_requests_left_is_explained() -> None:
 
 
 def test_before_it_believes_it_explains_nothing_and_counts_no_contradiction() -> None:
-    guide = WindowGuide(QUOTA, FLOOR)
+    guide = WindowGuide(KnownQuota(LIMIT, WINDOW))
     for now in (1.0, 1.2, 1.4):
         assert not tell(guide, now, 50, refused=True)
         assert not tell(guide, now, 0, refused=True)
@@ -289,7 +292,7 @@ def test_a_new_window_begins_at_the_base_before_its_first_answer() -> None:
 def test_at_the_end_of_a_window_the_base_moves_by_the_mean_and_grows_a_little(
     factor: float, moves: float
 ) -> None:
-    guide = WindowGuide(QUOTA, FLOOR)
+    guide = WindowGuide(KnownQuota(LIMIT, WINDOW))
     tell(guide, 0.0, 100)
     for now in range(5, 60):
         tell(guide, float(now), on_line(now, factor), rate=0.2)
@@ -299,7 +302,7 @@ def test_at_the_end_of_a_window_the_base_moves_by_the_mean_and_grows_a_little(
 
 
 def test_a_single_answer_moves_the_base_half_as_far() -> None:
-    guide = WindowGuide(QUOTA, FLOOR)
+    guide = WindowGuide(KnownQuota(LIMIT, WINDOW))
     tell(guide, 0.0, 100)
     tell(guide, 30.0, on_line(30.0, 0.5))
     guide.advance(61.0)
@@ -368,7 +371,7 @@ def test_the_time_for_permits_takes_the_end_of_the_window_into_account() -> None
 def test_whatever_the_headers_say_the_pace_stays_within_its_bounds(
     answers: list[tuple[float, float, bool, str, int, float | None, float]],
 ) -> None:
-    guide, now = WindowGuide(QUOTA, FLOOR), 0.0
+    guide, now = WindowGuide(KnownQuota(LIMIT, WINDOW)), 0.0
     for seconds, under_way, refused, name, remaining, reset, window in answers:
         assert 0 <= guide.release(now, now + seconds) <= QUOTA * seconds * 1.001 + 1e-9
         now += seconds
@@ -378,3 +381,15 @@ def test_whatever_the_headers_say_the_pace_stays_within_its_bounds(
         assert guide.time_for(1.0, now) > 0
         assert not explained or (refused and remaining == 0 and guide.in_force)
         assert guide.listening or not guide.in_force
+
+
+def test_a_refusal_that_arrives_while_the_state_is_written_is_still_reported() -> None:
+    state, known = believing().state(6.0), GroupWindow(KnownQuota(LIMIT, WINDOW))
+    known.move(state, 6.0, 6.5, 0.5, 1)
+    refusal = answered(429, 6.6)
+    assert refusal.response is not None
+    known.note(refusal.response, refusal)
+    known.reported()
+    guide = known.move(state, 6.0, 7.0, 0.5, 1)
+    guide.observe(None, 7.5, 7.5, 0.5, refused=True)
+    assert not guide.listening  # Two refusals that it does not explain.

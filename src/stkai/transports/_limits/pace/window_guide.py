@@ -49,12 +49,13 @@ class WindowGuide:
     all senders converge (Chiu and Jain, 1989). Rates are in requests per second.
     """
 
-    def __init__(self, ceiling: float, floor: float) -> None:
+    def __init__(self, quota: KnownQuota) -> None:
+        self._quota = quota
         self.listening = True  # Whether headers are read: not once they have contradicted themselves twice.
         self.paused_until = -math.inf  # The end of a window that is used up.
         self.senders = 1  # The number of senders that follow this guide.
-        self.ceiling, self._floor = ceiling, floor  # The rate of the whole quota, and the lowest rate.
-        self.base = floor  # The rate, without its variation within a window.
+        self.ceiling = quota.ceiling  # The rate of the whole quota, which the server's headers may describe.
+        self.base = quota.floor  # The rate, without its variation within a window.
         self._doubted = False
         self._forget()
 
@@ -78,7 +79,7 @@ class WindowGuide:
             return self.base
         # Together, senders that share the quota may exceed its rate for a while to use what is left.
         most = self.ceiling * min(self.senders, _MAX_AHEAD)
-        return max(self._floor, min(most, self.base * self._factor))
+        return max(self._quota.floor, min(most, self.base * self._factor))
 
     def observe(
         self, reading: Reading | None, now: float, sent: float, rate: float, *, refused: bool = False
@@ -221,7 +222,7 @@ class WindowGuide:
         self._doubted = True
 
     def _bounded(self, rate: float) -> float:
-        return max(self._floor, min(self.ceiling, rate))
+        return max(self._quota.floor, min(self.ceiling, rate))
 
 
 class _Described(NamedTuple):
@@ -240,18 +241,18 @@ class GroupWindow:
 
     def __init__(self, quota: KnownQuota) -> None:
         self._quota = quota
-        self._guide = WindowGuide(quota.ceiling, quota.floor)
+        self._guide = WindowGuide(quota)
         self._known_at = -math.inf
         self._latest: _Described | None = None
         self._moved_by: _Described | None = None
-        self._doubts = False
+        self._doubts = self._moved_doubts = 0  # Refusals that no window explains.
 
     def note(self, response: httpx.Response, answer: Answer) -> float | None:
         """Apply an answer. Returns the seconds until the window ends if it is trusted and used up; None otherwise."""
         reading, now, sent = None, answer.now, answer.sent
         if self._quota.plain is None and self._guide.listening:  # Plain AIMD reads no headers.
             reading = self._quota.read(response, answer.date())
-        self._doubts = self._doubts or (answer.is_refusal and (reading is None or reading.remaining >= 1))
+        self._doubts += answer.is_refusal and (reading is None or reading.remaining >= 1)
         if reading is None:
             return None
         reading = reading._replace(name=reading.name[:_MAX_NAME])
@@ -268,14 +269,14 @@ class GroupWindow:
         self, state: tuple[Any, ...], written: float, now: float, rate: float, members: int
     ) -> WindowGuide:
         """The group's guide at `now`, from its state as of `written` and this member's later answers."""
-        guide = WindowGuide(self._quota.ceiling, self._quota.floor)
+        guide = WindowGuide(self._quota)
         if state:
             try:
                 guide.resume(state, written)
             except (ValueError, TypeError):  # Another version wrote it.
-                guide = WindowGuide(self._quota.ceiling, self._quota.floor)
+                guide = WindowGuide(self._quota)
         guide.senders = members
-        self._known_at = guide.seen_at
+        self._known_at, self._moved_doubts = guide.seen_at, self._doubts
         latest = self._moved_by = self._latest
         if latest is not None and latest.now > guide.seen_at:
             guide.observe(latest.reading, latest.now, latest.sent, rate)
@@ -291,6 +292,6 @@ class GroupWindow:
 
     def reported(self) -> None:
         """Record that the group's state now includes what this member had received."""
-        self._doubts = False
+        self._doubts -= self._moved_doubts
         if self._latest is self._moved_by:
             self._latest = None
