@@ -153,3 +153,14 @@ def test_the_jitter_of_a_pause_is_on_top_and_within_its_bounds(
     jitter = one.source.mode.paused_until - without
     assert jitter == pytest.approx(chance * min(1 / one.rate, asked / 2 + 1), abs=1e-6)
     assert jitter >= -1e-6
+
+
+def test_a_longer_wait_changes_the_law_although_its_refusal_is_no_cut() -> None:
+    one = Sender()
+    for second in range(40):
+        one.force(float(second))
+        one.accept(float(second))
+    one.force(41.0)
+    one.refuse(41.0, asked=59.0)
+    one.refuse(101.0, sent=100.5, asked=600.0)  # Sent before any success showed that the cut was enough.
+    assert one.source._windowed.law.window == 600.0

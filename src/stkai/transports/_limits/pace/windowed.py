@@ -34,7 +34,7 @@ class WindowedRate:
     def __init__(self, quota: KnownQuota) -> None:
         self._quota, self.start, self.history = quota, ColdStart(quota), History(quota)
         self._adopt()
-        self.guide = WindowGuide(quota.ceiling, quota.floor)  # Follows the window that the server describes.
+        self.guide = WindowGuide(quota)  # Follows the window that the server describes.
         self.rate = max(quota.floor, self.start.rate)  # Requests per second in force now.
         self.burst = self.start.burst  # Permits that may be taken at once after an idle period.
         if quota.plain is not None:
@@ -206,7 +206,7 @@ class WindowedRate:
         cut = event and not explained
         if cut:
             self._cut(answer.now, asked or 0.0, past)
-        if self._quota.asked(asked or 0.0) and cut:
+        if self._quota.asked(asked or 0.0):
             self._adopt()
         again = self._congestion.streak > max(streak, 1)
         self._stop(turn, answer, asked, explained=explained, severe=first or again)
