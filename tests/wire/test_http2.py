@@ -13,7 +13,7 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from stkai._wire.httpcore_fixes import GoAways
+from stkai._wire.http2 import GoAways
 
 HEADERS = HeadersFrame(1, data=b"x" * 10, flags=["END_HEADERS"])
 DATA = DataFrame(1, data=b"y" * 20)

@@ -2,15 +2,13 @@
 
 httpcore leaves a connection open if its handshake, with a server or a SOCKS proxy, is cancelled or given up, and a lock
 taken if an interrupt comes while it holds it. It takes a proxy that does not connect for a server that does not answer.
-It passes some errors on that are not httpx errors, and drops the message of others. It loses an answer that arrives
-after a GOAWAY.
+It passes some errors on that are not httpx errors, and drops the message of others.
 """
 
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import starmap
 from ssl import SSLError
 from typing import Any, Final, TypeVar
 
@@ -20,6 +18,7 @@ from .._errors import causes
 from .._event_loops import anyio
 from .._families import alike
 from .._secrets import HiddenBytes
+from .http2 import GoAways
 from .proxies import AsyncProxyStream, ProxyStream
 
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
@@ -209,86 +208,3 @@ def explain(error: BaseException, otherwise: str = "") -> None:
         known = (text for below in causes(error) if (text := str(below)))
         if text := next(known, otherwise):
             error.args = (text,)
-
-
-_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_HEAD: Final = 9  # Bytes in front of a frame's body; RFC 9113, section 4.1.
-_MAX_BODY: Final = 16_384  # Bytes of a body; h2 refuses longer ones.
-_STREAM: Final = 0x7FFFFFFF  # The bits of a stream's number.
-_DATA, _HEADERS, _RST_STREAM, _GOAWAY, _CONTINUATION = 0, 1, 3, 7, 9  # Types of frames.
-_END_STREAM, _END_HEADERS = 1, 4  # Their flags.
-
-
-class GoAways:
-    """Holds a GOAWAY back until the answer to the newest request has arrived. Only one request is in flight at a time.
-
-    A server that closes an HTTP/2 connection gracefully still answers the requests that it has accepted (RFC 9113,
-    section 6.8); nginx does so after a thousand requests, and when it is reloaded. h2 refuses all frames after a
-    GOAWAY: the answer would be lost, and the request might be sent again.
-    """
-
-    def __init__(self, refused: type[Exception]) -> None:
-        self._refused = refused  # The error if no request was accepted; httpcore's would not say so.
-        self._newest, self._has_begun, self._is_answered, self._is_over = 0, False, True, False
-        self._goaway = b""  # The GOAWAY that is held back.
-        self._rest = b""  # The start of an incomplete frame.
-        self._is_open = False  # Whether the headers of the last frame continue in the next one.
-
-    @classmethod
-    def of(cls, stream: Any, errors: Any) -> "GoAways | None":
-        """The filter for a connection; None unless the TLS handshake has chosen HTTP/2."""
-        tls = stream.get_extra_info("ssl_object")
-        return cls(errors.ConnectError) if tls and tls.selected_alpn_protocol() == "h2" else None
-
-    def sent(self, data: bytes) -> bool:
-        """Record a request in these frames; returns whether sending them still makes sense."""
-        for kind, _, stream, _ in _split_frames(data.removeprefix(_PREFACE))[0]:
-            if kind == _HEADERS:
-                self._newest, self._has_begun, self._is_answered = stream, False, False
-        return not self._is_over
-
-    def arrived(self, data: bytes) -> bytes:
-        """The bytes for h2: complete frames, with a GOAWAY moved behind the answer that it would cut off."""
-        frames, self._rest = _split_frames(self._rest + data)
-        passed = b"".join(starmap(self._pass_on, frames))
-        if int.from_bytes(self._rest[:3].ljust(3, b"\0")) > _MAX_BODY:  # h2 will say so.
-            passed, self._rest = passed + self._rest, b""
-        return passed
-
-    def _pass_on(self, kind: int, flags: int, stream: int, frame: bytes) -> bytes:
-        """What to pass on when a frame has arrived."""
-        if self._is_over:  # h2 would refuse it, and the answer in the same chunk with it.
-            return b""
-        if kind == _GOAWAY and not stream and len(frame) >= _HEAD + 8:
-            last, code = (int.from_bytes(frame[offset : offset + 4]) for offset in (_HEAD, _HEAD + 4))
-            last &= _STREAM
-            if not self._is_answered and not code:
-                if self._newest <= last:
-                    self._goaway = frame
-                    return b""
-                if not last and not self._has_begun:
-                    raise self._refused("the server ended the connection before it accepted a request")
-            self._goaway, self._is_over = b"", True
-            return frame
-        if kind in {_HEADERS, _CONTINUATION}:
-            self._has_begun, self._is_open = True, not flags & _END_HEADERS
-        ends = kind == _RST_STREAM or (kind in {_DATA, _HEADERS} and flags & _END_STREAM)
-        if ends and stream == self._newest:
-            self._is_answered = True
-        if self._goaway and self._is_answered and not self._is_open:
-            frame, self._goaway, self._is_over = frame + self._goaway, b"", True
-        return frame
-
-
-def _split_frames(data: bytes) -> tuple[list[tuple[int, int, int, bytes]], bytes]:
-    """The type, flags, stream and bytes of each complete frame, and the remaining bytes."""
-    frames = []
-    offset = 0
-    while offset + _HEAD <= len(data):
-        end = offset + _HEAD + int.from_bytes(data[offset : offset + 3])
-        if end > len(data):
-            break
-        stream = int.from_bytes(data[offset + 5 : offset + _HEAD]) & _STREAM
-        frames.append((data[offset + 3], data[offset + 4], stream, data[offset:end]))
-        offset = end
-    return frames, data[offset:]
