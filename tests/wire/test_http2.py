@@ -1,5 +1,6 @@
 """The frames of an HTTP/2 connection that its server ends: a GOAWAY goes behind the answer that it would cut off."""
 
+import httpcore
 import pytest
 from hyperframe.frame import (
     ContinuationFrame,
@@ -28,7 +29,7 @@ def written(frames: list[Frame]) -> bytes:
 
 def asking(stream: int = 1) -> GoAways:
     """A connection on which a request was sent."""
-    frames = GoAways(ConnectionRefusedError)
+    frames = GoAways(httpcore)
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" if stream == 1 else b""
     request = HeadersFrame(stream, data=b"r" * 300, flags=["END_HEADERS"])
     assert frames.sent(preface + written([SettingsFrame(), request, DataFrame(stream, data=b"body")]))
@@ -66,33 +67,36 @@ def test_a_goaway_goes_behind_the_whole_head_of_an_answer_without_a_body() -> No
 
 @pytest.mark.parametrize(
     "goaway",
-    [
-        GoAwayFrame(last_stream_id=1, error_code=2),
-        GoAwayFrame(last_stream_id=0, error_code=2),
-        GoAwayFrame(last_stream_id=1),
-    ],
+    [GoAwayFrame(last_stream_id=1, error_code=2), GoAwayFrame(last_stream_id=0, error_code=2)],
 )
 def test_a_goaway_without_an_answer_to_come_passes_at_once(goaway: GoAwayFrame) -> None:
-    frames = asking()
-    if (
-        not goaway.error_code and goaway.last_stream_id
-    ):  # The answer is there, or the next request is too late.
-        assert frames.arrived(written([HEADERS, END])) == written([HEADERS, END])
-        assert frames.sent(written([HeadersFrame(3, data=b"r", flags=["END_HEADERS"])]))
-    assert frames.arrived(written([goaway])) == written([goaway])
+    assert asking().arrived(written([goaway])) == written([goaway])
 
 
 def test_a_stricter_goaway_takes_the_place_of_one_that_is_held_back() -> None:
-    frames, last = asking(3), GoAwayFrame(last_stream_id=1)
+    frames, last = asking(3), GoAwayFrame(last_stream_id=3, error_code=2)
     assert frames.arrived(written([GoAwayFrame(last_stream_id=3)])) == b""
     assert frames.arrived(written([last, PING])) == written([last])
 
 
-def test_a_goaway_that_accepts_no_request_refuses_the_one_that_was_sent() -> None:
-    refusal = GoAwayFrame(last_stream_id=0)
-    with pytest.raises(ConnectionRefusedError):
-        asking().arrived(written([SettingsFrame(), refusal]))
-    assert asking().arrived(written([HEADERS, refusal])) == written([HEADERS, refusal]), "it was accepted"
+@pytest.mark.parametrize(
+    ("stream", "refusal"),
+    [
+        (1, GoAwayFrame(last_stream_id=0)),
+        (3, GoAwayFrame(last_stream_id=1)),
+        (3, GoAwayFrame(last_stream_id=1, error_code=2)),
+    ],
+)
+def test_a_goaway_refuses_a_request_that_it_does_not_accept(stream: int, refusal: GoAwayFrame) -> None:
+    with pytest.raises(httpcore.ConnectError):
+        asking(stream).arrived(written([SettingsFrame(), refusal]))
+    frames = asking(stream)
+    assert frames.arrived(written([GoAwayFrame(last_stream_id=stream)])) == b""
+    with pytest.raises(httpcore.ConnectError):
+        frames.arrived(written([refusal]))
+    head = HeadersFrame(stream, data=b"x", flags=["END_HEADERS"])
+    with pytest.raises(httpcore.RemoteProtocolError):
+        asking(stream).arrived(written([head, refusal]))
 
 
 @pytest.mark.parametrize(

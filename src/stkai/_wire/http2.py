@@ -20,10 +20,13 @@ class GoAways:
     A server that closes an HTTP/2 connection gracefully still answers the requests that it has accepted (RFC 9113,
     section 6.8); nginx does so after a thousand requests, and when it is reloaded. h2 refuses all frames after a
     GOAWAY: the answer would be lost, and the request might be sent again.
+
+    A request that the server has not accepted is a ConnectError: httpcore would send it again with what is left of its
+    body, which is nothing of a file.
     """
 
-    def __init__(self, refused: type[Exception]) -> None:
-        self._refused = refused  # The error if no request was accepted; httpcore's would not say so.
+    def __init__(self, errors: Any) -> None:
+        self._errors = errors  # httpcore, or the version of it that httpx2 uses.
         self._newest, self._has_begun, self._is_answered, self._is_over = 0, False, True, False
         self._goaway = b""  # The GOAWAY that is held back.
         self._rest = b""  # The start of an incomplete frame.
@@ -33,7 +36,7 @@ class GoAways:
     def of(cls, stream: Any, errors: Any) -> "GoAways | None":
         """The filter for a connection; None unless the TLS handshake has chosen HTTP/2."""
         tls = stream.get_extra_info("ssl_object")
-        return cls(errors.ConnectError) if tls and tls.selected_alpn_protocol() == "h2" else None
+        return cls(errors) if tls and tls.selected_alpn_protocol() == "h2" else None
 
     def sent(self, data: bytes) -> bool:
         """Record a request in these frames; returns whether sending them still makes sense."""
@@ -57,12 +60,18 @@ class GoAways:
         if kind == _GOAWAY and not stream and len(frame) >= _HEAD + 8:
             last, code = (int.from_bytes(frame[offset : offset + 4]) for offset in (_HEAD, _HEAD + 4))
             last &= _STREAM
-            if not self._is_answered and not code:
-                if self._newest <= last:
-                    self._goaway = frame
-                    return b""
-                if not last and not self._has_begun:
-                    raise self._refused("the server ended the connection before it accepted a request")
+            if not self._is_answered and not code and self._newest <= last:
+                self._goaway = frame
+                return b""
+            # A server that fails may say 0, whatever it has accepted.
+            if not self._is_answered and self._newest > last and (last or not code):
+                if self._has_begun:
+                    raise self._errors.RemoteProtocolError(
+                        "the server ended the connection within its answer"
+                    )
+                raise self._errors.ConnectError(
+                    "the server ended the connection before it accepted the request"
+                )
             self._goaway, self._is_over = b"", True
             return frame
         if kind in {_HEADERS, _CONTINUATION}:

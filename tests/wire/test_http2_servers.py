@@ -1,0 +1,148 @@
+"""HTTP/2 servers that end connections and answers as they please."""
+
+import io
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import httpx
+import pytest
+from hpack import Encoder
+from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame
+
+import stkai
+from stkai import HttpConfig
+from stkai._wire.default import AsyncDefaultWire, DefaultWire
+
+from ..support.listening import listening
+from ..support.servers import CERTIFICATE, KEY
+from ..support.world import NAMES, World
+
+pytestmark = pytest.mark.worlds(*NAMES)
+
+Answer = Callable[[int], list[bytes]]
+"""The pieces of an answer on a stream; the client has read each before it gets the next. An empty one is the end."""
+
+
+class Server:
+    """Gives each request the next answer, and then good ones.
+
+    Attributes:
+        bodies: of the requests that have arrived completely.
+        connections: how many there have been.
+        open: how many are open.
+    """
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.bodies: list[bytes] = []
+        self.connections = self.open = 0
+
+    def serve(self, client: socket.socket) -> None:
+        self.connections += 1
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(CERTIFICATE, KEY)
+        context.set_alpn_protocols(["h2"])
+        with suppress(OSError), context.wrap_socket(client, server_side=True) as secure:
+            self.open += 1
+            try:
+                self._talk(secure)
+            finally:
+                self.open -= 1
+
+    def _talk(self, secure: ssl.SSLSocket) -> None:
+        connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        connection.initiate_connection()
+        body, pieces = b"", list[bytes]()
+        secure.sendall(connection.data_to_send())
+        while data := secure.recv(65_536):
+            for event in connection.receive_data(data):
+                if isinstance(event, h2.events.DataReceived):
+                    body += event.data or b""
+                elif isinstance(event, h2.events.StreamEnded):
+                    self.bodies.append(body)
+                    pieces, body = (self.answers.pop(0) if self.answers else good)(event.stream_id), b""
+                elif not isinstance(event, h2.events.PingAckReceived):
+                    continue
+                if pieces and not pieces[0]:
+                    return
+                if pieces:
+                    secure.sendall(pieces.pop(0) + PingFrame(opaque_data=b"read it?").serialize())
+            secure.sendall(connection.data_to_send())
+
+
+def head(stream: int, *fields: tuple[str, str]) -> bytes:
+    data = Encoder().encode([(":status", "200"), *fields])
+    return HeadersFrame(stream, data=data, flags=["END_HEADERS"]).serialize()
+
+
+def end(stream: int, data: bytes = b"by HTTP/2") -> bytes:
+    return DataFrame(stream, data=data, flags=["END_STREAM"]).serialize()
+
+
+def good(stream: int) -> list[bytes]:
+    return [head(stream) + end(stream)]
+
+
+def goaway(last: int, code: int = 0) -> bytes:
+    return GoAwayFrame(last_stream_id=last, error_code=code).serialize()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """Its origin is in the attribute `url`."""
+    server: Any = Server()
+    with listening(server.serve) as port:
+        server.url = f"https://127.0.0.1:{port}/"
+        yield server
+
+
+def client_of(world: World, retry: stkai.RetryPolicy | None) -> Any:
+    """An httpx client over the default wire."""
+    make: Any = AsyncDefaultWire if world.is_async else DefaultWire
+    build: Any = stkai.build_async_transport if world.is_async else stkai.build_transport
+    wire = make(HttpConfig(http2=True, verify=False))
+    return world.client(build(auth=None, rate_limit=None, retry=retry, listener=[], transport=wire))
+
+
+CAREFUL = stkai.RetryPolicy(1, initial_delay=0, retry_unknown=False)
+
+
+@pytest.mark.parametrize("code", [0, 2])
+async def test_an_upload_that_a_goaway_does_not_accept_is_never_repeated_without_its_body(
+    world: World, server: Any, code: int
+) -> None:
+    client = client_of(world, CAREFUL)
+    await world.call(client.post, server.url, content=b"first")
+    server.answers.append(lambda _: [goaway(1, code)])
+    upload = io.BytesIO(b"a file")
+    content = upload if not world.is_async else _chunks(upload)
+    with pytest.raises(httpx.ConnectError):
+        await world.call(client.post, server.url, content=content)
+    assert server.bodies == [b"first", b"a file"]
+    server.answers += [good, lambda _: [goaway(1, code)]]
+    answers = [await world.call(client.post, server.url, content=body) for body in (b"second", b"third")]
+    assert [answer.content for answer in answers] == [b"by HTTP/2"] * 2
+    assert server.bodies[2:] == [b"second", b"third", b"third"]
+    await world.close(client)
+
+
+async def _chunks(file: io.BytesIO) -> Any:
+    yield file.read()
+
+
+async def test_a_goaway_that_takes_back_a_request_within_its_answer_is_a_protocol_error(
+    world: World, server: Any
+) -> None:
+    client = client_of(world, None)
+    await world.call(client.post, server.url)
+    server.answers.append(lambda stream: [head(stream), goaway(1)])
+    with pytest.raises(httpx.RemoteProtocolError):
+        await world.call(client.post, server.url)
+    assert (await world.call(client.post, server.url)).content == b"by HTTP/2"
+    await world.close(client)
