@@ -3,6 +3,7 @@
 import io
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -26,7 +27,7 @@ from ..support.world import NAMES, World
 pytestmark = pytest.mark.worlds(*NAMES)
 
 Answer = Callable[[int], list[bytes]]
-"""The pieces of an answer on a stream; the client has read each before it gets the next. An empty one is the end."""
+"""The pieces of an answer on a stream; the client has read each before it gets the next."""
 
 
 class Server:
@@ -36,9 +37,13 @@ class Server:
         bodies: of the requests that have arrived completely.
         connections: how many there have been.
         open: how many are open.
+        goodbye: what it sends at the end of a connection, once that `is_idle`; None for connections that stay open.
     """
 
+    goodbye: bytes | None = None
+
     def __init__(self) -> None:
+        self.is_idle = threading.Event()
         self.answers: list[Answer] = []
         self.bodies: list[bytes] = []
         self.connections = self.open = 0
@@ -67,12 +72,12 @@ class Server:
                 elif isinstance(event, h2.events.StreamEnded):
                     self.bodies.append(body)
                     pieces, body = (self.answers.pop(0) if self.answers else good)(event.stream_id), b""
-                elif not isinstance(event, h2.events.PingAckReceived):
-                    continue
-                if pieces and not pieces[0]:
-                    return
-                if pieces:
+                if isinstance(event, h2.events.StreamEnded | h2.events.PingAckReceived) and pieces:
                     secure.sendall(pieces.pop(0) + PingFrame(opaque_data=b"read it?").serialize())
+                    if self.goodbye is not None and self.is_idle.wait(10):
+                        self.is_idle.clear()
+                        secure.sendall(self.goodbye)
+                        return
             secure.sendall(connection.data_to_send())
 
 
@@ -107,7 +112,9 @@ def client_of(world: World, retry: stkai.RetryPolicy | None) -> Any:
     make: Any = AsyncDefaultWire if world.is_async else DefaultWire
     build: Any = stkai.build_async_transport if world.is_async else stkai.build_transport
     wire = make(HttpConfig(http2=True, verify=False))
-    return world.client(build(auth=None, rate_limit=None, retry=retry, listener=[], transport=wire))
+    return world.client(
+        build(auth=None, rate_limit=None, retry=retry, listener=[], transport=wire), timeout=1
+    )
 
 
 CAREFUL = stkai.RetryPolicy(1, initial_delay=0, retry_unknown=False)
@@ -145,4 +152,24 @@ async def test_a_goaway_that_takes_back_a_request_within_its_answer_is_a_protoco
     with pytest.raises(httpx.RemoteProtocolError):
         await world.call(client.post, server.url)
     assert (await world.call(client.post, server.url)).content == b"by HTTP/2"
+    await world.close(client)
+
+
+@pytest.mark.parametrize(
+    "goodbye", [b"", goaway(1), goaway(1) + bytes(30_000)], ids=["none", "goaway", "long"]
+)
+async def test_a_connection_that_ends_while_it_is_idle_costs_no_request(
+    world: World, server: Any, goodbye: bytes
+) -> None:
+    client = client_of(world, None)
+    server.goodbye = goodbye
+    for connections in (1, 2, 3):
+        upload = io.BytesIO(b"a file")
+        answer = await world.call(
+            client.post, server.url, content=_chunks(upload) if world.is_async else upload
+        )
+        assert (answer.content, server.connections) == (b"by HTTP/2", connections)
+        server.is_idle.set()
+        await world.until(lambda: server.open == 0)
+    assert server.bodies == [b"a file"] * 3
     await world.close(client)

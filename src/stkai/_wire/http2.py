@@ -3,6 +3,7 @@
 The frames of a connection are read as they arrive, before h2 sees them.
 """
 
+from collections.abc import Callable
 from itertools import starmap
 from typing import Any, Final
 
@@ -38,10 +39,16 @@ class GoAways:
         tls = stream.get_extra_info("ssl_object")
         return cls(errors) if tls and tls.selected_alpn_protocol() == "h2" else None
 
-    def sent(self, data: bytes) -> bool:
-        """Record a request in these frames; returns whether sending them still makes sense."""
+    def sent(self, data: bytes, get_info: Callable[[str], Any]) -> bool:
+        """Record a request in these frames; returns whether sending them still makes sense.
+
+        `get_info` is the `get_extra_info` of the connection. If something has arrived on it while it was idle, which
+        is usually its end, httpcore opens another one, as it does for HTTP/1.1.
+        """
         for kind, _, stream, _ in _split_frames(data.removeprefix(_PREFACE))[0]:
             if kind == _HEADERS:
+                if self._newest and get_info("is_readable"):
+                    raise self._errors.ConnectionNotAvailable
                 self._newest, self._has_begun, self._is_answered = stream, False, False
         return not self._is_over
 

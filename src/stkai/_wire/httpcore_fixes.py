@@ -131,7 +131,7 @@ class Stream:
                 return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        if self._frames is None or self._frames.sent(buffer):
+        if self._frames is None or self._frames.sent(buffer, self.get_extra_info):
             self._stream.write(buffer, timeout)
 
     def start_tls(self, *args: Any, **options: Any) -> "Stream":
@@ -169,7 +169,7 @@ class AsyncStream:
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Write all of it, or raise an error of httpcore's."""
-        if self._frames is not None and not self._frames.sent(buffer):
+        if self._frames is not None and not self._frames.sent(buffer, self.get_extra_info):
             return
         try:
             await self._stream.write(buffer, timeout)
