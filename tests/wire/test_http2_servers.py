@@ -109,12 +109,20 @@ def server() -> Iterator[Server]:
 
 def client_of(world: World, retry: stkai.RetryPolicy | None) -> Any:
     """An httpx client over the default wire."""
-    make: Any = AsyncDefaultWire if world.is_async else DefaultWire
     build: Any = stkai.build_async_transport if world.is_async else stkai.build_transport
+    return world.client(build(**_stack(world, retry)), timeout=1)
+
+
+def own_client_of(world: World, retry: stkai.RetryPolicy | None) -> Any:
+    """stkai's client, which reads the body of an answer within its attempts."""
+    build: Any = stkai.build_async_client if world.is_async else stkai.build_client
+    return build(**_stack(world, retry))
+
+
+def _stack(world: World, retry: stkai.RetryPolicy | None) -> dict[str, Any]:
+    make: Any = AsyncDefaultWire if world.is_async else DefaultWire
     wire = make(HttpConfig(http2=True, verify=False))
-    return world.client(
-        build(auth=None, rate_limit=None, retry=retry, listener=[], transport=wire), timeout=1
-    )
+    return {"auth": None, "rate_limit": None, "retry": retry, "listener": [], "transport": wire}
 
 
 CAREFUL = stkai.RetryPolicy(1, initial_delay=0, retry_unknown=False)
@@ -152,6 +160,23 @@ async def test_a_goaway_that_takes_back_a_request_within_its_answer_is_a_protoco
     with pytest.raises(httpx.RemoteProtocolError):
         await world.call(client.post, server.url)
     assert (await world.call(client.post, server.url)).content == b"by HTTP/2"
+    await world.close(client)
+
+
+@pytest.mark.parametrize("length", ["3", "300"])
+async def test_a_body_that_breaks_the_rules_is_sent_once_for_a_post_and_again_for_a_get(
+    world: World, server: Any, length: str
+) -> None:
+    client = own_client_of(world, stkai.RetryPolicy(1, initial_delay=0))
+
+    def broken(stream: int) -> list[bytes]:
+        return [head(stream, ("content-length", length)), end(stream)]
+
+    server.answers += [broken, broken]
+    with pytest.raises(httpx.RemoteProtocolError):
+        await world.call(client.post, server.url, {})
+    assert (await world.call(client.get, server.url)).content == b"by HTTP/2"
+    assert len(server.bodies) == 3
     await world.close(client)
 
 

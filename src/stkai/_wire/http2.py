@@ -1,11 +1,17 @@
-"""Fixes for httpcore's HTTP/2: it loses an answer that arrives after a GOAWAY.
+"""Fixes for httpcore's HTTP/2.
 
-The frames of a connection are read as they arrive, before h2 sees them.
+It loses an answer that arrives after a GOAWAY: here the frames of a connection are read as they arrive, before h2 sees
+them. It passes on the errors of h2 within a body.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from itertools import starmap
 from typing import Any, Final
+
+import httpx
+
+from .._families import error_for
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEAD: Final = 9  # Bytes in front of a frame's body; RFC 9113, section 4.1.
@@ -103,3 +109,36 @@ def _split_frames(data: bytes) -> tuple[list[tuple[int, int, int, bytes]], bytes
         frames.append((data[offset + 3], data[offset + 4], stream, data[offset:end]))
         offset = end
     return frames, data[offset:]
+
+
+class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """The body of an answer over HTTP/2, sync or async, whose errors are httpx's."""
+
+    def __init__(self, body: Any, request: httpx.Request) -> None:
+        self._body, self._request = body, request
+
+    def __iter__(self) -> Iterator[bytes]:
+        with _parse_errors(self._request):
+            yield from self._body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with _parse_errors(self._request):
+            async for chunk in self._body:
+                yield chunk
+
+    def close(self) -> None:
+        self._body.close()
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
+
+
+@contextmanager
+def _parse_errors(request: httpx.Request) -> Iterator[None]:
+    """Turn h2's error for an answer that breaks the rules into httpx's."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.startswith("h2."):
+            raise error_for(httpx.RemoteProtocolError, str(error), request) from error
+        raise

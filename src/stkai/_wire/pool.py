@@ -23,6 +23,7 @@ from .._process import is_interrupt
 from ..transports._bodies import Sending
 from ..transports._body_end import CLEAN_UP_LIMIT, AsyncWatchedBody, BodyEnd, WatchedBody
 from ..transports._call import RESERVED
+from . import http2
 from .pool_state import Loan, PoolState
 
 _CLOCK = SystemClock()
@@ -119,6 +120,8 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
             self._sweep(after_interrupt=is_interrupt(error))
             raise
         loan.stream = response.extensions.get("network_stream")
+        if response.extensions.get("http_version") == b"HTTP/2":
+            response.stream = http2.Body(response.stream, request)
         ended = partial(self._ended, loan, response.stream, _is_persistent(response))
         response.stream = self._body(response.stream, ended)
         return response
@@ -227,6 +230,8 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
             await self.sweep()
             raise
         loan.stream = response.extensions.get("network_stream")
+        if response.extensions.get("http_version") == b"HTTP/2":
+            response.stream = http2.Body(response.stream, request)
         ended = partial(_give_back, loan, response.stream, _is_persistent(response))
         body = response.stream = self._body(response.stream, ended)
         body.pool = self
