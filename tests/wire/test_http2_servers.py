@@ -198,3 +198,16 @@ async def test_a_connection_that_ends_while_it_is_idle_costs_no_request(
         await world.until(lambda: server.open == 0)
     assert server.bodies == [b"a file"] * 3
     await world.close(client)
+
+
+@pytest.mark.real_time
+async def test_frames_that_go_on_arriving_hold_no_connection_after_the_deadline(
+    world: World, server: Any
+) -> None:
+    """A server may ask whether the client is alive while it works on its answer."""
+    client = own_client_of(world, None)
+    server.answers.append(lambda _: [b""] * 100_000)
+    with pytest.raises(stkai.DeadlineExceededError):
+        await world.call(client.get, server.url, deadline=0.1)
+    await world.until(lambda: server.open == 0)
+    await world.close(client)

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
+from .._abandonable import GivenUpError, abandoned
 from .._errors import causes
 from .._event_loops import anyio
 from .._families import alike
@@ -126,6 +127,8 @@ class Stream:
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         while True:
+            if abandoned():  # Over HTTP/2, frames for no request may go on arriving within each timeout.
+                raise GivenUpError
             data: bytes = self._stream.read(max_bytes, timeout)
             if not data or self._frames is None or (data := self._frames.arrived(data)):
                 return data
