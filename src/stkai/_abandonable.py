@@ -22,6 +22,9 @@ from ._clock import SystemClock
 from ._errors import RetryableError
 from ._event_loops import anyio, asyncio_loop, run_soon, running_loop
 
+_ENDING: Final = 0.1
+"""Seconds for which the end of work is awaited whose connection was shut down."""
+
 
 class _Current(threading.local):
     """The work that a thread is doing, or None."""
@@ -50,7 +53,7 @@ class AbandonableWork:
     def __init__(self, work: Callable[[], Any] = lambda: None, context: Context | None = None) -> None:
         self.is_done = self._is_abandoned = False
         self._outer = _current.work
-        self._break_off: Callable[[], object] | None = None
+        self._break_off: Callable[[], bool] | None = None
         self._work = [work]
         self._context = context or copy_context()
         self._results: list[Any] = []
@@ -147,7 +150,7 @@ class AbandonableWork:
                 del error  # Its traceback refers to this frame: such a cycle waits for the garbage collector.
         return self._results.pop()
 
-    def sends(self, break_off: Callable[[], object]) -> None:
+    def sends(self, break_off: Callable[[], bool]) -> None:
         """Register how to break off what it sends now, in case it, or the work that it is a part of, is given up."""
         self._break_off = break_off
         if self._is_abandoned:  # Before this was registered.
@@ -155,13 +158,16 @@ class AbandonableWork:
         if self._outer is not None:
             self._outer.sends(break_off)
 
-    def abandon(self) -> None:
-        """Give it up: it starts nothing new, what it sends is broken off, and a response that it returns is closed."""
+    def abandon(self) -> bool:
+        """Give it up: it starts nothing new, what it sends is broken off, and a response that it returns is closed.
+
+        Returns whether something was broken off.
+        """
         self._is_abandoned = True
-        if self._break_off is not None:
-            self._break_off()
+        is_broken_off = self._break_off is not None and self._break_off()
         if self.is_done:
             self._discard()
+        return is_broken_off
 
     def _discard(self) -> None:
         if self._results:  # Usually empty: an error of `pop` would become the context of the call's own.
@@ -230,7 +236,9 @@ class Worker:
         finally:
             if not pending.is_done:
                 self.release()
-            pending.abandon()
+            if pending.abandon():
+                # It closes what it sent or read; the caller may do so too, but httpcore cannot do both at once.
+                pending.wait(_ENDING)
 
     def release(self) -> None:
         """Let the threads end once they have done their work."""

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -168,6 +169,52 @@ async def test_refusals_whose_bodies_stall_free_their_connections_at_once(world:
         assert time.monotonic() - start < 2.9, "three times a tenth of a second, and not a whole one"
         assert len(arrived) == 4
         await world.close(client)
+
+
+@pytest.mark.worlds("sync")
+async def test_a_body_that_is_given_up_leaves_its_connection_to_a_request_that_waits(world: World) -> None:
+    """httpcore wakes no other request if two threads close a body at the same moment."""
+    arrived, closing, closed = threading.Event(), threading.Event(), threading.Event()
+
+    class Wire(httpx.HTTPTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            response = super().handle_request(request)
+            body: Any = response.stream
+
+            def close(finish: Callable[[], None] = body.close) -> None:
+                closing.wait(SOON)
+                finish()
+                closed.set()
+
+            body.close = close
+            return response
+
+    def talk(connection: socket.socket, stopped: threading.Event) -> None:
+        if arrived.is_set():
+            connection.sendall(WHOLE)
+        else:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nbody")
+            arrived.set()
+            stopped.wait()
+
+    def trace(name: str, _: Any) -> None:
+        if name == "http11.response_closed.started":
+            closing.set()
+            closed.wait(0.02)
+
+    with hostile(talk) as url, ThreadPoolExecutor(1) as pool:
+        client = client_of(world, transport=Wire(limits=ONE_CONNECTION), retry=None)
+        extensions = {"stkai": RequestOptions(deadline=SHORT), "trace": trace}
+
+        def wait() -> Any:
+            assert arrived.wait(SOON)
+            return client.get(url, timeout=SOON).content
+
+        waiting = pool.submit(wait)
+        with pytest.raises(DeadlineExceededError):
+            client.send(httpx.Request("GET", url, extensions=extensions))
+        assert waiting.result() == b"body"
+        client.close()
 
 
 @pytest.mark.parametrize(

@@ -83,12 +83,14 @@ class Sending:
         finally:
             self.uses(None)
 
-    def break_off(self) -> None:
-        """Shut down the socket, if there is one, so that a thread that is still reading from it fails."""
+    def break_off(self) -> bool:
+        """Shut down the socket, so that a thread that is still reading from it fails; returns whether there was one."""
         with self._lock, suppress(Exception):  # The stream of a user's wire may be anything.
             if self._stream is not None:
                 # An SSLSocket's own method would change the object while the other thread reads from it.
                 socket.socket.shutdown(self._stream.get_extra_info("socket"), socket.SHUT_RDWR)
+                return True
+        return False
 
 
 def limited(request: httpx.Request, seconds: float, sending: Sending | None = None) -> httpx.Request:
