@@ -14,7 +14,7 @@ import h2.events
 import httpx
 import pytest
 from hpack import Encoder
-from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame
+from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame, SettingsFrame
 
 import stkai
 from stkai import HttpConfig
@@ -37,9 +37,11 @@ class Server:
         bodies: of the requests that have arrived completely.
         connections: how many there have been.
         open: how many are open.
+        on_data: what it sends when the first part of a body has arrived.
         goodbye: what it sends at the end of a connection, once that `is_idle`; None for connections that stay open.
     """
 
+    on_data = b""
     goodbye: bytes | None = None
 
     def __init__(self) -> None:
@@ -69,6 +71,7 @@ class Server:
             for event in connection.receive_data(data):
                 if isinstance(event, h2.events.DataReceived):
                     body += event.data or b""
+                    secure.sendall(self.on_data)
                 elif isinstance(event, h2.events.StreamEnded):
                     self.bodies.append(body)
                     pieces, body = (self.answers.pop(0) if self.answers else good)(event.stream_id), b""
@@ -210,4 +213,15 @@ async def test_frames_that_go_on_arriving_hold_no_connection_after_the_deadline(
     with pytest.raises(stkai.DeadlineExceededError):
         await world.call(client.get, server.url, deadline=0.1)
     await world.until(lambda: server.open == 0)
+    await world.close(client)
+
+
+async def test_an_upload_fails_if_the_server_allows_less_than_was_already_sent(
+    world: World, server: Any
+) -> None:
+    """httpcore begins before it has read the server's settings."""
+    client = own_client_of(world, None)
+    server.on_data = SettingsFrame(settings={SettingsFrame.INITIAL_WINDOW_SIZE: 16_384}).serialize()
+    with pytest.raises(httpx.RemoteProtocolError, match="use HTTP"):
+        await world.call(client.post, server.url, "x" * 70_000, deadline=10)
     await world.close(client)

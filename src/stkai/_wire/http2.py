@@ -21,6 +21,11 @@ _DATA, _HEADERS, _RST_STREAM, _GOAWAY, _CONTINUATION = 0, 1, 3, 7, 9  # Types of
 _END_STREAM, _END_HEADERS = 1, 4  # Their flags.
 
 
+_SHRUNK: Final = (
+    "the server allows less data than was already sent (its flow control window shrank): use HTTP/1.1"
+)
+
+
 class GoAways:
     """Holds a GOAWAY back until the answer to the newest request has arrived. Only one request is in flight at a time.
 
@@ -51,7 +56,10 @@ class GoAways:
         `get_info` is the `get_extra_info` of the connection. If something has arrived on it while it was idle, which
         is usually its end, httpcore opens another one, as it does for HTTP/1.1.
         """
-        for kind, _, stream, _ in _split_frames(data.removeprefix(_PREFACE))[0]:
+        for kind, flags, stream, frame in _split_frames(data.removeprefix(_PREFACE))[0]:
+            if kind == _DATA and len(frame) == _HEAD and not flags & _END_STREAM:
+                # httpcore sends nothing, forever, instead of waiting.
+                raise self._errors.RemoteProtocolError(_SHRUNK)
             if kind == _HEADERS:
                 if self._newest and get_info("is_readable"):
                     raise self._errors.ConnectionNotAvailable
