@@ -1,7 +1,5 @@
 """The frames of an HTTP/2 connection that its server ends: a GOAWAY goes behind the answer that it would cut off."""
 
-from typing import Any
-
 import httpcore
 import pytest
 from hyperframe.frame import (
@@ -24,9 +22,6 @@ END = DataFrame(1, data=b"z" * 20, flags=["END_STREAM"])
 GOAWAY = GoAwayFrame(last_stream_id=1, additional_data=b"why")
 PING = PingFrame(opaque_data=b"12345678")
 
-NOTHING: dict[str, Any] = {}
-"""What is known about an idle connection."""
-
 
 def written(frames: list[Frame]) -> bytes:
     return b"".join(frame.serialize() for frame in frames)
@@ -37,9 +32,7 @@ def asking(stream: int = 1) -> GoAways:
     frames = GoAways(httpcore)
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" if stream == 1 else b""
     request = HeadersFrame(stream, data=b"r" * 300, flags=["END_HEADERS"])
-    assert frames.sent(
-        preface + written([SettingsFrame(), request, DataFrame(stream, data=b"body")]), NOTHING.get
-    )
+    assert frames.sent(preface + written([SettingsFrame(), request, DataFrame(stream, data=b"body")]))
     return frames
 
 
@@ -63,7 +56,7 @@ def test_a_goaway_goes_behind_the_answer_however_the_bytes_arrive(
         frames = asking()
         passed = [frames.arrived(data[place : place + size]) for place in range(0, len(data), size)]
         assert b"".join(passed) == written(expected)
-        assert not frames.sent(b"", NOTHING.get), "what is sent now is of no use"
+        assert not frames.sent(b""), "what is sent now is of no use"
 
 
 def test_a_goaway_goes_behind_the_whole_head_of_an_answer_without_a_body() -> None:

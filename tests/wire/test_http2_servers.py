@@ -131,6 +131,7 @@ def _stack(world: World, retry: stkai.RetryPolicy | None) -> dict[str, Any]:
 CAREFUL = stkai.RetryPolicy(1, initial_delay=0, retry_unknown=False)
 
 
+@pytest.mark.both_packages
 @pytest.mark.parametrize("code", [0, 2])
 async def test_an_upload_that_a_goaway_does_not_accept_is_never_repeated_without_its_body(
     world: World, server: Any, code: int
@@ -154,6 +155,7 @@ async def _chunks(file: io.BytesIO) -> Any:
     yield file.read()
 
 
+@pytest.mark.both_packages
 async def test_a_goaway_that_takes_back_a_request_within_its_answer_is_a_protocol_error(
     world: World, server: Any
 ) -> None:
@@ -183,6 +185,7 @@ async def test_a_body_that_breaks_the_rules_is_sent_once_for_a_post_and_again_fo
     await world.close(client)
 
 
+@pytest.mark.both_packages
 @pytest.mark.parametrize(
     "goodbye", [b"", goaway(1), goaway(1) + bytes(30_000)], ids=["none", "goaway", "long"]
 )

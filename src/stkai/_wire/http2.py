@@ -4,7 +4,7 @@ It loses an answer that arrives after a GOAWAY: here the frames of a connection 
 them. It passes on the errors of h2 within a body.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from itertools import starmap
 from typing import Any, Final
@@ -12,6 +12,7 @@ from typing import Any, Final
 import httpx
 
 from .._families import error_for
+from .lifetimes import is_dead
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEAD: Final = 9  # Bytes in front of a frame's body; RFC 9113, section 4.1.
@@ -50,19 +51,13 @@ class GoAways:
         tls = stream.get_extra_info("ssl_object")
         return cls(errors) if tls and tls.selected_alpn_protocol() == "h2" else None
 
-    def sent(self, data: bytes, get_info: Callable[[str], Any]) -> bool:
-        """Record a request in these frames; returns whether sending them still makes sense.
-
-        `get_info` is the `get_extra_info` of the connection. If something has arrived on it while it was idle, which
-        is usually its end, httpcore opens another one, as it does for HTTP/1.1.
-        """
+    def sent(self, data: bytes) -> bool:
+        """Record a request in these frames; returns whether sending them still makes sense."""
         for kind, flags, stream, frame in _split_frames(data.removeprefix(_PREFACE))[0]:
             if kind == _DATA and len(frame) == _HEAD and not flags & _END_STREAM:
                 # httpcore sends nothing, forever, instead of waiting.
                 raise self._errors.RemoteProtocolError(_SHRUNK)
             if kind == _HEADERS:
-                if self._newest and get_info("is_readable"):
-                    raise self._errors.ConnectionNotAvailable
                 self._newest, self._has_begun, self._is_answered = stream, False, False
         return not self._is_over
 
@@ -117,6 +112,11 @@ def _split_frames(data: bytes) -> tuple[list[tuple[int, int, int, bytes]], bytes
         frames.append((data[offset + 3], data[offset + 4], stream, data[offset:end]))
         offset = end
     return frames, data[offset:]
+
+
+def has_ended(stream: Any) -> bool:
+    """Whether an idle connection, if it speaks HTTP/2, has ended: httpcore looks only at those of HTTP/1.1."""
+    return getattr(stream, "frames", None) is not None and is_dead(stream)
 
 
 class Body(httpx.SyncByteStream, httpx.AsyncByteStream):

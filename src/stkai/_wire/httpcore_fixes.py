@@ -120,9 +120,9 @@ class Stream:
     """A connection of a sync client."""
 
     def __init__(self, stream: Any, network: Network) -> None:
-        self._stream, self._network, self._frames = stream, network, GoAways.of(stream, network.errors)
+        self._stream, self._network, self.frames = stream, network, GoAways.of(stream, network.errors)
         self.close, self.get_extra_info = stream.close, stream.get_extra_info
-        if self._frames is None:
+        if self.frames is None:
             self.read, self.write = stream.read, stream.write  # type: ignore[method-assign]
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -130,11 +130,11 @@ class Stream:
             if abandoned():  # Over HTTP/2, frames for no request may go on arriving within each timeout.
                 raise GivenUpError
             data: bytes = self._stream.read(max_bytes, timeout)
-            if not data or self._frames is None or (data := self._frames.arrived(data)):
+            if not data or self.frames is None or (data := self.frames.arrived(data)):
                 return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        if self._frames is None or self._frames.sent(buffer, self.get_extra_info):
+        if self.frames is None or self.frames.sent(buffer):
             self._stream.write(buffer, timeout)
 
     def start_tls(self, *args: Any, **options: Any) -> "Stream":
@@ -151,7 +151,7 @@ class AsyncStream:
 
     def __init__(self, stream: Any, errors: Any) -> None:
         self._stream, self._errors = stream, errors
-        self._frames = GoAways.of(stream, errors)
+        self.frames = GoAways.of(stream, errors)
         self.aclose = stream.aclose
         tls = getattr(stream, "_stream", None)
         # What has been received and not yet decrypted, in anyio's or trio's stream; None without TLS.
@@ -167,12 +167,12 @@ class AsyncStream:
             except Exception as error:
                 explain(error, self._broken_by)
                 raise
-            if not data or self._frames is None or (data := self._frames.arrived(data)):
+            if not data or self.frames is None or (data := self.frames.arrived(data)):
                 return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Write all of it, or raise an error of httpcore's."""
-        if self._frames is not None and not self._frames.sent(buffer, self.get_extra_info):
+        if self.frames is not None and not self.frames.sent(buffer):
             return
         try:
             await self._stream.write(buffer, timeout)

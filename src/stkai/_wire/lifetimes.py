@@ -139,7 +139,7 @@ class IdleConnections(OrderedDict[Pooled, Idle]):
 
     def least_useful(self) -> Pooled:
         """The connection to close: one that the server has closed, or else the one that has been idle for longest."""
-        dead = (connection for connection, idle in self.items() if _is_dead(idle.stream))
+        dead = (connection for connection, idle in self.items() if is_dead(idle.stream))
         return next(dead, next(iter(self)))
 
     def surplus(self, now: float, most: float, expiry: float) -> Pooled | None:
@@ -150,7 +150,7 @@ class IdleConnections(OrderedDict[Pooled, Idle]):
         return None if oldest is None or now - self[oldest].since <= expiry else oldest
 
 
-def _is_dead(stream: Any) -> bool:
+def is_dead(stream: Any) -> bool:
     """Whether the server has closed an idle connection; False if unknown."""
     if stream is None:
         return False

@@ -110,6 +110,9 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         loans = request.extensions.get(RESERVED)
         loan: Any = (loans and self.reserved(request, loans)) or self.reserve(request)
+        while http2.has_ended(loan.stream):
+            loan.end()
+            loan = self.reserve(request)
         wire: Any = loan.connection
         try:
             if loan.stream is not None and isinstance(sending := request.extensions.get("trace"), Sending):
@@ -222,6 +225,9 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         loans = request.extensions.get(RESERVED)
         loan: Any = (loans and self.reserved(request, loans)) or await self.reserve(request)
+        while http2.has_ended(loan.stream):
+            loan.end()
+            loan = await self.reserve(request)
         wire: Any = loan.connection
         try:
             response: httpx.Response = await wire.handle_async_request(request)
