@@ -113,7 +113,7 @@ def server() -> Iterator[Server]:
 def client_of(world: World, retry: stkai.RetryPolicy | None) -> Any:
     """An httpx client over the default wire."""
     build: Any = stkai.build_async_transport if world.is_async else stkai.build_transport
-    return world.client(build(**_stack(world, retry)), timeout=1)
+    return world.client(build(**_stack(world, retry)))
 
 
 def own_client_of(world: World, retry: stkai.RetryPolicy | None) -> Any:

@@ -21,7 +21,6 @@ _STREAM: Final = 0x7FFFFFFF  # The bits of a stream's number.
 _DATA, _HEADERS, _RST_STREAM, _GOAWAY, _CONTINUATION = 0, 1, 3, 7, 9  # Types of frames.
 _END_STREAM, _END_HEADERS = 1, 4  # Their flags.
 
-
 _SHRUNK: Final = (
     "the server allows less data than was already sent (its flow control window shrank): use HTTP/1.1"
 )
