@@ -3,7 +3,6 @@
 Each request is sent by the package that made it, httpx or httpx2.
 """
 
-import math
 import os
 import ssl
 from collections.abc import Callable
@@ -106,14 +105,12 @@ class _Router:
             wires = self._wires.setdefault(family, self._wires_of(family))
         return wires[self._proxy_for(request) if self._names else _DIRECT]
 
-    def reserve_connection(
-        self, request: httpx.Request, priority: str, left: float, *, most: float = math.inf
-    ) -> Any:
+    def reserve_connection(self, request: httpx.Request, priority: str, left: float) -> Any:
         """Wait for a connection for the request, at most `left` seconds, and return its loan; async in an async wire.
 
         The pool timeout limits only the time in which no connection becomes free: it is a limiter that waits.
         """
-        return self._wire_for(request).reserve(request, min(left, most), priority)
+        return self._wire_for(request).reserve(request, left, priority)
 
     def _proxy_for(self, request: httpx.Request) -> str:
         return self._proxies.proxy_for(request.url) or _DIRECT

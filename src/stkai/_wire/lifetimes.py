@@ -167,12 +167,11 @@ _NORMAL_PER_LOW: Final = 9
 class WaitingLoans:
     """Those that wait for a connection, in the order of arrival: nine normal ones for each one of low priority.
 
-    Every other connection goes to those that have had one before, and left it to others until they had a permit.
+    Those that have had a connection, and left it to others until their permits were due, go first: they are the oldest.
     """
 
     def __init__(self) -> None:
         self._first, self._normal, self._low = (OrderedDict[int, Any]() for _ in range(3))
-        self._was_first = False  # Whether the last one served was one of the first.
         self._passed = 0  # Normal ones served since the last of low priority, while one waited.
 
     def __len__(self) -> int:
@@ -190,14 +189,11 @@ class WaitingLoans:
         """The one to serve, which stays until it is removed; None if nobody waits, except those that are `lent` one."""
         while self:
             is_low = bool(self._low) and (not self._normal or self._passed >= _NORMAL_PER_LOW)
-            other = self._low if is_low else self._normal
-            is_first = bool(self._first) and not (self._was_first and other)
-            queue = self._first if is_first else other
+            queue = self._first or (self._low if is_low else self._normal)
             number, waiter = next(iter(queue.items()))
             loan = waiter()
             if loan is not None and number not in lent:
-                self._was_first = is_first
-                if not is_first:
+                if queue is not self._first:
                     self._passed = 0 if is_low else self._passed + bool(self._low)
                 return loan
             del queue[number]

@@ -86,11 +86,8 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
 
     def reserve(
         self, request: httpx.Request, left: float | None = None, priority: str = "normal"
-    ) -> Loan[httpx.BaseTransport] | None:
-        """Wait for a connection for the request, which then brings it in the extension `RESERVED`.
-
-        With the priority "first", it gets every other connection; returns None if none becomes free in `left` seconds.
-        """
+    ) -> Loan[httpx.BaseTransport]:
+        """Wait for a connection for the request, which then brings it in the extension `RESERVED`."""
         loan = Loan(self, (request.url.scheme, request.url.netloc), priority)
         try:
             if not self.take(loan):
@@ -98,8 +95,6 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
             if self.trash:
                 self._sweep()
             if loan.connection is None:
-                if priority == "first":
-                    return None
                 raise _none_free(request, self.family)
         except BaseException as error:
             loan.end()
@@ -201,11 +196,8 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
 
     async def reserve(
         self, request: httpx.Request, left: float | None = None, priority: str = "normal"
-    ) -> Loan[httpx.AsyncBaseTransport] | None:
-        """Wait for a connection for the request, which then brings it in the extension `RESERVED`.
-
-        With the priority "first", it gets every other connection; returns None if none becomes free in `left` seconds.
-        """
+    ) -> Loan[httpx.AsyncBaseTransport]:
+        """Wait for a connection for the request, which then brings it in the extension `RESERVED`."""
         loan = Loan(self, (request.url.scheme, request.url.netloc), priority)
         try:
             if not self.take(loan):
@@ -213,8 +205,6 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
             if self.trash:
                 await self.sweep()
             if loan.connection is None:
-                if priority == "first":
-                    return None
                 raise _none_free(request, self.family)
         except BaseException:
             loan.end()

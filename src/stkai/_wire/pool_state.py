@@ -35,7 +35,7 @@ class Loan(Generic[Pooled]):
     stream: Any = None
     wake: Callable[[], object] | None = None  # Called when a queued loan gets its connection, or never will.
     idle_since: float | None = None  # Set when the loan ends; None if the connection cannot be reused.
-    priority = "normal"  # While it waits: "first" gets every other connection, "low" every tenth.
+    priority = "normal"  # While it waits: "first" goes before all others, "low" after nine of them.
     _over = False
 
     def __init__(

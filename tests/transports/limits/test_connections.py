@@ -206,14 +206,12 @@ async def test_requests_that_wait_long_for_a_permit_leave_the_connections_to_oth
     assert sorted(server.paths) == ["/fast"] * 6 + ["/slow"] * 3
 
 
-@pytest.mark.parametrize("share", [None, "team"])
-async def test_a_request_that_left_its_connection_to_others_gets_the_next_one_with_its_permit(
-    share: str | None, world: World, gate: tuple[str, Gate]
+async def test_a_request_that_left_its_connection_to_others_gets_the_next_one_when_its_permit_is_due(
+    world: World, gate: tuple[str, Gate]
 ) -> None:
     url, server = gate
     clock = FakeClock(autojump=False)
-    slow = TokenBucket(1, 2.0, share=share, store=MemoryStore(clock) if share else None)
-    async with client_of(world, by_path(slow=slow), clock=clock, connections=1) as client:
+    async with client_of(world, by_path(slow=TokenBucket(1, 600.0)), clock=clock, connections=1) as client:
 
         async def slow_ones() -> None:
             await world.until(lambda: len(server.paths) == 1)
@@ -227,41 +225,14 @@ async def test_a_request_that_left_its_connection_to_others_gets_the_next_one_wi
             await world.until(lambda: client.queued == 6)
             server.open(2)
             await world.until(lambda: len(server.paths) == 3 and client.queued == 3)
-            while client.queued < 4:
-                clock.advance(0.05)
-                await world.until(lambda: clock.sleepers > 0 or client.queued == 4)
+            clock.advance(599.97)
+            await world.until(lambda: client.queued == 4)
             server.open()
+            await world.until(lambda: client.queued == 3 and clock.sleepers == 1)
+            clock.advance(0.03)
 
         await client.beside(slow_ones, f"{url}/fast")
     assert server.paths == ["/fast", "/slow", "/fast", "/slow", "/fast", "/fast", "/fast"]
-
-
-@pytest.mark.real_time
-async def test_a_permit_is_kept_for_a_moment_only_while_no_connection_becomes_free(
-    world: World, gate: tuple[str, Gate]
-) -> None:
-    url, server = gate
-    slow = InFlight(1)
-    async with client_of(world, by_path(slow=slow), connections=1) as client:
-
-        async def others() -> None:
-            await world.until(lambda: len(server.paths) == 1)
-            await client.beside(another, f"{url}/slow")
-
-        async def another() -> None:
-            await world.until(lambda: client.queued == 1)
-            await client.beside(answer_one, f"{url}/fast")
-
-        async def answer_one() -> None:
-            await world.until(lambda: client.queued == 2)
-            with slow.permit():
-                server.open(1)
-                await world.until(lambda: len(server.paths) == 2 and client.queued == 0)
-            await world.until(lambda: client.queued == 1 and slow.busy == 1)
-            await world.until(lambda: client.queued == 1 and slow.busy == 0)
-            server.open()
-
-        await client.beside(others, f"{url}/fast")
 
 
 @pytest.mark.real_time

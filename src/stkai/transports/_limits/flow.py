@@ -20,7 +20,7 @@ from .._options import NO_OPTIONS
 from .all_of import checked_limiter, plan_of_own
 from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, note_failure, subscribe
 from .metering import Bill, Estimate, Meter, Settle
-from .permit import PATIENCE, wait_for_permit
+from .permit import wait_for_permit
 from .queue_limiter import QueueLimiter, is_ours
 
 AnyLimiter = Any
@@ -105,46 +105,50 @@ class _LimitFlow(LayerBase):
         """Wait for a connection without a permit, which might be used much later, together with those of that time.
 
         Returns the request with its connection, and when it got its permit. If it has to wait long for that, others may
-        use the connection in the meantime. It keeps its place in the limiter's queue, and once it has its permit, it is
-        one of those that get every other connection.
+        use the connection in the meantime. It keeps its place in the limiter's queue, and is the next to get a
+        connection shortly before its permit is due.
         """
-        context, reserve, is_first = self.context, self.reserve_connection, False
+        context, priority, reserved = self.context, str(turn.priority), list[Any]()
+        again = partial(self._reserve, reserved, request, "first")
         if request.extensions.get(RESERVED):
             return request, sent
         while self.full_pools:
-            loan, keeps_permit = None, False
+            limiter.leave(turn, context.now())
+            yield from self._reserve(reserved, request, priority)
+            priority = "first"
             try:
-                if is_first:
-                    soon = partial(reserve, request, "first", most=PATIENCE)
-                    loan = yield Run(soon, soon)
-                    # The store would lease another one only later.
-                    keeps_permit = loan is not None and any(each.is_remote for each in turn.sources)
-            finally:
-                if not keeps_permit:
-                    limiter.leave(turn, context.now())
-            if loan is None:
-                work = partial(reserve, request, turn.priority)
-                loan = yield Run(work, work)
-            reserved, is_first = [loan], True
-            try:
-                if not keeps_permit:
-                    sent = context.now()
-                    wait = limiter.ask(turn, sent)
-                    if wait != 0.0:
-                        sent = yield from wait_for_permit(
-                            context, self.name, limiter, turn, plan, attempt, wait, sent, reserved=reserved
-                        )
-                if attempt.is_signed is not None and not attempt.is_signed():
+                sent = context.now()
+                wait = limiter.ask(turn, sent)
+                if wait != 0.0:
+                    sent = yield from wait_for_permit(
+                        context,
+                        self.name,
+                        limiter,
+                        turn,
+                        plan,
+                        attempt,
+                        wait,
+                        sent,
+                        reserved=reserved,
+                        again=again,
+                    )
+                elif attempt.is_signed is not None and not attempt.is_signed():
                     attempt.place = (limiter, turn)
                     raise SignatureExpired
                 if reserved:
                     extensions = {**request.extensions, RESERVED: reserved}
                     return copy_request(request, extensions=extensions), sent
             except BaseException:
-                loan.unused()
+                for loan in reserved:
+                    loan.unused()
                 limiter.leave(turn, context.now())
                 raise
         return request, sent
+
+    def _reserve(self, reserved: list[Any], request: httpx.Request, priority: str) -> Steps[None]:
+        """Wait for a connection, and add it to `reserved`."""
+        work = partial(self.reserve_connection, request, priority)
+        reserved.append((yield Run(work, work)))
 
     def _chosen(self, request: httpx.Request) -> tuple[Any, Plan | None]:
         """The limiter of a request, and the request's plan, if these depend on the request."""

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from functools import cache
 from types import TracebackType
 from typing import Any, Final, Self
@@ -34,10 +35,13 @@ from .sources.source import TICK, Source
 _MAX_SLEEP: Final = 3600.0
 """Seconds; longer waits are split, because every system limits the length of a sleep."""
 
-PATIENCE: Final = 0.1  # Seconds for which a request may wait for a permit while it has a connection.
+_PATIENCE: Final = 0.1  # Seconds for which a request may wait for a permit while it has a connection.
+
+_SOON: Final = 0.05
+"""Seconds before its permit is due at which a request that has left its connection to others asks for another."""
 
 
-def wait_for_permit(  # noqa: PLR0912 - one loop, which reads in order
+def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
     context: Context,
     layer: str,
     limiter: Any,
@@ -48,17 +52,17 @@ def wait_for_permit(  # noqa: PLR0912 - one loop, which reads in order
     start: float,
     *,
     reserved: list[Any] | None = None,  # The request's connection, which others may use if it waits long.
+    again: Callable[[], Steps[None]] | None = None,  # Reserves another one.
 ) -> Steps[float]:
     """Wait until the limiter admits the turn; returns when it did. `wait` is its answer at `start`.
 
     After an error, the caller must call `leave`. Raises SignatureExpired if the token has expired. The attempts of a
     call share its allowance, in seconds.
     """
-    now, given, deadline = start, attempt.options.max_wait_time, attempt.deadline
+    now, held_since, given, deadline = start, start, attempt.options.max_wait_time, attempt.deadline
     most = plan.max_wait_time if given is UNSET else given
-    end = math.inf if most is None else start + attempt.allowance(most)
-    if deadline is not None and deadline < end:
-        end = deadline
+    latest = math.inf if deadline is None else deadline
+    end = latest if most is None else min(start + attempt.allowance(most), latest)
     if plan.sees_all or turn.custom or limiter.has_remote:
         turn.call = attempt.info  # Only if needed: thousands may wait.
     # Seconds for which each source held the turn up, if that is reported.
@@ -69,8 +73,18 @@ def wait_for_permit(  # noqa: PLR0912 - one loop, which reads in order
                 left = end - now
                 if wait > left + TICK and not (turn.is_guess and left > TICK):
                     raise _refused(context, layer, attempt, most, wait, now - start, now)
-                if reserved and now - start + wait > PATIENCE:
+                if reserved and now - held_since + wait > _PATIENCE:
                     reserved.pop().unused()
+                if again is not None and not reserved and not turn.is_guess:
+                    if wait > _SOON:
+                        turn.nap = min(turn.nap, wait - _SOON)
+                    elif wait <= turn.nap:
+                        yield from again()
+                        before, now = now, context.now()
+                        # This was no wait for a permit.
+                        start, end, held_since = start + now - before, min(end + now - before, latest), now
+                        wait = limiter.ask(turn, now)
+                        continue
                 # Sleeps of other clocks are exact, and end early only if necessary.
                 is_real = wait >= NAP and is_system_clock(context.clock)
                 seconds = min(wait + turn.slack if is_real else wait, turn.nap, left, _MAX_SLEEP)
