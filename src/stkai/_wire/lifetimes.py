@@ -171,39 +171,39 @@ class WaitingLoans:
     """
 
     def __init__(self) -> None:
-        self._first, self._normal, self._low = (OrderedDict[int, Any]() for _ in range(3))
+        self._queues = {priority: OrderedDict[int, Any]() for priority in ("first", "normal", "low")}
         self._passed = 0  # Normal ones served since the last of low priority, while one waited.
 
     def __len__(self) -> int:
-        return len(self._first) + len(self._normal) + len(self._low)
+        return sum(map(len, self._queues.values()))
 
     def add(self, loan: Any) -> None:
-        queues = {"first": self._first, "normal": self._normal, "low": self._low}
-        queues[loan.priority][loan.number] = ref(loan)
+        self._queues[loan.priority][loan.number] = ref(loan)
 
     def remove(self, number: int) -> None:
-        for queue in (self._first, self._normal, self._low):
+        for queue in self._queues.values():
             queue.pop(number, None)
 
     def next(self, lent: Container[int]) -> Any:
         """The one to serve, which stays until it is removed; None if nobody waits, except those that are `lent` one."""
+        first, normal, low = self._queues.values()
         while self:
-            is_low = bool(self._low) and (not self._normal or self._passed >= _NORMAL_PER_LOW)
-            queue = self._first or (self._low if is_low else self._normal)
+            is_low = bool(low) and (not normal or self._passed >= _NORMAL_PER_LOW)
+            queue = first or (low if is_low else normal)
             number, waiter = next(iter(queue.items()))
             loan = waiter()
             if loan is not None and number not in lent:
-                if queue is not self._first:
-                    self._passed = 0 if is_low else self._passed + bool(self._low)
+                if queue is not first:
+                    self._passed = 0 if is_low else self._passed + bool(low)
                 return loan
             del queue[number]
         return None
 
     def alive(self) -> list[Any]:
         """Those to which something still refers."""
-        waiters = [*self._first.values(), *self._normal.values(), *self._low.values()]
+        waiters = [waiter for queue in self._queues.values() for waiter in queue.values()]
         return [loan for waiter in waiters if (loan := waiter()) is not None]
 
     def clear(self) -> None:
-        for queue in (self._first, self._normal, self._low):
+        for queue in self._queues.values():
             queue.clear()
