@@ -1,11 +1,16 @@
-"""A server that sends exactly the given bytes, and closes when told to."""
+"""Servers that send exactly what a test says: bytes, or frames of HTTP/2."""
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import h2.config
+import h2.connection
+
 from ..support.listening import listening
+from ..support.servers import CERTIFICATE, KEY
 
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody"
 ENDLESS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nbo\r\n2\r\ndy\r\n"
@@ -76,3 +81,32 @@ def raw_server(path: str | None = None) -> Iterator[RawServer]:
     with listening(server.serve, path) as port:
         server.url = f"http://127.0.0.1:{port}/"
         yield server
+
+
+class Http2Server:
+    """An HTTP/2 server over TLS.
+
+    Attributes:
+        connections: how many there have been.
+        open: how many are open.
+    """
+
+    def __init__(self) -> None:
+        self.connections = self.open = 0
+
+    def serve(self, client: socket.socket) -> None:
+        self.connections += 1
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(CERTIFICATE, KEY)
+        context.set_alpn_protocols(["h2"])
+        with suppress(OSError), context.wrap_socket(client, server_side=True) as secure:
+            self.open += 1
+            try:
+                connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+                connection.initiate_connection()
+                self.talk(secure, connection)
+            finally:
+                self.open -= 1
+
+    def talk(self, secure: ssl.SSLSocket, connection: h2.connection.H2Connection) -> None:
+        raise NotImplementedError

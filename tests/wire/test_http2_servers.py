@@ -1,14 +1,11 @@
 """HTTP/2 servers that end connections and answers as they please."""
 
 import io
-import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
-import h2.config
 import h2.connection
 import h2.events
 import httpx
@@ -21,8 +18,8 @@ from stkai import HttpConfig
 from stkai._wire.default import AsyncDefaultWire, DefaultWire
 
 from ..support.listening import listening
-from ..support.servers import CERTIFICATE, KEY
 from ..support.world import NAMES, World
+from .raw import Http2Server
 
 pytestmark = pytest.mark.worlds(*NAMES)
 
@@ -30,13 +27,11 @@ Answer = Callable[[int], list[bytes]]
 """The pieces of an answer on a stream; the client has read each before it gets the next."""
 
 
-class Server:
+class Server(Http2Server):
     """Gives each request the next answer, and then good ones.
 
     Attributes:
         bodies: of the requests that have arrived completely.
-        connections: how many there have been.
-        open: how many are open.
         on_data: what it sends when the first part of a body has arrived.
         goodbye: what it sends at the end of a connection, once that `is_idle`; None for connections that stay open.
     """
@@ -45,26 +40,12 @@ class Server:
     goodbye: bytes | None = None
 
     def __init__(self) -> None:
+        super().__init__()
         self.is_idle = threading.Event()
         self.answers: list[Answer] = []
         self.bodies: list[bytes] = []
-        self.connections = self.open = 0
 
-    def serve(self, client: socket.socket) -> None:
-        self.connections += 1
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(CERTIFICATE, KEY)
-        context.set_alpn_protocols(["h2"])
-        with suppress(OSError), context.wrap_socket(client, server_side=True) as secure:
-            self.open += 1
-            try:
-                self._talk(secure)
-            finally:
-                self.open -= 1
-
-    def _talk(self, secure: ssl.SSLSocket) -> None:
-        connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
-        connection.initiate_connection()
+    def talk(self, secure: ssl.SSLSocket, connection: h2.connection.H2Connection) -> None:
         body, pieces = b"", list[bytes]()
         secure.sendall(connection.data_to_send())
         while data := secure.recv(65_536):

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import h2.config
 import h2.connection
 import h2.events
 import httpx
@@ -25,7 +24,7 @@ from ..support import servers
 from ..support.listening import listening
 from ..support.servers import CERTIFICATE, KEY, Proxy
 from ..support.world import NAMES, World
-from .raw import WHOLE, RawServer, raw_server
+from .raw import WHOLE, Http2Server, RawServer, raw_server
 
 pytestmark = pytest.mark.worlds(*NAMES)
 
@@ -135,37 +134,21 @@ async def test_the_settings_certificates_apply_to_a_tls_proxy(
 # HTTP/2
 
 
-class Http2:
-    """An HTTP/2 server over TLS that answers once a given number of requests have arrived.
+class Http2(Http2Server):
+    """Answers once a given number of requests have arrived.
 
     Attributes:
         together: that number.
-        connections: how many there have been.
-        open: how many are open.
         goes_away: how many of the next answers follow a GOAWAY, and precede a PING.
         refuses: whether the next request gets a GOAWAY that accepts none.
     """
 
     def __init__(self) -> None:
-        self.together = 1
-        self.connections = self.open = self.goes_away = 0
+        super().__init__()
+        self.together, self.goes_away = 1, 0
         self.refuses = False
 
-    def serve(self, client: socket.socket) -> None:
-        self.connections += 1
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(CERTIFICATE, KEY)
-        context.set_alpn_protocols(["h2"])
-        with suppress(OSError), context.wrap_socket(client, server_side=True) as secure:
-            self.open += 1
-            try:
-                self._talk(secure)
-            finally:
-                self.open -= 1
-
-    def _talk(self, secure: ssl.SSLSocket) -> None:
-        connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
-        connection.initiate_connection()
+    def talk(self, secure: ssl.SSLSocket, connection: h2.connection.H2Connection) -> None:
         secure.sendall(connection.data_to_send())
         waiting: list[int] = []
         while data := secure.recv(65536):
