@@ -14,7 +14,7 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from stkai._wire.http2 import GoAways
+from stkai._wire.http2 import FrameFilter
 
 HEADERS = HeadersFrame(1, data=b"x" * 10, flags=["END_HEADERS"])
 DATA = DataFrame(1, data=b"y" * 20)
@@ -27,9 +27,9 @@ def written(frames: list[Frame]) -> bytes:
     return b"".join(frame.serialize() for frame in frames)
 
 
-def asking(stream: int = 1) -> GoAways:
+def asking(stream: int = 1) -> FrameFilter:
     """A connection on which a request was sent."""
-    frames = GoAways(httpcore)
+    frames = FrameFilter(httpcore)
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" if stream == 1 else b""
     request = HeadersFrame(stream, data=b"r" * 300, flags=["END_HEADERS"])
     assert frames.sent(preface + written([SettingsFrame(), request, DataFrame(stream, data=b"body")]))

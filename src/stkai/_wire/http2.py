@@ -1,7 +1,8 @@
 """Fixes for httpcore's HTTP/2.
 
-It loses an answer that arrives after a GOAWAY: here the frames of a connection are read as they arrive, before h2 sees
-them. It passes on the errors of h2 within a body.
+It loses an answer that arrives after a GOAWAY, sends a request again without its body, and may send empty frames for
+ever: here the frames of a connection are read before h2 or the server gets them. It does not see that an idle
+connection has ended, and passes on the errors of h2 within a body.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -26,12 +27,13 @@ _SHRUNK: Final = (
 )
 
 
-class GoAways:
-    """Holds a GOAWAY back until the answer to the newest request has arrived. Only one request is in flight at a time.
+class FrameFilter:
+    """What h2 and the server get of a connection's frames. Only one request is in flight at a time.
 
-    A server that closes an HTTP/2 connection gracefully still answers the requests that it has accepted (RFC 9113,
-    section 6.8); nginx does so after a thousand requests, and when it is reloaded. h2 refuses all frames after a
-    GOAWAY: the answer would be lost, and the request might be sent again.
+    A GOAWAY is held back until the answer to the newest request has arrived. A server that closes an HTTP/2 connection
+    gracefully still answers the requests that it has accepted (RFC 9113, section 6.8); nginx does so after a thousand
+    requests, and when it is reloaded. h2 refuses all frames after a GOAWAY: the answer would be lost, and the request
+    might be sent again.
 
     A request that the server has not accepted is a ConnectError: httpcore would send it again with what is left of its
     body, which is nothing of a file.
@@ -45,7 +47,7 @@ class GoAways:
         self._is_open = False  # Whether the headers of the last frame continue in the next one.
 
     @classmethod
-    def of(cls, stream: Any, errors: Any) -> "GoAways | None":
+    def of(cls, stream: Any, errors: Any) -> "FrameFilter | None":
         """The filter for a connection; None unless the TLS handshake has chosen HTTP/2."""
         tls = stream.get_extra_info("ssl_object")
         return cls(errors) if tls and tls.selected_alpn_protocol() == "h2" else None

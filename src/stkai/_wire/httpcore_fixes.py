@@ -19,7 +19,7 @@ from .._errors import causes
 from .._event_loops import anyio
 from .._families import alike
 from .._secrets import HiddenBytes
-from .http2 import GoAways
+from .http2 import FrameFilter
 from .proxies import AsyncProxyStream, ProxyStream
 
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
@@ -120,7 +120,7 @@ class Stream:
     """A connection of a sync client."""
 
     def __init__(self, stream: Any, network: Network) -> None:
-        self._stream, self._network, self.frames = stream, network, GoAways.of(stream, network.errors)
+        self._stream, self._network, self.frames = stream, network, FrameFilter.of(stream, network.errors)
         self.close, self.get_extra_info = stream.close, stream.get_extra_info
         if self.frames is None:
             self.read, self.write = stream.read, stream.write  # type: ignore[method-assign]
@@ -151,7 +151,7 @@ class AsyncStream:
 
     def __init__(self, stream: Any, errors: Any) -> None:
         self._stream, self._errors = stream, errors
-        self.frames = GoAways.of(stream, errors)
+        self.frames = FrameFilter.of(stream, errors)
         self.aclose = stream.aclose
         tls = getattr(stream, "_stream", None)
         # What has been received and not yet decrypted, in anyio's or trio's stream; None without TLS.

@@ -215,7 +215,10 @@ async def test_a_request_that_left_its_connection_to_others_gets_the_next_one_wh
 
         async def slow_ones() -> None:
             await world.until(lambda: len(server.paths) == 1)
-            await client.beside(fast_ones, *[f"{url}/slow"] * 2)
+            answers = await client.beside(fast_ones, *[f"{url}/slow"] * 2)
+            # While it waits for its connection, it does not wait for its permit.
+            queued = sorted(stkai.record(answer).queued for answer in answers)
+            assert queued == pytest.approx([0.0, 599.98])
 
         async def fast_ones() -> None:
             await world.until(lambda: client.queued == 2)
@@ -227,9 +230,10 @@ async def test_a_request_that_left_its_connection_to_others_gets_the_next_one_wh
             await world.until(lambda: len(server.paths) == 3 and client.queued == 3)
             clock.advance(599.97)
             await world.until(lambda: client.queued == 4)
+            clock.advance(0.02)
             server.open()
             await world.until(lambda: client.queued == 3 and clock.sleepers == 1)
-            clock.advance(0.03)
+            clock.advance(0.01)
 
         await client.beside(slow_ones, f"{url}/fast")
     assert server.paths == ["/fast", "/slow", "/fast", "/slow", "/fast", "/fast", "/fast"]

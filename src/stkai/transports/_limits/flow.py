@@ -108,10 +108,11 @@ class _LimitFlow(LayerBase):
         use the connection in the meantime. It keeps its place in the limiter's queue, and is the next to get a
         connection shortly before its permit is due.
         """
-        context, priority, reserved = self.context, str(turn.priority), list[Any]()
-        again = partial(self._reserve, reserved, request, "first")
         if request.extensions.get(RESERVED):
             return request, sent
+        context, priority, reserved = self.context, str(turn.priority), list[Any]()
+        wait_for = partial(wait_for_permit, context, self.name, limiter, turn, plan, attempt)
+        again = partial(self._reserve, reserved, request, "first")
         while self.full_pools:
             limiter.leave(turn, context.now())
             yield from self._reserve(reserved, request, priority)
@@ -120,18 +121,7 @@ class _LimitFlow(LayerBase):
                 sent = context.now()
                 wait = limiter.ask(turn, sent)
                 if wait != 0.0:
-                    sent = yield from wait_for_permit(
-                        context,
-                        self.name,
-                        limiter,
-                        turn,
-                        plan,
-                        attempt,
-                        wait,
-                        sent,
-                        reserved=reserved,
-                        again=again,
-                    )
+                    sent = yield from wait_for(wait, sent, reserved=reserved, again=again)
                 elif attempt.is_signed is not None and not attempt.is_signed():
                     attempt.place = (limiter, turn)
                     raise SignatureExpired

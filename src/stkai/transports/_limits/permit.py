@@ -78,10 +78,10 @@ def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
                 if again is not None and not reserved and not turn.is_guess:
                     if wait > _SOON:
                         turn.nap = min(turn.nap, wait - _SOON)
-                    elif wait <= turn.nap:
+                    elif wait <= turn.nap:  # Otherwise it has no permit yet, and the wait may become longer.
                         yield from again()
                         before, now = now, context.now()
-                        # This was no wait for a permit.
+                        # That was no wait for a permit.
                         start, end, held_since = start + now - before, min(end + now - before, latest), now
                         wait = limiter.ask(turn, now)
                         continue
