@@ -11,7 +11,14 @@ import h2.events
 import httpx
 import pytest
 from hpack import Encoder
-from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame, SettingsFrame
+from hyperframe.frame import (
+    DataFrame,
+    GoAwayFrame,
+    HeadersFrame,
+    PingFrame,
+    RstStreamFrame,
+    SettingsFrame,
+)
 
 import stkai
 from stkai import HttpConfig
@@ -65,9 +72,10 @@ class Server(Http2Server):
             secure.sendall(connection.data_to_send())
 
 
-def head(stream: int, *fields: tuple[str, str]) -> bytes:
-    data = Encoder().encode([(":status", "200"), *fields])
-    return HeadersFrame(stream, data=data, flags=["END_HEADERS"]).serialize()
+def head(stream: int, *fields: tuple[str, str], status: str = "200", ends: bool = False) -> bytes:
+    data = Encoder().encode([(":status", status), *fields])
+    flags = ["END_HEADERS", "END_STREAM"] if ends else ["END_HEADERS"]
+    return HeadersFrame(stream, data=data, flags=flags).serialize()
 
 
 def end(stream: int, data: bytes = b"by HTTP/2") -> bytes:
@@ -149,20 +157,63 @@ async def test_a_goaway_that_takes_back_a_request_within_its_answer_is_a_protoco
     await world.close(client)
 
 
-@pytest.mark.parametrize("length", ["3", "300"])
-async def test_a_body_that_breaks_the_rules_is_sent_once_for_a_post_and_again_for_a_get(
-    world: World, server: Any, length: str
+def reset(stream: int) -> bytes:
+    """REFUSED_STREAM."""
+    return RstStreamFrame(stream, error_code=7).serialize()
+
+
+async def test_a_stream_that_the_server_refuses_is_a_request_that_was_not_sent(
+    world: World, server: Any
+) -> None:
+    client = client_of(world, CAREFUL)
+    server.answers.append(lambda stream: [reset(stream)])
+    assert (await world.call(client.post, server.url, content=b"x")).content == b"by HTTP/2"
+    server.answers.append(lambda stream: [head(stream), reset(stream)])
+    with pytest.raises(httpx.RemoteProtocolError):
+        await world.call(client.post, server.url, content=b"y")
+    assert server.bodies == [b"x", b"x", b"y"]
+    await world.close(client)
+
+
+def trailers(stream: int) -> bytes:
+    data = Encoder().encode([("x-checksum", "1")])
+    return HeadersFrame(stream, data=data, flags=["END_HEADERS", "END_STREAM"]).serialize()
+
+
+def announced(stream: int, length: int, *, ends: bool = False) -> bytes:
+    return head(stream, ("content-length", str(length)), ends=ends)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda stream: [announced(stream, 3), end(stream)],
+        lambda stream: [announced(stream, 300), end(stream)],
+        lambda stream: [announced(stream, 300, ends=True)],
+        lambda stream: [announced(stream, 9), DataFrame(stream, data=b"cut").serialize(), trailers(stream)],
+        lambda stream: [head(stream, status="two hundred"), end(stream)],
+    ],
+    ids=["long", "short", "empty", "cut", "status"],
+)
+async def test_an_answer_that_breaks_the_rules_is_sent_once_for_a_post_and_again_for_a_get(
+    world: World, server: Any, broken: Answer
 ) -> None:
     client = own_client_of(world, stkai.RetryPolicy(1, initial_delay=0))
-
-    def broken(stream: int) -> list[bytes]:
-        return [head(stream, ("content-length", length)), end(stream)]
-
     server.answers += [broken, broken]
     with pytest.raises(httpx.RemoteProtocolError):
         await world.call(client.post, server.url, {})
     assert (await world.call(client.get, server.url)).content == b"by HTTP/2"
     assert len(server.bodies) == 3
+    await world.close(client)
+
+
+async def test_an_answer_without_a_body_may_announce_a_length(world: World, server: Any) -> None:
+    client = client_of(world, None)
+    server.answers += [lambda stream: [announced(stream, 9, ends=True)]] * 2
+    server.answers.append(lambda stream: [head(stream, ("content-length", "9"), status="304", ends=True)])
+    for method, status in ((client.head, 200), (client.head, 200), (client.get, 304)):
+        assert (await world.call(method, server.url)).status_code == status
+    assert server.connections == 1
     await world.close(client)
 
 

@@ -123,8 +123,12 @@ class _Router:
     def _explain(self, error: Exception, request: httpx.Request) -> None:
         """Show an answer that is not HTTP, and name the proxy, without its password, if the connection used one.
 
-        If a proxy does not speak SOCKS, httpcore raises socksio's error; raise a ProxyError instead.
+        If a proxy does not speak SOCKS, httpcore raises socksio's error; raise a ProxyError instead. For a status that
+        is no number, in HTTP/2, it raises a ValueError.
         """
+        *_, (frame, _) = walk_tb(error.__traceback__)
+        if isinstance(error, ValueError) and frame.f_code.co_name == "_receive_response":
+            raise error_for(httpx.RemoteProtocolError, f"illegal status: {error}", request) from error
         _show_unparsed(error)
         name = self._names.get(self._proxy_for(request))
         if name is None:

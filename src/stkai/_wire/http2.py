@@ -2,7 +2,7 @@
 
 It loses an answer that arrives after a GOAWAY, sends a request again without its body, and may send empty frames for
 ever: here the frames of a connection are read before h2 or the server gets them. It does not see that an idle
-connection has ended, and passes on the errors of h2 within a body.
+connection has ended, or that a body is shorter than announced, and passes on the errors of h2 within a body.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -21,6 +21,8 @@ _MAX_BODY: Final = 16_384  # Bytes of a body; h2 refuses longer ones.
 _STREAM: Final = 0x7FFFFFFF  # The bits of a stream's number.
 _DATA, _HEADERS, _RST_STREAM, _GOAWAY, _CONTINUATION = 0, 1, 3, 7, 9  # Types of frames.
 _END_STREAM, _END_HEADERS = 1, 4  # Their flags.
+_REFUSED_STREAM: Final = b"\0\0\0\7"  # "Not processed": RFC 9113, section 8.7.
+_WITHOUT_BODY: Final = {httpx.codes.NO_CONTENT, httpx.codes.NOT_MODIFIED}
 
 _SHRUNK: Final = (
     "the server allows less data than was already sent (its flow control window shrank): use HTTP/1.1"
@@ -35,8 +37,8 @@ class FrameFilter:
     requests, and when it is reloaded. h2 refuses all frames after a GOAWAY: the answer would be lost, and the request
     might be sent again.
 
-    A request that the server has not accepted is a ConnectError: httpcore would send it again with what is left of its
-    body, which is nothing of a file.
+    A request that the server has not accepted, by a GOAWAY or by REFUSED_STREAM, is a ConnectError. After a GOAWAY,
+    httpcore would send it again with what is left of its body, which is nothing of a file.
     """
 
     def __init__(self, errors: Any) -> None:
@@ -95,6 +97,8 @@ class FrameFilter:
             self._has_begun, self._is_open = True, not flags & _END_HEADERS
         ends = kind == _RST_STREAM or (kind in {_DATA, _HEADERS} and flags & _END_STREAM)
         if ends and stream == self._newest:
+            if frame[_HEAD:] == _REFUSED_STREAM and kind == _RST_STREAM and not self._has_begun:
+                raise self._errors.ConnectError("the server refused the request before it processed it")
             self._is_answered = True
         if self._goaway and self._is_answered and not self._is_open:
             frame, self._goaway, self._is_over = frame + self._goaway, b"", True
@@ -121,18 +125,25 @@ def has_ended(stream: Any) -> bool:
 
 
 class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """The body of an answer over HTTP/2, sync or async, whose errors are httpx's."""
+    """The body of an answer over HTTP/2, sync or async: its errors are httpx's, and it is as long as announced."""
 
-    def __init__(self, body: Any, request: httpx.Request) -> None:
-        self._body, self._request = body, request
+    def __init__(self, response: httpx.Response, request: httpx.Request) -> None:
+        self._body: Any = response.stream
+        self._request, self._length = request, 0
+        length = response.headers.get("content-length", "")
+        has_body = request.method != "HEAD" and response.status_code not in _WITHOUT_BODY
+        self._expected = int(length) if has_body and length.isdecimal() else None
 
     def __iter__(self) -> Iterator[bytes]:
-        with _parse_errors(self._request):
-            yield from self._body
+        with self._checked():
+            for chunk in self._body:
+                self._length += len(chunk)
+                yield chunk
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        with _parse_errors(self._request):
+        with self._checked():
             async for chunk in self._body:
+                self._length += len(chunk)
                 yield chunk
 
     def close(self) -> None:
@@ -141,13 +152,15 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
     async def aclose(self) -> None:
         await self._body.aclose()
 
-
-@contextmanager
-def _parse_errors(request: httpx.Request) -> Iterator[None]:
-    """Turn h2's error for an answer that breaks the rules into httpx's."""
-    try:
-        yield
-    except Exception as error:
-        if type(error).__module__.startswith("h2."):
-            raise error_for(httpx.RemoteProtocolError, str(error), request) from error
-        raise
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        """Check the length, which h2 does only if a body ends with data; turn h2's errors into httpx's."""
+        try:
+            yield
+        except Exception as error:
+            if not type(error).__module__.startswith("h2."):
+                raise
+            raise error_for(httpx.RemoteProtocolError, str(error), self._request) from error
+        if self._expected not in {None, self._length}:
+            msg = f"the body ended after {self._length} of {self._expected} bytes"
+            raise error_for(httpx.RemoteProtocolError, msg, self._request)

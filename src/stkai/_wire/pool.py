@@ -119,7 +119,7 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
             raise
         loan.stream = response.extensions.get("network_stream")
         if response.extensions.get("http_version") == b"HTTP/2":
-            response.stream = http2.Body(response.stream, request)
+            response.stream = http2.Body(response, request)
         ended = partial(self._ended, loan, response.stream, _is_persistent(response))
         response.stream = self._body(response.stream, ended)
         return response
@@ -227,7 +227,7 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
             raise
         loan.stream = response.extensions.get("network_stream")
         if response.extensions.get("http_version") == b"HTTP/2":
-            response.stream = http2.Body(response.stream, request)
+            response.stream = http2.Body(response, request)
         ended = partial(_give_back, loan, response.stream, _is_persistent(response))
         body = response.stream = self._body(response.stream, ended)
         body.pool = self
