@@ -128,6 +128,20 @@ def test_explain_says_that_older_members_do_not_share(
     assert "members of stkai 2 also use it" in " ".join(run("explain").output.split())
 
 
+def test_the_store_of_the_settings_is_the_default(
+    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "team.env"
+    file.write_text(f"STKAI_RATE_LIMIT_STORE=file://{store.path}\nSTKAI_RATE_LIMIT_WARM_START=another\n")
+    monkeypatch.setenv("STKAI_ENV_FILE", str(file))
+    assert "50 requests/s" in run("quota", "team-key", "--once").output
+    monkeypatch.setenv("STKAI_RATE_LIMIT_STORE", "none")
+    assert run("quota", "team-key", "--once", "--store", f"file://{store.path}").exit_code == 0
+    monkeypatch.setenv("STKAI_RATE_LIMIT_STORE", "ftp://host")
+    refused = run("quota", "team-key", "--once")
+    assert (refused.exit_code, "STKAI_RATE_LIMIT_STORE" in refused.stderr) == (2, True)
+
+
 def test_reset_forgets_the_quota(store: FileStore) -> None:
     url = f"file://{store.path}"
     assert run("quota", "team-key", "--store", url, "--reset").exit_code == 0

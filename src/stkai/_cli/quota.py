@@ -13,6 +13,7 @@ from rich.text import Text
 
 from .._batch.progress import count
 from .._clock import SystemClock
+from .._config.sources import load
 from .._errors import ConfigurationError, digits
 from ..stores import URLS, FileStore, RedisStore, Snapshot, store_from
 from ..stores._protocol import UNLIMITED, check_share
@@ -24,11 +25,11 @@ _UNNOTICEABLE: Final = 0.001  # Seconds; a shorter wait counts as none.
 def quota(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the share.")],
     store: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help=f"The store: 'file' (this machine), or a URL: {URLS}.", envvar="STKAI_RATE_LIMIT_STORE"
+            help=f"The store: 'file' (this machine), or a URL: {URLS}. The default is STKAI_RATE_LIMIT_STORE."
         ),
-    ] = "file",
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Print it once and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it once, as JSON.")] = False,
     reset: Annotated[bool, typer.Option("--reset", help="Delete its state.")] = False,
@@ -36,7 +37,10 @@ def quota(
     """Show a shared quota: members, rate, use, units of cost, queue, pause and the last 429."""
     console = Console()
     try:
-        share, found = check_share(name), cast(FileStore | RedisStore, store_from(store))
+        share = check_share(name)
+        if store is None:  # The settings allow no store without a share.
+            store = load({"rate_limit": {"share": share, "warm_start": None}}).settings.rate_limit.store
+        found = cast(FileStore | RedisStore, store_from(store))
         is_known = reset and found.reset(share)
         seen = None if reset else found.look(share)
     except ConfigurationError as error:
