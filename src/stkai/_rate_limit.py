@@ -28,10 +28,11 @@ from ._urls import absolute_url, request_url
 from .transports._base import LayerTransport
 from .transports._bodies import timeouts
 from .transports._call import Call
+from .transports._context import add_note
 from .transports._layer_checks import signature_of
 from .transports._limits.flow import AdaptiveTransport, TokenBucketTransport
 from .transports._limits.quota_limiters import AimdLimiter, TokenBucket
-from .transports._options import OPTIONS, UNSET, CallOptions, options_of
+from .transports._options import OPTIONS, UNSET, CallOptions, options_of, record
 from .transports._options import options as options_block
 from .transports._retry.flow import RetryTransport
 
@@ -235,7 +236,9 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
         finally:
             if hasattr(answer, "close"):
                 answer.close()
-        raise ServerSideRateLimitError(answer, request=request)
+        error = ServerSideRateLimitError(answer, request=request)
+        add_note(error, request.method, request.url.host, record(response).attempts)
+        raise error
 
 
 def _checked(delegate: Any) -> HttpClient:

@@ -198,6 +198,7 @@ def test_a_429_is_raised_with_its_readable_response_and_can_be_pickled() -> None
     assert refused.value.response.headers["retry-after"] == "7"
     assert refused.value.response.text == "posted"
     assert str(refused.value.request.url) == "https://api.example/a"
+    assert refused.value.__notes__ == ["stkai: POST api.example: 1 attempt"]
     again = pickle.loads(pickle.dumps(refused.value))  # noqa: S301 - what was pickled one line above
     assert again.response.status_code == 429
 

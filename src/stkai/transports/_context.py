@@ -77,17 +77,20 @@ def call_failed(context: Context, attempt: Attempt, error: BaseException) -> Non
         if isinstance(error, alike(httpx.RequestError)):
             error.request = call.request
             adopt(error, call.request)
-        if isinstance(error, Exception) and not any(
-            note.startswith(_NOTE) for note in getattr(error, "__notes__", ())
-        ):
-            number = attempt.record.attempts
-            cure = cure_of(error)
-            error.add_note(
-                f"{_NOTE}{call.method} {call.host}: {number} attempt{'s' * (number != 1)}{'; ' * bool(cure)}{cure}"
-            )
+        if isinstance(error, Exception):
+            add_note(error, call.method, call.host, attempt.record.attempts)
     finally:  # Even if interrupted.
         if attempt.is_observed:
             call_finished(context, attempt, error=type(error).__name__)
+
+
+def add_note(error: Exception, method: str, host: str, attempts: int) -> None:
+    """Add a note to the error that ends a call, unless it has one: about the request, and what to do."""
+    if not any(note.startswith(_NOTE) for note in getattr(error, "__notes__", ())):
+        cure = cure_of(error)
+        error.add_note(
+            f"{_NOTE}{method} {host}: {attempts} attempt{'s' * (attempts != 1)}{'; ' * bool(cure)}{cure}"
+        )
 
 
 def call_finished(
