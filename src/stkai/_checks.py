@@ -102,8 +102,13 @@ HTTP_NAME: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 
 
 def is_http_name(text: object) -> bool:
-    """Whether it is a string that can be the name of a header or of a method."""
+    """Whether it is a string that can be the name of a header."""
     return isinstance(text, str) and re.fullmatch(HTTP_NAME, text) is not None
+
+
+def is_method_name(text: object) -> bool:
+    """The same for a method; words for all methods are none, since a limiter for them would limit nothing."""
+    return is_http_name(text) and str(text).upper() not in {"*", "ALL", "ANY"}
 
 
 def safe_repr(show: Callable[[T], str]) -> Callable[[T], str]:

@@ -161,7 +161,7 @@ def _quota_from(config: RateLimitConfig) -> TokenBucket | AimdLimiter:
         options |= {"share": config.share, "store": store_from(config.store, config.store_timeout)}
     if config.max_cost is not None:
         options |= {"max_cost": config.max_cost, "cost": llm_tokens()}
-    quota: Any = config.quota()  # For a token bucket, both are numbers.
+    quota: Any = config.quota()  # Of a token bucket, the window is a number.
     if config.strategy == "token_bucket":
         if config.warm_start is not None:
             raise ConfigurationError(

@@ -154,7 +154,7 @@ def test_a_refused_argument_of_configure_is_named_with_its_variable(
         stkai.configure(rate_limit={"max_requests": value})
     assert str(caught.value) == (
         "STKAI_RATE_LIMIT_MAX_REQUESTS or configure(rate_limit={'max_requests': ...}) "
-        f"is {shown}; it must be a positive whole number"
+        f"is {shown}; it must be a positive whole number, or 'none'"
     )
 
 

@@ -32,7 +32,7 @@ def test_a_section_created_directly_accepts_a_path_and_one_origin() -> None:
         (
             RateLimitConfig,
             {"max_requests": 0},
-            "RateLimitConfig.max_requests is 0; it must be a positive whole number",
+            "RateLimitConfig.max_requests is 0; it must be a positive whole number, or 'none'",
         ),
         (RetryConfig, {"retries": 1}, "RetryConfig.retries is not a setting; did you mean 'max_retries'?"),
         (
@@ -95,7 +95,9 @@ def test_the_adaptive_limiter_finds_the_quota_unless_a_number_is_given(stkai: Gl
 
 @pytest.mark.parametrize("field", ["max_requests", "time_window"])
 def test_a_token_bucket_without_numbers_is_refused(field: str) -> None:
-    with pytest.raises(ConfigurationError, match="a token bucket needs max_requests and time_window"):
+    with pytest.raises(
+        ConfigurationError, match="a token bucket needs time_window and max_requests or max_cost"
+    ):
         made(RateLimitConfig, **{field: None})
 
 

@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from .. import _checks
-from .._checks import HTTP_NAME
+from .._checks import HTTP_NAME, is_method_name
 from .._errors import ConfigurationError
 from .._secrets import HoldsSecret, reveal, sealed
 from .._urls import PROXIES, absolute_url, is_origin, show_origin
@@ -98,7 +98,7 @@ _Path = BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.P
 _Listed = BeforeValidator(_listed)
 _Distinct = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
 _NotEmpty = Field(min_length=1, description="a non-empty string")
-_Method = Annotated[str, StringConstraints(pattern=f"^{HTTP_NAME}$", to_upper=True)]
+_Method = Annotated[str, StringConstraints(to_upper=True), _only_if(is_method_name)]
 _Origin = Annotated[str, AfterValidator(_origin)]
 _Status = Annotated[int, _Number, Field(ge=100, le=599)]
 

@@ -71,7 +71,7 @@ class RateLimitConfig(fields.Section):
     strategy: Annotated[
         Literal["token_bucket", "adaptive"], Field(description="'token_bucket' or 'adaptive'")
     ] = "token_bucket"
-    max_requests: fields.Positive | None = DEFAULT_QUOTA[0]
+    max_requests: fields.OrNone[fields.Positive] = DEFAULT_QUOTA[0]
     time_window: fields.SomeSeconds | None = DEFAULT_QUOTA[1]
     max_wait_time: fields.OrUnlimited[fields.SomeSeconds] = None
     methods: fields.OrNone[fields.Methods] = None
@@ -88,10 +88,12 @@ class RateLimitConfig(fields.Section):
 
     @model_validator(mode="after")
     def _numbers_and_names(self) -> Self:
-        if self.strategy == "token_bucket" and (self.max_requests is None or self.time_window is None):
+        has_quota = self.time_window is not None and (self.max_requests or self.max_cost) is not None
+        if self.strategy == "token_bucket" and not has_quota:
             raise ValueError(
-                "a token bucket needs max_requests and time_window (STKAI_RATE_LIMIT_MAX_REQUESTS and"
-                " STKAI_RATE_LIMIT_TIME_WINDOW); only the strategy 'adaptive' finds the quota by itself"
+                "a token bucket needs time_window and max_requests or max_cost (STKAI_RATE_LIMIT_TIME_WINDOW,"
+                " STKAI_RATE_LIMIT_MAX_REQUESTS and STKAI_RATE_LIMIT_MAX_COST); only the strategy 'adaptive' finds the"
+                " quota by itself"
             )
         for name in ("max_requests", "time_window", "max_cost"):
             if getattr(self, name) is not None:
@@ -117,7 +119,7 @@ class RateLimitConfig(fields.Section):
         return self
 
     def quota(self) -> tuple[int | None, float | None]:
-        """Requests and seconds of the quota; (None, None) if the adaptive limiter has to find it.
+        """Requests and seconds of the quota; (None, None) if the adaptive limiter has to find it, None for units alone.
 
         It need not if `max_requests`, or another field that needs a quota, was given: a default is not a real quota.
         """
@@ -126,6 +128,8 @@ class RateLimitConfig(fields.Section):
         needs_none = all(each is None for each in (self.share, self.max_cost, *parts))
         if self.strategy == "adaptive" and not is_given and needs_none:
             return None, None
+        if self.strategy == "token_bucket":
+            return self.max_requests, self.time_window
         return self.max_requests or DEFAULT_QUOTA[0], self.time_window or DEFAULT_QUOTA[1]
 
     def without_effect(self) -> str | None:

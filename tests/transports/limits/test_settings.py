@@ -50,7 +50,7 @@ def test_methods(on: pytest.MonkeyPatch, text: str, methods: set[str] | None) ->
     assert policy_of().methods == methods
 
 
-@pytest.mark.parametrize("methods", [[], "POST GET", ["P T"], [1], ""])
+@pytest.mark.parametrize("methods", [[], "POST GET", ["P T"], [1], "", "all", ["*"]])
 def test_a_config_with_bad_methods_is_refused_by_name(methods: Any) -> None:
     with pytest.raises(ConfigurationError, match="methods"):
         RateLimitConfig(methods=methods)
@@ -74,6 +74,19 @@ async def test_max_cost_counts_tokens_with_either_strategy(
     assert clock.monotonic() == pytest.approx(60.0, rel=0.02)
 
 
+def test_units_may_be_counted_instead_of_requests(on: pytest.MonkeyPatch) -> None:
+    on.setenv("STKAI_RATE_LIMIT_MAX_REQUESTS", "none")
+    with pytest.raises(
+        ConfigurationError, match="STKAI_RATE_LIMIT_MAX_REQUESTS and STKAI_RATE_LIMIT_MAX_COST"
+    ):
+        policy_of()
+    STKAI.reset()
+    on.setenv("STKAI_RATE_LIMIT_MAX_COST", "1000")
+    bucket = policy_of()
+    assert isinstance(bucket, TokenBucket)
+    assert (bucket.max_requests, bucket.time_window, bucket.max_cost) == (None, 60, 1000)
+
+
 def test_in_flight_is_a_limit_beside(on: pytest.MonkeyPatch) -> None:
     on.setenv("STKAI_RATE_LIMIT_IN_FLIGHT", "16")
     on.setenv("STKAI_RATE_LIMIT_METHODS", "POST")
@@ -89,6 +102,8 @@ def test_in_flight_is_a_limit_beside(on: pytest.MonkeyPatch) -> None:
         ("METHODS", "PO ST"),
         ("METHODS", "[]"),
         ("METHODS", "GET,,;"),
+        ("METHODS", "all"),
+        ("METHODS", "*"),
         ("MAX_COST", "0"),
         ("MAX_COST", "many"),
         ("IN_FLIGHT", "0"),

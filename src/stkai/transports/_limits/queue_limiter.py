@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import httpx
 
-from ..._checks import POSITIVE, SAFE_RANGE, check_number, is_async, is_http_name
+from ..._checks import POSITIVE, SAFE_RANGE, check_number, is_async, is_method_name
 from ..._clock import Clock
 from ..._errors import ConfigurationError
 from .._options import UNSET, Priority, RequestOptions, Unset
@@ -232,7 +232,7 @@ def checked_methods(methods: Iterable[str] | None) -> frozenset[str] | None:
     if methods is None:
         return None
     names = [] if isinstance(methods, str) or not isinstance(methods, Iterable) else list(methods)
-    if not names or not all(is_http_name(name) for name in names):
+    if not names or not all(map(is_method_name, names)):
         msg = f"methods must be HTTP method names such as {{'POST', 'PUT'}}, or None for all, not {methods!r}"
         raise ConfigurationError(msg)
     return frozenset(name.upper() for name in names)
