@@ -66,17 +66,20 @@ class Proxy:
 
     Attributes:
         asked: the methods and targets (in absolute form, or host:port) of its requests.
+        hosts: their `Host` headers.
         credentials: the `Proxy-Authorization` headers.
         upstream: the origin of the server that it calls `http://upstream.example`.
     """
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
+        self.hosts: list[str] = []
         self.credentials: list[str | None] = []
         self.upstream: str | None = None
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self.asked.append((request.method, request.raw_path))
+        self.hosts.append(request.headers["Host"])
         self.credentials.append(request.headers.get("Proxy-Authorization"))
         if request.method == "CONNECT":
             return web.Response(status=403, reason="no tunnels here")

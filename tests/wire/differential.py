@@ -170,6 +170,8 @@ async def play(make: Callable[[], httpx.AsyncBaseTransport], case: Case) -> Seen
             )  # On a busy machine, too, what the server sent meanwhile arrives first.
     await wire.aclose()
     server.close()
+    if tasks:  # The server reads what is on its way.
+        await asyncio.wait(tasks, timeout=0.02)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

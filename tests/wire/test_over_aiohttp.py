@@ -17,7 +17,7 @@ from aiohttp import client_proto, http_parser
 
 import stkai
 from stkai import ConfigurationError, HttpConfig
-from stkai._wire.aiohttp_exchange import Connection
+from stkai._wire.aiohttp_exchange import _PARSER, Connection
 from stkai._wire.default import AsyncDefaultWire
 from stkai.testing import QuotaServer
 
@@ -118,6 +118,19 @@ SAME = {
     "a negative length": Case(answers(HEAD + b"Content-Length: -4\r\n\r\nbody")),
     "304 with a length": Case(answers(b"HTTP/1.1 304 N\r\nContent-Length: 4\r\n\r\n", end="keep"), times=2),
     "100, then the answer": Case(answers(b"HTTP/1.1 100 Continue\r\n\r\n" + OK, end="keep"), times=2),
+    "100 that closes the connection, then the answer": Case(
+        answers(b"HTTP/1.1 100 Continue\r\nConnection: close\r\n\r\n", OK, pause=0.02, end="keep"), times=2
+    ),
+    "100 in HTTP/1.0, then the answer": Case(answers(b"HTTP/1.0 100 Continue\r\n\r\n" + OK, end="keep"), times=2),
+    "a trailer in drips": Case(
+        answers(CHUNKED + b"4\r\nbody\r\n0\r\n", *[b"X: 1\r\n"] * 5, b"\r\n", pause=LIMIT / 3)
+    ),
+    "the same header twice": Case(answers(many(HEAD, [b"Server: a", b"Server: b", b"ETag: 1", b"ETag: 1"]))),
+    "HEAD, answered without a length": Case(answers(HEAD + b"\r\n", end="keep"), method="HEAD", times=3),
+    "HEAD, answered by a server that will close": Case(
+        answers(HEAD + b"Connection: close\r\n\r\n", end="keep"), method="HEAD", times=2
+    ),
+    "HEAD in HTTP/1.0": Case(answers(b"HTTP/1.0 200 OK\r\n\r\n", end="keep"), method="HEAD", times=2),
     "early hints": Case(answers(b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\n" * 3 + OK)),
     "early hints, then silence": Case(answers(b"HTTP/1.1 103 Early\r\n\r\n", end="hang"), method="POST"),
     "a status below 100": Case(answers(b"HTTP/1.1 099 X\r\nContent-Length: 0\r\n\r\n")),
@@ -218,6 +231,15 @@ def test_an_answer_without_body_is_read_without_the_c_extensions_of_aiohttp(
     assert ours == theirs
 
 
+@pytest.mark.parametrize("name", ["the same header twice", "a folded header", "line feeds alone"])
+def test_the_debug_mode_of_asyncio_refuses_no_answer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiohttp's parser is stricter there."""
+    monkeypatch.setattr(_PARSER, "DEBUG", True)
+    theirs, ours = both(SAME[name])
+    assert ours == theirs
+    assert _PARSER.DEBUG is True
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -226,14 +248,29 @@ def test_an_answer_without_body_is_read_without_the_c_extensions_of_aiohttp(
         {"headers": {"X": " a "}},
         {"method": "GE T"},
         {"headers": {"Content-Length": "x"}, "body": pieces(b"a"), "method": "POST"},
-        {"headers": {"Content-Length": "2"}, "body": pieces(b"abc"), "method": "POST"},
-        {"headers": {"Content-Length": "2"}, "body": pieces(b"a"), "method": "POST"},
+        {"headers": {"Content-Length": "2"}, "body": b"abc", "method": "POST"},
+        {"headers": {"Content-Length": "2"}, "body": b"a", "method": "POST"},
     ],
 )
 def test_an_illegal_request_is_a_local_protocol_error_and_sends_nothing(changes: dict[str, Any]) -> None:
     _, ours = both(Case(**changes))
     assert [outcome[0] for outcome in ours.outcomes] == [httpx.LocalProtocolError]
     assert ours.requests == b""
+
+
+@pytest.mark.parametrize("body", [pieces(b"abc"), pieces(b"a")])
+def test_a_stream_of_another_length_than_announced_is_a_local_protocol_error(body: Any) -> None:
+    """Over both wires; httpx's transport raises an error of h11's."""
+    theirs, ours = both(Case(body=body, headers={"Content-Length": "2"}, method="POST"))
+    assert ours == theirs
+    assert [outcome[0] for outcome in ours.outcomes] == [httpx.LocalProtocolError]
+
+
+@pytest.mark.parametrize("url", ["/x", "http:///x", "ftp://127.0.0.1/"])
+async def test_an_address_that_is_not_on_the_web_is_an_unsupported_protocol(world: World, url: str) -> None:
+    async with over_aiohttp() as wire:
+        with pytest.raises(httpx.UnsupportedProtocol, match="http://"):
+            await wire.handle_async_request(httpx.Request("GET", url))
 
 
 def test_the_error_of_a_body_reaches_the_caller() -> None:
@@ -268,8 +305,9 @@ def test_an_answer_before_the_end_of_a_long_request_reaches_the_caller(ends: str
             peer.stop_reading()
             await asyncio.sleep(4 * LIMIT)
 
-    _, ours = both(Case(refuse, body=b"x" * 20_000_000, method="POST"))
-    assert [(outcome[0], outcome[-1]) for outcome in ours.outcomes] == [(413, b"big")]
+    _, ours = both(Case(refuse, body=b"x" * 20_000_000, method="POST", times=2))
+    assert [(outcome[0], outcome[-1]) for outcome in ours.outcomes] == [(413, b"big")] * 2
+    assert ours.connections == 2, "the rest of the first request must not precede the second"
 
 
 @pytest.mark.parametrize("secure", [False, True])
@@ -380,6 +418,7 @@ async def test_a_proxy_carries_plain_requests_and_tunnels_others(world: World, p
         assert expected is not None
         assert log.credentials == [httpx.BasicAuth(*expected)._auth_header]
         error = await error_of("https://service.example/", config)
+    assert log.hosts == ["service.example", "service.example:443"]
     assert isinstance(error, httpx.ProxyError)
     assert str(error)[:3].isdecimal()
     assert "secret" not in repr(error)
@@ -542,6 +581,18 @@ async def test_a_body_that_a_task_reads_ends_when_another_task_closes_the_wire(w
             await asyncio.wait_for(reading, 10)
 
 
+async def test_a_request_that_waits_for_its_answer_ends_when_another_task_closes_the_wire(
+    world: World,
+) -> None:
+    with raw_server() as server:
+        server.answer = lambda _: (b"", True)
+        async with over_aiohttp() as wire:
+            waiting = asyncio.create_task(wire.handle_async_request(httpx.Request("GET", server.url)))
+            await world.until(lambda: server.requests == 1)
+        with pytest.raises(httpx.ReadError, match="closed"):
+            await asyncio.wait_for(waiting, 10)
+
+
 async def test_requests_beyond_the_limit_wait_for_a_connection_and_then_fail(world: World) -> None:
     with raw_server() as server:
         async with over_aiohttp(max_connections=1) as wire:
@@ -607,3 +658,4 @@ async def test_the_private_parts_of_aiohttp_that_the_wire_uses_exist(world: Worl
     assert callable(connector._factory)
     await connector.close()
     assert callable(aiohttp.StreamReader._read_nowait)
+    assert hasattr(aiohttp.StreamReader(Connection(asyncio.get_running_loop()), 1), "_buffer")

@@ -6,6 +6,8 @@ the same requests. Every error is the one that httpx's own wire raises in the sa
 
 import asyncio
 import select
+import sys
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -14,10 +16,10 @@ import aiohttp
 import h11
 import httpx
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpResponseParser
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_writer import StreamWriter
 
-from .._errors import describe
 from .._families import alike, error_for
 
 BUFFER_SIZE: Final = 65_536
@@ -31,6 +33,9 @@ READ_ERRORS: Final = (aiohttp.ClientError, HttpProcessingError, OSError)
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 
+_PARSER: Any = sys.modules[HttpResponseParser.__module__]
+_LOCK: Final = threading.Lock()
+
 
 class Connection(ResponseHandler):
     """One connection. If bytes arrive while it is idle, they belong to no request, so it cannot be reused."""
@@ -39,8 +44,10 @@ class Connection(ResponseHandler):
     awaits_head = False  # Whether the head of the answer is still to come.
     _last = b""  # The last bytes of a head that is still incomplete.
     head_left: int | None = None  # How many bytes of the head may still arrive; None once it is complete.
-    seconds: float | None = None  # How long each read of the head may take; None for no limit.
-    timeout: asyncio.Timeout | None = None  # The timer for that limit, while the head is awaited.
+    seconds: float | None = None  # How long each read may take; None for no limit.
+    timeout: asyncio.Timeout | None = (
+        None  # The timer for that limit, while the head or more of the body is awaited.
+    )
     is_last = False  # Whether no other request may follow the one in progress.
     broken_by: BaseException | None = None  # aiohttp forgets it once a body without length has begun.
 
@@ -58,12 +65,30 @@ class Connection(ResponseHandler):
 
     def drop(self) -> None:
         """Close at once. aiohttp's `close` would first send the rest of a request, however long the server takes."""
-        payload = self._payload
+        payload, error = (
+            self._payload,
+            aiohttp.ClientConnectionError("the connection was closed on this side"),
+        )
+        if self.awaits_head and self.exception() is None:
+            self.set_exception(error)
         if self.transport is not None:
             self.transport.abort()
         self.close()
         if payload is not None and not payload.is_eof():  # aiohttp does not wake a task that is reading it.
-            payload.set_exception(aiohttp.ClientConnectionError("the connection was closed on this side"))
+            payload.set_exception(error)
+
+    def set_response_params(self, **parameters: Any) -> None:
+        """Prepare for an answer. In asyncio's debug mode, aiohttp would refuse what it accepts otherwise."""
+        self._parameters = parameters
+        if not _PARSER.DEBUG:
+            super().set_response_params(**parameters)
+            return
+        with _LOCK:
+            _PARSER.DEBUG = False
+            try:
+                super().set_response_params(**parameters)
+            finally:
+                _PARSER.DEBUG = True
 
     def data_received(self, data: bytes) -> None:
         if self.idle_since is not None:
@@ -76,6 +101,10 @@ class Connection(ResponseHandler):
             chunk, data = data[:size], data[size:]
             self._last = b"" if offset >= 0 else (self._last + chunk)[1 - len(_END_OF_HEAD) :]
             self._parse(chunk)
+            if self.awaits_head and offset >= 0 and self.exception() is None:
+                # The parser would refuse what follows an informational answer that says "Connection: close".
+                self._should_close = False
+                self.set_response_params(**self._parameters)
             if not data:
                 return
         self._parse(data)  # May be empty: aiohttp does that to parse what it has buffered.
@@ -84,6 +113,8 @@ class Connection(ResponseHandler):
         """Called by aiohttp with a head, and the body that follows it."""
         super().feed_data(data, *size)
         self.awaits_head = is_interim(data[0].code)
+        if not self.awaits_head:
+            self.timeout = None
 
     def _parse(self, data: bytes) -> None:
         super().data_received(data)
@@ -91,10 +122,11 @@ class Connection(ResponseHandler):
             self.head_left = None if self._buffer else self.head_left - len(data)
             if self.head_left is not None and self.head_left < 0 and self.exception() is None:
                 self.set_exception(HttpProcessingError(message=f"its head is longer than {MAX_HEAD} bytes"))
-            if self.head_left is not None and self.timeout is not None and self.seconds is not None:
-                with suppress(RuntimeError):  # It has just expired.
-                    self.timeout.reschedule(self._loop.time() + self.seconds)
         error, payload = self._exception, self._payload
+        still_waits = data and (self.head_left is not None or not getattr(payload, "_buffer", True))
+        if still_waits and self.timeout is not None and self.seconds is not None:
+            with suppress(RuntimeError):  # It has just expired.
+                self.timeout.reschedule(self._loop.time() + self.seconds)
         if isinstance(error, HttpProcessingError) and payload is not None and not payload.is_eof():
             payload.set_exception(error)  # aiohttp would leave the reader of the body waiting.
 
@@ -107,12 +139,15 @@ class RequestWriter:
     """Writes a request. `forwarding`: headers for the proxy that forwards it in plain text, or None."""
 
     def __init__(self, request: httpx.Request, forwarding: Mapping[str, str] | None) -> None:
-        self._request = request
+        self._request, self._is_cut = request, False
         self._machine = h11.Connection(h11.CLIENT)
-        target = request.extensions.get("target", request.url.raw_path)
-        fields = request.headers.raw
+        url, fields = request.url, request.headers.raw
+        target = request.extensions.get("target")
+        if target is None:
+            target = url.raw_path
+            if forwarding is not None:
+                target = b"%s://%s%s" % (url.raw_scheme, url.netloc, target)
         if forwarding is not None:
-            target = b"%s://%s%s" % (request.url.raw_scheme, request.url.netloc, target)
             names = {name.lower() for name, _ in fields}
             own = [(name.encode(), value.encode()) for name, value in forwarding.items()]
             fields = [*(field for field in own if field[0].lower() not in names), *fields]
@@ -137,12 +172,12 @@ class RequestWriter:
                 self._add(h11.EndOfMessage())
                 await self._write(connection, seconds)
         except _NotReadingError:
-            return
+            self._is_cut = True
 
     @property
     def must_close(self) -> bool:
         """Whether the connection cannot be reused: the request says so, or is incomplete (RFC 9112, section 9.6)."""
-        return self._machine.our_state is not h11.DONE
+        return self._is_cut or self._machine.our_state is not h11.DONE
 
     def _add(self, event: h11.Event) -> None:
         self._unwritten += self._machine.send(event) or b""
@@ -214,8 +249,13 @@ class Body(httpx.AsyncByteStream):
         if data or (payload.at_eof() and payload.exception() is None):
             return data
         # Looked up each time: a deadline shortens it only until the caller has the response.
-        async with asyncio.timeout(self._request.extensions.get("timeout", {}).get("read")):
-            return bytes(await payload.readany())
+        connection, seconds = self._connection, self._request.extensions.get("timeout", {}).get("read")
+        try:
+            async with asyncio.timeout(seconds) as connection.timeout:
+                connection.seconds = seconds
+                return bytes(await payload.readany())
+        finally:
+            connection.timeout = None
 
     async def aclose(self) -> None:
         connection = self._connection
@@ -224,21 +264,6 @@ class Body(httpx.AsyncByteStream):
             connection.drop()
         elif connection.idle_since is None:
             connection.idle_since = asyncio.get_running_loop().time()
-
-
-class NetworkStream:
-    """The `network_stream` extension of an httpx response."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def get_extra_info(self, info: str) -> Any:
-        """A property, as in httpcore: `ssl_object`, `client_addr`, `server_addr`, `socket` or `is_readable`."""
-        transport = self._connection.transport
-        if info == "is_readable":
-            return transport is None or transport.is_closing()
-        names = {"client_addr": "sockname", "server_addr": "peername"}
-        return None if transport is None else transport.get_extra_info(names.get(info, info))
 
 
 def is_interim(status: int) -> bool:
@@ -253,25 +278,6 @@ def is_readable(descriptor: int) -> bool:
         poll.register(descriptor, select.POLLIN)
         return bool(poll.poll(0))
     return bool(select.select([descriptor], [], [], 0)[0])
-
-
-@contextmanager
-def connect_errors(request: httpx.Request) -> Iterator[None]:
-    """Turn the errors of opening a connection into httpx's."""
-    try:
-        yield
-    except TimeoutError as error:
-        raise error_for(httpx.ConnectTimeout, "", request) from error
-    except aiohttp.ClientHttpProxyError as error:
-        raise error_for(httpx.ProxyError, f"{error.status} {error.message}", request) from error
-    except aiohttp.ClientConnectorError as error:
-        # Omit aiohttp's "ssl:default", shown even for http, and "None". Before 3.14, certificate errors lack os_error.
-        cause, host = getattr(error, "os_error", None), error.host
-        address = f"[{host}]:{error.port}" if ":" in host else f"{host}:{error.port}"
-        text = f"cannot connect to {address}: {error.strerror or describe(cause)}" if cause else str(error)
-        raise error_for(httpx.ConnectError, text, request) from error
-    except (aiohttp.ClientError, OSError, ValueError, HttpProcessingError) as error:
-        raise error_for(httpx.ConnectError, str(error), request) from error
 
 
 def unreadable(error: Exception, connection: Connection, request: httpx.Request) -> httpx.RequestError:

@@ -123,12 +123,14 @@ class _Router:
     def _explain(self, error: Exception, request: httpx.Request) -> None:
         """Show an answer that is not HTTP, and name the proxy, without its password, if the connection used one.
 
-        If a proxy does not speak SOCKS, httpcore raises socksio's error; raise a ProxyError instead. For a status that
-        is no number, in HTTP/2, it raises a ValueError.
+        httpcore passes on some errors that are not its own: socksio's, if a proxy does not speak SOCKS; h11's, if a
+        body does not have the announced length; a ValueError for a status that is no number, in HTTP/2.
         """
         *_, (frame, _) = walk_tb(error.__traceback__)
         if isinstance(error, ValueError) and frame.f_code.co_name == "_receive_response":
             raise error_for(httpx.RemoteProtocolError, f"illegal status: {error}", request) from error
+        if type(error).__module__.startswith("h11."):
+            raise error_for(httpx.LocalProtocolError, str(error), request) from error
         _show_unparsed(error)
         name = self._names.get(self._proxy_for(request))
         if name is None:

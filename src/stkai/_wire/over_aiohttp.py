@@ -10,6 +10,8 @@ import inspect
 import math
 import ssl
 from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from .._errors import ConfigurationError
+from .._errors import ConfigurationError, describe
 from .._event_loops import anyio, running_loop
 from .._families import Family, error_for, of_family
 from .._process import after_fork, never_finalize
@@ -30,9 +32,7 @@ from .aiohttp_exchange import (
     READ_ERRORS,
     Body,
     Connection,
-    NetworkStream,
     RequestWriter,
-    connect_errors,
     is_interim,
     unreadable,
 )
@@ -67,14 +67,19 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         self._connection = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        destination = _destination_of(request)
+        if destination != self._destination and (request.url.scheme not in WEB or not request.url.host):
+            msg = f"not an http:// or https:// address: {request.url}"
+            raise error_for(httpx.UnsupportedProtocol, msg, request)
         timeouts = request.extensions.get("timeout", {})
         # Headers for a proxy that forwards this request in plain text; None without a proxy, or through a tunnel.
         forwarding = None if self._proxy is None or request.url.scheme == "https" else self._proxy_headers
         # Checked before a connection is opened: a request that h11 refuses leaves no trace on the network.
         writer = RequestWriter(request, forwarding)
-        connection = self._reusable(request)
+        connection = self._reusable(destination)
         if connection is None:  # It has a length, and is false while nothing waits in it.
             connection = await self._open(request, timeouts.get("connect"))
+            self._destination = destination
         try:
             connection.awaits_head = True
             connection.set_response_params(
@@ -92,14 +97,14 @@ class OverAiohttp(httpx.AsyncBaseTransport):
             connection.drop()
             raise
 
-    def _reusable(self, request: httpx.Request) -> Connection | None:
-        """The idle connection, if it leads to the request's destination and is still usable."""
+    def _reusable(self, destination: tuple[object, ...]) -> Connection | None:
+        """The idle connection, if it leads to that destination and is still usable."""
         connection = self._connection
         if connection is None:
             return None
         since = connection.idle_since
         is_fresh = since is not None and asyncio.get_running_loop().time() - since <= self._expiry
-        if is_fresh and self._destination == _destination_of(request) and connection.is_alive():
+        if is_fresh and self._destination == destination and connection.is_alive():
             connection.idle_since = None
             return connection
         connection.drop()
@@ -108,16 +113,15 @@ class OverAiohttp(httpx.AsyncBaseTransport):
 
     async def _open(self, request: httpx.Request, seconds: float | None) -> Connection:
         url, sni = request.url, request.extensions.get("sni_hostname")
-        if url.scheme not in WEB or not url.host:
-            raise error_for(
-                httpx.UnsupportedProtocol, f"not an http:// or https:// address: {url.scheme}", request
-            )
         port = DEFAULT_PORTS[url.scheme] if url.port is None else url.port
+        host = url.raw_host.decode("ascii")
         # Not asyncio.timeout: if the deadline, a scope of anyio, ends in the same step, neither may catch the cancel.
-        with connect_errors(request), anyio.fail_after(seconds):
+        with _connect_errors(request), anyio.fail_after(seconds):
             wanted = aiohttp.ClientRequest(
                 "GET",
-                URL.build(scheme=url.scheme, host=url.raw_host.decode("ascii"), port=port),
+                URL.build(scheme=url.scheme, host=host, port=port),
+                # Of the request for a tunnel.
+                headers={"Host": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"},
                 loop=asyncio.get_running_loop(),
                 proxy=self._proxy,
                 proxy_headers={**self._proxy_headers},
@@ -127,7 +131,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         if self._is_closed:  # By another task, in the meantime.
             connection.drop()
             raise error_for(httpx.ConnectError, CLOSED, request)
-        self._connection, self._destination = connection, _destination_of(request)
+        self._connection = connection
         return connection
 
     async def _receive(
@@ -145,6 +149,10 @@ class OverAiohttp(httpx.AsyncBaseTransport):
             if not is_interim(message.code):
                 break
         connection.head_left = None
+        if (
+            request.method == "HEAD"
+        ):  # aiohttp would wait for the end of the connection if no length is announced.
+            connection._should_close = False  # noqa: SLF001
         has_body = payload is not aiohttp.EMPTY_PAYLOAD
         body = self._body(connection, payload if has_body else None, request)
         body.ends_with_connection = (
@@ -159,7 +167,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
             extensions={
                 "http_version": f"HTTP/{version.major}.{version.minor}".encode(),
                 "reason_phrase": (message.reason or "").encode("utf-8", "surrogateescape"),
-                "network_stream": NetworkStream(connection),
+                "network_stream": _NetworkStream(connection),
             },
         )
 
@@ -171,6 +179,40 @@ class OverAiohttp(httpx.AsyncBaseTransport):
             # Let the loop close the socket and notify TLS: it may end right after this.
             for _ in range(2):
                 await asyncio.sleep(0)
+
+
+class _NetworkStream:
+    """The `network_stream` extension of an httpx response."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get_extra_info(self, info: str) -> Any:
+        """A property, as in httpcore: `ssl_object`, `client_addr`, `server_addr`, `socket` or `is_readable`."""
+        transport = self._connection.transport
+        if info == "is_readable":
+            return transport is None or transport.is_closing()
+        names = {"client_addr": "sockname", "server_addr": "peername"}
+        return None if transport is None else transport.get_extra_info(names.get(info, info))
+
+
+@contextmanager
+def _connect_errors(request: httpx.Request) -> Iterator[None]:
+    """Turn the errors of opening a connection into httpx's."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise error_for(httpx.ConnectTimeout, "", request) from error
+    except aiohttp.ClientHttpProxyError as error:
+        raise error_for(httpx.ProxyError, f"{error.status} {error.message}", request) from error
+    except aiohttp.ClientConnectorError as error:
+        # Omit aiohttp's "ssl:default", shown even for http, and "None". Before 3.14, certificate errors lack os_error.
+        cause, host = getattr(error, "os_error", None), error.host
+        address = f"[{host}]:{error.port}" if ":" in host else f"{host}:{error.port}"
+        text = f"cannot connect to {address}: {error.strerror or describe(cause)}" if cause else str(error)
+        raise error_for(httpx.ConnectError, text, request) from error
+    except (aiohttp.ClientError, OSError, ValueError, HttpProcessingError) as error:
+        raise error_for(httpx.ConnectError, str(error), request) from error
 
 
 async def _connected(request: aiohttp.ClientRequest, context: ssl.SSLContext) -> Connection:
