@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -240,6 +241,25 @@ def test_stdout_keeps_the_order_and_counts_what_was_written(capfd: pytest.Captur
         "stdout cannot be written: Broken pipe",
     )
     os.close(writing)
+
+
+def test_a_full_stdout_is_waited_for_also_if_it_does_not_block() -> None:
+    """Another process that has the same pipe may have made it so."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    outputs, line, read = StdoutOutputs(in_order=False, descriptor=writing), b"x" * 300_000, bytearray()
+
+    def read_all() -> None:
+        while block := os.read(reading, 65_536):
+            read.extend(block)
+
+    reader = threading.Timer(0.05, read_all)
+    reader.start()
+    anyio.run(outputs.write_outcome, 1, OutputLine(1, line, None))
+    os.close(writing)
+    reader.join()
+    os.close(reading)
+    assert (outputs.error, bytes(read)) == (None, line)
 
 
 def wait_for(copy: StdinCopy) -> None:

@@ -64,6 +64,11 @@ def test_everything_else_in_a_template_is_unchanged() -> None:
     assert filled(template) == template
 
 
+@pytest.mark.parametrize("name", ["How satisfied are you " * 20, "Your answer\n(one line)"])
+def test_the_name_of_a_column_may_be_long_and_have_several_lines(name: str) -> None:
+    assert json.loads(filled(json.dumps([f"Q: {{{name}}}"]), **{name: "very"})) == ["Q: very"]
+
+
 @given(st.text(), JSON)
 def test_any_text_can_be_put_into_a_template(text: str, rest: Any) -> None:
     template = Template(json.dumps({"text": "a {x} b", "rest": rest}))

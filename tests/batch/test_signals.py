@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from .job import HANGS, Job, RefusalError, Server, echo, summary
+from .job import HANGS, Job, RefusalError, Server, echo, summary, until
 
 pytestmark = pytest.mark.real_time
 
@@ -51,6 +52,33 @@ def job(counting: Server, tmp_path: Path) -> Job:
     job = Job(tmp_path, counting.url)
     job.write(10)
     return job
+
+
+@pytest.mark.parametrize("retry_after", [None, "600"])
+def test_a_signal_ends_the_wait_for_another_attempt(
+    retry_after: str | None, job: Job, counting: Server
+) -> None:
+    """With `--unknown resend`, also if the server may have executed the first one."""
+
+    async def fail(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        raise RefusalError(500, **({"Retry_After": retry_after} if retry_after else {}))
+
+    counting.answer = fail
+    job.write(1)
+    slow = {
+        "STKAI_RETRY_INITIAL_DELAY": "600",
+        "STKAI_RETRY_MAX_DELAY": "600",
+        "STKAI_RETRY_MAX_RETRY_AFTER": "600",
+    }
+    process = job.start("--unknown", "resend", env=slow)
+    until(lambda: len(counting.seen) == 1, process)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    code, stderr = end(process)
+    assert (code, "waiting for" in stderr, summary(stderr)) == (130, False, "0 done, 0 failed (0 unknown)")
+    counting.answer = echo
+    assert job.run("--unknown", "resend", "--resume").returncode == 0
+    assert len(counting.seen) == 2
 
 
 def end(process: "subprocess.Popen[bytes]") -> tuple[int, str]:

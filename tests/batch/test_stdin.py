@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,18 @@ def test_stdin_that_was_cut_off_is_reported_and_what_was_copied_is_sent(
     assert "stdin was cut off" in result.stderr
     assert sorted([*job.done(), *job.failures()]) == [1, 2, 3, 4, 5]
     assert set(counting.executed.values()) == {1}
-    assert "cut off" not in job.run("-", "--resume", stdin=b"other").stderr
+    assert "cut off" in job.run("-", "--resume").stderr
+
+
+@pytest.mark.parametrize("copied", [0, 1, 100, 250])
+def test_stdin_may_be_passed_again_after_a_run_without_it(copied: int, job: Job, counting: Server) -> None:
+    whole = job.input.read_bytes()
+    cut_off(job, whole[:copied])
+    result = job.run("-", "--resume")
+    assert (result.returncode, job.failures()) == (0, {}), "the start of a line is no line"
+    result = job.run("-", "--resume", stdin=whole)
+    assert (result.returncode, summary(result.stderr)) == (0, "5 done, 0 failed (0 unknown)")
+    assert set(counting.executed.values()) == {1}
 
 
 @pytest.mark.parametrize("copied", [0, 1, 100, 250, 10_000])
@@ -95,10 +107,10 @@ def test_a_terminal_and_what_nohup_replaces_it_by_are_not_stdin_passed_again(
     cut_off(job, job.input.read_bytes()[:100])
     opened = pty.openpty() if kind == "terminal" else (os.open(os.devnull, os.O_WRONLY),)
     with job.start("-", "--resume", stdin=opened[-1]) as process:
-        assert process.wait(HANGS) == 1
+        assert process.wait(HANGS) == 0
     for descriptor in opened:
         os.close(descriptor)
-    assert (sorted(job.done()), job.codes()) == ([1], {2: "invalid_line"})
+    assert (sorted(job.done()), job.codes()) == ([1], {})
 
 
 def test_stdin_for_which_there_is_no_room_is_sent_by_the_next_run_with_the_line_that_was_torn(
@@ -114,6 +126,62 @@ def test_stdin_for_which_there_is_no_room_is_sent_by_the_next_run_with_the_line_
     result = job.run("-", "--resume", stdin=job.input.read_bytes())
     assert (result.returncode, summary(result.stderr)) == (0, "300 done, 0 failed (0 unknown)")
     assert set(counting.executed.values()) == {1}
+
+
+def test_a_merge_refuses_a_job_whose_stdin_had_not_ended(job: Job) -> None:
+    cut_off(job, job.input.read_bytes()[:250])
+    assert job.run("-", "--resume").returncode == 0
+    merge = ["python", "-m", "stkai", "batch", "merge", "out", "-o", "all"]
+    refused = job.run_here(merge, job.environment())
+    assert (refused.returncode, "stdin had not ended" in refused.stderr) == (2, True)
+    assert job.run_here([*merge, "--partial"], job.environment()).returncode == 0
+
+
+def test_a_merge_passes_over_the_copies_of_stdin(job: Job) -> None:
+    for number in range(2):
+        part = ("--shard", f"{number}/2", "-o", f"part-{number}")
+        assert job.run("-", *part, stdin=job.input.read_bytes()).returncode == 0
+    names = sorted(path.name for path in job.folder.glob("part-*.jsonl"))
+    assert len(names) == 6
+    merged = job.run_here(["python", "-m", "stkai", "batch", "merge", *names, "-o", "all"], job.environment())
+    assert (merged.returncode, summary(merged.stderr)) == (0, "5 done, 0 failed")
+
+
+@pytest.mark.parametrize("more", [[], ["--restart"]])
+def test_the_output_of_another_job_is_not_overwritten_by_stdin(more: list[str], job: Job) -> None:
+    assert job.run("-o", "out.stdin").returncode == 0
+    before = (job.folder / "out.stdin.jsonl").read_bytes()
+    result = job.run("-", *more, stdin=job.input.read_bytes())
+    assert (result.returncode, "the output of another job" in result.stderr) == (2, True)
+    assert job.run(*more).returncode == 0
+    assert (job.folder / "out.stdin.jsonl").read_bytes() == before
+
+
+def test_a_run_that_is_aborted_leaves_no_copy_of_stdin_where_it_keeps_no_files(
+    job: Job, counting: Server, tmp_path: Path
+) -> None:
+    is_over, folder = threading.Event(), tmp_path / "temporary"
+    folder.mkdir()
+
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        await asyncio.get_running_loop().run_in_executor(None, is_over.wait, HANGS)
+        return await echo(request, body)
+
+    counting.answer = answer
+    with job.start("-", "-o", "-", stdin=subprocess.PIPE, env={"TMPDIR": str(folder)}) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(job.input.read_bytes())
+        process.stdin.flush()
+        until(lambda: len(counting.seen) == 5, process)
+        assert len(list(folder.glob("*/stdin.jsonl"))) == 1
+        process.send_signal(signal.SIGTERM)
+        process.stderr.readline()
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(HANGS) == 130
+    is_over.set()
+    assert list(folder.iterdir()) == []
 
 
 def cut_off(job: Job, copied: bytes) -> None:

@@ -168,7 +168,9 @@ class Survey(NamedTuple):
 class StdinCopy(threading.Thread):
     """Copies a descriptor to a file, so that a resumed job can read it there."""
 
-    def __init__(self, path: Path, shard: Shard = ALL_LINES, descriptor: int = 0) -> None:
+    def __init__(
+        self, path: Path, shard: Shard = ALL_LINES, *, resumes: bool = False, descriptor: int = 0
+    ) -> None:
         super().__init__(name="stkai.batch.stdin", daemon=True)
         self.path = path
         self.is_complete = False  # Whether everything has been copied, or copying has failed.
@@ -176,13 +178,19 @@ class StdinCopy(threading.Thread):
         self.survey: Survey | None = None  # Set once everything has been copied.
         self.error: StkaiError | None = None  # Why copying failed.
         self._file, self._shard, self._descriptor = AppendFile(path), shard, descriptor
+        self._resumes = resumes  # Whether an earlier run has begun the copy.
 
     @property
     def lines(self) -> Lines:
         return json_lines(self.path, copy=self)
 
-    def _skip_copied(self) -> None:
-        """Read again what an earlier run has copied. If there is nothing to read, the copy is all there is."""
+    def leave_as_it_is(self) -> None:
+        """Copy nothing, since stdin is not passed: its lines are those that an earlier run has copied."""
+        self._file.close()
+        self.is_complete = self.is_cut_off = True
+
+    def _skip_copied(self) -> bool:
+        """Read again what an earlier run has copied; returns whether there was anything to read."""
         left, is_same = self._file.size, True
         with self.path.open("rb") as copied:
             while left and is_same and (again := os.read(self._descriptor, min(left, _BLOCK))):
@@ -190,14 +198,19 @@ class StdinCopy(threading.Thread):
                 is_same = copied.read(len(again)) == again
         if not is_same or 0 < left < self._file.size:
             raise StkaiError(f"stdin does not begin with what an earlier run copied to {self.path}")
+        return left < self._file.size
 
     def run(self) -> None:
         try:
-            self._skip_copied()
+            is_passed = self._skip_copied() or not self._resumes
             while block := os.read(self._descriptor, _BLOCK):
                 self._file.append(block)
+                is_passed = True
             self._file.sync()
-            self.survey = Survey.of(self.path, self._file.size, json_lines(self.path), self._shard)
+            if is_passed:
+                self.survey = Survey.of(self.path, self._file.size, json_lines(self.path), self._shard)
+            else:
+                self.is_cut_off = True
         except StkaiError as error:
             self.error = error
         except OSError as error:  # For example, another process has made the pipe non-blocking.

@@ -55,6 +55,9 @@ class BatchJob(RunState):
         options, paths = self.options, Paths.of(self.options.out or "")
         _check_paths(options, paths)
         is_job = paths.journal.exists() and read_header(paths.journal) is not None
+        if options.from_stdin and paths.has_other_stdin:
+            msg = f"{paths.stdin}, where stdin is copied to, is the output of another job: choose another name with -o"
+            raise ConfigurationError(msg)
         for path in (paths.out, paths.failed):
             if path.exists() and not is_job and not options.restart:
                 raise ConfigurationError(
@@ -93,7 +96,7 @@ class BatchJob(RunState):
             if path.exists():  # Truncate it instead of replacing it, so that it keeps its mode.
                 os.truncate(path, 0)
         # An earlier job may have left its copy of stdin.
-        if options.restart or options.from_stdin:
+        if (options.restart or options.from_stdin) and not paths.has_other_stdin:
             paths.stdin.unlink(missing_ok=True)
         return journal.begin("batch", self._facts(), survey)
 
@@ -113,11 +116,13 @@ class BatchJob(RunState):
                     "stdin was cut off when an earlier run ended: the lines that were copied are sent, and the rest"
                     " only if all of stdin is passed again"
                 )
+            self.stdin = StdinCopy(source, self._shard, resumes=resumes)
+            self.lines = self.stdin.lines
             if not resumes or _is_stdin_passed():
-                self.stdin = StdinCopy(source, self._shard)
                 self.stdin.start()
-                self.lines = self.stdin.lines
-                return
+            else:
+                self.stdin.leave_as_it_is()
+            return
         if survey is None or source.stat().st_size > survey.size:
             survey = options.survey(source)
             self.record("i", *survey)

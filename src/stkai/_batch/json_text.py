@@ -19,7 +19,7 @@ _UNSAFE: Final = re.compile("[\n\r\x7f-\x9f\u2028\u2029]")
 _STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
 _COLON: Final = re.compile(r"[ \t\n\r]*:")
 _NAME_OF_MEMBER: Final = re.compile(r'[ \t\n\r,]*("(?:[^"\\]|\\.)*")[ \t\n\r]*:[ \t\n\r]*')
-_PLACEHOLDER: Final = re.compile(r"\{([^{}\n]{1,200})\}")
+_PLACEHOLDER: Final = re.compile(r"\{([^{}]+)\}")
 _NAME: Final = re.compile(r"[\w.-]+")
 """In braces, such a name is always a placeholder; other text is one only if it is a column or a member of the line."""
 

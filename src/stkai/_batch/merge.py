@@ -97,8 +97,10 @@ def sort_file(path: Path) -> None:
 
 def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int, int]:
     """Join the answers and the failures of all outputs, each in input order; returns both counts."""
-    # `part-*.jsonl` also matches the failure outputs, which are read anyway.
+    # `part-*.jsonl` also matches the failure outputs, which are read anyway, and the copies of stdin.
+    copies = {paths.stdin for paths in map(Paths.of, names) if not paths.has_other_stdin}
     outputs = [Paths.of(name) for name in names if not name.endswith(f".failed{SUFFIX}")]
+    outputs = [paths for paths in outputs if paths.out not in copies]
     merged = Paths.of(target)
     if target == "-":
         raise ConfigurationError("a merge writes two files: name one with -o, such as all.jsonl")
@@ -169,4 +171,7 @@ def _input_of(journal: Path) -> tuple[Shard, Survey | None]:
     for kind, number, rest in records(journal, header):
         if kind == "i":
             survey = Survey.of_record(number, rest)
+    if survey is None and header.facts.get("input") == "stdin":
+        msg = f"stdin had not ended when the last run of {journal} did: resume it with all of stdin, or pass --partial"
+        raise ConfigurationError(msg)
     return Shard.parse(header.facts.get("options", {}).get("--shard") or "0/1"), survey

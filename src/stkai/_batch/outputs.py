@@ -6,6 +6,7 @@ In each line, the id comes first and the error last, so that they can be read ba
 import json
 import os
 import re
+import select
 import sys
 from base64 import b64encode
 from collections import Counter
@@ -52,6 +53,11 @@ class Paths(NamedTuple):
             raise ConfigurationError(f"{name} is not a file: name one with -o, or pass - for stdout")
         stem = name.removesuffix(SUFFIX)
         return cls(*(Path(stem + end) for end in (SUFFIX, f".failed{SUFFIX}", ".journal", f".stdin{SUFFIX}")))
+
+    @property
+    def has_other_stdin(self) -> bool:
+        """Whether the file for the copy of stdin is the output of another job."""
+        return self.stdin.with_suffix(".journal").exists()
 
 
 class LineFailure(NamedTuple):
@@ -245,6 +251,9 @@ class StdoutOutputs(Outputs):
         try:
             left = memoryview(line)
             while left:
-                left = left[os.write(self._descriptor, left) :]
+                try:
+                    left = left[os.write(self._descriptor, left) :]
+                except BlockingIOError:  # Another process has made the pipe non-blocking, and it is full.
+                    select.select([], [self._descriptor], [])
         except OSError as error:
             raise WriteError("stdout", error) from error

@@ -18,7 +18,7 @@ from ..transports._base import LayerBase
 from ..transports._call import ATTEMPT, Attempt, Enter, ending_with
 from ..transports._failures import NOT_SENT
 from ..transports._layer_checks import is_sound
-from ..transports._operations import Flow, Operation, Run, Send
+from ..transports._operations import Flow, Operation, Run, Send, Sleep, Steps
 from ..transports._retry.policy import REFUSED_STATUS
 from .append_file import WriteError
 from .journal import Journal, LineState, Recovered
@@ -64,6 +64,7 @@ class Tracker:
     def __init__(self, run: RunState, number: int) -> None:
         self.run, self.number = run, number
         self.may_drop, self.may_have_acted = True, False
+        self.is_waiting = False  # Between two attempts, or for a permit.
 
     def about_to_send(self) -> Operation | None:
         """Called just before an attempt is sent. May return an operation to carry out first, or raise to prevent it."""
@@ -91,8 +92,8 @@ class LineInFlight(Tracker):
         self.scope = anyio.CancelScope()
 
     def end_with_run(self) -> None:
-        """End its task if the run is ending, and the line may be dropped."""
-        if self.may_drop and self.run.ending.is_done:
+        """End its task if the run is ending, and nothing of the line is on the wire."""
+        if (self.may_drop or self.is_waiting) and self.run.ending.is_done:
             self.scope.cancel()
 
     def not_sent(self) -> None:
@@ -199,6 +200,15 @@ def track(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attemp
             if not tracker.may_have_acted:
                 tracker.not_sent()
 
+    def wait(operation: Sleep) -> Steps[Any]:
+        if tracker.run.ending.is_done:
+            raise DroppedError
+        tracker.is_waiting = True
+        try:
+            return (yield operation)
+        finally:
+            tracker.is_waiting = False
+
     steps = flow(request, attempt)
     step: Callable[[], Any] = partial(next, steps)
     while True:
@@ -208,7 +218,12 @@ def track(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attemp
             response: httpx.Response = end.value
             return response
         try:
-            result = (yield from send(operation)) if isinstance(operation, Send) else (yield operation)
+            if isinstance(operation, Send):
+                result = yield from send(operation)
+            elif type(operation) is Sleep:  # Cheaper than isinstance.
+                result = yield from wait(operation)
+            else:
+                result = yield operation
         except BaseException as error:  # noqa: BLE001 - thrown into the flow
             step = partial(steps.throw, error)
         else:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, aclosing
+from shutil import rmtree
 from typing import Annotated, Any, Final
 
 import anyio
@@ -167,11 +168,13 @@ class _JobRun:
         if stdin is not None and self._job.survey is None:
             stdin.is_cut_off = True  # Ctrl-C in a pipeline also ends its writer, and it then looks complete.
         self._runner.stop(INTERRUPTED, why)
-        if any(not each.may_drop for each in self._runner.in_flight.values()):
+        if any(not (each.may_drop or each.is_waiting) for each in self._runner.in_flight.values()):
             say(f"{why}: waiting for the requests in flight; interrupt again to abort them")
         async for again in signals:
             if again is not signal.SIGHUP and self._clock.monotonic() - first > _SAME_SIGNAL:
                 self._display.close()
+                if stdin is not None and self._options.to_stdout:
+                    rmtree(stdin.path.parent, ignore_errors=True)  # It holds the requests.
                 os._exit(INTERRUPTED)
 
     async def _update(self) -> None:
