@@ -200,15 +200,6 @@ def track(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attemp
             if not tracker.may_have_acted:
                 tracker.not_sent()
 
-    def wait(operation: Sleep) -> Steps[Any]:
-        if tracker.run.ending.is_done:
-            raise DroppedError
-        tracker.is_waiting = True
-        try:
-            return (yield operation)
-        finally:
-            tracker.is_waiting = False
-
     steps = flow(request, attempt)
     step: Callable[[], Any] = partial(next, steps)
     while True:
@@ -221,13 +212,24 @@ def track(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attemp
             if isinstance(operation, Send):
                 result = yield from send(operation)
             elif type(operation) is Sleep:  # Cheaper than isinstance.
-                result = yield from wait(operation)
+                result = yield from _wait(tracker, operation)
             else:
                 result = yield operation
         except BaseException as error:  # noqa: BLE001 - thrown into the flow
             step = partial(steps.throw, error)
         else:
             step = partial(steps.send, result)
+
+
+def _wait(tracker: Tracker, operation: Sleep) -> Steps[Any]:
+    """Carry out a sleep, which the run may end."""
+    if tracker.run.ending.is_done:
+        raise DroppedError
+    tracker.is_waiting = True
+    try:
+        return (yield operation)
+    finally:
+        tracker.is_waiting = False
 
 
 def _is_unsent(error: BaseException, wire: object) -> bool:

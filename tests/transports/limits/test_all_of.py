@@ -411,6 +411,75 @@ def test_a_cancelled_request_leaves_ones_own_limiter_to_the_next() -> None:
     assert policy.ask(second, 3.0) == 0.0
 
 
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_request_whose_loop_is_stuck_leaves_ones_own_limiter_to_the_next(has_ended: bool) -> None:
+    gate = Gate()
+    policy, first, second = AllOf(gate, InFlight(5)), Turn(), Turn()
+    assert policy.ask(first, 0.0) == 2.0
+    if has_ended:
+        first.loop_has_ended = lambda: True
+    for instant in (1.0, 6.9):
+        assert policy.ask(second, instant) != 0
+    assert policy.ask(second, 7.1) == 2.0
+    assert policy.ask(second, 9.1) == 0.0
+    asked, left = [[turn for what, turn in gate.seen if what == which] for which in ("ask", "leave")]
+    assert left == [asked[0]], "its place there is given up"
+    assert policy.ask(first, 10.0) == 2.0, "if it wakes up after all, it is asked about anew"
+
+
+def test_nobody_is_asked_about_while_an_operation_of_ones_own_limiter_runs() -> None:
+    class Remote(Gate):
+        is_there = False
+
+        def ask(self, turn: Turn, now: float) -> Any:
+            return super().ask(turn, now) * 0.0 if self.is_there else Run(lambda _: None, lambda _: None)  # type: ignore[arg-type, return-value]
+
+    gate = Remote()
+    policy, first, others = AllOf(gate, InFlight(5)), Turn(), [Turn() for _ in range(100)]
+    assert isinstance(policy.ask(first, 0.0), Run)
+    waits: list[Any] = [policy.ask(other, 0.0) for other in others]
+    assert min(waits) == pytest.approx(0.01), "they do not ask all the time"
+    assert max(waits) > 0.5
+    assert policy.ask(others[0], 60.0) != 0, "however long it takes"
+    gate.is_there = True
+    assert policy.ask(first, 60.0) == 0
+    assert policy.ask(others[0], 60.0) == 0
+
+
+async def test_ones_own_limiter_may_guess_and_know_the_call_beside_others_as_it_may_alone(
+    world: World,
+) -> None:
+    class Guessing(Gate):
+        def ask(self, turn: Turn, now: float) -> float:
+            assert turn.call is not None
+            turn.is_guess, turn.nap = True, 0.5
+            return super().ask(turn, now)
+
+    clock = FakeClock()
+    stack = StackBuilder([limiter([Guessing(), InFlight(5)])], clock=clock)
+    request = post(extensions={"stkai": stkai.RequestOptions(max_wait_time=1.0)})
+    await world.send(world.build(stack, world.wire(200)), request)
+    assert clock.monotonic() == 0.5
+
+
+def test_a_wait_is_refused_for_what_is_certain_and_not_for_a_guess() -> None:
+    """Earlier requests took 30 s each; the bucket has a permit in a second."""
+    clock, places, bucket = FakeClock(), InFlight(1), TokenBucket(1, 1.0)
+    for _ in range(40):
+        with places.permit(clock=clock):
+            clock.advance(30.0)
+    both = AllOf(bucket, places)
+    with both.permit(clock=clock):
+        start = clock.monotonic()
+        for most, waited in ((0.5, 0.0), (2.0, 2.0)):
+            with (
+                pytest.raises(stkai.TokenAcquisitionTimeoutError),
+                both.permit(clock=clock, max_wait_time=most),
+            ):
+                pass
+            assert clock.monotonic() - start == pytest.approx(waited)
+
+
 def test_ones_own_limiter_can_excuse_a_refusal_and_sees_that_in_the_next_attempt() -> None:
     class Lenient(Gate):
         def learn(self, turn: Turn, answer: Answer) -> None:

@@ -238,6 +238,29 @@ async def test_an_own_limiter_that_raises_at_the_end_of_an_answer_costs_nobody_t
         assert caplog.text.count("LookupError: a bug") == 2 * number
 
 
+@pytest.mark.parametrize("others", [[], [InFlight(1)]], ids=["alone", "in a list"])
+async def test_an_own_limiter_that_raises_when_a_request_leaves_changes_nothing_for_that_and_the_next(
+    world: World, others: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Raising(Derived):
+        asked = 0
+
+        def ask(self, turn: Turn, now: float) -> float:
+            self.asked += 1
+            return 5.0 if self.asked == 1 else 0.0
+
+        def leave(self, turn: Turn, now: float) -> None:
+            raise LookupError("a bug")
+
+    policy: Any = [Raising(), *others] if others else Raising()
+    transport = world.build(StackBuilder([limiter(policy)], clock=FakeClock()), world.wire(200))
+    impatient = {"stkai": RequestOptions(max_wait_time=1.0)}
+    with pytest.raises(stkai.TokenAcquisitionTimeoutError):
+        await world.send(transport, httpx.Request("POST", URL, extensions=impatient))
+    await world.close(await world.send(transport, httpx.Request("POST", URL)))
+    assert caplog.text.count("LookupError: a bug") == 1
+
+
 @pytest.mark.parametrize("wrong", ["learn", "end"])
 async def test_an_own_limiter_that_fails_on_an_answer_keeps_it_from_no_other(
     world: World, wrong: str, caplog: pytest.LogCaptureFixture

@@ -4,17 +4,17 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
-from weakref import WeakValueDictionary
 
 import httpx
 
 from ..._checks import REAL, safe_repr
 from ..._errors import ConfigurationError
 from .._operations import Operation
-from .limiter import Answer, Chooser, Limiter, Plan, RateChange, Turn, note_failure, subscribe
-from .queue import ASK_INTERVAL, READY, Queue, join_all
+from .limiter import Answer, Chooser, Limiter, Plan, RateChange, Turn, subscribe
+from .queue import READY, Queue, join_all
 from .queue_limiter import QueueLimiter, checked_methods, is_ours
-from .sources.source import TICK, Source, listens_of
+from .sources.custom import CustomSource, custom_source_of
+from .sources.source import Source, listens_of
 
 _MEMBERS: Final = ("methods", "max_wait_time", "ask", "leave", "learn", "settle")
 
@@ -94,7 +94,8 @@ class AllOf(QueueLimiter):
             wait: float | Operation = source.ask(turn, now)
             if wait != 0:
                 if isinstance(wait, REAL):
-                    turn.due_at, turn.held_by, turn.is_guess = now + float(wait), source, False
+                    turn.due_at, turn.held_by = now + float(wait), source
+                    turn.is_guess, turn.certain = source.inner(turn).is_guess, math.inf
                 for earlier in turn.custom[:number]:
                     earlier.limiter.leave(earlier.inner(turn), now)
                 return wait
@@ -105,8 +106,10 @@ class AllOf(QueueLimiter):
             source.give_up(turn, now)
 
     def leave(self, turn: Turn, now: float) -> None:
-        super().leave(turn, now)
-        self._give_up_custom(turn, now)
+        try:
+            super().leave(turn, now)
+        finally:  # Even if interrupted.
+            self._give_up_custom(turn, now)
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         changes = [super().learn(turn, answer)]
@@ -172,7 +175,7 @@ def _flattened(limiters: Sequence[Any]) -> Iterator[Any]:
 def _joined(request: httpx.Request | None, parts: Sequence[Any]) -> Plan | None:
     """What a request needs from all parts together; None if nothing."""
     asked = (
-        part.plan_for(request) if is_ours(part) else plan_of_own(part, request, _custom_source(part))
+        part.plan_for(request) if is_ours(part) else plan_of_own(part, request, _source_of(part))
         for part in parts
     )
     plans = [plan for plan in asked if plan is not None]
@@ -195,89 +198,9 @@ def _joined(request: httpx.Request | None, parts: Sequence[Any]) -> Plan | None:
     )
 
 
-class CustomSource(Source):
-    """A custom limiter among others: asked last, about one turn at a time, and without holding the lock.
-
-    While it is asked about one turn, all others wait. The limiter gets a separate turn in place of each of ours.
-    """
-
-    counts_units = True
-    is_exact = False
-
-    def __init__(self, limiter: Limiter) -> None:
-        self.limiter = limiter
-        self.max_cost: float | None = getattr(limiter, "max_cost", None)
-        self.cost = getattr(limiter, "cost", None)
-        self.limit = type(limiter).__name__
-        self._asking: Turn | None = None
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        """Where a turn's `costs` are set."""
-        return (self,)
-
-    def listens(self, now: float) -> bool:
-        return True
-
-    def when(self, turn: Turn, ahead: int, now: float) -> float:
-        asking = self._asking
-        if asking is turn or (asking is None and not ahead):
-            return 0.0
-        return TICK if asking is None else max(TICK, asking.due_at - now)
-
-    def reserve(self, turn: Turn) -> None:
-        """Record that all other sources have a permit for the turn, so that the limiter is asked about it next."""
-        self._asking = turn
-
-    def take(self, turn: Turn, now: float) -> None:
-        self._asking = None
-
-    def forked(self) -> None:
-        self._asking = None
-
-    def inner(self, turn: Turn) -> Turn:
-        """The turn that the limiter gets in place of ours."""
-        inner: Turn | None = turn.noted(self)
-        if inner is None:
-            inner = Turn(turn.request, 0, turn.chance, self.cost_of(turn), turn.priority)
-            turn.note(self, inner)
-        return inner
-
-    def ask(self, turn: Turn, now: float) -> float | Operation:
-        """Ask the limiter; sets `turn.nap`, the seconds after which to ask again."""
-        inner = self.inner(turn)
-        inner.nap, inner.call = math.inf, turn.call
-        wait = self.limiter.ask(inner, now)
-        turn.nap = min(inner.nap, ASK_INTERVAL)
-        return wait
-
-    def give_up(self, turn: Turn, now: float) -> None:
-        """Leave the limiter's queue or return its permit, and let the limiter be asked about another turn."""
-        inner: Turn | None = turn.noted(self)
-        if inner is not None:
-            self.limiter.leave(inner, now)
-            turn.note(self, None)
-        if self._asking is turn:
-            self._asking = None
-
-    def tell(self, method: str, turn: Turn, news: Any) -> Any:
-        """Call `learn` or `end`, if it has that. Log its exceptions: the other limiters are told as well."""
-        try:
-            return getattr(self.limiter, method, lambda *_: None)(self.inner(turn), news)
-        except Exception as error:  # noqa: BLE001 - user code
-            note_failure(self.limiter, error)
-
-    def settle(self, turn: Turn, cost: float, now: float) -> None:
-        self.limiter.settle(self.inner(turn), cost, now)
-
-
-_custom: WeakValueDictionary[int, CustomSource] = WeakValueDictionary()
-"""By the id of the limiter, so that one in several lists is still asked about one turn at a time."""
-
-
-def _custom_source(limiter: Limiter) -> CustomSource:
+def _source_of(limiter: Limiter) -> CustomSource:
     with Queue.lock:
-        return _custom.get(id(limiter)) or _custom.setdefault(id(limiter), CustomSource(limiter))
+        return custom_source_of(limiter)
 
 
 def plan_of_own(

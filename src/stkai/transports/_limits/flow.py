@@ -78,7 +78,7 @@ class _LimitFlow(LayerBase):
                     context, self.name, limiter, turn, plan, attempt, wait, sent, reserved=reserved
                 )
         except BaseException:  # An interrupt, a wait that takes too long, or a limiter of the user's own.
-            limiter.leave(turn, context.now())
+            self._leave(limiter, turn)
             raise
         if self.full_pools:
             request, sent = yield from self._connected(limiter, turn, plan, attempt, request, sent)
@@ -114,7 +114,7 @@ class _LimitFlow(LayerBase):
         wait_for = partial(wait_for_permit, context, self.name, limiter, turn, plan, attempt)
         again = partial(self._reserve, reserved, request, "first")
         while self.full_pools:
-            limiter.leave(turn, context.now())
+            self._leave(limiter, turn)
             yield from self._reserve(reserved, request, priority)
             priority = "first"
             try:
@@ -131,7 +131,7 @@ class _LimitFlow(LayerBase):
             except BaseException:
                 for loan in reserved:
                     loan.unused()
-                limiter.leave(turn, context.now())
+                self._leave(limiter, turn)
                 raise
         return request, sent
 
@@ -153,18 +153,24 @@ class _LimitFlow(LayerBase):
         if options.priority == "low":
             turn.priority = "low"
         if plan.custom:
-            turn.custom = plan.custom
+            turn.custom, turn.call = plan.custom, attempt.info
         if place is not None and place[0] is limiter:
             turn.resume(place[1])
-        if plan.ends and self._kind is httpx.AsyncBaseTransport:
+        if (plan.ends or plan.custom) and self._kind is httpx.AsyncBaseTransport:
             turn.loop_has_ended = loop_has_ended()
         if plan.priced:
             self._meter.price(turn, plan, request, options.cost)
 
+    def _leave(self, limiter: Any, turn: Turn) -> None:
+        try:
+            limiter.leave(turn, self.context.now())
+        except Exception as bug:  # noqa: BLE001 - user code; the caller gets its own error
+            note_failure(limiter, bug)
+
     def _note_error(self, limiter: Any, turn: Turn, plan: Plan, error: BaseException, sent: float) -> None:
         now = self.context.now()
         if isinstance(error, SignatureExpired):  # An inner limiter has not admitted it.
-            limiter.leave(turn, now)
+            self._leave(limiter, turn)
             return
         try:
             limiter.learn(turn, Answer(sent, now, None, error, self.context.clock.utcnow, 0.5))

@@ -66,6 +66,9 @@ class Turn:
     due_at: float  # When it is due.
     slack: float  # Seconds that it sleeps longer: the turns before it may be late.
     held_by: Any  # The source that held it up when it last asked.
+    certain: (
+        float  # Seconds that it has to wait, however wrong the guesses are; infinite if nothing was guessed.
+    )
     is_woken: bool  # Whether it was woken, so that it will ask immediately.
     moves_up: bool  # Whether it may be admitted earlier than announced: turns before it have left.
     wake: Callable[[], object] | None  # Ends its sleep, from any thread, if the driver supports that.
@@ -92,7 +95,7 @@ class Turn:
         self.priority = priority
         self.sources = sources  # Where it takes its permits from.
         self.granted, self.since = False, 0.0  # `since` is when it received its permit.
-        self.nap = self.due_at = math.inf
+        self.nap = self.due_at = self.certain = math.inf
         self.asked = self.slack = 0.0
         self.is_guess = self.is_woken = self.moves_up = False
         self.held_by = self.wake = None
@@ -252,9 +255,9 @@ def was_never_sent(error: BaseException | None) -> bool:
 
 
 def note_failure(limiter: object, error: Exception) -> None:
-    """Log an exception of `learn` or `end`, which must not cost the caller the answer; an interrupt is raised."""
+    """Log an exception of `learn`, `end` or `leave`, which must not replace the outcome; an interrupt is raised."""
     raise_interrupt(error)
-    logger.error("%s failed on an answer", type(limiter).__name__, exc_info=error)
+    logger.error("%s failed on an answer, or when a request left", type(limiter).__name__, exc_info=error)
 
 
 class Chooser:

@@ -71,7 +71,7 @@ def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
         while wait != 0.0:
             if isinstance(wait, REAL) and wait > 0:
                 left = end - now
-                if wait > left + TICK and not (turn.is_guess and left > TICK):
+                if wait > left + TICK and (left <= TICK or not (turn.is_guess or turn.certain <= left)):
                     raise _refused(context, layer, attempt, most, wait, now - start, now)
                 if reserved and now - held_since + wait > _PATIENCE:
                     reserved.pop().unused()

@@ -70,7 +70,7 @@ class Queue(StaysInProcess):
                 order.catch_up()
             number, turns = turn.number, order.turns
             if number and turn.not_before > now:
-                turn.nap = math.inf
+                turn.nap = turn.certain = math.inf
                 return turn.not_before - now
             try:
                 if turn.custom or (turns and (turns[0] is not turn or order.vacant)):
@@ -192,6 +192,7 @@ class Queue(StaysInProcess):
             turn.moves_up = gain <= MIN_GAIN and not is_mixed
             first.order.move_up(turn, place + 1, gain)
         turn.due_at = now + wait
+        turn.certain = exact if may_be_sooner else math.inf
         turn.is_guess = may_be_sooner and exact <= TICK
         if turn.is_guess and wait <= TICK:
             # It claims its permit immediately, although it does not ask until the source expects one.

@@ -1,0 +1,125 @@
+"""A custom limiter among others."""
+
+import math
+from collections import deque
+from contextlib import suppress
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+from ...._checks import REAL
+from ..._operations import Operation
+from ..limiter import Limiter, Turn, note_failure
+from .source import MAX_OVERSLEEP, Source
+
+_ASK_INTERVAL: Final = 1.0  # Seconds; the longest nap of the turn that is asked about.
+
+_LOOK_INTERVAL: Final = 0.005
+"""Seconds after which the first turn behind that one looks again; each further one adds as much."""
+
+
+class CustomSource(Source):
+    """A custom limiter among others: asked last, about one turn at a time, and without holding the lock.
+
+    While it is asked about one turn, all others wait. The limiter gets a separate turn in place of each of ours.
+    """
+
+    counts_units = True
+    is_exact = False
+
+    def __init__(self, limiter: Limiter) -> None:
+        self.limiter = limiter
+        self.max_cost: float | None = getattr(limiter, "max_cost", None)
+        self.cost = getattr(limiter, "cost", None)
+        self.limit = type(limiter).__name__
+        self._asking: Turn | None = None
+        self._is_running = False  # Whether an operation of the limiter runs for that turn.
+        self._stuck: deque[Turn] = deque()  # Turns of the limiter whose tasks do not wake up any more.
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where a turn's `costs` are set."""
+        return (self,)
+
+    def listens(self, now: float) -> bool:
+        return True
+
+    def when(self, turn: Turn, ahead: int, now: float) -> float:
+        asking = self._asking
+        if asking is not None and asking is not turn and self._is_stuck(asking, now):
+            self._stuck.append(self.inner(asking))
+            asking.note(self, None)
+            asking = self._asking = None
+        if asking is turn or (asking is None and not ahead):
+            return 0.0
+        due = now if asking is None else asking.due_at
+        return max(_LOOK_INTERVAL * (1 + ahead), due - now)
+
+    def _is_stuck(self, asking: Turn, now: float) -> bool:
+        """Whether the turn has not woken up, as its event loop is stuck or closed: it no longer delays the others."""
+        has_ended = asking.loop_has_ended is not None and asking.loop_has_ended()
+        return has_ended or (not self._is_running and asking.due_at + MAX_OVERSLEEP < now)
+
+    def reserve(self, turn: Turn) -> None:
+        """Record that all other sources have a permit for the turn, so that the limiter is asked about it next."""
+        self._asking, self._is_running = turn, True
+
+    def take(self, turn: Turn, now: float) -> None:
+        self._asking = None
+
+    def forked(self) -> None:
+        self._asking = None
+
+    def inner(self, turn: Turn) -> Turn:
+        """The turn that the limiter gets in place of ours."""
+        inner: Turn | None = turn.noted(self)
+        if inner is None:
+            inner = Turn(turn.request, 0, turn.chance, self.cost_of(turn), turn.priority)
+            turn.note(self, inner)
+        return inner
+
+    def ask(self, turn: Turn, now: float) -> float | Operation:
+        """Ask the limiter; sets `turn.nap`, the seconds after which to ask again."""
+        with suppress(IndexError):
+            while True:
+                self._leave(self._stuck.popleft(), now)
+        inner = self.inner(turn)
+        inner.nap, inner.call = math.inf, turn.call
+        wait = self.limiter.ask(inner, now)
+        turn.nap = min(inner.nap, _ASK_INTERVAL)
+        self._is_running = not isinstance(wait, REAL)
+        return wait
+
+    def give_up(self, turn: Turn, now: float) -> None:
+        """Leave the limiter's queue or return its permit, and let the limiter be asked about another turn."""
+        inner: Turn | None = turn.noted(self)
+        try:
+            if inner is not None:
+                turn.note(self, None)
+                self._leave(inner, now)
+        finally:  # Even if interrupted.
+            if self._asking is turn:
+                self._asking = None
+
+    def _leave(self, inner: Turn, now: float) -> None:
+        try:
+            self.limiter.leave(inner, now)
+        except Exception as error:  # noqa: BLE001 - user code
+            note_failure(self.limiter, error)
+
+    def tell(self, method: str, turn: Turn, news: Any) -> Any:
+        """Call `learn` or `end`, if it has that. Log its exceptions: the other limiters are told as well."""
+        try:
+            return getattr(self.limiter, method, lambda *_: None)(self.inner(turn), news)
+        except Exception as error:  # noqa: BLE001 - user code
+            note_failure(self.limiter, error)
+
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
+        self.limiter.settle(self.inner(turn), cost, now)
+
+
+_sources: WeakValueDictionary[int, CustomSource] = WeakValueDictionary()
+"""By the id of the limiter, so that one in several lists is still asked about one turn at a time."""
+
+
+def custom_source_of(limiter: Limiter) -> CustomSource:
+    return _sources.get(id(limiter)) or _sources.setdefault(id(limiter), CustomSource(limiter))
