@@ -17,7 +17,7 @@ from aiohttp import client_proto, http_parser
 
 import stkai
 from stkai import ConfigurationError, HttpConfig
-from stkai._wire.aiohttp_exchange import _PARSER, Connection
+from stkai._wire.aiohttp_connection import _PARSER, Connection
 from stkai._wire.default import AsyncDefaultWire
 from stkai.testing import QuotaServer
 
@@ -423,6 +423,59 @@ async def test_a_proxy_carries_plain_requests_and_tunnels_others(world: World, p
     assert str(error)[:3].isdecimal()
     assert "secret" not in repr(error)
     assert password not in repr(error)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 Connection established\r\n\r\n",
+        b"HTTP/1.1 201 Fine\r\nX: " + b"a" * 9000 + b"\r\n\r\n",
+        b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 403 \xe9t\xc3\xa9\r\n\r\n",
+        b"",
+        b"SSH-2.0-x\r\n\r\n",
+    ],
+    ids=["200", "201", "407", "403", "closed", "other"],
+)
+async def test_a_tunnel_is_asked_for_and_opened_as_by_the_default_wire(world: World, answer: bytes) -> None:
+    asked = list[bytes]()
+
+    def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.append(asyncio.create_task(tunnel(reader, writer)))
+
+    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(answer)
+        if b" 20" in answer[:12]:
+            from_server, to_server = await asyncio.open_connection("127.0.0.1", port)
+            await asyncio.gather(pass_on(reader, to_server), pass_on(from_server, writer))
+        writer.close()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+        writer.close()
+
+    outcomes, tasks = list[Any](), list[asyncio.Task[None]]()
+    with servers.tls_server() as url:
+        port = httpx.URL(url).port
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        proxy = f"http://me:secret@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        config = HttpConfig(proxy=proxy, verify=False)
+        for make in (AsyncDefaultWire, stkai.wires.aiohttp):
+            async with httpx.AsyncClient(transport=make(config)) as client:
+                try:
+                    outcomes.append((await client.get("https://service.example/")).text)
+                except httpx.TransportError as error:
+                    outcomes.append((type(error), str(error)[:6]))
+        server.close()
+        await asyncio.wait(tasks, timeout=10)
+    if answer.startswith(b"HTTP"):
+        assert outcomes[1] == outcomes[0]
+    else:
+        assert outcomes[1][0] is httpx.ConnectError
+    assert (len(asked), asked[1]) == (2, asked[0])
 
 
 async def test_requests_to_this_machine_use_no_proxy(world: World) -> None:

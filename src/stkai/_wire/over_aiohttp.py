@@ -6,36 +6,25 @@ its parser, written in C, reads the answers. The requests are those that httpx's
 """
 
 import asyncio
-import inspect
 import math
 import ssl
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import httpx
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from .._errors import ConfigurationError, describe
 from .._event_loops import anyio, running_loop
-from .._families import Family, error_for, of_family
+from .._families import Family, alike, error_for, of_family
 from .._process import after_fork, never_finalize
 from .._urls import DEFAULT_PORTS, WEB
-from .aiohttp_exchange import (
-    BUFFER_SIZE,
-    MAX_HEAD,
-    READ_ERRORS,
-    Body,
-    Connection,
-    RequestWriter,
-    is_interim,
-    unreadable,
-)
+from .aiohttp_connection import BUFFER_SIZE, MAX_HEAD, Connection, is_interim, parser_limits
+from .aiohttp_exchange import READ_ERRORS, Body, NetworkStream, RequestWriter, require_readable, unreadable
 from .default import AsyncDefaultWire
 from .httpcore_fixes import CLOSED
 from .lifetimes import WirePerLoop
@@ -44,6 +33,10 @@ from .proxies import ProxyMap
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
+
+
+_WITHOUT_BODY: Final = {"HEAD", "CONNECT"}
+"""Methods whose answers have no body, whatever they announce."""
 
 
 class OverAiohttp(httpx.AsyncBaseTransport):
@@ -80,14 +73,20 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         if connection is None:  # It has a length, and is false while nothing waits in it.
             connection = await self._open(request, timeouts.get("connect"))
             self._destination = destination
+        return await self._exchange(connection, request, writer, timeouts)
+
+    async def _exchange(
+        self, connection: Connection, request: httpx.Request, writer: RequestWriter, timeouts: dict[str, Any]
+    ) -> httpx.Response:
+        """Send a request and receive the head of its answer."""
         try:
             connection.awaits_head = True
             connection.set_response_params(
-                skip_payload=request.method == "HEAD",
+                skip_payload=request.method in _WITHOUT_BODY,
                 read_until_eof=True,
                 auto_decompress=False,
                 read_bufsize=BUFFER_SIZE,
-                **_parser_limits(),
+                **parser_limits(),
             )
             await writer.write_to(connection, timeouts.get("write"))
             response = await self._receive(connection, request, timeouts.get("read"))
@@ -116,23 +115,47 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         port = DEFAULT_PORTS[url.scheme] if url.port is None else url.port
         host = url.raw_host.decode("ascii")
         # Not asyncio.timeout: if the deadline, a scope of anyio, ends in the same step, neither may catch the cancel.
+        name = sni.decode("ascii") if isinstance(sni, bytes) else sni
         with _connect_errors(request), anyio.fail_after(seconds):
-            wanted = aiohttp.ClientRequest(
-                "GET",
-                URL.build(scheme=url.scheme, host=host, port=port),
-                # Of the request for a tunnel.
-                headers={"Host": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"},
-                loop=asyncio.get_running_loop(),
-                proxy=self._proxy,
-                proxy_headers={**self._proxy_headers},
-                server_hostname=sni.decode("ascii") if isinstance(sni, bytes) else sni,
-            )
-            connection = await _connected(wanted, self._context)
+            if self._proxy is None:
+                target = URL.build(scheme=url.scheme, host=host, port=port)
+                connection = await _connected(target, self._context, name)
+            else:
+                connection = await _connected(self._proxy, self._context, None)
+                if url.scheme == "https":
+                    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                    connection = await self._tunnel(connection, request, address, name or host)
         if self._is_closed:  # By another task, in the meantime.
             connection.drop()
             raise error_for(httpx.ConnectError, CLOSED, request)
         self._connection = connection
         return connection
+
+    async def _tunnel(
+        self, connection: Connection, request: httpx.Request, address: str, name: str
+    ) -> Connection:
+        """A connection over TLS to the server of that name, through the proxy (RFC 9110, section 9.3.6)."""
+        headers = {"Host": address, "Accept": "*/*", **self._proxy_headers}
+        asking = httpx.Request(
+            "CONNECT", f"http://{address}", headers=headers, extensions={"target": address.encode()}
+        )
+        try:
+            answer = await self._exchange(connection, asking, RequestWriter(asking, None), {})
+        except alike(httpx.RequestError) as error:
+            raise error_for(httpx.ConnectError, f"the proxy did not connect: {error}", request) from error
+        loop = asyncio.get_running_loop()
+        secure, transport = Connection(loop), connection.transport
+        try:
+            if not answer.is_success:
+                reason = answer.extensions["reason_phrase"].decode("ascii", errors="ignore")
+                raise error_for(httpx.ProxyError, f"{answer.status_code} {reason}", request)
+            secure.connection_made(
+                await loop.start_tls(transport, secure, self._context, server_hostname=name)  # type: ignore[arg-type]
+            )
+        except BaseException:
+            connection.drop()
+            raise
+        return secure
 
     async def _receive(
         self, connection: Connection, request: httpx.Request, seconds: float | None
@@ -143,15 +166,13 @@ class OverAiohttp(httpx.AsyncBaseTransport):
             try:
                 async with asyncio.timeout(seconds) as connection.timeout:
                     message, payload = await connection.read()
-                _require_readable(message)
+                require_readable(message)
             except READ_ERRORS as error:
                 raise unreadable(error, connection, request) from error
             if not is_interim(message.code):
                 break
         connection.head_left = None
-        if (
-            request.method == "HEAD"
-        ):  # aiohttp would wait for the end of the connection if no length is announced.
+        if request.method in _WITHOUT_BODY:  # Without a length, aiohttp would use the connection no more.
             connection._should_close = False  # noqa: SLF001
         has_body = payload is not aiohttp.EMPTY_PAYLOAD
         body = self._body(connection, payload if has_body else None, request)
@@ -167,7 +188,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
             extensions={
                 "http_version": f"HTTP/{version.major}.{version.minor}".encode(),
                 "reason_phrase": (message.reason or "").encode("utf-8", "surrogateescape"),
-                "network_stream": _NetworkStream(connection),
+                "network_stream": NetworkStream(connection),
             },
         )
 
@@ -181,21 +202,6 @@ class OverAiohttp(httpx.AsyncBaseTransport):
                 await asyncio.sleep(0)
 
 
-class _NetworkStream:
-    """The `network_stream` extension of an httpx response."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def get_extra_info(self, info: str) -> Any:
-        """A property, as in httpcore: `ssl_object`, `client_addr`, `server_addr`, `socket` or `is_readable`."""
-        transport = self._connection.transport
-        if info == "is_readable":
-            return transport is None or transport.is_closing()
-        names = {"client_addr": "sockname", "server_addr": "peername"}
-        return None if transport is None else transport.get_extra_info(names.get(info, info))
-
-
 @contextmanager
 def _connect_errors(request: httpx.Request) -> Iterator[None]:
     """Turn the errors of opening a connection into httpx's."""
@@ -203,29 +209,29 @@ def _connect_errors(request: httpx.Request) -> Iterator[None]:
         yield
     except TimeoutError as error:
         raise error_for(httpx.ConnectTimeout, "", request) from error
-    except aiohttp.ClientHttpProxyError as error:
-        raise error_for(httpx.ProxyError, f"{error.status} {error.message}", request) from error
     except aiohttp.ClientConnectorError as error:
         # Omit aiohttp's "ssl:default", shown even for http, and "None". Before 3.14, certificate errors lack os_error.
         cause, host = getattr(error, "os_error", None), error.host
         address = f"[{host}]:{error.port}" if ":" in host else f"{host}:{error.port}"
         text = f"cannot connect to {address}: {error.strerror or describe(cause)}" if cause else str(error)
         raise error_for(httpx.ConnectError, text, request) from error
-    except (aiohttp.ClientError, OSError, ValueError, HttpProcessingError) as error:
+    except (aiohttp.ClientError, OSError, ValueError, TypeError) as error:  # uvloop has no TLS within TLS.
         raise error_for(httpx.ConnectError, str(error), request) from error
 
 
-async def _connected(request: aiohttp.ClientRequest, context: ssl.SSLContext) -> Connection:
-    """A new connection, with TLS and through the proxy's tunnel if the request needs them."""
+async def _connected(url: URL, context: ssl.SSLContext, name: str | None) -> Connection:
+    """A new connection to a server or a proxy, with TLS if the URL says so, by default for the name in the URL."""
+    loop = asyncio.get_running_loop()
+    request = aiohttp.ClientRequest("GET", url, loop=loop, server_hostname=name)
     # Like httpx, resolve the host anew for each connection.
     connector: Any = aiohttp.TCPConnector(
         use_dns_cache=False, resolver=aiohttp.ThreadedResolver(), ssl=context
     )
-    connector._factory = partial(Connection, loop=asyncio.get_running_loop())  # noqa: SLF001
+    connector._factory = partial(Connection, loop=loop)  # noqa: SLF001
     try:
         connection = await connector._create_connection(request, [], aiohttp.ClientTimeout())  # noqa: SLF001
     except BaseException:
-        await connector.close()  # It would keep the connection to a proxy that refuses.
+        await connector.close()
         raise
     assert isinstance(connection, Connection)
     return connection
@@ -233,36 +239,15 @@ async def _connected(request: aiohttp.ClientRequest, context: ssl.SSLContext) ->
 
 def _headers_for(proxy: httpx.Proxy) -> dict[str, str]:
     """What is sent to the proxy only: its own headers, and its credentials (RFC 7617)."""
-    headers = dict(proxy.headers)
-    if proxy.raw_auth is not None:
-        headers["Proxy-Authorization"] = "Basic " + b64encode(b":".join(proxy.raw_auth)).decode("ascii")
-    return headers
+    if proxy.raw_auth is None:
+        return dict(proxy.headers)
+    credentials = b64encode(b":".join(proxy.raw_auth)).decode("ascii")
+    return {"Proxy-Authorization": f"Basic {credentials}", **proxy.headers}
 
 
 def _destination_of(request: httpx.Request) -> tuple[object, ...]:
     """Where a connection must lead to carry the request."""
     return request.url.scheme, request.url.netloc, request.extensions.get("sni_hostname")
-
-
-def _require_readable(message: Any) -> None:
-    """Raise the parser's error for an answer that aiohttp reads, and httpcore does not."""
-    if message.code == httpx.codes.SWITCHING_PROTOCOLS:
-        raise HttpProcessingError(message="it switches to another protocol, which this wire cannot speak")
-    if message.code < httpx.codes.CONTINUE:
-        raise HttpProcessingError(message=f"its status is impossible: {message.code}")
-    if "Transfer-Encoding" in message.headers:  # aiohttp accepts more kinds of white space than HTTP does.
-        fields = [value for name, value in message.raw_headers if name.lower() == b"transfer-encoding"]
-        if not message.chunked or [value.strip(b" \t").lower() for value in fields] != [b"chunked"]:
-            names = b", ".join(fields).decode("latin-1")
-            raise HttpProcessingError(message=f"its Transfer-Encoding is unknown: {names}")
-
-
-@cache
-def _parser_limits() -> dict[str, Any]:
-    """Arguments that set the parser's limits for a head to httpcore's."""
-    limits = {"max_line_size": MAX_HEAD, "max_field_size": MAX_HEAD, "max_headers": MAX_HEAD}
-    known = inspect.signature(ResponseHandler.set_response_params).parameters
-    return {name: value for name, value in limits.items() if name in known}
 
 
 class AiohttpWire(AsyncDefaultWire):

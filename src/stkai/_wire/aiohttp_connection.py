@@ -1,0 +1,147 @@
+"""A connection of aiohttp's."""
+
+import asyncio
+import inspect
+import select
+import sys
+import threading
+from contextlib import suppress
+from functools import cache
+from typing import Any, Final
+
+import aiohttp
+import httpx
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpResponseParser
+from aiohttp.http_exceptions import HttpProcessingError
+
+BUFFER_SIZE: Final = 65_536
+"""Bytes that are buffered, both before they are written and before they are read."""
+
+MAX_HEAD: Final = 102_400
+"""Bytes that the head of an answer may have, as in httpcore."""
+
+_END_OF_HEAD: Final = b"\r\n\r\n"
+
+_PARSER: Any = sys.modules[HttpResponseParser.__module__]
+_LOCK: Final = threading.Lock()
+
+
+class Connection(ResponseHandler):
+    """One connection. If bytes arrive while it is idle, they belong to no request, so it cannot be reused."""
+
+    idle_since: float | None = None  # In seconds of the loop's clock; None while in use.
+    awaits_head = False  # Whether the head of the answer is still to come.
+    _last = b""  # The last bytes of a head that is still incomplete.
+    head_left: int | None = None  # How many bytes of the head may still arrive; None once it is complete.
+    seconds: float | None = None  # How long each read may take; None for no limit.
+    timeout: asyncio.Timeout | None = (
+        None  # The timer for that limit, while the head or more of the body is awaited.
+    )
+    is_last = False  # Whether no other request may follow the one in progress.
+    broken_by: BaseException | None = None  # aiohttp forgets it once a body without length has begun.
+
+    def is_alive(self) -> bool:
+        """Whether it can carry another request: it is open, and its socket has nothing to read.
+
+        While a program keeps its event loop busy, the loop does not notice that the server has closed the connection.
+        """
+        if not self.is_connected() or self.transport is None:
+            return False
+        try:
+            return not is_readable(self.transport.get_extra_info("socket").fileno())
+        except (OSError, ValueError):  # The socket is closed.
+            return False
+
+    def drop(self) -> None:
+        """Close at once. aiohttp's `close` would first send the rest of a request, however long the server takes."""
+        payload, error = (
+            self._payload,
+            aiohttp.ClientConnectionError("the connection was closed on this side"),
+        )
+        if self.awaits_head and self.exception() is None:
+            self.set_exception(error)
+        if self.transport is not None:
+            self.transport.abort()
+        self.close()
+        if payload is not None and not payload.is_eof():  # aiohttp does not wake a task that is reading it.
+            payload.set_exception(error)
+
+    def set_response_params(self, **parameters: Any) -> None:
+        """Prepare for an answer. In asyncio's debug mode, aiohttp would refuse what it accepts otherwise."""
+        self._parameters = parameters
+        if not _PARSER.DEBUG:
+            super().set_response_params(**parameters)
+            return
+        with _LOCK:
+            _PARSER.DEBUG = False
+            try:
+                super().set_response_params(**parameters)
+            finally:
+                _PARSER.DEBUG = True
+
+    def data_received(self, data: bytes) -> None:
+        if self.idle_since is not None:
+            self.drop()
+            return
+        # In steps: if what follows the answer is not HTTP, the answer must not be lost with it.
+        while self.awaits_head and data:
+            offset = (self._last + data).find(_END_OF_HEAD)
+            size = len(data) if offset < 0 else offset + len(_END_OF_HEAD) - len(self._last)
+            chunk, data = data[:size], data[size:]
+            self._last = b"" if offset >= 0 else (self._last + chunk)[1 - len(_END_OF_HEAD) :]
+            self._parse(chunk)
+            if self.awaits_head and offset >= 0 and self.exception() is None:
+                # The parser would refuse what follows an informational answer that says "Connection: close".
+                self._should_close = False
+                self.set_response_params(**self._parameters)
+            if not data:
+                return
+        self._parse(data)  # May be empty: aiohttp does that to parse what it has buffered.
+
+    def feed_data(self, data: Any, *size: int) -> None:
+        """Called by aiohttp with a head, and the body that follows it."""
+        super().feed_data(data, *size)
+        self.awaits_head = is_interim(data[0].code)
+        if not self.awaits_head:
+            self.timeout = None
+
+    def _parse(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.head_left is not None:
+            self.head_left = None if self._buffer else self.head_left - len(data)
+            if self.head_left is not None and self.head_left < 0 and self.exception() is None:
+                self.set_exception(HttpProcessingError(message=f"its head is longer than {MAX_HEAD} bytes"))
+        error, payload = self._exception, self._payload
+        still_waits = data and (self.head_left is not None or not getattr(payload, "_buffer", True))
+        if still_waits and self.timeout is not None and self.seconds is not None:
+            with suppress(RuntimeError):  # It has just expired.
+                self.timeout.reschedule(self._loop.time() + self.seconds)
+        if isinstance(error, HttpProcessingError) and payload is not None and not payload.is_eof():
+            payload.set_exception(error)  # aiohttp would leave the reader of the body waiting.
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.broken_by = exc
+        super().connection_lost(exc)
+
+
+def is_interim(status: int) -> bool:
+    """Whether the final answer is still to come (RFC 9110, section 15.2)."""
+    return httpx.codes.is_informational(status) and status != httpx.codes.SWITCHING_PROTOCOLS
+
+
+def is_readable(descriptor: int) -> bool:
+    """Whether data, or the end of the connection, has arrived at a socket."""
+    if hasattr(select, "poll"):  # `select` does not accept large descriptors, but Windows has no `poll`.
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([descriptor], [], [], 0)[0])
+
+
+@cache
+def parser_limits() -> dict[str, Any]:
+    """Arguments that set the parser's limits for a head to httpcore's."""
+    limits = {"max_line_size": MAX_HEAD, "max_field_size": MAX_HEAD, "max_headers": MAX_HEAD}
+    known = inspect.signature(ResponseHandler.set_response_params).parameters
+    return {name: value for name, value in limits.items() if name in known}
