@@ -18,6 +18,7 @@ URL = "https://api.example.com/v1/chat/completions"
 COST, SETTLE = llm_tokens()["cost"], llm_tokens()["settle"]
 
 PICTURE = "iVBORw0KGgo" + "A" * 40_000
+WRAPPED = "\r\n".join(PICTURE[place : place + 76] for place in range(0, len(PICTURE), 76)) + "\r\n"
 
 
 def request(body: object) -> httpx.Request:
@@ -77,6 +78,8 @@ def test_the_estimate_is_the_text_of_the_body_plus_the_most_tokens_of_the_answer
         {"type": "file", "file": {"file_data": PICTURE, "file_id": "f" * 400}},
         {"image": {"format": "png", "source": {"bytes": PICTURE}}},
         {"type": "text", "text": f"![it](data:image/png;base64,{PICTURE})"},
+        {"type": "image_url", "image_url": f"data:image/png;base64,{WRAPPED}"},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": WRAPPED}},
     ],
 )
 def test_a_base64_image_does_not_count_as_text(part: object) -> None:

@@ -173,6 +173,22 @@ def test_gemini_counts_its_reasoning_as_output() -> None:
     assert llm_tokens("output").settle(answer(INTERACTION)) == 7 + 5
 
 
+@pytest.mark.parametrize("event", [b"data:\n\n", b"\n\r", b"\r\r", b":\n"])
+def test_millions_of_empty_events_are_not_read(event: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come in a few kilobytes, if they are compressed."""
+    read = list[bytes]()
+    monkeypatch.setattr("stkai._llm_bodies.parsed", lambda text: read.append(text) or [])
+    assert SETTLE(httpx.Response(200, content=b"data:\n\n" + event * 100_000)) is None
+    assert len(read) == 1, "the body as a whole"
+
+
+def test_of_millions_of_events_the_last_ones_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stkai._llm_bodies._MAX_EVENTS", 100)
+    usage = b'data: {"usage": {"total_tokens": 7}}\n\n'
+    assert SETTLE(httpx.Response(200, content=usage + b"data: {\n\n" * 1000)) is None
+    assert SETTLE(httpx.Response(200, content=b"data: {\n\n" * 1000 + usage)) == 7
+
+
 def test_a_compressed_answer_is_decoded_when_read() -> None:
     content = zlib.compress(json.dumps({"usage": {"total_tokens": 21}}).encode())
     assert SETTLE(httpx.Response(200, headers={"content-encoding": "deflate"}, content=content)) == 21

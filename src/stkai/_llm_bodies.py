@@ -3,6 +3,7 @@
 import codecs
 import json
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Literal
 
@@ -14,11 +15,19 @@ _NO_TEXT: Final = frozenset(
 )
 """The keys of values that are not tokens: settings, names, encrypted content, pictures, quotations in citations."""
 
-_DATA_URL: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.=+-]+)*;base64,[A-Za-z0-9+/=_-]*")
+_DATA_URL: Final = re.compile(
+    r"data:[\w.+-]+/[\w.+-]+(?:;[\w.=+-]+)*;base64,(?:[A-Za-z0-9+/=_-]|\r?\n(?=[A-Za-z0-9+/=_-]{20}))*"
+)
 _PIECE: Final = re.compile(
     r"response\.(?:created|.+(?<!audio)\.delta)|(?:content_block_|content-|step\.)delta"
 )
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}")
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}={0,2}[\r\n]*")
+_EVENT: Final = re.compile(rb"(?:[^\r\n]++(?:\r\n?+|\n)?+)++")
+"""An event of a stream: lines up to an empty one."""
+
+_MAX_EVENTS: Final = (
+    100_000  # The last ones, which report the usage: a server may send millions in a few kilobytes.
+)
 
 _FORMATS: Final = (
     # Anthropic and Bedrock count cache writes against the limit, but do not include them in the input tokens.
@@ -85,7 +94,8 @@ def _is_read(key: str, value: object) -> bool:
 
 def _events(content: bytes) -> Iterator[Any]:
     """The data of server-sent events (WHATWG HTML, section 9.2.6)."""
-    for event in re.split(rb"\n\r?\n|\n\r|\r\r", content.removeprefix(codecs.BOM_UTF8)):
+    blocks = (found.group() for found in _EVENT.finditer(content.removeprefix(codecs.BOM_UTF8)))
+    for event in deque((block for block in blocks if b"{" in block), _MAX_EVENTS):
         lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
         yield from parsed(b"\n".join(lines))
 

@@ -107,5 +107,7 @@ class Listeners:
         self.each = each
 
     def __call__(self, event: "events.Event") -> None:
-        for listener in self.each:
+        # What several of them begin one within the other, such as spans, ends in the reverse order.
+        ends = type(event).__name__ in {"AttemptFinished", "CallFinished"}
+        for listener in reversed(self.each) if ends else self.each:
             notify(listener, event)

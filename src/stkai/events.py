@@ -129,7 +129,7 @@ class Waited(Event):
     Attributes:
         layer: the name of the layer.
         seconds: how long it waited.
-        limit: the limit that held it up, such as "16 in flight"; the one that did so for longest if there were several.
+        limit: if there are several limits, the one that held it up for longest, such as "16 in flight".
     """
 
     layer: str

@@ -3,6 +3,7 @@
 import contextvars
 import itertools
 import sys
+import threading
 from functools import partial
 from typing import Any
 
@@ -55,6 +56,29 @@ async def call(world: World, builder: StackBuilder, *script: Answer, method: str
     response = await world.send(world.build(builder, world.wire(*script)), httpx.Request(method, URL))
     await world.read(response)
     return response
+
+
+async def test_two_listeners_leave_no_span_behind(world: World) -> None:
+    others = Telemetry(), Telemetry()
+    builder = StackBuilder([retry(RetryPolicy())], listener=[each.listener for each in others])
+    for _ in range(2):
+        await call(world, builder, 200)
+    assert context.get_current() == {}
+    assert [len(each.spans()) for each in others] == [4, 4]
+
+
+@pytest.mark.worlds("asyncio", "trio")
+async def test_calls_with_spans_of_their_own_share_a_token(world: World, telemetry: Telemetry) -> None:
+    fetched = threading.Event()
+
+    class Slow(Provider):
+        def get_access_token(self) -> str:
+            fetched.wait(0.1)
+            return super().get_access_token()
+
+    transport = world.build(stack(telemetry, auth(provider := Slow())), world.wire(*[200] * 5))
+    await world.outcomes(*[partial(world.send, transport, httpx.Request("POST", URL))] * 5)
+    assert provider.get_access_token() == "secret-token-1"
 
 
 def attributes(span: ReadableSpan) -> dict[str, object]:

@@ -250,6 +250,12 @@ def test_a_refusal_is_not_edited(http: httpx.Client, server: QuotaServer) -> Non
     assert http.get(server.callback_url("nonsense")).json()["error"] == "not_found"
 
 
+def test_an_answer_that_is_no_json_object_is_not_edited(http: httpx.Client, server: QuotaServer) -> None:
+    server.fail_with(Edit({"a": 1}))
+    created = http.post(server.create_url(), json={})
+    assert (created.status_code, type(created.json())) == (200, str)
+
+
 def test_the_token_endpoint_may_redirect(http: httpx.Client, server: QuotaServer) -> None:
     server.fail_with(Answer(307, headers={"location": server.url + "/echo"}), path=server.token_path)
     assert ask_for_token(http, server).headers["location"] == server.url + "/echo"

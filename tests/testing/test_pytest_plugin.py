@@ -60,6 +60,9 @@ def test_settings_are_isolated_and_a_server_is_new_for_each_test(pytester: pytes
             assert stkai.STKAI.config.retry.max_retries == 9
             assert stkai.STKAI.config is stkai.STKAI.config
 
+        def test_a_client_of_the_machine_imports_its_cli():
+            import oscli.core.http
+
         @pytest.mark.parametrize("number", [1, 2])
         def test_one_server_after_the_other(stkai_settings, stkai_server, monkeypatch, number):
             assert isinstance(stkai_server, QuotaServer)
@@ -69,5 +72,5 @@ def test_settings_are_isolated_and_a_server_is_new_for_each_test(pytester: pytes
                 assert client.post(stkai_server.create_url(), data={}).status_code == 200
             assert stkai_server.count(method="POST", status=200, path="/v1") == 1
         """,
-        passed=6,
+        passed=7,
     )

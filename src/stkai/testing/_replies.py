@@ -233,13 +233,17 @@ class Hang(Fault):
 
 @dataclass(frozen=True)
 class Edit(Fault):
-    """Change fields of the JSON object in a successful (200) answer; None removes a field."""
+    """Change fields of the JSON object in a successful (200) answer, if it is one; None removes a field."""
 
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, reply: Reply) -> Reply:
-        if reply.status != 200:
+        try:
+            content = json.loads(reply.body) if reply.status == 200 else None
+        except ValueError:
             return reply
-        content = {**json.loads(reply.body), **self.fields}
+        if not isinstance(content, dict):
+            return reply
+        content |= self.fields
         body = json.dumps({key: value for key, value in content.items() if value is not None})
         return replace(reply, pieces=(body.encode(),))

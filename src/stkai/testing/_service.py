@@ -258,7 +258,7 @@ def _json(request: RequestRecord) -> dict[str, Any]:
     """The JSON object in a body; empty for anything else, since the client is under test, not this service."""
     try:
         content = json.loads(request.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -20,7 +20,8 @@ def stkai_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[GlobalSettings]:
     for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
         monkeypatch.delenv(name)
     # StackSpot CLI takes precedence over a client id and secret; a fake that is already imported stays.
-    if "oscli" not in sys.modules:
+    cli = sys.modules.get("oscli.core.http")
+    if cli is None or getattr(cli, "__spec__", None) is not None:
         monkeypatch.setitem(sys.modules, "oscli.core.http", None)
     monkeypatch.setattr(STKAI, "keeps_what_it_reads", False)
     STKAI.reset()

@@ -12,8 +12,12 @@ from stkai import (
     AimdLimiter,
     ConfigurationError,
     Event,
+    InFlight,
     PerHost,
     QuotaDisagreement,
+    RateChanged,
+    RetryPolicy,
+    StackBuilder,
     StoreLost,
     StoreRestored,
     TokenBucket,
@@ -21,7 +25,7 @@ from stkai import (
 from stkai.stores import Ask, FileStore, Lease, MemoryStore
 from stkai.stores._file import InUseError
 from stkai.testing import FakeClock
-from stkai.transports import Answer, Context, Run, Turn, limiter
+from stkai.transports import Answer, Context, Run, Turn, limiter, retry
 from stkai.transports._limits.store_client import StoreClient
 
 from ...support.shares import answer, wait_for
@@ -717,6 +721,18 @@ def test_a_refusal_in_an_outage_is_reported_afterwards_and_cuts_once(
     assert clock.monotonic() - refused >= 2
     assert [ask.refused is not None for ask in store.asked].count(True) >= 1
     assert policy.rate > 0.3 * before
+
+
+@pytest.mark.parametrize("others", [[], [InFlight(8)]], ids=["alone", "in a list"])
+async def test_a_change_of_the_groups_rate_names_the_share(world: World, others: list[Any]) -> None:
+    clock, events = FakeClock(), list[Event]()
+    shared = AimdLimiter(600, 60, share="team", store=MemoryStore(clock))
+    stack = StackBuilder(
+        [retry(RetryPolicy()), limiter([shared, *others])], clock=clock, listener=[events.append]
+    )
+    refusal = httpx.Response(429, headers={"Retry-After": "1"})
+    await world.send(world.build(stack, world.wire(refusal, 200)), httpx.Request("POST", "http://a.example"))
+    assert {event.share for event in events if isinstance(event, RateChanged)} == {"team"}
 
 
 @pytest.mark.no_cover

@@ -206,9 +206,15 @@ def key_of(work: Callable[..., object]) -> Hashable:
 
 
 def _context_key() -> Hashable:
-    """The context variables, compared by identity: the fetch keeps the values alive, and some cannot be compared."""
+    """The context variables, compared by identity: the fetch keeps the values alive, and some cannot be compared.
+
+    That of OpenTelemetry is left out, which contains the span of each call.
+    """
     ours = {var for var in (ENTERED, FETCHING, _library_variable()) if var is not None}
-    return frozenset((var, id(value)) for var, value in copy_context().items() if var not in ours)
+    each = ((var, value) for var, value in copy_context().items() if var not in ours)
+    return frozenset(
+        (var, id(value)) for var, value in each if not type(value).__module__.startswith("opentelemetry.")
+    )
 
 
 def _outside_of_event_loops() -> Context:

@@ -190,8 +190,7 @@ class _LimitFlow(LayerBase):
                 try:
                     change = limiter.learn(turn, answer)
                     if change is not None:
-                        share = getattr(limiter, "share", None)
-                        context.emit(RateChanged(call=attempt.info, **change._asdict(), share=share))
+                        context.emit(RateChanged(call=attempt.info, **change._asdict()))
                 except Exception as error:  # noqa: BLE001 - user code
                     note_failure(limiter, error)
                 attempt.paced = attempt.paced or turn.paced

@@ -23,11 +23,12 @@ TOO_MANY_REQUESTS: Final = int(httpx.codes.TOO_MANY_REQUESTS)
 
 
 class RateChange(NamedTuple):
-    """A change of rate, in requests per second, and the reason for it."""
+    """A change of rate, in requests per second, and the reason for it; `share` is the name of the group, if any."""
 
     old: float
     new: float
     reason: str
+    share: str | None = None
 
 
 class Turn:

@@ -155,10 +155,9 @@ class Leased(Member):
             self.settle(turn, 0.0, answer.now)
         if self.group.lease is None:
             changes = [source.learn(turn, answer) for source in local]
-            return next((change for change in changes if change is not None), None)
+            return self._named(next((change for change in changes if change is not None), None))
         if self.pace is None:
             return None
-        change: RateChange | None
         seconds, change = self.pace.learn(turn, answer, use.epoch, self.rate)
         if seconds:
             until = answer.now + seconds
@@ -170,7 +169,10 @@ class Leased(Member):
                     source.pause(until)
                     if turn.paced and not isinstance(source, AdaptiveRate):
                         source.rate *= _RATE_KEPT
-        return change
+        return self._named(change)
+
+    def _named(self, change: RateChange | None) -> RateChange | None:
+        return None if change is None else change._replace(share=self.share)
 
     def available(self, now: float, seconds: float) -> float:
         held, group = self.held, self.group
