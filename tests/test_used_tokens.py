@@ -3,6 +3,7 @@
 import codecs
 import json
 import zlib
+from typing import Any
 
 import httpx
 import pytest
@@ -177,7 +178,12 @@ def test_gemini_counts_its_reasoning_as_output() -> None:
 def test_millions_of_empty_events_are_not_read(event: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """They come in a few kilobytes, if they are compressed."""
     read = list[bytes]()
-    monkeypatch.setattr("stkai._llm_bodies.parsed", lambda text: read.append(text) or [])
+
+    def parsed(text: bytes) -> list[Any]:
+        read.append(text)
+        return []
+
+    monkeypatch.setattr("stkai._llm_bodies.parsed", parsed)
     assert SETTLE(httpx.Response(200, content=b"data:\n\n" + event * 100_000)) is None
     assert len(read) == 1, "the body as a whole"
 

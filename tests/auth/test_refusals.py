@@ -47,6 +47,13 @@ def test_twenty_calls_with_a_wrong_secret_make_one_sign_in_and_the_errors_say_so
     assert len(wire.requests) == 1
 
 
+@pytest.mark.parametrize("error", ["Unauthorized", "invalid_credentials", {"code": 1}, "", None])
+def test_any_401_is_a_refusal_of_the_credentials(error: object) -> None:
+    clock, wire = FakeClock(), Wire(httpx.Response(401, json={"error": error}))
+    attempts(provider_over(wire, clock), 20)
+    assert len(wire.requests) == 1
+
+
 def test_after_30_seconds_the_endpoint_is_asked_again() -> None:
     clock = FakeClock()
     wire = Wire(REFUSED, grant("token-1"))

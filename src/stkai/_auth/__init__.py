@@ -4,6 +4,7 @@ No message contains the client secret, and no frame that can raise an error hold
 formatter would show.
 """
 
+import json
 import math
 from base64 import b64encode
 from dataclasses import dataclass, field
@@ -169,8 +170,10 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
             raise_interrupt(error)
             # Its frames belong to the wire, and their variables contain the body that was sent.
             hide_secrets(error, httpx.Request("POST", self._address))
-            what = f"{type(error).__name__}: {self._quoted(str(error))}"
-            cause = None if self._repeats_secret(str(error)) else error
+            # Of an answer that cannot be parsed, the error quotes a part, which may be the token.
+            text, quotes, _ = str(error).partition(" bytearray(")
+            what = f"{type(error).__name__}: {self._quoted(text)}"
+            cause = None if quotes or self._repeats_secret(str(error)) else error
             raise AuthenticationError(f"the token endpoint {self._address} failed: {what}", cause) from cause
         problem = answer.problem(self._quoted)
         if problem is None:
@@ -222,7 +225,8 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         return any(secret in form for form in forms for secret in self._forms_of_secret())
 
     def _forms_of_secret(self) -> tuple[str, ...]:
-        return self._secret.reveal(), quote_plus(self._secret.reveal()), self._basic
+        in_json = json.dumps(self._secret.reveal())[1:-1]
+        return self._secret.reveal(), quote_plus(self._secret.reveal()), in_json, self._basic
 
 
 @dataclass(slots=True)

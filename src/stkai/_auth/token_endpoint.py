@@ -91,7 +91,7 @@ class TokenAnswer:
         """How many seconds to wait, and why, before asking again after an answer with a problem."""
         code = self.content.get("error")
         refuses_client = self.status in _REFUSALS and code in _REFUSED_CLIENT
-        if refuses_client or (code is None and self.status == httpx.codes.UNAUTHORIZED):
+        if refuses_client or self.status == httpx.codes.UNAUTHORIZED:
             return _REFUSAL_PAUSE, "too many failed sign-ins may lock the account"
         return min(self.retry_after or 0.0, _MAX_PAUSE), "it asked for this"
 

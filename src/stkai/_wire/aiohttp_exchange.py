@@ -5,7 +5,7 @@ the same requests. Every error is the one that httpx's own wire raises in the sa
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_writer import StreamWriter
 
 from .._families import alike, error_for
+from .._secrets import Secret
 from .aiohttp_connection import Connection
 
 READ_ERRORS: Final = (aiohttp.ClientError, HttpProcessingError, OSError)
@@ -25,22 +26,22 @@ READ_ERRORS: Final = (aiohttp.ClientError, HttpProcessingError, OSError)
 class RequestWriter:
     """Writes a request. `forwarding`: headers for the proxy that forwards it in plain text, or None."""
 
-    def __init__(self, request: httpx.Request, forwarding: Mapping[str, str] | None) -> None:
+    def __init__(self, request: httpx.Request, forwarding: Secret | None) -> None:
         self._request, self._is_cut = request, False
         self._machine = h11.Connection(h11.CLIENT)
-        url, fields = request.url, request.headers.raw
-        target = request.extensions.get("target")
+        url, target = request.url, request.extensions.get("target")
         if target is None:
             target = url.raw_path
             if forwarding is not None:
                 target = b"%s://%s%s" % (url.raw_scheme, url.netloc, target)
-        if forwarding is not None:
-            names = {name.lower() for name, _ in fields}
-            own = [(name.encode(), value.encode()) for name, value in forwarding.items()]
-            fields = [*(field for field in own if field[0].lower() not in names), *fields]
-        self._unwritten = b""  # An attribute, because tracebacks show variables, and it contains the headers.
+        # In no variable, which tracebacks show: the headers contain the token.
+        self._unwritten = b""
         with _protocol_errors(request):
-            self._add(h11.Request(method=request.method.encode(), target=target, headers=fields))
+            self._add(
+                h11.Request(
+                    method=request.method.encode(), target=target, headers=_fields(request, forwarding)
+                )
+            )
 
     async def write_to(self, connection: Connection, seconds: float | None) -> None:
         """Send head and body. If the server stops reading, drop the rest: it may have answered already."""
@@ -87,6 +88,16 @@ class RequestWriter:
             raise error_for(httpx.WriteTimeout, "", self._request) from error
         except (aiohttp.ClientError, OSError) as error:
             raise _NotReadingError from error
+
+
+def _fields(request: httpx.Request, forwarding: Secret | None) -> list[tuple[bytes, bytes]]:
+    """The headers of the request, and those for the proxy that it does not have."""
+    fields = request.headers.raw
+    if forwarding is None:
+        return fields
+    names = {name.lower() for name, _ in fields}
+    own = [(name.encode(), value.encode()) for name, value in forwarding.reveal().items()]
+    return [*(field for field in own if field[0].lower() not in names), *fields]
 
 
 class _NotReadingError(Exception):

@@ -22,6 +22,7 @@ from .._errors import ConfigurationError, describe
 from .._event_loops import anyio, running_loop
 from .._families import Family, alike, error_for, of_family
 from .._process import after_fork, never_finalize
+from .._secrets import Secret
 from .._urls import DEFAULT_PORTS, WEB
 from .aiohttp_connection import BUFFER_SIZE, MAX_HEAD, Connection, is_interim, parser_limits
 from .aiohttp_exchange import READ_ERRORS, Body, NetworkStream, RequestWriter, require_readable, unreadable
@@ -50,7 +51,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         self._context, self._expiry = context, math.inf if expiry is None else expiry
         self._response, self._body = family.Response, of_family(Body, family)
         self._proxy = None if proxy is None else URL(str(proxy.url))
-        self._proxy_headers = {} if proxy is None else _headers_for(proxy)
+        self._proxy_headers = Secret({} if proxy is None else _headers_for(proxy))
         self._connection: Connection | None = None
         self._destination: tuple[object, ...] | None = None
         after_fork(self, OverAiohttp._abandon)
@@ -135,9 +136,11 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         self, connection: Connection, request: httpx.Request, address: str, name: str
     ) -> Connection:
         """A connection over TLS to the server of that name, through the proxy (RFC 9110, section 9.3.6)."""
-        headers = {"Host": address, "Accept": "*/*", **self._proxy_headers}
         asking = httpx.Request(
-            "CONNECT", f"http://{address}", headers=headers, extensions={"target": address.encode()}
+            "CONNECT",
+            f"http://{address}",
+            headers={"Host": address, "Accept": "*/*", **self._proxy_headers.reveal()},
+            extensions={"target": address.encode()},
         )
         try:
             answer = await self._exchange(connection, asking, RequestWriter(asking, None), {})

@@ -1,18 +1,21 @@
 """The auth layer: signing, one renewal after a 401, deadlines, and a real server."""
 
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 import httpx
 import pytest
 
 from stkai import (
     AuthenticationError,
+    AuthProvider,
     BearerAuth,
     ConfigurationError,
     DeadlineExceededError,
     RequestOptions,
     RetryPolicy,
     StackBuilder,
+    TokenBucket,
     TokenRenewed,
 )
 from stkai.testing import FakeClock
@@ -21,6 +24,7 @@ from stkai.transports import (
     AuthTransport,
     Context,
     auth,
+    limiter,
     retry,
 )
 
@@ -269,3 +273,74 @@ def test_only_the_latest_tokens_are_remembered() -> None:
         policy.token(f"token-{number}")
     assert list(policy._tokens) == ["token-8", "token-9"]
     assert policy.token("token-9") is policy.token("token-9")
+
+
+class Lasting(AuthProvider):
+    """Tokens that are valid for a second each."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock, self.until, self.given = clock, -1.0, 0
+
+    def cached_access_token(self, *, renewing: bool = False) -> str | None:
+        return f"token-{self.given}" if self.clock.monotonic() < self.until else None
+
+    def get_access_token(self) -> str:
+        self.given += 1
+        self.until = self.clock.monotonic() + 1.0
+        return f"token-{self.given}"
+
+
+@pytest.mark.worlds("asyncio", "trio")
+async def test_requests_that_wait_longer_for_permits_than_tokens_last_are_each_sent_once(
+    world: World,
+) -> None:
+    clock = FakeClock()
+    provider = Lasting(clock)
+
+    def answer(request: httpx.Request) -> int:
+        return 200 if bearer(request) == f"Bearer {provider.cached_access_token()}" else 401
+
+    wire = Wire(answer)
+    stack = StackBuilder([auth(provider), limiter(TokenBucket(5, 1, burst=1))], clock=clock)
+    transport = world.build(stack, wire)
+    answers = await world.outcomes(*[partial(world.send, transport, post()) for _ in range(40)])
+    assert [getattr(answer, "status_code", answer) for answer in answers] == [200] * 40
+    assert len(wire.requests) == 40
+
+
+class Tenant(AuthProvider):
+    """Signs with a second header, and renews a token that is forgotten."""
+
+    def __init__(self) -> None:
+        self.number = 1
+
+    def get_access_token(self) -> str:
+        return f"token-{self.number}"
+
+    def cached_access_token(self, *, renewing: bool = False) -> str:
+        return f"token-{self.number}"
+
+    def get_auth_headers(self) -> dict[str, str]:
+        return {"Authorization": f"Token {self.get_access_token()}", "X-Tenant": "t"}
+
+    def forget(self, token: str) -> None:
+        self.number += token == f"token-{self.number}"
+
+
+async def test_a_refused_token_is_forgotten_whatever_headers_carry_it(world: World) -> None:
+    wire = Wire(lambda request: 401 if bearer(request) == "Token token-1" else 200)
+    response = await world.send(layer(world, wire, Tenant()), post())
+    assert (response.status_code, len(wire.requests)) == (200, 2)
+
+
+@pytest.mark.parametrize("method", ["cached_access_token", "forget"])
+async def test_what_any_method_of_a_provider_raises_is_an_authentication_error(
+    world: World, method: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> NoReturn:
+        raise ValueError("the vault is broken")
+
+    provider = Static("token")
+    setattr(provider, method, fail)
+    with pytest.raises(AuthenticationError, match="the vault is broken"):
+        await world.send(layer(world, Wire(401), provider), post())

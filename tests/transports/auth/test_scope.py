@@ -13,6 +13,7 @@ from stkai import (
     AuthProvider,
     BearerAuth,
     ConfigurationError,
+    RetryPolicy,
     StackBuilder,
     build_transport,
 )
@@ -421,3 +422,39 @@ async def test_a_401_from_another_origin_drops_no_token(world: World) -> None:
     )
     assert response.status_code == 401
     assert provider.forgotten == 0
+
+
+class Again(httpx.BaseTransport):
+    """A transport of the user's own that sends a request again after a 503, as retrying transports do."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def handle_request(self, request: Any) -> Any:
+        response = self.inner.handle_request(request)
+        return self.inner.handle_request(request) if response.status_code == 503 else response
+
+
+@pytest.mark.worlds("sync")
+@pytest.mark.parametrize("policy", [None, RetryPolicy(1, initial_delay=0)])
+def test_a_redirected_request_that_is_sent_again_is_not_signed_either(policy: RetryPolicy | None) -> None:
+    seen = list[tuple[str, bool]]()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append((request.url.host, "authorization" in request.headers))
+        if request.url.host == "api.example.com":
+            return httpx.Response(302, headers={"Location": "https://stranger.example/x"})
+        return httpx.Response(503 if len(seen) < 4 else 200)
+
+    stack = build_transport(
+        auth=Fixed(), rate_limit=None, retry=policy, transport=httpx.MockTransport(answer)
+    )
+    with httpx.Client(transport=Again(stack), follow_redirects=True) as client:
+        assert client.get(START).status_code in {200, 503}
+        redirect = client.build_request("GET", START)
+        (following,) = [client.send(redirect, follow_redirects=False).next_request]
+        assert following is not None
+        for _ in range(3):
+            client.send(following)
+    assert {signed for host, signed in seen if host == "stranger.example"} == {False}
+    assert {signed for host, signed in seen if host == "api.example.com"} == {True}

@@ -162,14 +162,33 @@ class BearerAuth(HoldsSecret):
         Raises:
             AuthenticationError: the provider raised an error.
         """
-        cached = self.provider.cached_access_token()
-        token = self._tokens.get(cached)
-        if token is not None or cached is None:
-            return token
-        if self._has_own_headers:
+        try:
+            token = self._tokens.get(self.provider.cached_access_token())
+        except Exception:
             with named_errors(self.provider):
-                return self.token(self.provider.get_auth_headers())
-        return self.token(cached)
+                raise
+        if token is not None:
+            return token
+        with named_errors(self.provider):
+            cached = Secret(self.provider.cached_access_token())  # Tracebacks show variables.
+            if cached.reveal() is None:
+                return None
+            return self.token(self.provider.get_auth_headers() if self._has_own_headers else cached.reveal())
+
+    def forget(self, refused: Token) -> None:
+        """Notify the provider that a server has refused the token.
+
+        Raises:
+            AuthenticationError: the provider raised an error.
+        """
+        provider = self.provider
+        with named_errors(provider):
+            if self._has_own_headers:  # Which contain the token, perhaps beside others.
+                cached = Secret(provider.cached_access_token())
+                if cached.is_text() and cached.reveal() in refused.value:
+                    provider.forget(cached.reveal())
+                    return
+            provider.forget(refused.value)
 
     def sign(self, request: httpx.Request, token: Token) -> httpx.Request:
         """A copy of the request with the token in place of its `Authorization`.

@@ -51,20 +51,23 @@ class _AuthFlow(LayerBase):
         token = policy.kept()
         if token is None:
             token = yield from self.fetch(attempt, _NONE)
-        renewed, waited = False, False
-        attempt.is_signed = token
+        renewed, checks, queued, took = False, True, 0.0, 0.0
         while True:
+            attempt.is_signed = token if checks else None
             try:
                 response = yield from self._onward(policy.sign(request, token), attempt)
             except SignatureExpired:
-                # After one such wait, send with any token: if each took long to get, the request might never be sent.
+                # Send with any token if the wait for a permit was shorter than that for the token before: if each takes
+                # longer to get than it is valid, the request might never be sent.
+                record = attempt.record
+                checks, queued, before = record.queued - queued > took, record.queued, record.authenticating
                 token = policy.kept() or (yield from self.fetch(attempt, _NONE))
-                waited = True
+                took = record.authenticating - before
                 continue
             except BaseException as error:
                 if isinstance(error, alike(httpx.RequestError)):
                     hide_frames(error)
-                elif not isinstance(error, Exception):  # An interrupt while the wire was sending the token.
+                else:  # Such as an interrupt while the wire was sending the token.
                     clear_frames(error.__traceback__)
                 raise
             finally:
@@ -81,14 +84,12 @@ class _AuthFlow(LayerBase):
                 return response
             yield Drain(response)
             attempt, renewed = attempt.again(), True
-            if not waited:
-                attempt.is_signed = token
 
     def _replacement(
         self, request: httpx.Request, response: httpx.Response, refused: Token, attempt: Attempt
     ) -> Steps[Token | None]:
         """A token that replaces the refused one, or None if another attempt could not help."""
-        self.policy.provider.forget(refused.value)
+        self.policy.forget(refused)
         if not can_resend(request):
             return None
         token, broken = self.policy.kept(), None

@@ -133,10 +133,13 @@ class Fetch(AbandonableWork):
         self._fetches = work
 
     def _fetch(self) -> Any:
+        mine: list[Any] = [getattr(self._fetches, "__self__", None)]
+        FETCHING.set((*FETCHING.get(), mine))
         try:
             with named_errors(getattr(self._fetches, "__self__", self._fetches)):
                 return self._fetches()
         finally:
+            mine.clear()
             if _running.get(self.key) is self:  # The next caller starts another fetch.
                 _running.pop(self.key, None)
 
