@@ -34,6 +34,8 @@ class StreamedResponse(httpx.Response):
     Its `elapsed` is the time until you get it, without the body.
     """
 
+    is_for_caller = True  # No client reads its body first, or follows it.
+
     def __enter__(self) -> Self:
         return self
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -291,21 +292,62 @@ async def test_a_final_429_whose_body_stalls_is_raised_at_once_with_what_has_arr
         await world.close(client)
 
 
-@pytest.mark.parametrize("verb", ["get", "stream"])
-async def test_the_body_of_a_redirect_counts_towards_the_deadline(world: World, verb: str) -> None:
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 302 Found\r\nLocation: /there\r\n",
+        b'HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Digest realm="a", nonce="b", qop="auth", algorithm=MD5\r\n',
+    ],
+    ids=["redirect", "challenge"],
+)
+async def test_the_body_of_a_redirect_counts_towards_the_deadline(world: World, head: bytes) -> None:
+    """So does that of a challenge of httpx's own auth."""
+
     def talk(connection: socket.socket, stopped: threading.Event) -> None:
-        connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: 500\r\n\r\n")
+        connection.sendall(head + b"Content-Length: 500\r\n\r\n")
         drip(connection, stopped, b"x" * 500, 0.02)
 
     with hostile(talk) as url:
         transport = transport_of(world, retry=RetryPolicy(), transport=wire_of(world))
-        client = world.client(transport, follow_redirects=True, timeout=30)
+        client = world.client(
+            transport, follow_redirects=True, timeout=30, auth=httpx.DigestAuth("user", "password")
+        )
         options = {"stkai": RequestOptions(deadline=SHORT)}
         start = time.monotonic()
         with pytest.raises(DeadlineExceededError):
             await world.call(client.get, url, extensions=options)
         assert time.monotonic() - start < SOON
         await world.close(client)
+
+
+async def test_a_streamed_redirect_reaches_the_caller_before_its_body(world: World) -> None:
+    def talk(connection: socket.socket, stopped: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: 40\r\n\r\n")
+        drip(connection, stopped, b"x" * 40, 0.02)
+
+    with hostile(talk) as url:
+        client = client_of(world, retry=None)
+        response = await world.call(client.post_stream, url, {}, deadline=SHORT)
+        assert (response.status_code, len(await world.read(response))) == (302, 40)
+        await world.close(client)
+
+
+async def test_a_call_whose_client_is_closed_ends_with_the_error_of_the_wire(world: World) -> None:
+    arrived = threading.Event()
+
+    def talk(connection: socket.socket, stopped: threading.Event) -> None:
+        arrived.set()
+        stopped.wait(30)
+
+    with hostile(talk) as url:
+        client = client_of(world, retry=RetryPolicy())
+
+        async def close() -> None:
+            await world.until(arrived.is_set)
+            await world.close(client)
+
+        error, _ = await world.outcomes(partial(world.call, client.post, url, {}), close)
+    assert isinstance(error, httpx.TransportError)
 
 
 async def test_a_redirect_that_is_not_followed_is_whole(world: World) -> None:

@@ -202,6 +202,7 @@ async def test_an_answer_that_breaks_the_rules_is_sent_once_for_a_post_and_again
     server.answers += [broken, broken]
     with pytest.raises(httpx.RemoteProtocolError):
         await world.call(client.post, server.url, {})
+    assert len(server.bodies) == 1
     assert (await world.call(client.get, server.url)).content == b"by HTTP/2"
     assert len(server.bodies) == 3
     await world.close(client)

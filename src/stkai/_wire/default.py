@@ -19,6 +19,7 @@ from .._errors import ConfigurationError, causes, hide_frames, missing_extra
 from .._families import HTTPX, Family, alike, error_for, family_of
 from .._urls import PROXIES, absolute_url, show_origin
 from ..transports._call import cannot_send
+from .http2 import malformed
 from .httpcore_fixes import with_fixes
 from .lifetimes import WirePerLoop
 from .pool import AsyncConnectionPool, ConnectionPool
@@ -128,7 +129,7 @@ class _Router:
         """
         *_, (frame, _) = walk_tb(error.__traceback__)
         if isinstance(error, ValueError) and frame.f_code.co_name == "_receive_response":
-            raise error_for(httpx.RemoteProtocolError, f"illegal status: {error}", request) from error
+            raise malformed(f"illegal status: {error}", request)
         if type(error).__module__.startswith("h11."):
             raise error_for(httpx.LocalProtocolError, str(error), request) from error
         _show_unparsed(error)

@@ -7,6 +7,7 @@ connection has ended, or that a body is shorter than announced, and passes on th
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from itertools import starmap
 from typing import Any, Final
 
@@ -162,5 +163,11 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
                 raise
             raise error_for(httpx.RemoteProtocolError, str(error), self._request) from error
         if self._expected not in {None, self._length}:
-            msg = f"the body ended after {self._length} of {self._expected} bytes"
-            raise error_for(httpx.RemoteProtocolError, msg, self._request)
+            raise malformed(f"the body ended after {self._length} of {self._expected} bytes", self._request)
+
+
+def malformed(message: str, request: httpx.Request) -> httpx.RequestError:
+    """httpx's error for an answer that breaks the rules; its cause, one of h2's, says that no connection broke."""
+    error = error_for(httpx.RemoteProtocolError, message, request)
+    error.__cause__ = import_module("h2.exceptions").ProtocolError(message)
+    return error

@@ -34,6 +34,7 @@ from ._operations import (
     clean_ups,
     is_clean_up,
 )
+from ._redirect_chain import may_continue
 
 
 class AbandonedCallError(BaseException):
@@ -67,7 +68,7 @@ async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
                 operation = flow.send(value)
     except StopIteration as stop:
         response: httpx.Response = stop.value
-        if deadline is not None and response.has_redirect_location:
+        if deadline is not None and may_continue(response):
             await _load_redirect(response, deadline, attempt, clock)
         return response
     except BaseException as error:
@@ -77,7 +78,7 @@ async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
 
 
 async def _load_redirect(response: httpx.Response, deadline: float, attempt: Attempt, clock: Clock) -> None:
-    """Fetch the body of a redirect, which an httpx client reads before it sends the next request."""
+    """Fetch the body of a redirect or a challenge, which an httpx client reads before it sends the next request."""
     try:
         await _ain_time(Load(response, math.inf), deadline, attempt, clock)
     except BaseException:

@@ -41,6 +41,7 @@ from ._operations import (
     clean_ups,
     is_clean_up,
 )
+from ._redirect_chain import may_continue
 
 _BOUNDED: Final = (Drain, Load, Until)
 """Operations that have a time limit without a deadline (a second at most, in another thread), or set a deadline."""
@@ -78,7 +79,7 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:  # noqa
                 operation = flow.send(value)
     except StopIteration as stop:
         response: httpx.Response = stop.value
-        if deadline is not None and response.has_redirect_location:
+        if deadline is not None and may_continue(response):
             bounded = bounded or _Bounded(attempt, clock)
             bounded.load_redirect(response, deadline)
         return response
@@ -159,7 +160,7 @@ class _Bounded:
                     return _perform(operation, left)
 
     def load_redirect(self, response: httpx.Response, deadline: float) -> None:
-        """Fetch the body of a redirect, which an httpx client reads before it sends the next request."""
+        """Fetch the body of a redirect or a challenge, which an httpx client reads before it sends the next request."""
         self.deadline = deadline
         try:
             self.perform(Load(response, math.inf))

@@ -50,10 +50,20 @@ class Chain:
         """Record the answer to the latest request, which determines whether another may follow."""
         self.queued += queued
         self._is_redirected = response.has_redirect_location
-        self._is_challenged = response.status_code == _UNAUTHORIZED and _CHALLENGE in response.headers
+        self._is_challenged = _is_challenge(response)
         if self._is_challenged:
             request = self._request()
             self._signed = None if request is None else request.headers.get(_AUTHORIZATION)
+
+
+def _is_challenge(response: httpx.Response) -> bool:
+    return response.status_code == _UNAUTHORIZED and _CHALLENGE in response.headers
+
+
+def may_continue(response: httpx.Response) -> bool:
+    """Whether an httpx client may send another request after this response, whose body it reads first."""
+    is_for_caller = getattr(response, "is_for_caller", False)
+    return not is_for_caller and (response.has_redirect_location or _is_challenge(response))
 
 
 def chain_before(request: httpx.Request) -> Chain | None:

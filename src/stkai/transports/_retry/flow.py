@@ -221,6 +221,8 @@ class _Loop:
     def should_retry(self, state: "tenacity.RetryCallState") -> bool:
         """Whether to make another attempt after the one in `state`; if so, sets the delay and reports the retry."""
         context, policy, attempt = self.context, self.policy, self.attempt
+        if attempt.closing is not None and attempt.closing.is_done:
+            return False  # Not even wait: the caller gets the error of what may have been sent.
         response, last, date = self.response, attempt.last, context.clock.utcnow()
         paced = response is not None and last.paced
         failure = policy.failure_of(
