@@ -71,6 +71,7 @@ class Group:
             low=chance.random() < 0.2,
             costs=costs,
             units_used=totals[2],
+            units_new=chance.choice([0.0, 0.0, 5.0]),
             units=chance.choice([0.0, 3.0]),
             own=chance.choice([0, 0, 0, 0, 0, 0, 3]),
             own_seconds=2.0,

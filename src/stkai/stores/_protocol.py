@@ -103,6 +103,7 @@ class Ask(NamedTuple):
         low: whether only requests of low priority wait.
         costs: the cost of each request that wants a permit, in sending order; empty if costs do not count.
         units_used: total of the units of cost used, corrections included.
+        units_new: how much of that is new since the last answer; a store that has forgotten the member knows no more.
         units: units of its lease that the member keeps.
         own: requests sent without a lease while the store was unreachable, and not reported yet.
         own_seconds: seconds in which those were sent.
@@ -131,6 +132,7 @@ class Ask(NamedTuple):
     low: bool = False
     costs: tuple[float, ...] = ()
     units_used: float = 0.0
+    units_new: float = 0.0
     units: float = 0.0
     own: int = 0
     own_seconds: float = 0.0

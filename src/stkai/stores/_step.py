@@ -36,7 +36,9 @@ def step(s: State, ask: Ask, now: float) -> Lease:
     sweep(s, now)
     packed = s.members.get(ask.member)
     if packed is None:
-        m = MemberState(epoch=s.epoch, used=ask.used, lapsed=ask.lapsed, units_used=ask.units_used)
+        m = MemberState(
+            epoch=s.epoch, used=ask.used, lapsed=ask.lapsed, units_used=ask.units_used - ask.units_new
+        )
     else:
         m = MemberState.unpack(packed)
     if 0 < ask.seq <= m.seq:

@@ -259,7 +259,8 @@ end
 
 local function fresh_member(ask, epoch)
   return {
-    due = 0, id = 0, before = 0, epoch = epoch, used = ask.used, lapsed = ask.lapsed, units_used = ask.units_used, units = 0,
+    due = 0, id = 0, before = 0, epoch = epoch, used = ask.used, lapsed = ask.lapsed, units = 0,
+    units_used = ask.units_used - ask.units_new,
     units_fresh = 0, waiting = 0, own = 0, seq = 0, seen = 0, counted = 0, normal = 0, old = {}, fresh = {},
   }
 end

@@ -207,6 +207,27 @@ def test_units_of_cost_are_shared(clock: FakeClock, store: Scripted) -> None:
     assert wait_for(second, clock, Turn(cost=80)) < 0.1
 
 
+@pytest.mark.parametrize(("estimate", "real"), [(100, 900), (900, 100)])
+def test_the_cost_of_a_call_is_corrected_however_long_the_member_was_silent(
+    estimate: float, real: float, clock: FakeClock
+) -> None:
+    store = MemoryStore(clock)
+    policy = TokenBucket(1000, 1000, max_cost=1000, share="team", store=store)
+    wait_for(policy, clock, Turn(cost=0))
+    clock.sleep(1000)  # A new state has no units yet.
+    turn = Turn(cost=estimate)
+    wait_for(policy, clock, turn)
+    for _ in range(15):
+        client_of(policy).work()
+        clock.sleep(1)
+    policy.settle(turn, real, clock.monotonic())
+    wait_for(policy, clock, Turn(cost=0))
+    client_of(policy).work()
+    seen = store.look("team")
+    assert seen is not None
+    assert 1000 - real - 1 < seen.units < 1000 - real + 20
+
+
 @pytest.mark.parametrize("kind", [TokenBucket, AimdLimiter])
 def test_a_request_that_was_never_sent_costs_the_group_nothing(
     kind: type[TokenBucket] | type[AimdLimiter], clock: FakeClock, store: Scripted

@@ -111,6 +111,9 @@ class Leased(Member):
         if self.held.due and len(self.turns) < 2:
             # There may be no requests that use the other permits.
             self.client.schedule(LATE if self.expected(len(self.turns)) else RETURN_DELAY)
+        elif self.quota.max_cost:
+            # Before the store writes off the permit and its units, and then charges them again.
+            self.client.schedule(_REPORT_INTERVAL)
 
     def give_back(self, turn: Turn, now: float) -> None:
         use: Use | None = turn.noted(self)

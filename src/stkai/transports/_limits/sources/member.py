@@ -59,7 +59,11 @@ class Member(Source):
         self.refused = -1  # The epoch of a refusal to report.
         self.passing = 0  # Permits that will be used before the store answers, if it is far away.
         self.is_early = False  # Whether a call is due for which no request should wait.
-        self._sequence = self._hung = 0
+        self._sequence, self._hung, self._told = (
+            0,
+            0,
+            0.0,
+        )  # The last: units in the last message that was answered.
         self._reported: Ask | None = None  # The last message that probably arrived.
 
     @property
@@ -202,6 +206,7 @@ class Member(Source):
             low=bool(wanting) and all(turn.priority == "low" for turn in wanting),
             costs=tuple(map(self.cost_of, wanting)) if quota.max_cost else (),
             units_used=held.spent,
+            units_new=held.spent - self._told,
             units=held.units,
             own=outage.reported,
             own_seconds=max(0.0, now - outage.since) if outage.used else 0.0,
@@ -215,7 +220,7 @@ class Member(Source):
         ask, group = call.ask, self.group
         if self.calling is not call or ask is None:
             return False
-        self.calling, self._hung = None, 0
+        self.calling, self._hung, self._told = None, 0, ask.units_used
         # A new state begins without units; its epoch is above all earlier ids.
         if group.lease is not None and lease.epoch <= group.lease.id:
             self.held.spent += self.outage.debt(now)
