@@ -107,7 +107,5 @@ class Listeners:
         self.each = each
 
     def __call__(self, event: "events.Event") -> None:
-        # What several of them begin one within the other, such as spans, ends in the reverse order.
-        ends = type(event).__name__ in {"AttemptFinished", "CallFinished"}
-        for listener in reversed(self.each) if ends else self.each:
+        for listener in self.each:
             notify(listener, event)

@@ -49,25 +49,33 @@ def recorder_of(provider: MeterProvider | None) -> Recorder:
     return Recorder(made)
 
 
+_RUNNING: Final = context.create_key("stkai")
+"""The context key of the `_Running` whose context it is."""
+
+
 class _Running:
     """A started span, and the context in which it is current."""
 
-    __slots__ = ("_context", "_token", "sent", "span")
+    __slots__ = ("_context", "_has_ended", "_token", "sent", "span")
 
     def __init__(self, span: Span, inside: Context) -> None:
         self.span = span
-        self.sent = 0
-        self._context = inside
-        self._token = context.attach(inside)
+        self.sent, self._has_ended = 0, False
+        self._context = context.set_value(_RUNNING, self, inside)
+        self._token = context.attach(self._context)
 
     def end(self, event: events.CallFinished | events.AttemptFinished) -> None:
         labels = labels_of(event, "http.response.status_code", "error.type")
         self.span.set_attributes(labels)
         if "error.type" in labels:
             self.span.set_status(Status(StatusCode.ERROR))
-        # In another task than the one in which it started, the context must not be reset.
-        if context.get_current() is self._context:
-            context.detach(self._token)
+        self._has_ended = True
+        # In another task than the one in which it started, the context must not be reset. If there are two of these
+        # listeners, that of the first ends before that of the second, which is within it.
+        running: Any = self
+        while running is not None and running._has_ended and context.get_current() is running._context:  # noqa: SLF001
+            context.detach(running._token)  # noqa: SLF001
+            running = context.get_value(_RUNNING)
         self.span.end()
 
 
