@@ -59,11 +59,8 @@ class Member(Source):
         self.refused = -1  # The epoch of a refusal to report.
         self.passing = 0  # Permits that will be used before the store answers, if it is far away.
         self.is_early = False  # Whether a call is due for which no request should wait.
-        self._sequence, self._hung, self._told = (
-            0,
-            0,
-            0.0,
-        )  # The last: units in the last message that was answered.
+        self._sequence = self._hung = 0
+        self._told = 0.0  # Units in the last message that was answered.
         self._reported: Ask | None = None  # The last message that probably arrived.
 
     @property
