@@ -25,9 +25,8 @@ _BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}={0,2}[\r\n]*")
 _EVENT: Final = re.compile(rb"(?:[^\r\n]++(?:\r\n?+|\n)?+)++")
 """An event of a stream: lines up to an empty one."""
 
-_MAX_EVENTS: Final = (
-    100_000  # The last ones, which report the usage: a server may send millions in a few kilobytes.
-)
+_MAX_EVENTS: Final = 100_000
+"""The last ones are read, which report the usage: a server may send millions in a few kilobytes."""
 
 _FORMATS: Final = (
     # Anthropic and Bedrock count cache writes against the limit, but do not include them in the input tokens.

@@ -1,6 +1,7 @@
 """What a token endpoint can do wrong, and what the error says about it."""
 
 import gzip
+import json
 import re
 import tracemalloc
 import zlib
@@ -72,8 +73,9 @@ def test_a_secret_that_the_endpoint_repeats_is_not_shown() -> None:
         quote_plus(SECRET).lower(),
         escape(SECRET),
         "".join(f"&#{ord(char)};" for char in SECRET),
+        json.dumps(SECRET)[1:-1],
     ],
-    ids=["every byte", "percent", "lower case", "html", "numbers"],
+    ids=["every byte", "percent", "lower case", "html", "numbers", "json"],
 )
 def test_words_that_repeat_the_secret_in_another_form_are_not_shown(encoded: str) -> None:
     error = failure(httpx.Response(400, json={"error": f"wrong {encoded}", "error_description": "sorry"}))

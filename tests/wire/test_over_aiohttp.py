@@ -258,6 +258,17 @@ def test_an_illegal_request_is_a_local_protocol_error_and_sends_nothing(changes:
     assert ours.requests == b""
 
 
+async def test_the_variables_in_a_traceback_of_a_request_that_is_not_sent_hold_no_token(world: World) -> None:
+    wire = stkai.build_async_transport(
+        auth=stkai.StaticToken("the-token"), transport=stkai.wires.aiohttp(), retry=None
+    )
+    async with httpx.AsyncClient(transport=wire) as client:
+        for headers, kind in (({"X-Bad\n": "1"}, httpx.LocalProtocolError), ({}, httpx.ConnectError)):
+            with pytest.raises(kind) as caught:
+                await client.get("http://127.0.0.1:9/", headers=headers)
+            assert "the-token" not in shown_by(caught.value, own=__file__)
+
+
 @pytest.mark.parametrize("body", [pieces(b"abc"), pieces(b"a")])
 def test_a_stream_of_another_length_than_announced_is_a_local_protocol_error(body: Any) -> None:
     """Over both wires; httpx's transport raises an error of h11's."""
@@ -711,4 +722,5 @@ async def test_the_private_parts_of_aiohttp_that_the_wire_uses_exist(world: Worl
     assert callable(connector._factory)
     await connector.close()
     assert callable(aiohttp.StreamReader._read_nowait)
+    assert isinstance(_PARSER.DEBUG, bool)
     assert hasattr(aiohttp.StreamReader(Connection(asyncio.get_running_loop()), 1), "_buffer")

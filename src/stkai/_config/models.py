@@ -119,9 +119,10 @@ class RateLimitConfig(fields.Section):
         return self
 
     def quota(self) -> tuple[int | None, float | None]:
-        """Requests and seconds of the quota; (None, None) if the adaptive limiter has to find it, None for units alone.
+        """Requests and seconds of the quota; (None, None) if the adaptive limiter has to find it.
 
         It need not if `max_requests`, or another field that needs a quota, was given: a default is not a real quota.
+        The requests alone are None if only units of cost are limited.
         """
         is_given = self.max_requests is not None and "max_requests" in self.model_fields_set
         parts = (self.min_rate_floor, self.penalty_factor, self.recovery_factor)

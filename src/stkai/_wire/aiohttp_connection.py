@@ -1,4 +1,4 @@
-"""A connection of aiohttp's."""
+"""One connection of aiohttp, guarded against what aiohttp's own client would not notice."""
 
 import asyncio
 import inspect
@@ -23,8 +23,8 @@ MAX_HEAD: Final = 102_400
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 
-_PARSER: Any = sys.modules[HttpResponseParser.__module__]
-_LOCK: Final = threading.Lock()
+_PARSER: Any = sys.modules[HttpResponseParser.__module__]  # Its `DEBUG` makes new parsers strict.
+_PARSER_LOCK: Final = threading.Lock()  # Held while that is off: several threads may have event loops.
 
 
 class Connection(ResponseHandler):
@@ -35,9 +35,7 @@ class Connection(ResponseHandler):
     _last = b""  # The last bytes of a head that is still incomplete.
     head_left: int | None = None  # How many bytes of the head may still arrive; None once it is complete.
     seconds: float | None = None  # How long each read may take; None for no limit.
-    timeout: asyncio.Timeout | None = (
-        None  # The timer for that limit, while the head or more of the body is awaited.
-    )
+    timeout: asyncio.Timeout | None = None  # Its timer, while the head or more of the body is awaited.
     is_last = False  # Whether no other request may follow the one in progress.
     broken_by: BaseException | None = None  # aiohttp forgets it once a body without length has begun.
 
@@ -55,10 +53,8 @@ class Connection(ResponseHandler):
 
     def drop(self) -> None:
         """Close at once. aiohttp's `close` would first send the rest of a request, however long the server takes."""
-        payload, error = (
-            self._payload,
-            aiohttp.ClientConnectionError("the connection was closed on this side"),
-        )
+        payload = self._payload
+        error = aiohttp.ClientConnectionError("the connection was closed on this side")
         if self.awaits_head and self.exception() is None:
             self.set_exception(error)
         if self.transport is not None:
@@ -70,10 +66,10 @@ class Connection(ResponseHandler):
     def set_response_params(self, **parameters: Any) -> None:
         """Prepare for an answer. In asyncio's debug mode, aiohttp would refuse what it accepts otherwise."""
         self._parameters = parameters
-        if not _PARSER.DEBUG:
+        if not getattr(_PARSER, "DEBUG", False):
             super().set_response_params(**parameters)
             return
-        with _LOCK:
+        with _PARSER_LOCK:
             _PARSER.DEBUG = False
             try:
                 super().set_response_params(**parameters)

@@ -234,7 +234,8 @@ async def _connected(url: URL, context: ssl.SSLContext, name: str | None) -> Con
     try:
         connection = await connector._create_connection(request, [], aiohttp.ClientTimeout())  # noqa: SLF001
     except BaseException:
-        await connector.close()
+        # If the deadline has passed meanwhile, it ends the call, rather than this error.
+        await asyncio.sleep(0)
         raise
     assert isinstance(connection, Connection)
     return connection

@@ -230,6 +230,32 @@ async def test_a_provider_that_sends_through_its_own_client_is_an_error_and_does
     await world.close(provider.client)
 
 
+@pytest.mark.real_time
+def test_such_a_provider_does_not_hang_either_once_its_caller_has_given_up() -> None:
+    class Slow(Circular):
+        token_is_for_all = True
+        go = threading.Event()
+
+        def get_access_token(self) -> str:
+            self.go.wait(10)
+            self.client.get(URL)
+            return "token"
+
+    provider = Slow()
+    stack = stkai.StackBuilder.standard(auth=provider, retry=None, rate_limit=None)
+    provider.client = stkai.HttpClient(stack.build(httpx.MockTransport(lambda _: httpx.Response(200))))
+    with pytest.raises(stkai.DeadlineExceededError):
+        provider.client.get(URL, deadline=0.05)
+    fetch = join(provider.get_access_token)
+    waiting = threading.Thread(target=fetch.wait, daemon=True)
+    waiting.start()
+    provider.go.set()
+    waiting.join(10)
+    assert not waiting.is_alive(), "it hangs"
+    with pytest.raises(AuthenticationError, match="Slow is asked for a token while it gets one"):
+        fetch.result()
+
+
 @pytest.mark.worlds("asyncio", "trio")
 async def test_a_task_that_a_provider_has_started_may_use_the_client_afterwards(world: World) -> None:
     class Keeping(AuthProvider):

@@ -243,8 +243,8 @@ async def test_they_would_hold_it_if_the_frames_of_the_wire_were_not_dropped(
     assert TOKEN in text
 
 
-@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
-async def test_the_variables_in_a_traceback_of_an_interrupt_while_the_wire_sends_hold_no_token(
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, LookupError])
+async def test_the_variables_in_a_traceback_of_an_interrupt_or_a_bug_while_the_wire_sends_hold_no_token(
     world: World, monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]
 ) -> None:
     def write(*_: Any, **__: Any) -> NoReturn:
@@ -259,10 +259,8 @@ async def test_the_variables_in_a_traceback_of_an_interrupt_while_the_wire_sends
 
 
 async def test_the_variables_in_a_traceback_of_the_token_endpoint_hold_no_secret(world: World) -> None:
-    for taken in (
-        0,
-        1,
-    ):  # The server stops accepting before the head, then before the body, which holds the secret.
+    # The server stops accepting before the head, then before the body, which holds the secret.
+    for taken in (0, 1):
         provider = provider_over(stuck_wire(taken), token_url="http://localhost:9/token")
         text = await traceback_of(world, layer(world, Wire(), provider), URL)
         assert "stuck" in text
@@ -285,12 +283,13 @@ async def test_the_variables_of_a_custom_wire_are_not_shown_either(world: World)
         httpx.Response(400, json={"error": SECRET, "error_description": "x"}),
         httpx.Response(200, json={"access_token": f"{TOKEN}\n"}),
         httpx.Response(200, text=f"<p>{TOKEN}"),
+        httpx.RemoteProtocolError(f'illegal status line: bytearray(b\'{{"access_token": "{TOKEN}"}}\')'),
         RuntimeError("a bug"),
     ],
-    ids=["refused", "no usable token", "no JSON", "raised"],
+    ids=["refused", "no usable token", "no JSON", "no HTTP", "raised"],
 )
 async def test_the_variables_in_a_traceback_hold_nothing_of_a_bad_answer(world: World, answer: Any) -> None:
-    text = await traceback_of(world, layer(world, Wire(), provider_over(Wire(answer))), URL)
+    text = await traceback_of(world, layer(world, Wire(), provider_over(Wire(*[answer] * 3))), URL)
     assert_hidden(text)
 
 

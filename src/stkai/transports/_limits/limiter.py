@@ -67,9 +67,7 @@ class Turn:
     due_at: float  # When it is due.
     slack: float  # Seconds that it sleeps longer: the turns before it may be late.
     held_by: Any  # The source that held it up when it last asked.
-    certain: (
-        float  # Seconds that it has to wait, however wrong the guesses are; infinite if nothing was guessed.
-    )
+    certain: float  # Seconds that it has to wait, however wrong guesses are; infinite if nothing was guessed.
     is_woken: bool  # Whether it was woken, so that it will ask immediately.
     moves_up: bool  # Whether it may be admitted earlier than announced: turns before it have left.
     wake: Callable[[], object] | None  # Ends its sleep, from any thread, if the driver supports that.

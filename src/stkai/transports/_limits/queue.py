@@ -19,16 +19,15 @@ from ..._process import IN_HANDLER, begin_in_each_process
 from ..._secrets import StaysInProcess
 from .._operations import Operation
 from .limiter import Answer, RateChange, Turn, was_never_sent
-from .sources.source import MAX_OVERSLEEP, TICK, Source, require_own_shares
+from .sources.source import ASK_INTERVAL, MAX_OVERSLEEP, TICK, Source, require_own_shares
 from .waiting_turns import MIN_GAIN, NORMAL_STEP, WaitingTurns
 
 _CLAIM_LEAD: Final = 0.0005
 """Seconds before its time at which a sleeper begins to claim its permit; otherwise, awake turns would win ties."""
 
-# Quotas may change and permits may return, so a waiter asks again every ASK_INTERVAL seconds. Some ask less often:
-# beyond _FREQUENT_PLACES in a fast queue, where nearly all would ask in vain, turns sleep through waits of up to
-# _QUIET_NAP seconds; and naps grow by a second for each _PLACES_PER_S: 10,000 waiters ask about 3,300 times per second.
-ASK_INTERVAL: Final = 1.0
+# Waiters that ask less often than every ASK_INTERVAL seconds: beyond _FREQUENT_PLACES in a fast queue, where nearly all
+# would ask in vain, turns sleep through waits of up to _QUIET_NAP seconds; and naps grow by a second for each
+# _PLACES_PER_S: 10,000 waiters ask about 3,300 times per second.
 _FREQUENT_PLACES: Final = 200
 _QUIET_NAP: Final = 4.0
 _PLACES_PER_S: Final = 1000

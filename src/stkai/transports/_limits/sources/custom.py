@@ -2,19 +2,16 @@
 
 import math
 from collections import deque
-from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from ...._checks import REAL
 from ..._operations import Operation
 from ..limiter import Limiter, Turn, note_failure
-from .source import MAX_OVERSLEEP, Source
-
-_ASK_INTERVAL: Final = 1.0  # Seconds; the longest nap of the turn that is asked about.
+from .source import ASK_INTERVAL, MAX_OVERSLEEP, Source
 
 _LOOK_INTERVAL: Final = 0.005
-"""Seconds after which the first turn behind that one looks again; each further one adds as much."""
+"""Seconds after which the first turn behind the one that is asked about looks again; each further one adds as much."""
 
 
 class CustomSource(Source):
@@ -79,13 +76,12 @@ class CustomSource(Source):
 
     def ask(self, turn: Turn, now: float) -> float | Operation:
         """Ask the limiter; sets `turn.nap`, the seconds after which to ask again."""
-        with suppress(IndexError):
-            while True:
-                self._leave(self._stuck.popleft(), now)
+        while self._stuck:
+            self.leave(self._stuck.popleft(), now)
         inner = self.inner(turn)
         inner.nap, inner.call = math.inf, turn.call
         wait = self.limiter.ask(inner, now)
-        turn.nap = min(inner.nap, _ASK_INTERVAL)
+        turn.nap = min(inner.nap, ASK_INTERVAL)
         self._is_running = not isinstance(wait, REAL)
         return wait
 
@@ -95,12 +91,13 @@ class CustomSource(Source):
         try:
             if inner is not None:
                 turn.note(self, None)
-                self._leave(inner, now)
+                self.leave(inner, now)
         finally:  # Even if interrupted.
             if self._asking is turn:
                 self._asking = None
 
-    def _leave(self, inner: Turn, now: float) -> None:
+    def leave(self, inner: Turn, now: float) -> None:
+        """Make the limiter's turn leave it. Log an error of the limiter's: it must hold up no other turn."""
         try:
             self.limiter.leave(inner, now)
         except Exception as error:  # noqa: BLE001 - user code

@@ -15,6 +15,9 @@ TICK: Final = 1e-6
 ROUNDING: Final = 1e-6
 """Permits, or fractions of a bucket: tolerance for the clock's rounding, so that no waiter has to sleep twice."""
 
+ASK_INTERVAL: Final = 1.0
+"""Seconds after which most waiters ask again, as quotas may change and permits may return."""
+
 MAX_OVERSLEEP: Final = 5.0
 """Seconds after which a waiter that has not woken up no longer delays those behind it: its loop may be stuck."""
 
