@@ -276,7 +276,7 @@ def test_only_the_latest_tokens_are_remembered() -> None:
 
 
 class Lasting(AuthProvider):
-    """Tokens that are valid for a second each."""
+    """Tokens that are valid for a second each, and take 0.3 s to get."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock, self.until, self.given = clock, -1.0, 0
@@ -288,6 +288,11 @@ class Lasting(AuthProvider):
         self.given += 1
         self.until = self.clock.monotonic() + 1.0
         return f"token-{self.given}"
+
+    async def aget_access_token(self) -> str:
+        # In no thread, during which the other tasks would let any number of seconds pass on the clock.
+        await self.clock.asleep(0.3)
+        return self.get_access_token()
 
 
 @pytest.mark.worlds("asyncio", "trio")
