@@ -2,9 +2,10 @@
 
 import asyncio
 import gc
+import socket
 import threading
 import warnings
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, closing, suppress
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from stkai import HttpConfig
 from stkai._wire.default import AsyncDefaultWire, DefaultWire
 from stkai._wire.lifetimes import WirePerLoop
 
+from ..support.listening import listening
 from ..support.threads import together
 from ..support.world import NAMES, World
 from .raw import ENDLESS, WHOLE, RawServer, raw_server
@@ -250,6 +252,61 @@ async def test_connections_that_a_server_closes_while_they_are_idle_cost_no_requ
         assert server.connections == number
         server.hang_up()
     await world.close(client)
+
+
+class PieceServer(RawServer):
+    """Answers once a body ends with an exclamation mark, and records what it receives at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[bytes] = []
+
+    def _talk(self, client: socket.socket) -> None:
+        while piece := client.recv(1_000_000):
+            self.pieces.append(piece)
+            if piece.endswith(b"!"):
+                client.sendall(WHOLE)
+
+
+async def test_on_a_kept_connection_a_body_at_hand_leaves_together_with_its_head(world: World) -> None:
+    server = PieceServer()
+    with listening(server.serve) as port:
+        client = _client(world, "httpx", wire_of(world))
+        for body in (b"first!", b"second!", b"0" * 60_000 + b"!", b"third!"):
+            response = await world.call(client.post, f"http://127.0.0.1:{port}/", content=body, timeout=5)
+            assert response.content == b"body"
+        await world.close(client)
+    whole = [piece for piece in server.pieces if piece.startswith(b"POST") and piece.endswith(b"!")]
+    assert {piece.rpartition(b"\r\n\r\n")[2] for piece in whole} >= {b"second!", b"third!"}
+
+
+async def test_a_head_does_not_wait_for_a_body_that_is_still_being_made(world: World) -> None:
+    server = PieceServer()
+
+    def is_waiting() -> bool:
+        return server.pieces[-1].startswith(b"POST") and not server.pieces[-1].endswith(b"!")
+
+    def body() -> Iterator[bytes]:
+        world.run(world.until(is_waiting))
+        yield b"!"
+
+    async def async_body() -> AsyncIterator[bytes]:
+        await world.until(is_waiting)
+        yield b"!"
+
+    with listening(server.serve) as port:
+        client = _client(world, "httpx", wire_of(world))
+        for content, length in (
+            (b"first!", 6),
+            (world.pick(body, async_body)(), 1),
+            (b"x" * 99_999 + b"!", 100_000),
+        ):
+            headers = {"Content-Length": str(length)}
+            response = await world.call(
+                client.post, f"http://127.0.0.1:{port}/", content=content, headers=headers, timeout=5
+            )
+            assert response.content == b"body"
+        await world.close(client)
 
 
 def _client(world: World, kind: str, wire: Any) -> Any:

@@ -2,7 +2,8 @@
 
 httpcore leaves a connection open if its handshake, with a server or a SOCKS proxy, is cancelled or given up, and a lock
 taken if an interrupt comes while it holds it. It takes a proxy that does not connect for a server that does not answer.
-It passes some errors on that are not httpx errors, and drops the message of others.
+It passes some errors on that are not httpx errors, and drops the message of others. It sends the head of a request and
+its body in two packets.
 """
 
 import sys
@@ -23,6 +24,8 @@ from .http2 import FrameFilter
 from .proxies import AsyncProxyStream, ProxyStream
 
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
+
+_SHORT: Final = 65_536  # Bytes; a longer body is not copied in order to be joined with its head.
 
 CLOSED: Final = "the client was closed while it connected: nothing was sent"
 
@@ -116,14 +119,39 @@ def _connect_errors(errors: Any) -> Iterator[None]:
         raise
 
 
-class Stream:
+class _Joined:
+    """Sends the head of a request together with a short body: one packet for the network, one call of the system."""
+
+    _waits = False  # Whether the next piece is a head that waits for the body.
+    _head = b""
+
+    def __init__(self, stream: Any, errors: Any) -> None:
+        self._stream, self.frames = stream, FrameFilter.of(stream, errors)
+
+    def join_body(self) -> None:
+        """Let the next head wait for its body, which must be at hand: nothing may come between the two."""
+        self._waits = self.frames is None
+
+    def _due(self, buffer: bytes) -> tuple[bytes, ...]:
+        """The pieces to write now that httpcore writes this one; it writes the head and the body one by one."""
+        if self.frames is not None:
+            return (buffer,) if self.frames.sent(buffer) else ()
+        if self._waits:
+            self._waits, self._head = False, buffer
+            return ()
+        head, self._head = self._head, b""
+        return (head + buffer,) if len(buffer) <= _SHORT else (head, buffer)
+
+
+class Stream(_Joined):
     """A connection of a sync client."""
 
     def __init__(self, stream: Any, network: Network) -> None:
-        self._stream, self._network, self.frames = stream, network, FrameFilter.of(stream, network.errors)
+        super().__init__(stream, network.errors)
+        self._network = network
         self.close, self.get_extra_info = stream.close, stream.get_extra_info
         if self.frames is None:
-            self.read, self.write = stream.read, stream.write  # type: ignore[method-assign]
+            self.read = stream.read  # type: ignore[method-assign]
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         while True:
@@ -134,8 +162,8 @@ class Stream:
                 return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        if self.frames is None or self.frames.sent(buffer):
-            self._stream.write(buffer, timeout)
+        for piece in self._due(buffer):
+            self._stream.write(piece, timeout)
 
     def start_tls(self, *args: Any, **options: Any) -> "Stream":
         """The same connection over TLS, unless the client has been closed in the meantime."""
@@ -143,15 +171,15 @@ class Stream:
         return Stream(stream, self._network)
 
 
-class AsyncStream:
+class AsyncStream(_Joined):
     """A connection on asyncio or trio; for `errors`, see `Network`."""
 
     _broken_by = ""
     """Why a write failed: httpcore then reads, since there may be an answer, and that read's error has no message."""
 
     def __init__(self, stream: Any, errors: Any) -> None:
-        self._stream, self._errors = stream, errors
-        self.frames = FrameFilter.of(stream, errors)
+        super().__init__(stream, errors)
+        self._errors = errors
         self.aclose = stream.aclose
         tls = getattr(stream, "_stream", None)
         # What has been received and not yet decrypted, in anyio's or trio's stream; None without TLS.
@@ -172,10 +200,10 @@ class AsyncStream:
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Write all of it, or raise an error of httpcore's."""
-        if self.frames is not None and not self.frames.sent(buffer):
-            return
+        pieces = self._due(buffer)
         try:
-            await self._stream.write(buffer, timeout)
+            for piece in pieces:
+                await self._stream.write(piece, timeout)
         except Exception as error:
             explain(error)
             self._broken_by = str(error)

@@ -70,6 +70,12 @@ def _has_leftovers(body: Any) -> bool:
         return False
 
 
+def _join(stream: Any, request: httpx.Request, family: Family) -> None:
+    """Let the head and the body leave together if the body is at hand and the connection is an idle one."""
+    if type(request.stream) is family.ByteStream and hasattr(stream, "join_body"):
+        stream.join_body()
+
+
 def _give_back(loan: Loan[Any], body: Any, is_persistent: bool, how: BodyEnd) -> None:
     """End the loan when the body of the answer has ended. If the body was dropped, the loan ends by itself."""
     if how is BodyEnd.WHOLE and is_persistent and not _has_leftovers(body):
@@ -109,6 +115,7 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
             loan.end()
             loan = self.reserve(request)
         wire: Any = loan.connection
+        _join(loan.stream, request, self.family)
         try:
             if loan.stream is not None and isinstance(sending := request.extensions.get("trace"), Sending):
                 sending.uses(loan.stream)
@@ -219,6 +226,7 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
             loan.end()
             loan = await self.reserve(request)
         wire: Any = loan.connection
+        _join(loan.stream, request, self.family)
         try:
             response: httpx.Response = await wire.handle_async_request(request)
         except BaseException:
