@@ -18,6 +18,7 @@ from .._errors import (
     describe,
 )
 from .._families import alike, as_httpx
+from .._headers import has_field
 from ._retry_after import retry_after
 
 # A proxy error comes before the tunnel is open, so the server has seen nothing.
@@ -50,7 +51,7 @@ _STREAM_ERRORS: Final = frozenset({"StreamClosedError", "NoSuchStreamError", "To
 _CONNECTION_CLOSED: Final = "ConnectionState.CLOSED"
 """The errors of h2 on a stream, and its words on a connection, that the server has closed, or has no room for."""
 
-_VERDICT: Final = "x-should-retry"
+_VERDICT: Final = b"x-should-retry"
 """The header in which OpenAI and Anthropic say "false" if another attempt would fail as well: a quota that is used up
 for good. Their "true" adds no retry: which statuses are safe to repeat is for the policy to say."""
 
@@ -88,8 +89,9 @@ def failure_of_error(error: BaseException, now: datetime, *, sound_wire: bool) -
 
 def forbids_retry(headers: httpx.Headers) -> bool:
     """Whether the server says that another attempt would fail as well."""
-    verdict: str = headers.get(_VERDICT, "")
-    return verdict.strip().lower() == "false"
+    if not has_field(headers, _VERDICT):
+        return False
+    return headers[_VERDICT.decode()].strip().lower() == "false"
 
 
 def is_hopeless(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from .._headers import has_field
 
 _SECONDS = r"[0-9]+(\.[0-9]+)?"
 
-_IN_MILLISECONDS = ("retry-after-ms", "x-ms-retry-after-ms")
+_IN_MILLISECONDS = (b"retry-after-ms", b"x-ms-retry-after-ms")
 """What OpenAI and Azure send beside, or instead of, `Retry-After`; their SDKs believe the milliseconds."""
 
 _DAY = 86400.0
@@ -27,10 +27,12 @@ def retry_after(headers: httpx.Headers, now: datetime) -> float | None:
     values the longest counts. A number too large for a float is the largest float; negative numbers and garbage are
     ignored. Milliseconds (`retry-after-ms`) go first: they are the same wait, and not rounded to seconds.
     """
-    values = [value for name in _IN_MILLISECONDS for value in headers.get_list(name, split_commas=True)]
+    # Ask for each header first, since most responses have none of them: httpx decodes all headers to find one.
+    names = [name.decode() for name in _IN_MILLISECONDS if has_field(headers, name)]
+    values = [value for name in names for value in headers.get_list(name, split_commas=True)]
     if exact := [float(value) / 1000 for value in values if re.fullmatch(_SECONDS, value)]:
         return min(max(exact), sys.float_info.max)
-    if not has_field(headers, b"retry-after"):  # As usual, and `get` would raise and catch an error.
+    if not has_field(headers, b"retry-after"):
         return None
     found = [_read(value.strip(), headers, now) for value in re.split(_COMMA, headers["retry-after"])]
     return max((seconds for seconds in found if seconds is not None), default=None)
