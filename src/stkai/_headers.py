@@ -12,7 +12,7 @@ import httpx
 from ._checks import HTTP_NAME
 from ._errors import InvalidArgumentError
 
-_NAME: Final = HTTP_NAME.encode()
+NAME: Final = HTTP_NAME.encode()
 _Item = tuple[bytes, bytes, bytes]
 """A header as httpx stores it: its name, the name in lower case, and its value."""
 
@@ -24,7 +24,7 @@ _known: Final[set[type]] = set()  # The classes of headers for which `_is_known`
 # Bound once, since Python does not cache the lookup.
 _new: Final = object.__new__
 
-_VALUE: Final = rb"(?:[^\x00\s](?:[^\x00\n\r\v\f]*[^\x00\s])?)?"
+VALUE: Final = rb"(?:[^\x00\s](?:[^\x00\n\r\v\f]*[^\x00\s])?)?"
 """RFC 9110, sections 5.1 and 5.5, as h11 implements them."""
 
 
@@ -63,10 +63,10 @@ def check_headers(given: Mapping[str, str] | None) -> httpx.Headers:
     except (TypeError, ValueError, AttributeError) as error:
         raise InvalidArgumentError(f"{form}: {error}") from error
     for name, value in headers.raw:
-        if not re.fullmatch(_NAME, name):
+        if not re.fullmatch(NAME, name):
             msg = f"{form}: {name.decode('ascii', 'replace')!r} is not the name of a header"
             raise InvalidArgumentError(msg)
-        if not re.fullmatch(_VALUE, value):
+        if not re.fullmatch(VALUE, value):
             msg = (
                 f"{form}: the value of {name.decode()} begins or ends with white space, or contains a line break; strip"
                 " it if it comes from a file"

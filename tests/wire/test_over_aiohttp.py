@@ -8,9 +8,11 @@ import ssl
 import time
 import warnings
 from collections.abc import AsyncIterator
+from itertools import product
 from typing import Any
 
 import aiohttp
+import h11
 import httpx
 import pytest
 from aiohttp import client_proto, http_parser
@@ -18,6 +20,7 @@ from aiohttp import client_proto, http_parser
 import stkai
 from stkai import ConfigurationError, HttpConfig
 from stkai._wire.aiohttp_connection import _PARSER, Connection
+from stkai._wire.aiohttp_exchange import plain_request
 from stkai._wire.default import AsyncDefaultWire
 from stkai.testing import QuotaServer
 
@@ -238,6 +241,70 @@ def test_the_debug_mode_of_asyncio_refuses_no_answer(name: str, monkeypatch: pyt
     theirs, ours = both(SAME[name])
     assert ours == theirs
     assert _PARSER.DEBUG is True
+
+
+def test_an_ordinary_request_is_put_together_without_h11() -> None:
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"):
+        body = {"json": {"question": "?"}} if method.startswith("P") else {}
+        request = httpx.Client().build_request(method, "https://api.example.com/v1/chat?a=%20b", **body)  # type: ignore[arg-type]
+        request.headers["Authorization"] = "Bearer secret"
+        assert plain_request(request) == _by_h11(request)
+
+
+_USUAL = {"Host": "a.example", "Connection": "keep-alive", "Content-Length": "1", "Accept": "*/*"}
+_NAMES = [*_USUAL, "x-id", "host", "Transfer-Encoding", "Upgrade", "Expect", "a b", "a,b", "a:"]
+_VALUES = [
+    *_USUAL.values(),
+    "",
+    "2",
+    "close",
+    "chunked",
+    "100-continue",
+    "a  b",
+    " a",
+    "a\t",
+    "\x7fé",
+    "a\r\nb: c",
+    "a\nb",
+]
+
+
+class _OddUrl(httpx.URL):
+    raw_path = b"/a b"
+
+
+def test_what_is_put_together_without_h11_has_the_same_bytes() -> None:
+    usual = list(_USUAL.items())
+    heads = [
+        *([*usual, field] for field in product(_NAMES, _VALUES)),
+        *(
+            [field if field[0] == other[0] else other for other in usual]
+            for field in product(_USUAL, _VALUES)
+        ),
+        *([other for other in usual if other[0] != name] for name in _USUAL),
+        usual[::-1],
+        [],
+    ]
+    urls = [httpx.URL("http://a.example"), httpx.URL("http://a.example/é?b=c d"), _OddUrl("http://a.example")]
+    for fields, method, body in product(heads, ("POST", "OPTIONS", "CONNECT", "A B"), (b"", b"1", b"12")):
+        request = httpx.Request(method, urls[0], content=body)
+        request.headers = httpx.Headers([(name.encode(), value.encode("latin-1")) for name, value in fields])
+        for request.url in urls:
+            if made := plain_request(request):
+                assert made == _by_h11(request)
+
+
+def _by_h11(request: httpx.Request) -> bytes:
+    """The bytes of a request after which the connection can be used again."""
+    machine, url = h11.Connection(h11.CLIENT), request.url
+    events = [
+        h11.Request(method=request.method, target=url.raw_path, headers=request.headers.raw),
+        h11.Data(data=request.content),
+        h11.EndOfMessage(),
+    ]
+    made = b"".join(machine.send(event) or b"" for event in events)
+    assert machine.our_state is h11.DONE
+    return made
 
 
 @pytest.mark.parametrize(
