@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing, closing
@@ -730,6 +731,26 @@ async def test_a_journal_changes_nothing_about_the_calls_themselves(world: World
         if outcome.response
     }
     assert attempts == {0: 1, 1: 3, 2: 1, 3: 2, 5: 1}
+
+
+async def test_the_error_of_a_journaled_request_is_freed_without_the_garbage_collector(
+    world: World, tmp_path: Path
+) -> None:
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadTimeout("slow")
+
+    async def afail(request: httpx.Request) -> httpx.Response:
+        return fail(request)
+
+    build = stkai.build_async_client if world.is_async else stkai.build_client
+    sending = build(auth=None, transport=httpx.MockTransport(afail if world.is_async else fail))
+    gc.disable()
+    try:
+        outcomes = await collect(world, sending, requests(1), journal=tmp_path / "calls.journal")
+        error = weakref.ref(outcomes.pop().error)
+        assert error() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_request_that_may_have_acted_before_its_connection_failed_is_unknown(

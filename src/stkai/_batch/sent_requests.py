@@ -183,53 +183,47 @@ def _until_run_ends(tracker: Tracker, flow: Enter, request: httpx.Request, attem
 
 def track(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
     """The same flow, which notifies `tracker` of what it sends."""
-
-    def send(operation: Send) -> Flow:
-        first = tracker.about_to_send()
-        try:
-            if first is not None:
-                yield first
-            response: httpx.Response = yield operation
-        except BaseException as error:
-            tracker.may_have_acted = tracker.may_have_acted or not _is_unsent(error, operation.wire)
-            raise
-        else:
-            tracker.may_have_acted = tracker.may_have_acted or response.status_code not in _REFUSED
-            return response
-        finally:
-            if not tracker.may_have_acted:
-                tracker.not_sent()
-
     steps = flow(request, attempt)
-    step: Callable[[], Any] = partial(next, steps)
-    while True:
-        try:
-            operation = step()
-        except StopIteration as end:
-            response: httpx.Response = end.value
-            return response
-        try:
-            if isinstance(operation, Send):
-                result = yield from send(operation)
-            elif type(operation) is Sleep:  # Cheaper than isinstance.
-                result = yield from _wait(tracker, operation)
-            else:
-                result = yield operation
-        except BaseException as error:  # noqa: BLE001 - thrown into the flow
-            step = partial(steps.throw, error)
-        else:
-            step = partial(steps.send, result)
-
-
-def _wait(tracker: Tracker, operation: Sleep) -> Steps[Any]:
-    """Carry out a sleep, which the run may end."""
-    if tracker.run.ending.is_done:
-        raise DroppedError
-    tracker.is_waiting = True
     try:
+        operation = next(steps)
+        while True:
+            try:
+                result = yield from _carry_out(tracker, operation)
+            except BaseException as error:  # noqa: BLE001 - thrown into the flow
+                operation = steps.throw(error)
+            else:
+                operation = steps.send(result)
+    except StopIteration as end:
+        response: httpx.Response = end.value
+        return response
+
+
+def _carry_out(tracker: Tracker, operation: Operation) -> Steps[Any]:
+    """Carry out a step of a flow: a sleep, which the run may end, or something else, of which `tracker` is notified."""
+    if type(operation) is Sleep:  # Cheaper than isinstance.
+        if tracker.run.ending.is_done:
+            raise DroppedError
+        tracker.is_waiting = True
+        try:
+            return (yield operation)
+        finally:
+            tracker.is_waiting = False
+    if not isinstance(operation, Send):
         return (yield operation)
+    first = tracker.about_to_send()
+    try:
+        if first is not None:
+            yield first
+        response: httpx.Response = yield operation
+    except BaseException as error:
+        tracker.may_have_acted = tracker.may_have_acted or not _is_unsent(error, operation.wire)
+        raise
+    else:
+        tracker.may_have_acted = tracker.may_have_acted or response.status_code not in _REFUSED
+        return response
     finally:
-        tracker.is_waiting = False
+        if not tracker.may_have_acted:
+            tracker.not_sent()
 
 
 def _is_unsent(error: BaseException, wire: object) -> bool:
