@@ -11,7 +11,14 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from ._metrics import DURATIONS, SHARE_RATE, Labels, Metric, Recorder
 
 _UNITS: Final = {"s": "_seconds", "{request}/s": "_per_second"}
-_RECORD: Final = {"counter": "inc", "active": "inc", "gauge": "set", "histogram": "observe"}
+_COLLECTORS: Final[dict[str, tuple[Any, str, dict[str, Any]]]] = {
+    "counter": (Counter, "inc", {}),
+    # Each of several workers has its own calls and limiter.
+    "active": (Gauge, "inc", {"multiprocess_mode": "livesum"}),
+    "gauge": (Gauge, "set", {"multiprocess_mode": "livesum"}),
+    "histogram": (Histogram, "observe", {"buckets": DURATIONS}),
+}
+"""For each kind of metric: its collector, the method that records a value, and further arguments."""
 
 _by_registry: "WeakKeyDictionary[CollectorRegistry, Recorder]" = WeakKeyDictionary()
 _lock = threading.Lock()
@@ -27,26 +34,17 @@ def recorder_of(given: CollectorRegistry | None) -> Recorder:
 
 
 def _recording(registry: CollectorRegistry, metric: Metric) -> Callable[[float, Labels], None]:
-    collector, verb = _made(registry, metric), _RECORD[metric.kind]
-
-    def record(value: float, labels: Labels) -> None:
-        getattr(collector.labels(*[labels.get(name, "") for name in metric.labels]), verb)(value)
-
-    return record
-
-
-def _made(registry: CollectorRegistry, metric: Metric) -> Any:
+    make, record_by, more = _COLLECTORS[metric.kind]
+    if metric is SHARE_RATE:  # A group has one rate, which all members report.
+        more = {"multiprocess_mode": "livemostrecent"}
     name = _underscored(metric.name) + _UNITS.get(metric.unit, "")
     labels = [_underscored(label) for label in metric.labels]
-    match metric.kind:
-        case "counter":
-            return Counter(name, metric.text, labels, registry=registry)
-        case "histogram":
-            return Histogram(name, metric.text, labels, registry=registry, buckets=DURATIONS)
-        case "gauge" | "active":
-            # Each of several workers has its own calls and limiter; a group has one rate, which all members report.
-            mode: Any = "livemostrecent" if metric is SHARE_RATE else "livesum"
-            return Gauge(name, metric.text, labels, registry=registry, multiprocess_mode=mode)
+    collector = make(name, metric.text, labels, registry=registry, **more)
+
+    def record(value: float, labels: Labels) -> None:
+        getattr(collector.labels(*[labels.get(name, "") for name in metric.labels]), record_by)(value)
+
+    return record
 
 
 def _underscored(name: str) -> str:
