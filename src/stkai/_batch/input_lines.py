@@ -5,6 +5,7 @@ import hashlib
 import math
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
@@ -180,14 +181,14 @@ class StdinCopy(threading.Thread):
         self._file, self._shard, self._descriptor = AppendFile(path), shard, descriptor
         self._resumes = resumes  # Whether an earlier run has begun the copy.
 
-    @property
-    def lines(self) -> Lines:
-        return json_lines(self.path, copy=self)
-
-    def leave_as_it_is(self) -> None:
-        """Copy nothing, since stdin is not passed: its lines are those that an earlier run has copied."""
-        self._file.close()
-        self.is_complete = self.is_cut_off = True
+    def _can_be_read(self) -> bool:
+        """Whether stdin can be read, and is not a terminal, which nohup replaces by a file that cannot be read."""
+        try:
+            return (
+                sys.stdin is not None and not os.isatty(self._descriptor) and not os.read(self._descriptor, 0)
+            )
+        except OSError:
+            return False
 
     def _skip_copied(self) -> bool:
         """Read again what an earlier run has copied; returns whether there was anything to read."""
@@ -202,11 +203,13 @@ class StdinCopy(threading.Thread):
 
     def run(self) -> None:
         try:
-            is_passed = self._skip_copied() or not self._resumes
-            while block := os.read(self._descriptor, _BLOCK):
-                self._file.append(block)
-                is_passed = True
-            self._file.sync()
+            is_passed = not self._resumes
+            if is_passed or self._can_be_read():
+                is_passed = self._skip_copied() or is_passed
+                while block := os.read(self._descriptor, _BLOCK):
+                    self._file.append(block)
+                    is_passed = True
+                self._file.sync()
             if is_passed:
                 self.survey = Survey.of(self.path, self._file.size, json_lines(self.path), self._shard)
             else:

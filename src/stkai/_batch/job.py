@@ -1,7 +1,6 @@
 """A job: opens, locks and reads its files, to start or resume it; a dry run only reads its input."""
 
 import os
-import sys
 import tempfile
 import uuid
 from contextlib import ExitStack, closing
@@ -14,7 +13,7 @@ from .._errors import ConfigurationError
 from .._log import logger
 from ..costs import CHARACTERS_PER_TOKEN
 from ..transports._operations import Run
-from .input_lines import Lines, StdinCopy, Survey, ends_complete, sha256
+from .input_lines import Lines, StdinCopy, Survey, ends_complete, json_lines, sha256
 from .journal import Header, Journal, LineState, read_header
 from .merge import sort_file
 from .options import Options
@@ -117,11 +116,8 @@ class BatchJob(RunState):
                     " only if all of stdin is passed again"
                 )
             self.stdin = StdinCopy(source, self._shard, resumes=resumes)
-            self.lines = self.stdin.lines
-            if not resumes or _is_stdin_passed():
-                self.stdin.start()
-            else:
-                self.stdin.leave_as_it_is()
+            self.lines = json_lines(source, copy=self.stdin)
+            self.stdin.start()
             return
         if survey is None or source.stat().st_size > survey.size:
             survey = options.survey(source)
@@ -148,14 +144,6 @@ class BatchJob(RunState):
         if isinstance(self.outputs, FileOutputs):
             for file in (self.outputs.answers, self.outputs.failures):
                 sort_file(file.path)
-
-
-def _is_stdin_passed() -> bool:
-    """Whether stdin can be read, and is not a terminal, which nohup replaces by a file that cannot be read."""
-    try:
-        return sys.stdin is not None and not os.isatty(0) and not os.read(0, 0)
-    except OSError:
-        return False
 
 
 def _check_paths(options: Options, paths: Paths) -> None:
