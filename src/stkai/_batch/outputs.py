@@ -88,14 +88,13 @@ class OutputLine(NamedTuple):
         body: JsonValue | None = None,
     ) -> "OutputLine":
         """The entry for an answer, or for a failure, with its answer if there was one; the id is JSON."""
-        answer = error = "null"
+        answer = "null"
         if response is not None and body is not None:
             request_id = json.dumps(response.headers.get("x-request-id"))
             answer = (
                 f'{{"status_code": {response.status_code}, "request_id": {request_id}, "body": {body.text}}}'
             )
-        if failure is not None:
-            error = f'{{"code": {json.dumps(failure.code)}, "message": {json.dumps(failure.message)}}}'
+        error = json.dumps(None if failure is None else failure._asdict())
         own_id = one_line(custom_id)
         line = f'{{"id": "line-{number}", "custom_id": {own_id}, "response": {answer}, "error": {error}}}\n'
         return cls(number, line.encode(), failure)
