@@ -110,12 +110,10 @@ class Usage(NamedTuple):
 
     def text(self, price: Price | None) -> str:
         """The usage for people, such as `12.4M tokens $1.86`; empty if nothing was reported."""
-        total = self.input_tokens + self.output_tokens
+        total = sum(self)
         if not total:
             return ""
-        cost = (
-            "" if price is None else f" {show_dollars(price.dollars(self.input_tokens, self.output_tokens))}"
-        )
+        cost = "" if price is None else f" {show_dollars(price.dollars(*self))}"
         return f"{show_count(total)} tokens{cost}"
 
 
