@@ -121,13 +121,11 @@ class OutcomesInTasks:
     async def _work(self, index: int, request: Any) -> None:
         del self._new[index]
         try:
-            outcome = Outcome(index, request, await self._send(index, request), None)
+            self._put(Outcome(index, request, await self._send(index, request), None))
         except Exception as error:  # noqa: BLE001 - what the call raises is its outcome
-            outcome = Outcome(index, request, None, error)
+            self._put(Outcome(index, request, None, error))
         except BaseException as error:  # noqa: BLE001 - raised in the caller's task
             self._crash(error)
-            return
-        self._put(outcome)
 
     def _crash(self, error: BaseException) -> None:
         """Raise the error in the caller's task; a cancellation ends this task too."""
