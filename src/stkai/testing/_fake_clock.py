@@ -103,10 +103,8 @@ class FakeClock:
         """Sleep in a thread: moves the clock (`autojump`), or blocks until it is moved."""
         check_number("seconds", seconds, SECONDS)
         if self._autojump or seconds == 0:
-            with self._changed:
-                self.sleeps.append(seconds)
-                self._now += seconds
-            self._wake_first()
+            self.sleeps.append(seconds)
+            self.advance(seconds)
             return
         with self._sleeper(seconds) as sleeper:
             while not self._may_leave(sleeper):
