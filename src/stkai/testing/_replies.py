@@ -1,8 +1,6 @@
 """Requests that the server has received, replies that it sends, among them a model's, and faults that spoil these.
 
-A fault applies to one request. `Answer` and `Reset("start")` replace the service, which does not see the request (no
-quota is used); with the others, the service handles the request, and only the answer is affected. A model repeats the
-last message; when streaming, it sends one word at a time.
+A model repeats the last message; when streaming, it sends one word at a time.
 """
 
 import gzip
@@ -168,9 +166,7 @@ class Answer(Fault):
         headers = tuple((name.lower(), value) for name, value in given)
         if self.body is None:
             error = error_reply(self.status, "fault", responses.get(self.status, "a fault on request"))
-            return Reply(status=self.status, headers=headers, pieces=error.pieces).with_default(
-                *error.headers[0]
-            )
+            return replace(error, headers=headers).with_default(*error.headers[0])
         body = self.body.encode() if isinstance(self.body, str) else self.body
         return Reply(status=self.status, headers=headers, pieces=(body,))
 
