@@ -1,7 +1,4 @@
-"""One run of a job: sends the lines that have no outcome yet, writes their outcomes, and decides when to halt.
-
-A failure is reported as a code for programs and a message for people.
-"""
+"""One run of a job: sends the lines that have no outcome yet, writes their outcomes, and decides when to halt."""
 
 from collections.abc import AsyncGenerator
 from contextlib import closing
