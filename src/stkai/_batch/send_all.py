@@ -65,9 +65,11 @@ def send_all(
         ConfigurationError: the client is not a sync client, or the journal is in use or not a journal.
         InvalidArgumentError: `max_in_flight` is not an integer of at least 1, or `requests` is not an iterable.
     """
-    send = _sender(client)
+    if not isinstance(client, alike(HttpClient, httpx.Client)):
+        raise _wrong("send_all", client, "a stkai.HttpClient or an httpx.Client", "asend_all")
     _check(requests, max_in_flight, Iterable)
-    return _send_all(send, requests, max_in_flight, journal)
+    send: Any = _send_by_verb if _overrides_sending(client) else send_tracked
+    return _send_all(partial(send, client), requests, max_in_flight, journal)
 
 
 def asend_all(
@@ -92,9 +94,10 @@ def asend_all(
         ConfigurationError: the client is not an async client, or the journal is in use or not a journal.
         InvalidArgumentError: `max_in_flight` is not an integer of at least 1, or `requests` is not an iterable.
     """
-    send = _async_sender(client)
+    if not isinstance(client, alike(AsyncHttpClient, httpx.AsyncClient)):
+        raise _wrong("asend_all", client, "a stkai.AsyncHttpClient or an httpx.AsyncClient", "send_all")
     _check(requests, max_in_flight, (Iterable, AsyncIterable))
-    return _asend_all(send, requests, max_in_flight, journal)
+    return _asend_all(partial(asend_tracked, client), requests, max_in_flight, journal)
 
 
 def _check(requests: object, max_in_flight: int, kinds: Any) -> None:
@@ -193,24 +196,12 @@ def _send_all(
                     yield outcome
 
 
-def _sender(client: Any) -> Callable[[httpx.Request, Tracker], httpx.Response]:
-    if isinstance(client, HttpClient) and _overrides_sending(client):
-        return partial(_send_by_verb, client)
-    if isinstance(client, alike(HttpClient, httpx.Client)):
-        return partial(send_tracked, client)
-    raise _wrong("send_all", client, "a stkai.HttpClient or an httpx.Client", "asend_all")
-
-
-def _async_sender(client: Any) -> Callable[[httpx.Request, Tracker], Awaitable[httpx.Response]]:
-    if isinstance(client, alike(AsyncHttpClient, httpx.AsyncClient)):
-        return partial(asend_tracked, client)
-    raise _wrong("asend_all", client, "a stkai.AsyncHttpClient or an httpx.AsyncClient", "send_all")
-
-
-def _overrides_sending(client: HttpClient) -> bool:
-    """Whether the client overrides how it sends; True for a mock."""
+def _overrides_sending(client: object) -> bool:
+    """Whether it is a client of stkai that overrides how it sends; True for a mock of one."""
     ours = vars(HttpClient)
-    return any(getattr(type(client), name, None) is not ours[name] for name in ("post", "send", "_send"))
+    return isinstance(client, HttpClient) and any(
+        getattr(type(client), name, None) is not ours[name] for name in ("post", "send", "_send")
+    )
 
 
 def _send_by_verb(client: HttpClient, request: httpx.Request, tracker: Tracker) -> httpx.Response:
