@@ -67,6 +67,8 @@ class _Running:
     def end(self, event: events.CallFinished | events.AttemptFinished) -> None:
         labels = labels_of(event, "http.response.status_code", "error.type")
         self.span.set_attributes(labels)
+        if isinstance(event, events.CallFinished):
+            self.span.set_attribute("stkai.attempts", event.attempts)
         if "error.type" in labels:
             self.span.set_status(Status(StatusCode.ERROR))
         self._has_ended = True
@@ -86,27 +88,25 @@ class Spans:
         self._tracer = trace.get_tracer("stkai", tracer_provider=provider)
         self._calls: dict[int, _Running] = {}
         self._attempts: dict[tuple[int, int], _Running] = {}
-        self._handlers: dict[type[Event], Callable[[Any], None]] = {
-            events.CallStarted: self._call_started,
-            events.CallFinished: self._call_finished,
-            events.AttemptStarted: self._attempt_started,
-            events.AttemptFinished: self._attempt_finished,
-        }
 
     def __call__(self, event: Event) -> None:
-        handler = self._handlers.get(type(event), self._note)
-        handler(event)
+        call = event.call
+        match event:
+            case events.CallStarted():
+                self._call_started(event)
+            case events.AttemptStarted():
+                self._attempt_started(event)
+            case events.CallFinished() if call.id in self._calls:
+                self._calls.pop(call.id).end(event)
+            case events.AttemptFinished() if (call.id, call.attempt) in self._attempts:
+                self._attempts.pop((call.id, call.attempt)).end(event)
+            case _:
+                self._note(event)
 
     def _call_started(self, event: events.CallStarted) -> None:
         method = method_of(event.call.method)
         span = self._tracer.start_span(f"stkai {_span_name(method)}", attributes=_attributes(event))
         self._calls[event.call.id] = _Running(span, trace.set_span_in_context(span))
-
-    def _call_finished(self, event: events.CallFinished) -> None:
-        running = self._calls.pop(event.call.id, None)
-        if running is not None:
-            running.span.set_attribute("stkai.attempts", event.attempts)
-            running.end(event)
 
     def _attempt_started(self, event: events.AttemptStarted) -> None:
         call = self._calls.get(event.call.id)
@@ -125,11 +125,6 @@ class Spans:
         inside = context.set_value(_NO_HTTP_SPANS, True, trace.set_span_in_context(span, outside))
         propagate.inject(event.headers, context=inside)
         self._attempts[event.call.id, event.call.attempt] = _Running(span, inside)
-
-    def _attempt_finished(self, event: events.AttemptFinished) -> None:
-        running = self._attempts.pop((event.call.id, event.call.attempt), None)
-        if running is not None:
-            running.end(event)
 
     def _note(self, event: Event) -> None:
         """Add any other event to the span of its call."""
