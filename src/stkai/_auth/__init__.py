@@ -17,7 +17,7 @@ import httpx
 from .._checks import SECONDS, check_choice, check_flag, check_number, safe_repr
 from .._clock import Clock, clock_or_system
 from .._config import STKAI, models
-from .._config.names import CLIENT_AUTH, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
+from .._config.names import DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
 from .._errors import AuthenticationError, ConfigurationError, hide_secrets
 from .._log import logger
 from .._process import raise_interrupt
@@ -85,7 +85,7 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         self.client_id = _text("client_id", Secret(client_id))
         self.token_url = _text("token_url", Secret(token_url))
         self.refresh_margin = check_number("refresh_margin", refresh_margin, SECONDS)
-        check_choice("client_auth", client_auth, *CLIENT_AUTH)
+        check_choice("client_auth", client_auth, "body", "basic")
         check_flag("allow_http", allow_http)
         self._secret = Secret(_text("client_secret", secret))
         self._asked_for = {

@@ -173,7 +173,8 @@ def _phrase(field: FieldInfo) -> str:
         for each in getattr(kind, "__metadata__", ())
         if isinstance(each, FieldInfo)
     )
-    phrase = field.description or next(filter(None, of_type))
+    words = " or ".join(repr(word) for word in get_args(field.annotation) if isinstance(word, str))
+    phrase = field.description or words or next(filter(None, of_type))
     return ", or ".join([phrase, *(repr(each.word) for each in field.metadata if isinstance(each, _Or))])
 
 

@@ -12,7 +12,7 @@ from .._errors import ConfigurationError
 from ..transports._limits.saved_rate import check_warm_start
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from . import fields
-from .names import CLIENT_AUTH, DEFAULT_QUOTA, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL, variable
+from .names import DEFAULT_QUOTA, DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL, variable
 
 
 class AuthConfig(fields.Section):
@@ -29,9 +29,7 @@ class AuthConfig(fields.Section):
     origins: fields.OrNone[fields.Origins] = None
     scope: fields.OrNone[fields.Text] = None
     audience: fields.OrNone[fields.Text] = None
-    client_auth: Annotated[
-        Literal["body", "basic"], Field(description=" or ".join(map(repr, CLIENT_AUTH)))
-    ] = "body"
+    client_auth: Literal["body", "basic"] = "body"
     refresh_margin: fields.Seconds = DEFAULT_REFRESH_MARGIN
     allow_http: fields.Flag = False
 
@@ -68,9 +66,7 @@ class RateLimitConfig(fields.Section):
     """
 
     enabled: fields.Flag = False
-    strategy: Annotated[
-        Literal["token_bucket", "adaptive"], Field(description="'token_bucket' or 'adaptive'")
-    ] = "token_bucket"
+    strategy: Literal["token_bucket", "adaptive"] = "token_bucket"
     max_requests: fields.OrNone[fields.Positive] = DEFAULT_QUOTA[0]
     time_window: fields.SomeSeconds | None = DEFAULT_QUOTA[1]
     max_wait_time: fields.OrUnlimited[fields.SomeSeconds] = None

@@ -20,9 +20,6 @@ DEFAULT_TOKEN_URL: Final = "https://idm.stackspot.com/stackspot-dev/oidc/oauth/t
 DEFAULT_REFRESH_MARGIN: Final = 60
 """Seconds before its expiry at which a token is renewed."""
 
-CLIENT_AUTH: Final = ("body", "basic")
-"""Where the client's credentials go in a token request (RFC 6749, section 2.3.1)."""
-
 DEFAULT_QUOTA: Final = (100, 60.0)
 """Requests and seconds, for a limiter in the settings that needs a quota and is given none."""
 
