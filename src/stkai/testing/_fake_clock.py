@@ -1,6 +1,5 @@
 """FakeClock: time that moves when a test moves it, or when code sleeps; nothing really waits."""
 
-import asyncio
 import math
 import threading
 from bisect import insort
@@ -15,6 +14,7 @@ import anyio.lowlevel
 from .._abandonable import Latch
 from .._checks import SECONDS, check_number
 from .._errors import ConfigurationError
+from .._event_loops import asyncio_loop
 
 _EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
 _IDLE_CYCLES = 2  # one cycle polls the sockets; the next runs what has arrived on them
@@ -188,9 +188,8 @@ class _Sleeper:
 
 async def _all_tasks_wait(still_wanted: Callable[[], bool]) -> None:
     """Yield until no other task can run, or until `still_wanted` returns False."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
+    loop = asyncio_loop()
+    if loop is None:
         await anyio.wait_all_tasks_blocked()
         return
     # asyncio offers no public way to see that nothing is ready to run. A fixed number of cycles is either too small, if
