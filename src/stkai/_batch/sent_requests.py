@@ -14,7 +14,6 @@ from .._errors import StkaiError
 from .._families import alike
 from .._headers import copy_request
 from ..transports import AsyncLayerTransport, LayerTransport
-from ..transports._base import LayerBase
 from ..transports._call import ATTEMPT, Attempt, Enter, ending_with
 from ..transports._failures import NOT_SENT
 from ..transports._layer_checks import is_sound
@@ -115,7 +114,7 @@ def send_tracked(
 ) -> httpx.Response:
     """Send one request; what waits in a stack of ours, for example for a permit, stops when the run ends."""
     around: Any = partial(_until_run_ends, tracker)
-    if not _begins_in(LayerTransport, "handle_request", client, request):
+    if not _begins_in(LayerTransport.handle_request, client, request):
         tracker.about_to_send()
         around = partial(ending_with, tracker.run.ending)
     with _copy_of(request, around) as copy:
@@ -126,16 +125,16 @@ async def asend_tracked(
     client: AsyncHttpClient | httpx.AsyncClient, request: httpx.Request, tracker: Tracker
 ) -> httpx.Response:
     """Send one request; to stop waiting when the run ends, cancel the task."""
-    journal, kind = tracker.run.journal, AsyncLayerTransport
-    if journal is None or not _begins_in(kind, "handle_async_request", client, request):
+    handle = AsyncLayerTransport.handle_async_request
+    if tracker.run.journal is None or not _begins_in(handle, client, request):
         tracker.about_to_send()
         return await client.send(request)
     with _copy_of(request, partial(track, tracker)) as copy:
         return _answer_to(request, copy, await client.send(copy))
 
 
-def _begins_in(kind: type[LayerBase], method: str, client: Any, request: httpx.Request) -> bool:
-    """Whether the client passes the request to a layer of ours, which may wait before it sends anything.
+def _begins_in(handle: Callable[..., object], client: Any, request: httpx.Request) -> bool:
+    """Whether the client passes the request to this method of our layers, which may wait before they send anything.
 
     A client that overrides `send` may pass on a request of its own making.
     """
@@ -146,7 +145,7 @@ def _begins_in(kind: type[LayerBase], method: str, client: Any, request: httpx.R
     if send not in {each.send for each in clients_of_httpx}:
         return False
     find = getattr(client, "_transport_for_url", None)  # Private in httpx and httpx2.
-    return find is not None and getattr(type(find(request.url)), method, None) is getattr(kind, method)
+    return find is not None and getattr(type(find(request.url)), handle.__name__, None) is handle
 
 
 @contextmanager
