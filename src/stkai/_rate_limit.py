@@ -5,7 +5,6 @@ The other client serves as the wire of a stack: each request carries a function 
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any, Final
@@ -32,7 +31,7 @@ from .transports._context import add_note
 from .transports._layer_checks import signature_of
 from .transports._limits.flow import AdaptiveTransport, TokenBucketTransport
 from .transports._limits.quota_limiters import AimdLimiter, TokenBucket
-from .transports._options import OPTIONS, UNSET, CallOptions, options_of, record
+from .transports._options import OPTIONS, UNSET, CallOptions, RequestOptions, options_of, record
 from .transports._options import options as options_block
 from .transports._retry.flow import RetryTransport
 
@@ -49,6 +48,8 @@ __all__ = [
 _MAX_WAIT_TIME: Final = 45.0  # Seconds that these clients let a request wait for its permit.
 _SEND: Final = "stkai.send"  # The extension of a request that holds the function to call.
 _RAISED: Final = "stkai.raised"  # The extension of a response that holds the error to which it belongs.
+
+_ONCE: Final = RequestOptions(retry=None)  # Retries are made only if the call asks for them.
 
 _SET_BY_DELEGATE: Final = frozenset({"host", "content-length"})
 """Headers that a request gets here, but that the other client sets itself."""
@@ -105,11 +106,8 @@ class _RateLimitedHttpClient(HttpClient):
             with block:
                 return call(headers=all_headers, timeout=left, **_accepted_by(call, options))
 
-        asked = given.over(around)
-        retry = (
-            None if asked.retry is UNSET else asked.retry
-        )  # Retries are made only if the call asks for it.
-        extensions = {**request.extensions, _SEND: send, OPTIONS: replace(asked, retry=retry)}
+        asked = given.over(around).over(_ONCE)
+        extensions = {**request.extensions, _SEND: send, OPTIONS: asked}
         try:
             response = self.transport.handle_request(copy_request(request, extensions=extensions))
         except httpx.RequestError as error:
