@@ -129,14 +129,13 @@ class Retrying:
         now = self.context.clock.utcnow()
         if response is not None and theirs:
             return self.policy.failure_of(as_httpx(response), None, now)
-        failure = self.policy.failure_of(None, error, now)
         if isinstance(error, alike(httpx.HTTPStatusError, RetryableError)):
-            return failure
-        if not isinstance(error, alike(*self.retry_on_exceptions)) and not (
+            return self.policy.failure_of(None, error, now)
+        if isinstance(error, alike(*self.retry_on_exceptions)) or (
             theirs and issubclass(theirs, self.retry_on_exceptions)
         ):
-            return None
-        return failure or Failure(describe(error), acted=True)
+            return Failure(describe(error), acted=True)
+        return None
 
 
 class RetryingAttempt:
