@@ -314,6 +314,24 @@ async def test_a_buffered_body_may_come_from_any_async_iterator(world: World) ->
     assert await world.read(response) == b"." * 10
 
 
+async def test_a_body_that_the_wire_has_read_is_not_read_again(world: World) -> None:
+    class Once(Slow):
+        def __iter__(self) -> Iterator[bytes]:
+            assert self.clock.monotonic() == 0.0, "the connection belongs to others now"
+            return super().__iter__()
+
+    def read(_: httpx.Request) -> httpx.Response:
+        response = httpx.Response(200, stream=of_streams(Once)(clock, 0.1))
+        response.read()
+        return response
+
+    clock, request = FakeClock(), httpx.Request("GET", URL)
+    request.extensions["stkai"] = RequestOptions(deadline=10.0)
+    request.extensions[ATTEMPT] = Attempt(Call.start(request, 0.0, buffered=True))
+    layer = world.layer(retry(), httpx.MockTransport(read), context=Context(clock=clock))
+    assert await world.read(await world.send(layer, request)) == b"." * 10
+
+
 async def test_a_timeout_in_a_buffered_body_after_the_deadline_is_a_deadline_error(world: World) -> None:
     bench = Bench(world, retry(RetryPolicy(max_retries=1)))
 

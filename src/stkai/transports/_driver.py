@@ -151,9 +151,8 @@ class _Bounded:
                 read(operation.response)
                 return None
             case Load():
-                if not is_there(operation.response):
-                    until = self._clock.monotonic() + drain_time(left) if operation.brief else self.deadline
-                    self._fetch(operation.response, operation.limit, until)
+                until = self._clock.monotonic() + drain_time(left) if operation.brief else self.deadline
+                self._fetch(operation.response, operation.limit, until)
                 return None
             case _:
                 with self._in_time():
@@ -183,6 +182,8 @@ class _Bounded:
 
     def _fetch(self, response: httpx.Response, limit: float, until: float, *, is_wanted: bool = True) -> None:
         """Make what arrives before `until` the body of the response; giving up the rest closes the connection."""
+        if is_there(response):
+            return
         chunks: list[bytes] = []
 
         def left() -> float:
