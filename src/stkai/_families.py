@@ -122,15 +122,18 @@ def error_for(kind: type[httpx.RequestError], message: str, request: httpx.Reque
 
 
 def of_family(kind: type[T], family: Family) -> type[T]:
-    """The class, if it belongs to that package; otherwise a class that is both, by the nearest base that has a twin."""
+    """The class, if it belongs to that package; otherwise one that is both, by its nearest bases that have twins."""
     both: type[T] = _both(kind, family)  # type: ignore[arg-type] # for mypy, no class is hashable
     return both
 
 
 @cache
 def _both(kind: Any, family: Family) -> Any:
-    twin = next(filter(None, (_twin(base, family) for base in kind.__mro__)), None)
-    if twin is None or issubclass(kind, twin):
+    twins: list[Any] = []
+    for twin in filter(None, (_twin(base, family) for base in kind.__mro__)):
+        if not any(issubclass(known, twin) for known in (kind, *twins)):
+            twins.append(twin)
+    if not twins:
         return kind
     names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     if issubclass(kind, Exception):
@@ -139,7 +142,7 @@ def _both(kind: Any, family: Family) -> Any:
             _restore,
             (rebuilt(kind, error.args, error.__dict__), family.__name__),
         )
-    return type(kind.__name__, (kind, twin), names)
+    return type(kind.__name__, (kind, *twins), names)
 
 
 def _restore(error: Exception, name: str) -> Exception:

@@ -6,13 +6,12 @@ The end is reported when the body is closed, which its reader does at the end.
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from enum import Enum
-from functools import cache
 from typing import Any, Final
 
 import httpx
 
 from .._abandonable import GivenUpError, do_within
-from .._families import Family, family_of, of_family
+from .._families import family_of, of_family
 from .._process import is_interrupt, raise_interrupt
 
 CLEAN_UP_LIMIT: Final = 1.0
@@ -43,17 +42,14 @@ def when_body_ends(
             each(response.content)
         ended(BodyEnd.WHOLE)
         return
-    family: Any = family_of(response)
+    family = family_of(response)
     body: Any = response.stream
-    response.stream = _kind_for(body, family)(body, ended, each)
-
-
-def _kind_for(body: Any, family: Any) -> Any:
+    kind: Any = _EitherWatchedBody
     if not isinstance(body, family.AsyncByteStream):
-        return of_family(WatchedBody, family)
-    if not isinstance(body, family.SyncByteStream):
-        return of_family(AsyncWatchedBody, family)
-    return _either(family)
+        kind = WatchedBody
+    elif not isinstance(body, family.SyncByteStream):
+        kind = AsyncWatchedBody
+    response.stream = of_family(kind, family)(body, ended, each)
 
 
 class _Watched:
@@ -143,14 +139,11 @@ class AsyncWatchedBody(_Watched, httpx.AsyncByteStream):
             self._end(how)
 
 
+class _EitherWatchedBody(WatchedBody, AsyncWatchedBody):
+    """A body that can be read synchronously and asynchronously."""
+
+
 def give_up(body: Any) -> None:
     """Report the end of a body that cannot be closed, if it is watched."""
     if isinstance(body, _Watched):
         body.give_up()
-
-
-@cache
-def _either(family: Family) -> Any:
-    """The class of a body that can be read synchronously and asynchronously."""
-    bases = (of_family(WatchedBody, family), of_family(AsyncWatchedBody, family))
-    return type("EitherWatchedBody", bases, {})
