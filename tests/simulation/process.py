@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakSet, proxy
 
 import httpx
 import pytest
@@ -311,7 +311,12 @@ def keep_others_out(sim: "Simulator", patch: pytest.MonkeyPatch) -> None:
             real_schedule(client, seconds)
 
     patch.setattr(store_client.StoreClient, "schedule", schedule)
-    patch.setattr(store_client.StoreClient, "retire", store_client.StoreClient._let_go)
+
+    def retire(client: Any) -> None:
+        # It ends at once, and not only with the garbage collector.
+        client.member.client = proxy(client)
+
+    patch.setattr(store_client.StoreClient, "retire", retire)
 
 
 def install(sim: "Simulator", patch: pytest.MonkeyPatch) -> None:

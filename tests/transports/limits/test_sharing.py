@@ -376,7 +376,7 @@ def test_a_call_that_fails_after_its_limiter_was_dropped_ends_quietly(
     ask = client.member.begin_call(call, clock.monotonic())
     assert ask is not None
     client.member.outage.is_on = True  # So that there is nothing to report.
-    client._retire()
+    client.retire()
     store.fails = True
     client._send(call, ask)
     assert client.member.outage.is_on

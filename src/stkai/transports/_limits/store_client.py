@@ -127,15 +127,7 @@ class StoreClient:
     def retire(self) -> None:
         """Leave the group, in another thread: the limiter was garbage-collected, perhaps while a lock is held."""
         if not self._is_instant and self.member.has_joined:
-            background.later(0.0, self._retire)
-        else:
-            self._let_go()
-
-    def _retire(self) -> None:
-        self.close()
-        self._let_go()
-
-    def _let_go(self) -> None:
+            background.later(0.0, self.close)
         # Without this cycle, the client and its store's connections are freed after the last call, and not only by the
         # garbage collector.
         self.member.client = proxy(self)
