@@ -76,12 +76,6 @@ class StoreClient:
         """The operation that makes a call that a request has reserved."""
         self._note_time(now)
 
-        def run(left: float) -> None:
-            if left < _MIN_TIME_LEFT:
-                self._make_within(left, call)
-            else:
-                self._make(call)
-
         async def arun(_left: float) -> None:
             if self._is_instant:
                 self._make(call)
@@ -94,7 +88,7 @@ class StoreClient:
                 await pending.await_(STUCK_AFTER)
             pending.result()
 
-        return Run(run, arun)
+        return Run(lambda left: self._make_within(left, call), arun)
 
     def after_step(self, now: float) -> None:
         """Called without holding the lock, after each step of the queue; does what is due if the store never blocks."""
@@ -119,10 +113,7 @@ class StoreClient:
             if not member.has_joined or member.outage.is_on:
                 return
             call = member.reserve_call(None, self._now(), is_last=True)
-        if self._is_instant:
-            self._make(call)
-        else:
-            self._make_within(seconds, call)
+        self._make_within(seconds, call)
 
     def retire(self) -> None:
         """Leave the group, in another thread: the limiter was garbage-collected, perhaps while a lock is held."""
@@ -153,6 +144,9 @@ class StoreClient:
         background.later(seconds, partial(_work_if_due, ref(self)))
 
     def _make_within(self, seconds: float, call: StoreCall) -> None:
+        if self._is_instant or seconds >= _MIN_TIME_LEFT:
+            self._make(call)
+            return
         with suppress(GivenUpError):
             do_within(seconds, partial(self._make, call))
 
