@@ -89,7 +89,7 @@ class AdaptiveRate(Rate):
 
     def _is_awaited(self) -> bool:
         """Whether a turn waits for this source, and no earlier turn waits for another source of that turn."""
-        order = (self.stands_for or self).order
+        order = self.order
         if not order.is_mixed:  # The same source holds up all turns.
             source = order.turns[0].held_by
             return source is self or source is None or source.is_remote

@@ -96,7 +96,7 @@ class Member(Source):
         if by is not None and by.is_exact:  # A permit that is leased too early would lapse.
             lead = self.group.latency * (3 if self.group.is_far else 1)
             until = min(until, max(now + lead, self.held.last, self.group.queue_until) + LATE)
-        return not self.comes_later(turn, until) or not (by.is_exact or self.is_mixed)
+        return not self.comes_later(turn, until) or not (by.is_exact or self.order.is_mixed)
 
     def users(self, now: float, most: int) -> tuple[list[Turn], float]:
         """The first turns that could use a permit leased now, and how many more their other limits would admit."""
@@ -111,7 +111,7 @@ class Member(Source):
             room[turn.sources] = left - 1
             if left > ROUNDING:
                 users.append(turn)
-            elif not self.is_mixed:
+            elif not self.order.is_mixed:
                 break  # All other turns wait for the same limits.
         return users, sum(max(0.0, left) for left in room.values()) if room else self._room((), now)
 

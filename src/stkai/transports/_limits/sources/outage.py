@@ -49,8 +49,9 @@ class Outage:
         """The local sources in force. Turns that wait for `leased` wait for them."""
         if self._until == -math.inf:
             return ()
+        leased = self._leased
         for source in self._local:
-            source.waiting = self._leased.waiting
+            source.order, source.line, source.waiting = leased.order, leased.line, leased.waiting
         return self._local
 
     @property

@@ -58,11 +58,12 @@ def in_words(limits: Limits) -> str:
 class Source:
     """Decides when a turn is admitted, takes a permit for it, and takes it back. The queue holds the lock."""
 
-    order: Any  # The turns that wait for this source or for sources used with it; None with `stands_for`.
+    order: Any  # The turns that wait for this source or for sources used with it.
     waiting: int  # How many of them wait for this source.
     line: list[Turn]  # Those, in order; used once not all of them do.
     limit = ""  # What it allows, in words, for events; few texts per limiter, since metrics count by it.
-    stands_for: Any = None  # The source that it replaces: turns wait for that one.
+    # The source that it replaces: turns wait for that one, and it has the order, count and line of that one.
+    stands_for: Any = None
     counts_units = False  # Whether it counts units of cost.
     keeps_costs = False  # Whether it keeps the costs of waiting turns, which `join` and `drop` update.
     is_exact = True  # Whether its waits are exact; otherwise they are guesses.
@@ -79,9 +80,8 @@ class Source:
     @property
     def turns(self) -> Sequence[Turn]:
         """The turns that wait for this source, in their order."""
-        waited_for = self.stands_for or self
-        turns: list[Turn] = waited_for.order.turns
-        return turns if self.waiting == len(turns) else waited_for.line
+        turns: list[Turn] = self.order.turns
+        return turns if self.waiting == len(turns) else self.line
 
     def count(self, place: int) -> int:
         """How many of the first `place` turns in the queue wait for this source."""
@@ -95,15 +95,9 @@ class Source:
         by = turn.held_by
         return by is not None and by is not (self.stands_for or self) and turn.due_at > instant
 
-    @property
-    def is_mixed(self) -> bool:
-        """Whether waiting turns may have limits of their own besides this one."""
-        mixed: bool = (self.stands_for or self).order.is_mixed
-        return mixed
-
     def first(self, count: int, now: float, each: Sequence[Any]) -> Sequence[Any]:
         """The first `count` items of `each`, one for each turn in the line, without those of turns that come later."""
-        if not self.is_mixed:
+        if not self.order.is_mixed:
             return each[:count]
         near = zip(each, self.turns[:_SEARCH_LIMIT], strict=False)
         items = list(islice((item for item, other in near if not self.comes_later(other, now)), count))
