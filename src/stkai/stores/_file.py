@@ -184,11 +184,23 @@ def _boot_id() -> str:
 def _open_state(path: Path, *, private: bool) -> FileIO:
     """Open a state file; create it and its directory if they are missing."""
     try:
-        return _open(path, private=private)
+        if not _IS_UNIX and path.is_symlink():  # Windows has no O_NOFOLLOW.
+            raise FileExistsError(path)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            # pathlib takes ten times as long for the directory.
+            if stat.S_ISDIR(os.lstat(os.path.dirname(path)).st_mode):  # noqa: PTH120
+                return _open_file(path, _FLAGS)
+        _make_directory(path.parent, private=private)
+        return _open_file(path, _FLAGS | os.O_CREAT)
     except OSError as error:
         if path.is_symlink() or path.is_dir():
             raise ConfigurationError(_not_plain(path)) from error
         raise
+
+
+def _open_file(path: Path, flags: int) -> FileIO:
+    """Open a file and create the object that closes it in one call of a C function, which no interrupt can split."""
+    return next(map(FileIO, map(os.open, (path,), (flags,), (0o600,)), ("rb+",)))
 
 
 def _check_file(file: FileIO, path: Path, *, private: bool) -> None:
@@ -198,22 +210,6 @@ def _check_file(file: FileIO, path: Path, *, private: bool) -> None:
         raise ConfigurationError(_not_plain(path))
     if private and _IS_UNIX and about.st_uid != os.geteuid():
         _make_directory(path.parent, private=True)
-
-
-def _open(path: Path, *, private: bool) -> FileIO:
-    if not _IS_UNIX and path.is_symlink():  # Windows has no O_NOFOLLOW.
-        raise FileExistsError(path)
-    with suppress(FileNotFoundError, NotADirectoryError):
-        # pathlib takes ten times as long for the directory.
-        if stat.S_ISDIR(os.lstat(os.path.dirname(path)).st_mode):  # noqa: PTH120
-            return _open_file(path, _FLAGS)
-    _make_directory(path.parent, private=private)
-    return _open_file(path, _FLAGS | os.O_CREAT)
-
-
-def _open_file(path: Path, flags: int) -> FileIO:
-    """Open a file and create the object that closes it in one call of a C function, which no interrupt can split."""
-    return next(map(FileIO, map(os.open, (path,), (flags,), (0o600,)), ("rb+",)))
 
 
 def _make_directory(directory: Path, *, private: bool) -> None:
