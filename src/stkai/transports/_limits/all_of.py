@@ -97,7 +97,7 @@ class AllOf(QueueLimiter):
                     turn.due_at, turn.held_by = now + float(wait), source
                     turn.is_guess, turn.certain = source.inner(turn).is_guess, math.inf
                 for earlier in turn.custom[:number]:
-                    earlier.leave(earlier.inner(turn), now)
+                    earlier.tell("leave", earlier.inner(turn), now)
                 return wait
         return 0.0
 
@@ -115,7 +115,7 @@ class AllOf(QueueLimiter):
         changes = [super().learn(turn, answer)]
         for source in turn.custom:
             inner = source.inner(turn)
-            changes.append(source.tell("learn", turn, answer))
+            changes.append(source.tell("learn", inner, answer))
             turn.paced, turn.excused = turn.paced or inner.paced, turn.excused or inner.excused
             turn.errand = inner.errand or turn.errand  # Ours saves a rate, and will be due again.
             turn.not_before = max(turn.not_before, inner.not_before)
@@ -124,7 +124,7 @@ class AllOf(QueueLimiter):
     def end(self, turn: Turn, now: float) -> None:
         super().end(turn, now)
         for source in turn.custom:
-            source.tell("end", turn, now)
+            source.tell("end", source.inner(turn), now)
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         self._settle([source for source in turn.sources if source not in turn.custom], turn, cost, now)

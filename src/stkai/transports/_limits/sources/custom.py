@@ -77,7 +77,7 @@ class CustomSource(Source):
     def ask(self, turn: Turn, now: float) -> float | Operation:
         """Ask the limiter; sets `turn.nap`, the seconds after which to ask again."""
         while self._stuck:
-            self.leave(self._stuck.popleft(), now)
+            self.tell("leave", self._stuck.popleft(), now)
         inner = self.inner(turn)
         inner.nap, inner.call = math.inf, turn.call
         wait = self.limiter.ask(inner, now)
@@ -91,22 +91,15 @@ class CustomSource(Source):
         try:
             if inner is not None:
                 turn.note(self, None)
-                self.leave(inner, now)
+                self.tell("leave", inner, now)
         finally:  # Even if interrupted.
             if self._asking is turn:
                 self._asking = None
 
-    def leave(self, inner: Turn, now: float) -> None:
-        """Make the limiter's turn leave it. Log an error of the limiter's: it must hold up no other turn."""
+    def tell(self, method: str, inner: Turn, news: Any) -> Any:
+        """Call `learn`, `leave` or `end`, if the limiter has that. Log its exceptions: the other limiters go on."""
         try:
-            self.limiter.leave(inner, now)
-        except Exception as error:  # noqa: BLE001 - user code
-            note_failure(self.limiter, error)
-
-    def tell(self, method: str, turn: Turn, news: Any) -> Any:
-        """Call `learn` or `end`, if it has that. Log its exceptions: the other limiters are told as well."""
-        try:
-            return getattr(self.limiter, method, lambda *_: None)(self.inner(turn), news)
+            return getattr(self.limiter, method, lambda *_: None)(inner, news)
         except Exception as error:  # noqa: BLE001 - user code
             note_failure(self.limiter, error)
 
