@@ -44,7 +44,7 @@ class Meter:
         known: dict[int, float] = {}
         prices: list[tuple[Any, float]] = []
         for limit in plan.priced:
-            own = _own_cost(limit)
+            own = getattr(limit, "cost", None)  # Custom limiters need not have one.
             function = self._cost if own is None else own
             if function is None:
                 raise InvalidArgumentError(
@@ -63,7 +63,7 @@ class Meter:
         """The bill that collects the body of an answer and settles its cost; None if nothing can be settled."""
         settles: dict[int, tuple[Settle, list[Any]]] = {}
         for limit in plan.priced:
-            settle, own = self._settle, _own_cost(limit)
+            settle, own = self._settle, getattr(limit, "cost", None)
             if own is not None:
                 settle = own.settle if isinstance(own, Pricing) else None
             if settle is not None:
@@ -156,11 +156,6 @@ class Bill:
             return None
         content = b"".join(kept.chunks)
         return self._kind(self._status, headers=headers, content=content, request=self._request)
-
-
-def _own_cost(limit: Any) -> Any:
-    """The limiter's own `Cost`; None without one. Custom limiters need not have the attribute."""
-    return getattr(limit, "cost", None)
 
 
 def _estimated(function: Any, request: httpx.Request) -> float:
