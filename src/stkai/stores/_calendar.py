@@ -17,9 +17,6 @@ from ._protocol import LATE, Quota
 Range = tuple[float, float, int]
 """The first place, the seconds between places, and the number of places."""
 
-Entry = tuple[float, int]
-"""An instant, and the number of permits at it."""
-
 NEVER: Final = -1e18
 
 ROUNDING: Final = 1e-6
@@ -52,7 +49,8 @@ class Calendar:
     free: list[Range] = field(default_factory=list)  # Places that members returned.
     credit: float = 0.0  # Permits that may be used immediately.
     most: int = 0  # Permits allowed in any window; 0 if there is no such limit.
-    window: list[Entry] = field(default_factory=list)  # Permits in the last window, or leased ahead.
+    # Instants, and the number of permits at each: in the last window, or leased ahead.
+    window: list[tuple[float, int]] = field(default_factory=list)
     units: float = 0.0  # Units of cost left; negative while there is a debt.
     paused: float = NEVER  # When the pause ends.
     leased: int = 0  # Totals of permits, by outcome.

@@ -158,10 +158,6 @@ class PlainLaw(NamedTuple):
         return rate * (1 - self.penalty_factor)
 
 
-RateLaw = TunedLaw | PlainLaw
-"""How a rate changes; all laws have the same methods."""
-
-
 def longest_pause(window: float) -> float:
     return max(window, LONGEST_PAUSE)
 

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import httpx
 
 from .headers import TOLERANCE, Reading, read_rate_limit
-from .law import Past, PlainLaw, RateLaw, TunedLaw, longest_pause
+from .law import Past, PlainLaw, TunedLaw, longest_pause
 
 _DEFAULT_WINDOW = 60.0  # Seconds, until something is known: most quotas are per minute.
 
@@ -85,7 +85,7 @@ class KnownQuota:
     def bounded(self, rate: float) -> float:
         return min(self.ceiling, max(self.floor, rate))
 
-    def law(self) -> RateLaw:
+    def law(self) -> TunedLaw | PlainLaw:
         """The tuned law for what is known, or plain AIMD."""
         if self.plain is not None:
             return PlainLaw(self.ceiling, self.window, *self.plain)
