@@ -210,13 +210,13 @@ def plan_of_own(
     if source is None and isinstance(limiter, QueueLimiter):
         plan = limiter.plan_for(request)
         # Its own `ask` determines where its turns take their permits.
-        return plan and replace(plan, sources=(), custom=(), ends=True, listens=_always, sees_all=True)
+        return plan and replace(plan, sources=(), custom=(), ends=True, listens=_always)
     if request is not None and limiter.methods is not None and request.method not in limiter.methods:
         return None
     custom = () if source is None else (source,)
     priced = () if getattr(limiter, "max_cost", None) is None else custom or (limiter,)
     ends, wait = hasattr(limiter, "end"), limiter.max_wait_time
-    return Plan(custom, custom, priced, ends, _always, wait, sees_all=True)
+    return Plan(custom, custom, priced, ends, _always, wait)
 
 
 def _always(_now: float) -> bool:

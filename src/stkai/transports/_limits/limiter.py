@@ -230,20 +230,19 @@ Cost = Callable[[httpx.Request], float] | Pricing
 class Plan:
     """What a request needs from a limiter, depending on its method."""
 
-    sources: tuple[Any, ...] = ()  # Where the request takes its permits from.
+    sources: tuple[Any, ...] = ()  # Where the request takes its permits from; none for a custom limiter.
     custom: tuple[Any, ...] = ()  # Those that are custom limiters.
     priced: tuple[Any, ...] = ()  # The limiters that count units: they have `max_cost` and `settle`.
     ends: bool = False  # Whether one of them must be notified when the answer has ended.
     # Whether a success could teach anything, at this instant or later; None if none ever does.
     listens: Callable[[float], bool] | None = None
     max_wait_time: float | None = None  # Seconds.
-    sees_all: bool = False  # Whether the limiter is a custom one, which must be given every answer.
     parts: tuple[Any, ...] = ()  # The limiters of a list: a `PerKey` keeps those that are referenced.
     is_plain: bool = field(init=False)  # Whether an answer that teaches nothing needs no handling.
     notes: Callable[[float], bool] | None = field(init=False)  # Whether a success needs any; None if never.
 
     def __post_init__(self) -> None:
-        is_plain = not (self.custom or self.priced or self.ends or self.sees_all)
+        is_plain = not (self.custom or self.priced or self.ends)
         object.__setattr__(self, "is_plain", is_plain)
         object.__setattr__(self, "notes", self.listens if is_plain else lambda _: True)
 

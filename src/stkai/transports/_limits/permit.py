@@ -63,7 +63,7 @@ def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
     most = plan.max_wait_time if given is UNSET else given
     latest = math.inf if deadline is None else deadline
     end = latest if most is None else min(start + attempt.allowance(most), latest)
-    if plan.sees_all or turn.custom or limiter.has_remote:
+    if not plan.sources or limiter.has_remote:
         turn.call = attempt.info  # Only if needed: thousands may wait.
     # Seconds for which each source held the turn up, if that is reported.
     held: dict[Source | None, float] | None = {} if attempt.is_observed else None
