@@ -173,7 +173,7 @@ class Permit:
         self._priority: Priority = "low" if priority == "low" else "normal"
         self._turn: Turn | None = None
         self._sent = 0.0
-        self._has_learned = self._is_open = self._is_returned = False
+        self._has_learned = self._is_open = False
 
     def settle(self, cost: float) -> None:
         """Correct the units that the permit took to the actual cost.
@@ -250,7 +250,7 @@ class Permit:
         turn = self._turn = Turn(None, 0, uniform(), self._cost, self._priority, plan.sources)
         if plan.custom:
             turn.custom = plan.custom
-        self._has_learned = self._is_returned = False
+        self._has_learned = False
         self._is_open = True  # Also while it waits.
         return turn
 
@@ -279,14 +279,14 @@ class Permit:
         )
 
     def _leave(self, turn: Turn) -> None:
-        self._is_open, self._is_returned = False, True
+        self._is_open = False
         self._limiter.leave(turn, self._clock.monotonic())
+        # Its units were returned as well, so a later `settle` charges its full cost.
+        turn.cost, turn.costs = 0.0, None
 
     def _taken(self) -> Turn:
         if self._turn is None:
             raise RuntimeError("a permit is taken by entering its block: with limiter.permit() as permit:")
-        if self._is_returned:  # Its units as well, so a later `settle` charges its full cost.
-            self._is_returned, self._turn.cost, self._turn.costs = False, 0.0, None
         return self._turn
 
     @safe_repr
