@@ -409,6 +409,30 @@ def test_a_store_that_fails_again_while_it_returns_is_in_the_same_outage(
     assert [name for name in events if name.startswith("Store")] == ["StoreLost", "StoreRestored"] * 2
 
 
+def test_an_outage_after_a_quiet_time_is_a_new_one(clock: FakeClock, store: Scripted) -> None:
+    policy, others = bucket(store), [bucket(store) for _ in range(9)]
+
+    def lose() -> float:
+        store.fails = True
+        client_of(policy).work()
+        return sum(wait_for(policy, clock) for _ in range(3))
+
+    wait_for(policy, clock)
+    assert lose() == pytest.approx(0.3, abs=0.1)  # It has the whole quota, since it is alone.
+    store.fails = False
+    client_of(policy).work()
+    wait_for(policy, clock)
+    for other in others:
+        wait_for(other, clock)
+    clock.sleep(2)
+    client_of(policy).after_step(clock.monotonic())  # Which tells it the time.
+    policy.update(max_requests=20)
+    client_of(policy).work()
+    assert policy.members == 10
+    policy.update(max_requests=10)
+    assert lose() == pytest.approx(3, abs=1)
+
+
 def test_an_outage_that_no_request_notices_leaves_nothing_behind(clock: FakeClock, store: Scripted) -> None:
     policy = bucket(store)
     wait_for(policy, clock)

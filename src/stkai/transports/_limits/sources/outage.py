@@ -72,6 +72,7 @@ class Outage:
         A failure during the transition belongs to the same outage.
         """
         leased = self._leased
+        self._end_transition(now)
         self.failures += 1
         if not self.is_on:
             self.since = now
@@ -120,6 +121,11 @@ class Outage:
             if source.counts_units or new.max_requests is not None:
                 source.update(new)
 
+    def _end_transition(self, now: float) -> None:
+        """Drop the local sources once their time is over; a later outage gets new ones."""
+        if -math.inf < self._until <= now:
+            self._local, self._until = (), -math.inf
+
     def is_long(self, now: float) -> bool:
         """Whether all permits from before the outage were used or have lapsed."""
         return self.is_on and now > self.since + CALL_LIFETIME
@@ -131,8 +137,7 @@ class Outage:
             source.recover(())
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
-        if now >= self._until:
-            self._local, self._until = (), -math.inf
+        self._end_transition(now)
         return max([source.when(turn, ahead, now) for source in self.sources], default=0.0)
 
     def take(self, turn: Turn, now: float) -> None:
