@@ -517,6 +517,27 @@ async def test_ones_own_limiter_learns_and_settles_as_alone(world: World) -> Non
     assert places.busy == 0
 
 
+def test_a_limiter_that_fails_to_settle_leaves_the_others_their_correction() -> None:
+    class Broken(stkai.Limiter):
+        max_cost = 100.0
+
+        def ask(self, turn: Turn, now: float) -> float:
+            return 0.0
+
+        def settle(self, turn: Turn, cost: float, now: float) -> None:
+            raise ValueError("broken")
+
+    bucket = TokenBucket(None, 60, max_cost=100)
+    layer = limiter([Broken(), bucket], cost=lambda _: 10.0, settle=lambda _: 50.0)
+    transport = StackBuilder([layer], clock=FakeClock()).build(
+        httpx.MockTransport(lambda _: httpx.Response(200))
+    )
+    httpx.Client(transport=transport).send(post())
+    (units,) = bucket.sources
+    assert isinstance(units, Units)
+    assert units.level == 50.0
+
+
 def test_a_subclass_of_ours_that_overrides_a_method_is_ones_own() -> None:
     class Counting(TokenBucket):
         answers = 0

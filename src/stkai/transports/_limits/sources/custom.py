@@ -96,15 +96,15 @@ class CustomSource(Source):
             if self._asking is turn:
                 self._asking = None
 
-    def tell(self, method: str, inner: Turn, news: Any) -> Any:
-        """Call `learn`, `leave` or `end`, if the limiter has that. Log its exceptions: the other limiters go on."""
+    def tell(self, method: str, inner: Turn, *news: Any) -> Any:
+        """Call any method but `ask`, if the limiter has it. Log its exceptions: the other limiters are told as well."""
         try:
-            return getattr(self.limiter, method, lambda *_: None)(inner, news)
+            return getattr(self.limiter, method, lambda *_: None)(inner, *news)
         except Exception as error:  # noqa: BLE001 - user code
             note_failure(self.limiter, error)
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
-        self.limiter.settle(self.inner(turn), cost, now)
+        self.tell("settle", self.inner(turn), cost, now)
 
 
 _sources: WeakValueDictionary[int, CustomSource] = WeakValueDictionary()
