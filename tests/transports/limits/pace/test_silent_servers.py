@@ -53,7 +53,7 @@ def test_where_collisions_do_not_explain_the_refusals_a_rate_does_not_grow(refus
     test._failed, test._gap = 3, 0.4
     law = EqualRefusals(KnownQuota(None, None), test, SilentWindow(0.0, 0.0))
     for number in range(10):
-        law.note(refused=number < refused)
+        law.note(2.0, refused=number < refused)
     assert test.is_strict
     assert (law.grown(2.0, 1.0) > 2.0) is grows
 
@@ -63,11 +63,11 @@ def test_a_rate_does_not_grow_while_nearly_all_of_the_last_requests_are_refused(
     test._failed, test._gap = 3, 0.4
     law = EqualRefusals(KnownQuota(None, None), test, SilentWindow(0.0, 0.0))
     for number in range(215):
-        law.note(refused=number >= 200)
+        law.note(2.0, refused=number >= 200)
     assert not law.refuses_most
     assert law.grown(2.0, 1.0) == 2.0
     for _ in range(3):
-        law.note(refused=False)
+        law.note(2.0, refused=False)
     assert law.grown(2.0, 1.0) > 2.0
 
 
@@ -87,11 +87,56 @@ def test_a_slow_sender_remembers_its_refusals_for_longer() -> None:
     for rate in (5.0, 0.6, 0.1):
         law = equal_refusals(KnownQuota(None, None))
         for number in range(20):
-            law.note(refused=number % 2 == 0)
+            law.note(2.0, refused=number % 2 == 0)
         law.fade(rate, 60.0)
         patience.append(law.patience(1.0))
     assert patience == sorted(patience)
     assert patience[0] < patience[-1]
+
+
+def refuses_at_first(quota: KnownQuota, refusals: int = 3) -> EqualRefusals:
+    law = equal_refusals(quota)
+    for _ in range(refusals):
+        law.note(2.0, refused=True)
+    return law
+
+
+@pytest.mark.parametrize(
+    ("rate", "numbers", "is_forgotten"),
+    [(0.7, (None, None), True), (0.69, (None, None), False), (0.7, (100, 60), False)],
+    ids=["", "a slow sender", "a known quota"],
+)
+def test_the_refusals_of_the_start_are_forgotten_after_a_clear_row(
+    rate: float, numbers: tuple[int | None, int | None], is_forgotten: bool
+) -> None:
+    law = refuses_at_first(KnownQuota(*numbers))
+    for _ in range(7):
+        law.note(rate, refused=False)
+        assert law._refused == 3
+    law.note(rate, refused=False)
+    assert (law._refused == 0) is is_forgotten
+
+
+def test_refusals_are_forgotten_only_once() -> None:
+    law = refuses_at_first(KnownQuota(None, None))
+    for _ in range(8):
+        law.note(2.0, refused=False)
+    law.note(2.0, refused=True)
+    for _ in range(20):
+        law.note(2.0, refused=False)
+    assert law._refused == 1
+
+
+@pytest.mark.no_cover
+def test_programs_that_use_up_a_short_window_at_once_soon_use_most_of_the_later_ones() -> None:
+    used = []
+    for seed in range(1, 7):
+        world = World(FixedWindow(30, 3.0), seed=seed)
+        for _ in range(4):
+            world.add()
+        world.run(40.0)
+        used.append(sum(world.counts(10.0, 40.0)[0]) / 300)
+    assert sum(used) / len(used) >= 0.75
 
 
 # Windows

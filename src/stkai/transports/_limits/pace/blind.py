@@ -210,7 +210,7 @@ class BlindRate:
             self.rate = self._bounded(self.rate + added * min(_REGAIN, now - self._accepted_at))
         self._accepted_at, self._was_awaited = now, False
         self._most = _MOST_GROWTH * self.rate
-        self.law.note(refused=False)
+        self.law.note(self.rate, refused=False)
         self._window.accepted()
         is_outage = self.row >= self._outage or now - self._row_at > _LONG
         if self.row and (is_outage or self._window.seconds):
@@ -244,7 +244,7 @@ class BlindRate:
                 self._due = now + (0.5 + chance) / self.rate
             if good is not None:
                 return
-        self.law.note(refused=True)
+        self.law.note(self.rate, refused=True)
         if sent < self._cut_at and not self.row:
             return
         self.row += 1

@@ -47,6 +47,10 @@ _MEMORY, _LONGEST_MEMORY, _ANSWERS, _PRIOR = 40.0, 80.0, 32.0, 24.0
 """p, the share refused, is estimated over 40 s, up to 80 if the rate allows fewer than 32 requests in them; and
 the number of answers whose weight its usual value has."""
 
+_CLEAR, _CLEAR_RATE = 8, 0.7
+"""Requests accepted in a row after which the refusals so far are forgotten, once, and the lowest rate for that: they
+were the end of a short window. A slow quota refuses again and again. Only where the quota is unknown."""
+
 _OUTAGE = 8.0  # Seconds: a row of refusals so long may be the rest of a window.
 
 _LONGEST = 75.0
@@ -170,8 +174,13 @@ class EqualRefusals:
         self._cuts = 0
         self._answers = self._refused = 0.0
         self._refused_lately = 0.5
+        self._row, self._has_cleared = 0, quota.is_given  # Requests accepted since the last refusal.
 
-    def note(self, *, refused: bool) -> None:
+    def note(self, rate: float, *, refused: bool) -> None:
+        self._row = 0 if refused else self._row + 1
+        if self._row >= _CLEAR and rate >= _CLEAR_RATE and not (self._has_cleared or self._test.is_strict):
+            self._has_cleared = True
+            self.forget()
         self._answers += 1
         self._refused += refused
         self._refused_lately += (refused - self._refused_lately) / _LAST
