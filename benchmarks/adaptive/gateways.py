@@ -1,4 +1,4 @@
-"""Real rate limiters on loopback that do not say well how long to wait: nginx, HAProxy, Envoy, Varnish,
+"""Real rate limiters on loopback that do not say well how long to wait: nginx, HAProxy, Envoy, Varnish, Apache,
 express-rate-limit, and `limits` behind uvicorn.
 
 Each runs as a process of its own, without privileges, from a directory of its own that is removed at the end.
@@ -92,6 +92,32 @@ sub vcl_recv {{
 }}
 sub vcl_synth {{ set resp.body = "{{}}"; return (deliver); }}
 """
+
+_APACHE = """
+ServerName localhost
+Listen 127.0.0.1:{port}
+User nobody
+Group nogroup
+PidFile {directory}/pid
+Mutex file:{directory} default
+ErrorLog {directory}/log
+LogLevel crit
+LoadModule mpm_event_module {modules}/mod_mpm_event.so
+LoadModule authz_core_module {modules}/mod_authz_core.so
+LoadModule setenvif_module {modules}/mod_setenvif.so
+LoadModule proxy_module {modules}/mod_proxy.so
+LoadModule proxy_http_module {modules}/mod_proxy_http.so
+LoadModule qos_module {modules}/mod_qos.so
+MaxKeepAliveRequests 0
+KeepAliveTimeout 60
+SetEnvIf Request_URI / QS_Limit=yes
+QS_ClientEntries 1000
+QS_ClientEventLimitCount {count} {seconds}
+QS_ErrorResponseCode 429
+ProxyPass / {behind}
+"""
+
+_APACHE_MODULES = Path("/usr/lib/apache2/modules")
 
 _EXPRESS = """
 const {{rateLimit}} = require('express-rate-limit');
@@ -271,6 +297,36 @@ class Varnish:
             listen = ["-a", f"127.0.0.1:{port}", "-T", "none", "-p", "timeout_idle=60"]
             own = ["-F", "-j", "none", "-n", f"{directory}/state", "-s", "malloc,16m", "-f", str(path)]
             with _running(["varnishd", *own, *listen], port):
+                yield f"http://127.0.0.1:{port}/"
+
+
+@dataclass(frozen=True, slots=True)
+class Apache:
+    """`QS_ClientEventLimitCount` of mod_qos: a fixed window of at least 2 s that begins with its first request."""
+
+    quota: int
+    window: int
+
+    @property
+    def missing(self) -> str:
+        has_module = shutil.which("apache2") and (_APACHE_MODULES / "mod_qos.so").exists()
+        return "" if has_module else "apache2 with libapache2-mod-qos"
+
+    @property
+    def capacity(self) -> float:
+        return self.quota / self.window
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[str]:
+        port = _free_port()
+        with tempfile.TemporaryDirectory(prefix="stkai-apache-") as directory, serving() as behind:
+            path = Path(directory) / "apache.conf"
+            path.parent.chmod(0o777)  # Its workers have another user than root.
+            # It refuses the request that completes the count, and the second in which the window ends belongs to it.
+            numbers = {"count": self.quota + 1, "seconds": self.window - 1}
+            own = {**numbers, "modules": _APACHE_MODULES}
+            path.write_text(_APACHE.format(port=port, directory=directory, behind=behind, **own))
+            with _running(["apache2", "-D", "FOREGROUND", "-f", str(path)], port):
                 yield f"http://127.0.0.1:{port}/"
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .gateways import Envoy, Express, Gateway, HaProxy, Limits, Nginx, NginxInFlight, Varnish
+from .gateways import Apache, Envoy, Express, Gateway, HaProxy, Limits, Nginx, NginxInFlight, Varnish
 
 
 class Goal(NamedTuple):
@@ -146,6 +146,7 @@ ROWS = (
         warm=60.0,
     ),
     Row(name="varnish", title="Varnish, 20 per 1 s", gateway=Varnish(20, 1.0), told=_SECOND),
+    Row(name="qos", title="Apache mod_qos, 20 per 2 s", gateway=Apache(20, 2), told=(20, 2.0)),
     Row(name="express", title="express-rate-limit, 20 per 1 s", gateway=Express(20, 1.0), told=_SECOND),
     Row(
         name="express-10",

@@ -7,7 +7,7 @@ from dataclasses import replace
 import httpx
 import pytest
 from benchmarks.adaptive.crowd import Report, run
-from benchmarks.adaptive.gateways import Envoy, Express, Gateway, HaProxy, Limits, Nginx, Varnish
+from benchmarks.adaptive.gateways import Apache, Envoy, Express, Gateway, HaProxy, Limits, Nginx, Varnish
 from benchmarks.adaptive.models import CountingWindow, LeakyBucket
 from benchmarks.adaptive.rows import ROWS, Goal, Row
 from benchmarks.adaptive.servers import cells, figures, main, mean
@@ -67,6 +67,7 @@ def test_a_window_that_counts_refusals_stays_closed_to_those_who_keep_asking() -
         (HaProxy(5, 60.0), 5),
         (Envoy(1, 3600.0, 4, describes=True), 4),
         (Varnish(4, 3600.0), 4),
+        (Apache(4, 3600), 4),
         (Express(4, 3600.0), 4),
         (Limits("FixedWindow", 4, 3600.0), 4),
     ],
