@@ -84,11 +84,13 @@ def test_times_are_shown_as_on_a_clock(seconds: float, shown: str) -> None:
 
 
 def test_counts_and_dollars_are_short() -> None:
-    assert [show_count(count) for count in (0, 812, 9_999, 41_234, 12_400_000)] == [
+    assert [show_count(count) for count in (0, 812, 9_999, 41_234, 999_949, 999_950, 12_400_000)] == [
         "0",
         "812",
         "9,999",
         "41.2k",
+        "999.9k",
+        "1.0M",
         "12.4M",
     ]
     assert [show_dollars(amount) for amount in (0, 0.0123, 1.86, 1234.5)] == [

@@ -11,7 +11,7 @@ from .job import Job, Server
 
 pytestmark = [pytest.mark.real_time, pytest.mark.no_cover]
 
-MOST = 650
+MOST = 520
 """Calls of Python functions per line, ours and those of all packages; httpcore's connections would take 1,500."""
 
 

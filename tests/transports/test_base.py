@@ -233,6 +233,9 @@ async def test_a_layer_is_one_function_or_one_method(world: World) -> None:
 def test_a_layer_without_a_flow_is_refused_by_name(flow: Any) -> None:
     with pytest.raises(ConfigurationError, match="'audit' needs one flow"):
         Layer("audit", flow)
+    if flow is not None:
+        with pytest.raises(ConfigurationError, match="'audit' needs one flow"):
+            Layer("audit", mark, flow)
     with pytest.raises(ConfigurationError, match="needs a name"):
         Layer("", mark)
     if flow is not None:

@@ -35,7 +35,7 @@ def listed(words: Sequence[str], limit: int) -> str:
 
 def show_count(count: float) -> str:
     """A count in short form: 812, 41.2k, 12.4M."""
-    if count >= _MILLION:
+    if count >= _MILLION - 50:  # Which would be 1000.0k.
         return f"{count / _MILLION:.1f}M"
     return f"{count / 1000:.1f}k" if count >= 10_000 else f"{count:,.0f}"
 

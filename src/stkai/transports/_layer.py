@@ -43,7 +43,7 @@ class Layer:
         if not isinstance(name, str) or not name:
             msg = f"a layer needs a name, such as 'audit', not {name!r}"
             raise ConfigurationError(msg)
-        if not callable(flow):
+        if not callable(flow) or not (asynchronous is None or callable(asynchronous)):
             msg = f"the layer {name!r} needs one flow, or how to make both its sync and its async transport"
             raise ConfigurationError(msg)
         self.name, self.policy = name, policy
