@@ -36,20 +36,20 @@ _KEPT: Final = b"keep-alive"
 
 def plain_request(request: httpx.Request) -> bytes:
     """The bytes of a request with its body in memory and nothing unusual in its head; empty for any other request."""
-    fields, target = request.headers.raw, request.url.raw_path
     if (
-        not fields
+        not request.headers
         or request.method not in _PLAIN_METHODS
         or "target" in request.extensions
         or type(request.stream) is not family_of(request).ByteStream
     ):
         return b""
+    # First, because the variables below hold the token, and this may raise an error.
+    body, target, fields = b"".join(request.stream), request.url.raw_path, request.headers.raw
     names, values = zip(*fields, strict=True)
     all_names, all_values = b",".join(names), b"\n".join(values)
     known = dict(zip(all_names.lower().split(b","), values, strict=False))
     # No name contains a comma, no value a line break, and no field is there twice.
     are_single = len(known) == len(fields) == all_names.count(b",") + 1 == all_values.count(b"\n") + 1
-    body = b"".join(request.stream)
     if (
         not are_single
         or not (_TARGET.fullmatch(target) and _NAMES.fullmatch(all_names) and _VALUES.fullmatch(all_values))
