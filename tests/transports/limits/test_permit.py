@@ -22,6 +22,8 @@ from stkai import (
 from stkai.testing import FakeClock
 from stkai.transports import Turn, limiter
 from stkai.transports._limits import flow, permit
+from stkai.transports._limits.queue import Queue
+from stkai.transports._limits.sources.units import Units
 
 from ...support.crowd import took
 from ...support.threads import together
@@ -125,6 +127,18 @@ async def test_the_units_of_a_permit_that_was_not_used_come_back_once(
     for cost in (7, 3):
         returned.settle(cost)
         assert units.level == before - cost
+
+
+def test_units_come_back_although_a_permit_is_left_while_the_lock_is_held() -> None:
+    policy = TokenBucket(None, 60, max_cost=100)
+    (units,) = policy.sources
+    assert isinstance(units, Units)
+    left = policy.permit(cost=30, clock=FakeClock())
+    left.__enter__()
+    with Queue.lock:  # As in a finalizer, or a signal handler.
+        left.__exit__(NotSent, NotSent(), None)
+    left.settle(10)
+    assert units.level == 90
 
 
 async def test_a_refusal_slows_an_adaptive_limiter_down_and_no_other(world: World) -> None:

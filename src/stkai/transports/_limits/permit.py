@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from copy import copy
 from functools import cache
 from types import TracebackType
 from typing import Any, Final, Self
@@ -281,8 +282,10 @@ class Permit:
     def _leave(self, turn: Turn) -> None:
         self._is_open = False
         self._limiter.leave(turn, self._clock.monotonic())
-        # Its units were returned as well, so a later `settle` charges its full cost.
-        turn.cost, turn.costs = 0.0, None
+        # Its units are returned as well, so a later `settle` charges its full cost: with another turn, since in a
+        # finalizer or a signal handler, `leave` is put off and still needs the cost.
+        self._turn = copy(turn)
+        self._turn.cost, self._turn.costs = 0.0, None
 
     def _taken(self) -> Turn:
         if self._turn is None:
