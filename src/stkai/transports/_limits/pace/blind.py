@@ -238,6 +238,7 @@ class BlindRate:
         """Note a refusal; it asks for a second or two, or for nothing."""
         now, sent, chance = answer.now, answer.sent, answer.chance
         self._in_flight.refused(now, sent)
+        self.law.row = 0
         if (paired := turn.noted(self)) is not None:
             good = self._test.observe(paired, now, accepted=False, starting=self._starting)
             if good == 0:

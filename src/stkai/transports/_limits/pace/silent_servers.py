@@ -174,11 +174,12 @@ class EqualRefusals:
         self._cuts = 0
         self._answers = self._refused = 0.0
         self._refused_lately = 0.5
-        self._row, self._has_cleared = 0, quota.is_given  # Requests accepted since the last refusal.
+        self.row = 0  # Requests accepted since the last refusal, even of one of a pair.
+        self._has_cleared = quota.is_given
 
     def note(self, rate: float, *, refused: bool) -> None:
-        self._row = 0 if refused else self._row + 1
-        if self._row >= _CLEAR and rate >= _CLEAR_RATE and not (self._has_cleared or self._test.is_strict):
+        self.row = 0 if refused else self.row + 1
+        if self.row >= _CLEAR and rate >= _CLEAR_RATE and not (self._has_cleared or self._test.is_strict):
             self._has_cleared = True
             self.forget()
         self._answers += 1
