@@ -127,8 +127,7 @@ def _refused(
     if most is None or left < allowed - waited:
         limit = max(0.0, left)
         error = DeadlineExceededError(
-            f"a permit takes {digits(wait)} s, and the call's deadline leaves {digits(limit)} s:"
-            " nothing was sent"
+            f"a permit takes {digits(wait)} s, and the call's deadline leaves {digits(limit)} s: nothing was sent"
         )
     else:
         waited += most - allowed  # Including earlier redirects.
@@ -249,8 +248,7 @@ class Permit:
             raise RuntimeError("this permit is in use: take one for each block, with limiter.permit()")
         plan = self._plan
         turn = self._turn = Turn(None, 0, uniform(), self._cost, self._priority, plan.sources)
-        if plan.custom:
-            turn.custom = plan.custom
+        turn.custom = plan.custom
         self._has_learned = False
         self._is_open = True  # Also while it waits.
         return turn
@@ -282,8 +280,7 @@ class Permit:
     def _leave(self, turn: Turn) -> None:
         self._is_open = False
         self._limiter.leave(turn, self._clock.monotonic())
-        # Its units are returned as well, so a later `settle` charges its full cost: with another turn, since in a
-        # finalizer or a signal handler, `leave` is put off and still needs the cost.
+        # Its units are returned too, so a later `settle` charges all; a copy, since a `leave` put off needs the cost.
         self._turn = copy(turn)
         self._turn.cost, self._turn.costs = 0.0, None
 
