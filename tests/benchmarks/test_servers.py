@@ -69,7 +69,7 @@ def test_a_window_that_counts_refusals_stays_closed_to_those_who_keep_asking() -
         (Varnish(4, 3600.0), 4),
         (Apache(4, 3600), 4),
         (Express(4, 3600.0), 4),
-        (Limits("FixedWindow", 4, 3600.0), 4),
+        (Limits(4, 3600.0, "FixedWindow"), 4),
     ],
 )
 def test_a_real_server_refuses_without_saying_when_to_come_back(gateway: Gateway, at_once: int) -> None:
