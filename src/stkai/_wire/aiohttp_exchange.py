@@ -1,8 +1,8 @@
 """The request that a connection of aiohttp's carries, and its answer.
 
 h11, httpx's own protocol library, checks and serializes the request, so that both wires send the same bytes and refuse
-the same requests. A plain request, as nearly all are, is put together here from the same bytes, for a fraction of the
-work. Every error is the one that httpx's own wire raises in the same case.
+the same requests. A plain request, as nearly all are, is serialized here instead, to the same bytes, which takes a
+fraction of the work. Every error is the one that httpx's own wire raises in the same case.
 """
 
 import asyncio
@@ -25,12 +25,13 @@ from .aiohttp_connection import Connection
 READ_ERRORS: Final = (aiohttp.ClientError, HttpProcessingError, OSError)
 """The errors for an answer that does not arrive, or is incomplete."""
 
-
 _PLAIN_METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 _TARGET: Final = re.compile(rb"[!-~]+")
 _NAMES: Final = re.compile(rb"%b(?:,%b)*" % (NAME, NAME))
 _VALUES: Final = re.compile(rb"%b(?:\n%b)*" % (VALUE, VALUE))
-_SPECIAL: Final = frozenset({b"transfer-encoding", b"upgrade", b"expect"})
+_SPECIAL: Final = frozenset(
+    {b"transfer-encoding", b"upgrade", b"expect"}
+)  # What they mean is for h11 to know.
 _KEPT: Final = b"keep-alive"
 
 
@@ -43,7 +44,7 @@ def plain_request(request: httpx.Request) -> bytes:
         or type(request.stream) is not family_of(request).ByteStream
     ):
         return b""
-    # First, because the variables below hold the token, and this may raise an error.
+    # The body first: joining it may raise an error, and the other variables hold the token.
     body, target, fields = b"".join(request.stream), request.url.raw_path, request.headers.raw
     names, values = zip(*fields, strict=True)
     all_names, all_values = b",".join(names), b"\n".join(values)

@@ -119,10 +119,10 @@ def _connect_errors(errors: Any) -> Iterator[None]:
         raise
 
 
-class _Joined:
-    """Sends the head of a request together with a short body: one packet for the network, one call of the system."""
+class _JoiningStream:
+    """Sends the head of a request together with a short body: in one packet, with one system call."""
 
-    _waits = False  # Whether the next piece is a head that waits for the body.
+    _holds_next = False  # Whether what is written next is a head that waits for its body.
     _head = b""
 
     def __init__(self, stream: Any, errors: Any) -> None:
@@ -130,20 +130,20 @@ class _Joined:
 
     def join_body(self) -> None:
         """Let the next head wait for its body, which must be at hand: nothing may come between the two."""
-        self._waits = self.frames is None
+        self._holds_next = self.frames is None
 
-    def _due(self, buffer: bytes) -> tuple[bytes, ...]:
-        """The pieces to write now that httpcore writes this one; it writes the head and the body one by one."""
+    def _pieces(self, buffer: bytes) -> tuple[bytes, ...]:
+        """What to send when httpcore writes this; it writes the head and the body separately."""
         if self.frames is not None:
             return (buffer,) if self.frames.sent(buffer) else ()
-        if self._waits:
-            self._waits, self._head = False, buffer
+        if self._holds_next:
+            self._holds_next, self._head = False, buffer
             return ()
         head, self._head = self._head, b""
         return (head + buffer,) if len(buffer) <= _SHORT else (head, buffer)
 
 
-class Stream(_Joined):
+class Stream(_JoiningStream):
     """A connection of a sync client."""
 
     def __init__(self, stream: Any, network: Network) -> None:
@@ -162,7 +162,7 @@ class Stream(_Joined):
                 return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        for piece in self._due(buffer):
+        for piece in self._pieces(buffer):
             self._stream.write(piece, timeout)
 
     def start_tls(self, *args: Any, **options: Any) -> "Stream":
@@ -171,7 +171,7 @@ class Stream(_Joined):
         return Stream(stream, self._network)
 
 
-class AsyncStream(_Joined):
+class AsyncStream(_JoiningStream):
     """A connection on asyncio or trio; for `errors`, see `Network`."""
 
     _broken_by = ""
@@ -200,7 +200,7 @@ class AsyncStream(_Joined):
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Write all of it, or raise an error of httpcore's."""
-        pieces = self._due(buffer)
+        pieces = self._pieces(buffer)
         try:
             for piece in pieces:
                 await self._stream.write(piece, timeout)
