@@ -332,22 +332,33 @@ async def test_a_streamed_redirect_reaches_the_caller_before_its_body(world: Wor
         await world.close(client)
 
 
-async def test_a_call_whose_client_is_closed_ends_with_the_error_of_the_wire(world: World) -> None:
+@pytest.mark.parametrize("kind", ["default", "aiohttp"])
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"], ids=["head", "body"]
+)
+async def test_a_call_whose_client_is_closed_ends_at_once_with_an_error_that_says_so(
+    world: World, answer: bytes, kind: str
+) -> None:
+    if kind == "aiohttp" and world.name != "asyncio":
+        return
     arrived = threading.Event()
 
     def talk(connection: socket.socket, stopped: threading.Event) -> None:
+        connection.sendall(answer)
         arrived.set()
         stopped.wait(30)
 
     with hostile(talk) as url:
-        client = client_of(world, retry=RetryPolicy())
+        wire = stkai.wires.aiohttp() if kind == "aiohttp" else None
+        client = client_of(world, retry=RetryPolicy(), transport=wire)
 
         async def close() -> None:
             await world.until(arrived.is_set)
             await world.close(client)
 
-        error, _ = await world.outcomes(partial(world.call, client.post, url, {}), close)
-    assert isinstance(error, httpx.TransportError)
+        error, _ = await world.outcomes(partial(world.call, client.get, url), close)
+    assert isinstance(error, httpx.ReadError)
+    assert "the connection was closed on this side" in str(error)
 
 
 async def test_a_redirect_that_is_not_followed_is_whole(world: World) -> None:

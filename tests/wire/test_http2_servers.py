@@ -4,6 +4,7 @@ import io
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import h2.connection
@@ -250,6 +251,19 @@ async def test_frames_that_go_on_arriving_hold_no_connection_after_the_deadline(
         await world.call(client.get, server.url, deadline=0.1)
     await world.until(lambda: server.open == 0)
     await world.close(client)
+
+
+async def test_closing_a_client_ends_a_call_that_waits_for_an_answer(world: World, server: Any) -> None:
+    client = client_of(world, CAREFUL)
+    server.answers.append(lambda _: [])
+
+    async def close() -> None:
+        await world.until(lambda: bool(server.bodies))
+        await world.close(client)
+
+    error, _ = await world.outcomes(partial(world.call, client.get, server.url), close)
+    assert isinstance(error, httpx.ReadError)
+    assert "the connection was closed on this side" in str(error)
 
 
 async def test_an_upload_fails_if_the_server_allows_less_than_was_already_sent(

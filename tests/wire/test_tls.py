@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import anyio
@@ -131,6 +132,32 @@ async def test_a_request_whose_client_is_closed_in_its_tls_handshake_is_not_sent
         await world.gather(call, close)
         await world.until(over.is_set)
     assert b"".join(arrived) == b""
+
+
+@pytest.mark.parametrize("kind", ["default", "aiohttp"])
+async def test_closing_a_client_ends_a_call_that_waits_for_an_answer_over_tls(
+    world: World, kind: str
+) -> None:
+    if kind == "aiohttp" and world.name != "asyncio":
+        return
+    arrived, over = threading.Event(), threading.Event()
+
+    def talk(connection: socket.socket) -> None:
+        with context().wrap_socket(connection, server_side=True) as secure:
+            secure.recv(65_536)
+            arrived.set()
+            over.wait(30)
+
+    async def close() -> None:
+        await world.until(arrived.is_set)
+        await world.close(mine)
+
+    with server(talk) as url:
+        mine = client(world, HttpConfig(verify=False), kind)
+        error, _ = await world.outcomes(partial(world.call, mine.get, url), close)
+        over.set()
+    assert isinstance(error, httpx.ReadError)
+    assert "the connection was closed on this side" in str(error)
 
 
 @pytest.mark.worlds("sync")

@@ -15,6 +15,8 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpResponseParser
 from aiohttp.http_exceptions import HttpProcessingError
 
+from .lifetimes import CLOSED_IN_USE
+
 BUFFER_SIZE: Final = 65_536
 """Bytes that are buffered, both before they are written and before they are read."""
 
@@ -54,7 +56,7 @@ class Connection(ResponseHandler):
     def drop(self) -> None:
         """Close at once. aiohttp's `close` would first send the rest of a request, however long the server takes."""
         payload = self._payload
-        error = aiohttp.ClientConnectionError("the connection was closed on this side")
+        error = aiohttp.ClientConnectionError(CLOSED_IN_USE)
         if self.awaits_head and self.exception() is None:
             self.set_exception(error)
         if self.transport is not None:

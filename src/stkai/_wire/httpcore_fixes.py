@@ -20,7 +20,9 @@ from .._errors import causes
 from .._event_loops import anyio
 from .._families import alike
 from .._secrets import HiddenBytes
+from ..transports._bodies import shut_down
 from .http2 import FrameFilter
+from .lifetimes import CLOSED_IN_USE
 from .proxies import AsyncProxyStream, ProxyStream
 
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
@@ -52,7 +54,7 @@ class Network:
     _stream: Any = None
     """The latest connection: httpcore forgets one whose handshake is cancelled or given up."""
 
-    _is_closed = False
+    is_closed = False
 
     def __init__(self, pool: Any, backend: Any, errors: Any) -> None:
         self._close = getattr(pool, "close", None) or pool.aclose
@@ -67,16 +69,17 @@ class Network:
     def unless_closed(self, stream: Any) -> Any:
         """The connection, unless another thread has closed the client in the meantime."""
         self._stream = stream
-        if self._is_closed:
+        if self.is_closed:
             stream.close()
             raise self.errors.ConnectError(CLOSED)
         return stream
 
     def close(self) -> Any:
         """Close the connection, then the pool, whose lock an interrupt may have left taken."""
-        self._is_closed = True
+        self.is_closed = True
         try:
             if self._stream is not None:
+                shut_down(self._stream)
                 self._stream.close()
         finally:
             self._close()
@@ -87,13 +90,13 @@ class AsyncNetwork(Network):
         with _connect_errors(self.errors):
             stream: Any = AsyncStream(await self._backend.connect_tcp(*args, **options), self.errors)
         self._stream = stream
-        if self._is_closed:
+        if self.is_closed:
             await stream.aclose()
             raise self.errors.ConnectError(CLOSED)
         return AsyncProxyStream(stream, self.errors, options.get("timeout")) if self._has_proxy else stream
 
     async def close(self) -> None:
-        self._is_closed = True
+        self.is_closed = True
         try:
             await self._close()
         finally:
@@ -150,14 +153,20 @@ class Stream(_JoiningStream):
         super().__init__(stream, network.errors)
         self._network = network
         self.close, self.get_extra_info = stream.close, stream.get_extra_info
-        if self.frames is None:
-            self.read = stream.read  # type: ignore[method-assign]
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         while True:
-            if abandoned():  # Over HTTP/2, frames for no request may go on arriving within each timeout.
+            # Over HTTP/2, frames for no request may go on arriving within each timeout.
+            if self.frames is not None and abandoned():
                 raise GivenUpError
-            data: bytes = self._stream.read(max_bytes, timeout)
+            try:
+                data: bytes = self._stream.read(max_bytes, timeout)
+            except self._network.errors.ReadError as error:
+                if self._network.is_closed:
+                    error.args = (CLOSED_IN_USE,)
+                raise
+            if not data and self._network.is_closed:
+                raise self._network.errors.ReadError(CLOSED_IN_USE)
             if not data or self.frames is None or (data := self.frames.arrived(data)):
                 return data
 
@@ -193,6 +202,8 @@ class AsyncStream(_JoiningStream):
             except (SSLError, anyio.EndOfStream) as error:
                 raise self._errors.ReadError(str(error)) from error
             except Exception as error:
+                if _is_closed_here(error):
+                    error.args = (CLOSED_IN_USE,)
                 explain(error, self._broken_by)
                 raise
             if not data or self.frames is None or (data := self.frames.arrived(data)):
@@ -228,9 +239,14 @@ class AsyncStream(_JoiningStream):
             explain(error, "the server closed the connection during the TLS handshake")
             raise
         except Exception as error:
-            if type(error).__name__ != "ClosedResourceError":  # of anyio or trio
+            if not _is_closed_here(error):
                 raise
             raise self._errors.ConnectError(CLOSED) from error
+
+
+def _is_closed_here(error: BaseException) -> bool:
+    """Whether anyio or trio raised the error because another task has closed the connection."""
+    return any(type(each).__name__ == "ClosedResourceError" for each in causes(error))
 
 
 def explain(error: BaseException, otherwise: str = "") -> None:

@@ -19,6 +19,9 @@ from .._event_loops import anyio, running_loop
 from .._families import HTTPX, Family
 from .._process import after_fork, never_finalize
 
+CLOSED_IN_USE: Final = "the connection was closed on this side"
+"""The error of a request whose client is closed by another thread or task."""
+
 
 class _OwnWire:
     """The wire of one loop, until the loop ends."""

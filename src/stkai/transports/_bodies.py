@@ -85,12 +85,17 @@ class Sending:
 
     def break_off(self) -> bool:
         """Shut down the socket, so that a thread that is still reading from it fails; returns whether there was one."""
-        with self._lock, suppress(Exception):  # The stream of a user's wire may be anything.
-            if self._stream is not None:
-                # An SSLSocket's own method would change the object while the other thread reads from it.
-                socket.socket.shutdown(self._stream.get_extra_info("socket"), socket.SHUT_RDWR)
-                return True
-        return False
+        with self._lock:
+            return self._stream is not None and shut_down(self._stream)
+
+
+def shut_down(stream: Any) -> bool:
+    """Shut down the socket of a network stream, which wakes a thread that reads from it; returns whether it had one."""
+    with suppress(Exception):  # The stream of a user's wire may be anything.
+        # An SSLSocket's own method would change the object while the other thread reads from it.
+        socket.socket.shutdown(stream.get_extra_info("socket"), socket.SHUT_RDWR)
+        return True
+    return False
 
 
 def limited(request: httpx.Request, seconds: float, sending: Sending | None = None) -> httpx.Request:
