@@ -106,6 +106,17 @@ def is_http_name(text: object) -> bool:
     return isinstance(text, str) and re.fullmatch(HTTP_NAME, text) is not None
 
 
+# Headers that httpx or a layer sends for another purpose.
+_TAKEN: Final = (
+    "accept.*|.*authorization|connection|content-.*|cookie|host|te|trailer|transfer-.*|upgrade|user-agent"
+)
+
+
+def can_carry_key(header: object) -> bool:
+    """Whether it is the name of a header that can carry an idempotency key."""
+    return is_http_name(header) and re.fullmatch(_TAKEN, str(header).lower()) is None
+
+
 def is_method_name(text: object) -> bool:
     """The same for a method; words for all methods are none, since a limiter for them would limit nothing."""
     return is_http_name(text) and str(text).upper() not in {"*", "ALL", "ANY"}

@@ -155,7 +155,7 @@ class InvalidArgumentError(StkaiError, ValueError, AssertionError):
 
 
 class TransportError(StkaiError, httpx.TransportError):
-    """Base class of what the transports raise: caught by `except httpx.HTTPError`; `.request` is the request."""
+    """Base class of most errors of the transports: caught by `except httpx.HTTPError`; `.request` is the request."""
 
 
 class AuthenticationError(TransportError):

@@ -106,6 +106,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("STKAI_RETRY_RETRY_ON_STATUS_CODES", "429;503", "separated by commas"),
     ("STKAI_RETRY_DEADLINE", "0", "a positive number of seconds, or 'none'"),
     ("STKAI_RETRY_IDEMPOTENCY_HEADER", "Idempotency Key", "a header name"),
+    ("STKAI_RETRY_IDEMPOTENCY_HEADER", "Authorization", "a header name that carries nothing else"),
     ("STKAI_HTTP_VERIFY", "/no/such/bundle.pem", "the path of a CA bundle that exists"),
     ("STKAI_HTTP_VERIFY", "~no-such-user-here/bundle.pem", "that exists"),
     ("STKAI_HTTP_VERIFY", "x" * 5000, "that exists"),

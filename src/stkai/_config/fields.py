@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from .. import _checks
-from .._checks import HTTP_NAME, is_method_name
+from .._checks import can_carry_key, is_method_name
 from .._errors import ConfigurationError
 from .._secrets import HoldsSecret, reveal, sealed
 from .._urls import PROXIES, absolute_url, is_origin, show_origin
@@ -146,8 +146,10 @@ Methods = Annotated[
 Statuses = Annotated[
     tuple[_Status, ...], _Listed, Field(description="status codes from 100 to 599, separated by commas")
 ]
-HeaderName = Annotated[
-    str, Field(pattern=f"^{HTTP_NAME}$", description="a header name, such as Idempotency-Key")
+KeyHeader = Annotated[
+    str,
+    _only_if(can_carry_key),
+    Field(description="a header name that carries nothing else, such as Idempotency-Key"),
 ]
 Name = Annotated[str, Field(strict=True, pattern=r"\S", description="a name, a non-empty string")]
 StorePlace = Annotated[

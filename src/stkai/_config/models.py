@@ -181,7 +181,7 @@ class RetryConfig(fields.Section):
     retry_unknown: fields.Flag = _RETRY.retry_unknown
     retry_timeouts: fields.Flag = _RETRY.retry_timeouts
     trust_connect_errors: fields.Flag = _RETRY.trust_connect_errors
-    idempotency_header: fields.OrNone[fields.HeaderName] = None
+    idempotency_header: fields.OrNone[fields.KeyHeader] = None
 
     def policy(self) -> RetryPolicy | None:
         """The retry policy with these values; None if retries are off."""

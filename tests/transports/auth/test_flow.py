@@ -1,6 +1,7 @@
 """The auth layer: signing, one renewal after a 401, deadlines, and a real server."""
 
 from functools import partial
+from itertools import cycle
 from typing import Any, NoReturn
 
 import httpx
@@ -87,6 +88,19 @@ async def test_a_token_that_has_not_changed_is_not_reported(world: World) -> Non
     for _ in range(3):
         await world.send(transport, post())
     assert len(heard.of(TokenRenewed)) == 1
+
+
+async def test_each_of_several_tokens_in_turn_is_reported_once(world: World) -> None:
+    heard, tokens = Heard(), cycle(f"of-tenant-{number}" for number in range(5))
+
+    class PerTenant(AuthProvider):
+        def get_access_token(self) -> str:
+            return next(tokens)
+
+    transport = layer(world, world.wire(*[200] * 20), PerTenant(), context=Context(listener=heard))
+    for _ in range(20):
+        await world.send(transport, post())
+    assert len(heard.of(TokenRenewed)) == 5
 
 
 # After a 401
@@ -269,10 +283,10 @@ def test_all_transports_of_a_layer_share_one_policy() -> None:
 
 def test_only_the_latest_tokens_are_remembered() -> None:
     policy = BearerAuth(Static())
-    for number in range(10):
+    for number in range(300):
         policy.token(f"token-{number}")
-    assert list(policy._tokens) == ["token-8", "token-9"]
-    assert policy.token("token-9") is policy.token("token-9")
+    assert list(policy._tokens) == [f"token-{number}" for number in range(200, 300)]
+    assert policy.token("token-299") is policy.token("token-299")
 
 
 class Lasting(AuthProvider):

@@ -417,6 +417,9 @@ def test_unknown_outcomes_are_not_retried_if_the_policy_says_so() -> None:
         ({"idempotency_header": "two words"}, "idempotency_header"),
         ({"idempotency_header": "a:\r\nb"}, "idempotency_header"),
         ({"idempotency_header": True}, "idempotency_header"),
+        ({"idempotency_header": "host"}, "carries nothing else"),
+        ({"idempotency_header": "Authorization"}, "carries nothing else"),
+        ({"idempotency_header": "Content-Type"}, "carries nothing else"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(options: dict[str, Any], word: str) -> None:

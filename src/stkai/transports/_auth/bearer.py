@@ -25,6 +25,8 @@ _EXPOSED: Final = (
     " or STKAI_AUTH_ALLOW_HTTP=true"
 )
 
+_KEPT: Final = 100
+"""Tokens to keep: a provider may have several at once, such as one for each tenant."""
 
 _PLAIN_METHODS: Final = {
     "get_access_token": "rename the async one to aget_access_token",
@@ -53,7 +55,7 @@ class Token(HoldsSecret):
             self.fields = Fields.of(given)
         self._claims = itertools.count()
 
-    def is_news(self) -> bool:
+    def claim_news(self) -> bool:
         """True the first time it is called."""
         return next(self._claims) == 0
 
@@ -152,7 +154,7 @@ class BearerAuth(HoldsSecret):
         token = self._tokens.get(key)
         if token is None:
             token = self._tokens.setdefault(key, Token(given, self))
-            for old in list(self._tokens)[:-2]:
+            for old in list(self._tokens)[:-_KEPT]:
                 self._tokens.pop(old, None)
         return token
 

@@ -119,7 +119,7 @@ class _AuthFlow(LayerBase):
         finally:
             seconds = self.context.now() - start
             attempt.record.authenticating += seconds
-        if token.is_news():
+        if token.claim_news():
             self.context.emit(TokenRenewed(call=attempt.info, seconds=seconds, reason=reason))
         return token
 

@@ -29,7 +29,8 @@ class TokenBucket(QuotaLimiter):
         max_cost: units of cost allowed per `time_window`, such as tokens; None counts requests only. Their bucket
             starts full and is refilled evenly, so the first window may use up to twice `max_cost`. A call that costs
             more than `max_cost` is sent when all units are available, and leaves a debt.
-        burst: requests that may be sent at once after an idle period, at least 1; by default `max_requests`.
+        burst: requests that may be sent at once after an idle period, at least 1, and never more than `max_requests`,
+            the default.
         cost: what a call costs: a function of its request, or an object with `estimate` and `settle`, such as
             `stkai.costs.llm_tokens()`; by default, the stack or the call defines it.
         max_wait_time: seconds that a request may wait for its permit; None waits as long as necessary.

@@ -30,9 +30,9 @@ from ..._checks import (
     COUNT,
     POSITIVE_SECONDS,
     Numbers,
+    can_carry_key,
     check_flag,
     check_number,
-    is_http_name,
     safe_repr,
 )
 from ..._errors import ConfigurationError
@@ -176,9 +176,11 @@ class RetryPolicy:
         for name in ("retry_unknown", "retry_timeouts", "trust_connect_errors"):
             check_flag(name, getattr(self, name))
         header = self.idempotency_header
-        if header is not None and not is_http_name(header):
-            msg = f"idempotency_header must be the name of a header, such as Idempotency-Key, not {header!r}"
-            raise ConfigurationError(msg)
+        if header is not None and not can_carry_key(header):
+            raise ConfigurationError(
+                "idempotency_header must be the name of a header that carries nothing else, such as Idempotency-Key,"
+                f" not {header!r}"
+            )
         if self.budget is not None and not isinstance(self.budget, RetryBudget):
             msg = f"budget must be a stkai.RetryBudget, such as RetryBudget(ratio=0.2), or None, not {self.budget!r}"
             raise ConfigurationError(msg)
