@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from stkai import ConfigurationError
 from stkai.testing import Answer, Edit, Hang, HangUp, QuotaServer, Reset, Slow
 
 
@@ -215,6 +216,11 @@ def test_slow_bytes_arrive_one_piece_at_a_time(http: httpx.Client, server: Quota
         pieces = list(answer.iter_raw())
     assert b"".join(pieces) == whole
     assert len(pieces) > 1
+
+
+def test_pieces_without_a_byte_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="size must be a positive whole number"):
+        Slow(0, 0.01)
 
 
 def test_a_server_that_hangs_triggers_the_clients_timeout(http: httpx.Client, server: QuotaServer) -> None:

@@ -11,6 +11,8 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from http.client import responses
 from typing import Any, Literal
 
+from .._checks import POSITIVE_COUNT, check_number
+
 Headers = tuple[tuple[str, str], ...]
 HeadersLike = Mapping[str, str] | Iterable[tuple[str, str]]
 Framing = Literal["length", "chunked", "gzip"] | None
@@ -209,10 +211,13 @@ class HangUp(Fault):
 
 @dataclass(frozen=True)
 class Slow(Fault):
-    """Send the body `size` bytes at a time, one every `every` seconds."""
+    """Send the body `size` bytes at a time, one piece every `every` seconds."""
 
     size: int
     every: float
+
+    def __post_init__(self) -> None:
+        check_number("size", self.size, POSITIVE_COUNT)
 
     def apply(self, reply: Reply) -> Reply:
         body = reply.body
