@@ -1,5 +1,6 @@
 """Forked children, as web servers and process pools make them: none gets stuck, and none gets another's answer."""
 
+import gc
 import os
 import signal
 import sys
@@ -109,6 +110,28 @@ def test_forked_children_of_a_busy_parent_can_use_its_limiter_and_tokens(
             thread.join()
         parent.close()
     assert server.count(path="/echo", status=200) == 20 * (CHILDREN + 2)
+
+
+@pytest.mark.parametrize("how", ["closes", "drops"])
+def test_a_child_that_ends_the_response_of_its_parent_leaves_the_connection_to_it(
+    server: QuotaServer, how: str
+) -> None:
+    client, children = client_of(World("sync")), Children()
+    responses = [client.post_stream(f"{server.url}/echo", data="x" * 300_000)]
+
+    def child() -> None:
+        if how == "closes":
+            responses[0].close()
+        responses.clear()
+        gc.collect()
+        client.close()
+
+    children.fork(child)
+    assert children.wait() == [0]
+    assert len(responses[0].read()) > 300_000
+    assert client.post(f"{server.url}/echo", data="again").status_code == 200
+    assert server.connections == 1
+    client.close()
 
 
 def test_a_child_forked_while_the_settings_are_read_can_read_them_too() -> None:

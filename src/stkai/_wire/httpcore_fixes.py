@@ -6,6 +6,7 @@ It passes some errors on that are not httpx errors, and drops the message of oth
 its body in two packets.
 """
 
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -55,6 +56,9 @@ class Network:
     """The latest connection: httpcore forgets one whose handshake is cancelled or given up."""
 
     is_closed = False
+    _process: int | None = (
+        None  # The process that has opened the connection; a forked child has a copy of this.
+    )
 
     def __init__(self, pool: Any, backend: Any, errors: Any) -> None:
         self._close = getattr(pool, "close", None) or pool.aclose
@@ -68,7 +72,7 @@ class Network:
 
     def unless_closed(self, stream: Any) -> Any:
         """The connection, unless another thread has closed the client in the meantime."""
-        self._stream = stream
+        self._stream, self._process = stream, os.getpid()
         if self.is_closed:
             stream.close()
             raise self.errors.ConnectError(CLOSED)
@@ -79,7 +83,8 @@ class Network:
         self.is_closed = True
         try:
             if self._stream is not None:
-                shut_down(self._stream)
+                if self._process == os.getpid():
+                    shut_down(self._stream)
                 self._stream.close()
         finally:
             self._close()
