@@ -26,7 +26,7 @@ MAX_HEAD: Final = 102_400
 _END_OF_HEAD: Final = b"\r\n\r\n"
 
 _PARSER: Any = sys.modules[HttpResponseParser.__module__]  # Its `DEBUG` makes new parsers strict.
-_PARSER_LOCK: Final = threading.Lock()  # Held while that is off: several threads may have event loops.
+_PARSER_LOCK: Final = threading.Lock()  # Held while `DEBUG` is off: several threads may have event loops.
 
 
 class Connection(ResponseHandler):
@@ -39,7 +39,7 @@ class Connection(ResponseHandler):
     seconds: float | None = None  # How long each read may take; None for no limit.
     timeout: asyncio.Timeout | None = None  # Its timer, while the head or more of the body is awaited.
     is_last = False  # Whether no other request may follow the one in progress.
-    broken_by: BaseException | None = None  # aiohttp forgets it once a body without length has begun.
+    broken_by: BaseException | None = None  # aiohttp forgets this error once a body without length has begun.
 
     def is_alive(self) -> bool:
         """Whether it can carry another request: it is open, and its socket has nothing to read.
@@ -66,7 +66,7 @@ class Connection(ResponseHandler):
             payload.set_exception(error)
 
     def set_response_params(self, **parameters: Any) -> None:
-        """Prepare for an answer. In asyncio's debug mode, aiohttp would refuse what it accepts otherwise."""
+        """Prepare for an answer. In asyncio's debug mode, aiohttp would be stricter than it usually is."""
         self._parameters = parameters
         if not getattr(_PARSER, "DEBUG", False):
             super().set_response_params(**parameters)
@@ -82,7 +82,7 @@ class Connection(ResponseHandler):
         if self.idle_since is not None:
             self.drop()
             return
-        # In steps: if what follows the answer is not HTTP, the answer must not be lost with it.
+        # In steps, so that the answer is not lost if something that is not HTTP follows it.
         while self.awaits_head and data:
             offset = (self._last + data).find(_END_OF_HEAD)
             size = len(data) if offset < 0 else offset + len(_END_OF_HEAD) - len(self._last)
@@ -90,12 +90,12 @@ class Connection(ResponseHandler):
             self._last = b"" if offset >= 0 else (self._last + chunk)[1 - len(_END_OF_HEAD) :]
             self._parse(chunk)
             if self.awaits_head and offset >= 0 and self.exception() is None:
-                # The parser would refuse what follows an informational answer that says "Connection: close".
+                # The parser would refuse an answer that follows an informational one with "Connection: close".
                 self._should_close = False
                 self.set_response_params(**self._parameters)
             if not data:
                 return
-        self._parse(data)  # May be empty: aiohttp does that to parse what it has buffered.
+        self._parse(data)  # May be empty: aiohttp calls this without data to parse what it has buffered.
 
     def feed_data(self, data: Any, *size: int) -> None:
         """Called by aiohttp with a head, and the body that follows it."""

@@ -1,4 +1,4 @@
-"""The request that a connection of aiohttp's carries, and its answer.
+"""The request that an aiohttp connection carries, and its answer.
 
 h11, httpx's own protocol library, checks and serializes the request, so that both wires send the same bytes and refuse
 the same requests. A plain request, as nearly all are, is serialized here instead, to the same bytes, which takes a
@@ -29,9 +29,7 @@ _PLAIN_METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEA
 _TARGET: Final = re.compile(rb"[!-~]+")
 _NAMES: Final = re.compile(rb"%b(?:,%b)*" % (NAME, NAME))
 _VALUES: Final = re.compile(rb"%b(?:\n%b)*" % (VALUE, VALUE))
-_SPECIAL: Final = frozenset(
-    {b"transfer-encoding", b"upgrade", b"expect"}
-)  # What they mean is for h11 to know.
+_SPECIAL: Final = frozenset({b"transfer-encoding", b"upgrade", b"expect"})  # Left to h11.
 _KEPT: Final = b"keep-alive"
 
 
@@ -44,12 +42,12 @@ def plain_request(request: httpx.Request) -> bytes:
         or type(request.stream) is not family_of(request).ByteStream
     ):
         return b""
-    # The body first: joining it may raise an error, and the other variables hold the token.
+    # Join the body first: that may raise an error, and the other variables hold the token.
     body, target, fields = b"".join(request.stream), request.url.raw_path, request.headers.raw
     names, values = zip(*fields, strict=True)
     all_names, all_values = b",".join(names), b"\n".join(values)
     known = dict(zip(all_names.lower().split(b","), values, strict=False))
-    # No name contains a comma, no value a line break, and no field is there twice.
+    # Whether no name contains a comma, no value a line break, and no field occurs twice.
     are_single = len(known) == len(fields) == all_names.count(b",") + 1 == all_values.count(b"\n") + 1
     if (
         not are_single
@@ -72,7 +70,7 @@ class RequestWriter:
 
     def __init__(self, request: httpx.Request, forwarding: Secret | None) -> None:
         self._request, self._is_cut = request, False
-        # In no variable, which tracebacks show: the headers contain the token.
+        # Not bound to a variable, since tracebacks show variables, and the headers contain the token.
         self._unwritten = b"" if forwarding is not None else plain_request(request)
         if self._unwritten:
             return
@@ -164,7 +162,7 @@ def _protocol_errors(request: httpx.Request) -> Iterator[None]:
 
 
 class Body(httpx.AsyncByteStream):
-    """The body of an answer. Closing it closes the connection, unless it was read to its end: then that is idle."""
+    """The body of an answer. Closing it closes the connection or, if the body was read to its end, makes it idle."""
 
     ends_with_connection = False  # Whether the body ends when the connection does: a reset then truncates it.
 
@@ -196,7 +194,7 @@ class Body(httpx.AsyncByteStream):
         data: bytes = payload._read_nowait(-1)  # noqa: SLF001 - the public method raises the error first
         if data or (payload.at_eof() and payload.exception() is None):
             return data
-        # Looked up each time: a deadline shortens it only until the caller has the response.
+        # Looked up each time: a deadline shortens the timeout only until the caller has the response.
         connection, seconds = self._connection, self._request.extensions.get("timeout", {}).get("read")
         try:
             async with asyncio.timeout(seconds) as connection.timeout:
@@ -230,7 +228,7 @@ class NetworkStream:
 
 
 def require_readable(message: Any) -> None:
-    """Raise the parser's error for an answer that aiohttp reads, and httpcore does not."""
+    """Raise the parser's error for an answer that aiohttp accepts but httpcore does not."""
     if message.code == httpx.codes.SWITCHING_PROTOCOLS:
         raise HttpProcessingError(message="it switches to another protocol, which this wire cannot speak")
     if message.code < httpx.codes.CONTINUE:
@@ -254,6 +252,6 @@ def unreadable(error: Exception, connection: Connection, request: httpx.Request)
         kind = httpx.RemoteProtocolError if connection.broken_by is None else httpx.ReadError
         return error_for(kind, "peer closed connection before the whole body had arrived", request)
     if isinstance(error, HttpProcessingError):
-        reason = " ".join(error.message.split())  # aiohttp marks the fault on lines of its own.
+        reason = " ".join(error.message.split())  # aiohttp marks the fault on separate lines.
         return error_for(httpx.RemoteProtocolError, f"the answer is not valid HTTP: {reason}", request)
     return error_for(httpx.ReadError, str(error), request)

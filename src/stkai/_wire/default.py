@@ -47,7 +47,7 @@ class _Router:
         self._config = config or STKAI.config.http
         self._context = _context_of(self._config)
         self._proxies = ProxyMap.of(self._config)
-        self.full_pools: set[Any] = set()  # Those of the pools all of whose connections are in use.
+        self.full_pools: set[Any] = set()  # Pools whose connections are all in use.
         self._wires = {HTTPX: self._wires_of(HTTPX)}
         self._names = {url: show_origin(httpx.URL(url)) for url in self._proxies.urls}
 
@@ -107,9 +107,9 @@ class _Router:
         return wires[self._proxy_for(request) if self._names else _DIRECT]
 
     def reserve_connection(self, request: httpx.Request, priority: str, left: float) -> Any:
-        """Wait for a connection for the request, at most `left` seconds, and return its loan; async in an async wire.
+        """Wait up to `left` seconds for a connection for the request, and return its loan; async in an async wire.
 
-        The pool timeout limits only the time in which no connection becomes free: it is a limiter that waits.
+        A limiter calls this, so the pool timeout limits only how long no connection at all becomes free.
         """
         return self._wire_for(request).reserve(request, left, priority)
 
@@ -117,7 +117,7 @@ class _Router:
         return self._proxies.proxy_for(request.url) or _DIRECT
 
     def _closing(self) -> list[Any]:
-        """All wires, for closing; from now on they get no more requests."""
+        """Return all wires, to be closed; from now on they get no more requests."""
         self._is_closed = True
         return [wire for wires in self._wires.values() for wire in wires.values()]
 
@@ -125,7 +125,7 @@ class _Router:
         """Show an answer that is not HTTP, and name the proxy, without its password, if the connection used one.
 
         httpcore passes on some errors that are not its own: socksio's, if a proxy does not speak SOCKS; h11's, if a
-        body does not have the announced length; a ValueError for a status that is no number, in HTTP/2.
+        body does not have the announced length; a ValueError for a status that is not a number, in HTTP/2.
         """
         *_, (frame, _) = walk_tb(error.__traceback__)
         if isinstance(error, ValueError) and frame.f_code.co_name == "_receive_response":

@@ -1,8 +1,8 @@
 """Fixes for httpcore's HTTP/2.
 
-It loses an answer that arrives after a GOAWAY, sends a request again without its body, and may send empty frames for
-ever: here the frames of a connection are read before h2 or the server gets them. It does not see that an idle
-connection has ended, or that a body is shorter than announced, and passes on the errors of h2 within a body.
+It loses an answer that arrives after a GOAWAY, sends a request again without its body, and may send empty frames
+forever: `FrameFilter` therefore sees the frames of a connection before h2 or the server does. httpcore does not notice
+that an idle connection has ended, or that a body is shorter than announced, and raises h2's errors while reading one.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -31,15 +31,15 @@ _SHRUNK: Final = (
 
 
 class FrameFilter:
-    """What h2 and the server get of a connection's frames. Only one request is in flight at a time.
+    """Decides which frames of a connection h2 and the server get. Only one request is in flight at a time.
 
     A GOAWAY is held back until the answer to the newest request has arrived. A server that closes an HTTP/2 connection
     gracefully still answers the requests that it has accepted (RFC 9113, section 6.8); nginx does so after a thousand
     requests, and when it is reloaded. h2 refuses all frames after a GOAWAY: the answer would be lost, and the request
     might be sent again.
 
-    A request that the server has not accepted, by a GOAWAY or by REFUSED_STREAM, is a ConnectError. After a GOAWAY,
-    httpcore would send it again with what is left of its body, which is nothing of a file.
+    A request that the server rejects, by a GOAWAY or by REFUSED_STREAM, fails with a ConnectError. After a GOAWAY,
+    httpcore would send it again with whatever is left of its body: nothing, if that is a file.
     """
 
     def __init__(self, errors: Any) -> None:
@@ -75,7 +75,7 @@ class FrameFilter:
 
     def _pass_on(self, kind: int, flags: int, stream: int, frame: bytes) -> bytes:
         """What to pass on when a frame has arrived."""
-        if self._is_over:  # h2 would refuse it, and the answer in the same chunk with it.
+        if self._is_over:  # h2 would refuse it, along with the answer in the same chunk.
             return b""
         if kind == _GOAWAY and not stream and len(frame) >= _HEAD + 8:
             last, code = (int.from_bytes(frame[offset : offset + 4]) for offset in (_HEAD, _HEAD + 4))
@@ -83,7 +83,7 @@ class FrameFilter:
             if not self._is_answered and not code and self._newest <= last:
                 self._goaway = frame
                 return b""
-            # A server that fails may say 0, whatever it has accepted.
+            # A failing server may report stream 0, whatever it has accepted.
             if not self._is_answered and self._newest > last and (last or not code):
                 if self._has_begun:
                     raise self._errors.RemoteProtocolError(
@@ -121,7 +121,7 @@ def _split_frames(data: bytes) -> tuple[list[tuple[int, int, int, bytes]], bytes
 
 
 def has_ended(stream: Any) -> bool:
-    """Whether an idle connection, if it speaks HTTP/2, has ended: httpcore looks only at those of HTTP/1.1."""
+    """Whether an idle connection, if it speaks HTTP/2, has ended: httpcore checks only those of HTTP/1.1."""
     return getattr(stream, "frames", None) is not None and is_dead(stream)
 
 
@@ -167,7 +167,7 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 def malformed(message: str, request: httpx.Request) -> httpx.RequestError:
-    """httpx's error for an answer that breaks the rules; its cause, one of h2's, says that no connection broke."""
+    """httpx's error for an answer that violates HTTP/2; its cause, an h2 error, shows that no connection broke."""
     error = error_for(httpx.RemoteProtocolError, message, request)
     error.__cause__ = import_module("h2.exceptions").ProtocolError(message)
     return error

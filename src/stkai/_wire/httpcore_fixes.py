@@ -1,9 +1,9 @@
 """Fixes for httpcore's connections.
 
 httpcore leaves a connection open if its handshake, with a server or a SOCKS proxy, is cancelled or given up, and a lock
-taken if an interrupt comes while it holds it. It takes a proxy that does not connect for a server that does not answer.
-It passes some errors on that are not httpx errors, and drops the message of others. It sends the head of a request and
-its body in two packets.
+held if an interrupt comes at the wrong moment. It mistakes a proxy that does not connect for a server that does not
+answer. It raises some errors that are not httpx errors, and drops the message of others. It sends the head of a request
+and its body in two packets.
 """
 
 import os
@@ -34,7 +34,7 @@ CLOSED: Final = "the client was closed while it connected: nothing was sent"
 
 
 def with_fixes(transport: Transport) -> Transport:
-    """The transport, whose one connection is now opened through a `Network`; unchanged if httpcore is too different."""
+    """The transport, with a `Network` that opens its connection; unchanged if httpcore has changed too much."""
     pool: Any = getattr(transport, "_pool", None)
     backend = getattr(pool, "_network_backend", None)
     errors = sys.modules.get(type(pool).__module__.partition(".")[0])
@@ -79,7 +79,7 @@ class Network:
         return stream
 
     def close(self) -> Any:
-        """Close the connection, then the pool, whose lock an interrupt may have left taken."""
+        """Close the connection, then the pool, whose lock may still be held after an interrupt."""
         self.is_closed = True
         try:
             if self._stream is not None:
@@ -130,18 +130,18 @@ def _connect_errors(errors: Any) -> Iterator[None]:
 class _JoiningStream:
     """Sends the head of a request together with a short body: in one packet, with one system call."""
 
-    _holds_next = False  # Whether what is written next is a head that waits for its body.
+    _holds_next = False  # Whether the next write is a head, which waits for its body.
     _head = b""
 
     def __init__(self, stream: Any, errors: Any) -> None:
         self._stream, self.frames = stream, FrameFilter.of(stream, errors)
 
     def join_body(self) -> None:
-        """Let the next head wait for its body, which must be at hand: nothing may come between the two."""
+        """Let the next head wait for its body, which must be in memory: nothing may come between the two."""
         self._holds_next = self.frames is None
 
     def _pieces(self, buffer: bytes) -> tuple[bytes, ...]:
-        """What to send when httpcore writes this; it writes the head and the body separately."""
+        """What to send when httpcore writes `buffer`; it writes the head and the body separately."""
         if self.frames is not None:
             return (buffer,) if self.frames.sent(buffer) else ()
         if self._holds_next:
@@ -161,7 +161,7 @@ class Stream(_JoiningStream):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         while True:
-            # Over HTTP/2, frames for no request may go on arriving within each timeout.
+            # Over HTTP/2, frames that belong to no request may keep arriving within each timeout.
             if self.frames is not None and abandoned():
                 raise GivenUpError
             try:
@@ -196,7 +196,7 @@ class AsyncStream(_JoiningStream):
         self._errors = errors
         self.aclose = stream.aclose
         tls = getattr(stream, "_stream", None)
-        # What has been received and not yet decrypted, in anyio's or trio's stream; None without TLS.
+        # Received data that is not yet decrypted, in anyio's or trio's stream; None without TLS.
         self._ahead = getattr(tls, "_read_bio", getattr(tls, "_incoming", None))
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -255,7 +255,7 @@ def _is_closed_here(error: BaseException) -> bool:
 
 
 def explain(error: BaseException, otherwise: str = "") -> None:
-    """Give an error without a message, such as anyio's and trio's, that of its cause, or else a default one."""
+    """Give an error without a message, such as anyio's and trio's, the message of its cause, or else `otherwise`."""
     if not str(error):
         known = (text for below in causes(error) if (text := str(below)))
         if text := next(known, otherwise):

@@ -1,5 +1,5 @@
 """How long wires and connections live: one wire for each event loop and forked process; which idle connection to
-close, and which request that waits for a connection gets it.
+close, and which waiting request gets a free one.
 
 A connection works only in the process and in the event loop that opened it. httpx keeps the connections of a loop that
 has ended, and fails with "Event loop is closed" when it picks one. Here each loop gets its own wire, which is closed
@@ -20,7 +20,7 @@ from .._families import HTTPX, Family
 from .._process import after_fork, never_finalize
 
 CLOSED_IN_USE: Final = "the connection was closed on this side"
-"""The error of a request whose client is closed by another thread or task."""
+"""The message of the error if another thread or task closes the client during a request."""
 
 
 class _OwnWire:
@@ -119,7 +119,7 @@ async def _close_with_the_loop(own: _OwnWire) -> Closer:
 Pooled = TypeVar("Pooled")
 
 Destination = tuple[str, bytes]
-"""Where a connection goes: scheme, and host with port."""
+"""Where a connection leads: scheme, and host with port."""
 
 
 class Idle(NamedTuple):
@@ -168,14 +168,14 @@ _NORMAL_PER_LOW: Final = 9
 
 
 class WaitingLoans:
-    """Those that wait for a connection, in the order of arrival: nine normal ones for each one of low priority.
+    """Loans that wait for a connection, in order of arrival: nine of normal priority for each one of low priority.
 
-    Those that have had a connection, and left it to others until their permits were due, go first: they are the oldest.
+    Requests that gave up a connection until their permits were due come first, since they are the oldest.
     """
 
     def __init__(self) -> None:
         self._queues = {priority: OrderedDict[int, Any]() for priority in ("first", "normal", "low")}
-        self._passed = 0  # Normal ones served since the last of low priority, while one waited.
+        self._passed = 0  # Normal loans served since the last one of low priority, while one waited.
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
@@ -188,7 +188,7 @@ class WaitingLoans:
             queue.pop(number, None)
 
     def next(self, lent: Container[int]) -> Any:
-        """The one to serve, which stays until it is removed; None if nobody waits, except those that are `lent` one."""
+        """The loan to serve, which stays queued until it is removed; None if all that wait are already `lent`."""
         first, normal, low = self._queues.values()
         while self:
             is_low = bool(low) and (not normal or self._passed >= _NORMAL_PER_LOW)
@@ -203,7 +203,7 @@ class WaitingLoans:
         return None
 
     def alive(self) -> list[Any]:
-        """Those to which something still refers."""
+        """The loans to which something still refers."""
         waiters = [waiter for queue in self._queues.values() for waiter in queue.values()]
         return [loan for waiter in waiters if (loan := waiter()) is not None]
 

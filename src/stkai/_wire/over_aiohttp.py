@@ -71,7 +71,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         # Checked before a connection is opened: a request that h11 refuses leaves no trace on the network.
         writer = RequestWriter(request, forwarding)
         connection = self._reusable(destination)
-        if connection is None:  # It has a length, and is false while nothing waits in it.
+        if connection is None:  # A connection is falsy while nothing is buffered in it.
             connection = await self._open(request, timeouts.get("connect"))
             self._destination = destination
         return await self._exchange(connection, request, writer, timeouts)
@@ -115,7 +115,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         url, sni = request.url, request.extensions.get("sni_hostname")
         port = DEFAULT_PORTS[url.scheme] if url.port is None else url.port
         host = url.raw_host.decode("ascii")
-        # Not asyncio.timeout: if the deadline, a scope of anyio, ends in the same step, neither may catch the cancel.
+        # Not asyncio.timeout: if the deadline, an anyio scope, expires in the same step, neither may catch the cancel.
         name = sni.decode("ascii") if isinstance(sni, bytes) else sni
         with _connect_errors(request), anyio.fail_after(seconds):
             if self._proxy is None:
@@ -175,7 +175,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
             if not is_interim(message.code):
                 break
         connection.head_left = None
-        if request.method in _WITHOUT_BODY:  # Without a length, aiohttp would use the connection no more.
+        if request.method in _WITHOUT_BODY:  # Without a length, aiohttp would not reuse the connection.
             connection._should_close = False  # noqa: SLF001
         has_body = payload is not aiohttp.EMPTY_PAYLOAD
         body = self._body(connection, payload if has_body else None, request)
@@ -234,7 +234,7 @@ async def _connected(url: URL, context: ssl.SSLContext, name: str | None) -> Con
     try:
         connection = await connector._create_connection(request, [], aiohttp.ClientTimeout())  # noqa: SLF001
     except BaseException:
-        # If the deadline has passed meanwhile, it ends the call, rather than this error.
+        # If the deadline has passed meanwhile, let it end the call, instead of this error.
         await asyncio.sleep(0)
         raise
     assert isinstance(connection, Connection)
@@ -242,7 +242,7 @@ async def _connected(url: URL, context: ssl.SSLContext, name: str | None) -> Con
 
 
 def _headers_for(proxy: httpx.Proxy) -> dict[str, str]:
-    """What is sent to the proxy only: its own headers, and its credentials (RFC 7617)."""
+    """The headers that only the proxy gets: its own, and its credentials (RFC 7617)."""
     if proxy.raw_auth is None:
         return dict(proxy.headers)
     credentials = b64encode(b":".join(proxy.raw_auth)).decode("ascii")

@@ -2,7 +2,7 @@
 
 httpcore's pool iterates over all its connections, and polls the socket of each idle one, whenever a request begins or
 ends. Here each connection is a transport with room for one, and a request takes the most recently used: it costs as
-much as with a single connection. The limits apply to all of them together. A request that finds all connections in use
+much as over a single connection. The limits apply to all of them together. A request that finds all connections in use
 waits in the queue for as long as its pool timeout allows.
 """
 
@@ -71,7 +71,7 @@ def _has_leftovers(body: Any) -> bool:
 
 
 def _join(stream: Any, request: httpx.Request, family: Family) -> None:
-    """Let the head and the body leave together if the body is at hand and the connection is an idle one."""
+    """Send the head and the body together if the body is in memory and the connection was idle."""
     if type(request.stream) is family.ByteStream and hasattr(stream, "join_body"):
         stream.join_body()
 
@@ -161,7 +161,7 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
         self._sweep()
 
     def _sweep(self, *, after_interrupt: bool = False) -> None:
-        """Close discarded connections; wait only briefly after an interrupt, which may have left a lock taken."""
+        """Close discarded connections; wait only briefly after an interrupt, which may have left a lock held."""
         if after_interrupt:
             with suppress(GivenUpError):
                 do_within(CLEAN_UP_LIMIT, self._sweep)
@@ -192,7 +192,7 @@ class _AsyncBody(AsyncWatchedBody):
 
 
 class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTransport):
-    """For one loop of asyncio or trio, which must be running when this is made. Finalizers leave work to it."""
+    """A pool for one event loop, asyncio's or trio's, which must be running already. Finalizers leave work to it."""
 
     _body_class = _AsyncBody
     now = _CLOCK.monotonic

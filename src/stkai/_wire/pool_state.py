@@ -35,14 +35,14 @@ class Loan(Generic[Pooled]):
     stream: Any = None
     wake: Callable[[], object] | None = None  # Called when a queued loan gets its connection, or never will.
     idle_since: float | None = None  # Set when the loan ends; None if the connection cannot be reused.
-    priority = "normal"  # While it waits: "first" goes before all others, "low" after nine of them.
+    priority = "normal"  # While it waits: "first" is served before all others, "low" after nine normal ones.
     _over = False
 
     def __init__(
         self, state: "PoolState[Pooled]", destination: Destination, priority: str = "normal"
     ) -> None:
         self.number = next(_numbers)
-        self.destination = destination  # Where the request goes.
+        self.destination = destination  # Where the request is sent.
         if priority != "normal":
             self.priority = priority
         self._state = state
@@ -90,7 +90,7 @@ class PoolState(Generic[Pooled]):
         make: Callable[[], Pooled],
         limits: httpx.Limits,
         family: Family = HTTPX,
-        full: set[Any] | None = None,  # The pools, perhaps of several, all of whose connections are in use.
+        full: set[Any] | None = None,  # Collects the pools whose connections are all in use.
     ) -> None:
         self.family = family
         self._full = set() if full is None else full
@@ -144,7 +144,7 @@ class PoolState(Generic[Pooled]):
         return is_lent
 
     def reserved(self, request: httpx.Request, loans: list[Loan[Pooled]]) -> Loan[Pooled] | None:
-        """The connection that the request brings, unless another copy of it was faster or it leads elsewhere."""
+        """The loan that the request carries, unless another copy of the request took it or it leads elsewhere."""
         with suppress(IndexError):
             loan = loans.pop()
             if loan.leads(self, (request.url.scheme, request.url.netloc)) and not self._closed:
@@ -210,7 +210,7 @@ class PoolState(Generic[Pooled]):
             if len(self._lent) + len(self._idle) < self._max_connections:
                 connection = self._make()
             elif self._idle:
-                # It leads elsewhere. With room for one, the transport closes what it has open and connects anew.
+                # It leads elsewhere. The transport has room for one, so it closes that one and connects anew.
                 connection = self._idle.least_useful()
             else:
                 if loan.wake is not None:
@@ -256,7 +256,7 @@ class PoolState(Generic[Pooled]):
         if successor is not None:
             self._wake(successor)
         if idle_since is None:
-            # Only once: a second close could wait for ever for one of its locks, if an interrupt has left it taken.
+            # Only once: a second close could wait forever for a lock that an interrupt has left held.
             self._discard(connection)
         elif successor is None:
             surplus = self._idle.surplus(idle_since, self._max_idle, self._expiry)

@@ -3,7 +3,7 @@
 Requests to this machine use no proxy, as in browsers: secrets for a server on localhost would leave the machine, and
 the proxy would look for that server on its own machine.
 
-Also the connection to a proxy: httpcore takes a proxy that does not connect for a server that does not answer.
+Also the connection to a proxy: httpcore mistakes a proxy that does not connect for a server that does not answer.
 """
 
 import math
@@ -109,9 +109,9 @@ class ProxyStream:
     take what is left of the connect timeout. httpcore sets no time limit for the exchange with a SOCKS proxy.
     """
 
-    _asks: re.Match[bytes] | None = None  # The start of what the proxy was asked; None once it has connected.
+    _asks: re.Match[bytes] | None = None  # The start of the message to it; None once it has connected.
 
-    _has_asked = False
+    _is_connected = False
 
     def __init__(self, stream: Any, errors: Any, seconds: float | None) -> None:
         self._stream, self._errors = stream, errors
@@ -137,9 +137,9 @@ class ProxyStream:
         return stream if self._asks else type(self)(stream, self._errors, self._left())
 
     def _begins(self, buffer: bytes) -> None:
-        if buffer and not self._has_asked:  # The end of a request may be written as empty bytes.
+        if buffer and not self._is_connected:  # The end of a request may be written as empty bytes.
             self._asks = _ASKS.match(buffer)
-            self._has_asked = self._asks is None
+            self._is_connected = self._asks is None
 
     def _limit(self, timeout: float | None) -> float | None:
         if not self._asks:
