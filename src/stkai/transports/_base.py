@@ -36,7 +36,7 @@ _MAIN: Final = main_thread().ident
 
 
 def _to_wire(inner: Any, context: Context, is_direct: bool, request: httpx.Request, attempt: Attempt) -> Flow:
-    """Send to a transport that is not one of our layers; `is_direct` says that there are none further inside."""
+    """Send to a transport that is not one of our layers; `is_direct` if no layer of ours is further inside."""
     if not is_direct and request.extensions.get(ATTEMPT) is not attempt:
         request = copy_request(request, extensions={**request.extensions, ATTEMPT: attempt})
     if not (attempt.is_observed and context.observes(DEBUG)):
@@ -68,7 +68,7 @@ class LayerBase(StaysInProcess):
         name: the layer's name.
         context: the stack's clock, random numbers and listener.
         family: the package (httpx or httpx2) whose requests the wire takes; None if it takes those of both.
-        full_pools: the connection pools of the wire all of whose connections are in use.
+        full_pools: the wire's connection pools whose connections are all in use.
         wire_is_sound: whether the connection errors of the wire mean that nothing was sent.
     """
 

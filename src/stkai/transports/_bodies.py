@@ -1,4 +1,4 @@
-"""Requests and reads that a caller may give up; bodies, read whole, in part or to reuse the connection, or resent."""
+"""Requests and reads that a caller may give up; how bodies are read, whole or in part, drained, and sent again."""
 
 import math
 import socket
@@ -65,7 +65,7 @@ class Sending:
         if moment == "complete" and connects:
             self.uses(info["return_value"])
         elif name.endswith("response_closed.started") or name.startswith("http2."):
-            self.uses(None)  # Other requests may use it now.
+            self.uses(None)  # Other requests may use the connection now.
         return None if self._trace is None else self._trace(name, info)
 
     def uses(self, stream: Any) -> None:
@@ -164,12 +164,12 @@ def set_body(response: Any, chunks: list[bytes]) -> None:
 def fetch(response: httpx.Response, limit: float, chunks: list[bytes], left: Callable[[], float]) -> None:
     """Fetch up to `limit` bytes, still encoded, into `chunks`, and close the stream; the rest is dropped.
 
-    If the work that does this is given up, its read fails, so that it returns the connection at once and not after the
-    read timeout. Once `left()` is 0 or less, it gives up by itself.
+    If the work that fetches is given up, its read fails, so that it returns the connection at once and not after the
+    read timeout. Once `left()` is 0 or less, the fetch gives up by itself.
     """
     body: Any = response.stream
     reading = Sending()
-    if response.extensions.get("http_version") != b"HTTP/2":  # Whose connections carry other answers as well.
+    if response.extensions.get("http_version") != b"HTTP/2":  # There, a connection carries other answers too.
         reading.uses(response.extensions.get("network_stream"))
 
     def read() -> None:
@@ -261,10 +261,10 @@ async def aload(
 
 
 async def adrain(response: httpx.Response, seconds: float) -> None:
-    """Close the response, after reading a short body, if it comes quickly, so that the connection stays open."""
+    """Close the response, after reading a short body if it arrives quickly, so that the connection stays open."""
     try:
         if seconds > 0 and is_short(response):
-            with suppress(Exception):  # Nobody needs the response any more.
+            with suppress(Exception):  # The response is no longer needed.
                 await aload(response, SHORT, lambda: math.inf, seconds)
     finally:
         with anyio.CancelScope(shield=True), suppress(Exception):

@@ -15,7 +15,7 @@ from .._families import family_of, of_family
 from .._process import is_interrupt, raise_interrupt
 
 CLEAN_UP_LIMIT: Final = 1.0
-"""Seconds; the longest that a clean-up may take."""
+"""The maximum seconds that a clean-up may take."""
 
 
 class BodyEnd(Enum):
@@ -66,7 +66,7 @@ class _Watched:
             ended(how)
 
     def give_up(self) -> None:
-        """Report the end of a body that cannot be closed, because an interrupt has left a lock of its wire taken."""
+        """Report the end of a body that cannot be closed, because an interrupt has left a lock of its wire held."""
         self._is_closed = True
         self._end(BodyEnd.STUCK)
         give_up(self._body)

@@ -1,6 +1,6 @@
-"""A call on its way through a stack, and its attempts: what the layers tell each other.
+"""A call on its way through a stack, and its attempts: what layers pass to each other.
 
-A `Call` never changes. Each pass of its request through the stack is an `Attempt`, each of whose fields one layer sets.
+A `Call` never changes. Each pass of its request through the stack is an `Attempt`; one layer sets each of its fields.
 """
 
 import itertools
@@ -21,10 +21,10 @@ from ._redirect_chain import CHAIN, CONTINUED, Chain, chain_before
 
 ATTEMPT: Final = "stkai.attempt"
 """The extension that carries an attempt through transports that are not layers. On the request of a call that has not
-begun, it may hold a function to carry out instead of the stack's flow, which it gets as its first argument."""
+begun, it may hold a function to run instead of the stack's flow; the function's first argument is that flow."""
 
 RESERVED: Final = "stkai.reserved"
-"""The extension of a request that brings its connection: a list, since only one of several copies may take it."""
+"""The extension with the connection reserved for a request: a list, since only one copy of the request may take it."""
 
 _numbers = itertools.count(1)
 
@@ -119,8 +119,8 @@ class Attempt:
     Attributes:
         request, options, started, deadline, buffered: those of its call.
         number: 1 for the first.
-        place: a limiter and a turn, or None: where in the limiter's queue this attempt returns to or, once it has been
-            admitted, the limiter that did so and its turn. Set by the limiter layer.
+        place: a limiter and a turn, or None: the place in the limiter's queue to which this attempt returns or, after
+            its admission, the limiter that admitted it and its turn. Set by the limiter layer.
         paced: whether the limiter handles the wait after the refusal of this attempt. Set by the limiter layer.
         excused: whether the refusal of this attempt does not use up a retry. Set by the limiter layer.
         is_signed: returns whether the token that signed it is still valid; None if that does not matter. Set by the
@@ -219,7 +219,7 @@ class Attempt:
         return other
 
     def allowance(self, seconds: float | None) -> float:
-        """What is left of `seconds` of waiting for permits, which all attempts and redirects of a call share."""
+        """How much is left of the `seconds` of waiting for permits that all attempts and redirects of a call share."""
         if seconds is None:
             return math.inf
         chain = chain_before(self.request)

@@ -45,7 +45,7 @@ class Context:
         self.observes = logger.isEnabledFor if listener is log_events else lambda _: has_listener
 
     def emit(self, event: "events.Event") -> None:
-        """Call the listener. An exception that it raises is logged; an interrupt is passed on."""
+        """Call the listener. An exception that it raises is logged; an interrupt is raised."""
         notify(self.listener, event)
 
 

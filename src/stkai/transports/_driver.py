@@ -44,10 +44,10 @@ from ._operations import (
 from ._redirect_chain import may_continue
 
 _BOUNDED: Final = (Drain, Load, Until)
-"""Operations that have a time limit without a deadline (a second at most, in another thread), or set a deadline."""
+"""Operations that set a deadline, or have a time limit without one (at most a second, in another thread)."""
 
 NAP: Final = 0.5
-"""Seconds; unless they have a sleeper, shorter sleeps do not end early, which halves their processor time."""
+"""Seconds; a shorter sleep without a sleeper does not end early, which halves its processor time."""
 
 
 def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:  # noqa: PLR0912 - every call costs
@@ -206,13 +206,13 @@ class _Bounded:
     def _drain(self, operation: Drain, seconds: float) -> None:
         response = operation.response
         if seconds > 0 and is_short(response):
-            with suppress(Exception):  # Nobody needs the response any more.
+            with suppress(Exception):  # The response is no longer needed.
                 self._fetch(response, SHORT, self._clock.monotonic() + seconds, is_wanted=False)
         close_response(response)
 
     @contextmanager
     def _in_time(self) -> Iterator[None]:
-        """Turn work that is given up, and a timeout at the deadline, into the deadline's error."""
+        """Turn a GivenUpError, and a timeout at the deadline, into the deadline's error."""
         try:
             yield
         except GivenUpError:
@@ -235,7 +235,7 @@ def _clean_up(flow: Flow, error: BaseException) -> None:
 
 
 def _clean_up_one(operation: Operation) -> None:
-    """Carry out a clean-up within a time limit, since the interrupt may have left a lock of the wire taken."""
+    """Carry out a clean-up within a time limit, since the interrupt may have left a lock of the wire held."""
     try:
         do_within(CLEAN_UP_LIMIT, partial(_perform, operation))
     except GivenUpError:

@@ -21,7 +21,7 @@ from .._families import alike, as_httpx
 from .._headers import has_field
 from ._retry_after import retry_after
 
-# A proxy error comes before the tunnel is open, so the server has seen nothing.
+# A proxy error occurs before the tunnel is open, so the server has seen nothing.
 _NO_CONNECTION: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
 NOT_SENT: Final = (*_NO_CONNECTION, httpx.PoolTimeout)
 """The errors of a request that was not sent, on a sound wire."""
@@ -29,31 +29,31 @@ NOT_SENT: Final = (*_NO_CONNECTION, httpx.PoolTimeout)
 _UNKNOWN: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
 
 _PROXY_REFUSES: Final = r"4(?!08|29)\d\d\b|.*(username|password|credential|auth|rules)"
-"""What httpx's ProxyError says if the proxy rejects the credentials or the client. 408 and 429 are temporary."""
+"""Matches httpx's ProxyError if the proxy rejects the credentials or the client. 408 and 429 are temporary."""
 
 _TLS_ALERT: Final = r"\x15\x03"
-"""How the answer of a TLS port to plain HTTP begins, as the parser's message shows it."""
+"""The start of a TLS port's answer to plain HTTP, as the parser's message shows it."""
 
 _NO_TLS: Final = frozenset(
     {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"}
 )
-"""What OpenSSL says if the answer to its greeting is no TLS."""
+"""OpenSSL's reasons if the peer's reply to the ClientHello is not TLS."""
 
 _NO_CLIENT_CERTIFICATE: Final = (
     r"ALERT_(CERTIFICATE_|BAD_CERTIFICATE|UNSUPPORTED_CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)"
 )
-"""What OpenSSL says if the server wants another certificate of us, or one at all; RFC 8446, section 6.2."""
+"""OpenSSL's reason if the server requires a client certificate, or a different one; RFC 8446, section 6.2."""
 
 _PARSERS: Final = frozenset({"h11", "h2", "hpack", "hyperframe", "aiohttp"})
-"""The packages whose errors say that an answer cannot be parsed; those of a connection that breaks say so as well."""
+"""The packages whose errors mean that an answer cannot be parsed or, if they contain a part of `_BREAKS`, broke off."""
 
 _STREAM_ERRORS: Final = frozenset({"StreamClosedError", "NoSuchStreamError", "TooManyStreamsError"})
 _CONNECTION_CLOSED: Final = "ConnectionState.CLOSED"
-"""The errors of h2 on a stream, and its words on a connection, that the server has closed, or has no room for."""
+"""h2's errors for a stream that is closed or that the server has no room for, and its words for a closed connection."""
 
 _VERDICT: Final = b"x-should-retry"
-"""The header in which OpenAI and Anthropic say "false" if another attempt would fail as well: a quota that is used up
-for good. Their "true" adds no retry: which statuses are safe to repeat is for the policy to say."""
+"""The header in which OpenAI and Anthropic say "false" if another attempt would fail as well, such as for a quota that
+is used up for good. Their "true" adds no retry: the policy decides which statuses are safe to repeat."""
 
 _BREAKS: Final = ("closed connection", "disconnected", "ConnectionTerminated")
 
@@ -64,7 +64,7 @@ class Failure(NamedTuple):
     cause: str  # For people to read.
     acted: bool  # Whether the server may have acted on the request.
     asked: float | None = None  # Seconds that the server asked us to wait.
-    needed: float = 0.0  # Seconds until the request's turn; coming back earlier does not change it.
+    needed: float = 0.0  # Seconds until the request's turn; retrying earlier would not help.
     paced: bool = False  # Whether a limiter handles the wait and decides how long it is.
 
 
@@ -76,7 +76,7 @@ def failure_of_error(error: BaseException, now: datetime, *, sound_wire: bool) -
         return (
             None if forbids_retry(headers) else Failure(cause, acted=False, asked=retry_after(headers, now))
         )
-    # Our own limiter knows best: a caller who limits the wait wants to know.
+    # Our own limiter knows best, and a caller who limits the wait wants to get this error.
     if isinstance(error, ClientSideRateLimitError | DeadlineExceededError) or is_hopeless(error):
         return None
     if isinstance(error, alike(RetryableError, httpx.PoolTimeout)):
@@ -97,8 +97,8 @@ def forbids_retry(headers: httpx.Headers) -> bool:
 def is_hopeless(error: BaseException) -> bool:
     """Whether a retry would fail in the same way.
 
-    A bad certificate on either side, credentials that a proxy rejects, a host or port that does not exist or cannot
-    be, HTTP on a TLS port or the reverse.
+    The cause is a bad certificate on either side, credentials that a proxy rejects, a host or port that does not exist
+    or is invalid, or HTTP on a TLS port or the reverse.
     """
     if isinstance(error, alike(httpx.ProxyError)):
         return re.match(_PROXY_REFUSES, str(error), re.IGNORECASE) is not None
@@ -128,7 +128,7 @@ def breaks_http2(error: BaseException) -> bool:
 
 
 def _errors_of_h2(error: BaseException) -> list[BaseException]:
-    """The errors of h2 in a local protocol error: httpcore reports those of the server as such, too."""
+    """h2's errors inside a local protocol error: httpcore also reports the server's mistakes as one."""
     if not isinstance(error, alike(httpx.LocalProtocolError)):
         return []
     reasons = [reason for below in causes(error) for reason in below.args]
@@ -136,9 +136,9 @@ def _errors_of_h2(error: BaseException) -> list[BaseException]:
 
 
 def is_unreadable(error: BaseException) -> bool:
-    """Whether an answer came that no HTTP parser understands."""
+    """Whether an answer arrived that cannot be parsed as HTTP."""
     if found := _errors_of_h2(error):
-        # Those of its `receive_data` are about the answer, all others about the request.
+        # Errors from h2's `receive_data` are about the answer, all others about the request.
         frames = [frame for reason in found for frame, _ in walk_tb(reason.__traceback__)]
         return any(frame.f_code.co_name == "receive_data" for frame in frames) and not breaks_http2(error)
     if not isinstance(error, alike(httpx.RemoteProtocolError)) or any(part in str(error) for part in _BREAKS):

@@ -96,14 +96,14 @@ def play(flow: Flow, *outcomes: Any) -> tuple[list[Operation], httpx.Response]:
     Args:
         flow: what the `flow` method of a layer, or a flow function, returned.
         outcomes: the outcome of each of its operations, one by one: a response for a `Send`, the value of a
-            `Run`, None for the others. An exception is raised in the flow. What is missing at the end counts as None,
+            `Run`, None for the others. An exception is raised in the flow. Missing ones at the end count as None,
             except for a `Send` or a `Run`.
 
     Returns:
         The operations that the flow asked for, and the response that it returned. What the flow raises is raised.
 
     Raises:
-        ConfigurationError: the flow is no generator.
+        ConfigurationError: the flow is not a generator.
         InvalidArgumentError: (an AssertionError) there are too few outcomes, or too many.
     """
     if not isinstance(flow, Generator):

@@ -1,4 +1,4 @@
-"""What a layer knows and checks of its flow, and of the transport inside it; the messages say what to do instead."""
+"""What a layer knows and checks about its flow and the transport inside it; the messages say what to do instead."""
 
 import inspect
 import sys
@@ -24,7 +24,7 @@ _AS_TEXT: Final[dict[str, Any]] = (
 
 
 def is_leaf(wire: Any) -> bool:
-    """Whether no layer of ours is further in, so that the request need not carry its attempt."""
+    """Whether no layer of ours is further inside, so that the request need not carry its attempt."""
     return bool(getattr(wire, "is_leaf", type(wire) in alike(*_LEAVES)))
 
 
@@ -42,7 +42,7 @@ def is_sound(wire: Any, kind: type | None = None) -> bool:
 
 
 def check_inner(layer: object, inner: object, kind: type) -> None:
-    """Refuse what is not a transport of this kind."""
+    """Refuse an `inner` that is not a transport of this kind."""
     if not isinstance(inner, alike(kind)):
         msg = f"{type(layer).__name__} needs an httpx.{kind.__name__} inside, not {inner!r}"
         raise ConfigurationError(msg)
@@ -99,12 +99,12 @@ _FORM: Final = (
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:
-    """The signature of a function; its annotations may name what is imported for type checkers only (PEP 649)."""
+    """The signature of a function; its annotations may use names that only type checkers import (PEP 649)."""
     return inspect.signature(function, **_AS_TEXT)
 
 
 def check_flow(name: str, flow: FlowFunction) -> FlowFunction:
-    """The flow; refuses what can be seen to be none before the first request."""
+    """Return the flow; reject what is recognisably not a flow before the first request is sent."""
     if not callable(flow):
         raise _wrong(name, f"is {flow!r}")
     if inspect.iscoroutinefunction(flow) or inspect.isasyncgenfunction(flow):

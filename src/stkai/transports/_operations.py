@@ -85,7 +85,7 @@ class Close(Operation):
 
 
 class Drain(Close):
-    """Close a response that is of no use, after reading a short body so that the connection can be reused.
+    """Close an unwanted response, after reading a short body so that the connection can be reused.
 
     Args:
         seconds: how long to wait for the body, at least a tenth of a second and at most one.
@@ -137,7 +137,7 @@ Flow = Generator[Operation, Any, httpx.Response]
 """A request's way through a layer and all layers inside it."""
 
 _MAX_NOTICES: Final = 100
-"""How often a driver notifies a flow that its call is over, since each layer may swallow the notice once."""
+"""How often at most a driver notifies a flow that its call is over, since each layer may swallow the notice once."""
 
 
 def is_clean_up(operation: object) -> bool:

@@ -46,8 +46,8 @@ class RequestOptions:
         deadline: seconds that the whole call may take, with all attempts, waits, redirects and token fetches.
         max_wait_time: seconds that the call may wait for permits, all attempts together; None waits as long as
             necessary.
-        cost: units that the call takes from each limit with `max_cost`; by default what that limit's own `cost` says,
-            or else the stack's.
+        cost: units that the call takes from each limit with `max_cost`; by default the result of that limit's own
+            `cost`, or else of the stack's.
         priority: "normal", the default, or "low", which is sent when no normal request waits, and gets at least one
             permit in eleven.
 
@@ -153,9 +153,9 @@ class _Block:
 def options(**given: Unpack[CallOptions]) -> _Block:
     """Set options for every call in this context: `with stkai.options(deadline=10.0, priority="low"): ...`.
 
-    For calls that an SDK makes. They apply field by field, below the call's own options and above those of a block
-    further out. A task inherits its parent's options, and so does a new thread on free-threaded Python; on others, it
-    starts with none. The result can be kept, and entered as often as you like.
+    Useful for calls that an SDK makes. Each field applies unless the call itself sets it, and overrides enclosing
+    blocks. A task inherits its parent's options, and so does a new thread on free-threaded Python; on others, it starts
+    with none. The result can be kept, and entered as often as you like.
 
     Raises:
         TypeError: there is no such option.

@@ -1,4 +1,4 @@
-"""The requests of one call of an httpx client: the first, its redirects, and what httpx's own auth sends again.
+"""The requests of one call of an httpx client: the first, its redirects, and those that httpx's own auth sends again.
 
 Each of them passes through the whole stack, as a `Call` of its own; they share one deadline and one allowance for
 waiting. Since most calls are a single request, a chain is created only when an answer allows another request.
@@ -12,7 +12,7 @@ import httpx
 from .._urls import origin_of
 
 CHAIN: Final = "stkai.chain"
-"""The extension that tells a later request when the first started, and where it went; httpx copies the extensions."""
+"""The extension that links later requests to the start and URL of the first; httpx copies the extensions."""
 
 _AUTHORIZATION: Final = "authorization"
 
@@ -26,7 +26,7 @@ CONTINUED: Final = frozenset({301, 302, 303, 307, 308, _UNAUTHORIZED})
 
 
 class Chain:
-    """What the requests of a call have in common; each carries it in its extensions once another may follow it."""
+    """Data that the requests of a call share; each carries it in its extensions once another may follow it."""
 
     __slots__ = ("_is_challenged", "_is_redirected", "_request", "_signed", "queued", "started", "url")
 
@@ -73,7 +73,7 @@ def chain_before(request: httpx.Request) -> Chain | None:
 
 
 def home_of(request: httpx.Request) -> httpx.URL:
-    """Where the call began that led to the request, also if this is sent again, such as by a retrying transport."""
+    """The URL of the call's first request, even if `request` is sent again, for example by a retrying transport."""
     chain = request.extensions.get(CHAIN)
     return chain.url if isinstance(chain, Chain) else request.url
 

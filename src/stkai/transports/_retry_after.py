@@ -12,7 +12,7 @@ from .._headers import has_field
 _SECONDS = r"[0-9]+(\.[0-9]+)?"
 
 _IN_MILLISECONDS = (b"retry-after-ms", b"x-ms-retry-after-ms")
-"""What OpenAI and Azure send beside, or instead of, `Retry-After`; their SDKs believe the milliseconds."""
+"""Headers that OpenAI and Azure send with, or instead of, `Retry-After`; their SDKs trust the milliseconds."""
 
 _DAY = 86400.0
 
@@ -25,7 +25,7 @@ def retry_after(headers: httpx.Headers, now: datetime) -> float | None:
 
     Takes seconds, with decimals too, and HTTP-dates in all three forms; `seconds_until` measures a date. Of several
     values the longest counts. A number too large for a float is the largest float; negative numbers and garbage are
-    ignored. Milliseconds (`retry-after-ms`) go first: they are the same wait, and not rounded to seconds.
+    ignored. Milliseconds (`retry-after-ms`) take precedence: they state the same wait, not rounded to seconds.
     """
     # Ask for each header first, since most responses have none of them: httpx decodes all headers to find one.
     names = [name.decode() for name in _IN_MILLISECONDS if has_field(headers, name)]
@@ -50,7 +50,7 @@ def seconds_until(instant: datetime, headers: httpx.Headers, now: datetime) -> f
 
     It is measured against the response's own `Date`, so that a wrong clock on this side does no harm, or against `now`
     if there is none. If the two are more than a day apart, one of them is wrong, and the one that makes the wait at
-    most a day is believed: a server that thinks it is 1970 would otherwise make everybody wait for decades.
+    most a day is believed: a server that thinks it is 1970 would otherwise make every client wait for decades.
     """
     by_clock = (instant - now).total_seconds()
     sent = parse_date(headers.get("date", ""))

@@ -1,7 +1,7 @@
-"""Who may see a token, and how a request is signed with it: `BearerAuth`.
+"""`BearerAuth`: which origins may see a token, and how a request is signed with it.
 
-It signs a copy of the request: the token appears neither in `response.request` nor in an error's request, and the
-objects that hold it here do not print it.
+It signs a copy of the request: the token appears neither in `response.request` nor in an error's request, and no
+repr of the objects here shows it.
 """
 
 import itertools
@@ -26,7 +26,7 @@ _EXPOSED: Final = (
 )
 
 _KEPT: Final = 100
-"""Tokens to keep: a provider may have several at once, such as one for each tenant."""
+"""The number of tokens to keep: a provider may have several at once, such as one for each tenant."""
 
 _PLAIN_METHODS: Final = {
     "get_access_token": "rename the async one to aget_access_token",
@@ -70,13 +70,13 @@ class Token(HoldsSecret):
 class BearerAuth(HoldsSecret):
     """A provider of tokens, and the origins that may see them.
 
-    Requests to other origins pass unsigned and keep their own `Authorization` header. Requests to these origins have
-    theirs replaced. A token goes over http:// only to this machine (localhost, 127.0.0.0/8, ::1), unless `allow_http`.
+    Requests to other origins are not signed, and keep their own `Authorization` header; requests to these origins have
+    it replaced. Only to this machine (localhost, 127.0.0.0/8, ::1) is a token sent over http://, unless `allow_http`.
 
     Args:
         provider: where tokens come from.
-        origins: one or several, such as `"https://api.example.com"`. None: each call's token goes to the origin of
-            its first hop and nowhere else. (Your own transport around the stack must then keep the request's
+        origins: one or several, such as `"https://api.example.com"`. None: each call's token is sent to the origin
+            of its first hop and nowhere else. (Your own transport around the stack must then keep the request's
             `extensions`, which mark the first hop.)
         allow_http: whether tokens may travel unencrypted to other machines.
 
@@ -119,10 +119,10 @@ class BearerAuth(HoldsSecret):
         self._tokens: dict[Hashable, Token] = {}
 
     def may_sign(self, url: httpx.URL, attempt: Attempt) -> bool:
-        """Whether the token may go to `url`: one of the origins, or, without any, the origin of the call's first hop.
+        """Whether the token may be sent to `url`: to one of the origins or, without any, that of the call's first hop.
 
         Raises:
-            AuthenticationError: the token should go there, but the connection is not encrypted.
+            AuthenticationError: the token would be sent there, but the connection is not encrypted.
         """
         if self.origins is not None:
             return origin_of(url) in self.origins
@@ -185,7 +185,7 @@ class BearerAuth(HoldsSecret):
         """
         provider = self.provider
         with named_errors(provider):
-            if self._has_own_headers:  # Which contain the token, perhaps beside others.
+            if self._has_own_headers:  # These contain the token, perhaps beside other values.
                 cached = Secret(provider.cached_access_token())
                 if cached.is_text() and cached.reveal() in refused.value:
                     provider.forget(cached.reveal())

@@ -29,8 +29,8 @@ _REFUSED: Final = "the server refused the old one"
 _UNAUTHORIZED: Final = 401  # The status of a refused token; RFC 6750, section 3.1.
 
 _MAX_BODY: Final = 1_048_576
-"""Bytes of a 401's body that are kept while the token is renewed. A body known to be longer is not read before it is
-clear that the caller gets it."""
+"""The maximum bytes of a 401's body to keep while the token is renewed. A body known to be longer is read only once it
+is clear that the caller gets it."""
 
 
 class _AuthFlow(LayerBase):
@@ -57,8 +57,8 @@ class _AuthFlow(LayerBase):
             try:
                 response = yield from self._onward(policy.sign(request, token), attempt)
             except SignatureExpired:
-                # Send with any token if the wait for a permit was shorter than that for the token before: if each takes
-                # longer to get than it is valid, the request might never be sent.
+                # Send with any token if the wait for a permit was shorter than the wait for the previous token: if
+                # fetching a token takes longer than it is valid, the request might never be sent.
                 record = attempt.record
                 checks, queued, before = record.queued - queued > took, record.queued, record.authenticating
                 token = policy.kept() or (yield from self.fetch(attempt, _NONE))

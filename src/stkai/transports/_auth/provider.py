@@ -1,7 +1,7 @@
 """What the auth layer needs from a token source: `AuthProvider`; `StaticToken`, the simplest; and how to fetch a token.
 
-A fetch that several threads and tasks wait for runs once, in a background thread. It is a daemon, so that a program can
-exit while a token endpoint hangs, and a forked child is not held up by its parent's fetch.
+A fetch that several threads and tasks wait for runs once, in a background thread. The thread is a daemon, so that a
+program can exit while a token endpoint hangs, and a forked child is not held up by its parent's fetch.
 """
 
 import copy
@@ -31,9 +31,9 @@ class AuthProvider(ABC):
     `StaticToken`. To sign in another way than with a bearer token, override `get_auth_headers`.
 
     Attributes:
-        token_is_for_all: whether every caller gets the same token, so that all share one fetch, in a background thread
-            also under a sync client. False by default: a provider may look up in a `ContextVar` for whom it gets a
-            token.
+        token_is_for_all: whether every caller gets the same token, so that all share one fetch, run in a background
+            thread even under a sync client. False by default: a provider may get the token of a user that it finds in
+            a `ContextVar`.
     """
 
     token_is_for_all: bool = False
@@ -47,7 +47,7 @@ class AuthProvider(ABC):
         """
 
     def get_auth_headers(self) -> dict[str, str]:
-        """The headers that sign a request: by default `Authorization` with the token. The transports use an override.
+        """The headers that sign a request: `Authorization` with the token. If overridden, stkai calls only this.
 
         Raises:
             AuthenticationError: there is no token.
@@ -81,7 +81,7 @@ class AuthProvider(ABC):
 
 
 class StaticToken(HoldsSecret, AuthProvider):
-    """Provides a token that you already have, such as an API key. It is never renewed: a 401 goes to the caller.
+    """Provides a token that you already have, such as an API key. It is never renewed: the caller gets a 401.
 
     Args:
         value: the token, without "Bearer"; never shown.
@@ -144,7 +144,7 @@ class Fetch(AbandonableWork):
                 _running.pop(self.key, None)
 
     def result(self) -> Any:
-        """What was fetched. Raises a copy of the error for each caller, since its `request` is that of the caller."""
+        """The result of the fetch. Raises a copy of the error for each caller, since its `request` is the caller's."""
         if isinstance(self._error, AuthenticationError):
             raise copy.copy(self._error) from self._error.cause
         if self._error is not None:
@@ -153,7 +153,7 @@ class Fetch(AbandonableWork):
 
 
 FETCHING: Final[ContextVar[tuple[list[AuthProvider], ...]]] = ContextVar("stkai.fetching", default=())
-"""The fetches that this code is a part of: each is a list of its provider, which is empty once the fetch is over."""
+"""The fetches that this code is part of: each is a list with its provider, emptied when the fetch ends."""
 
 _running: Final[dict[Hashable, Fetch]] = {}  # The fetches in progress, by process and by work.
 
@@ -211,7 +211,7 @@ def key_of(work: Callable[..., object]) -> Hashable:
 def _context_key() -> Hashable:
     """The context variables, compared by identity: the fetch keeps the values alive, and some cannot be compared.
 
-    That of OpenTelemetry is left out, which contains the span of each call.
+    OpenTelemetry's variable is left out, since it contains the span of each call.
     """
     ours = {var for var in (ENTERED, FETCHING, _library_variable()) if var is not None}
     each = ((var, value) for var, value in copy_context().items() if var not in ours)

@@ -22,7 +22,7 @@ def get_token(provider: AuthProvider, seconds: float, closing: Latch | None = No
     """Get a token, or headers, from the provider, for a thread that can wait this many seconds.
 
     Raises a DeadlineExceededError if it takes longer, and a RuntimeError once `closing` is set; the fetch continues for
-    later callers. Only a provider that is called in this very thread has to return first.
+    later callers. A provider called in the caller's own thread cannot be timed out.
     """
     if seconds <= 0:
         raise _too_late()
@@ -84,7 +84,7 @@ async def _awork(provider: AuthProvider) -> Signature:
 
 
 def _waits(provider: AuthProvider, seconds: float) -> tuple[float, ...]:
-    """Seconds to wait for a fetch: all at once, or in two halves if there still is a token to send with."""
+    """Seconds to wait for a fetch: all at once, or in two halves if there is still an old token to send with."""
     return (seconds,) if seconds == math.inf or _old_token(provider) is None else (seconds / 2, seconds / 2)
 
 
@@ -96,7 +96,7 @@ def _old_token(provider: AuthProvider) -> str | None:
 
 
 def _spare(provider: AuthProvider) -> Signature | None:
-    """What signs with the old token. Only while that is being renewed: to ask for headers would renew it here."""
+    """The old token, or headers with it. Call this only during a renewal: asking for headers would start one here."""
     token = _old_token(provider)
     return provider.get_auth_headers() if token is not None and has_own_headers(provider) else token
 
@@ -124,7 +124,7 @@ def _fetching(provider: AuthProvider) -> Iterator[None]:
 
 
 class _Shared(Latch):
-    """A fetch that one task leads for its event loop; neither token nor error if that task was cancelled."""
+    """A fetch that one task leads for its event loop; it has neither token nor error if that task was cancelled."""
 
     token: Signature | None = None
     error: AuthenticationError | None = None

@@ -58,10 +58,10 @@ _KEY: Final = b"idempotency-key"
 
 
 _HALF_LIFE = 10.0
-"""Seconds in which the credit from calls halves, and the most for which time earns credit; Finagle's TTL."""
+"""Seconds in which the credit from calls halves, and the longest time that earns credit; Finagle's TTL."""
 
 _LASTING_CREDIT = 10.0
-"""Retries. This much credit does not decay: otherwise, a program with one call a minute would never have any."""
+"""The credit, in retries, that does not decay: otherwise, a program with one call a minute would never have any."""
 
 _ROUNDING = 1e-9
 
