@@ -20,7 +20,7 @@ Range = tuple[float, float, int]
 NEVER: Final = -1e18
 
 ROUNDING: Final = 1e-6
-"""Permits; tolerance for the rounding of clocks."""
+"""The tolerance for rounding errors of clocks, in permits."""
 
 _CLOCK_SET_BACK: Final = 0.1
 """Seconds; a clock that is further behind was set back, and the state continues as if no time had passed."""
@@ -31,7 +31,7 @@ USAGE_SPAN: Final = 10.0
 _SAME_INSTANT: Final = 1e-6  # Seconds; entries closer than this are merged.
 
 _MAX_EXACT: Final = 64
-"""Up to this many permits per window, each instant is kept; above, as many slots, each rounded up to its end."""
+"""Up to this many permits per window, each instant is kept; above, instants round up to this many slots."""
 
 _NO_QUOTA: Final = Quota(0.0)
 
@@ -169,14 +169,14 @@ def note(s: Calendar, first: float, gap: float, places: int) -> None:
 
 
 def note_past(s: Calendar, seconds: float, places: int, now: float) -> None:
-    """Add permits that were used evenly in the last `seconds`: of a long time, only those that a window may reach."""
+    """Add permits that were used evenly over the last `seconds`, but only those that the window may still contain."""
     first, gap = now - seconds, seconds / places
     over = past(first, gap, places, now - _length(s) - s.quota.window / _MAX_EXACT)
     note(s, first + over * gap, gap, places - over)
 
 
 def forgive(s: Calendar, first: float, gap: float, places: int) -> None:
-    """Remove permits from the window: for each place, the latest one that is not after it."""
+    """Remove permits from the window: for each place, the latest permit that is not after it."""
     while s.most and places > 0:
         instant, together = _entry(s, first, gap, places)
         first, places = first + together * gap, places - together
@@ -225,7 +225,7 @@ def _within(s: Calendar) -> int:
 
 
 def _length(s: Calendar) -> float:
-    """The window's length, and a little more, since some permits are used later than others."""
+    """The window's length plus a little, since some permits are used later than others."""
     return s.quota.window + min(LATE, s.quota.window / 300)
 
 

@@ -21,10 +21,10 @@ LAST_REPORT: Final = 0.25
 """Seconds that a member's last report may take when its limiter is closed, or at the end of the program."""
 
 MAX_CALLS: Final = 16
-"""Threads at once, regardless of the number of shares; also, connections to a server that are kept open."""
+"""The maximum number of threads, for any number of shares, and of connections to a server that are kept open."""
 
 STUCK_AFTER: Final = 1.0
-"""Seconds without a new call, although one is due, after which another thread is started: the others hang."""
+"""If no call begins for this many seconds although one is due, another thread is started: the others hang."""
 
 _IDLE_TIMEOUT: Final = 1.0  # Seconds after which a thread without a call ends.
 
@@ -67,7 +67,7 @@ class BackgroundCalls:
         begin_in_each_process(self, BackgroundCalls._begin)
 
     def _begin(self) -> None:
-        # Entered directly: an interrupt in the methods of a Condition, written in Python, could leave the lock taken.
+        # Entered directly: an interrupt in a Condition's methods, which are written in Python, could leave it held.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._jobs: list[tuple[float, int, Work]] = []
@@ -80,7 +80,7 @@ class BackgroundCalls:
         with self._lock:
             now = self._monotonic()
             heapq.heappush(self._jobs, (now + seconds, next(self._numbers), work))
-            self._changed.notify_all()  # One may be left of a notification that an interrupt has cut off.
+            self._changed.notify_all()  # All: an interrupted notification may have left another waiter asleep.
             starts = not self._is_idle and (self._threads < MAX_CALLS or now > self._moved_at + STUCK_AFTER)
             self._is_idle = self._is_idle and self._left() > 0
             if starts:
@@ -88,7 +88,7 @@ class BackgroundCalls:
         if starts:
             try:
                 threading.Thread(target=self._run, name="stkai-store", daemon=True).start()
-            except BaseException as error:  # No thread could start, or an interrupt; the next call retries.
+            except BaseException as error:  # No thread started, or an interrupt; the next call retries.
                 with self._lock:
                     self._threads -= 1
                 if not isinstance(error, RuntimeError):

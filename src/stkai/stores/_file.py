@@ -34,7 +34,7 @@ _FLAGS: Final = (
 _LOCK_TIMEOUT: Final = 0.25
 
 _MAX_NAP: Final = 0.002
-"""Longest sleep between lock attempts, in seconds; with less, a hundred waiters starve the holder on two cores."""
+"""Longest sleep between lock attempts, in seconds; if shorter, a hundred waiters starve the holder on two cores."""
 
 _OTHER_MACHINE_WITHIN: Final = 60.0
 """Seconds; a file that another boot wrote more recently than this is in use by another machine."""
@@ -101,7 +101,7 @@ class FileStore(LocalStore):
         return self._path_of(share).is_file() and super().reset(share)
 
     def has_older_members(self, share: str) -> bool:
-        """Whether members of version 2 use the share now; they have a state of their own, apart from this one."""
+        """Whether members of version 2 use the share now; they keep a separate state."""
         try:
             written = (self.path / file_name(check_share(share), ".share")).stat().st_mtime
         except OSError:
@@ -204,7 +204,7 @@ def _open_file(path: Path, flags: int) -> FileIO:
 
 
 def _check_file(file: FileIO, path: Path, *, private: bool) -> None:
-    """Refuse what is no regular file, and, with `private`, a directory that other users own or may enter."""
+    """Refuse anything but a regular file and, with `private`, a directory that other users own or may enter."""
     about = os.fstat(file.fileno())
     if not stat.S_ISREG(about.st_mode):
         raise ConfigurationError(_not_plain(path))
@@ -271,7 +271,7 @@ else:
 
 
 def lock(fd: int) -> None:
-    """Acquire the lock, waiting at most `_LOCK_TIMEOUT` seconds.
+    """Acquire the lock, or raise a TimeoutError after `_LOCK_TIMEOUT` seconds.
 
     A blocking kernel lock has no timeout, and its holder may be suspended, so this polls. The lock is held for only a
     few microseconds.

@@ -2,7 +2,7 @@
 
 A store holds numbers, never waiting requests. All times in messages are in seconds from now, so that members whose
 clocks differ can still share a quota. A member reports totals and what it holds, never single permits. The store
-replaces its assumptions about the member by them, so that lost, repeated or reordered messages do no harm.
+replaces its assumptions about the member with these, so that lost, repeated or reordered messages do no harm.
 """
 
 import math
@@ -15,7 +15,7 @@ BOOKS: Final = ("leased", "used", "returned", "expired", "held")
 """The balance of permits: leased = used + returned + expired + held."""
 
 AHEAD: Final = 0.25
-"""Seconds for which a member leases its share of the permits in advance, at most."""
+"""The maximum number of seconds for which a member leases its share of the permits in advance."""
 
 LATE: Final = 0.05
 """Seconds for which a member reserves a permit for a request that wakes late."""
@@ -103,7 +103,7 @@ class Ask(NamedTuple):
         low: whether only requests of low priority wait.
         costs: the cost of each request that wants a permit, in sending order; empty if costs do not count.
         units_used: total of the units of cost used, corrections included.
-        units_new: how much of that is new since the last answer; a store that has forgotten the member knows no more.
+        units_new: how much of that is new since the last answer; a store that forgot the member charges only this.
         units: units of its lease that the member keeps.
         own: requests sent without a lease while the store was unreachable, and not reported yet.
         own_seconds: seconds in which those were sent.
@@ -156,7 +156,7 @@ class Lease:
         quota: the quota in force, that of the youngest member.
         ranges: the new permits, as (seconds from now until the first may be used, seconds between them, how many).
         units: units of cost that were paid for them.
-        void: whether what the member held before is void.
+        void: whether the permits that the member held before are void.
         queue: seconds until a permit requested now could be used; negative if part of the burst is left.
         again: seconds after which to ask again, if nothing was leased.
         pause: seconds during which no member may send.

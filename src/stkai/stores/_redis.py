@@ -82,7 +82,7 @@ class RedisStore(StaysInProcess):
         return bool(self._run(share, "reset"))
 
     def has_older_members(self, share: str) -> bool:
-        """Whether members of version 2 use the share now; they have a state of their own, apart from this one."""
+        """Whether members of version 2 use the share now; they keep a separate state."""
         members = _keys(share)[1].removesuffix(b"v5:members") + b"members"
         now, _ = self._server.run("TIME")
         return bool(self._server.run("ZCOUNT", members, int(now) - MEMBER_LIFETIME, "+inf"))
@@ -195,11 +195,11 @@ class Connections(Server):
     def _ask(self, connection: Any, words: tuple[Any, ...], *, was_idle: bool = False) -> Any:
         """Send a command and read the answer; keep the connection unless either fails.
 
-        After a failure, close all connections: they lead to the same server, which may be a demoted master whose name
-        already resolves to the new one.
+        After a failure, close all connections: they lead to the same server, which may be a demoted master, while its
+        name already resolves to the new one.
         """
         try:
-            if was_idle and connection.can_read():  # What can be read would be taken for the answer.
+            if was_idle and connection.can_read():  # It would be taken for the answer.
                 raise self.errors.ConnectionError
             connection.send_command(*words)
             answer = connection.read_response()

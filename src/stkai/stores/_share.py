@@ -1,4 +1,4 @@
-"""The state of one share: its calendar, what is assumed about each member, and how their reports correct that.
+"""The state of a share: its calendar, assumptions about each member, and how the members' reports correct them.
 
 A member reports totals. Permits that it neither used nor keeps are returned. A member that stays silent loses its
 permits, and is forgotten later. `step.lua` is the same code.
@@ -31,7 +31,7 @@ class MemberState:
     """What the store assumes about a member."""
 
     due: float = 0.0  # When the store handles it next, if it stays silent.
-    id: int = 0  # Its current lease; -1 if void, as is the one before.
+    id: int = 0  # Its current lease, and the one before; -1 if void.
     before: int = 0
     epoch: int = 0  # The epoch of the current lease.
     used: int = 0  # The totals that it reported.
@@ -46,7 +46,7 @@ class MemberState:
     counted: bool = False  # Whether it counts as active.
     normal: bool = False  # Whether requests of normal priority wait.
     old: list[Range] = field(default_factory=list)  # The places that it holds.
-    fresh: list[Range] = field(default_factory=list)  # Those of the last answer, which may be lost.
+    fresh: list[Range] = field(default_factory=list)  # The places of the last answer, which may be lost.
 
     def pack(self) -> str:
         """The member as a JSON list that begins with `due`."""
@@ -108,7 +108,7 @@ _values_of_state: Final = attrgetter(*(each.name for each in fields(State)))
 
 
 def reconcile(s: State, m: MemberState, ask: Ask, now: float) -> bool:
-    """Replace the assumptions about the member by its report. Returns whether what it holds is void."""
+    """Replace the assumptions about the member with its report. Returns whether the permits that it holds are void."""
     void_old(s, m)
     used, lapsed, spent = ask.used - m.used, ask.lapsed - m.lapsed, ask.units_used - m.units_used
     m.used, m.lapsed, m.units_used = ask.used, ask.lapsed, ask.units_used

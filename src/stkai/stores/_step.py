@@ -20,9 +20,9 @@ from ._share import MEMBER_LIFETIME, MemberState, State, due, reconcile, sweep, 
 
 T = TypeVar("T")
 
-_MAX_UNITS_WAIT: Final = 0.1  # Seconds; a member with permits gets none that wait longer for units of cost.
+_MAX_UNITS_WAIT: Final = 0.1  # Seconds; a member with permits gets no others that wait longer for units.
 _LOW_FRACTION: Final = 0.1  # Fraction of low-priority requests while normal ones wait.
-_SAME_START: Final = 1.0  # Seconds; closer together, ages do not show which member started last.
+_SAME_START: Final = 1.0  # Seconds; if members start closer together, ages do not show which was last.
 _MAX_QUEUE: Final = 60.0  # Seconds; the longest queue that a member's report can restore.
 
 
@@ -185,7 +185,7 @@ def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
             if seconds > _MAX_UNITS_WAIT and (granted or m.old):
                 return 0.0 if granted else seconds - _MAX_UNITS_WAIT / 2
         first, gap, found = allocate(s, places, now)
-        first = max(first, now + seconds)  # It may be used when there are enough units.
+        first = max(first, now + seconds)  # The permit may be used once there are enough units.
         paid = sum(costs[granted : granted + found])
         s.units -= paid
         m.units_fresh += paid
@@ -197,7 +197,7 @@ def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
 
 
 def _affordable(s: State, places: int, costs: tuple[float, ...]) -> tuple[int, float]:
-    """How many requests there are units for now; if for none, 1 and the seconds until there are units for it."""
+    """How many requests can be paid for now, and 0.0; if none can, 1 and the seconds until it can."""
     full, slack, left = s.quota.max_cost, ROUNDING * s.quota.max_cost, s.units
     for number, cost in enumerate(costs):
         need = min(cost, full)
