@@ -24,7 +24,7 @@ class WriteError(StkaiError):
 
 
 class AppendFile:
-    """Appends whole records, and cuts off what a failed write has left."""
+    """Appends whole records, and cuts off what a failed write left behind."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,14 +36,14 @@ class AppendFile:
         self.size = status.st_size
         self._appending = threading.Lock()
         """A failed write is undone by truncating to the size before it, so nothing else may be written until then."""
-        self._is_torn = False  # Whether the last write failed, and could not be cut off.
+        self._is_torn = False  # Whether the last write failed, and what it left could not be cut off.
         self._changes = 0
         self._safe_changes = 0  # How many of the changes would survive a power failure.
         self._lost: OSError | None = None
         self._committing = anyio.Lock()
 
     def append(self, record: bytes) -> None:
-        """Write a record, from any thread. If a failed write cannot be cut off, nothing follows it."""
+        """Write a record, from any thread, after cutting off what an earlier, failed write left behind."""
         with self._appending:
             try:
                 if self._is_torn:
@@ -99,7 +99,7 @@ class AppendFile:
         self._safe_changes = reached
 
     async def commit(self) -> None:
-        """Like `sync`, but without blocking; concurrent callers share the next one."""
+        """Like `sync`, but without blocking; concurrent callers share a sync."""
         wanted = self._changes
         async with self._committing:
             if self._safe_changes < wanted:
@@ -108,7 +108,7 @@ class AppendFile:
     def close(self) -> None:
         """Close the file. Nothing can be written afterwards."""
         with self._appending:
-            # Another file may get the number next, and a thread left behind by an interrupt may still write.
+            # Another file may get this descriptor, and a thread left behind by an interrupt may still write.
             descriptor, self.descriptor = self.descriptor, -1
         self._close(descriptor)
 

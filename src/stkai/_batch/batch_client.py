@@ -64,7 +64,7 @@ class BatchClient:
         read = max(_READ_TIMEOUT, deadline or 0.0)
         self.timeouts = {"connect": 30.0, "read": read, "write": read, "pool": None}
         """The timeouts of each attempt, in seconds, as httpx takes them."""
-        # A batch waits for its permits without a limit.
+        # A batch waits for its permits as long as necessary.
         call = RequestOptions(deadline=UNSET if deadline is None else deadline, max_wait_time=None)
         self.extensions = {OPTIONS: call, "timeout": self.timeouts}  # Of each line's request.
         given: StackOptions = {"rate_limit": limits(options, STKAI.config)}
@@ -131,7 +131,7 @@ class BatchClient:
 
 
 def limits(options: Options, settings: Settings) -> Any:
-    """The limiters in the settings and of `--rpm`, `--tpm` and `--in-flight`; without these, an adaptive one."""
+    """The limiters of the settings and of `--rpm`, `--tpm` and `--in-flight`; without these, an adaptive one."""
     config, limiters = settings.rate_limit, list[Limiter]()
     if config.enabled:
         limiters.append(limiter_from(config))
@@ -145,7 +145,7 @@ def limits(options: Options, settings: Settings) -> Any:
 
 
 def _settings(options: Options) -> Settings:
-    """The settings, with enough connections unless the user set them; no unknown retries under `--unknown report`."""
+    """The settings, with enough connections unless the user set them; no `retry_unknown` for `--unknown report`."""
     settings = STKAI.config
     chosen, most = settings.http.model_fields_set, options.max_in_flight
     http = {
@@ -163,7 +163,7 @@ def _settings(options: Options) -> Settings:
 
 
 def _wire(http: "HttpConfig") -> "AsyncWire":
-    """A wire over aiohttp, which needs half the processor time; the default one if aiohttp lacks what is needed."""
+    """A wire over aiohttp, which needs half the processor time; the default wire if aiohttp lacks a feature."""
     if http.http2 or ProxyMap.of(http).has_socks:
         return AsyncDefaultWire(http)
     return wires.aiohttp(http)

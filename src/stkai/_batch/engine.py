@@ -1,4 +1,4 @@
-"""Sends many requests, a few at a time, in tasks or in threads, and yields their outcomes as calls finish."""
+"""Sends many requests concurrently, in tasks or in threads, and yields their outcomes as calls finish."""
 
 import sys
 from collections import deque
@@ -17,7 +17,7 @@ from .._abandonable import Worker
 from .._event_loops import asyncio_loop
 
 AsyncSend = Callable[[int, Any], Awaitable[httpx.Response]]
-"""Sends the request with this index; what stands for the request is up to the sender."""
+"""Sends the request with this index; the sender decides what its second argument is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Outcome:
 
 
 async def _acquire(semaphore: anyio.Semaphore) -> None:
-    """Acquire it, if possible without letting other tasks run."""
+    """Acquire a semaphore, if possible without letting other tasks run."""
     try:
         semaphore.acquire_nowait()
     except anyio.WouldBlock:
@@ -144,7 +144,7 @@ def outcomes_in_threads(
     limit: int,
     end: Callable[[], object],
 ) -> Generator[Outcome, None, None]:
-    """Like `OutcomesInTasks`, in threads; reads the requests in the caller's. `end` drops those not sent yet."""
+    """Like `OutcomesInTasks`, in threads; the caller's thread reads the requests. `end` drops those not sent yet."""
     finished: SimpleQueue[Outcome | BaseException] = SimpleQueue()
     threads, pending, has_ended, failure = Worker("stkai.send_all"), 0, False, None
 

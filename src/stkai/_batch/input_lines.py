@@ -26,19 +26,19 @@ ReadLine = Callable[[], Values | None]
 
 
 Lines = Generator[tuple[int, ReadLine] | None, None, None]
-"""The number of each line and how to read it; None while the next one has not arrived yet. It keeps a file open."""
+"""The number of each line and how to read it; None if the next one has not arrived. Keeps a file open."""
 
 
 def json_lines(path: Path, size: int | None = None, copy: "StdinCopy | None" = None) -> Lines:
     """The lines of the first `size` bytes of a JSONL file, or of a `copy` of stdin, which grows until it is complete.
 
-    They are numbered from 1, as in an editor; blank lines are numbered but skipped. If the copy is cut off, a part of
-    a line at its end is no line.
+    They are numbered from 1, as in an editor; blank lines are numbered but skipped. If the copy is cut off, an
+    incomplete last line does not count.
     """
     number = offset = 0
     with path.open("rb") as file:
         while True:
-            # Ask before reading, so that nothing can be appended after the end that is read.
+            # Check before reading: once the copy is complete, nothing more is appended.
             ends_here = copy is None or copy.is_complete
             for raw in _up_to(size, file):
                 if raw[-1:] != b"\n" and copy is not None and (copy.is_cut_off or not ends_here):
@@ -135,7 +135,7 @@ class Shard(NamedTuple):
         return cls(int(found[1]), int(found[2]))
 
     def has(self, number: int) -> bool:
-        """Whether the line with this number, counted from 1, belongs to it."""
+        """Whether the line with this number, counted from 1, belongs to this shard."""
         return (number - 1) % self.total == self.position
 
 
@@ -175,14 +175,14 @@ class StdinCopy(threading.Thread):
         super().__init__(name="stkai.batch.stdin", daemon=True)
         self.path = path
         self.is_complete = False  # Whether everything has been copied, or copying has failed.
-        self.is_cut_off = False  # Set if its end does not mean that it was complete.
+        self.is_cut_off = False  # Set if the copy may lack the end of stdin.
         self.survey: Survey | None = None  # Set once everything has been copied.
         self.error: StkaiError | None = None  # Why copying failed.
         self._file, self._shard, self._descriptor = AppendFile(path), shard, descriptor
         self._resumes = resumes  # Whether an earlier run has begun the copy.
 
     def _can_be_read(self) -> bool:
-        """Whether stdin can be read, and is not a terminal, which nohup replaces by a file that cannot be read."""
+        """Whether stdin can be read and is not a terminal; nohup replaces a terminal by a file that cannot be read."""
         try:
             return (
                 sys.stdin is not None and not os.isatty(self._descriptor) and not os.read(self._descriptor, 0)
@@ -235,7 +235,7 @@ def sha256(path: Path, size: int) -> str:
 
 
 def ends_complete(path: Path, size: int) -> bool:
-    """Whether a line ends after the first `size` bytes, so that a new line follows."""
+    """Whether a line ends after the first `size` bytes, so that whatever follows is a new line."""
     with path.open("rb") as file:
         file.seek(max(0, size - 1))
         around = file.read(3) if size else b"\n"

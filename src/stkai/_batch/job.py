@@ -26,7 +26,7 @@ _MAX_LISTED: Final = 20  # Lines that a dry run lists for each kind of problem.
 
 
 class BatchJob(RunState):
-    """A job that this process works on; other processes cannot, until it is closed."""
+    """A job that this process works on; no other process can until it is closed."""
 
     def __init__(self, options: Options, form: Format, stack: ExitStack) -> None:
         """Start or resume the job that writes to `-o`; the stack closes its files."""

@@ -8,8 +8,8 @@
     d 123                                   the outcome of request 123 was handed out (`send_all`, which has no outputs)
     u 520 78                                the answers so far have used 520 and 78 tokens
 
-Each record is one write, and a line is sent only after it: what a kill truncates was not sent. The process that has the
-journal open holds its lock. The journal contains no user-supplied ids, no bodies and no credentials.
+Each record is a single write, and a line is sent only after it: if a kill truncates the record, the line was not sent.
+The process that has the journal open holds its lock. The journal contains no user-supplied ids, bodies or credentials.
 """
 
 import json
@@ -32,7 +32,7 @@ from .input_lines import Survey
 
 VERSION: Final = 1
 
-_LINE, _COUNT = r"\d{1,9}", r"\d{1,99}"  # A higher number of a line would take gigabytes in `LineStates`.
+_LINE, _COUNT = r"\d{1,9}", r"\d{1,99}"  # A higher line number would take gigabytes in `LineStates`.
 _RECORDS: Final = {
     **dict.fromkeys("snd", _LINE),
     "x": rf"{_LINE} [^\x00-\x1f\udc80-\udcff]+",
@@ -40,7 +40,7 @@ _RECORDS: Final = {
     "u": rf"{_COUNT} {_COUNT}",
     "i": rf"{_COUNT} [0-9a-f]{{64}} {_LINE} {_LINE}",
 }
-"""What follows each kind of record; characters that are not UTF-8 have been read as surrogates."""
+"""What follows each kind of record; bytes that are not UTF-8 are read as surrogates."""
 _RECORD: Final = re.compile("|".join(f"{kind} {rest}" for kind, rest in _RECORDS.items()), re.ASCII)
 
 
@@ -121,7 +121,7 @@ class Journal(AppendFile):
             )
 
     def _close(self, descriptor: int) -> None:
-        """Close the file and release its lock, which processes that were forked in the meantime have as well."""
+        """Close the file and release its lock, which forked processes hold as well."""
         if os.getpid() == self._process:
             with suppress(OSError):
                 _file.unlock(descriptor)

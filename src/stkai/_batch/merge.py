@@ -18,7 +18,7 @@ from .journal import read_header, records
 from .outputs import SUFFIX, Paths, entries_in
 from .progress import count, listed
 
-_OPEN_FILES: Final = 64  # Most outputs that are open at the same time.
+_OPEN_FILES: Final = 64  # Maximum number of outputs that are open at the same time.
 
 _MAX_LISTED: Final = 10
 
@@ -51,7 +51,7 @@ class Entries:
             yield number, self._paths[file], offset
 
     def copy(self, target: Path) -> None:
-        """Write the entries, by number, to `target`, readable to those who can read all of the outputs."""
+        """Write the entries, ordered by number, to `target`; only those who can read all outputs may read it."""
         mode = reduce(and_, [path.stat().st_mode for path in self._paths], 0o666)
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(descriptor, "wb") as copy, ExitStack() as stack:
@@ -71,7 +71,7 @@ class Entries:
 
 
 def _write(contents: Mapping[Path, Entries]) -> None:
-    """Write entries, by number, to their targets, which are created or replaced only once all are complete."""
+    """Write entries, ordered by number, to their targets, which are created or replaced only once all are complete."""
     targets = {Path(os.path.realpath(target)): entries for target, entries in contents.items()}
     copies = {target: target.with_name(f"{target.name}.{os.getpid()}.sorting") for target in targets}
     target = Path()

@@ -162,7 +162,7 @@ class Options:
         return Survey.of(source, size, self.lines(source, size), self.line_shard)
 
     def facts(self, template: Template | None) -> dict[str, Any]:
-        """What determines the requests, and must not change during a job. Contains no secrets."""
+        """The options that determine the requests, and must not change during a job. Contains no secrets."""
         base = None
         if self.base_url is not None:  # Its user and password may change.
             base = _digest(str(httpx.URL(self.base_url).copy_with(userinfo=b"")))

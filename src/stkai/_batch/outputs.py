@@ -1,4 +1,4 @@
-"""The outputs of a job: a file of answers and one of failures, which determine the lines that are done; or stdout.
+"""The outputs of a job: a file of answers and one of failures, which determine which lines are done; or stdout.
 
 In each line, the id comes first and the error last, so that they can be read back without a JSON parser.
 """
@@ -134,7 +134,7 @@ class Outputs:
         self.unwritten = 0  # Outcomes that went to stderr instead.
         self._in_order = in_order
         self._waiting: dict[int, OutputLine | None] = {}
-        """Outcomes to be written, by line; None for one that is still expected, for which later ones have to wait."""
+        """Outcomes to be written, by line; None for an outcome still expected, for which later ones have to wait."""
 
     @property
     def held(self) -> int:
@@ -217,7 +217,7 @@ class FileOutputs(Outputs):
 
 
 def entries_in(path: Path, end: bytes = b"}") -> Iterator[tuple[int, bytes]]:
-    """The lines of an output, each with the number of its input line; all of them end like this."""
+    """The lines of an output, each with the number of its input line; every line must end with `end`."""
     match = _LINE_START.match
     with path.open("rb") as lines:
         for lineno, line in enumerate(lines, 1):

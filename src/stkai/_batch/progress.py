@@ -35,7 +35,7 @@ def listed(words: Sequence[str], limit: int) -> str:
 
 def show_count(count: float) -> str:
     """A count in short form: 812, 41.2k, 12.4M."""
-    if count >= _MILLION - 50:  # Which would be 1000.0k.
+    if count >= _MILLION - 50:  # Otherwise shown as 1000.0k.
         return f"{count / _MILLION:.1f}M"
     return f"{count / 1000:.1f}k" if count >= 10_000 else f"{count:,.0f}"
 
@@ -64,7 +64,7 @@ def escaped(text: str) -> str:
 
 def say(message: str) -> None:
     """Write a message to stderr, if it is still open, with control characters escaped."""
-    with suppress(OSError, ValueError, AttributeError):  # It is None if it was closed at the start.
+    with suppress(OSError, ValueError, AttributeError):  # stderr is None if it was closed at the start.
         sys.stderr.write("".join(f"{escaped(line)}\n" for line in message.split("\n")))
         sys.stderr.flush()
 
@@ -78,7 +78,7 @@ class Price:
 
     @classmethod
     def parse(cls, text: str) -> "Price":
-        """Parse a price such as `input=0.15,output=0.6`; what is omitted is free."""
+        """Parse a price such as `input=0.15,output=0.6`; an omitted price is 0."""
         prices = {"input": 0.0, "output": 0.0}
         for item in text.split(","):
             name, _, amount = item.strip().partition("=")
@@ -197,6 +197,6 @@ def display(*, quiet: bool) -> Display:
         return Display()
     if sys.stderr is not None and sys.stderr.isatty():
         console = Console(stderr=True)
-        if not console.is_dumb_terminal:  # On a dumb one, rich draws nothing until the end.
+        if not console.is_dumb_terminal:  # On a dumb terminal, rich draws nothing until the end.
             return Bar(console)
     return Display(_LINE_INTERVAL)

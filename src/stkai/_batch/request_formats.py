@@ -72,7 +72,7 @@ class Format:
     """How the lines of an input become requests."""
 
     base_url: str | None = None  # For relative urls in OpenAI's `{"custom_id", "method", "url", "body"}`.
-    url: httpx.URL | None = None  # With a template or a quick command: where all requests go instead.
+    url: httpx.URL | None = None  # With a template or a quick command: where all requests are sent instead.
     template: Template | None = None  # Makes the body from any object; without it, the line has a body.
     id_name: str | None = None  # The member to use as the id.
 

@@ -95,7 +95,7 @@ class Runner:
         raise DroppedError
 
     def _request(self, line: LineInFlight, read: ReadLine) -> httpx.Request:
-        """The request for a line; raises an error if it makes none, or may have been sent before."""
+        """The request for a line; raises an error if the line is invalid, or may have been sent before."""
         job, number = self._job, line.number
         values = read()
         line.custom_id = job.form.custom_id(values)

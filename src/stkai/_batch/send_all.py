@@ -125,7 +125,7 @@ class _OutcomeLog(RunState):
                 raise
 
     def send(self, send: Callable[[httpx.Request, Tracker], T], index: int, request: httpx.Request) -> T:
-        """Send a request; refuse one that may have been sent before, and what is not a request."""
+        """Send a request; refuse one that may have been sent before, and anything that is not a request."""
         if self.recovered.states[index] is LineState.SENT:
             msg = (
                 f"request {index} was in flight when an earlier run ended: the server may have acted on it."
@@ -207,7 +207,7 @@ def _overrides_sending(client: object) -> bool:
 def _send_by_verb(client: HttpClient, request: httpx.Request, tracker: Tracker) -> httpx.Response:
     """Send through a client that overrides the verbs, and takes JSON instead of a request.
 
-    It may pass a request to the wire at any time, so the request may have been sent from now on.
+    The client may pass the request to the wire at any time, so from now on it counts as sent.
     """
     tracker.about_to_send()
     headers = {name: value for name, value in request.headers.items() if name not in _OWN_HEADERS}

@@ -91,7 +91,7 @@ class LineInFlight(Tracker):
         self.scope = anyio.CancelScope()
 
     def end_with_run(self) -> None:
-        """End its task if the run is ending, and nothing of the line is on the wire."""
+        """Cancel the line's task if the run is ending, and no request of the line is on the wire."""
         if (self.may_drop or self.is_waiting) and self.run.ending.is_done:
             self.scope.cancel()
 
@@ -112,7 +112,7 @@ class LineInFlight(Tracker):
 def send_tracked(
     client: HttpClient | httpx.Client, request: httpx.Request, tracker: Tracker
 ) -> httpx.Response:
-    """Send one request; what waits in a stack of ours, for example for a permit, stops when the run ends."""
+    """Send one request; if it waits in a stack of ours, for example for a permit, the wait stops when the run ends."""
     around: Any = partial(_until_run_ends, tracker)
     if not _begins_in(LayerTransport.handle_request, client, request):
         tracker.about_to_send()

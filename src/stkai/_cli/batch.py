@@ -128,7 +128,7 @@ def _signals() -> list[signal.Signals]:
 
 
 def _interrupt_at_signals() -> None:
-    """Make all of these signals raise KeyboardInterrupt, as they do before and after a run."""
+    """Make these signals raise KeyboardInterrupt; during a run, the event loop handles them instead."""
     for each in _signals():
         signal.signal(each, signal.default_int_handler)
 

@@ -77,7 +77,7 @@ class Batch:
             ProcessPoolExecutor(self.processes, multiprocessing.get_context("spawn")) as pool,
         ):
             url, credentials = server.create_url(), (server.client_id, server.client_secret, server.token_url)
-            # Ctrl-C reaches every process. The new ones inherit that it is ignored, and this one kills them.
+            # Ctrl-C reaches every process. The new ones inherit that they ignore it, and this one kills them.
             before = signal.signal(signal.SIGINT, signal.SIG_IGN)
             workers = [
                 pool.submit(_work, self, strategy, url, credentials, directory) for _ in range(self.processes)
