@@ -1,4 +1,4 @@
-"""Work in another thread that its caller may give up waiting for.
+"""Work in another thread whose caller may stop waiting for it.
 
 A blocking call cannot be interrupted, but the wait for it can: by a deadline, by cancellation, by Ctrl-C. Work that has
 been given up starts nothing new: before it sends, it checks whether it is `abandoned`. The threads are daemons, so that
@@ -23,7 +23,7 @@ from ._errors import RetryableError
 from ._event_loops import anyio, asyncio_loop, run_soon, running_loop
 
 _ENDING: Final = 0.1
-"""Seconds for which the end of work is awaited whose connection was shut down."""
+"""How long to wait, in seconds, for work to end after its connection was shut down."""
 
 
 class _Current(threading.local):
@@ -62,7 +62,7 @@ class AbandonableWork:
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether it, or the work that it is a part of, has been given up."""
+        """Whether this work, or the work that it is part of, has been given up."""
         return self._is_abandoned or (self._outer is not None and self._outer.is_abandoned)
 
     def run(self) -> None:
@@ -135,7 +135,7 @@ class AbandonableWork:
         """Register how to end a wait; False if there is nothing to wait for."""
         self._waiting[waiter] = wake
         if sleeper is not None:
-            # Weak: a queue that holds the sleeper would keep the task of a closed loop, which leaves it when collected.
+            # Weak, so that a queue that holds the sleeper does not keep the task of a closed loop from being collected.
             known = ref(wake)
             sleeper.wake = lambda: (found := known()) and found()
         return not (self.is_done or (sleeper is not None and sleeper.is_woken))
@@ -151,7 +151,7 @@ class AbandonableWork:
         return self._results.pop()
 
     def sends(self, break_off: Callable[[], bool]) -> None:
-        """Register how to break off what it sends now, in case it, or the work that it is a part of, is given up."""
+        """Register how to break off the request being sent, if this work or the work that it is part of is given up."""
         self._break_off = break_off
         if self._is_abandoned:  # Before this was registered.
             break_off()
@@ -159,7 +159,7 @@ class AbandonableWork:
             self._outer.sends(break_off)
 
     def abandon(self) -> bool:
-        """Give it up: it starts nothing new, what it sends is broken off, and a response that it returns is closed.
+        """Give the work up: it starts nothing new, the request being sent is broken off, and its response is closed.
 
         Returns whether something was broken off.
         """
@@ -170,7 +170,7 @@ class AbandonableWork:
         return is_broken_off
 
     def _discard(self) -> None:
-        if self._results:  # Usually empty: an error of `pop` would become the context of the call's own.
+        if self._results:  # Usually empty: an IndexError would become the context of the call's own error.
             with suppress(Exception):
                 self._results.pop().close()
 
@@ -190,7 +190,7 @@ def _resolve(done: Any) -> None:
 
 
 class Worker:
-    """Daemon threads that do one piece of work at a time each; usually one thread, for the work of one call.
+    """Daemon threads that each do one piece of work at a time; usually one thread, for the work of one call.
 
     Unlike a `ThreadPoolExecutor`, it starts work after the end of the main thread, and a program need not wait for it.
     """
@@ -237,7 +237,7 @@ class Worker:
             if not pending.is_done:
                 self.release()
             if pending.abandon():
-                # It closes what it sent or read; the caller may do so too, but httpcore cannot do both at once.
+                # The work closes its connection. The caller may close it too, but httpcore cannot handle both at once.
                 pending.wait(_ENDING)
 
     def release(self) -> None:
@@ -251,7 +251,7 @@ class Worker:
         threads = self._threads
         self.release()
         for thread in threads:
-            if not sys.is_finalizing():  # Afterwards, no daemon runs any more.
+            if not sys.is_finalizing():  # By then, daemon threads have stopped running.
                 thread.join()
 
 

@@ -22,7 +22,7 @@ _MAX_FLOAT: Final = sys.float_info.max  # Excludes infinity, NaN, and integers t
 
 
 class Numbers(NamedTuple):
-    """The finite numbers that an argument accepts: at least `low`, or `above` it; no bool. `words` describes them."""
+    """The finite numbers, no bools, that an argument accepts: at least `low`, or `above` it. `words` describes them."""
 
     words: str
     low: float = 0.0
@@ -42,7 +42,7 @@ SECONDS: Final = Numbers("a non-negative number of seconds")
 POSITIVE_SECONDS: Final = Numbers("a positive number of seconds", above=True)
 COUNT: Final = Numbers("a non-negative whole number", whole=True)
 POSITIVE_COUNT: Final = Numbers("a positive whole number", low=1, whole=True)
-SAFE_RANGE: Final = Numbers("between 1e-9 and 1e20", low=1e-9, high=1e20)  # No rate overflows or is 0.
+SAFE_RANGE: Final = Numbers("between 1e-9 and 1e20", low=1e-9, high=1e20)  # No rate then overflows or is 0.
 FRACTION: Final = Numbers("a number above 0 and at most 1", high=1, above=True)
 
 
@@ -90,7 +90,7 @@ def is_async(function: object) -> bool:
 
 @contextmanager
 def argument_errors() -> Iterator[None]:
-    """Raise configuration errors as AssertionErrors, which they are in the API reference; both are ValueErrors."""
+    """Raise configuration errors as AssertionErrors, as in the API reference; both are ValueErrors."""
     try:
         yield
     except ConfigurationError as error:
@@ -118,7 +118,7 @@ def can_carry_key(header: object) -> bool:
 
 
 def is_method_name(text: object) -> bool:
-    """The same for a method; words for all methods are none, since a limiter for them would limit nothing."""
+    """Whether it can be the name of a method. Wildcards such as ALL are not: a limiter for them would limit nothing."""
     return is_http_name(text) and str(text).upper() not in {"*", "ALL", "ANY"}
 
 

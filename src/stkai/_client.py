@@ -1,6 +1,6 @@
 """The clients for direct use: three verbs over any transport, and a complete `httpx.Response` in return.
 
-They have no cookies, no redirects and no second auth flow; for these, mount the same transport in an `httpx.Client`.
+They handle no cookies, redirects or httpx auth; for these, mount the same transport in an `httpx.Client`.
 """
 
 from collections.abc import Mapping

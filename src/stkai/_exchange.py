@@ -91,7 +91,7 @@ def exchange(layer: LayerBase, request: httpx.Request, attempt: Attempt) -> Flow
     """The flow of a client's call: sends through the stack, which begins with `layer`, and completes the response.
 
     It reads the body if the caller wants all of it and no layer has read it. A 429 that a limiter has handled is raised
-    as a ServerSideRateLimitError, with what arrives of its body in time.
+    as a ServerSideRateLimitError, with as much of its body as arrives in time.
     """
     try:
         response = yield from layer.flow(request, attempt)
@@ -125,7 +125,7 @@ def _streamed(response: httpx.Response) -> StreamedResponse:
 
 
 def _fetch_refusal(response: httpx.Response) -> Steps[None]:
-    """Fetch what arrives of a refusal's body in time; if it cannot be read, the caller still learns of the refusal."""
+    """Fetch as much of a refusal's body as arrives in time; the refusal is reported even if that cannot be read."""
     try:
         yield Load(response, math.inf, brief=True)
         response.read()
@@ -134,7 +134,7 @@ def _fetch_refusal(response: httpx.Response) -> Steps[None]:
 
 
 def _name_timeout(error: BaseException, request: httpx.Request) -> None:
-    """Add to the message of a timeout its number of seconds, and how to raise it."""
+    """Add to a timeout's message its length in seconds, and how to extend it."""
     if isinstance(error, alike(httpx.TimeoutException)) and not isinstance(error, DeadlineExceededError):
         phase = type(error).__name__.removesuffix("Timeout").lower()
         seconds = request.extensions.get("timeout", {}).get(phase)

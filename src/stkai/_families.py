@@ -122,7 +122,7 @@ def error_for(kind: type[httpx.RequestError], message: str, request: httpx.Reque
 
 
 def of_family(kind: type[T], family: Family) -> type[T]:
-    """The class, if it belongs to that package; otherwise one that is both, by its nearest bases that have twins."""
+    """The class, if it belongs to that package; otherwise a subclass that also derives from the twins of its bases."""
     both: type[T] = _both(kind, family)  # type: ignore[arg-type] # for mypy, no class is hashable
     return both
 
@@ -156,9 +156,9 @@ _ORIGINAL: Final = "stkai.original"  # The extension of a response that represen
 
 
 def as_httpx(answer: Any) -> httpx.Response:
-    """An `httpx.Response` with the status and headers of any other response; closing it closes that.
+    """An `httpx.Response` with the status and headers of any other response; closing it closes the other.
 
-    The body stays where it is. What cannot be read counts as a 200 without headers. See also `original`.
+    The body is not copied. Unreadable headers are left out; an unreadable status counts as 200. See also `original`.
     """
     if issubclass(type(answer), httpx.Response):  # `isinstance` is true of a mock, which has no extensions.
         return cast(httpx.Response, answer)
@@ -180,7 +180,7 @@ def original(response: httpx.Response) -> Any:
 
 
 class _Elsewhere(httpx.SyncByteStream):
-    """The body of a response that is read in another object."""
+    """The body of a response that is read from another object."""
 
     def __init__(self, answer: Any) -> None:
         self._answer = answer

@@ -74,7 +74,7 @@ class StkCLIHttpClient(_SendingHttpClient):
 class EnvironmentAwareHttpClient(_SendingHttpClient):
     """Uses StackSpot CLI if it is installed, otherwise the credentials of `STKAI.config`; decides on its first request.
 
-    A token in the settings (`STKAI_AUTH_TOKEN`) takes precedence over both. You may call `STKAI.configure` until then.
+    A token in the settings (`STKAI_AUTH_TOKEN`) takes precedence over both. `STKAI.configure` works until then.
     The settings determine the rate limit. The first request raises a ConfigurationError (a ValueError) if there is
     nothing to authenticate with.
     """

@@ -1,4 +1,4 @@
-"""What the bodies of language models' requests and answers say: their texts, and the usage that answers report."""
+"""Reads the bodies of language models' requests and answers: their texts, and the usage that answers report."""
 
 import codecs
 import json
@@ -26,12 +26,12 @@ _EVENT: Final = re.compile(rb"(?:[^\r\n]++(?:\r\n?+|\n)?+)++")
 """An event of a stream: lines up to an empty one."""
 
 _MAX_EVENTS: Final = 100_000
-"""The last ones are read, which report the usage: a server may send millions in a few kilobytes."""
+"""Only the last events are read, which report the usage: a server may send millions in a few kilobytes."""
 
 _FORMATS: Final = (
     # Anthropic and Bedrock count cache writes against the limit, but do not include them in the input tokens.
     ("usage", ("input_tokens", "cache_creation_input_tokens"), ("output_tokens",), "total_tokens"),
-    ("usage", ("inputTokens", "cacheWriteInputTokens"), ("outputTokens",), ""),  # Its total has cache reads.
+    ("usage", ("inputTokens", "cacheWriteInputTokens"), ("outputTokens",), ""),  # The total has cache reads.
     ("usage", ("prompt_tokens",), ("completion_tokens",), "total_tokens"),
     ("tokens", ("user", "enrichment"), ("output",), "total_tokens"),
     (
@@ -47,7 +47,7 @@ _FORMATS: Final = (
         "total_tokens",
     ),
 )
-"""What answers report: the key of the usage, those of the input, those of the output, and that of both together."""
+"""The formats of a usage: its key, the keys of its input tokens and its output tokens, and the key of their total."""
 _CONTAINERS: Final = tuple(dict.fromkeys(key for key, *_ in _FORMATS))
 _USAGE: Final = re.compile(f'"(?:{"|".join(_CONTAINERS)})"|data:'.encode())
 
@@ -114,7 +114,7 @@ def delta_texts(message: dict[str, Any]) -> list[str] | None:
 
 
 def _usages(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The places of a usage: at the top, or inside an event of a stream."""
+    """All usages in a message: at the top level, or inside an event of a stream."""
     # Anthropic, OpenAI's responses and Gemini's interactions start or end a stream with the whole message; Cohere and
     # Groq with a part of it.
     names = ("message", "response", "interaction", "delta", "x_groq")
@@ -130,7 +130,7 @@ def _usages(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def reported_in(messages: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """The numbers in all usages; what a stream repeats is cumulative, so the last one counts."""
+    """The numbers in all usages; numbers that a stream repeats are cumulative, so the last one counts."""
     reported: dict[str, float] = {}
     for message in messages:
         for usage in _usages(message):
@@ -148,7 +148,7 @@ def used_tokens(body: object) -> tuple[int, int]:
 
 
 def used_of(reported: dict[str, float], count: Count) -> float | None:
-    """The tokens of that kind in a usage; None if it does not name them."""
+    """The tokens of that kind in a usage; None if it reports none."""
     for *_, total in _FORMATS:
         if count == "total" and total in reported:
             return reported[total]

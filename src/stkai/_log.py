@@ -16,7 +16,7 @@ else:
     events = LateModule("stkai.events")
 
 Listener = Callable[["events.Event"], None]
-"""A plain function that is called with every event of a stack, in the thread or task in which it happened."""
+"""A plain function that is called with every event of a stack, in the thread or task in which the event happened."""
 
 logger = logging.getLogger("stkai")
 # A library must not print anything unless the program configures logging.
@@ -42,7 +42,7 @@ _LEVELS: Final = {
 """Levels by the name of the event's class; any other event is INFO."""
 
 _refusals: Final[dict[str, tuple[float, int]]] = {}
-"""By layer: until when its refusals are not warnings, and how many were left out, since a full queue refuses hundreds.
+"""By layer: until when its refusals are logged at DEBUG, and how many were: a full queue refuses hundreds.
 
 There is no lock: threads that refuse at the same moment may count one too few, or warn twice.
 """
@@ -52,7 +52,7 @@ def log_events(event: "events.Event") -> None:
     """Write an event to the logger `stkai`: the default listener.
 
     A call produces one line at INFO when it ends, plus one for each retry and each wait of more than a second; the rest
-    is DEBUG. Refusals by the stack's own limiter are one WARNING per layer and 10 s, which counts those left out.
+    is DEBUG. Refusals by the stack's own limiter produce one WARNING per layer in 10 s, which counts the others.
     """
     kind = type(event).__name__
     level = _LEVELS.get(kind, logging.INFO)

@@ -94,8 +94,8 @@ class _RateLimitedHttpClient(HttpClient):
         method, body = ("GET", ()) if verb == "get" else ("POST", (data,))
         call = partial(getattr(self.delegate, verb), url, *body)
         request = _request(method, url, headers, timeout)
-        around = Call.start(request, 0.0).options  # Those of `stkai.options`.
-        # Retries are made here, not by the client below; likewise if the call itself has a policy.
+        around = Call.start(request, 0.0).options  # Those of a block of `stkai.options`.
+        # Retries are made here, not by the other client; `_accepted_by` sees to that if the call has a policy.
         block = nullcontext() if around.retry is UNSET else options_block(retry=None)
 
         def send(changed: httpx.Request) -> Any:
@@ -257,10 +257,10 @@ def _checked(delegate: Any) -> HttpClient:
 
 
 def _request(verb: str, url: str, headers: Headers, timeout: float) -> httpx.Request:
-    """What the layers see of a call to a method."""
+    """The request that the layers see for a call to a method."""
     extensions = {"timeout": timeouts(timeout)} if isinstance(timeout, int | float) else None
     try:
-        # It may contain credentials, which requests can handle.
+        # The URL may contain credentials, which requests can handle.
         target = absolute_url(url)
     except ValueError:
         target = request_url(url)

@@ -76,7 +76,7 @@ def reveal(value: Any) -> Any:
 
 
 def sealed(values: Any) -> Any:
-    """A value of settings, or a dict of them, with what may contain a secret wrapped: text, bytes, dicts and lists."""
+    """A setting, or a dict of settings, with text, bytes, dicts and lists wrapped, since they may be secret."""
     if isinstance(values, Mapping):
         return {
             name: Secret(value) if isinstance(value, Collection) else value for name, value in values.items()

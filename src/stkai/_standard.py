@@ -83,7 +83,7 @@ def check_options(caller: str, options: Any, known: Collection[str]) -> None:
 
 
 def _where(name: str, known: Collection[str]) -> str:
-    """Where an argument belongs that no stack takes; if that is unknown, the arguments that a stack takes."""
+    """Where an argument that no stack takes belongs; if that is unknown, the arguments that a stack takes."""
     if name == "timeout":
         return (
             ": it belongs to each call, as in client.post(url, timeout=60), or to an httpx client over the stack:"
@@ -161,7 +161,7 @@ def _quota_from(config: RateLimitConfig) -> TokenBucket | AimdLimiter:
         options |= {"share": config.share, "store": store_from(config.store, config.store_timeout)}
     if config.max_cost is not None:
         options |= {"max_cost": config.max_cost, "cost": llm_tokens()}
-    quota: Any = config.quota()  # Of a token bucket, the window is a number.
+    quota: Any = config.quota()  # For a token bucket, the window is never None.
     if config.strategy == "token_bucket":
         if config.warm_start is not None:
             raise ConfigurationError(
@@ -225,7 +225,7 @@ def _limiter(given: Any, settings: Settings) -> Limiter | PerKey | None:
 def _bearer(
     given: Any, settings: Settings, clock: Clock | None, *, own_wire: bool
 ) -> tuple[BearerAuth | None, bool]:
-    """What signs the requests, and whether StackSpot CLI does so instead."""
+    """The `BearerAuth` that signs the requests, if any, and whether StackSpot CLI signs them instead."""
     if given == "auto":
         choice = AuthChoice.automatic(settings, own_wire=own_wire)
         if choice.kind == "none":

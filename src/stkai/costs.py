@@ -156,6 +156,6 @@ def _tokens_of_length(request: httpx.Request, content: bytes | None) -> float:
 
 
 def _asks_for_usage(request: httpx.Request | None) -> bool:
-    """Whether a request asked for the usage of its stream, which then was merely closed too early."""
+    """Whether a request asked for the usage of its stream: if that is missing, the stream was closed early."""
     options = None if request is None else _body_of(request).get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True

@@ -1,4 +1,4 @@
-"""Limiters: those of stkai, and what a limiter of your own needs."""
+"""stkai's limiters, and what you need to write your own."""
 
 from .transports._limits.all_of import AllOf
 from .transports._limits.in_flight import InFlight

@@ -104,8 +104,8 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
                 " allow_http=True (STKAI_AUTH_ALLOW_HTTP=true)"
             )
         self._refusal: tuple[AuthenticationError, float, float, str] | None = None
-        """The latest refusal, since when and until when it is in force, and why; None after a token."""
-        # Replaced in a single assignment: there is no lock that a fork could leave taken.
+        """The latest refusal, when it arrived, until when it is in force, and why; None once there is a token."""
+        # Replaced in a single assignment, without a lock, which a fork could leave held.
         self._cached = _CachedToken("", -math.inf, -math.inf)
 
     @safe_repr
@@ -170,7 +170,7 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
             raise_interrupt(error)
             # Its frames belong to the wire, and their variables contain the body that was sent.
             hide_secrets(error, httpx.Request("POST", self._address))
-            # Of an answer that cannot be parsed, the error quotes a part, which may be the token.
+            # The error quotes a part of an answer that cannot be parsed, and that part may contain the token.
             text, quotes, _ = str(error).partition(" bytearray(")
             what = f"{type(error).__name__}: {self._quoted(text)}"
             cause = None if quotes or self._repeats_secret(str(error)) else error
@@ -212,7 +212,7 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         return b64encode(pair.encode()).decode()
 
     def _quoted(self, value: object) -> str:
-        """Untrusted text, made safe to show: short, on one line, and without the secret, should it contain that."""
+        """Untrusted text, made safe to show: short, on one line, and without the secret."""
         text = value if isinstance(value, str) else ""
         for secret in self._forms_of_secret():
             text = text.replace(secret, "[secret]")
@@ -239,7 +239,7 @@ class _CachedToken:
 
 
 def _text(name: str, given: Secret) -> str:
-    """The text of an argument, stripped of white space. Errors never show it: by mistake, it may be the secret."""
+    """The text of an argument, stripped of white space. Errors never show it: it may be a misplaced secret."""
     if not given.is_text():
         raise ConfigurationError(f"{name} must be a non-empty string that can be sent as UTF-8")
     text: str = given.reveal().strip()

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from .._config.models import HttpConfig
 
 _TIMEOUT: Final = 30.0  # Seconds for everything, including retries.
-_MAX_SIZE: Final = 262_144  # Bytes of an answer, also unpacked; most are a hundred times shorter.
+_MAX_SIZE: Final = 262_144  # Maximum bytes of an answer, before and after decompression.
 
 _ZLIB_OR_GZIP: Final = zlib.MAX_WBITS | 32
 
 _MAX_TOKEN: Final = 65_536  # Characters; servers reject longer headers.
 
 _DEFAULT_LIFETIME: Final = 1199.0
-"""Seconds: the assumed lifetime of a token if the endpoint states none; that of StackSpot's tokens."""
+"""The lifetime of a token, in seconds, if the endpoint states none: that of StackSpot's tokens."""
 
 _MAX_LIFETIME: Final = 86_400.0
 """Seconds; a token is renewed at least once a day, whatever lifetime the endpoint states."""
@@ -72,7 +72,7 @@ class TokenAnswer:
         return min(seconds, _MAX_LIFETIME) if seconds > 0 else _DEFAULT_LIFETIME
 
     def problem(self, quote: Callable[[object], str]) -> str | None:
-        """What is wrong with it; None if it has a token. `quote` makes text of the endpoint safe to show."""
+        """What is wrong with it; None if it has a token. `quote` makes the endpoint's text safe to show."""
         said = f"answered {self.status}"
         if 300 <= self.status < 400:
             return f"{said}, a redirect, which is not followed because it would carry the secret: correct token_url"
@@ -99,7 +99,7 @@ class TokenAnswer:
 def ask(
     request: httpx.Request, transport: httpx.BaseTransport | None, http: "HttpConfig | None", clock: Clock
 ) -> TokenAnswer:
-    """The endpoint's answer, after retries. Without a `transport`, makes one from `http`, since fetches are rare."""
+    """The endpoint's answer, after retries. Creates a wire from `http` unless there is a `transport`."""
     policy = RetryPolicy(
         max_retries=2, initial_delay=0.2, max_retry_after=5.0, retry_timeouts=True, deadline=_TIMEOUT
     )
@@ -123,7 +123,7 @@ def _read_limited(layer: LayerTransport, request: httpx.Request, attempt: Attemp
     response = yield from layer.forward(request, attempt)
     yield Load(response, _MAX_SIZE, brief=response.status_code in RETRY_ON_STATUS_CODES)
     if not is_there(response) and response.headers.pop("content-encoding", ""):
-        # We did not ask for compression, and a short body may unpack to gigabytes.
+        # We did not ask for compression, and a short body may decompress to gigabytes.
         with suppress(zlib.error):
             body = b"".join(cast(Any, response.stream))
             text = zlib.decompressobj(_ZLIB_OR_GZIP).decompress(body, _MAX_SIZE)

@@ -117,8 +117,8 @@ class RateLimitConfig(fields.Section):
     def quota(self) -> tuple[int | None, float | None]:
         """Requests and seconds of the quota; (None, None) if the adaptive limiter has to find it.
 
-        It need not if `max_requests`, or another field that needs a quota, was given: a default is not a real quota.
-        The requests alone are None if only units of cost are limited.
+        It has to unless `max_requests`, or another field that needs a quota, was given: a default is not a real quota.
+        Only the requests are None if the limit is in units of cost alone.
         """
         is_given = self.max_requests is not None and "max_requests" in self.model_fields_set
         parts = (self.min_rate_floor, self.penalty_factor, self.recovery_factor)

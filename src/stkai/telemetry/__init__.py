@@ -26,8 +26,8 @@ class OpenTelemetryListener:
     number of stacks.
 
     Args:
-        meter_provider: where metrics go; by default the global one.
-        tracer_provider: where spans go; by default the global one.
+        meter_provider: receives the metrics; by default the global one.
+        tracer_provider: receives the spans; by default the global one.
 
     Raises:
         ConfigurationError: opentelemetry-api is missing.

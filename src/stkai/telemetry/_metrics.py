@@ -24,7 +24,7 @@ _METHODS: Final = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
 )
 _MAX_VALUES: Final = 200
-"""Distinct values of a label, such as hosts; all further ones share one series."""
+"""The maximum number of distinct values of a label, such as hosts; all further values share one series."""
 
 _CAUSE: Final = re.compile(r"\d{3}|[A-Za-z_]\w*(?=:|$)")
 
@@ -121,7 +121,7 @@ METRICS: Final = (
 
 
 def bounded(word: str | int, known: set[str | int]) -> str | int:
-    """The value, if it is known or can be added to the known ones, as long as these are few; otherwise `OTHER`."""
+    """The value, if it is known or there is room for it among the known ones; otherwise `OTHER`."""
     if word not in known and len(known) >= _MAX_VALUES:
         return OTHER
     known.add(word)
@@ -166,7 +166,7 @@ _LABELS: Final[dict[str, Callable[[Any], str | int | None]]] = {
 
 
 def labels_of(event: Event, *names: str) -> Labels:
-    """Those of the named labels that apply to an event, with their values."""
+    """The named labels that apply to an event, with their values."""
     labels = {name: _LABELS[name](event) for name in names}
     return {name: label for name, label in labels.items() if label}
 

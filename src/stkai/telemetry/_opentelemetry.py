@@ -50,7 +50,7 @@ def recorder_of(provider: MeterProvider | None) -> Recorder:
 
 
 _RUNNING: Final = context.create_key("stkai")
-"""The context key of the `_Running` whose context it is."""
+"""The context key under which a context stores its `_Running`."""
 
 
 class _Running:
@@ -72,8 +72,8 @@ class _Running:
         if "error.type" in labels:
             self.span.set_status(Status(StatusCode.ERROR))
         self._has_ended = True
-        # In another task than the one in which it started, the context must not be reset. If there are two of these
-        # listeners, that of the first ends before that of the second, which is within it.
+        # A task other than the one that started the span must not reset the context. With two of these listeners, the
+        # first one's context ends before the second one's, which is nested in it.
         running: Any = self
         while running is not None and running._has_ended and context.get_current() is running._context:  # noqa: SLF001
             context.detach(running._token)  # noqa: SLF001

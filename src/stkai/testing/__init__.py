@@ -1,7 +1,7 @@
 """For testing code that uses stkai, without sleeping and without the real service.
 
-`FakeClock` goes wherever a `clock=` is accepted. `QuotaServer` is an embedded server that behaves like StackSpot AI; it
-needs the extra: `pip install "stkai[testing]"`.
+Pass a `FakeClock` wherever a `clock=` is accepted. `QuotaServer` is an embedded server that behaves like StackSpot AI;
+it needs the extra: `pip install "stkai[testing]"`.
 """
 
 from ._fake_clock import FakeClock

@@ -145,7 +145,7 @@ class FakeClock:
             self._wake_first()
 
     def _may_leave(self, sleeper: "_Sleeper") -> bool:
-        """Whether it has slept long enough. The first one leaves first: that keeps their order on any event loop."""
+        """Whether it has slept long enough and is the first, which keeps the order of sleepers on any event loop."""
         with self._changed:
             return sleeper.target <= self._now and self._first() is sleeper
 

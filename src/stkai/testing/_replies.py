@@ -1,4 +1,4 @@
-"""Requests that the server has received, replies that it sends, among them a model's, and faults that spoil these.
+"""The requests that the server receives, the replies that it sends, including a model's, and faults that spoil them.
 
 A model repeats the last message; when streaming, it sends one word at a time.
 """

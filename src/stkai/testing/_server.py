@@ -40,8 +40,8 @@ class QuotaServer:
         time_window: seconds that the quota covers.
         kind: how it is counted: "fixed", a counter per window; "sliding", a log of the accepted requests; "bucket", a
             token bucket of ten requests.
-        retry_after: what a 429 says: "true", the seconds until a request would be accepted, rounded up; "date", that
-            instant as an HTTP-date; a number, always that; None, nothing.
+        retry_after: a 429's header: "true", the seconds until a request would be accepted, rounded up; "date", that
+            instant as an HTTP-date; a number, always that; None, no header.
         latency: seconds before each answer of the API, including refusals; or (low, high), uniform between them.
         auth_required: whether the API wants a token.
         client_id: the client that may get tokens.

@@ -1,4 +1,4 @@
-"""What StackSpot AI answers within its quota, and a model behind OpenAI's API: requests in, replies out.
+"""StackSpot AI's endpoints and quota, and a model behind OpenAI's API: requests in, replies out.
 
 Does no I/O. A quota is counted in one of three ways; its `max_requests` may be changed at any time.
 """
@@ -171,7 +171,7 @@ class Service:
         return self._connections[connection]
 
     def fault_for(self, path: str) -> Fault:
-        """Take the next fault for such a request. Only the server's thread takes faults; others may add some."""
+        """Take the next fault for a path. Only the server's thread takes faults; others may add some."""
         for index, (prefix, fault) in enumerate(self.faults):
             if path.startswith(prefix):
                 del self.faults[index]
