@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from . import wires as wires
     from ._auth import ClientCredentialsAuthProvider as ClientCredentialsAuthProvider
     from ._auth import create_standalone_auth as create_standalone_auth
-    from ._batch.engine import Outcome as Outcome
+    from ._batch.concurrency import Outcome as Outcome
     from ._batch.send_all import asend_all as asend_all
     from ._batch.send_all import send_all as send_all
     from ._builder import StackBuilder as StackBuilder
@@ -87,7 +87,7 @@ else:  # Type checkers would take any name for one that exists.
             "transports._context": ("Context",),
             "transports._layer": ("Layer",),
             "transports._options": ("CallRecord", "RequestOptions", "options", "record"),
-            "_batch.engine": ("Outcome",),
+            "_batch.concurrency": ("Outcome",),
             "_batch.send_all": ("asend_all", "send_all"),
             "_config.models": ("AuthConfig", "HttpConfig", "RateLimitConfig", "RetryConfig", "Settings"),
             "_auth": ("ClientCredentialsAuthProvider", "create_standalone_auth"),

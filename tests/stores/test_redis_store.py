@@ -19,7 +19,7 @@ import redis.asyncio
 
 from stkai import AimdLimiter, ConfigurationError, PerKey, TokenBucket
 from stkai.stores import GroupRate, RedisStore, Refusal, Store, store_from
-from stkai.stores._calls import MAX_CALLS
+from stkai.stores._background_calls import MAX_CALLS
 from stkai.transports import AsyncLimiterTransport
 
 from ..support.listening import listening

@@ -15,7 +15,7 @@ from ..transports._auth.bearer import ExposedTokenError
 from ..transports._call import ATTEMPT
 from .append_file import WriteError
 from .batch_client import FAILURE, BatchClient, status_of
-from .engine import Outcome, OutcomesInTasks
+from .concurrency import Outcome, OutcomesInTasks
 from .input_lines import ReadLine
 from .job import BatchJob
 from .journal import LineState

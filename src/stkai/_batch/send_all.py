@@ -24,7 +24,7 @@ from .._exchange import TIMEOUT
 from .._families import alike
 from .._urls import full_path
 from .append_file import WriteError
-from .engine import Outcome, OutcomesInTasks, outcomes_in_threads
+from .concurrency import Outcome, OutcomesInTasks, outcomes_in_threads
 from .journal import Journal, LineState, LineStates
 from .sent_requests import RunState, Tracker, asend_tracked, send_tracked
 

@@ -11,7 +11,7 @@ import pytest
 
 from stkai import PerKey, SystemClock, TokenBucket
 from stkai.stores import Ask, FileStore, GroupRate, Lease, MemoryStore
-from stkai.stores import _calls as calls
+from stkai.stores import _background_calls as calls
 from stkai.transports import AsyncLimiterTransport
 from stkai.transports._limits import store_client
 

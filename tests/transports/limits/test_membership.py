@@ -26,7 +26,7 @@ from stkai import (
     TokenBucket,
 )
 from stkai.stores import Ask, FileStore, GroupRate, Lease, MemoryStore
-from stkai.stores import _calls as calls_of_stores
+from stkai.stores import _background_calls as calls_of_stores
 from stkai.testing import FakeClock
 from stkai.transports import Run, Turn, limiter
 
@@ -336,7 +336,7 @@ def test_an_interrupt_while_a_call_is_scheduled_leaves_no_lock() -> None:
     while True:
         calls, done = calls_of_stores.BackgroundCalls(), threading.Event()
         calls.later(60.0, lambda: None)  # A thread waits, so none is started.
-        interrupt = Interrupt(number, "stores/_calls.py", threading.__file__)
+        interrupt = Interrupt(number, "stores/_background_calls.py", threading.__file__)
         with interrupt.during():
             calls.later(60.0, lambda: None)
         later = threading.Thread(target=calls.later, args=(0.0, done.set), daemon=True)

@@ -13,7 +13,7 @@ from ..._log import Listeners, logger
 from ..._process import begin_in_each_process, is_interrupt, raise_interrupt
 from ...events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestored
 from ...stores import Ask, FileStore, Lease, Quota, RedisStore, store_from
-from ...stores._calls import LAST_REPORT, STUCK_AFTER, TimeLimit, background, close_at_exit
+from ...stores._background_calls import LAST_REPORT, STUCK_AFTER, TimeLimit, background, close_at_exit
 from ...stores._file import InUseError
 from ...stores._protocol import check_share, checked
 from .._operations import Run
