@@ -140,7 +140,7 @@ def reconcile(s: State, m: MemberState, ask: Ask, now: float) -> bool:
     return not known
 
 
-def wait(s: State, m: MemberState, ask: Ask, now: float) -> None:
+def note_presence(s: State, m: MemberState, ask: Ask, now: float) -> None:
     """Record that the member is alive, and whether requests wait in it."""
     m.seen, m.waiting = now, ask.waiting
     uncount(s, m)

@@ -16,7 +16,18 @@ from typing import Final, TypeVar
 from .._clock import Clock, clock_or_system
 from ._calendar import NEVER, ROUNDING, USAGE_SPAN, advance, allocate, merged, note, note_past, opening, past
 from ._protocol import AHEAD, BOOKS, Ask, GroupRate, Lease, Snapshot
-from ._share import MEMBER_LIFETIME, MemberState, State, due, reconcile, sweep, uncount, void, void_old, wait
+from ._share import (
+    MEMBER_LIFETIME,
+    MemberState,
+    State,
+    due,
+    note_presence,
+    reconcile,
+    sweep,
+    uncount,
+    void,
+    void_old,
+)
 
 T = TypeVar("T")
 
@@ -58,7 +69,7 @@ def step(s: State, ask: Ask, now: float) -> Lease:
         if ask.lease_id:
             s.next = max(s.next, now + min(ask.queue, _MAX_QUEUE))
     is_void = reconcile(s, m, ask, now)
-    wait(s, m, ask, now)
+    note_presence(s, m, ask, now)
     if ask.refused is not None:
         _refuse(s, ask.refused.epoch, now + ask.refused.pause, now)
         is_void = void_old(s, m) or is_void

@@ -338,7 +338,7 @@ local function uncount(s, m)
   m.counted, m.normal = 0, 0
 end
 
-local function wait(s, m, ask, now)
+local function note_presence(s, m, ask, now)
   m.seen, m.waiting = now, ask.waiting
   uncount(s, m)
   m.counted = (ask.want > 0 or ask.waiting > 0 or #m.old > 0) and 1 or 0
@@ -487,7 +487,7 @@ local function step(s, ask, now)
     if ask.lease_id ~= 0 then s.next = max(s.next, now + min(ask.queue, MAX_QUEUE)) end
   end
   local is_void = reconcile(s, m, ask, now)
-  wait(s, m, ask, now)
+  note_presence(s, m, ask, now)
   if ask.refused ~= cjson.null then
     refuse(s, ask.refused[1], now + ask.refused[2], now)
     is_void = void_old(s, m) or is_void
