@@ -218,8 +218,7 @@ class Worker:
             except RuntimeError as error:
                 if not self._threads:
                     self._queue = None
-                    msg = f"nothing was sent: no thread could be started ({error})"
-                    raise NoThreadError(msg) from error
+                    raise NoThreadError(f"nothing was sent: no thread could be started ({error})") from error
         self._queue.put(work)
 
     def do(self, work: Callable[[], Any], left: Callable[[], float]) -> Any:

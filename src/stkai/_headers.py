@@ -67,11 +67,10 @@ def check_headers(given: Mapping[str, str] | None) -> httpx.Headers:
             msg = f"{form}: {name.decode('ascii', 'replace')!r} is not the name of a header"
             raise InvalidArgumentError(msg)
         if not re.fullmatch(VALUE, value):
-            msg = (
+            raise InvalidArgumentError(
                 f"{form}: the value of {name.decode()} begins or ends with white space, or contains a line break; strip"
                 " it if it comes from a file"
             )
-            raise InvalidArgumentError(msg)
     return headers
 
 

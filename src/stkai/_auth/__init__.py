@@ -190,11 +190,10 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         refusal, now = self._refusal, self._now()
         if refusal is not None and now < refusal[2]:
             error, since, until, why = refusal
-            msg = (
+            raise AuthenticationError(
                 f"{error.message} (this was {now - since:.0f} s ago; the endpoint is not asked again for another"
                 f" {until - now:.0f} s: {why})"
             )
-            raise AuthenticationError(msg)
 
     def _request(self) -> httpx.Request:
         form = {"grant_type": "client_credentials", **self._asked_for}

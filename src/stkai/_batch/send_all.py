@@ -127,16 +127,14 @@ class _OutcomeLog(RunState):
     def send(self, send: Callable[[httpx.Request, Tracker], T], index: int, request: httpx.Request) -> T:
         """Send a request; refuse one that may have been sent before, and anything that is not a request."""
         if self.recovered.states[index] is LineState.SENT:
-            msg = (
+            raise OutcomeUnknownError(
                 f"request {index} was in flight when an earlier run ended: the server may have acted on it."
                 " It was not sent again; to send it, use a new journal"
             )
-            raise OutcomeUnknownError(msg)
         if not isinstance(request, alike(httpx.Request)):
-            msg = (
+            raise InvalidArgumentError(
                 f"requests must be httpx.Request objects, as from client.build_request(...), not {request!r}"
             )
-            raise InvalidArgumentError(msg)
         return send(request, Tracker(self, index))
 
     @contextmanager
@@ -215,8 +213,7 @@ def _send_by_verb(client: HttpClient, request: httpx.Request, tracker: Tracker) 
     if request.method == "GET":
         return client.get(str(request.url), headers, timeout)
     if request.method != "POST":
-        msg = f"{type(client).__name__} sends GET and POST only, not {request.method}"
-        raise InvalidArgumentError(msg)
+        raise InvalidArgumentError(f"{type(client).__name__} sends GET and POST only, not {request.method}")
     content = request.read()
     try:
         data = json.loads(content) if content else None

@@ -41,8 +41,7 @@ class Layer:
         policy: object = None,
     ) -> None:
         if not isinstance(name, str) or not name:
-            msg = f"a layer needs a name, such as 'audit', not {name!r}"
-            raise ConfigurationError(msg)
+            raise ConfigurationError(f"a layer needs a name, such as 'audit', not {name!r}")
         if not callable(flow) or not (asynchronous is None or callable(asynchronous)):
             msg = f"the layer {name!r} needs one flow, or how to make both its sync and its async transport"
             raise ConfigurationError(msg)

@@ -58,11 +58,10 @@ class StkCLITransport(httpx.BaseTransport):
     def __init__(self) -> None:
         self._cli = _find_cli()
         if self._cli is None:
-            msg = (
+            raise ConfigurationError(
                 "StackSpot CLI is not available in this Python (there is no oscli.core.http with its functions):"
                 " install StackSpot CLI from its own site and run: stk login; or use client credentials"
             )
-            raise ConfigurationError(msg)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request.
@@ -120,8 +119,7 @@ def _json_of(request: httpx.Request) -> Any:
     if "json" in request.headers.get("content-type", "application/json"):
         with suppress(ValueError):
             return json.loads(content)
-    msg = "StackSpot CLI sends JSON bodies only; pass data= or json="
-    raise httpx.UnsupportedProtocol(msg)
+    raise httpx.UnsupportedProtocol("StackSpot CLI sends JSON bodies only; pass data= or json=")
 
 
 def _convert(answer: "requests.Response", family: Family) -> httpx.Response:

@@ -94,11 +94,10 @@ class BearerAuth(HoldsSecret):
             if isinstance(provider, type):
                 kind = f"the class {provider.__name__}"
             provider = Secret(provider)  # Tracebacks show variables.
-            msg = (
+            raise ConfigurationError(
                 "the provider must be an AuthProvider, such as ClientCredentialsAuthProvider(...) or"
                 f' StaticToken(token), not {kind}; auth= of a stack may also be a BearerAuth, "auto" or None'
             )
-            raise ConfigurationError(msg)
         for name, cure in _PLAIN_METHODS.items():
             if is_async(getattr(provider, name, None)):
                 method = f"{type(provider).__name__}.{name}"
@@ -199,11 +198,10 @@ class BearerAuth(HoldsSecret):
             AuthenticationError: the provider returned something that cannot be a header value.
         """
         if token.fields is None:
-            msg = (
+            raise AuthenticationError(
                 f"{type(self.provider).__name__} returned a token that cannot be sent: it must be visible ASCII without"
                 ' spaces or line breaks, and without "Bearer"'
             )
-            raise AuthenticationError(msg)
         return copy_request(request, with_fields(request.headers, token.fields), None)
 
     @safe_repr

@@ -94,11 +94,10 @@ class StaticToken(HoldsSecret, AuthProvider):
         token = Secret(value)
         del value
         if not (token.is_text() and is_sendable(token.reveal())):
-            msg = (
+            raise ConfigurationError(
                 "StaticToken takes the token as a string of visible ASCII characters, without spaces, line breaks"
                 ' or "Bearer"'
             )
-            raise ConfigurationError(msg)
         self._token = token
 
     def get_access_token(self) -> str:

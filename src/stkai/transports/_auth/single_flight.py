@@ -106,12 +106,11 @@ def _fetching(provider: AuthProvider) -> Iterator[None]:
     """Refuse to wait for a token that this very code is fetching."""
     outer = tuple(filter(None, FETCHING.get()))  # Those that are still in progress.
     if any(each is provider for fetching in outer for each in fetching):
-        msg = (
+        raise AuthenticationError(
             f"{type(provider).__name__} is asked for a token while it gets one: it sends its request through a client"
             " that it signs for (give it another one, without auth), or a signal handler uses the client that it"
             " interrupted"
         )
-        raise AuthenticationError(msg)
     mine = list[AuthProvider]()
     token = FETCHING.set((*outer, mine))
     try:

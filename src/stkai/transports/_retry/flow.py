@@ -277,6 +277,5 @@ def _checked(policy: RetryPolicy | None) -> RetryPolicy:
     if policy is None:
         return RetryPolicy()
     if not isinstance(policy, RetryPolicy):
-        msg = f"retry must be a stkai.RetryPolicy or None, not {policy!r}"
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"retry must be a stkai.RetryPolicy or None, not {policy!r}")
     return policy
