@@ -90,7 +90,7 @@ def is_system_clock(clock: Clock) -> bool:
     return type(clock) is SystemClock and (SystemClock.sleep, SystemClock.asleep) == _SLEEPS
 
 
-uniform = random.random
+uniform: Final = random.random
 """Draw a number in [0, 1). The generator is reseeded in a forked child, so that children draw different jitter."""
 
 

@@ -18,7 +18,7 @@ else:
 Listener = Callable[["events.Event"], None]
 """A plain function that is called with every event of a stack, in the thread or task in which the event happened."""
 
-logger = logging.getLogger("stkai")
+logger: Final = logging.getLogger("stkai")
 # A library must not print anything unless the program configures logging.
 logger.addHandler(logging.NullHandler())
 

@@ -24,7 +24,7 @@ from ._errors import causes
 
 T = TypeVar("T")
 
-_renewals: "WeakKeyDictionary[Any, Callable[[Any], None]]" = WeakKeyDictionary()
+_renewals: Final["WeakKeyDictionary[Any, Callable[[Any], None]]"] = WeakKeyDictionary()
 
 
 def after_fork(thing: T, renew: Callable[[T], None]) -> None:
@@ -38,7 +38,7 @@ def begin_in_each_process(thing: T, begin: Callable[[T], None]) -> None:
     after_fork(thing, begin)
 
 
-_parents: list[object] = []
+_parents: Final[list[object]] = []
 
 
 def never_finalize(thing: object) -> None:

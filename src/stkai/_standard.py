@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import httpx
 
@@ -32,14 +32,14 @@ from .transports._retry.flow import retry as retry_layer
 from .transports._retry.policy import RetryPolicy
 from .transports._stk_cli import StkCLITransport, cli_is_available
 
-_CLI_CANNOT = (
+_CLI_CANNOT: Final = (
     "StackSpot CLI signs only what it sends itself, synchronously: an async client, and a wire of your own, need"
     " credentials. Set STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET, or STKAI_AUTH_TOKEN, and use"
     " build_transport() or build_async_transport(), or pass auth=provider (auth=None, or --no-auth for a batch, if"
     " the API needs no token)"
 )
 
-NO_AUTHENTICATION = """no authentication is configured. One of these helps:
+NO_AUTHENTICATION: Final = """no authentication is configured. One of these helps:
   - set STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET in the environment
   - set STKAI_AUTH_TOKEN, for a token or an API key that you already have
   - call STKAI.configure(auth={"client_id": ..., "client_secret": ...})

@@ -52,7 +52,7 @@ class LineState(IntEnum):
     DONE = 2  # Its answer or failure is in an output; for `send_all`: its outcome was handed out.
 
 
-_STATES = tuple(LineState)
+_STATES: Final = tuple(LineState)
 
 
 class LineStates:

@@ -3,7 +3,7 @@
 This module imports pydantic, so it is only imported on first use.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -165,7 +165,7 @@ class RateLimitConfig(fields.Section):
         )
 
 
-_RETRY = RetryPolicy()  # The settings have the policy's defaults.
+_RETRY: Final = RetryPolicy()  # The settings have the policy's defaults.
 
 
 class RetryConfig(fields.Section):

@@ -26,12 +26,12 @@ DEFAULT_QUOTA: Final = (100, 60.0)
 REFERENCE_METHODS: Final = ("POST",)
 """The methods that the API reference's clients count; they never hold back a GET."""
 
-SECRETS = frozenset({"auth", "client_secret", "token"})
+SECRETS: Final = frozenset({"auth", "client_secret", "token"})
 """Fields whose values are never shown; `auth`, because a token may have been given in place of a section."""
 _MAX_SHOWN: Final = 200  # Characters of a rejected value that errors show.
-_SCHEME = r"[a-z][a-z0-9+.-]{0,15}"
-_IN_QUERY = r"(?i)([?&][^=&#]*(?:auth|key|pass|pwd|secret|token)[^=&#]*=)[^&#]+"
-_NO_PORT = r"(rediss?://[^/?#:\[]*:)(?!\d*(?:[/?#,]|$))[^/?#,]+"
+_SCHEME: Final = r"[a-z][a-z0-9+.-]{0,15}"
+_IN_QUERY: Final = r"(?i)([?&][^=&#]*(?:auth|key|pass|pwd|secret|token)[^=&#]*=)[^&#]+"
+_NO_PORT: Final = r"(rediss?://[^/?#:\[]*:)(?!\d*(?:[/?#,]|$))[^/?#,]+"
 """Text in the place of a store's port: it may be a password, if the host was forgotten."""
 
 

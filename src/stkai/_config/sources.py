@@ -14,7 +14,7 @@ from .fields import none_from_word, problems
 from .models import Settings
 from .names import PREFIX, as_text, closest, configuration_error, variable
 
-MODELS: dict[str, Any] = {name: field.annotation for name, field in Settings.model_fields.items()}
+MODELS: Final[dict[str, Any]] = {name: field.annotation for name, field in Settings.model_fields.items()}
 """The model of each section."""
 
 _ENV_FILE: Final = f"{PREFIX}ENV_FILE"

@@ -25,7 +25,7 @@ MAX_HEAD: Final = 102_400
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 
-_PARSER: Any = sys.modules[HttpResponseParser.__module__]  # Its `DEBUG` makes new parsers strict.
+_PARSER: Final[Any] = sys.modules[HttpResponseParser.__module__]  # Its `DEBUG` makes new parsers strict.
 _PARSER_LOCK: Final = threading.Lock()  # Held while `DEBUG` is off: several threads may have event loops.
 
 

@@ -10,7 +10,7 @@ import math
 import threading
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
@@ -26,7 +26,7 @@ from ..transports._call import RESERVED
 from . import http2
 from .pool_state import Loan, PoolState
 
-_CLOCK = SystemClock()
+_CLOCK: Final = SystemClock()
 
 
 def _pool_timeout(request: httpx.Request) -> float:

@@ -130,10 +130,10 @@ class BackgroundCalls:
             return None
 
 
-background = BackgroundCalls()
+background: Final = BackgroundCalls()
 """The background calls of this process."""
 
-_clients: WeakValueDictionary[int, Any] = WeakValueDictionary()
+_clients: Final[WeakValueDictionary[int, Any]] = WeakValueDictionary()
 
 
 def close_at_exit(client: Any) -> None:

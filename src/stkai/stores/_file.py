@@ -49,7 +49,7 @@ _MAGIC: Final = b"stkai\x00\x00\x05"
 
 _HEAD: Final = struct.Struct("<8sII")  # Header of a slot: magic, length and checksum of its text.
 
-clock = SystemClock()
+clock: Final = SystemClock()
 
 
 class InUseError(TimeoutError):

@@ -227,7 +227,7 @@ class Connections(Server):
     __del__ = close
 
 
-_shared: "WeakValueDictionary[tuple[str, float], Connections]" = WeakValueDictionary()
+_shared: Final["WeakValueDictionary[tuple[str, float], Connections]"] = WeakValueDictionary()
 
 
 def connections(url: Secret, timeout: float) -> Connections:

@@ -23,7 +23,7 @@ _INSTRUMENTS: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
 }
 """For each kind of metric: the methods that create an instrument and record a value, and further arguments."""
 
-_NO_HTTP_SPANS = getattr(context, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "suppress_http_instrumentation")
+_NO_SPANS: Final = getattr(context, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", "suppress_http_instrumentation")
 """The context key that opentelemetry-instrumentation-httpx checks before it starts a span of its own."""
 
 _NOTES: Final[dict[type[Event], tuple[str, tuple[str, ...]]]] = {
@@ -122,7 +122,7 @@ class Spans:
         span = self._tracer.start_span(
             _span_name(method), context=outside, kind=SpanKind.CLIENT, attributes=attributes
         )
-        inside = context.set_value(_NO_HTTP_SPANS, True, trace.set_span_in_context(span, outside))
+        inside = context.set_value(_NO_SPANS, True, trace.set_span_in_context(span, outside))
         propagate.inject(event.headers, context=inside)
         self._attempts[event.call.id, event.call.attempt] = _Running(span, inside)
 

@@ -20,8 +20,8 @@ _COLLECTORS: Final[dict[str, tuple[Any, str, dict[str, Any]]]] = {
 }
 """For each kind of metric: its collector, the method that records a value, and further arguments."""
 
-_by_registry: "WeakKeyDictionary[CollectorRegistry, Recorder]" = WeakKeyDictionary()
-_lock = threading.Lock()
+_by_registry: Final["WeakKeyDictionary[CollectorRegistry, Recorder]"] = WeakKeyDictionary()
+_lock: Final = threading.Lock()
 
 
 def recorder_of(given: CollectorRegistry | None) -> Recorder:

@@ -5,6 +5,7 @@ import socket
 import struct
 from concurrent.futures import Future
 from functools import partial
+from typing import Final
 
 from aiohttp import web
 from multidict import CIMultiDict
@@ -13,10 +14,10 @@ from .._clock import uniform
 from ._replies import Hang, Reply, RequestRecord, Reset
 from ._service import API, Service
 
-_RESET_DELAY = 0.01  # seconds before a reset, so that the client has read the bytes that precede it
-_SHUTDOWN = 0.05  # seconds that requests in progress may still take when the server closes
-_ANY_SIZE = 2**40
-_NO_BODY = (204, 304)
+_RESET_DELAY: Final = 0.01  # Seconds before a reset, so that the client has read the bytes before it.
+_SHUTDOWN: Final = 0.05  # Seconds that requests in progress may still take when the server closes.
+_ANY_SIZE: Final = 2**40
+_NO_BODY: Final = (204, 304)
 
 
 async def serve(service: Service, listening: socket.socket, stop: "Future[None]") -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
+from typing import Final
 
 import anyio
 import anyio.lowlevel
@@ -16,10 +17,10 @@ from .._checks import SECONDS, check_number
 from .._errors import ConfigurationError
 from .._event_loops import asyncio_loop
 
-_EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
-_IDLE_CYCLES = 2  # one cycle polls the sockets; the next runs what has arrived on them
-_BLIND_CYCLES = 20  # for a loop that does not show what it still has to run
-_MAX_CYCLES = 1_000  # a task that never sleeps must not stop the clock
+_EPOCH: Final = datetime(2030, 1, 1, tzinfo=UTC)
+_IDLE_CYCLES: Final = 2  # One cycle polls the sockets; the next handles what has arrived on them.
+_BLIND_CYCLES: Final = 20  # For a loop that does not show what it still has to run.
+_MAX_CYCLES: Final = 1_000  # A task that never sleeps must not stop the clock.
 
 
 class FakeClock:

@@ -30,10 +30,10 @@ from ._replies import (
     words_of,
 )
 
-API = "/v1"
+API: Final = "/v1"
 """The start of the paths that need a token, and that latency applies to."""
 
-TOKEN_PATH = "/oidc/oauth/token"  # noqa: S105
+TOKEN_PATH: Final = "/oidc/oauth/token"  # noqa: S105
 
 Handler = Callable[[RequestRecord, str], Reply]
 
@@ -41,7 +41,7 @@ RetryAfter = Literal["true", "date"] | float | None
 
 _AT_LEAST_ONE: Final = Numbers("at least 1", 1)
 
-_EPSILON = 1e-9  # of a permit; a client that waits exactly as long as the 429 says must be admitted
+_EPSILON: Final = 1e-9  # Permits; a client that waits exactly as long as the 429 says must be admitted.
 
 
 class ServerQuota:

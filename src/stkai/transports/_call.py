@@ -26,7 +26,7 @@ begun, it may hold a function to run instead of the stack's flow; the function's
 RESERVED: Final = "stkai.reserved"
 """The extension with the connection reserved for a request: a list, since only one copy of the request may take it."""
 
-_numbers = itertools.count(1)
+_numbers: Final = itertools.count(1)
 
 # Bound once, since Python does not cache the lookup.
 _new: Final = object.__new__

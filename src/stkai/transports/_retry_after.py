@@ -4,20 +4,21 @@ import re
 import sys
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Final
 
 import httpx
 
 from .._headers import has_field
 
-_SECONDS = r"[0-9]+(\.[0-9]+)?"
+_SECONDS: Final = r"[0-9]+(\.[0-9]+)?"
 
-_IN_MILLISECONDS = (b"retry-after-ms", b"x-ms-retry-after-ms")
+_IN_MILLISECONDS: Final = (b"retry-after-ms", b"x-ms-retry-after-ms")
 """Headers that OpenAI and Azure send with, or instead of, `Retry-After`; their SDKs trust the milliseconds."""
 
-_DAY = 86400.0
+_DAY: Final = 86400.0
 
 # A comma between values; the comma within a date follows the name of a day.
-_COMMA = r"(?<![a-z]),"
+_COMMA: Final = r"(?<![a-z]),"
 
 
 def retry_after(headers: httpx.Headers, now: datetime) -> float | None:

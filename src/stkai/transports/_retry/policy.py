@@ -57,13 +57,13 @@ _KEY: Final = b"idempotency-key"
 """The header by which servers recognise a repeated request; draft-ietf-httpapi-idempotency-key-header."""
 
 
-_HALF_LIFE = 10.0
+_HALF_LIFE: Final = 10.0
 """Seconds in which the credit from calls halves, and the longest time that earns credit; Finagle's TTL."""
 
-_LASTING_CREDIT = 10.0
+_LASTING_CREDIT: Final = 10.0
 """The credit, in retries, that does not decay: otherwise, a program with one call a minute would never have any."""
 
-_ROUNDING = 1e-9
+_ROUNDING: Final = 1e-9
 
 
 class RetryBudget:
