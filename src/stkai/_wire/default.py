@@ -19,6 +19,7 @@ from .._errors import ConfigurationError, causes, hide_frames, missing_extra
 from .._families import HTTPX, Family, alike, error_for, family_of
 from .._urls import PROXIES, absolute_url, show_origin
 from ..transports._call import cannot_send
+from ..transports._failures import CONNECT_ERRORS
 from .http2 import malformed
 from .httpcore_fixes import with_fixes
 from .lifetimes import WirePerLoop
@@ -27,8 +28,6 @@ from .proxies import ProxyMap
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
-
-_CONNECTING: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
 
 _DIRECT: Final = ""  # Stands for no proxy.
 
@@ -139,7 +138,7 @@ class _Router:
         if type(error).__module__.startswith("socksio"):
             raise error_for(httpx.ProxyError, f"{error} (through the proxy {name})", request) from None
         hide_frames(error)
-        if isinstance(error, alike(*_CONNECTING)):
+        if isinstance(error, alike(*CONNECT_ERRORS)):
             error.args = (f"{error} (through the proxy {name})".lstrip(),)
 
 

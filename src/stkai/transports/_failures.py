@@ -22,8 +22,8 @@ from .._headers import has_field
 from ._retry_after import retry_after
 
 # A proxy error occurs before the tunnel is open, so the server has seen nothing.
-_NO_CONNECTION: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
-NOT_SENT: Final = (*_NO_CONNECTION, httpx.PoolTimeout)
+CONNECT_ERRORS: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
+NOT_SENT: Final = (*CONNECT_ERRORS, httpx.PoolTimeout)
 """The errors of a request that was not sent, on a sound wire."""
 
 _UNKNOWN: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
@@ -81,7 +81,7 @@ def failure_of_error(error: BaseException, now: datetime, *, sound_wire: bool) -
         return None
     if isinstance(error, alike(RetryableError, httpx.PoolTimeout)):
         return Failure(cause, acted=False)
-    if isinstance(error, alike(*_NO_CONNECTION)):
+    if isinstance(error, alike(*CONNECT_ERRORS)):
         return Failure(cause, acted=not sound_wire)
     is_unknown = isinstance(error, alike(*_UNKNOWN)) or breaks_http2(error) or is_unreadable(error)
     return Failure(cause, acted=True) if is_unknown else None

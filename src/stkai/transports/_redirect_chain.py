@@ -16,12 +16,12 @@ CHAIN: Final = "stkai.chain"
 
 _AUTHORIZATION: Final = "authorization"
 
-_UNAUTHORIZED: Final = 401
+UNAUTHORIZED: Final = 401  # Also the status of a refused token; RFC 6750, section 3.1.
 
 _CHALLENGE: Final = "www-authenticate"
 """A 401 with this header makes httpx's auth send the request again, with credentials."""
 
-CONTINUED: Final = frozenset({301, 302, 303, 307, 308, _UNAUTHORIZED})
+CONTINUED: Final = frozenset({301, 302, 303, 307, 308, UNAUTHORIZED})
 """The statuses after which an httpx client may send another request."""
 
 
@@ -57,7 +57,7 @@ class Chain:
 
 
 def _is_challenge(response: httpx.Response) -> bool:
-    return response.status_code == _UNAUTHORIZED and _CHALLENGE in response.headers
+    return response.status_code == UNAUTHORIZED and _CHALLENGE in response.headers
 
 
 def may_continue(response: httpx.Response) -> bool:

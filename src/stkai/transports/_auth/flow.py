@@ -19,14 +19,13 @@ from .._call import Attempt, SignatureExpired
 from .._context import Context
 from .._layer import Layer, recipe
 from .._operations import Close, Drain, Flow, Load, Run, Steps
+from .._redirect_chain import UNAUTHORIZED
 from .bearer import BearerAuth, Token
 from .provider import AuthProvider
 from .single_flight import aget_token, get_token
 
 _NONE: Final = "none was valid"
 _REFUSED: Final = "the server refused the old one"
-
-_UNAUTHORIZED: Final = 401  # The status of a refused token; RFC 6750, section 3.1.
 
 _MAX_BODY: Final = 1_048_576
 """The maximum bytes of a 401's body to keep while the token is renewed. A body known to be longer is read only once it
@@ -73,7 +72,7 @@ class _AuthFlow(LayerBase):
             finally:
                 attempt.is_signed = None
             response.request = request
-            if response.status_code != _UNAUTHORIZED or renewed:
+            if response.status_code != UNAUTHORIZED or renewed:
                 return response
             try:
                 token = yield from self._replacement(request, response, token, attempt)
