@@ -186,7 +186,7 @@ def test_the_retry_after_of_a_refusal_is_read_although_another_header_is_not_lat
     refused = module.Response(429, headers=[(b"Retry-After", b"7"), (b"X-Note", "zł".encode())])
     failure = stkai.RetryPolicy().failure_of(None, stkai.ServerSideRateLimitError(refused), NOW)
     assert failure is not None
-    assert failure.asked == 7.0
+    assert failure.requested_wait == 7.0
 
 
 async def test_a_retried_block_is_repeated_after_errors_of_either_package(world: World) -> None:

@@ -122,7 +122,7 @@ class Retrying:
             # Unlike the retry layer, the reference retries when its own limiter refuses.
             if isinstance(error, TokenAcquisitionTimeoutError):
                 needed = error.required - error.waited
-                return Failure(describe(error), acted=False, asked=error.retry_after, needed=needed)
+                return Failure(describe(error), acted=False, requested_wait=error.retry_after, needed=needed)
             return Failure(describe(error), acted=False)
         theirs = httpx_kind(error)
         response = getattr(error, "response", None)

@@ -159,7 +159,7 @@ def test_the_retry_layer_waits_as_long_as_a_refusal_from_requests_asks(other: st
     response = theirs(429, **{"Retry-After": "5", "X-Other": other})
     failure = RetryPolicy().failure_of(None, ServerSideRateLimitError(response), SystemClock().utcnow())
     assert failure is not None
-    assert failure.asked == 5.0
+    assert failure.requested_wait == 5.0
 
 
 @each_decorator

@@ -63,7 +63,7 @@ class Failure(NamedTuple):
 
     cause: str  # For people to read.
     acted: bool  # Whether the server may have acted on the request.
-    asked: float | None = None  # Seconds that the server asked us to wait.
+    requested_wait: float | None = None  # Seconds that we were asked to wait.
     needed: float = 0.0  # Seconds until the request's turn; retrying earlier would not help.
     paced: bool = False  # Whether a limiter handles the wait and decides how long it is.
 
@@ -73,9 +73,9 @@ def failure_of_error(error: BaseException, now: datetime, *, sound_wire: bool) -
     cause = describe(error)
     if isinstance(error, ServerSideRateLimitError):
         headers = as_httpx(error.response).headers
-        return (
-            None if forbids_retry(headers) else Failure(cause, acted=False, asked=retry_after(headers, now))
-        )
+        if forbids_retry(headers):
+            return None
+        return Failure(cause, acted=False, requested_wait=retry_after(headers, now))
     # Our own limiter knows best, and a caller who limits the wait wants to get this error.
     if isinstance(error, ClientSideRateLimitError | DeadlineExceededError) or is_hopeless(error):
         return None

@@ -96,7 +96,7 @@ def test_no_attempt_comes_earlier_than_asked_or_later_than_the_deadline(
     asked: float | None, paced: bool, attempt: int, left: float, chance: float
 ) -> None:
     policy = RetryPolicy(max_retries=5)
-    failure = Failure("503", acted=False, asked=asked, paced=paced)
+    failure = Failure("503", acted=False, requested_wait=asked, paced=paced)
     delay = policy.delay(failure, attempt, left, chance)
     if attempt > 5 or (asked or 0) >= left or (not paced and (asked or 0) > 60):
         assert delay is None
@@ -111,7 +111,7 @@ def test_no_attempt_comes_earlier_than_asked_or_later_than_the_deadline(
 
 def test_jitter_is_added_to_the_requested_wait() -> None:
     policy = RetryPolicy(initial_delay=1.0)
-    failure = Failure("429", acted=False, asked=7.0)
+    failure = Failure("429", acted=False, requested_wait=7.0)
     assert policy.delay(failure, 1, FOREVER, 0.0) == 7.0
     assert policy.delay(failure, 1, FOREVER, 0.8) == pytest.approx(7.2)
 
@@ -377,7 +377,7 @@ def test_the_retry_after_of_a_response_inside_an_error_is_used() -> None:
     for error in (raised, stkai.ServerSideRateLimitError(response)):
         failure = policy.failure_of(None, error, NOW)
         assert failure is not None
-        assert (failure.asked, failure.acted) == (7.0, False)
+        assert (failure.requested_wait, failure.acted) == (7.0, False)
     response = httpx.Response(404, request=httpx.Request("GET", URL))
     missing = httpx.HTTPStatusError("404", request=response.request, response=response)
     assert policy.failure_of(None, missing, NOW) is None

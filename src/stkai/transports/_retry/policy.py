@@ -207,7 +207,7 @@ class RetryPolicy:
         """
         if attempt > self.max_retries or (failure.acted and not self.retry_unknown):
             return None
-        asked = failure.asked or 0.0
+        asked = failure.requested_wait or 0.0
         if max(asked, failure.needed) >= left:
             return None
         if failure.paced:
