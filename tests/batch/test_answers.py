@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from stkai._batch.outputs import LineFailure, OutputLine, body_of, code_in
 from stkai._batch.progress import say, visible
 from stkai._batch.request_formats import join_url
-from stkai._batch.runner import failure_of_error
+from stkai._batch.runner import failure_from_error
 
 from .job import HANGS, Job, RefusalError, Server, echo, summary
 
@@ -189,10 +189,10 @@ def test_the_query_of_a_base_url_stays_behind_the_path(base: str, path: str, url
 
 def test_a_timeout_says_how_long_it_was_and_what_to_set() -> None:
     timeouts = {"read": 600.0, "connect": 30.0}
-    code, message = failure_of_error(httpx.ReadTimeout("timed out"), timeouts)
+    code, message = failure_from_error(httpx.ReadTimeout("timed out"), timeouts)
     assert (code, message) == ("ReadTimeout", "no answer for 600 s: to wait longer, pass --deadline SECONDS")
-    assert "30 s" in failure_of_error(httpx.ConnectTimeout(""), timeouts)[1]
-    assert failure_of_error(httpx.ReadError(""), timeouts)[1] == "ReadError, without a message"
+    assert "30 s" in failure_from_error(httpx.ConnectTimeout(""), timeouts)[1]
+    assert failure_from_error(httpx.ReadError(""), timeouts)[1] == "ReadError, without a message"
 
 
 def test_the_code_is_read_from_a_line_whatever_else_it_contains() -> None:

@@ -22,7 +22,7 @@ from .progress import Usage, count, say, show_count, show_dollars
 from .request_formats import Format, InvalidLineError
 from .sent_requests import RunState
 
-_MAX_LISTED: Final = 20  # Lines that a dry run lists for each kind of problem.
+_MAX_PROBLEMS: Final = 20  # Lines that a dry run lists for each kind of problem.
 
 
 class BatchJob(RunState):
@@ -227,7 +227,7 @@ def dry_run(job: BatchJob) -> bool:
             own_id, target = form.custom_id(values), form.target(values)
         except InvalidLineError as error:
             invalid += 1
-            if invalid <= _MAX_LISTED:
+            if invalid <= _MAX_PROBLEMS:
                 say(f"{where}: {error}")
             continue
         requests += 1
@@ -235,7 +235,7 @@ def dry_run(job: BatchJob) -> bool:
         earlier = number if own_id == "null" else first.setdefault(hash(own_id), number)
         if earlier != number:
             duplicates += 1
-            if duplicates <= _MAX_LISTED:
+            if duplicates <= _MAX_PROBLEMS:
                 say(f"{where}: duplicate custom_id {own_id}, as in line {earlier}")
     if duplicates:
         say(f"{count(duplicates, 'duplicate id')}, which is allowed; use `id` to tell the lines apart")

@@ -20,7 +20,7 @@ from .progress import count, listed
 
 _OPEN_FILES: Final = 64  # Maximum number of outputs that are open at the same time.
 
-_MAX_LISTED: Final = 10
+_MAX_MISSING: Final = 10  # Line numbers that an error lists.
 
 _OFFSET_BITS: Final = 48
 _FILE_BITS: Final = 16
@@ -155,7 +155,7 @@ def _check_complete(outputs: list[Paths], answers: Entries, failures: Entries) -
         if number not in present and not any(shard.has(number) for shard in complete)
     ]
     if missing:
-        shown = listed(list(map(str, missing)), _MAX_LISTED)
+        shown = listed(list(map(str, missing)), _MAX_MISSING)
         raise ConfigurationError(
             f"the input has {count(len(missing), 'line')} without an outcome ({shown}): resume the jobs that halted,"
             " pass all shards, or pass --partial to join what there is"

@@ -147,7 +147,7 @@ class Runner:
             body = body_of(response)
             self._job.usage = self._job.usage.plus(body.value)
             if response.status_code >= 300:
-                failure = failure_of_answer(response, body)
+                failure = failure_from_answer(response, body)
                 if response.status_code >= 500:
                     failure = _may_have_acted(line, failure)
             elif self._options.quick_command is not None and status_of(response) == FAILURE:
@@ -155,7 +155,7 @@ class Runner:
                     "execution_failed", "the execution of the quick command ended with FAILURE"
                 )
             elif error is not None:
-                failure = _may_have_acted(line, failure_of_error(error, self._client.timeouts))
+                failure = _may_have_acted(line, failure_from_error(error, self._client.timeouts))
             return OutputLine.of(line.number, line.custom_id, failure, response, body)
         except Exception as unreadable:  # noqa: BLE001 - whatever the server sends, the run continues
             return self._failure(line, unreadable)
@@ -163,7 +163,7 @@ class Runner:
     def _failure(self, line: LineInFlight, error: Exception) -> OutputLine:
         code = _CODES.get(type(error))
         if code is None:
-            failure = failure_of_error(error, self._client.timeouts)
+            failure = failure_from_error(error, self._client.timeouts)
         else:
             failure = LineFailure(code, f"{self._options.source}, line {line.number}: {error}")
         return OutputLine.of(line.number, line.custom_id, _may_have_acted(line, failure))
@@ -189,7 +189,7 @@ def _may_have_acted(line: LineInFlight, failure: LineFailure) -> LineFailure:
     return failure if line.may_drop else failure._replace(message=failure.message + _MAY_HAVE_ACTED)
 
 
-def failure_of_answer(response: httpx.Response, body: JsonValue) -> LineFailure:
+def failure_from_answer(response: httpx.Response, body: JsonValue) -> LineFailure:
     status = response.status_code
     message = f"the server answered {status} {visible(response.reason_phrase)}".rstrip()
     said = _error_text(body.value)
@@ -201,7 +201,7 @@ def failure_of_answer(response: httpx.Response, body: JsonValue) -> LineFailure:
     return LineFailure(f"http_{status}", message)
 
 
-def failure_of_error(error: Exception, timeouts: dict[str, Any]) -> LineFailure:
+def failure_from_error(error: Exception, timeouts: dict[str, Any]) -> LineFailure:
     message = visible(str(error))
     if isinstance(error, alike(httpx.ReadTimeout, httpx.WriteTimeout)):
         message = f"no answer for {timeouts['read']:g} s: to wait longer, pass --deadline SECONDS"

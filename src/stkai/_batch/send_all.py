@@ -66,7 +66,7 @@ def send_all(
         InvalidArgumentError: `max_in_flight` is not an integer of at least 1, or `requests` is not an iterable.
     """
     if not isinstance(client, alike(HttpClient, httpx.Client)):
-        raise _wrong("send_all", client, "a stkai.HttpClient or an httpx.Client", "asend_all")
+        raise _unfit("send_all", client, "a stkai.HttpClient or an httpx.Client", "asend_all")
     _check(requests, max_in_flight, Iterable)
     send: Any = _send_by_verb if _overrides_sending(client) else send_tracked
     return _send_all(partial(send, client), requests, max_in_flight, journal)
@@ -95,7 +95,7 @@ def asend_all(
         InvalidArgumentError: `max_in_flight` is not an integer of at least 1, or `requests` is not an iterable.
     """
     if not isinstance(client, alike(AsyncHttpClient, httpx.AsyncClient)):
-        raise _wrong("asend_all", client, "a stkai.AsyncHttpClient or an httpx.AsyncClient", "send_all")
+        raise _unfit("asend_all", client, "a stkai.AsyncHttpClient or an httpx.AsyncClient", "send_all")
     _check(requests, max_in_flight, (Iterable, AsyncIterable))
     return _asend_all(partial(asend_tracked, client), requests, max_in_flight, journal)
 
@@ -222,7 +222,7 @@ def _send_by_verb(client: HttpClient, request: httpx.Request, tracker: Tracker) 
     return client.post(str(request.url), data, headers, timeout)
 
 
-def _wrong(function: str, client: object, wanted: str, other: str) -> ConfigurationError:
+def _unfit(function: str, client: object, wanted: str, other: str) -> ConfigurationError:
     hint = ""
     if isinstance(client, alike(HttpClient, httpx.Client, AsyncHttpClient, httpx.AsyncClient)):
         hint = f"; use stkai.{other} with this client"

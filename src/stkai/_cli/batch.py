@@ -32,7 +32,7 @@ REFUSED: Final = 2
 
 _SYNC_EVERY: Final = 1.0
 _SAME_SIGNAL: Final = 0.02  # Seconds within which a second signal counts as a repetition of the first.
-_MAX_LISTED: Final = 5
+_MAX_CODES: Final = 5  # Kinds of failures that the summary lists.
 
 
 def batch(**given: Any) -> None:
@@ -268,7 +268,7 @@ class _JobRun:
 
     def _explain_failures(self) -> None:
         outputs, codes = self._job.outputs, self._job.outputs.codes
-        shown = listed([f"{count:,} {code}" for code, count in codes.most_common()], _MAX_LISTED)
+        shown = listed([f"{count:,} {code}" for code, count in codes.most_common()], _MAX_CODES)
         if not isinstance(outputs, FileOutputs):
             say(f"failed: {shown}")
             return

@@ -106,15 +106,15 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
 def check_flow(name: str, flow: FlowFunction) -> FlowFunction:
     """Return the flow; reject what is recognisably not a flow before the first request is sent."""
     if not callable(flow):
-        raise _wrong(name, f"is {flow!r}")
+        raise _invalid_flow(name, f"is {flow!r}")
     if inspect.iscoroutinefunction(flow) or inspect.isasyncgenfunction(flow):
-        raise _wrong(name, "is async, and nothing awaits it")
+        raise _invalid_flow(name, "is async, and nothing awaits it")
     try:
         signature_of(flow).bind("layer", "request", "attempt")
     except ValueError:  # Some callables have no signature to show.
         pass
     except TypeError as error:
-        raise _wrong(name, f"cannot be called as flow(layer, request, attempt): {error}") from error
+        raise _invalid_flow(name, f"cannot be called as flow(layer, request, attempt): {error}") from error
     return flow
 
 
@@ -128,17 +128,17 @@ def checked(flow: FlowFunction) -> FlowFunction:
             if not isinstance(made, Generator):
                 if inspect.iscoroutine(made):
                     made.close()
-                raise _wrong(layer.name, f"returned {_kind(made)} instead of a generator")
+                raise _invalid_flow(layer.name, f"returned {_kind(made)} instead of a generator")
             response = yield from made
         except WrongOperationError as error:
-            raise _wrong(layer.name, f"yielded {_kind(error.operation)}") from None
+            raise _invalid_flow(layer.name, f"yielded {_kind(error.operation)}") from None
         except AttributeError as error:
             if not isinstance(error.obj, Generator):
                 raise
-            raise _wrong(layer.name, f"used a generator as a response ({error})") from error
+            raise _invalid_flow(layer.name, f"used a generator as a response ({error})") from error
         package = family_of(request)
         if not isinstance(response, package.Response):
-            raise _wrong(
+            raise _invalid_flow(
                 layer.name, f"ended with {_kind(response)} instead of an {package.__name__}.Response"
             )
         return response
@@ -150,5 +150,5 @@ def _kind(value: object) -> str:
     return f"a value of type {type(value).__name__}"
 
 
-def _wrong(name: str, what: str) -> ConfigurationError:
+def _invalid_flow(name: str, what: str) -> ConfigurationError:
     return ConfigurationError(f"the flow of the layer {name!r} {what}: {_FORM}")
