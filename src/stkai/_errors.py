@@ -27,6 +27,21 @@ E = TypeVar("E", bound=Exception)
 
 _pickle: Final = LateModule("pickle")
 
+_NO_AUTHORITY: Final = (
+    "this machine does not know the authority that signed the certificate of the server, or of a proxy that decrypts:"
+    " name a file with the authority's certificate in STKAI_HTTP_VERIFY or SSL_CERT_FILE, or pass it as verify= to"
+    " HttpConfig or to a wire of your own"
+)
+
+_UNTRUSTED: Final = frozenset({18, 19, 20, 21})
+"""OpenSSL's X509_V_ERR_* codes for certificates of an unknown authority."""
+
+_WRAPPERS: Final = ("httpcore", "requests", "urllib3")
+"""Packages that raise errors again without a cause, so that only the context is left."""
+
+_MAX_CAUSES: Final = 16
+"""Causes of an error that are inspected."""
+
 
 def digits(number: float, count: int = 3) -> str:
     """A number for a message, rounded to about `count` digits; large ones to integers: 0.583, 60, 86,400."""
@@ -102,8 +117,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         if below is None:
             return
         yield below
-        # These packages re-raise errors without a cause, so only the context is left. Their own errors, such as for bad
-        # URLs, are ValueErrors.
+        # These packages' own errors, such as for bad URLs, are ValueErrors.
         is_raised_again = type(below).__module__.startswith(_WRAPPERS) and not isinstance(below, ValueError)
         below = below.__cause__ or (below.__context__ if is_raised_again else None)
 
@@ -112,20 +126,6 @@ def cure_of(error: BaseException) -> str:
     """What the user can do about a network error; empty if there is no general advice."""
     codes = {getattr(below, "verify_code", None) for below in causes(error)}
     return _NO_AUTHORITY if codes & _UNTRUSTED else ""
-
-
-_NO_AUTHORITY: Final = (
-    "this machine does not know the authority that signed the certificate of the server, or of a proxy that decrypts:"
-    " name a file with the authority's certificate in STKAI_HTTP_VERIFY or SSL_CERT_FILE, or pass it as verify= to"
-    " HttpConfig or to a wire of your own"
-)
-
-_UNTRUSTED: Final = frozenset({18, 19, 20, 21})
-"""OpenSSL's X509_V_ERR_* codes for certificates of an unknown authority."""
-
-_WRAPPERS: Final = ("httpcore", "requests", "urllib3")
-
-_MAX_CAUSES: Final = 16  # Causes of an error that are inspected.
 
 
 def _forget_contents(error: BaseException) -> None:

@@ -24,6 +24,10 @@ from ._errors import causes
 
 T = TypeVar("T")
 
+IN_HANDLER: Final = (
+    "a signal handler cannot use the client that it interrupted: set a flag there, or put the work on a queue"
+)
+
 _renewals: Final["WeakKeyDictionary[Any, Callable[[Any], None]]"] = WeakKeyDictionary()
 
 
@@ -102,11 +106,6 @@ def refuse_in_handler() -> None:
         if frame.f_code in handlers:
             raise RuntimeError(IN_HANDLER)
         frame = frame.f_back
-
-
-IN_HANDLER: Final = (
-    "a signal handler cannot use the client that it interrupted: set a flag there, or put the work on a queue"
-)
 
 
 def _handlers() -> Iterator[CodeType]:
