@@ -18,7 +18,8 @@ N = TypeVar("N", bound=float | None)
 REAL: Final = (float, int, Real)
 """The types of real numbers; the concrete ones come first, because checking an abstract one is slow."""
 
-_MAX_FLOAT: Final = sys.float_info.max  # Excludes infinity, NaN, and integers that do not fit into a float.
+_MAX_FLOAT: Final = sys.float_info.max
+"""The highest number: excludes infinity, NaN, and integers that do not fit into a float."""
 
 
 class Numbers(NamedTuple):
@@ -42,7 +43,9 @@ SECONDS: Final = Numbers("a non-negative number of seconds")
 POSITIVE_SECONDS: Final = Numbers("a positive number of seconds", above=True)
 COUNT: Final = Numbers("a non-negative whole number", whole=True)
 POSITIVE_COUNT: Final = Numbers("a positive whole number", low=1, whole=True)
-SAFE_RANGE: Final = Numbers("between 1e-9 and 1e20", low=1e-9, high=1e20)  # No rate then overflows or is 0.
+SAFE_RANGE: Final = Numbers("between 1e-9 and 1e20", low=1e-9, high=1e20)
+"""The range in which no rate overflows or is 0."""
+
 FRACTION: Final = Numbers("a number above 0 and at most 1", high=1, above=True)
 
 
@@ -106,10 +109,10 @@ def is_http_name(text: object) -> bool:
     return isinstance(text, str) and re.fullmatch(HTTP_NAME, text) is not None
 
 
-# Headers that httpx or a layer sends for another purpose.
 _TAKEN: Final = (
     "accept.*|.*authorization|connection|content-.*|cookie|host|te|trailer|transfer-.*|upgrade|user-agent"
 )
+"""Headers that httpx or a layer sends for another purpose."""
 
 
 def can_carry_key(header: object) -> bool:

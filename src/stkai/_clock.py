@@ -32,7 +32,8 @@ class Clock(Protocol):
         ...
 
 
-_MAX_SLEEP: Final = 1e6  # Seconds; longer sleeps are split, since operating systems limit them.
+_MAX_SLEEP: Final = 1e6
+"""Seconds; longer sleeps are split, since operating systems limit them."""
 
 
 class SystemClock:

@@ -21,8 +21,8 @@ _lower_name: Final = itemgetter(1)  # The name of an item, in lower case.
 _NO_HEADERS: Final = httpx.Headers()
 _known: Final[set[type]] = set()  # The classes of headers for which `_is_known` is true.
 
-# Bound once, since Python does not cache the lookup.
 _new: Final = object.__new__
+"""Bound once, since Python does not cache the lookup."""
 
 VALUE: Final = rb"(?:[^\x00\s](?:[^\x00\n\r\v\f]*[^\x00\s])?)?"
 """RFC 9110, sections 5.1 and 5.5, as h11 implements them."""

@@ -13,14 +13,11 @@ import httpx
 
 from ._errors import ConfigurationError, InvalidArgumentError, StkaiError
 
-Origin = tuple[str, bytes, int | None]
-"""Scheme, host and port."""
+Origin = tuple[str, bytes, int | None]  # Scheme, host and port.
 
-WEB: Final = ("http", "https")
-"""The schemes of requests."""
+WEB: Final = ("http", "https")  # The schemes of requests.
 
-PROXIES: Final = ("http", "https", "socks5", "socks5h")
-"""The schemes of proxies."""
+PROXIES: Final = ("http", "https", "socks5", "socks5h")  # The schemes of proxies.
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 

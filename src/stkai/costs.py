@@ -24,8 +24,7 @@ from ._process import raise_interrupt
 __all__ = ["LlmTokens", "llm_tokens", "model_of"]
 __dir__ = __all__.copy
 
-CHARACTERS_PER_TOKEN: Final = 4
-"""OpenAI's rule of thumb for English text: https://help.openai.com/en/articles/4936856"""
+CHARACTERS_PER_TOKEN: Final = 4  # OpenAI's rule of thumb: https://help.openai.com/en/articles/4936856
 
 _MOST_OUTPUT: Final = re.compile("max(?:_completion|_output)?_tokens|max(?:Output)?Tokens")
 _OPTIONS: Final = ("generationConfig", "generation_config", "inferenceConfig")  # Gemini's, and Bedrock's.

@@ -30,8 +30,7 @@ __all__ = ["AuthProvider", "AuthenticationError", "ClientCredentialsAuthProvider
 
 _MAX_QUOTED: Final = 200  # Characters of the endpoint's answer that a message quotes.
 
-_RETRY_DELAY: Final = 10.0
-"""Seconds until the next attempt after a failed renewal, while the old token is still valid."""
+_RETRY_DELAY: Final = 10.0  # Seconds to the next attempt after a failed renewal, while the token is valid.
 
 
 class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):

@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 
 _READ_TIMEOUT: Final = 600.0  # Seconds that a batch waits for an answer; longer if `--deadline` is.
 
-_EXECUTION_TIMEOUT: Final = _READ_TIMEOUT
-"""Seconds that a batch waits for an execution to end, without `--deadline`."""
+_EXECUTION_TIMEOUT: Final = _READ_TIMEOUT  # Seconds that an execution may take, without `--deadline`.
 
 _FIRST_PAUSE: Final = 1.0
 _MAX_PAUSE: Final = 5.0

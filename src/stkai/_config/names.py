@@ -28,7 +28,9 @@ REFERENCE_METHODS: Final = ("POST",)
 
 SECRETS: Final = frozenset({"auth", "client_secret", "token"})
 """Fields whose values are never shown; `auth`, because a token may have been given in place of a section."""
-_MAX_SHOWN: Final = 200  # Characters of a rejected value that errors show.
+_MAX_SHOWN: Final = 200
+"""Characters of a rejected value that errors show."""
+
 _SCHEME: Final = r"[a-z][a-z0-9+.-]{0,15}"
 _IN_QUERY: Final = r"(?i)([?&][^=&#]*(?:auth|key|pass|pwd|secret|token)[^=&#]*=)[^&#]+"
 _NO_PORT: Final = r"(rediss?://[^/?#:\[]*:)(?!\d*(?:[/?#,]|$))[^/?#,]+"

@@ -17,11 +17,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from .lifetimes import CLOSED_IN_USE
 
-BUFFER_SIZE: Final = 65_536
-"""Bytes that are buffered, both before they are written and before they are read."""
+BUFFER_SIZE: Final = 65_536  # Bytes that are buffered, both before writing and before reading.
 
-MAX_HEAD: Final = 102_400
-"""Bytes that the head of an answer may have, as in httpcore."""
+MAX_HEAD: Final = 102_400  # Bytes that the head of an answer may have, as in httpcore.
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 

@@ -29,7 +29,9 @@ _PLAIN_METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEA
 _TARGET: Final = re.compile(rb"[!-~]+")
 _NAMES: Final = re.compile(rb"%b(?:,%b)*" % (NAME, NAME))
 _VALUES: Final = re.compile(rb"%b(?:\n%b)*" % (VALUE, VALUE))
-_SPECIAL: Final = frozenset({b"transfer-encoding", b"upgrade", b"expect"})  # Left to h11.
+_SPECIAL: Final = frozenset({b"transfer-encoding", b"upgrade", b"expect"})
+"""Headers that are left to h11."""
+
 _KEPT: Final = b"keep-alive"
 
 

@@ -26,7 +26,8 @@ MAX_CALLS: Final = 16
 STUCK_AFTER: Final = 1.0
 """If no call begins for this many seconds although one is due, another thread is started: the others hang."""
 
-_IDLE_TIMEOUT: Final = 1.0  # Seconds after which a thread without a call ends.
+_IDLE_TIMEOUT: Final = 1.0
+"""Seconds after which a thread without a call ends."""
 
 Work = Callable[[], None]
 

@@ -28,7 +28,8 @@ _CLOCK_SET_BACK: Final = 0.1
 USAGE_SPAN: Final = 10.0
 """Seconds over which `usage` decays."""
 
-_SAME_INSTANT: Final = 1e-6  # Seconds; entries closer than this are merged.
+_SAME_INSTANT: Final = 1e-6
+"""Seconds; entries closer than this are merged."""
 
 _MAX_EXACT: Final = 64
 """Up to this many permits per window, each instant is kept; above, instants round up to this many slots."""

@@ -47,7 +47,8 @@ SLOT: Final = 1 << 21
 
 _MAGIC: Final = b"stkai\x00\x00\x05"
 
-_HEAD: Final = struct.Struct("<8sII")  # Header of a slot: magic, length and checksum of its text.
+_HEAD: Final = struct.Struct("<8sII")
+"""Header of a slot: magic, length and checksum of its text."""
 
 clock: Final = SystemClock()
 

@@ -264,7 +264,8 @@ def check_share(share: object) -> str:
     return share
 
 
-_MAX_SURPLUS: Final = 1000  # Permits beyond those requested; with more, a user's store counts as broken.
+_MAX_SURPLUS: Final = 1000
+"""Permits beyond those requested; with more, a user's store counts as broken."""
 
 
 def checked(lease: Any, want: int) -> Lease:

@@ -14,13 +14,11 @@ from typing import Any, Final
 from ._calendar import NEVER, Calendar, Range, count, cut, end, forgive, give, merged, release
 from ._protocol import Ask, Quota
 
-MEMBER_LIFETIME: Final = 10.0
-"""Seconds of silence after which a member is forgotten."""
+MEMBER_LIFETIME: Final = 10.0  # Seconds of silence after which a member is forgotten.
 
 _LEASE_GRACE: Final = 2.0  # Seconds for which a silent member keeps its lease after its last permit was due.
 
-WAITING_LIFETIME: Final = 1.5
-"""Seconds of silence after which a member no longer counts as waiting."""
+WAITING_LIFETIME: Final = 1.5  # Seconds of silence after which a member no longer counts as waiting.
 
 _SWEEP_INTERVAL: Final = 0.1  # Seconds between searches for silent members.
 _SWEEP_SIZE: Final = 20  # Members handled in one step.

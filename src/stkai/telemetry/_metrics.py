@@ -31,7 +31,8 @@ _CAUSE: Final = re.compile(r"\d{3}|[A-Za-z_]\w*(?=:|$)")
 Labels = dict[str, str | int]
 """Attributes of a measurement, without those that do not apply."""
 
-_Value = Callable[[Any], float | None]  # What an instrument records for an event; None for nothing.
+_Value = Callable[[Any], float | None]
+"""What an instrument records for an event; None for nothing."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,8 +30,7 @@ from ._replies import (
     words_of,
 )
 
-API: Final = "/v1"
-"""The start of the paths that need a token, and that latency applies to."""
+API: Final = "/v1"  # The start of the paths that need a token, and that latency applies to.
 
 TOKEN_PATH: Final = "/oidc/oauth/token"  # noqa: S105
 

@@ -15,8 +15,7 @@ from .._event_loops import anyio
 from .._families import family_of
 from .._headers import copy_request, has_field
 
-SHORT: Final = 65_536
-"""Bytes; an unwanted body is read up to this size."""
+SHORT: Final = 65_536  # Bytes; an unwanted body is read up to this size.
 
 _DIGITS: Final = 16  # No body has a longer length, and Python refuses to convert thousands of digits.
 _MAX_DRAIN_TIME: Final = 1.0  # Seconds; an unwanted body is read for at most this long.

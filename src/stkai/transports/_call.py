@@ -88,8 +88,8 @@ class Call(NamedTuple):
         return math.inf if self.deadline is None else self.deadline - now
 
 
-# The fields of a `Call`, whose id is assigned when it is first needed.
 Beginning = tuple[None, httpx.Request, RequestOptions, float, float | None, bool]
+"""The fields of a `Call`, whose id is assigned when it is first needed."""
 
 
 def begin(request: httpx.Request, now: float, buffered: bool = False) -> Beginning:
@@ -281,7 +281,8 @@ def require_open(attempt: Attempt) -> None:
         raise cannot_send()
 
 
-Enter = Callable[[httpx.Request, Attempt], Flow]  # Such as a layer's `flow`.
+Enter = Callable[[httpx.Request, Attempt], Flow]
+"""The type of a layer's `flow`."""
 
 
 def ending_with(ending: Latch, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:

@@ -21,8 +21,8 @@ from .._families import alike, as_httpx
 from .._headers import has_field
 from ._retry_after import retry_after
 
-# A proxy error occurs before the tunnel is open, so the server has seen nothing.
 CONNECT_ERRORS: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
+"""The errors of connecting. A proxy error occurs before the tunnel is open, so the server has seen nothing."""
 NOT_SENT: Final = (*CONNECT_ERRORS, httpx.PoolTimeout)
 """The errors of a request that was not sent, on a sound wire."""
 

@@ -16,7 +16,8 @@ CHAIN: Final = "stkai.chain"
 
 _AUTHORIZATION: Final = "authorization"
 
-UNAUTHORIZED: Final = 401  # Also the status of a refused token; RFC 6750, section 3.1.
+UNAUTHORIZED: Final = 401
+"""Also the status of a refused token; RFC 6750, section 3.1."""
 
 _CHALLENGE: Final = "www-authenticate"
 """A 401 with this header makes httpx's auth send the request again, with credentials."""

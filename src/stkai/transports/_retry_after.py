@@ -17,8 +17,8 @@ _IN_MILLISECONDS: Final = (b"retry-after-ms", b"x-ms-retry-after-ms")
 
 _DAY: Final = 86400.0
 
-# A comma between values; the comma within a date follows the name of a day.
 _COMMA: Final = r"(?<![a-z]),"
+"""A comma between values; the comma within a date follows the name of a day."""
 
 
 def retry_after(headers: httpx.Headers, now: datetime) -> float | None:

@@ -154,7 +154,8 @@ class Fetch(AbandonableWork):
 FETCHING: Final[ContextVar[tuple[list[AuthProvider], ...]]] = ContextVar("stkai.fetching", default=())
 """The fetches that this code is part of: each is a list with its provider, emptied when the fetch ends."""
 
-_running: Final[dict[Hashable, Fetch]] = {}  # The fetches in progress, by process and by work.
+_running: Final[dict[Hashable, Fetch]] = {}
+"""The fetches in progress, by process and by work."""
 
 
 def join(work: Callable[[], Any]) -> Fetch:
