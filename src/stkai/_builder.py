@@ -50,7 +50,7 @@ _ASYNC: Final = (
 
 
 class StackOptions(TypedDict, total=False):
-    """What the `build_*` functions take besides `transport`."""
+    """The arguments of the `build_*` functions besides `transport`."""
 
     auth: "AuthProvider | BearerAuth | Literal['auto'] | None"
     rate_limit: (

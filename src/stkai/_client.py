@@ -23,7 +23,7 @@ L = TypeVar("L", bound=LayerBase)
 
 
 class _Client(Generic[L]):
-    """What the sync and the async client share: everything but the requests."""
+    """The parts that the sync and the async client share: everything but the requests."""
 
     _kind: type
     _twin: str  # The httpx client that resembles this one.

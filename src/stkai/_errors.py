@@ -68,7 +68,7 @@ def rebuilt(kind: type[E], args: tuple[Any, ...], state: dict[str, Any]) -> E:
 
 
 def _portable(value: object) -> object:
-    """What to put into a pickle: the value, or a description of it in words.
+    """The value as it is pickled: itself, or a description in words if it cannot be.
 
     Many exceptions, such as `httpx.HTTPStatusError`, can be pickled but not unpickled, which crashes a process pool.
     """

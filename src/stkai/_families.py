@@ -1,6 +1,6 @@
 """The packages httpx and httpx2: their classes look alike but none is shared, so each object belongs to one of the two.
 
-Also converts what requests and urllib3 return and raise into httpx's terms. Neither needs to be installed.
+Also converts responses and errors of requests and urllib3 into httpx's. Neither needs to be installed.
 
 httpx2 is never imported here: until the program imports it, there are no objects of it. The family of an object is
 found by `isinstance` with the classes of the loaded packages, since some SDKs change the `__module__` of classes.

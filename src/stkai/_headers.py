@@ -106,7 +106,7 @@ def with_fields(headers: httpx.Headers, fields: Fields) -> httpx.Headers:
 
 
 def _is_known(kind: type[httpx.Headers]) -> bool:
-    """Whether such headers have just these attributes, which are private in httpx and httpx2, and may change."""
+    """Whether headers of this class have just these attributes, which httpx and httpx2 keep private and may change."""
     if vars(kind()).keys() == {"_list", "_encoding"}:
         _known.add(kind)
     return kind in _known

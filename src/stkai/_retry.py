@@ -115,7 +115,7 @@ class Retrying:
     __aiter__ = __iter__
 
     def failure_of(self, error: Exception) -> Failure | None:
-        """What the error means for a retry; None if it is final."""
+        """Classify an error for a retry; None if it is final."""
         if isinstance(error, alike(*self.skip_retry_on_exceptions)):
             return None
         if isinstance(error, ClientSideRateLimitError):

@@ -1,4 +1,4 @@
-"""What a call costs under a limiter that counts units besides requests, such as a language model's tokens per minute.
+"""The cost of a call, for limiters that count units besides requests, such as a language model's tokens per minute.
 
 A cost is needed twice: as an estimate before the request is sent, and as the real number when the answer has been read.
 `llm_tokens()` gives both for the bodies and usage reports of OpenAI, Anthropic, Gemini, Bedrock, Mistral, Cohere and

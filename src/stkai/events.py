@@ -237,7 +237,7 @@ class StoreRestored(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuotaDisagreement(Event):
-    """Another member of the share, which started later, has a different quota, which is in force.
+    """Another member of the share started later with a different quota, which is now in force.
 
     Attributes:
         share: the name of the quota.

@@ -40,12 +40,12 @@ _RECORDS: Final = {
     "u": rf"{_COUNT} {_COUNT}",
     "i": rf"{_COUNT} [0-9a-f]{{64}} {_LINE} {_LINE}",
 }
-"""What follows each kind of record; bytes that are not UTF-8 are read as surrogates."""
+"""The rest of each kind of record; bytes that are not UTF-8 are read as surrogates."""
 _RECORD: Final = re.compile("|".join(f"{kind} {rest}" for kind, rest in _RECORDS.items()), re.ASCII)
 
 
 class LineState(IntEnum):
-    """What is known about one line, or about one request of `send_all`."""
+    """The state of one line, or of one request of `send_all`."""
 
     NEW = 0  # Not sent, or refused: a resumed job sends it.
     SENT = 1  # Sent, with an unknown outcome.
@@ -75,7 +75,7 @@ class LineStates:
 
 @dataclass(slots=True)
 class Recovered:
-    """What the outputs and the journal of earlier runs contain."""
+    """The contents of the outputs and the journal of earlier runs."""
 
     states: LineStates = field(default_factory=LineStates)  # The outputs take precedence over the journal.
     executions: dict[int, str] = field(default_factory=dict)  # Of lines without an outcome, by line.
@@ -137,7 +137,7 @@ class Journal(AppendFile):
         return header
 
     def recover(self, states: LineStates) -> Recovered:
-        """What the journal adds to the states found in the outputs; cuts off a truncated last record."""
+        """Add the journal's records to the states found in the outputs; cut off a truncated last record."""
         found = Recovered(states)
         for kind, number, rest in records(self.path, self.header):
             state = states[number]

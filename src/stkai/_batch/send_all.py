@@ -107,7 +107,7 @@ def _check(requests: object, max_in_flight: int, kinds: Any) -> None:
 
 
 class _OutcomeLog(RunState):
-    """What is known about the requests, by index; kept in a journal if there is one."""
+    """The state of the requests, by index; kept in a journal if there is one."""
 
     def __init__(self, path: JournalPath | None) -> None:
         super().__init__()

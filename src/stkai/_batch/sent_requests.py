@@ -176,12 +176,12 @@ def _answer_to(request: httpx.Request, copy: httpx.Request, response: httpx.Resp
 
 
 def _until_run_ends(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
-    """The same flow, which notifies `tracker` of what it sends, and stops waiting once the run is ending."""
+    """The same flow, but it notifies `tracker` of each request sent, and stops waiting once the run is ending."""
     return ending_with(tracker.run.ending, partial(track, tracker, flow), request, attempt)
 
 
 def track(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
-    """The same flow, which notifies `tracker` of what it sends."""
+    """The same flow, but it notifies `tracker` of each request sent."""
     steps = flow(request, attempt)
     try:
         operation = next(steps)
@@ -198,7 +198,7 @@ def track(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attemp
 
 
 def _carry_out(tracker: Tracker, operation: Operation) -> Steps[Any]:
-    """Carry out a step of a flow: a sleep, which the run may end, or something else, of which `tracker` is notified."""
+    """Carry out a step of a flow: do not sleep once the run is ending, and notify `tracker` of each request sent."""
     if type(operation) is Sleep:  # Cheaper than isinstance.
         if tracker.run.ending.is_done:
             raise DroppedError

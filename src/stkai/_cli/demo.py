@@ -61,7 +61,7 @@ class StrategyRun:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What each process sends, with how many threads, and the server's quota per `window` seconds."""
+    """The requests and threads of each process, and the server's quota per `window` seconds."""
 
     requests: int
     processes: int

@@ -72,7 +72,7 @@ def _settings(width: float) -> Text:
 
 
 def _remembered(name: str, share: str | None) -> str:
-    """What an earlier program has saved."""
+    """A description of the rate that an earlier program saved."""
     if share is not None:
         return "the store of the shared quota keeps its rate for a day; see stkai quota."
     saved = SavedRate(name)

@@ -1,4 +1,4 @@
-"""One connection of aiohttp, guarded against what aiohttp's own client would not notice."""
+"""One connection of aiohttp, guarded against faults that aiohttp's own client would not notice."""
 
 import asyncio
 import inspect

@@ -74,7 +74,7 @@ class FrameFilter:
         return passed
 
     def _pass_on(self, kind: int, flags: int, stream: int, frame: bytes) -> bytes:
-        """What to pass on when a frame has arrived."""
+        """The bytes to pass on when a frame has arrived."""
         if self._is_over:  # h2 would refuse it, along with the answer in the same chunk.
             return b""
         if kind == _GOAWAY and not stream and len(frame) >= _HEAD + 8:

@@ -141,7 +141,7 @@ class _JoiningStream:
         self._holds_next = self.frames is None
 
     def _pieces(self, buffer: bytes) -> tuple[bytes, ...]:
-        """What to send when httpcore writes `buffer`; it writes the head and the body separately."""
+        """The pieces to send when httpcore writes `buffer`; it writes the head and the body separately."""
         if self.frames is not None:
             return (buffer,) if self.frames.sent(buffer) else ()
         if self._holds_next:

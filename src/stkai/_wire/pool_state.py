@@ -144,7 +144,7 @@ class PoolState(Generic[Pooled]):
         return is_lent
 
     def reserved(self, request: httpx.Request, loans: list[Loan[Pooled]]) -> Loan[Pooled] | None:
-        """The loan that the request carries, unless another copy of the request took it or it leads elsewhere."""
+        """The loan that the request carries, unless another copy of the request took it, or it leads elsewhere."""
         with suppress(IndexError):
             loan = loans.pop()
             if loan.leads(self, (request.url.scheme, request.url.netloc)) and not self._closed:

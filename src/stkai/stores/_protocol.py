@@ -25,7 +25,7 @@ UNLIMITED: Final = 1e6
 
 
 class Quota(NamedTuple):
-    """What the members of a share must agree on.
+    """The terms that the members of a share must agree on.
 
     Attributes:
         rate: permits per second; `UNLIMITED` if only units of cost count.

@@ -26,7 +26,7 @@ _SWEEP_SIZE: Final = 20  # Members handled in one step.
 
 @dataclass(slots=True)
 class MemberState:
-    """What the store assumes about a member."""
+    """The store's assumptions about a member."""
 
     due: float = 0.0  # When the store handles it next, if it stays silent.
     id: int = 0  # Its current lease, and the one before; -1 if void.

@@ -62,7 +62,7 @@ def _to_wire(inner: Any, context: Context, is_direct: bool, request: httpx.Reque
 
 
 class LayerBase(StaysInProcess):
-    """What sync and async layers share: everything but the driver.
+    """The parts that sync and async layers share: everything but the driver.
 
     Attributes:
         name: the layer's name.

@@ -53,7 +53,7 @@ def when_body_ends(
 
 
 class _Watched:
-    """What sync and async bodies share."""
+    """The parts that sync and async bodies share."""
 
     _is_whole = _is_closed = False
 

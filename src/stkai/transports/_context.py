@@ -1,4 +1,4 @@
-"""What a stack gives each of its layers: a clock, random numbers and a listener. The events of calls and attempts."""
+"""The clock, random numbers and listener that a stack gives its layers, and the events of calls and attempts."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +17,7 @@ _NOTE: Final = "stkai: "
 
 
 class Context:
-    """What a stack gives each of its layers: a clock, random numbers and a listener.
+    """The clock, random numbers and listener that a stack gives each of its layers.
 
     Attributes:
         clock: where time comes from.

@@ -1,4 +1,4 @@
-"""What an error says about a retry: whether it would recur, and whether the server may have acted."""
+"""Classifies errors for retries: would they recur, and may the server have acted?"""
 
 import re
 import socket
@@ -69,7 +69,7 @@ class Failure(NamedTuple):
 
 
 def failure_of_error(error: BaseException, now: datetime, *, sound_wire: bool) -> Failure | None:
-    """What an error says about a retry; None if it is final. See `RetryPolicy.failure_of`."""
+    """Classify an error for a retry; None if it is final. See `RetryPolicy.failure_of`."""
     cause = describe(error)
     if isinstance(error, ServerSideRateLimitError):
         headers = as_httpx(error.response).headers

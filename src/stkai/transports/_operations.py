@@ -1,4 +1,4 @@
-"""What a flow asks its driver to do: each operation is one step, and the driver sends back the result.
+"""The operations that a flow asks its driver to carry out: each is one step, and the driver sends back the result.
 
 A flow is a generator. It does no I/O and never waits: it yields operations, and the sync or the async driver carries
 them out. The `yield` returns what the operation returns, and raises what it raises.

@@ -1,4 +1,4 @@
-"""What a caller sets for one request, and the record that it gets afterwards."""
+"""The options that a caller sets for one request, and the record that it gets afterwards."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace

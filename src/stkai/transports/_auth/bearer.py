@@ -71,7 +71,7 @@ class BearerAuth(HoldsSecret):
     """A provider of tokens, and the origins that may see them.
 
     Requests to other origins are not signed, and keep their own `Authorization` header; requests to these origins have
-    it replaced. Only to this machine (localhost, 127.0.0.0/8, ::1) is a token sent over http://, unless `allow_http`.
+    it replaced. A token is sent over http:// only to this machine (localhost, 127.0.0.0/8, ::1), unless `allow_http`.
 
     Args:
         provider: where tokens come from.

@@ -1,4 +1,4 @@
-"""What the auth layer needs from a token source: `AuthProvider`; `StaticToken`, the simplest; and how to fetch a token.
+"""`AuthProvider`, the interface of token sources; `StaticToken`, the simplest of them; and how to fetch a token.
 
 A fetch that several threads and tasks wait for runs once, in a background thread. The thread is a daemon, so that a
 program can exit while a token endpoint hangs, and a forked child is not held up by its parent's fetch.
@@ -47,7 +47,7 @@ class AuthProvider(ABC):
         """
 
     def get_auth_headers(self) -> dict[str, str]:
-        """The headers that sign a request: `Authorization` with the token. If overridden, stkai calls only this.
+        """The headers that sign a request, with the token by default. An override replaces calls of `get_access_token`.
 
         Raises:
             AuthenticationError: there is no token.
@@ -200,7 +200,7 @@ def _start(fetch: Fetch) -> None:
 
 
 def key_of(work: Callable[..., object]) -> Hashable:
-    """What identifies a fetch: the process, the work and, unless its token is for all, the context variables.
+    """The identity of a fetch: the process, the work and, unless its token is for all, the context variables.
 
     Bound methods are equal if their objects and functions are. A forked child does not have its parent's threads.
     """

@@ -15,7 +15,7 @@ from .._call import cannot_send
 from .provider import FETCHING, AuthProvider, Fetch, has_own_headers, join, key_of, named_errors
 
 Signature = str | Mapping[str, str]
-"""What signs a request: an access token, or headers."""
+"""An access token, or the headers that sign a request."""
 
 
 def get_token(provider: AuthProvider, seconds: float, closing: Latch | None = None) -> Signature:

@@ -242,7 +242,7 @@ class RetryPolicy:
         repeatable: bool = True,
         sound_wire: bool = True,
     ) -> Failure | None:
-        """What the outcome of an attempt, a response or an error, means for a retry; None if it is final.
+        """Classify the outcome of an attempt, a response or an error, for a retry; None if it is final.
 
         `repeatable` is what `is_repeatable` says of the request. With a `sound_wire`, connection errors mean that
         nothing was sent.
