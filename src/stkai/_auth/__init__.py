@@ -36,9 +36,9 @@ _RETRY_DELAY: Final = 10.0  # Seconds to the next attempt after a failed renewal
 class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
     """Fetches tokens with a client id and secret, and renews each one shortly before it expires, once for all callers.
 
-    While a token is being renewed, and if its renewal fails, callers keep using it until it expires.
-    Transient failures of the token endpoint are retried; redirects are not followed: that would leak the secret. A
-    refusal of the credentials is remembered for 30 seconds, and a `Retry-After` for as long as it says: until then, the
+    While a token is being renewed, and if its renewal fails, callers keep using it until it expires. Transient failures
+    of the token endpoint are retried; redirects are not followed: that would leak the secret. A refusal of the
+    credentials is remembered for 30 seconds, and a `Retry-After` for as long as it says, up to an hour: until then, the
     endpoint is not asked again. Safe to share between threads, event loops and forked processes.
 
     Args:

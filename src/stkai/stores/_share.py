@@ -1,7 +1,7 @@
 """The state of a share: its calendar, assumptions about each member, and how the members' reports correct them.
 
 A member reports totals. Permits that it neither used nor keeps are returned. A member that stays silent loses its
-permits, and is forgotten later. `step.lua` is the same code.
+permits, and is forgotten later. `step.lua` is the same code, with the same names: `s` for the state, `m` for a member.
 """
 
 import json
