@@ -88,6 +88,14 @@ def test_each_line_has_its_own_idempotency_key_and_a_restarted_job_does_not_reus
     assert {seen.headers["Idempotency-Key"] for seen in counting.seen} == expected
 
 
+def test_the_header_of_the_settings_carries_the_key_of_the_line_too(job: Job, counting: Server) -> None:
+    job.write(2)
+    assert job.run(env={"STKAI_RETRY_IDEMPOTENCY_HEADER": "X-Request-Key"}).returncode == 0
+    keys = [(seen.headers["Idempotency-Key"], seen.headers["X-Request-Key"]) for seen in counting.seen]
+    assert [first for first, _ in keys] == [second for _, second in keys]
+    assert len(set(keys)) == 2
+
+
 def test_a_failure_is_written_to_the_failures_with_its_answer_and_the_run_continues(
     job: Job, counting: Server
 ) -> None:

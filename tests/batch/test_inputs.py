@@ -234,12 +234,13 @@ def test_a_column_with_a_space_in_its_name_is_a_placeholder(
     assert counting.bodies == [{"t": text}]
 
 
-def test_a_member_with_a_space_in_its_name_is_a_placeholder(
-    job: Job, counting: Server, tmp_path: Path
+@pytest.mark.parametrize("source", ["in.jsonl", "-"])
+def test_a_member_of_the_first_line_with_a_space_in_its_name_is_a_placeholder_in_all_lines(
+    source: str, job: Job, counting: Server, tmp_path: Path
 ) -> None:
     (tmp_path / "body.json").write_text('{"t": "{first name}"}')
     job.input.write_text('{"first name": "Ann"}\n{"first name": "Bob"}\n{}\n')
-    assert job.run("--body", "body.json").returncode == 1
+    assert job.run(source, "--body", "body.json", stdin=job.input.read_bytes()).returncode == 1
     assert sorted(body["t"] for body in counting.bodies) == ["Ann", "Bob"]
     assert job.codes() == {3: "invalid_line"}
 

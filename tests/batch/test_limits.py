@@ -2,13 +2,14 @@
 
 import asyncio
 import signal
+import sys
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from stkai import RateLimitConfig, Settings
-from stkai._batch.batch_client import limits
+from stkai import ConfigurationError, RateLimitConfig, Settings
+from stkai._batch.batch_client import allow_files, limits
 from stkai._batch.options import Options
 
 from .job import HANGS, Job, Server, echo, summary, until
@@ -109,3 +110,21 @@ def test_at_most_so_many_requests_are_at_the_server(job: Job, counting: Server) 
     job.write(12)
     assert job.run("--in-flight", "2", env=NO_LIMIT).returncode == 0
     assert most == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+def test_a_batch_may_open_as_many_files_as_it_has_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = (256, 1_000)
+
+    def allow(_: int, pair: tuple[int, int]) -> None:
+        nonlocal allowed
+        allowed = pair
+
+    monkeypatch.setattr("resource.getrlimit", lambda _: allowed)
+    monkeypatch.setattr("resource.setrlimit", allow)
+    allow_files(200)
+    assert allowed == (256, 1_000)
+    allow_files(400)
+    assert allowed == (400, 1_000)
+    with pytest.raises(ConfigurationError, match="max-in-flight needs up to 1100 open files"):
+        allow_files(1_100)

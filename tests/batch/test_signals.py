@@ -155,6 +155,34 @@ def test_the_first_signal_says_what_it_waits_for_and_a_second_one_aborts(
     assert [entry["custom_id"] for entry in job.failures().values()] == ["id-1", "id-2", "id-3"]
 
 
+def test_an_aborted_run_writes_what_waited_for_an_earlier_line_and_sums_up(
+    job: Job, counting: Server
+) -> None:
+    answered = threading.Semaphore(0)
+
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        if body["n"] == 1:
+            await asyncio.sleep(30)
+        answered.release()
+        return await echo(request, body)
+
+    counting.answer = answer
+    process = job.start("-o", "-", "--order", "input")
+    for _ in range(9):
+        assert answered.acquire(timeout=HANGS)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 130
+    assert [json.loads(line)["custom_id"] for line in stdout.splitlines()] == [
+        f"id-{n}" for n in range(2, 11)
+    ]
+    assert summary(stderr.decode()) == "9 done, 0 failed (0 unknown)"
+
+
 def test_lines_that_wait_for_a_permit_are_dropped(job: Job, gate: Gate, counting: Server) -> None:
     settings = {
         "STKAI_RATE_LIMIT_ENABLED": "true",

@@ -157,6 +157,25 @@ def test_the_output_of_another_job_is_not_overwritten_by_stdin(more: list[str], 
     assert (job.folder / "out.stdin.jsonl").read_bytes() == before
 
 
+def test_a_job_that_starts_over_deletes_its_own_copy_of_stdin_only(job: Job) -> None:
+    copy = job.folder / "out.stdin.jsonl"
+    copy.write_text("precious")
+    assert job.run().returncode == 0
+    assert job.run("--restart").returncode == 0
+    assert copy.read_text() == "precious"
+    assert job.run("-", "--restart", stdin=job.input.read_bytes()).returncode == 0
+    assert job.run("--restart").returncode == 0
+    assert not copy.exists()
+
+
+def test_a_resumed_job_that_has_all_of_stdin_says_that_it_reads_no_more(job: Job, counting: Server) -> None:
+    whole = job.input.read_bytes()
+    assert "not read" not in job.run("-", stdin=whole).stderr
+    result = job.run("-", "--resume", stdin=whole * 2)
+    assert (result.returncode, summary(result.stderr)) == (0, "5 done, 0 failed (0 unknown)")
+    assert "stdin is not read: an earlier run has copied all of it to" in result.stderr
+
+
 def test_a_run_that_is_aborted_leaves_no_copy_of_stdin_where_it_keeps_no_files(
     job: Job, counting: Server, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Builds a batch's stack from the settings, sends its lines, and polls quick commands."""
 
+import sys
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -12,7 +13,7 @@ from .._client import AsyncHttpClient
 from .._clock import SystemClock
 from .._config import STKAI
 from .._config.models import Settings
-from .._errors import DeadlineExceededError, StkaiError
+from .._errors import ConfigurationError, DeadlineExceededError, StkaiError
 from .._families import alike
 from .._standard import limiter_from
 from .._wire.default import AsyncDefaultWire
@@ -29,6 +30,9 @@ from ..transports._retry_after import retry_after
 from .options import Options
 from .sent_requests import LineInFlight
 
+if sys.platform != "win32":
+    import resource
+
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
     from .._families import AsyncWire
@@ -36,6 +40,8 @@ if TYPE_CHECKING:
 _READ_TIMEOUT: Final = 600.0  # Seconds that a batch waits for an answer; longer if `--deadline` is.
 
 _EXECUTION_TIMEOUT: Final = _READ_TIMEOUT  # Seconds that an execution may take, without `--deadline`.
+
+_OTHER_FILES: Final = 100  # Open files of a process besides its connections.
 
 _FIRST_PAUSE: Final = 1.0
 _MAX_PAUSE: Final = 5.0
@@ -70,6 +76,8 @@ class BatchClient:
         if options.no_auth:
             given["auth"] = None
         settings = _settings(options)
+        # The same key in each resumed run, unlike a key of the retry policy.
+        self.key_headers = ["Idempotency-Key", *filter(None, [settings.retry.idempotency_header])]
         stack = StackBuilder._made_by("stkai batch", given, settings, own_wire=True)  # noqa: SLF001
         signed = [layer for layer in stack.layers if layer.name == "auth"]
         for layer in signed:  # Fail early if the token would be sent to `--base-url` unencrypted.
@@ -145,6 +153,7 @@ def limits(options: Options, settings: Settings) -> Any:
 
 def _settings(options: Options) -> Settings:
     """The settings, with enough connections unless the user set them; no `retry_unknown` for `--unknown report`."""
+    allow_files(options.max_in_flight + _OTHER_FILES)
     settings = STKAI.config
     chosen, most = settings.http.model_fields_set, options.max_in_flight
     http = {
@@ -159,6 +168,21 @@ def _settings(options: Options) -> Settings:
             "retry": settings.retry.model_copy(update=retry),
         }
     )
+
+
+def allow_files(needed: int) -> None:
+    """Raise this process's limit on open files, since each connection is one."""
+    if sys.platform == "win32":
+        return
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if most != resource.RLIM_INFINITY and most < needed:
+        raise ConfigurationError(
+            f"--max-in-flight needs up to {needed} open files, and the system allows {most}: pass a smaller number, or"
+            " raise the limit (ulimit -n)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
 
 
 def _wire(http: "HttpConfig") -> "AsyncWire":

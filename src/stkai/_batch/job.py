@@ -3,7 +3,7 @@
 import os
 import tempfile
 import uuid
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -87,15 +87,15 @@ class BatchJob(RunState):
         return outputs
 
     def _begin(self, journal: Journal, paths: Paths) -> Header:
-        options = self.options
+        options, before = self.options, journal.header
+        has_copy = before is not None and before.facts.get("input") == "stdin"
         survey = None if options.from_stdin else options.survey(Path(options.source))
         # In this order, so that a kill in between leaves either a complete job or none.
         journal.truncate()
         for path in (paths.out, paths.failed):
             if path.exists():  # Truncate it instead of replacing it, so that it keeps its mode.
                 os.truncate(path, 0)
-        # An earlier job may have left its copy of stdin.
-        if (options.restart or options.from_stdin) and not paths.has_other_stdin:
+        if (options.from_stdin or has_copy) and not paths.has_other_stdin:
             paths.stdin.unlink(missing_ok=True)
         return journal.begin("batch", self._facts(), survey)
 
@@ -116,13 +116,28 @@ class BatchJob(RunState):
                     " only if all of stdin is passed again"
                 )
             self.stdin = StdinCopy(source, self._shard, resumes=resumes)
-            self.lines = json_lines(source, copy=self.stdin)
+            self.lines = self._learning(json_lines(source, copy=self.stdin))
             self.stdin.start()
             return
         if survey is None or source.stat().st_size > survey.size:
             survey = options.survey(source)
             self.record("i", *survey)
-        self.survey, self.lines = survey, options.lines(source, survey.size)
+        if options.from_stdin and resumes:
+            logger.warning("stdin is not read: an earlier run has copied all of it to %s", source)
+        self.survey, self.lines = survey, self._learning(options.lines(source, survey.size))
+
+    def _learning(self, lines: Lines) -> Lines:
+        """The lines; the members of the first one are columns of the template."""
+        template = self.form.template
+        if template is not None and not self.options.is_csv:
+            for item in lines:
+                if item is not None:
+                    with suppress(InvalidLineError):
+                        template.use_columns(item[1]() or ())
+                yield item
+                if item is not None:
+                    break
+        yield from lines
 
     def note(self) -> None:
         """Record the survey of the input, once all of stdin has arrived, and the tokens used so far."""

@@ -78,23 +78,23 @@ def one_line(text: str) -> str:
 class Template:
     """A JSON document with `{name}` placeholders in its string values, replaced after parsing: values need no escaping.
 
-    Every line must fill `names`, including columns whose names contain spaces. Other text in braces is a placeholder
-    only for lines that have a member of that name.
+    Every line must fill `names`. Other text in braces is a placeholder only for lines that have a member of that name.
     """
 
-    def __init__(self, text: str, columns: Collection[str] = ()) -> None:
+    def __init__(self, text: str) -> None:
         self.text = text
         self._pieces: list[tuple[str, str]] = []
         """Pairs: text to keep, and the value of the string with placeholders that follows it."""
-        start, found_names = 0, list[str]()
+        self._found = list[str]()  # All text in braces.
+        start = 0
         for found in _STRING.finditer(text):
             value: str = parse(found[0]).value
             if _COLON.match(text, found.end()) is None and _PLACEHOLDER.search(value) is not None:
                 self._pieces.append((text[start : found.start()], value))
-                found_names += _PLACEHOLDER.findall(value)
+                self._found += _PLACEHOLDER.findall(value)
                 start = found.end()
         self._rest = text[start:]
-        self.names = [name for name in found_names if name in columns or _NAME.fullmatch(name)]
+        self.names = list(filter(_NAME.fullmatch, self._found))
 
     @classmethod
     def read(cls, path: Path) -> "Template":
@@ -106,6 +106,10 @@ class Template:
         except (ValueError, RecursionError) as error:
             raise ConfigurationError(f"the template {path} is not JSON: {error}") from error
         return cls(text)
+
+    def use_columns(self, columns: Collection[str]) -> None:
+        """Add the placeholders for columns whose names contain spaces."""
+        self.names = [name for name in self._found if name in columns or _NAME.fullmatch(name)]
 
     def fill(self, values: Mapping[str, JsonValue]) -> str:
         """Fill in the values: strings as text, everything else as JSON. Raises a KeyError that names a missing one."""

@@ -94,7 +94,9 @@ class Options:
         if self.out is None and not self.dry_run:
             raise ConfigurationError("pass -o OUT, such as -o answers.jsonl, or -o - for stdout")
         if self.to_stdout and (self.continues_job or self.restart):
-            raise ConfigurationError("-o - keeps no files, so the job cannot be resumed: pass -o OUT")
+            raise ConfigurationError(
+                "-o - keeps no files, so there is no job to continue or restart: pass -o OUT"
+            )
         if self.deadline is not None:
             check_number("--deadline", self.deadline, POSITIVE_SECONDS)
         if self.is_csv and self.body is None:
@@ -187,10 +189,10 @@ def format_of(options: Options) -> Format:
         path = Path(options.source)
         _check_file(path)
         first = {} if options.is_csv else _first_object(path)
-        columns = csv_columns(path) if options.is_csv else list(first)
-        if template is not None:
-            template = Template(template.text, columns)
         if options.is_csv:
+            columns = csv_columns(path)
+            if template is not None:
+                template.use_columns(columns)
             _check_columns(path, columns, options, template)
     to = None if template is None else options.base_url
     if options.quick_command is not None:

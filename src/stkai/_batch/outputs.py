@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import anyio
 import anyio.to_thread
 import httpx
 
@@ -47,6 +48,8 @@ class Paths(NamedTuple):
 
     @classmethod
     def of(cls, name: str) -> "Paths":
+        if not name:
+            raise ConfigurationError("-o needs the name of a file, or - for stdout")
         if Path(name).is_dir():  # Otherwise `-o answers/` would write hidden files there.
             raise ConfigurationError(f"{name} is a directory: name a file in it, such as answers{SUFFIX}")
         if Path(name).exists() and not Path(name).is_file():  # Such as /dev/stdout.
@@ -153,8 +156,13 @@ class Outputs:
         else:
             self._waiting[number] = entry
         while (first := next(iter(self._waiting.values()), None)) is not None:
-            await self._write(first)
             del self._waiting[first.number]
+            await self._write(first)
+
+    async def write_held(self) -> None:
+        """Write the outcomes that wait for earlier ones, since the process is about to end."""
+        for entry in list(filter(None, self._waiting.values())):
+            await self._write(entry)
 
     def sync(self) -> None:
         """Return once everything written would survive a power failure."""
@@ -228,7 +236,7 @@ def entries_in(path: Path, end: bytes = b"}") -> Iterator[tuple[int, bytes]]:
             if found is None or not line.rstrip().endswith(end):
                 raise ConfigurationError(
                     f"{path}, line {lineno}: this is not an output line of `stkai batch`, or not one of this file:"
-                    " restore the file, or remove the line, whose request then counts as unknown (see --unknown)"
+                    " restore the file, or remove the line, whose request then counts as unknown"
                 )
             yield int(found[1]), line
 
@@ -241,10 +249,11 @@ class StdoutOutputs(Outputs):
 
     def __init__(self, *, in_order: bool, descriptor: int = _STDOUT) -> None:
         super().__init__(in_order=in_order)
-        self._descriptor = descriptor
+        self._descriptor, self._appending = descriptor, anyio.Lock()
 
     async def _append(self, entry: OutputLine) -> None:
-        await anyio.to_thread.run_sync(self._print, entry.line)
+        async with self._appending:
+            await anyio.to_thread.run_sync(self._print, entry.line, abandon_on_cancel=True)
 
     def _print(self, line: bytes) -> None:
         try:

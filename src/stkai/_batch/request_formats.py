@@ -34,10 +34,11 @@ class Target:
     url: httpx.URL
     content: bytes | None
 
-    def request(self, idempotency_key: str, extensions: dict[str, Any]) -> httpx.Request:
-        """The request, with the default headers."""
+    def request(self, keys: Mapping[str, str], extensions: dict[str, Any]) -> httpx.Request:
+        """The request, with the default headers and those that carry its idempotency key."""
         url, headers = self.url, headers_of(self.method, self.url, None, self.content)
-        headers["Idempotency-Key"] = idempotency_key
+        for name, key in keys.items():
+            headers[name] = key
         if url.userinfo:  # As httpx's own clients send it (RFC 7617).
             credentials = b64encode(f"{url.username}:{url.password}".encode())
             headers["Authorization"] = f"Basic {credentials.decode()}"

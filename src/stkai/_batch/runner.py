@@ -106,7 +106,8 @@ class Runner:
             line.may_drop = False
             raise OutcomeUnknownError("this was in flight when an earlier run ended")
         extensions = {**self._client.extensions, ATTEMPT: partial(track, line)}
-        return target.request(str(uuid5(job.id, f"line-{number}")), extensions)
+        key = str(uuid5(job.id, f"line-{number}"))
+        return target.request(dict.fromkeys(self._client.key_headers, key), extensions)
 
     # From an outcome to its line in the outputs
 
@@ -186,7 +187,9 @@ class Runner:
 
 def _may_have_acted(line: LineInFlight, failure: LineFailure) -> LineFailure:
     """The failure, with a hint if the server may have executed the line."""
-    return failure if line.may_drop else failure._replace(message=failure.message + _MAY_HAVE_ACTED)
+    return (
+        failure if line.may_drop else failure._replace(message=failure.message.rstrip(".") + _MAY_HAVE_ACTED)
+    )
 
 
 def failure_from_answer(response: httpx.Response, body: JsonValue) -> LineFailure:

@@ -63,6 +63,7 @@ def send_all(
 
     Raises:
         ConfigurationError: the client is not a sync client, or the journal is in use or not a journal.
+        StkaiError: the journal can no longer be written, as when the disk is full.
         InvalidArgumentError: `max_in_flight` is not an integer of at least 1, or `requests` is not an iterable.
     """
     if not isinstance(client, alike(HttpClient, httpx.Client)):
@@ -92,6 +93,7 @@ def asend_all(
 
     Raises:
         ConfigurationError: the client is not an async client, or the journal is in use or not a journal.
+        StkaiError: the journal can no longer be written, as when the disk is full.
         InvalidArgumentError: `max_in_flight` is not an integer of at least 1, or `requests` is not an iterable.
     """
     if not isinstance(client, alike(AsyncHttpClient, httpx.AsyncClient)):

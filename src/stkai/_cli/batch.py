@@ -32,6 +32,7 @@ REFUSED: Final = 2
 
 _SYNC_EVERY: Final = 1.0
 _SAME_SIGNAL: Final = 0.02  # Seconds within which a second signal counts as a repetition of the first.
+_LAST_WRITES: Final = 1.0  # Seconds for answers that have arrived, when a run is aborted.
 _MAX_CODES: Final = 5  # Kinds of failures that the summary lists.
 
 
@@ -56,7 +57,8 @@ def merge_outputs(
     outs: Annotated[list[str], typer.Argument(metavar="OUT", help="Outputs of the shards, as passed to -o.")],
     out: Annotated[str, typer.Option("-o", "--out", metavar="ALL", help="Write the joined output here.")],
     partial: Annotated[
-        bool, typer.Option("--partial", help="Join what there is, whatever is missing or differs.")
+        bool,
+        typer.Option("--partial", help="Join what there is, even if lines are missing or the inputs differ."),
     ] = False,
 ) -> None:
     """Join the outputs of shards, both answers and failures, in input order.
@@ -173,6 +175,9 @@ class _JobRun:
         async for again in signals:
             if again is not signal.SIGHUP and self._clock.monotonic() - first > _SAME_SIGNAL:
                 self._display.close()
+                with anyio.move_on_after(_LAST_WRITES):
+                    await self._job.outputs.write_held()
+                self._conclude()
                 if stdin is not None and self._options.to_stdout:
                     rmtree(stdin.path.parent, ignore_errors=True)  # It holds the requests.
                 os._exit(INTERRUPTED)

@@ -96,7 +96,7 @@ class RateLimitConfig(fields.Section):
                 check_number(f"{name} ({variable('rate_limit', name)})", getattr(self, name), SAFE_RANGE)
         if self.max_cost is not None:
             vars(self)["cost"] = "llm-tokens"  # The only one that settings can name.
-        elif self.cost is not None:
+        elif self.cost is not None and self.enabled:
             raise ValueError(
                 "cost needs max_cost, the units that may be spent in a time window (STKAI_RATE_LIMIT_MAX_COST beside"
                 " STKAI_RATE_LIMIT_COST)"
