@@ -6,9 +6,9 @@ from typing import Any
 import httpx
 
 from stkai.transports import Answer, RateChange, Turn
-from stkai.transports._limits.pace.blind import BlindRate
 from stkai.transports._limits.pace.headers import Reading
 from stkai.transports._limits.pace.quota import KnownQuota
+from stkai.transports._limits.pace.silent_rate import SilentServerRate
 from stkai.transports._limits.pace.start import Found
 from stkai.transports._limits.queue import Queue
 from stkai.transports._limits.sources.adaptive import AdaptiveRate
@@ -154,6 +154,6 @@ def plain(penalty: float = 0.3, recovery: float = 0.05, **options: Any) -> Sende
     return sender(plain=(penalty, recovery), **options)
 
 
-def blind(rate: float, *, is_bursty: bool) -> BlindRate:
-    """The law of servers that just refuse, at a rate that is known."""
-    return BlindRate(KnownQuota(None, None, 0.0), Found(rate, False, 50.0, 0.0, is_bursty), 100.0)
+def silent(rate: float, *, is_bursty: bool) -> SilentServerRate:
+    """The law for servers that just refuse, at a rate that is known."""
+    return SilentServerRate(KnownQuota(None, None, 0.0), Found(rate, False, 50.0, 0.0, is_bursty), 100.0)

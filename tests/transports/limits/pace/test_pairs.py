@@ -3,12 +3,12 @@
 import pytest
 
 from stkai.transports import Turn
-from stkai.transports._limits.pace.blind import BlindRate
 from stkai.transports._limits.pace.pairs import PairTest, Spacing
 from stkai.transports._limits.pace.quota import KnownQuota
+from stkai.transports._limits.pace.silent_rate import SilentServerRate
 from stkai.transports._limits.pace.start import ColdStart, Found
 
-from ....support.sender import Sender, answered, blind
+from ....support.sender import Sender, answered, silent
 
 
 @pytest.mark.parametrize(("gap", "pairs"), [(2.0, 3), (2.1, 6)])
@@ -106,7 +106,7 @@ def test_pairs_find_the_spacing_of_a_server_within_half_of_it(spacing: float, ga
 
 
 def test_two_that_ask_at_one_instant_go_as_far_apart_as_the_search_for_the_spacing_wants() -> None:
-    one, mode = Sender(), blind(2.0, is_bursty=False)
+    one, mode = Sender(), silent(2.0, is_bursty=False)
     mode._test._failed, mode._test._gap, mode._test._at = 3, 0.5, 1000.0
     one.source.mode = mode
     one.look(100.0)
@@ -121,7 +121,7 @@ def test_two_that_ask_at_one_instant_go_as_far_apart_as_the_search_for_the_spaci
 
 
 def test_each_adaptive_limiter_of_a_list_has_its_own_pairs() -> None:
-    modes = [blind(10.0, is_bursty=False) for _ in range(2)]
+    modes = [silent(10.0, is_bursty=False) for _ in range(2)]
     for now in (101.0, 102.0, 103.0):
         turns = [Turn(), Turn()]
         for turn in turns:
@@ -151,7 +151,7 @@ def test_an_accepted_request_after_a_shorter_time_corrects_the_spacing_that_coll
 
 def test_a_quota_that_is_given_says_the_spacing_also_after_it_has_changed() -> None:
     quota = KnownQuota(20.0, 1.0, 0.0)
-    mode = BlindRate(quota, Found(8.0, False, 50.0, 0.0, False), 100.0)
+    mode = SilentServerRate(quota, Found(8.0, False, 50.0, 0.0, False), 100.0)
     mode._test._failed, mode._test._gap = 3, 0.1
     assert mode._test.is_strict
     assert not mode._test.is_searching

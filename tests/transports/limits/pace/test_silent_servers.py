@@ -6,9 +6,9 @@ import httpx
 import pytest
 
 from stkai.transports import Answer, Turn
-from stkai.transports._limits.pace.blind import BlindRate
 from stkai.transports._limits.pace.pairs import PairTest
 from stkai.transports._limits.pace.quota import KnownQuota
+from stkai.transports._limits.pace.silent_rate import SilentServerRate
 from stkai.transports._limits.pace.silent_servers import EqualRefusals, SilentWindow
 from stkai.transports._limits.pace.start import Found
 
@@ -131,15 +131,15 @@ def test_refusals_are_forgotten_only_once() -> None:
 
 
 def test_a_request_of_a_pair_that_is_refused_ends_a_clear_row() -> None:
-    blind = BlindRate(KnownQuota(None, None), Found(2.0, True, 30.0, -10.0, False), 0.0)
+    silent = SilentServerRate(KnownQuota(None, None), Found(2.0, True, 30.0, -10.0, False), 0.0)
     pair = Turn(), Turn()
     for turn in pair:
-        blind.take(turn, 1.0)
+        silent.take(turn, 1.0)
     for turn, status in zip(pair, (200, 429), strict=True):
         answer = Answer(1.0, 1.1, httpx.Response(status), None, date, 0.5)
-        blind.law.row = 7
-        (blind.accepted if status == 200 else blind.refused)(turn, answer)
-    assert blind.law.row == 0
+        silent.law.row = 7
+        (silent.accepted if status == 200 else silent.refused)(turn, answer)
+    assert silent.law.row == 0
 
 
 @pytest.mark.no_cover

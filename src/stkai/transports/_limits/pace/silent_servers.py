@@ -1,85 +1,102 @@
-"""Servers that refuse without saying how long to wait: the law of equal refusals, and what their refusals show.
+"""What the refusals of silent servers show, and the law of equal refusals, by which a sender's rate follows them.
 
-Rates are in requests per second. Why each value is what it is: docs/research/adaptive.md.
+A silent server refuses without saying how long to wait. docs/research/adaptive.md explains the values.
 """
 
 import math
+from typing import Final
 
 from .pairs import PairTest
 from .quota import KnownQuota
 
-_STEP, _FIRST_STEP, _STEPS = 0.15, 0.5, 3
-"""The share b. A refusal takes more at first: 0.5 / (1 + refusals / 3), until that is `_STEP`."""
+# The rate grows by the fraction b per patience T, and a refusal cuts it by b.
+_STEP: Final = 0.15  # b.
+_FIRST_STEP: Final = (
+    0.5  # The first cut. Cut n + 1 is _FIRST_STEP / (1 + n / _STEP_DECAY), or b if that is larger.
+)
+_STEP_DECAY: Final = 3
 
-_PATIENCE, _SLOW, _FAST = 0.55, 2.0, 10.0
-"""The patience T in seconds per request per second, where the quota is unknown, and the rates that bound it. Below the
-first, it grows by the cube root where the server accepts bursts: a slow sender can spare few requests ..."""
+# T with an unknown quota is proportional to the rate between two bounds, and constant outside them. But if the server
+# accepts bursts, T grows again below the lower bound, by the cube root: a slow sender can spare few requests.
+_PATIENCE: Final = 0.55  # Seconds per request per second.
+_MIN_PATIENT_RATE: Final = 2.0  # Requests per second.
+_MAX_PATIENT_RATE: Final = 10.0
 
-_USUAL, _STEEPNESS = 0.05, 3.0
-"""... if more than this share is refused, it grows with this power of it: a slow quota can spare few answers ..."""
+# This T also grows with a power of p, the fraction of the requests that is refused, if p is above its usual value: a
+# slow quota can spare few answers.
+_USUAL_REFUSALS: Final = 0.05
+_REFUSALS_POWER: Final = 3.0
 
-_HARDLY, _LEAST_PATIENCE = 0.02, 0.25
-"""... and if less than this share is refused, as when a sender is alone, it shrinks with it, to a quarter at most."""
+# T with a known quota is proportional to the rate: for a sender with a quarter of the quota, it is the time in which
+# the quota allows `_QUOTA_PATIENCE` requests, but at least `_MIN_QUOTA_PATIENCE` seconds.
+_QUOTA_PATIENCE: Final = 60.0
+_MIN_QUOTA_PATIENCE: Final = 4.0
 
-_MORE = 8.0  # Requests per window by which the rate grows in a window.
+# T shrinks in proportion to p below this value, as when a sender is alone, but at most to a quarter.
+_FEW_REFUSALS: Final = 0.02
+_MIN_PATIENCE_FACTOR: Final = 0.25
 
-_TOLD, _LEAST_TOLD = 60.0, 4.0
-"""With a known quota, T of a sender that has a quarter of it is the time in which it allows 60 requests, but at least 4
-seconds; it is proportional to the rate."""
+_GROWTH_PER_WINDOW: Final = (
+    8.0  # The most requests per window that the rate gains in a window, if there is one.
+)
 
-_EASED = 0.85
-"""What a refusal takes less from a sender that has the whole quota: others have no use for it. Goes by the square."""
+# Fraction by which a cut is smaller for a sender with the whole of a known quota: no other sender would use what it
+# gives up. Scales with the square of the sender's fraction of the quota.
+_MAX_RELIEF: Final = 0.85
 
-_STRICT_STEP, _STRICT_PATIENCE = 0.08, 40.0
-"""Where the server spaces requests out: b, and T in spacings, times the share of them that a sender uses. There, the
-larger sender sees fewer refusals; but it also waits longer."""
+# A strict server spaces requests out. There, T is _STRICT_PATIENCE spacings, times the fraction of the server's places
+# that the sender uses: a larger sender is refused less often, but also waits longer.
+_STRICT_STEP: Final = 0.08  # b.
+_STRICT_PATIENCE: Final = 40.0
+_MIN_STRICT_PATIENCE: Final = 0.4  # Gaps: the lower bound of T.
 
-_COLLISIONS, _LAST = 0.7, 10
-"""Share of the requests that is refused there at most, and the number of answers for which it holds as well."""
+# A strict server that refuses a larger fraction than this, in all or lately, may be an emptied bucket: the rate stays.
+_MAX_COLLISIONS: Final = 0.7
+_LATEST_ANSWERS: Final = 10
 
-_LEAST_STRICT = 0.4  # The shortest patience there, in gaps.
+# With an unknown quota, T shrinks in proportion to the fraction that a strict server refuses below this value, as when
+# a sender is alone, but at most to a fifth.
+_USUAL_COLLISIONS: Final = 0.05
+_MIN_STRICT_FACTOR: Final = 0.2
+_COLLISIONS_PRIOR: Final = 8.0  # The number of answers that the usual value counts as.
 
-_COLLIDES, _CALM, _CALM_PRIOR = 0.05, 0.2, 8.0
-"""If less than this share is refused, as when a sender is alone, that patience shrinks with it, to a fifth at most;
-and the number of answers whose weight its usual value has. Only where the quota is unknown."""
+# p is estimated over the time in which the rate allows _ANSWERS requests, within bounds in seconds.
+_ANSWERS: Final = 32.0
+_MIN_MEMORY: Final = 40.0
+_MAX_MEMORY: Final = 80.0
+_REFUSALS_PRIOR: Final = 24.0  # The number of answers that the usual value of p counts as.
 
-_MEMORY, _LONGEST_MEMORY, _ANSWERS, _PRIOR = 40.0, 80.0, 32.0, 24.0
-"""p, the share refused, is estimated over 40 s, up to 80 if the rate allows fewer than 32 requests in them; and
-the number of answers whose weight its usual value has."""
+# The first row of successes of this length shows that the refusals before it were the end of a short window: they are
+# forgotten. Only with an unknown quota, and not below this rate: a slow quota refuses again and again.
+_CLEAR_ROW: Final = 8
+_MIN_CLEAR_RATE: Final = 0.7  # Requests per second.
 
-_CLEAR, _CLEAR_RATE = 8, 0.7
-"""Requests accepted in a row after which the refusals so far are forgotten, once, and the lowest rate for that: they
-were the end of a short window. A slow quota refuses again and again. Only where the quota is unknown."""
+# A window lasts from the end of one outage to the end of the next.
+_MIN_OUTAGE: Final = (
+    8.0  # Seconds: a shorter row of refusals is not the rest of a window, until one is known.
+)
+_MAX_WINDOW: Final = 75.0  # Seconds. Most windows are a minute.
+_MIN_SUCCESSES: Final = 5  # Fewer successes in a window say too little.
+_EARLY_ROWS: Final = 2  # Consecutive rows that begin in the first half of a window: it is not a window.
+_QUIET_WINDOWS: Final = 2.5  # Windows without a row of refusals, after which the window is forgotten.
 
-_OUTAGE = 8.0  # Seconds: a row of refusals so long may be the rest of a window.
-
-_LONGEST = 75.0
-"""Seconds from the end of one outage to the end of the next: a longer time is no window. Most windows are a minute."""
-
-_ENOUGH = 5  # Requests that a sender gets in a window, at least: fewer say too little.
-
-_SOON = 2
-"""Rows of refusals that begin less than half a window after the one before, until it is clear that there is none."""
-
-_VALID = 2.5  # Windows without a refusal after which there seems to be none.
-
-_WAITED, _MISSED, _SURE = 16, 6, 30
-"""Requests that went through after a refusal, once another one had been answered, that show a limit of requests in
-flight. One that went through earlier takes back six. More than 30 are not counted."""
-
-_SEVERAL, _GAIN = 2, 0.2
-"""Requests that must be in flight at a refusal for that, and the weight of each new count of them."""
+# Evidence of a limit on requests in flight. A retry is the first request sent after a refusal.
+_ENOUGH_EVIDENCE: Final = 16  # Added up, one for each retry that succeeds after another success has arrived.
+_CONTRARY_EVIDENCE: Final = 6  # Subtracted for each retry that succeeds sooner.
+_MAX_EVIDENCE: Final = 30  # More is not counted.
+_MIN_IN_FLIGHT: Final = 2  # Requests in flight besides a refused one; with fewer, its retry is not evidence.
+_PLACES_WEIGHT: Final = 0.2  # Weight of the latest refusal in the average number of requests in flight.
 
 
 class SilentWindow:
     """Finds the window of a server that refuses everything until it is over, and never says when that is.
 
-    What a sender got from the end of one outage to the end of the next is its share of a window, whatever it had sent.
+    A sender's successes from the end of one outage to the end of the next are its part of a window, whatever its rate.
     """
 
     def __init__(self, since: float, accepted: float) -> None:
-        self._since, self._accepted, self._rows, self._soon = since, accepted, 0, 0
-        self.seconds = 0.0  # How long the window is; 0 while none is known.
+        self._since, self._accepted, self._rows, self._early_rows = since, accepted, 0, 0
+        self.seconds = 0.0  # The length of the window; 0 while none is known.
 
     def average(self, now: float) -> float:
         """Requests per second that were accepted since the last outage ended."""
@@ -89,111 +106,117 @@ class SilentWindow:
         self._accepted += 1
 
     def refused(self, now: float) -> None:
-        """Note that a row of refusals begins."""
+        """Record that a row of refusals begins."""
         self._rows += 1
-        self._soon = self._soon + 1 if now - self._since < self.seconds / 2 else 0
-        if self._soon >= _SOON:
+        self._early_rows = self._early_rows + 1 if now - self._since < self.seconds / 2 else 0
+        if self._early_rows >= _EARLY_ROWS:
             self.seconds = 0.0
 
     def forget_if_old(self, now: float) -> None:
-        """Forget a window that has refused nothing for long."""
-        if now - self._since > _VALID * self.seconds:
+        """Forget a window that has not refused anything for long."""
+        if now - self._since > _QUIET_WINDOWS * self.seconds:
             self.seconds = 0.0
 
     def accepts_again(self, now: float, row_began: float) -> float:
-        """Note the end of a row of refusals that was the end of a window, or may have been.
+        """Record the end of an outage, which may have been the rest of a window.
 
-        Returns the sender's share of a window in requests per second; 0 if there is no window.
+        Returns the sender's successes per second in that window; 0.0 if it was not a window.
         """
-        seconds, share = now - self._since, 0.0
-        is_window = self._rows == 1 and self._accepted >= _ENOUGH and seconds <= _LONGEST
-        if is_window and (self.seconds or now - row_began > _OUTAGE):
-            share, self.seconds = self._accepted / seconds, seconds
+        seconds, rate = now - self._since, 0.0
+        is_window = self._rows == 1 and self._accepted >= _MIN_SUCCESSES and seconds <= _MAX_WINDOW
+        if is_window and (self.seconds or now - row_began > _MIN_OUTAGE):
+            rate, self.seconds = self._accepted / seconds, seconds
         self._since, self._accepted, self._rows = now, 0.0, 0
-        return share
+        return rate
 
 
 class InFlightLimit:
-    """Finds out whether a server limits what is in flight, and how much of that this sender has when it is refused.
+    """Finds out whether a server limits the requests in flight, and how many places this sender then has.
 
-    Such a server accepts a request again as soon as one has been answered, and not before. A bucket accepts at any
-    instant, so that sooner or later a request goes through between two answers. What was sent before is not counted.
+    Such a server accepts another request only once it has answered one. A bucket is refilled all the time, so sooner or
+    later, it accepts a request between two answers. Requests sent before the start do not count.
     """
 
     def __init__(self, now: float) -> None:
-        self._since, self._now = now, 0
+        self._since, self._in_flight = now, 0
         self._places = 0.0
         self._refused_at = self._retried_at = math.inf
-        self._waited = False
-        self._score = 0
+        self._waited = False  # Whether a success arrived between the refusal and the retry.
+        self._evidence = 0
 
     @property
     def places(self) -> int:
-        """Requests in flight of this sender that the server allows; 0 if it does not limit them, as far as is known."""
-        return round(self._places) if self._score >= _WAITED else 0
+        """How many of this sender's requests may be in flight; 0 if no limit was found."""
+        return round(self._places) if self._evidence >= _ENOUGH_EVIDENCE else 0
 
     def sent(self, now: float, answered_at: float) -> None:
-        """Note that a request goes; the last answer of success came at `answered_at`."""
-        self._now += 1
+        """Record that a request is sent; the last success arrived at `answered_at`."""
+        self._in_flight += 1
         if self._refused_at < now:
             self._retried_at, self._waited = now, answered_at >= self._refused_at
             self._refused_at = math.inf
 
     def ended(self, sent: float = math.inf) -> None:
-        """Note that a request sent at `sent` was given up, or that its answer says nothing."""
+        """Record that a request sent at `sent` was given up, or that its answer says nothing."""
         if sent >= self._since:
-            self._now = max(0, self._now - 1)
+            self._in_flight = max(0, self._in_flight - 1)
 
     def accepted(self, sent: float) -> None:
         self.ended(sent)
         if sent == self._retried_at:
             self._retried_at = math.inf
-            step = 1 if self._waited else -_MISSED
-            self._score = max(0, min(_SURE, self._score + step))
+            step = 1 if self._waited else -_CONTRARY_EVIDENCE
+            self._evidence = max(0, min(_MAX_EVIDENCE, self._evidence + step))
 
     def refused(self, now: float, sent: float) -> None:
-        """Note a refusal, with the requests that are in flight besides."""
+        """Record a refusal, and the number of other requests in flight."""
         self.ended(sent)
         self._retried_at = math.inf
-        if self._now < _SEVERAL:
+        if self._in_flight < _MIN_IN_FLIGHT:
             self._refused_at = math.inf
             return
-        self._places += (self._now - self._places) * (_GAIN if self._places else 1.0)
+        self._places += (self._in_flight - self._places) * (_PLACES_WEIGHT if self._places else 1.0)
         self._refused_at = now
 
 
 class EqualRefusals:
-    """The law of equal refusals: how the rate of one sender moves, by the share of its requests that is refused.
+    """The law of equal refusals: how a sender's rate follows from the fraction of its requests that is refused.
 
-    The rate grows by a share b per patience T, and a refusal cuts it by b. T is proportional to the rate: all senders
-    grow by the same amount, and are cut by the same share, which makes them equal (Chiu and Jain, 1989).
+    The rate grows by the fraction b per patience T, and a refusal cuts it by b. T is proportional to the rate: all
+    senders grow by the same amount and are cut by the same fraction, so their rates converge (Chiu and Jain, 1989).
     """
 
     def __init__(self, quota: KnownQuota, test: PairTest, window: SilentWindow) -> None:
         self._quota, self._test, self._window = quota, test, window
         self._cuts = 0
-        self._answers = self._refused = 0.0
+        self._answers = self._refused = 0.0  # Both decay.
         self._refused_lately = 0.5
-        self.row = 0  # Requests accepted since the last refusal, even of one of a pair.
+        self.row = (
+            0  # Consecutive requests that were accepted; the refusal of one of a pair also ends the row.
+        )
         self._has_cleared = quota.is_given
 
     def note(self, rate: float, *, refused: bool) -> None:
         self.row = 0 if refused else self.row + 1
-        if self.row >= _CLEAR and rate >= _CLEAR_RATE and not (self._has_cleared or self._test.is_strict):
+        if (
+            self.row >= _CLEAR_ROW
+            and rate >= _MIN_CLEAR_RATE
+            and not (self._has_cleared or self._test.is_strict)
+        ):
             self._has_cleared = True
             self.forget()
         self._answers += 1
         self._refused += refused
-        self._refused_lately += (refused - self._refused_lately) / _LAST
+        self._refused_lately += (refused - self._refused_lately) / _LATEST_ANSWERS
 
     def fade(self, rate: float, seconds: float) -> None:
-        fading = math.exp(-seconds / min(_LONGEST_MEMORY, max(_MEMORY, _ANSWERS / rate)))
+        fading = math.exp(-seconds / min(_MAX_MEMORY, max(_MIN_MEMORY, _ANSWERS / rate)))
         self._answers, self._refused = self._answers * fading, self._refused * fading
 
     @property
     def refuses_most(self) -> bool:
-        """Whether more is refused than collisions of several senders explain."""
-        return self._refused > _COLLISIONS * self._answers
+        """Whether refusals are too frequent to be mere collisions of several senders."""
+        return self._refused > _MAX_COLLISIONS * self._answers
 
     def forget(self) -> None:
         self._answers = self._refused = 0.0
@@ -201,39 +224,43 @@ class EqualRefusals:
     def grown(self, rate: float, seconds: float) -> float:
         """The rate after `seconds` in which requests waited."""
         is_strict = self._test.is_strict
-        if is_strict and (self.refuses_most or self._refused_lately > _COLLISIONS):
+        if is_strict and (self.refuses_most or self._refused_lately > _MAX_COLLISIONS):
             return rate  # It may be an emptied bucket.
         step = _STRICT_STEP if is_strict else _STEP
-        # Patience may be nanoseconds, with a quota of 1e9 per second. The ceiling bounds the rate in any case.
+        # With a quota of 1e9 per second, patience may be nanoseconds. The ceiling bounds the rate in any case.
         return rate * math.exp(min(50.0, step / self.patience(rate) * seconds))
 
     def cut(self, rate: float) -> float:
+        """The rate after a refusal."""
         if self._test.is_strict:
             return rate * (1 - _STRICT_STEP)
-        share = rate / self._quota.ceiling
-        return rate * (1 - max(_STEP, _FIRST_STEP / (1 + self._cuts / _STEPS)) * (1 - _EASED * share * share))
+        step, fraction = max(_STEP, _FIRST_STEP / (1 + self._cuts / _STEP_DECAY)), rate / self._quota.ceiling
+        return rate * (1 - step * (1 - _MAX_RELIEF * fraction * fraction))
 
     def count_cut(self) -> None:
-        """Count a cut, by this law or another: the steps become smaller."""
+        """Count a cut, by this law or another: later cuts are smaller."""
         self._cuts += 1
 
     def patience(self, rate: float) -> float:
-        """Seconds between two refusals of one sender in balance."""
-        refused = (self._refused + _USUAL * _PRIOR) / (self._answers + _PRIOR)
+        """Seconds between two refusals of a sender in balance."""
+        refused = (self._refused + _USUAL_REFUSALS * _REFUSALS_PRIOR) / (self._answers + _REFUSALS_PRIOR)
         ceiling = self._quota.ceiling
         if self._test.is_strict:
             spacing, calm = 1 / ceiling, 1.0
             if ceiling == math.inf:
                 spacing = self._test.spacing
-                collides = (self._refused + _COLLIDES * _CALM_PRIOR) / (self._answers + _CALM_PRIOR)
-                calm = max(_CALM, min(1.0, collides / _COLLIDES))
-            return max(_LEAST_STRICT / rate, calm * _STRICT_PATIENCE * spacing * rate * spacing)
-        alone = max(_LEAST_PATIENCE, min(1.0, refused / _HARDLY))
+                collided = self._refused + _USUAL_COLLISIONS * _COLLISIONS_PRIOR
+                collided /= self._answers + _COLLISIONS_PRIOR
+                calm = max(_MIN_STRICT_FACTOR, min(1.0, collided / _USUAL_COLLISIONS))
+            return max(_MIN_STRICT_PATIENCE / rate, calm * _STRICT_PATIENCE * spacing * rate * spacing)
+        alone = max(_MIN_PATIENCE_FACTOR, min(1.0, refused / _FEW_REFUSALS))
         if ceiling < math.inf:
-            return alone * max(_LEAST_TOLD, _TOLD / ceiling) * 4 * rate / ceiling
-        slowest = _SLOW * math.cbrt(_SLOW / rate) if self._test.is_bursty else _SLOW
-        patience = _PATIENCE * min(_FAST, max(slowest, rate)) * alone
-        if refused > _USUAL:
-            patience *= math.pow(refused / _USUAL, _STEEPNESS)
+            return alone * max(_MIN_QUOTA_PATIENCE, _QUOTA_PATIENCE / ceiling) * 4 * rate / ceiling
+        slowest = _MIN_PATIENT_RATE
+        if self._test.is_bursty:
+            slowest *= math.cbrt(_MIN_PATIENT_RATE / rate)
+        patience = _PATIENCE * min(_MAX_PATIENT_RATE, max(slowest, rate)) * alone
+        if refused > _USUAL_REFUSALS:
+            patience *= math.pow(refused / _USUAL_REFUSALS, _REFUSALS_POWER)
         window = self._window.seconds
-        return max(patience, _STEP * window * max(1.0, rate * window) / _MORE)
+        return max(patience, _STEP * window * max(1.0, rate * window) / _GROWTH_PER_WINDOW)

@@ -1,7 +1,7 @@
 """Permits at a rate that adapts to the server's answers, so that senders can share a quota.
 
 Several processes use one quota, and none knows about the others. The server's answers decide which law is in force:
-`WindowedRate` if they ask for a wait or describe the window, `BlindRate` if they are mere refusals.
+`WindowedRate` if they ask for a wait or describe the window, `SilentServerRate` if the server just refuses.
 """
 
 import math
@@ -13,10 +13,10 @@ from ...._log import logger
 from ..._operations import Operation, Run
 from ..._retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn
-from ..pace.blind import BlindRate
 from ..pace.headers import Reading, is_accepted
 from ..pace.law import SHORT_WAIT, is_soft
 from ..pace.quota import KnownQuota, LearnedRate
+from ..pace.silent_rate import SilentServerRate
 from ..pace.windowed import WindowedRate
 from .request_limits import NEVER, Rate
 from .source import ROUNDING, TICK, Limits, Source
@@ -51,7 +51,7 @@ class AdaptiveRate(Rate):
         self._windowed = WindowedRate(quota)
         if learned is not None:
             self._windowed.resume(learned.rate, refused=learned.refused)
-        self.mode: WindowedRate | BlindRate = self._windowed  # The law in force.
+        self.mode: WindowedRate | SilentServerRate = self._windowed  # The law in force.
         self._reported, self._finding = self._windowed.rate, ""
         self.ignores_successes_until = -math.inf  # Until then, successes need not be reported.
         self._has_accepted, self._refused_since = False, math.inf
@@ -152,7 +152,7 @@ class AdaptiveRate(Rate):
         before = self.quota.ceiling
         self.quota.update(limits.max_requests, limits.time_window)
         self._windowed.update(self.quota.ceiling / before)
-        if isinstance(self.mode, BlindRate):
+        if isinstance(self.mode, SilentServerRate):
             self.mode.update(self.quota.ceiling / before)
 
     # Answers of the server
@@ -205,11 +205,11 @@ class AdaptiveRate(Rate):
         if (asked or 0.0) <= SHORT_WAIT and not explained and self.quota.plain is None:
             turn.excused = self._is_excused(turn, now)
         is_silent = asked is None or (not self.quota.was_asked and self._is_coarse(asked, now))
-        if is_silent and reading is None and not explained and self._can_be_blind():
-            if isinstance(self.mode, BlindRate):
+        if is_silent and reading is None and not explained and self._can_use_silent_law():
+            if isinstance(self.mode, SilentServerRate):
                 self.mode.refused(turn, answer, asked)
             else:
-                self.mode = BlindRate(self.quota, windowed.found(now), now, asked=asked)
+                self.mode = SilentServerRate(self.quota, windowed.found(now), now, asked=asked)
             if asked:  # The refused request itself waits as asked, regardless of the rate.
                 turn.not_before = now + asked
             is_news = self._has_moved()
@@ -227,16 +227,16 @@ class AdaptiveRate(Rate):
         """Whether whole seconds are too coarse for this wait: 0 means a fraction, and 1 may span many gaps."""
         if asked == 0:
             return True
-        is_slow = isinstance(self.mode, BlindRate) and self.mode.is_slow(now)
+        is_slow = isinstance(self.mode, SilentServerRate) and self.mode.is_slow(now)
         return asked <= SHORT_WAIT and not (self.quota.is_given or is_slow)
 
     def _is_excused(self, turn: Turn, now: float) -> bool:
         """Whether a refusal uses up no attempt: a window used up by others may soon end."""
-        accepts = self._has_accepted or isinstance(self.mode, BlindRate)
+        accepts = self._has_accepted or isinstance(self.mode, SilentServerRate)
         return accepts and now - self._refused_since < _EXCUSED_SECONDS and turn.excuses < _MAX_EXCUSES
 
-    def _can_be_blind(self) -> bool:
-        """Whether `BlindRate` handles refusals without information; with a given long window, the windowed law does."""
+    def _can_use_silent_law(self) -> bool:
+        """Whether `SilentServerRate` handles a silent server: not with plain AIMD or a given long window."""
         quota = self.quota
         return quota.plain is None and not (quota.is_given and not is_soft(quota.window))
 

@@ -3,13 +3,13 @@
 import pytest
 
 from stkai.transports import Turn
-from stkai.transports._limits.pace.blind import BlindRate
 from stkai.transports._limits.pace.quota import KnownQuota
+from stkai.transports._limits.pace.silent_rate import SilentServerRate
 from stkai.transports._limits.pace.start import Found
 from stkai.transports._limits.pace.windowed import WindowedRate
 
 from ....support.gateways import Down, FixedWindow, Gateway, LeakyBucket, Places, World, jain
-from ....support.sender import Sender, answered, blind, plain, sender
+from ....support.sender import Sender, answered, plain, sender, silent
 
 
 def run(gateway: Gateway, processes: int, *numbers: float, until: float = 60.0, **options: float) -> World:
@@ -163,7 +163,7 @@ def test_a_refusal_without_a_word_brings_the_blind_law_and_one_with_retry_after_
     one = Sender()
     turn = one.force(0.0)
     one.refuse(0.1, sent=0.0, asked=None, turn=turn)
-    assert isinstance(one.source.mode, BlindRate)
+    assert isinstance(one.source.mode, SilentServerRate)
     rate = one.rate
     assert str(one.source) == "found: no Retry-After"
     turn = one.force(1.0)
@@ -269,7 +269,7 @@ def test_only_a_refusal_that_asks_for_at_most_two_seconds_is_bad_luck(asked: str
 # Single rules, which hardly show in a model whose timers are on time
 
 
-def next_permit(rate: BlindRate, now: float) -> float:
+def next_permit(rate: SilentServerRate, now: float) -> float:
     """Seconds from `now` until the next permit is due."""
     rate.release(now, now, waiting=True)
     return (1.0 - rate.credit) / rate.rate
@@ -277,13 +277,13 @@ def next_permit(rate: BlindRate, now: float) -> float:
 
 @pytest.mark.parametrize(("late", "gap"), [(0.02, 0.08), (0.05, 0.05), (0.5, 0.05)])
 def test_lateness_is_made_up_for_by_half_a_gap_at_most(late: float, gap: float) -> None:
-    rate, now = blind(10.0, is_bursty=True), 100.1 + late
+    rate, now = silent(10.0, is_bursty=True), 100.1 + late
     rate.take(Turn(), now)
     assert next_permit(rate, now) == pytest.approx(gap)
 
 
 def test_lateness_is_not_made_up_for_where_requests_may_collide() -> None:
-    rate = blind(10.0, is_bursty=False)
+    rate = silent(10.0, is_bursty=False)
     for _ in range(2):
         rate.take(Turn(), 100.12)
     rate.ignore(Turn())
@@ -291,7 +291,7 @@ def test_lateness_is_not_made_up_for_where_requests_may_collide() -> None:
 
 
 def test_after_refusals_no_request_goes_sooner_than_at_the_rate() -> None:
-    rate, now = blind(1.0, is_bursty=True), 101.0
+    rate, now = silent(1.0, is_bursty=True), 101.0
     for _ in range(4):
         rate.refused(Turn(), answered(429, now))
         now += 10.0
@@ -302,10 +302,10 @@ def test_after_refusals_no_request_goes_sooner_than_at_the_rate() -> None:
 
 @pytest.mark.parametrize(("rate", "forgets"), [(5.0, True), (0.2, False)])
 def test_a_row_of_refusals_is_forgotten_only_if_it_also_takes_eight_gaps(rate: float, forgets: bool) -> None:
-    blind_rate, now = blind(rate, is_bursty=True), 101.0
-    blind_rate.refused(Turn(), answered(429, now))
-    blind_rate.accepted(Turn(), answered(200, now + 25.0))
-    assert (blind_rate.law._refused == 0.0) is forgets
+    silent_rate, now = silent(rate, is_bursty=True), 101.0
+    silent_rate.refused(Turn(), answered(429, now))
+    silent_rate.accepted(Turn(), answered(200, now + 25.0))
+    assert (silent_rate.law._refused == 0.0) is forgets
 
 
 # What it says
@@ -363,7 +363,7 @@ def test_alone_a_window_of_a_second_is_used_that_the_server_never_mentions(count
 
 @pytest.mark.parametrize(("rate", "cuts"), [(20.0, 1), (1.0, 3)])
 def test_what_a_fast_sender_is_refused_within_a_second_is_one_event(rate: float, cuts: int) -> None:
-    mode = blind(rate, is_bursty=True)
+    mode = silent(rate, is_bursty=True)
     for now in (102.0, 102.3, 102.6):
         mode.refused(Turn(), answered(429, now))
         mode.accepted(Turn(), answered(200, now + 0.1))
@@ -371,7 +371,7 @@ def test_what_a_fast_sender_is_refused_within_a_second_is_one_event(rate: float,
 
 
 def test_a_short_wait_that_the_server_asks_for_covers_the_refusals_in_it() -> None:
-    mode = blind(1.0, is_bursty=True)
+    mode = silent(1.0, is_bursty=True)
     for now in (102.0, 103.9, 104.1):
         mode.refused(Turn(), answered(429, now), 2.0)
         mode.accepted(Turn(), answered(200, now + 0.1))
@@ -383,7 +383,7 @@ def test_a_start_goes_on_from_what_was_accepted_if_that_was_more_than_a_small_bu
     accepted: float, rate: float
 ) -> None:
     found = Found(15.0, True, accepted, 100.0, True)
-    assert BlindRate(KnownQuota(None, None, 0.0), found, 101.0).rate == rate
+    assert SilentServerRate(KnownQuota(None, None, 0.0), found, 101.0).rate == rate
 
 
 def test_a_call_that_is_refused_alone_again_and_again_is_not_excused_for_ever() -> None:
@@ -402,7 +402,7 @@ def test_a_call_that_is_refused_alone_again_and_again_is_not_excused_for_ever() 
 
 
 def test_a_verdict_of_collisions_is_taken_back_where_an_outage_shows_that_most_is_refused() -> None:
-    rate, now = blind(1.0, is_bursty=False), 101.0
+    rate, now = silent(1.0, is_bursty=False), 101.0
     rate._test._failed, rate._test._gap = 3, 1.0
     assert rate._test.is_strict
     for _ in range(12):
@@ -415,7 +415,7 @@ def test_a_verdict_of_collisions_is_taken_back_where_an_outage_shows_that_most_i
 
 
 def test_until_the_next_success_a_strict_server_gets_at_most_half_as_much_again() -> None:
-    rate, now = blind(2.0, is_bursty=False), 101.0
+    rate, now = silent(2.0, is_bursty=False), 101.0
     rate._test._failed, rate._test._gap = 3, 0.5
     rate.accepted(Turn(), answered(200, now))
     for _ in range(10):
@@ -435,7 +435,7 @@ def test_until_the_next_success_a_strict_server_gets_at_most_half_as_much_again(
 
 
 def test_the_bound_of_that_growth_holds_from_the_verdict_on() -> None:
-    rate, now = blind(2.0, is_bursty=False), 101.0
+    rate, now = silent(2.0, is_bursty=False), 101.0
     rate.accepted(Turn(), answered(200, now))
     rate._test._failed, rate._test._gap = 3, 0.5
     for _ in range(10):
@@ -447,7 +447,7 @@ def test_the_bound_of_that_growth_holds_from_the_verdict_on() -> None:
 def test_the_start_grows_only_while_requests_wait() -> None:
     rates = []
     for waiting in (True, False):
-        rate = blind(1.0, is_bursty=True)
+        rate = silent(1.0, is_bursty=True)
         rate._starting = True
         rate.accepted(Turn(), answered(200, 101.0))
         for second in range(102, 112):

@@ -1,0 +1,292 @@
+"""The rate for silent servers, which refuse without saying how long to wait, as nginx does.
+
+Permits are evenly spaced, `EqualRefusals` moves the rate, and `PairTest` finds out whether refusals are collisions.
+This room decides when to send a refused request again, when to hold all requests back, and how to end an outage.
+"""
+
+import math
+from typing import Final
+
+from ..limiter import Answer, Turn
+from .law import LEAST_CHANGE
+from .pairs import PairTest
+from .quota import KnownQuota
+from .silent_servers import EqualRefusals, InFlightLimit, SilentWindow
+from .start import Found
+
+# While no rate is known, each success raises the rate as if it had grown since the last success by `_START_GROWTH` per
+# second, or had doubled every `_START_DOUBLING` seconds if that is more.
+_START_RATE: Final = 2.0  # Requests per second, if only a small burst was accepted before.
+_START_GROWTH: Final = 4.0
+_START_DOUBLING: Final = 1.0
+_MAX_CREDITED: Final = 0.5  # Seconds since the last success, at most.
+_MIN_ACCEPTED: Final = (
+    20  # Requests accepted before the first refusal that show a rate; fewer may be a small bucket.
+)
+
+# An outage is a row of this many refusals, after which the rate falls no further, or a row of these seconds.
+_REFUSALS_IN_OUTAGE: Final = 5
+_REFUSALS_IN_STRICT_OUTAGE: Final = 10  # If refusals are collisions.
+_OUTAGE_SECONDS: Final = 3.0
+_REGAINED: Final = 0.9  # Fraction of the earlier rate at which the recovery ends.
+_REGAIN_DOUBLING: Final = 0.5  # Seconds in which the rate doubles until then.
+
+# An outage of these seconds, and of this many gaps, is long: its refusals say nothing about what is usual.
+_LONG_OUTAGE: Final = 20.0
+_LONG_OUTAGE_GAPS: Final = 8.0
+
+# The second refusal in a row holds all requests back for 1.5 gaps, and each further one for twice as long.
+_HOLD_GAPS: Final = 1.5
+_MIN_HOLD: Final = 0.1  # Seconds, instead of 1.5 gaps.
+_MAX_HOLD: Final = 2.1  # Seconds.
+_LONG_ROW: Final = 6  # Refusals in a row, after which this maximum applies:
+_MAX_LONG_HOLD: Final = 4.2
+
+# Requests per second below which the rate never falls; less if this fraction of the quota is less.
+_FLOOR: Final = 0.1
+_FLOOR_FRACTION: Final = 0.05
+
+_STRICT_CHANGE: Final = (
+    0.3  # Replaces `LEAST_CHANGE` if refusals are collisions: the rate moves all the time.
+)
+
+# Seconds by which a request may be late and still keep its schedule, up to half a gap. Not for strict servers, which
+# would refuse the shorter gap.
+_MAX_LATENESS: Final = 0.05
+
+_MAX_SILENCE: Final = 20.0  # Seconds without a success, after which the rate stops growing.
+_MAX_STRICT_GROWTH: Final = (
+    1.5  # Factor of growth between two successes of a strict server: patience may be short.
+)
+_MAX_STEP: Final = 1.0  # Seconds of growth at a time: in a longer step, the process was suspended.
+
+# Seconds after a cut in which refusals cut no more, as at the end of a window; only if the rate is at least this.
+_CUT_COVERS: Final = 1.0
+_MIN_COVERED_RATE: Final = 6.0
+
+# A sender is slow if fewer requests per second than this were accepted, over at least these seconds.
+_SLOW_RATE: Final = 1.5
+_JUDGED_AFTER: Final = 10.0
+
+_PAIR_NAP: Final = 0.002  # Seconds after which the second of a pair asks again if it woke before the first.
+
+_MIN_NAP: Final = 0.25  # Seconds that a waiter sleeps before it asks again: the rate may have grown.
+_MAX_NAP: Final = 1.0
+
+
+class SilentServerRate:
+    """A rate that follows only which requests are accepted. Begins with a refusal, which may ask for up to 2 s."""
+
+    burst = 1.0  # Requests are spaced out.
+    paused_until = -math.inf  # The credit takes pauses into account.
+    ignores_successes_until = -math.inf  # Every success counts.
+
+    def __init__(self, quota: KnownQuota, found: Found, now: float, *, asked: float | None = None) -> None:
+        self._quota, self._starting, self._asks = quota, found.is_open, asked is not None
+        is_small = found.is_open and not quota.is_given and found.accepted < _MIN_ACCEPTED
+        rate = _START_RATE if is_small else found.rate
+        self._test = PairTest(is_bursty=found.is_bursty, searches=not quota.is_given)
+        self._in_flight = InFlightLimit(now)
+        self._window = SilentWindow(found.since, found.accepted)
+        self.law = EqualRefusals(quota, self._test, self._window)
+        self.rate = self._bounded(rate)  # Requests per second.
+        self.credit = 0.0  # 1.0 once the next permit is due; less until then.
+        self.row, self._was_awaited = 0, True  # Refusals in a row.
+        self._row_at = self._hold = -math.inf
+        # The rate before a row of refusals (0 in a start), and the target of a recovery.
+        self._before, self._back = 0.0, math.inf
+        # Refusals of requests sent until now have been taken into account.
+        self._cut_at = self._accepted_at = now
+        self._covered_until = now + (asked or (_CUT_COVERS if found.accepted >= _MIN_ACCEPTED else 0.0))
+        self._due = now + 1 / self.rate
+        self._most = math.inf
+        self._began, self._accepted = now, 0
+
+    def __str__(self) -> str:
+        numbers = f"{self._quota}, " if self._quota.is_given else "found: "
+        return f"{numbers}{self.finding or ('short Retry-After' if self._asks else 'no Retry-After')}"
+
+    def is_slow(self, now: float) -> bool:
+        """Whether so few requests are accepted that a wait of a second or two is short."""
+        seconds = now - self._began
+        return seconds > _JUDGED_AFTER and self._accepted < _SLOW_RATE * seconds
+
+    @property
+    def _outage(self) -> int:
+        return _REFUSALS_IN_STRICT_OUTAGE if self._test.is_strict else _REFUSALS_IN_OUTAGE
+
+    @property
+    def _is_refused_again(self) -> bool:
+        """Whether more refusals in a row than collisions explain hold back growth and all requests."""
+        return self.row > (_REFUSALS_IN_STRICT_OUTAGE if self._test.is_strict else 1)
+
+    @property
+    def finding(self) -> str:
+        """What the server's refusals mean, if that was found out."""
+        if self._test.is_strict:
+            return "collisions, rate kept"
+        if window := round(self._window.seconds, -1):
+            return f"window of about {window:.0f} s"
+        places = self._in_flight.places
+        return f"in flight: {places}" if places else ""
+
+    @property
+    def least_change(self) -> float:
+        """Fraction by which the rate must change before it is reported again."""
+        return _STRICT_CHANGE if self._test.is_strict else LEAST_CHANGE
+
+    @property
+    def base(self) -> float:
+        """The rate; it does not vary with windows."""
+        return self.rate
+
+    @property
+    def lasting(self) -> float:
+        """The rate; during an outage, the rate before it."""
+        return self._before or self.rate if self.row >= self._outage else self.rate
+
+    def update(self, factor: float) -> None:
+        """Continue with the same fraction of another quota; `factor` is the new quota divided by the old one."""
+        self.rate = self._bounded(self.rate * factor)
+        self._most *= factor
+
+    # Permits
+
+    def release(self, start: float, now: float, credit: float = 0.0, *, waiting: bool) -> float:
+        """Let the rate grow from `start` to `now`. Returns the credit, which is 1.0 once the next permit is due."""
+        self._was_awaited = self._was_awaited or waiting
+        if now > start:
+            self.law.fade(self.rate, now - start)
+            self._window.forget_if_old(now)
+            if (
+                waiting and now - self._accepted_at < _MAX_SILENCE
+            ):  # Without answers, nothing supports growth.
+                self._grow(min(now - start, _MAX_STEP))
+        test = self._test
+        due = test.second_due if test.is_open and now >= self._hold else max(self._due, self._hold)
+        self.credit = 1.0 if now >= due else 1.0 - (due - now) * self.rate
+        return self.credit
+
+    def time_for(self, permits: float, now: float) -> float:
+        """Seconds until this many more permits are released; the two permits of a pair fall due (almost) together."""
+        if permits > 1.5 - self.credit and self._test.is_due(now, self.row > 0):
+            return max(_PAIR_NAP, self._test.distance, (permits - 1) / self.rate)
+        return permits / self.rate
+
+    def take(self, turn: Turn, now: float) -> float:
+        """Take the permit. Returns the credit it uses; for the first of a pair, that of the time until the second."""
+        self._in_flight.sent(now, self._accepted_at)
+        gap, test, was_open = 1 / self.rate, self._test, self._test.is_open
+        paired = test.take(now, gap, self.row > 0)
+        if paired is not None:
+            turn.note(self, paired)
+            if was_open:
+                return 1.0
+        self._due = max(self._due + gap, now + gap - min(gap / 2, _MAX_LATENESS) * test.is_bursty)
+        if rest := test.rest(now):
+            self._hold = max(self._hold, now + rest)
+        return 1.0 if paired is None else (test.second_due - now) * self.rate
+
+    def ignore(self, turn: Turn) -> None:
+        """Record that a request was not sent, or that its answer says nothing; drop the pair that it belongs to."""
+        self._in_flight.ended()
+        if (paired := turn.noted(self)) is not None:
+            self._test.drop(paired)
+
+    give_back = ignore
+
+    def nap(self, wait: float) -> float:
+        """Seconds to sleep before asking again."""
+        return min(wait, max(_MIN_NAP, min(_MAX_NAP, wait / 2)))
+
+    def _grow(self, seconds: float) -> None:
+        if self._starting or self._is_refused_again:
+            return
+        if self._back < math.inf:
+            self.rate = min(self._back, self.rate * 2 ** (seconds / _REGAIN_DOUBLING))
+            if self.rate >= self._back:
+                self._back = math.inf
+        else:
+            grown = self.law.grown(self.rate, seconds)
+            self.rate = min(max(self.rate, self._most), grown) if self._test.is_strict else grown
+        self.rate = self._bounded(self.rate)
+
+    # Answers
+
+    def accepted(self, turn: Turn, answer: Answer) -> None:
+        now, sent = answer.now, answer.sent
+        self._in_flight.accepted(sent)
+        self._accepted += 1
+        self._test.accepted(sent)
+        paired, starting = turn.noted(self), self._starting
+        if paired is not None and self._test.observe(paired, now, accepted=True, starting=starting) == 2:
+            self._due += 1 / self.rate
+        if self._starting and self._was_awaited and self._test.is_clear:
+            added = max(_START_GROWTH, self.rate * math.log(2) / _START_DOUBLING)
+            self.rate = self._bounded(self.rate + added * min(_MAX_CREDITED, now - self._accepted_at))
+        self._accepted_at, self._was_awaited = now, False
+        self._most = _MAX_STRICT_GROWTH * self.rate
+        self.law.note(self.rate, refused=False)
+        self._window.accepted()
+        is_outage = self.row >= self._outage or now - self._row_at > _OUTAGE_SECONDS
+        if self.row and (is_outage or self._window.seconds):
+            self._recover(now)
+        self.row = 0
+
+    def _recover(self, now: float) -> None:
+        """Return to most of the rate before the outage."""
+        average, in_window = self._window.average(now), self._window.accepts_again(now, self._row_at)
+        is_long = now - self._row_at > max(_LONG_OUTAGE, _LONG_OUTAGE_GAPS / self.rate)
+        if self._test.is_strict and self.law.refuses_most and not is_long:
+            self._test.doubt()  # Mere collisions rarely cause an outage.
+        if is_long or in_window:
+            self.law.forget()
+        if is_long and not (self._before or in_window):
+            self._starting, self.rate = True, self._bounded(_START_RATE)
+            self._due = self._hold = now + 1 / self.rate  # The gap of the earlier rate is longer.
+            self._test.restart()
+            return
+        # The rate of a start says little; the requests accepted since then say more.
+        self._back = in_window or _REGAINED * (self._before or average)
+        self.rate = self._bounded(min(self._back, max(self.rate, self._back / 2)))
+
+    def refused(self, turn: Turn, answer: Answer, asked: float | None = None) -> None:
+        """Record a refusal that asks for a wait of `asked` seconds, up to 2 s; None if it does not."""
+        now, sent, chance = answer.now, answer.sent, answer.chance
+        self._in_flight.refused(now, sent)
+        self.law.row = 0
+        if (paired := turn.noted(self)) is not None:
+            good = self._test.observe(paired, now, accepted=False, starting=self._starting)
+            if good == 0:
+                self._due = now + (0.5 + chance) / self.rate
+            if good is not None:
+                return
+        self.law.note(self.rate, refused=True)
+        if sent < self._cut_at and not self.row:
+            return
+        self.row += 1
+        if self.row == 1:
+            self._row_at = now
+            self._window.refused(now)
+            self._before = 0.0 if self._starting and not self._quota.is_given else self.rate
+        if sent >= self._covered_until:
+            is_fast = self.rate >= _MIN_COVERED_RATE and not self._test.is_strict
+            self._covered_until = now + (asked or (_CUT_COVERS if is_fast else 0.0))
+            self._cut(now)
+        # A bucket needs time to refill; a strict server needs another phase.
+        self._due = now + (0.5 + 0.5 * chance if self._test.is_bursty else 0.3 * chance) / self.rate
+        if self._is_refused_again:
+            wait = (0.5 + chance) * 2.0 ** (min(self.row, 12) - 2) * max(_HOLD_GAPS / self.rate, _MIN_HOLD)
+            longest = _MAX_HOLD if self.row <= _LONG_ROW else _MAX_LONG_HOLD
+            self._hold = max(self._hold, now + min(longest, wait))
+
+    def _cut(self, now: float) -> None:
+        if self.row <= self._outage:
+            self.rate = self._bounded(self.rate / 2 if self._starting else self.law.cut(self.rate))
+            self._back = math.inf
+        self.law.count_cut()
+        self._starting, self._cut_at = False, now
+
+    def _bounded(self, rate: float) -> float:
+        quota = self._quota
+        return min(quota.most, max(rate, quota.floor, min(_FLOOR, _FLOOR_FRACTION * quota.ceiling)))
