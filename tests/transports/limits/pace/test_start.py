@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 
 from stkai.transports import Turn
-from stkai.transports._limits.pace.start import _DOUBLING, _FREE
-from stkai.transports._limits.pace.start import SHARE as START
+from stkai.transports._limits.pace.start import _DOUBLING_TIME, _EARLY_FRACTION
+from stkai.transports._limits.pace.start import START_FRACTION as START
 
 from ....support.crowd import Waiter, drive
 from ....support.sender import QUOTA, Sender, sender
@@ -27,7 +27,7 @@ def test_the_start_never_sends_more_at_once_than_the_quota(quota: float, at_once
 
 
 def test_the_rate_doubles_in_a_fixed_part_of_the_window_while_requests_wait_up_to_the_quota() -> None:
-    cold, doubling = sender(), 60 * _DOUBLING
+    cold, doubling = sender(), 60 * _DOUBLING_TIME
     turn = cold.hold_back(0.0)
     instants = [0.0, 2.5, 15.0, 20.0, 34.0, 34.9, 60.0]
     rates = []
@@ -53,7 +53,7 @@ def test_the_permits_of_the_start_are_the_integral_of_its_rate_however_often_the
     instants = [40.0 * number / looks for number in range(looks + 1)]
     released = sum(pace.mode.release(start, end, waiting=True) for start, end in pairwise(instants))
     # From its first rate, doubling all the time, to 100 per second, and on at 100.
-    doubling = 60 * _DOUBLING
+    doubling = 60 * _DOUBLING_TIME
     full = doubling * math.log2(1 / START)
     expected = 100 * (1 - START) * doubling / math.log(2) + 100 * (40.0 - full)
     assert released == pytest.approx(expected)
@@ -84,7 +84,7 @@ def test_successes_release_permits_ahead_of_the_rate_up_to_a_share_of_the_quota(
         while cold.take(0.0):
             sent += 1
         cold.accept(0.0)
-    assert sent == 3 + _FREE * 100
+    assert sent == 3 + _EARLY_FRACTION * 100
 
 
 def test_a_refusal_ends_what_successes_release() -> None:

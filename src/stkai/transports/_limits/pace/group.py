@@ -15,7 +15,7 @@ from ..limiter import Answer, RateChange, Turn
 from .headers import is_accepted
 from .law import BURST, HISTORY, LEAST_CHANGE, LEAST_PAUSE, Past, full_pause
 from .quota import MAX_RATE_AGE, KnownQuota
-from .start import SHARE
+from .start import START_FRACTION
 from .window_guide import GroupWindow
 
 _INTERVAL: Final = 0.25  # Seconds between steps of the law.
@@ -191,7 +191,7 @@ class GroupPace:
     def _started(self, lease: Lease, *, cold: bool, rate: float | None = None) -> GroupRate:
         """The state of a new group, by default at a fraction of the quota, or, with plain AIMD, at all of it."""
         if rate is None:
-            rate = SHARE * self._quota.ceiling if self._cold else self._quota.ceiling
+            rate = START_FRACTION * self._quota.ceiling if self._cold else self._quota.ceiling
         state = GroupState(epoch=lease.epoch, cold=int(cold))
         return self._state(lease.law, self._quota.bounded(rate), state, lease.members)
 
