@@ -19,29 +19,24 @@ from .start import START_FRACTION
 from .window_guide import GroupWindow
 
 _INTERVAL: Final = 0.25  # Seconds between steps of the law.
-
+_MAX_STEP: Final = 1.5  # Seconds; in a longer gap without a lease, no request was held back.
+# Steps per member after which a member that has not written the state writes it, if it has anything to report.
 _STEPS_PER_MEMBER: Final = 2.0
-"""Steps per member after which a member that has not written the state writes it, if it has anything to report."""
 
 _DOUBLING_WINDOWS: Final = 1 / 12  # Windows in which the rate doubles until the first refusal.
+_SHRUNK_GOODPUT: Final = 0.5  # Goodput below this fraction of the rate means that the quota has shrunk.
 
+# Evidence of other clients: a refusal below this fraction of the last cut's rate adds it, any other subtracts it. It is
+# also the evidence that suffices.
 _EVIDENCE: Final = 0.5
-"""How strongly a refusal at a lower rate than the last one suggests other clients; also, the evidence that suffices."""
-
-_LOWER_RATE: Final = 0.93  # Fraction of the last cut's rate below which a refusal counts as such evidence.
-
-_MIN_GOODPUT: Final = 0.5  # Goodput below this fraction of the rate means that the quota has shrunk.
-
-_REFUSED_IN_PAUSE: Final = 0.6
-"""Fraction of what a group would have sent in a pause that would be refused if its members did not pause."""
-
+_LOWER_RATE: Final = 0.93
+# Cuts of single members, after which a cut of the whole group tests for other clients again.
 _TEST_AFTER: Final = 20
-"""Cuts of single members after which the whole group is cut, to test whether there still are other clients."""
+# Fraction of what a group would have sent in a pause that would be refused if its members did not pause.
+_REFUSED_IN_PAUSE: Final = 0.6
 
+# Seconds without a lease after which a group has ended: unless a new one `starts_warm`, it starts cold.
 _GROUP_LIFETIME: Final = 3600.0
-"""Seconds without a lease after which a group has ended; a new one does not continue at its rate."""
-
-_MAX_STEP: Final = 1.5  # Seconds; in a longer gap without a lease, no request was held back.
 
 
 class GroupState(NamedTuple):
@@ -121,7 +116,7 @@ class GroupPace:
         if epoch > self._streak_epoch:
             self._streak_epoch = epoch
             self._streak += 1
-        if used_up is None:  # No window explains it.
+        if used_up is None:  # The window does not explain it.
             self._refused = max(self._refused, epoch)
         window = self._quota.window
         asked = retry_after(response.headers, answer.date())
@@ -157,7 +152,7 @@ class GroupPace:
         if self._answered >= state.epoch:
             state = state._replace(answered=1)
         cuts = self._refused >= state.epoch and bool(state.answered)
-        # Otherwise, the successes of a member that always asks just after another one would never count.
+        # Otherwise, the successes of a member that always asks just after another would never count.
         overdue = self._accepted and now - self._wrote_at >= _STEPS_PER_MEMBER * _INTERVAL * lease.members
         if before.age < _INTERVAL and not (cuts or overdue or self._guided.has_news(now - _INTERVAL)):
             return None
@@ -227,7 +222,7 @@ class GroupPace:
         # The refusal may not have reached the store yet, which will then begin another epoch.
         state = state._replace(epoch=max(lease.epoch, self._refused + 1), answered=0, others=others)
         goodput = state.accepted / max(1.0, state.seconds)
-        if state.cold or others < _EVIDENCE or cuts > _TEST_AFTER or goodput < _MIN_GOODPUT * rate:
+        if state.cold or others < _EVIDENCE or cuts > _TEST_AFTER or goodput < _SHRUNK_GOODPUT * rate:
             return whole, state._replace(cold=0, quiet=0.0, member_cuts=0, tested=rate)
         # The members pause together: otherwise, each would have been refused separately in a long pause.
         fraction = min(1.0, max(1.0, _REFUSED_IN_PAUSE * lease.pause * rate) / lease.members)

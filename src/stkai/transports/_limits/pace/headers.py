@@ -9,21 +9,21 @@ import math
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import httpx
 
 from ..._retry_after import seconds_until
 
-TOLERANCE = 1.6
-"""Seconds by which readings of the same instant may differ, because of rounding and latency."""
+TOLERANCE: Final = 1.6
+"""Seconds by which readings of one instant may differ, because of rounding and latency."""
 
-_UNRELATED_STATUSES = frozenset({401, 403, 407, 408, 425})
-"""Refusals for other reasons, before the quota was checked."""
+_UNRELATED_STATUSES: Final = frozenset({401, 403, 407, 408, 425})
+"""Statuses of refusals for other reasons, before the quota is checked."""
 
 
 def is_accepted(response: httpx.Response) -> bool:
-    """Whether the quota admitted the request, if this is no 429; a failure of the server does not show that."""
+    """Whether the quota admitted the request, if this is not a 429; a server error does not show that."""
     return response.status_code < 500 and response.status_code not in _UNRELATED_STATUSES
 
 
@@ -71,7 +71,7 @@ def _named(headers: httpx.Headers, window: float) -> Iterator[Reading]:
             yield reading
 
 
-_TRIPLES = (
+_TRIPLES: Final = (
     ("ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"),
     ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
     (
@@ -124,16 +124,16 @@ class _Item(NamedTuple):
     parameters: dict[str, str]
 
 
-_KEY = r"[a-z*][a-z0-9_.*-]*"
-_VALUE = (
+_KEY: Final = r"[a-z*][a-z0-9_.*-]*"
+_VALUE: Final = (
     r'"(?:[^"\\]|\\["\\])*"'  # a string
     r"|-?[0-9]{1,15}(?:\.[0-9]{1,3})?"  # a number
     r"|[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*"  # a token
     r"|:[A-Za-z0-9+/=]*:"  # bytes
     r"|\?[01]"  # a boolean
 )
-_PARAMETER = re.compile(rf";[ \t]*({_KEY})(?:=({_VALUE}))?")
-_ITEM = re.compile(
+_PARAMETER: Final = re.compile(rf";[ \t]*({_KEY})(?:=({_VALUE}))?")
+_ITEM: Final = re.compile(
     rf"(?:({_KEY})=)?({_VALUE})((?:[ \t]*;[ \t]*{_KEY}(?:=(?:{_VALUE}))?)*)[ \t]*(?:,[ \t]*(?!\Z)|\Z)"
 )
 
@@ -157,13 +157,13 @@ def _text(value: str) -> str:
     return value[1:-1] if value.startswith('"') else value
 
 
-_DIGITS = re.compile(r"[0-9]{1,15}(?:\.[0-9]+)?")
-_DURATION = re.compile(r"(?:[0-9]{1,15}(?:\.[0-9]+)?(?:ms|[dhms]))+")
-_PART = re.compile(r"([0-9.]+)(ms|[dhms])")
-_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_DIGITS: Final = re.compile(r"[0-9]{1,15}(?:\.[0-9]+)?")
+_DURATION: Final = re.compile(r"(?:[0-9]{1,15}(?:\.[0-9]+)?(?:ms|[dhms]))+")
+_PART: Final = re.compile(r"([0-9.]+)(ms|[dhms])")
+_UNITS: Final = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
-_FIRST_INSTANT = 1e9
-"""Larger numbers are instants, in seconds since 1970: no reset is thirty years away."""
+_FIRST_INSTANT: Final = 1e9
+"""From here on, a number is an instant, in seconds since 1970: no reset is thirty years away."""
 
 
 def _number(text: str | None) -> float:
@@ -198,7 +198,7 @@ class CostReading(NamedTuple):
     remaining: float  # Units that are left now.
 
 
-_PAIRS = (
+_PAIRS: Final = (
     ("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens"),
     ("anthropic-ratelimit-tokens-limit", "anthropic-ratelimit-tokens-remaining"),
     ("anthropic-ratelimit-input-tokens-limit", "anthropic-ratelimit-input-tokens-remaining"),

@@ -1,86 +1,133 @@
-"""How the adaptive limiter's rate changes, and how long a refusal pauses the program. Numbers in, numbers out.
+"""How the adaptive limiter's rate changes, how long a refusal pauses the program, and what it knows about its past.
 
-There are two laws: the tuned one and textbook AIMD. Rates are in requests per second. No constant of the tuned law is
-in seconds: it scales with the window of the quota, and with the number of requests in it. docs/research/adaptive.md
-explains the values.
+Of the three laws, the tuned one and textbook AIMD are here; the one for silent servers is in silent_servers.py. Rates
+are in requests per second. No constant of the tuned law is in seconds: it scales with the window of the quota, and with
+the number of requests in it. docs/research/adaptive.md explains the values.
 """
 
 import math
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-HISTORY = 2.0
-"""Windows over which requests are counted. Over one window, a small sender has only a few, which is mostly chance."""
+# Windows over which requests are counted. In a single one, a small sender has only a few, which is mostly chance.
+HISTORY: Final = 2.0
+BURST: Final = 0.1  # Permits that may be taken at once after an idle period, as a fraction of a window's.
+LEAST_CHANGE: Final = 0.1  # Fraction by which a rate must change before it is reported again.
 
-BURST = 0.1
-"""Permits that may be taken at once after an idle period, as a fraction of a window's."""
+_SLOPE: Final = 0.0035  # Fraction of the quota by which the rate grows per window at first.
+# Windows after a cut at which growth accelerates: about the time between cuts of ten senders.
+_PATIENCE: Final = 2.45
+# Power of the acceleration. High: growth is slow while cuts are expected, and fast soon after.
+_STEEPNESS: Final = 5
 
-LEAST_CHANGE = 0.1
-"""Fraction by which a rate must change before it is reported again."""
+_REFERENCE: Final = 100.0  # Requests per window for which the other constants were tuned.
+_MIN_STRETCH: Final = 0.3  # The lower bound of `TunedLaw.stretch`.
 
-_SLOPE = 0.0035  # Fraction of the quota by which the rate grows per window at first.
+# Fraction of the rate that a cut leaves to one of many senders, and to one that has the whole quota: no other sender
+# would use what it gives up.
+_CUT_FACTOR: Final = 0.86
+_CUT_FACTOR_ALONE: Final = 0.96
+_FIRST_CUT: Final = 0.5  # Fraction left after the first refusal, because the last doubling was one too many.
 
-_PATIENCE = 2.45
-"""Windows after a cut at which growth accelerates: about the time between two cuts with ten senders."""
+# Fraction of the time with waiting requests above which a sender's goodput equals its part of the quota.
+_MIN_HELD: Final = 0.98
+_MIN_GOODPUT: Final = 0.9  # Goodput below this fraction of the rate means that the rest was refused.
 
-_STEEPNESS = 5
-"""Power of that acceleration. It is high, so that growth is slow while cuts are expected, and fast soon after."""
+# Multiple of its goodput that a sender with little to send keeps after a cut, up to a fraction of the quota: bursts may
+# follow.
+_DEMAND: Final = 3.0
+_MAX_DEMAND: Final = 0.4
 
-_REFERENCE = 100.0  # Requests per window for which the other constants were tuned.
+# With an unknown quota, a sender with this many requests per growth window grows like one of ten on `_REFERENCE`.
+_TUNED_FOR: Final = 10.0
+# The power of its own rate with which the sender then grows; below 1, so that rates converge: a small sender grows by a
+# larger fraction than a large one, and is cut by the same.
+_UNKNOWN_POWER: Final = 0.8
 
-_MIN_STRETCH = 0.3
+# Windows: the pause if a refusal asks for none, the upper bound of its jitter, and the shortest nap of a waiter.
+LEAST_PAUSE: Final = 1 / 60
+DEFAULT_PAUSE: Final = 1.0  # Seconds: the upper bound of this pause for a program that shares no store.
+# Consecutive refusals up to which this pause doubles: the server may accept again at any time.
+MAX_STREAK: Final = 3
+# After more refusals, requests per second that probe the server, in addition to the pauses.
+PROBE_RATE: Final = 0.5
 
-_CUT_FACTOR, _CUT_FACTOR_ALONE = 0.86, 0.96
-"""Fraction of the rate that a cut leaves to one of many senders, and to one that has the whole quota: no other sender
-would use what it gives up."""
+# Seconds, or the window if that is longer: no answer pauses a program, or a group, for longer.
+LONGEST_PAUSE: Final = 3600.0
+# Seconds, or the window if that is longer, after which a server that asks for more than the longest pause is probed.
+_PROBE_DELAY: Final = 120.0
 
-_MIN_HELD = 0.98
-"""Fraction of the time with waiting requests above which a sender's goodput equals its share of the quota."""
-
-_MIN_GOODPUT = 0.9  # Goodput below this fraction of the rate means that the rest was refused.
-
-_DEMAND, _DEMAND_LIMIT = 3.0, 0.4
-"""Multiple of its goodput that a sender with little to send keeps after a cut, and the maximum as a fraction of the
-quota: bursts may follow."""
-
-_FIRST_CUT = 0.5
-"""Fraction of the rate left after the first refusal, because the last doubling was one too many."""
-
-_TUNED_FOR = 10.0
-"""Requests per growth window at which growth with an unknown quota equals that of one of ten on `_REFERENCE`."""
-
-_UNKNOWN_POWER = 0.8
-"""The power of its own rate with which a sender grows if the quota is unknown; below 1, so that rates converge: a small
-sender grows by a larger fraction than a large one, and is cut by the same."""
-
-LEAST_PAUSE = 1 / 60
-"""Windows: the minimum jitter of a pause, and the shortest nap of a waiter."""
-
-DEFAULT_PAUSE = 1.0
-"""Seconds for which the first 429 without `Retry-After` pauses a program; in short windows, it is `LEAST_PAUSE`."""
-
-MAX_STREAK = 3
-"""Consecutive refusals up to which a pause without `Retry-After` doubles: no retry policy waits for longer."""
-
-PROBE_RATE = 0.5
-"""After more than these refusals, requests per second that probe the server, in addition to the pauses."""
-
-LONGEST_PAUSE = 3600.0
-"""Seconds, or the window if that is longer: no answer pauses a program, or a group, for longer."""
-
-_PROBE_DELAY = 120.0
-"""Seconds, or the window if longer, after which a server that asks for more than the longest pause is probed."""
-
-SHORT_WAIT = 2.0
-"""Seconds: for windows and waits up to this length, `Retry-After` in whole seconds is too coarse."""
+# Seconds: for windows and waits up to this length, `Retry-After` in whole seconds is too coarse.
+SHORT_WAIT: Final = 2.0
 
 
 class Past(NamedTuple):
     """What a sender knows about its recent past when it is refused."""
 
-    successes: float  # How many requests were sent recently and not refused.
+    successes: float  # Requests that were sent recently and not refused.
     seconds: float  # The length of that time.
     held: float  # Fraction of the time, decaying over a window, during which requests were held back.
     cold: bool  # Whether this is the first refusal ever.
+
+
+class History:
+    """Counts the recent requests that were not refused, and measures the time in which requests were held back.
+
+    A request counts as soon as it is sent and is subtracted if it is refused, so slow answers do not make the count lag
+    behind the rate. Requests are counted in spans: the current one, and enough of the previous one for a whole span.
+    The fraction of the time in which requests were held back decays over the quota's window.
+    """
+
+    def __init__(self) -> None:
+        self.span = self.window = (
+            math.inf
+        )  # Seconds of a span, and of the quota's window; the owner sets both.
+        self.restart(math.inf)
+        # That fraction, the instant at which it was updated, and whether requests are held back since then.
+        self._held, self._held_at, self.holds = 1.0, -math.inf, True
+
+    def restart(self, instant: float) -> None:
+        """Forget all requests, and count the time from `instant` on; if that is infinite, from the first request on."""
+        # `since` is when the current span began, and `latest` the number of requests in it.
+        self._began = self.since = instant
+        self.latest = self._before = 0.0
+
+    def add(self, sent: float, count: float = 1.0) -> None:
+        """Count a request sent at `sent` (seconds of the clock), or subtract one with -1."""
+        if sent - self.since >= self.span:
+            self._advance(sent)
+        if sent >= self.since:
+            self.latest += count
+        elif self._began == math.inf:
+            self._began = self.since = sent
+            self.latest += count
+        elif sent >= max(self._began, self.since - self.span):
+            self._before += count
+
+    def note(self, start: float, *, holds: bool) -> None:
+        """Record whether requests are held back from `start` on."""
+        if holds != self.holds:
+            self._fade(start)
+            self.holds = holds
+
+    def past(self, now: float, *, cold: bool) -> Past:
+        """The past as of a refusal at `now`."""
+        self._fade(now)
+        if now - self.since >= self.span:
+            self._advance(now)
+        still = 1.0 - max(0.0, now - self.since) / self.span
+        count = max(0.0, self.latest + still * self._before)
+        return Past(count, min(now - self._began, self.span), self._held, cold)
+
+    def _advance(self, now: float) -> None:
+        passed = (now - self.since) // self.span
+        self._before, self.latest = self.latest if passed < 2 else 0.0, 0.0
+        self.since += passed * self.span
+
+    def _fade(self, now: float) -> None:
+        if self._held_at > -math.inf and now > self._held_at:
+            fading = math.exp((self._held_at - now) / self.window)
+            self._held = 1 - (1 - self._held) * fading if self.holds else self._held * fading
+        self._held_at = max(self._held_at, now)
 
 
 class TunedLaw(NamedTuple):
@@ -122,8 +169,8 @@ class TunedLaw(NamedTuple):
         if past.cold and self.ceiling == math.inf:
             return min(rate, goodput)
         if past.held < _MIN_HELD:
-            # It sends all that it has, and less than it may, so its goodput says nothing about its share.
-            return min(rate, max(eased, min(_DEMAND * goodput, _DEMAND_LIMIT * self.ceiling)))
+            # It sends all that it has, and less than it may, so its goodput says nothing about its part.
+            return min(rate, max(eased, min(_DEMAND * goodput, _MAX_DEMAND * self.ceiling)))
         if past.seconds < self.history / HISTORY:
             # It is too early to know the goodput, but one window allows at least the requests accepted so far.
             return max(_FIRST_CUT * rate, min(eased, past.successes / self.window)) if past.cold else eased
@@ -134,13 +181,13 @@ class TunedLaw(NamedTuple):
 
 
 def _growth(quiet: float, seconds: float, unit: float) -> float:
-    """The integral of 1 + (t / patience)^steepness over that time, in units of `unit` seconds."""
+    """The integral of 1 + (t / _PATIENCE)^_STEEPNESS over these `seconds`, with t in units of `unit` seconds."""
     start, end, power = quiet / unit, (quiet + seconds) / unit, _STEEPNESS + 1
     return end - start + (end**power - start**power) / (power * _PATIENCE**_STEEPNESS)
 
 
 class PlainLaw(NamedTuple):
-    """Textbook AIMD: an event cuts the rate by `penalty_factor`, a window adds `recovery_factor` of the quota."""
+    """Textbook AIMD: an event cuts the rate by `penalty_factor`; a window adds `recovery_factor` of the quota."""
 
     ceiling: float
     window: float

@@ -21,9 +21,8 @@ _STRICT_PAIRS: Final = 3
 _SLOW_STRICT_PAIRS: Final = 6
 _SLOW_GAP: Final = 2.0  # Seconds between two requests, above which a sender is slow.
 _SLOW_SUCCESSES: Final = 1.5  # The same, on average, between two that are accepted.
-_MAX_ACTIVE_GAP: Final = (
-    5.0  # Seconds: this average counts no more between two requests, as the program may be idle.
-)
+# Seconds: this average counts no more between two requests, as the program may be idle.
+_MAX_ACTIVE_GAP: Final = 5.0
 
 # A verdict is tested again after 4 gaps, and each time after twice as long.
 _RETEST_GAPS: Final = 4.0
@@ -35,9 +34,8 @@ _MAX_REST: Final = 5.0  # Seconds.
 # Consecutive pairs of a start that may be refused completely: several programs that start together collide.
 _MAX_LOST_PAIRS: Final = 2
 
-_MIN_SPACING: Final = (
-    0.005  # Seconds: the shortest spacing searched for; senders cannot time requests more finely.
-)
+# Seconds: the shortest spacing searched for; senders cannot time requests more finely.
+_MIN_SPACING: Final = 0.005
 _PRECISION: Final = 1.5  # The ratio of the range's bounds at which the search ends.
 # Pairs of which only the first request was accepted, before their distance counts as too short: in one pair, another
 # program's request may have come between.

@@ -1,7 +1,4 @@
-"""What is known about the quota, and a sender's recent history.
-
-The quota is known from given numbers, from the server's headers, or from estimates.
-"""
+"""What is known about the quota: from given numbers, from the server's headers, or from estimates."""
 
 import math
 from collections import deque
@@ -11,29 +8,29 @@ from typing import Final, NamedTuple
 import httpx
 
 from .headers import TOLERANCE, Reading, read_rate_limit
-from .law import Past, PlainLaw, TunedLaw, longest_pause
+from .law import PlainLaw, TunedLaw, longest_pause
 
-_DEFAULT_WINDOW = 60.0  # Seconds, until something is known: most quotas are per minute.
+MAX_RATE_AGE: Final = 86400.0  # Seconds after which a saved rate is out of date.
 
-_MIN_WINDOW = 30.0
-"""Seconds: a bucket asks for the time until one more request, which says nothing about a window."""
+_DEFAULT_WINDOW: Final = 60.0  # Seconds, until something is known: most quotas are per minute.
+# Seconds: a bucket asks for the time until one more request, which says nothing about a window.
+_MIN_ESTIMATE: Final = 30.0
+_MIN_GROWTH_WINDOW: Final = 7.0  # Seconds: the rate grows as for a window of at least this length.
+# Recent waits, of which the longest counts; a wrong one is dropped after that many others.
+_WAITS_KEPT: Final = 8
 
-_MIN_GROWTH_WINDOW = 7.0  # Seconds: the rate grows as for a window of at least this length.
-_WAITS_KEPT = 8  # Recent waits, of which the longest counts; a wrong one is dropped after that many others.
+# Seconds. A reset lies within its window, so the shortest common window that contains it is chosen.
+_COMMON_WINDOWS: Final = (1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 900.0, 1800.0, 3600.0)
 
-_COMMON_WINDOWS = (1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 900.0, 1800.0, 3600.0)
-"""Common windows, in seconds. A reset lies within its window, so the shortest window that fits is chosen."""
+# Requests per window below which no rate falls; if a quota is given, this fraction of it if that is less: 30 senders
+# may share ten requests.
+_FLOOR_REQUESTS: Final = 0.5
+_FLOOR_FRACTION: Final = 0.02
 
-_FLOOR, _FLOOR_FRACTION = 0.5, 0.02
-"""Requests per window below which no rate falls, but at most this fraction of the quota: 30 senders may share ten."""
-
-_RESERVE, _MAX_RESERVE = 0.02, 0.1
-"""Fraction of the quota that a sender leaves to others, and its maximum in requests per second. At the exact rate of a
-bucket, it would take each place as soon as there is one: others would be refused, and it never would."""
-
-
-MAX_RATE_AGE: Final = 86400.0
-"""Seconds after which a saved rate is out of date."""
+# Fraction of the quota that a sender leaves to others, up to a number of requests per second. At the exact rate of a
+# bucket, it would take each permit at once: others would be refused, and it never would.
+_RESERVE: Final = 0.02
+_MAX_RESERVE: Final = 0.1
 
 
 class LearnedRate(NamedTuple):
@@ -41,7 +38,7 @@ class LearnedRate(NamedTuple):
     window: float  # The quota's window in seconds, or its estimate.
     refused: bool = True  # Whether a refusal, or a server's headers, have shown the limit.
     age: float = 0.0  # Seconds since it was saved.
-    finding: str = ""  # What the server's refusals mean, if known, such as "in flight: 8".
+    finding: str = ""  # What the refusals of a silent server mean, if known, such as "in flight: 8".
 
 
 class KnownQuota:
@@ -67,14 +64,14 @@ class KnownQuota:
     def _set(self, requests: float, window: float) -> None:
         self.requests = requests  # Per window; infinite while unknown.
         self.window = window  # Seconds; an estimate if it was not given.
-        # Requests per second of the whole quota, and at most of one sender. Not properties: every permit reads them.
+        # Requests per second of the whole quota, and of one sender at most. Not properties: every permit reads them.
         self.ceiling = requests / window
         self.most = self.ceiling - min(_RESERVE * self.ceiling, _MAX_RESERVE) * self._leaves_some
 
     @property
     def floor(self) -> float:
         """Requests per second below which the rate of a sender never falls."""
-        least = _FLOOR / self.window
+        least = _FLOOR_REQUESTS / self.window
         if not self.is_given:
             return least
         return max(self._floor_fraction * self.ceiling, min(least, _FLOOR_FRACTION * self.ceiling))
@@ -97,7 +94,7 @@ class KnownQuota:
             return False
         self._waits.append(seconds)
         before = self.window, self._growth_window
-        self._set(self.requests, max(_MIN_WINDOW, *self._waits))
+        self._set(self.requests, max(_MIN_ESTIMATE, *self._waits))
         self._growth_window = max(_MIN_GROWTH_WINDOW, *self._waits)
         return (self.window, self._growth_window) != before
 
@@ -106,7 +103,7 @@ class KnownQuota:
         return any(self._waits)
 
     def read(self, response: httpx.Response, now: datetime) -> Reading | None:
-        """The quota that the headers describe, if its window is short enough to be divided in advance."""
+        """The quota that the headers describe, if its window is short enough to schedule."""
         reading = read_rate_limit(response.headers, now, self.window if self.is_given else math.inf)
         if reading is not None and reading.window == math.inf:
             reading = self._completed(reading)
@@ -134,62 +131,3 @@ class KnownQuota:
     def update(self, max_requests: float, time_window: float) -> None:
         self.is_given = True
         self._set(max_requests, time_window)
-
-
-class History:
-    """What a law needs to know about a refusal: the recent requests that were not refused, and whether any waited.
-
-    A request counts as soon as it is sent and is subtracted if it is refused, so slow answers do not make the count lag
-    behind the rate. Requests are counted per span: the current one, and the necessary part of the previous one. The
-    fraction of the time in which requests were held back decays over the quota's window.
-    """
-
-    def __init__(self, quota: KnownQuota) -> None:
-        self.span, self._quota = math.inf, quota  # The span, in seconds, is set by the owner.
-        self.restart(math.inf)
-        # That fraction, the instant at which it was updated, and whether requests are held back since then.
-        self._held, self._held_at, self.holds = 1.0, -math.inf, True
-
-    def restart(self, instant: float) -> None:
-        """Forget all requests, and count the time from `instant` on; if that is infinite, from the first request on."""
-        # `since` is when the current span began, and `latest` the number of requests in it.
-        self._began = self.since = instant
-        self.latest = self._before = 0.0
-
-    def add(self, sent: float, count: float = 1.0) -> None:
-        """Count a request sent at `sent` (seconds of the clock), or subtract one with -1."""
-        if sent - self.since >= self.span:
-            self._advance(sent)
-        if sent >= self.since:
-            self.latest += count
-        elif self._began == math.inf:
-            self._began = self.since = sent
-            self.latest += count
-        elif sent >= max(self._began, self.since - self.span):
-            self._before += count
-
-    def note(self, start: float, *, holds: bool) -> None:
-        """Record whether requests are held back from `start` on."""
-        if holds != self.holds:
-            self._fade(start)
-            self.holds = holds
-
-    def past(self, now: float, *, cold: bool) -> Past:
-        """What a law needs to know about a refusal at `now`."""
-        self._fade(now)
-        if now - self.since >= self.span:
-            self._advance(now)
-        still = 1.0 - max(0.0, now - self.since) / self.span
-        count = max(0.0, self.latest + still * self._before)
-        return Past(count, min(now - self._began, self.span), self._held, cold)
-
-    def _advance(self, now: float) -> None:
-        passed = (now - self.since) // self.span
-        self._before, self.latest = self.latest if passed < 2 else 0.0, 0.0
-        self.since += passed * self.span
-
-    def _fade(self, now: float) -> None:
-        if self._held_at > -math.inf and now > self._held_at:
-            fading = math.exp((self._held_at - now) / self._quota.window)
-            self._held = 1 - (1 - self._held) * fading if self.holds else self._held * fading
-        self._held_at = max(self._held_at, now)

@@ -20,9 +20,8 @@ _START_RATE: Final = 2.0  # Requests per second, if only a small burst was accep
 _START_GROWTH: Final = 4.0
 _START_DOUBLING: Final = 1.0
 _MAX_CREDITED: Final = 0.5  # Seconds since the last success, at most.
-_MIN_ACCEPTED: Final = (
-    20  # Requests accepted before the first refusal that show a rate; fewer may be a small bucket.
-)
+# Requests accepted before the first refusal that show a rate; fewer may be a small bucket.
+_MIN_ACCEPTED: Final = 20
 
 # An outage is a row of this many refusals, after which the rate falls no further, or a row of these seconds.
 _REFUSALS_IN_OUTAGE: Final = 5
@@ -43,22 +42,20 @@ _LONG_ROW: Final = 6  # Refusals in a row, after which this maximum applies:
 _MAX_LONG_HOLD: Final = 4.2
 
 # Requests per second below which the rate never falls; less if this fraction of the quota is less.
-_FLOOR: Final = 0.1
-_FLOOR_FRACTION: Final = 0.05
+_MIN_RATE: Final = 0.1
+_MIN_RATE_FRACTION: Final = 0.05
 
-_STRICT_CHANGE: Final = (
-    0.3  # Replaces `LEAST_CHANGE` if refusals are collisions: the rate moves all the time.
-)
+# Replaces `LEAST_CHANGE` if refusals are collisions: the rate moves all the time.
+_STRICT_CHANGE: Final = 0.3
 
 # Seconds by which a request may be late and still keep its schedule, up to half a gap. Not for strict servers, which
 # would refuse the shorter gap.
 _MAX_LATENESS: Final = 0.05
 
 _MAX_SILENCE: Final = 20.0  # Seconds without a success, after which the rate stops growing.
-_MAX_STRICT_GROWTH: Final = (
-    1.5  # Factor of growth between two successes of a strict server: patience may be short.
-)
-_MAX_STEP: Final = 1.0  # Seconds of growth at a time: in a longer step, the process was suspended.
+# Factor of growth between two successes of a strict server: patience may be short.
+_MAX_STRICT_GROWTH: Final = 1.5
+_MAX_GROWTH_STEP: Final = 1.0  # Seconds of growth at a time: in a longer step, the process was suspended.
 
 # Seconds after a cut in which refusals cut no more, as at the end of a window; only if the rate is at least this.
 _CUT_COVERS: Final = 1.0
@@ -161,7 +158,7 @@ class SilentServerRate:
             if (
                 waiting and now - self._accepted_at < _MAX_SILENCE
             ):  # Without answers, nothing supports growth.
-                self._grow(min(now - start, _MAX_STEP))
+                self._grow(min(now - start, _MAX_GROWTH_STEP))
         test = self._test
         due = test.second_due if test.is_open and now >= self._hold else max(self._due, self._hold)
         self.credit = 1.0 if now >= due else 1.0 - (due - now) * self.rate
@@ -289,4 +286,4 @@ class SilentServerRate:
 
     def _bounded(self, rate: float) -> float:
         quota = self._quota
-        return min(quota.most, max(rate, quota.floor, min(_FLOOR, _FLOOR_FRACTION * quota.ceiling)))
+        return min(quota.most, max(rate, quota.floor, min(_MIN_RATE, _MIN_RATE_FRACTION * quota.ceiling)))

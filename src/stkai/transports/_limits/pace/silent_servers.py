@@ -11,9 +11,8 @@ from .quota import KnownQuota
 
 # The rate grows by the fraction b per patience T, and a refusal cuts it by b.
 _STEP: Final = 0.15  # b.
-_FIRST_STEP: Final = (
-    0.5  # The first cut. Cut n + 1 is _FIRST_STEP / (1 + n / _STEP_DECAY), or b if that is larger.
-)
+# The first cut. Cut n + 1 is _FIRST_STEP / (1 + n / _STEP_DECAY), or b if that is larger.
+_FIRST_STEP: Final = 0.5
 _STEP_DECAY: Final = 3
 
 # T with an unknown quota is proportional to the rate between two bounds, and constant outside them. But if the server
@@ -36,9 +35,8 @@ _MIN_QUOTA_PATIENCE: Final = 4.0
 _FEW_REFUSALS: Final = 0.02
 _MIN_PATIENCE_FACTOR: Final = 0.25
 
-_GROWTH_PER_WINDOW: Final = (
-    8.0  # The most requests per window that the rate gains in a window, if there is one.
-)
+# The most requests per window that the rate gains in a window, if there is one.
+_GROWTH_PER_WINDOW: Final = 8.0
 
 # Fraction by which a cut is smaller for a sender with the whole of a known quota: no other sender would use what it
 # gives up. Scales with the square of the sender's fraction of the quota.
@@ -72,9 +70,8 @@ _CLEAR_ROW: Final = 8
 _MIN_CLEAR_RATE: Final = 0.7  # Requests per second.
 
 # A window lasts from the end of one outage to the end of the next.
-_MIN_OUTAGE: Final = (
-    8.0  # Seconds: a shorter row of refusals is not the rest of a window, until one is known.
-)
+# Seconds: a shorter row of refusals is not the rest of a window, until one is known.
+_MIN_OUTAGE: Final = 8.0
 _MAX_WINDOW: Final = 75.0  # Seconds. Most windows are a minute.
 _MIN_SUCCESSES: Final = 5  # Fewer successes in a window say too little.
 _EARLY_ROWS: Final = 2  # Consecutive rows that begin in the first half of a window: it is not a window.

@@ -15,9 +15,8 @@ _SHORT_WINDOW_FRACTION: Final = 0.4
 _SHORT_WINDOW_BURST: Final = 1.0
 _BURST: Final = 3.0  # Requests that may be sent at once before the first answer.
 
-_EARLY_FRACTION: Final = (
-    0.25  # Fraction of a window's quota that may be released early, one permit per success.
-)
+# Fraction of a window's quota that may be released early, one permit per success.
+_EARLY_FRACTION: Final = 0.25
 _DOUBLING_TIME: Final = 1 / 4  # Windows in which the rate doubles while requests are held back.
 _MIN_DOUBLING_TIME: Final = 1.0  # Seconds, a few round trips: nothing is learned before an answer comes back.
 

@@ -2,11 +2,11 @@
 
 A `WindowGuide` is for one sender; a `GroupWindow` is what a member of a group adds to the guide in the group's state.
 Servers announce resets with different meanings: the end of a window, the time until one more request, the time until
-the whole quota is available. Only a window can be divided in advance; unlike the others, its end does not move.
+the whole quota is available. Only a window can be scheduled; unlike the other resets, its end does not move.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import httpx
 
@@ -14,21 +14,23 @@ from ..limiter import Answer
 from .headers import TOLERANCE, Reading
 from .quota import KnownQuota
 
-_STABLE_FOR = 5.0  # Seconds for which a reset must not move before it is trusted.
-_MAX_LATENCY = 2.0  # Seconds; an answer that took longer is out of date.
-_MAX_SILENCE = 3.0  # Windows without a reading after which everything known is out of date.
+_STABLE_FOR: Final = 5.0  # Seconds for which a reset must not move before it is trusted.
+_MAX_LATENCY: Final = 2.0  # Seconds; an answer that took longer is out of date.
+_MAX_SILENCE: Final = 3.0  # Windows without a reading after which everything known is out of date.
 
-_MAX_AHEAD = 1.5
-_STEEPNESS = 3
-_GAIN = 0.8
-_INCREASE = 0.02
-_MIN_MEAN = 0.3
-"""Lower bound: a window that was used up early does not show by how much the rate was too high."""
+# Within a window, the base is multiplied by a power of the ratio of remaining requests to remaining time. The bound of
+# the ratio also applies to the total rate of all senders that share this guide, as a multiple of the quota's.
+_RATIO_POWER: Final = 3
+_MAX_RATIO: Final = 1.5
+# At the end of a window, the base is multiplied by a power of the mean of that factor, and grows by a fraction of the
+# quota. A window that was used up early does not show by how much the rate was too high, so the mean has a lower bound.
+_MEAN_POWER: Final = 0.8
+_MIN_MEAN: Final = 0.3
+_INCREASE: Final = 0.02
 
-_RESERVE = 1.0  # Requests to leave unused at the end of a window: others may have some in flight.
-_PRECISION = 0.5  # Seconds; the precision of a rounded instant.
-
-_MAX_NAME = 32  # Characters of a quota's name to keep, because the state in a store is small.
+_RESERVED_REQUESTS: Final = 1.0  # To leave unused at the end of a window: others may have some in flight.
+_PRECISION: Final = 0.5  # Seconds; the precision of a rounded instant.
+_MAX_NAME: Final = 32  # Characters of a quota's name to keep, because the state in a store is small.
 
 
 class _End(NamedTuple):
@@ -42,7 +44,7 @@ class _End(NamedTuple):
 
 
 class WindowGuide:
-    """The rate of one of several senders that share a window. Each knows what is left for all, but not the others.
+    """The rate of one of several senders that share a window. Each knows how many requests are left for all of them.
 
     Within a window, the rate is a base times the cube of the ratio of remaining requests to remaining time. At its end,
     the base is multiplied by a power of the mean of that factor and grows by a fixed amount, which makes the bases of
@@ -51,7 +53,7 @@ class WindowGuide:
 
     def __init__(self, quota: KnownQuota) -> None:
         self._quota = quota
-        self.listening = True  # Whether headers are read: not once they have contradicted themselves twice.
+        self.listening = True  # Whether headers are read: until they have contradicted themselves twice.
         self.paused_until = -math.inf  # The end of a window that is used up.
         self.senders = 1  # The number of senders that follow this guide.
         self.ceiling = quota.ceiling  # The rate of the whole quota, which the server's headers may describe.
@@ -78,7 +80,7 @@ class WindowGuide:
         if not self.in_force:
             return self.base
         # Together, senders that share the quota may exceed its rate for a while to use what is left.
-        most = self.ceiling * min(self.senders, _MAX_AHEAD)
+        most = self.ceiling * min(self.senders, _MAX_RATIO)
         return max(self._quota.floor, min(most, self.base * self._factor))
 
     def observe(
@@ -184,9 +186,9 @@ class WindowGuide:
     def _learn(self, reading: Reading, now: float) -> None:
         end = (self._end.earliest + self._end.latest) / 2  # Servers may round up or down.
         left = max(_PRECISION, end - now) / self._window
-        ahead = max(0.0, reading.remaining - _RESERVE) / reading.limit / left
+        ahead = max(0.0, reading.remaining - _RESERVED_REQUESTS) / reading.limit / left
         # Assume that the current factor has applied since the previous answer.
-        self._factor = min(ahead, _MAX_AHEAD) ** _STEEPNESS
+        self._factor = min(ahead, _MAX_RATIO) ** _RATIO_POWER
         self._readings += 1
         self._account(now)
         if reading.remaining < 1:
@@ -212,7 +214,7 @@ class WindowGuide:
             self._account(self._end.latest)
             mean = max(_MIN_MEAN, self._sum / self._weight)
             # The fewer answers a sender received, the more they depend on chance.
-            gain = _GAIN * self._readings / (self._readings + 1)
+            gain = _MEAN_POWER * self._readings / (self._readings + 1)
             self.base = self._bounded(self.base * mean**gain + self.senders * _INCREASE * self.ceiling)
         self._account_from(self._end.latest)
 
@@ -234,7 +236,7 @@ class _Described(NamedTuple):
 
 
 class GroupWindow:
-    """What this member knows about the window, and what it has to report to the group. The caller holds a lock.
+    """What this member knows about the window, and has to report to the group. The caller holds a lock.
 
     Each member counts as one of the senders that share the window, so that a group gets its share beside other clients.
     """
@@ -245,7 +247,7 @@ class GroupWindow:
         self._known_at = -math.inf
         self._latest: _Described | None = None
         self._moved_by: _Described | None = None
-        self._doubts = self._moved_doubts = 0  # Refusals that no window explains.
+        self._doubts = self._moved_doubts = 0  # Refusals that the window does not explain.
 
     def note(self, response: httpx.Response, answer: Answer) -> float | None:
         """Apply an answer. Returns the seconds until the window ends if it is trusted and used up; None otherwise."""
@@ -291,7 +293,7 @@ class GroupWindow:
         return self._known_at <= recent and self._latest is not None and self._latest.now > self._known_at
 
     def reported(self) -> None:
-        """Record that the group's state now includes what this member had received."""
+        """Record that the group's state now includes this member's answers."""
         self._doubts -= self._moved_doubts
         if self._latest is self._moved_by:
             self._latest = None

@@ -5,21 +5,24 @@ the server describes its window in headers, the rate follows these instead.
 """
 
 import math
+from typing import Final
 
 from ..limiter import Answer, Turn
 from . import law
 from .headers import Reading
-from .quota import History, KnownQuota
+from .quota import KnownQuota
 from .start import ColdStart, Found
 from .window_guide import WindowGuide
 
-_NEGLIGIBLE = 0.001  # Seconds; shorter delays do not matter.
+_NEGLIGIBLE: Final = 0.001  # Seconds; shorter delays do not matter.
 
-_JITTER, _SHORT_WINDOW_JITTER = 0.1, 0.03
-"""Fraction by which each gap varies, up or down: otherwise one sender can lock the others out of a bucket server. In a
-short window, the network alone varies gaps enough, and more jitter would make requests collide."""
+# Fraction by which each gap varies, up or down: otherwise one sender can lock the others out of a bucket server. In a
+# short window, the network alone varies gaps enough, and more jitter would make requests collide.
+_JITTER: Final = 0.1
+_SHORT_WINDOW_JITTER: Final = 0.03
 
-_HEADER_INTERVAL = 1.0  # Seconds between checks of the headers while a server has sent no quota headers.
+# Seconds between checks of the headers while a server has sent no quota headers.
+_HEADER_INTERVAL: Final = 1.0
 
 
 class WindowedRate:
@@ -32,7 +35,7 @@ class WindowedRate:
     finding = ""  # The reasons of reports suffice.
 
     def __init__(self, quota: KnownQuota) -> None:
-        self._quota, self.start, self.history = quota, ColdStart(quota), History(quota)
+        self._quota, self.start, self.history = quota, ColdStart(quota), law.History()
         self._adopt()
         self.guide = WindowGuide(quota)  # Follows the window that the server describes.
         self.rate = max(quota.floor, self.start.rate)  # Requests per second in force now.
@@ -59,7 +62,7 @@ class WindowedRate:
 
     @property
     def lasting(self) -> float:
-        """The same; while single requests probe, the rate before that."""
+        """The same; while single requests probe the server, the rate before."""
         return self._resumes_at or self.base
 
     def set(self, rate: float) -> None:
@@ -170,7 +173,7 @@ class WindowedRate:
     def follow(self, reading: Reading | None, answer: Answer) -> bool:
         """Apply an answer's quota headers; returns whether they explain a refusal: the window is used up.
 
-        Such a refusal is no congestion event: the window's usage determines the rate in the next one.
+        Such a refusal is not a congestion event: the window's usage determines the rate in the next one.
         """
         guide, quota = self.guide, self._quota
         followed = guide.in_force
@@ -212,20 +215,20 @@ class WindowedRate:
         self._stop(turn, answer, asked, explained=explained, severe=first or again)
 
     def found(self, now: float) -> Found:
-        """What was found before a request was refused without information on how long to wait."""
+        """What was learned before a refusal that did not say how long to wait."""
         return self.start.found(self.history.past(now, cold=not self.start.over), self.rate, now)
 
     def _adopt(self) -> None:
-        """Set what follows from the quota, about which more is known now."""
+        """Adopt what is now known about the quota."""
         quota = self._quota
         self.law = quota.law()
-        self.history.span = self.law.history
+        self.history.span, self.history.window = self.law.history, quota.window
         self._jitter = _SHORT_WINDOW_JITTER if quota.is_given and law.is_soft(quota.window) else _JITTER
 
     def _grow(self, seconds: float) -> float:
         """Let the rate grow by the law; returns the permits released during that time."""
         quota, before = self._quota, self.rate
-        # No waiter sleeps longer than a window: in a longer step, the program was suspended; no ceiling bounds growth.
+        # No waiter sleeps longer than a window: in a longer step, the process was suspended. A ceiling bounds growth.
         counted = seconds if quota.requests < math.inf else min(seconds, quota.window)
         self.set(min(quota.ceiling, max(before, self.law.grown(before, self._quiet, counted))))
         self._quiet += counted
@@ -237,7 +240,7 @@ class WindowedRate:
         else:
             longest = law.longest_pause(self._quota.window)
             if past.cold and self._quota.requests == math.inf and asked <= longest:
-                # The server accepts nothing until the wait is over, and something after that.
+                # The server accepts nothing until the wait is over, and at least one request then.
                 past = past._replace(successes=max(1.0, past.successes), seconds=past.seconds + asked)
             self.set(max(self._quota.floor, self.law.cut(self.rate, past)))
             self.start.over = True
@@ -260,8 +263,8 @@ class WindowedRate:
             stop = law.full_pause(asked, streak, window, self.rate, chance)
             probes = probes or asked > law.longest_pause(window)
         else:
-            # The others pause for up to a window after the very first refusal, because the rate has just doubled, and
-            # after two consecutive ones.
+            # The other requests pause for up to a window after the very first refusal, because the rate has just
+            # doubled, and after two consecutive refusals.
             stop = chance * window if severe else 0.0
             turn.not_before = now + asked
             self._held_until = max(self._held_until, turn.not_before)
