@@ -213,7 +213,7 @@ async def test_many_503s_without_any_429_are_warned_about_once(
     assert len(caplog.records) == 1
     assert caplog.records[0].levelname == "WARNING"
     assert caplog.messages[0].startswith(
-        "20 answers were 503 and none was 429: the adaptive limiter takes no 503 for"
+        "20 answers were 503 and none was 429: the adaptive limiter does not treat 503 as"
     )
 
 

@@ -19,7 +19,7 @@ from .start import Found
 _START_RATE: Final = 2.0  # Requests per second, if only a small burst was accepted before.
 _START_GROWTH: Final = 4.0
 _START_DOUBLING: Final = 1.0
-_MAX_CREDITED: Final = 0.5  # Seconds since the last success, at most.
+_MAX_CREDITED: Final = 0.5  # Upper bound, in seconds, of the time since the last success.
 # Requests accepted before the first refusal that show a rate; fewer may be a small bucket.
 _MIN_ACCEPTED: Final = 20
 

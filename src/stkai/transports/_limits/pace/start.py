@@ -58,12 +58,9 @@ class ColdStart:
             return
         soft = is_soft(quota.window)
         self._most = quota.ceiling
-        self.rate = (
-            _SHORT_WINDOW_FRACTION if soft else START_FRACTION
-        ) * quota.ceiling  # Initial requests per second.
-        self.burst = (
-            _SHORT_WINDOW_BURST if soft else max(1.0, min(_BURST, quota.requests))
-        )  # Permits at once.
+        # Requests per second, and permits at once.
+        self.rate = (_SHORT_WINDOW_FRACTION if soft else START_FRACTION) * quota.ceiling
+        self.burst = _SHORT_WINDOW_BURST if soft else max(1.0, min(_BURST, quota.requests))
         self._doubling = max(_MIN_DOUBLING_TIME, _DOUBLING_TIME * quota.window)
 
     @property

@@ -21,20 +21,21 @@ from ..pace.windowed import WindowedRate
 from .request_limits import NEVER, Rate
 from .source import ROUNDING, TICK, Limits, Source
 
-_FIRST_ESTIMATE = "429 Too Many Requests: a first estimate of the quota"
+_FIRST_ESTIMATE: Final = "429 Too Many Requests: a first estimate of the quota"
 
-_EXCUSED_SECONDS, _MAX_EXCUSES = 65.0, 20
-"""Seconds after the first of consecutive refusals, and refusals per call, that use up no attempt: a window of a minute
-may be used up."""
+# Seconds after the first of consecutive refusals, and refusals per call, that use up no attempt: a window of a minute
+# may be used up.
+_EXCUSED_SECONDS: Final = 65.0
+_MAX_EXCUSES: Final = 20
 
-_UNAVAILABLE, _MANY = 503, 20
-"""A status, and after how many answers with it to warn, if the server has never refused a request with 429."""
+_UNAVAILABLE: Final = 503
+_WARN_AFTER: Final = 20  # Answers 503 before a warning, if the server has never refused a request with 429.
 
+# Turns to search for one that waits only for this limit; all before it may have the same key, for instance.
 _SEARCH_LIMIT: Final = 1000
-"""Turns to search for one that waits only for this limit; all before it may have the same key, for instance."""
 
 Save = Callable[[LearnedRate, Answer, Any], Operation | None]
-"""Records what was learned. If saving is due, returns an operation that runs the given one and saves; else that one."""
+"""Records what was learned. Returns the given operation or, if saving is due, one that runs it and saves."""
 
 
 class AdaptiveRate(Rate):
@@ -55,8 +56,10 @@ class AdaptiveRate(Rate):
         self._reported, self._finding = self._windowed.rate, ""
         self.ignores_successes_until = -math.inf  # Until then, successes need not be reported.
         self._has_accepted, self._refused_since = False, math.inf
-        self._unavailable = 0  # Answers 503; at least `_MANY` after a 429 or a header, to warn no more.
-        # Quiet: until a request waits or an answer arrives, the credit depends only on time and the rate.
+        self._unavailable = (
+            0  # Answers 503; `_WARN_AFTER` or more once there was a 429 or a header, so as not to warn.
+        )
+        # While it is quiet, until a request waits or an answer arrives, the credit depends only on time and the rate.
         self._at, self.credit, self.paused_until, self._is_quiet = NEVER, 0.0, NEVER, False
 
     def __str__(self) -> str:
@@ -78,7 +81,7 @@ class AdaptiveRate(Rate):
         elif self.waiting:
             before, is_awaited = mode.rate, self._is_awaited()
             credit = mode.release(start, now, self.credit, waiting=is_awaited)
-            if is_awaited and mode.rate != before and self._has_moved():  # The next success reports that.
+            if is_awaited and mode.rate != before and self._has_moved():  # The next success reports it.
                 self.ignores_successes_until = -math.inf
             self.credit = self._kept(credit, mode.burst) if credit > mode.burst else credit
         else:
@@ -143,7 +146,7 @@ class AdaptiveRate(Rate):
         mode = self.mode
         is_awaited = self.waiting > 0 and self._is_awaited()
         credit = mode.release(now, now, before, waiting=is_awaited)
-        self.credit = min(credit, max(before, mode.burst))  # What an answer releases is not carried over.
+        self.credit = min(credit, max(before, mode.burst))  # Permits that an answer releases do not add up.
         return change
 
     def update(self, limits: Limits) -> None:
@@ -164,7 +167,7 @@ class AdaptiveRate(Rate):
             self.mode.ignore(turn)
             if response is not None and response.status_code == _UNAVAILABLE:
                 self._unavailable += 1
-                if self._unavailable == _MANY:
+                if self._unavailable == _WARN_AFTER:
                     turn.errand = Run(_warn, _awarn)  # Not here: the queue holds its lock.
             return None
         reading = None
@@ -197,7 +200,7 @@ class AdaptiveRate(Rate):
     def _refused(
         self, turn: Turn, answer: Answer, asked: float | None, reading: Reading | None
     ) -> RateChange | None:
-        """Record a 429 that asks for a wait of `asked` seconds."""
+        """Record a 429 that asks for a wait of `asked` seconds; None if it does not."""
         now = answer.now
         windowed, first = self._windowed, not self._windowed.start.over
         self._refused_since = min(self._refused_since, now)
@@ -210,7 +213,7 @@ class AdaptiveRate(Rate):
                 self.mode.refused(turn, answer, asked)
             else:
                 self.mode = SilentServerRate(self.quota, windowed.found(now), now, asked=asked)
-            if asked:  # The refused request itself waits as asked, regardless of the rate.
+            if asked:  # Regardless of the rate, the refused request itself waits as asked.
                 turn.not_before = now + asked
             is_news = self._has_moved()
         else:
@@ -242,7 +245,7 @@ class AdaptiveRate(Rate):
 
     def _follow(self, reading: Reading | None, answer: Answer) -> bool:
         """Apply the quota headers; returns whether they explain a refusal."""
-        self._unavailable = _MANY
+        self._unavailable = _WARN_AFTER
         windowed = self._windowed
         if windowed is not self.mode:
             windowed.rate = self.mode.rate
@@ -274,9 +277,9 @@ class AdaptiveRate(Rate):
 
 def _warn(_left: float) -> None:
     logger.warning(
-        "%d answers were 503 and none was 429: the adaptive limiter takes no 503 for a refusal, and does not slow down."
-        " If a quota is behind them, as by default in nginx, set limit_req_status to 429, or see 'Servers that refuse"
-        " with another status' in docs/adaptive.md", _MANY,
+        "%d answers were 503 and none was 429: the adaptive limiter does not treat 503 as a refusal, and does not slow"
+        " down. If a quota is behind them, as by default in nginx, set limit_req_status to 429, or see 'Servers that"
+        " refuse with another status' in docs/adaptive.md", _WARN_AFTER,
     )  # fmt: skip
 
 

@@ -10,8 +10,8 @@ from ..._operations import Operation
 from ..limiter import Limiter, Turn, note_failure
 from .source import ASK_INTERVAL, MAX_OVERSLEEP, Source
 
-_LOOK_INTERVAL: Final = 0.005
-"""Seconds after which the first turn behind the one that is asked about looks again; each further one adds as much."""
+# While the limiter is asked about one turn, a turn with n others ahead polls every n + 1 times this many seconds.
+_POLL_INTERVAL: Final = 0.005
 
 
 class CustomSource(Source):
@@ -49,7 +49,7 @@ class CustomSource(Source):
         if asking is turn or (asking is None and not ahead):
             return 0.0
         due = now if asking is None else asking.due_at
-        return max(_LOOK_INTERVAL * (1 + ahead), due - now)
+        return max(_POLL_INTERVAL * (1 + ahead), due - now)
 
     def _is_stuck(self, asking: Turn, now: float) -> bool:
         """Whether the turn has not woken up, as its event loop is stuck or closed: it no longer delays the others."""
@@ -97,7 +97,7 @@ class CustomSource(Source):
                 self._asking = None
 
     def tell(self, method: str, inner: Turn, *news: Any) -> Any:
-        """Call any method but `ask`, if the limiter has it. Log its exceptions: the other limiters are told as well."""
+        """Call any method but `ask`, if the limiter has it. Log its exceptions: other limiters are called too."""
         try:
             return getattr(self.limiter, method, lambda *_: None)(inner, *news)
         except Exception as error:  # noqa: BLE001 - user code
@@ -107,8 +107,8 @@ class CustomSource(Source):
         self.tell("settle", self.inner(turn), cost, now)
 
 
-_sources: WeakValueDictionary[int, CustomSource] = WeakValueDictionary()
-"""By the id of the limiter, so that one in several lists is still asked about one turn at a time."""
+# By the id of the limiter, so that a limiter in several lists is still asked about one turn at a time.
+_sources: Final[WeakValueDictionary[int, CustomSource]] = WeakValueDictionary()
 
 
 def custom_source_of(limiter: Limiter) -> CustomSource:

@@ -14,27 +14,25 @@ from ....stores._protocol import AHEAD, LATE, Ask, Lease
 from ..limiter import Turn, place_in
 from .source import ROUNDING
 
-CALL_LIFETIME: Final = 1.0
-"""Seconds after which a reserved or running call no longer holds up others."""
+CALL_LIFETIME: Final = 1.0  # Seconds after which a reserved or running call no longer holds up others.
+CLOCK_ROUNDING: Final = 1e-9  # Seconds; tolerance for the rounding of a clock.
 
-CLOCK_ROUNDING: Final = 1e-9
-"""Seconds; tolerance for the rounding of a clock."""
+# Seconds' worth of permits that a member holds; more if the store answers slowly, or in a large group.
+_HELD_SPAN: Final = 0.08
+# Calls per second that a large group makes together: its members hold permits for longer.
+_GROUP_CALLS: Final = 60
 
-_MAX_HELD_SPAN, _GROUP_CALLS = 0.08, 60
-"""Seconds for which a member holds its share of permits at most, unless the store answers slowly; more in a large
-group, so that the whole group makes about 60 calls per second."""
-
-_LEAD, _SHORT_LEAD = 0.02, 0.002
-"""Seconds before its last permit is due at which a member leases the next ones; fewer while it has permits for many of
-its requests: one lease of many permits is cheaper than many leases."""
+# Seconds before its last permit is due at which a member leases the next ones; fewer while it has permits for many of
+# its requests: one lease of many permits is cheaper than many leases.
+_LEAD: Final = 0.02
+_SHORT_LEAD: Final = 0.002
 
 _RETRY_DELAY: Final = 0.05  # Seconds after which a member that got no permit asks again.
 
+# Seconds for which the previous size of a group applies: after an outage, its members return one by one.
 _GROUP_MEMORY: Final = 10.0
-"""Seconds for which the previous size of a group applies: after an outage, its members return one by one."""
 
 _STEADY_USAGE: Final = 10  # Requests are steady if they used more permits in the last `_USAGE_SPAN` seconds.
-
 _USAGE_SPAN: Final = 0.25
 
 
@@ -161,11 +159,11 @@ class GroupStatus:
 
     @property
     def is_far(self) -> bool:
-        """Whether calls to the store take so long that no request should wait for one without need."""
+        """Whether calls to the store take so long that no request should wait for a call unnecessarily."""
         return self.latency > _LEAD
 
     def leases(self, now: float) -> bool:
-        """Whether the store leases permits now, as far as known."""
+        """Whether the store leases permits now, according to its last answer."""
         return now >= max(self.paused_until, self.retry_at)
 
     def lead(self, *, short: bool = False) -> float:
@@ -173,8 +171,8 @@ class GroupStatus:
         return min(AHEAD, max(_SHORT_LEAD if short else _LEAD, 1.25 * self.latency))
 
     def most(self, rate: float) -> int:
-        """The most permits to hold: this member's share for a short time, or its share of a burst; and one more."""
-        reach = min(AHEAD, max(_MAX_HELD_SPAN, 2.5 * self.latency, self.active / _GROUP_CALLS))
+        """The most permits to hold: one more than this member's part of a short time or, if more, of the burst."""
+        reach = min(AHEAD, max(_HELD_SPAN, 2.5 * self.latency, self.active / _GROUP_CALLS))
         burst = 0.0 if self.lease is None else -self.lease.queue
         return max(1, math.floor(rate * max(reach, burst) / self.active + ROUNDING)) + 1
 
@@ -187,8 +185,8 @@ def shares_of(turns: Sequence[Turn]) -> int:
 def lease_time(member: Any, turn: Turn) -> float:
     """When to lease a permit for a turn that also has permits of other shares; -inf if it has none.
 
-    A turn gets one of the slowest share first: otherwise, members would hold permits of one share each, and wait for
-    those of another until all lapse. Of two windows with one rate, the shorter one is stricter.
+    A turn gets the permit of the slowest share first: otherwise, members would hold permits of one share each, and wait
+    for those of another until all lapse. Of two shares with one rate, the one with the shorter window is stricter.
     """
     instant, own = -math.inf, (member.rate, member.quota.window, member.share)
     for other in turn.sources if len(turn.sources) > 1 else ():

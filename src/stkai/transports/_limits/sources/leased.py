@@ -19,13 +19,12 @@ _BUSY_NAP: Final = 0.002  # Seconds after which a request asks again while anoth
 _RATE_KEPT: Final = 0.88  # Fraction of its rate that a member keeps after a refusal while the store is lost.
 
 _ANSWER_LIFETIME: Final = 0.27  # Seconds for which an answer reliably shows that no member was refused.
-
+# Seconds after which a waiting member reports again: the group may have changed its quota, or stopped.
 _REPORT_INTERVAL: Final = 1.0
-"""Seconds after which a waiting member reports again: the group may have changed its quota, or stopped."""
 
 
 class Use(NamedTuple):
-    """A permit that a request took: its epoch, whether it came only from the local sources, and those that gave one."""
+    """A permit that a request took: its epoch, whether only the local sources gave it, and those that did."""
 
     epoch: int
     is_local: bool
@@ -81,7 +80,7 @@ class Leased(Member):
             return wait
         if self.history is not None and now >= self.guards_from and self.history not in outage.sources:
             wait = max(wait, self.history.when(turn, ahead, now))
-        if turn.due_at < now and turn.held_by is self:  # It woke late, and the others may do so, too.
+        if turn.due_at < now and turn.held_by is self:  # It woke late, and other turns may, too.
             held.late = max(held.late, min(CALL_LIFETIME, LATE + now - turn.due_at))
         held.lapse(now)
         if now < group.paused_until:
@@ -221,7 +220,7 @@ class Leased(Member):
     def pass_on(self, turn: Turn, now: float, but: tuple[Any, ...] = ()) -> None:
         """Let another turn make the call that this one has reserved; return permits for which no turn is left."""
         if but:
-            return  # It still waits for this source, besides another one.
+            return  # It also waits for another source, and still for this one.
         call = self.calling
         if call is not None and call.turn is turn and call.ask is None:
             self.drop_call(call)

@@ -16,14 +16,11 @@ from .outage import Outage, window_of
 from .request_limits import Window
 from .source import ROUNDING, Limits, Source
 
+# Seconds after which unused permits are returned; another request may follow immediately.
 RETURN_DELAY: Final = 0.01
-"""Seconds after which unused permits are returned; another request may follow immediately."""
-
 _REPORT_DELAY: Final = 1.0  # Seconds after which an idle member sends a report that is not urgent.
 _MAX_HUNG_CALLS: Final = 2  # Consecutive calls that may hang before the store counts as lost.
-
-_EXCHANGE_FACTOR: Final = 3.0
-"""A held permit is exchanged if the store can lease one this many times sooner."""
+_EXCHANGE_FACTOR: Final = 3.0  # A held permit is exchanged if the store can lease one this many times sooner.
 
 
 class Member(Source):
@@ -52,7 +49,7 @@ class Member(Source):
         self._name, self._date, self._started = self._identity()
         self.held, self.group, self.outage = Holding(), GroupStatus(), Outage(self)
         self.calling: StoreCall | None = None
-        # What this member used in the last window, if the quota limits windows; answers arrive with varying delays.
+        # The permits used in the last window, if the quota limits windows; answers arrive with varying delays.
         self.history = Window(1, self.quota.window) if self.quota.window else None
         self.guards_from = -math.inf  # When `history` begins to hold requests back.
         self.demand = Demand()
@@ -60,7 +57,7 @@ class Member(Source):
         self.passing = 0  # Permits that will be used before the store answers, if it is far away.
         self.is_early = False  # Whether a call is due for which no request should wait.
         self._sequence = self._hung = 0
-        self._told = 0.0  # Units in the last message that was answered.
+        self._units_reported = 0.0  # Units in the last message that was answered.
         self._reported: Ask | None = None  # The last message that probably arrived.
 
     @property
@@ -83,7 +80,7 @@ class Member(Source):
     def expected(self, waiting: int) -> int:
         """How many requests will probably come, besides `waiting` ones."""
         if self.max_cost:
-            return 0  # What they cost is unknown.
+            return 0  # Their costs are unknown.
         return max(0, min(self.group.most(self.rate) + self.passing, self.demand.steady) - waiting)
 
     def can_use_soon(self, turn: Turn, now: float) -> bool:
@@ -92,7 +89,7 @@ class Member(Source):
         if starts > -math.inf:
             return now >= starts
         if self.comes_later(turn, now + 2 * AHEAD) and by.is_remote and not by.outage.is_on:
-            return bool(by.group.leases(now))  # After this one's, however late.
+            return bool(by.group.leases(now))  # After the permit of this share, however late.
         if by is not None and by.is_exact:  # A permit that is leased too early would lapse.
             lead = self.group.latency * (3 if self.group.is_far else 1)
             until = min(until, max(now + lead, self.held.last, self.group.queue_until) + LATE)
@@ -116,7 +113,7 @@ class Member(Source):
         return users, sum(max(0.0, left) for left in room.values()) if room else self._room((), now)
 
     def _room(self, sources: Sequence[Any], now: float) -> float:
-        until = AHEAD + 2 * self.group.latency  # Another share's permits are leased after this one's.
+        until = AHEAD + 2 * self.group.latency  # Permits of another share are leased afterwards.
         return min(float(each.available(now, until)) for each in (self.outage, *sources) if each is not self)
 
     def wanted(self, now: float) -> tuple[int, int, float, list[Turn]]:
@@ -203,7 +200,7 @@ class Member(Source):
             low=bool(wanting) and all(turn.priority == "low" for turn in wanting),
             costs=tuple(map(self.cost_of, wanting)) if quota.max_cost else (),
             units_used=held.spent,
-            units_new=held.spent - self._told,
+            units_new=held.spent - self._units_reported,
             units=held.units,
             own=outage.reported,
             own_seconds=max(0.0, now - outage.since) if outage.used else 0.0,
@@ -217,7 +214,7 @@ class Member(Source):
         ask, group = call.ask, self.group
         if self.calling is not call or ask is None:
             return False
-        self.calling, self._hung, self._told = None, 0, ask.units_used
+        self.calling, self._hung, self._units_reported = None, 0, ask.units_used
         # A new state begins without units; its epoch is above all earlier ids.
         if group.lease is not None and lease.epoch <= group.lease.id:
             self.held.spent += self.outage.debt(now)
@@ -244,7 +241,7 @@ class Member(Source):
         return restored
 
     def fail_call(self, call: StoreCall, now: float, reason: str) -> None:
-        """Continue without the store; the client announces an outage, and a single lost message is none."""
+        """Continue without the store. The client announces an outage; a single lost message is not one."""
         if self.calling is not call:
             return
         self.drop_call(call)

@@ -11,19 +11,20 @@ from .request_limits import Rate
 from .source import ROUNDING, Limits, Source
 from .units import Units
 
+# Seconds after an outage during which a request needs a permit from both, because members return one by one.
 TRANSITION: Final = 1.5
-"""Seconds after an outage during which a request needs a permit from both, because members return one by one."""
 
-_FAILURES_TO_ADAPT, _FIRST_FRACTION = 3, 0.1
-"""Consecutive failures, while no process uses the store, after which one that has never reached it adapts alone; and
-the fraction of the quota that it uses until then: of many that start at once, all may be late."""
+# A process that has never reached the store uses this fraction of the quota: of many that start at once, all may be
+# late. After this many consecutive failures while no process uses the store, it adapts alone.
+_FIRST_FRACTION: Final = 0.1
+_FAILURES_TO_ADAPT: Final = 3
 
+# Seconds between the first two probes of a lost store; then twice as long each time.
 _FIRST_PROBE_DELAY: Final = 0.25
 _MAX_PROBE_DELAY: Final = 1.0
-"""Seconds between two probes of a lost store, at first and at most."""
 
+# Consecutive failures before an outage is announced: a single lost message is not one.
 _FAILURES_TO_ANNOUNCE: Final = 2
-"""Consecutive failures before an outage is announced: a single lost message is none."""
 
 
 class Outage:

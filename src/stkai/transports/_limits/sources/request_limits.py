@@ -10,16 +10,16 @@ from typing import Any, Final
 from ..limiter import Turn
 from .source import ROUNDING, TICK, Limits, Source, in_words
 
-WAKE_TOLERANCE: Final = 0.05
-"""Seconds for which the permit of a waiter that wakes late is kept for it, in addition to the burst."""
-
-_SLACK: Final = 0.001
-"""Seconds by which a timer may be late; in a window shorter than a second, this fraction of the window."""
-
 NEVER: Final = -math.inf
 
-_MAX_EXACT, _SLOTS = 2048, 256
-"""Up to `_MAX_EXACT` requests, each has its own instant; above, those within 1/`_SLOTS` of the window share one."""
+# Seconds for which the permit of a waiter that wakes late is kept for it, in addition to the burst.
+WAKE_TOLERANCE: Final = 0.05
+# Seconds by which a timer may be late; in a window shorter than a second, this fraction of the window.
+_SLACK: Final = 0.001
+
+# Requests of a window up to which each has its own instant; beyond, those within 1 / `_SLOTS` of the window share one.
+_MAX_EXACT: Final = 2048
+_SLOTS: Final = 256
 
 
 class Rate(Source):
@@ -46,7 +46,7 @@ class Rate(Source):
         self.credit = self._kept(credit, most) if credit > most else credit
 
     def _kept(self, credit: float, most: float) -> float:
-        """What the bucket keeps of a credit that exceeds it: waiters that wake late still need some of it."""
+        """The part that the bucket keeps of a credit that exceeds it: waiters that wake late still need some."""
         return min(credit, most + min(self.waiting, self.rate * WAKE_TOLERANCE)) if self.waiting else most
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
@@ -64,7 +64,7 @@ class Rate(Source):
         self.credit -= 1.0
 
     def give_back(self, turn: Turn, now: float) -> None:
-        """Take a permit back, unless the whole burst was released since: many requests would be sent at once."""
+        """Take a permit back, unless the whole burst was released since: too many requests would be sent at once."""
         if now > self._at:
             self._advance(now)
         if (now - turn.since) * self.rate < self.burst:

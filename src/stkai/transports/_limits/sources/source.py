@@ -9,24 +9,20 @@ from typing import Any, Final, NamedTuple, Self
 from ...._errors import ConfigurationError
 from ..limiter import Answer, RateChange, Turn, number_of, place_in
 
-TICK: Final = 1e-6
-"""Seconds; a shorter sleep might not advance a clock that has run for years."""
+TICK: Final = 1e-6  # Seconds; a shorter sleep might not advance a clock that has run for years.
 
+# Permits, or fractions of a bucket: tolerance for the clock's rounding, so that no waiter has to sleep twice.
 ROUNDING: Final = 1e-6
-"""Permits, or fractions of a bucket: tolerance for the clock's rounding, so that no waiter has to sleep twice."""
 
+# Seconds after which most waiters ask again, as quotas may change and permits may return.
 ASK_INTERVAL: Final = 1.0
-"""Seconds after which most waiters ask again, as quotas may change and permits may return."""
-
+# Seconds after which a waiter that has not woken up no longer delays those behind it: its loop may be stuck.
 MAX_OVERSLEEP: Final = 5.0
-"""Seconds after which a waiter that has not woken up no longer delays those behind it: its loop may be stuck."""
 
 _SEARCH_LIMIT: Final = 1000  # Turns to examine if some also wait for limits of their own.
-
+_RUN_LENGTH: Final = 50  # Beyond it, turns to examine in a row: the turns of tenants often alternate.
+_RUN_COUNT: Final = 10  # The number of such runs.
 _WAKE_LIMIT: Final = 30  # Turns to search for one to wake.
-
-_RUN_LENGTH, _RUN_COUNT = 50, 10
-"""Beyond `_SEARCH_LIMIT`, turns to examine in a row, and the number of such runs: tenants often alternate."""
 
 
 class Limits(NamedTuple):
@@ -60,7 +56,7 @@ class Source:
 
     order: Any  # The turns that wait for this source or for sources used with it.
     waiting: int  # How many of them wait for this source.
-    line: list[Turn]  # Those, in order; used once not all of them do.
+    line: list[Turn]  # Those, in order; used once some turns do not wait for it.
     limit = ""  # What it allows, in words, for events; few texts per limiter, since metrics count by it.
     # The source that it replaces: turns wait for that one, and it has the order, count and line of that one.
     stands_for: Any = None

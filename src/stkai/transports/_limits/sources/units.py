@@ -1,4 +1,4 @@
-"""Units of cost besides requests, such as tokens per minute."""
+"""Limits on units of cost, such as tokens per minute."""
 
 import math
 from collections.abc import Sequence
@@ -10,10 +10,7 @@ from ..pace.law import longest_pause
 from .source import ROUNDING, TICK, Limits, Source
 
 _MINUTE: Final = 60.0  # Seconds: the window of every token quota that servers name in their headers.
-
-_NAP: Final = 0.005
-"""Seconds; the shortest time before asking again in case an estimate is corrected downwards."""
-
+_MIN_NAP: Final = 0.005  # Seconds before asking again, in case an estimate is corrected downwards.
 _CORRECTION_WEIGHT: Final = 0.1  # The weight of the latest correction in the average ratio.
 
 
@@ -94,7 +91,9 @@ class Units(Source):
     def _wait(self, turn: Turn, need: float, now: float) -> float:
         wait = max(TICK, (need - self.level) / self.rate)
         # Units of estimates that are too high return early.
-        turn.nap = min(turn.nap, max(_NAP, min(0.9 * self._ratio * wait, wait / 2, 0.5 + now - turn.asked)))
+        turn.nap = min(
+            turn.nap, max(_MIN_NAP, min(0.9 * self._ratio * wait, wait / 2, 0.5 + now - turn.asked))
+        )
         return wait
 
     def until_spare(self, turn: Turn, rank: int, asleep: Sequence[Turn], now: float) -> float:
