@@ -108,7 +108,7 @@ Positive = Annotated[int, _Number, Field(ge=1, description=_checks.POSITIVE_COUN
 SomeCost = Annotated[float, _Number, Field(gt=0, description=_checks.POSITIVE.words)]
 Seconds = Annotated[float, _Number, Field(ge=0, description=_checks.SECONDS.words)]
 SomeSeconds = Annotated[float, _Number, Field(gt=0, description=_checks.POSITIVE_SECONDS.words)]
-Share = Annotated[float, _Number, Field(gt=0, le=1, description=_checks.FRACTION.words)]
+Fraction = Annotated[float, _Number, Field(gt=0, le=1, description=_checks.FRACTION.words)]
 Text = Annotated[str, _Stripped, _NotEmpty]
 SecretText = Annotated[_Hidden, _Stripped, _NotEmpty]
 AccessToken = Annotated[

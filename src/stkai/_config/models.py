@@ -74,9 +74,9 @@ class RateLimitConfig(fields.Section):
     max_cost: fields.OrNone[fields.SomeCost] = None
     cost: Annotated[fields.OrNone[Literal["llm-tokens"]], Field(description="'llm-tokens'")] = None
     in_flight: fields.OrNone[fields.Positive] = None
-    min_rate_floor: fields.OrNone[fields.Share] = None
-    penalty_factor: fields.OrNone[fields.Share] = None
-    recovery_factor: fields.OrNone[fields.Share] = None
+    min_rate_floor: fields.OrNone[fields.Fraction] = None
+    penalty_factor: fields.OrNone[fields.Fraction] = None
+    recovery_factor: fields.OrNone[fields.Fraction] = None
     share: fields.Name | None = None
     store: Annotated[fields.StorePlace, Field(repr=False)] = None  # It may contain a password.
     store_timeout: fields.SomeSeconds = 0.25

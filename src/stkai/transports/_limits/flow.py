@@ -23,8 +23,8 @@ from .metering import Bill, Estimate, Meter, Settle
 from .permit import wait_for_permit
 from .queue_limiter import QueueLimiter, is_ours
 
+# A limiter, one per host or key, or a list of limiters that all have to admit a request.
 AnyLimiter = Any
-"""A limiter, one per host or key, or a list of limiters that all have to admit a request."""
 
 _EXPECTED: Final = (
     "a limiter layer needs a stkai.TokenBucket, AimdLimiter or PerHost, an InFlight, AllOf or PerKey, a stkai.Limiter"
@@ -102,9 +102,9 @@ class _LimitFlow(LayerBase):
     def _connected(
         self, limiter: Any, turn: Turn, plan: Plan, attempt: Attempt, request: httpx.Request, sent: float
     ) -> Steps[tuple[httpx.Request, float]]:
-        """Wait for a connection without a permit, which might be used much later, together with those of that time.
+        """Give the permit back and wait for a connection first: held meanwhile, it would be used late, with later ones.
 
-        Returns the request with its connection, and when it got its permit. If it has to wait long for that, others may
+        Returns the request with its connection, and when it got its permit. If it waits long for the permit, others may
         use the connection in the meantime. It keeps its place in the limiter's queue, and is the next to get a
         connection shortly before its permit is due.
         """

@@ -16,15 +16,12 @@ from .sources.source import TICK, Source
 _FIRST_ESTIMATE: Final = 0.05  # Seconds that a request takes, until one has ended.
 _SAMPLE_WEIGHT: Final = 0.1  # Weight of the latest request in that estimate.
 _MIN_NAP: Final = 0.001  # Seconds.
-
+# Seconds between searches for slots of closed event loops; also the shortest nap of a turn that can be woken.
 _SEARCH_INTERVAL: Final = 1.0
-"""Seconds between searches for slots of closed event loops; also the shortest nap of a turn that can be woken."""
-
+# Seconds for which a free slot is reserved for the turn that was woken to take it.
 _RESERVED_FOR: Final = 0.05
-"""Seconds for which a free slot is reserved for the turn that was woken to take it."""
-
+# Turns to search for one that waits for a slot: in a long queue, nearly all may wait for other sources.
 _SEARCH_LIMIT: Final = 30
-"""Turns to search for one that waits for a slot: in a long queue, nearly all may wait for other sources."""
 
 
 class Slots(Source):
@@ -165,7 +162,7 @@ class InFlight(QueueLimiter):
         n, slots = check_number("n", n, POSITIVE_COUNT), self._slots
         with Queue.lock:
             slots.most = n
-            # No turn has freed a slot, so pass a new one; and a limiter has no clock.
+            # No slot was freed, so pass a dummy turn; a limiter has no clock, so pass the last known time.
             slots.pass_on(Turn(), slots.freed_at)
         slots.order.wake()
 

@@ -46,7 +46,7 @@ class Turn:
         is_guess: whether the wait is only a guess, so that asking again may succeed sooner; set by the limiter.
         granted: whether the permit has been taken, and neither given back nor ended; set by the limiter.
         paced: whether the limiter handles the wait after this refusal, so that retry need not; set by `learn`.
-        excused: whether the refusal was a mere collision, which uses up no retry; set by `learn`.
+        excused: whether this refusal uses up no attempt of the retry policy; set by `learn`.
         errand: an operation to run after the answer, such as saving what was learned; set by `learn`.
         call: the request's call, for events; set before the layer runs an operation for the limiter, if it has any.
     """
@@ -190,8 +190,8 @@ class Limiter(Protocol):
         """Whether the request may be sent at `now` (seconds of the clock).
 
         Returns:
-            0.0 if it may; the permit is then taken. Otherwise the seconds to wait, as far as known; the layer asks
-            again after them, or after `turn.nap`. Or an operation to run before the layer asks again.
+            0.0 if it may; the permit is then taken. Otherwise an estimate of the seconds to wait; the layer asks again
+            after them, or after `turn.nap`. Or an operation to run before the layer asks again.
         """
         ...
 

@@ -15,13 +15,11 @@ from .._body_end import BodyEnd
 from .._options import UNSET, check_cost
 from .limiter import Plan, Pricing, Turn
 
+# Bytes as received; a longer answer is not kept in memory, since it will not report a usage.
 MAX_BODY: Final = 16_777_216
-"""Bytes as received; a longer answer is not kept in memory, since it will not report a usage."""
-
+# Bytes after decoding; a short body may decompress to gigabytes.
 MAX_DECODED_BODY: Final = 67_108_864
-"""Bytes after decoding; a short body may decompress to gigabytes."""
-
-_PIECE_SIZE: Final = 1024  # Bytes that are decompressed at once; with gzip, they become at most 1 MiB.
+_PIECE_SIZE: Final = 1024  # Bytes to decompress at once; with gzip, they become at most 1 MiB.
 
 _ENCODING_HEADER: Final = "content-encoding"
 

@@ -33,13 +33,11 @@ from .limiter import TOO_MANY_REQUESTS, Answer, Plan, Turn, was_never_sent
 from .queue import Queue
 from .sources.source import TICK, Source
 
+# Seconds; longer waits are split, because every system limits the length of a sleep.
 _MAX_SLEEP: Final = 3600.0
-"""Seconds; longer waits are split, because every system limits the length of a sleep."""
-
-_PATIENCE: Final = 0.1  # Seconds for which a request may wait for a permit while it has a connection.
-
-_SOON: Final = 0.05
-"""Seconds before its permit is due at which a request that has left its connection to others asks for another."""
+_MAX_IDLE: Final = 0.1  # Seconds for which a request that has a connection may wait for a permit.
+# A request that gave up its connection reserves another this many seconds before its permit is due.
+_RESERVE_LEAD: Final = 0.05
 
 
 def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
@@ -74,15 +72,15 @@ def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
                 left = end - now
                 if wait > left + TICK and (left <= TICK or not (turn.is_guess or turn.certain <= left)):
                     raise _refused(context, layer, attempt, most, wait, now - start, now)
-                if reserved and now - held_since + wait > _PATIENCE:
+                if reserved and now - held_since + wait > _MAX_IDLE:
                     reserved.pop().unused()
                 if again is not None and not reserved and not turn.is_guess:
-                    if wait > _SOON:
-                        turn.nap = min(turn.nap, wait - _SOON)
+                    if wait > _RESERVE_LEAD:
+                        turn.nap = min(turn.nap, wait - _RESERVE_LEAD)
                     elif wait <= turn.nap:  # Otherwise it has no permit yet, and the wait may become longer.
                         yield from again()
                         before, now = now, context.now()
-                        # That was no wait for a permit.
+                        # This was not a wait for a permit.
                         start, end, held_since = start + now - before, min(end + now - before, latest), now
                         wait = limiter.ask(turn, now)
                         continue
@@ -232,7 +230,7 @@ class Permit:
         try:
             teaches = error is not None or (listens is not None and listens(now))
             if teaches and not self._has_learned:
-                # The block has used its permit, whatever it raised.
+                # Whatever the block raised, it has used its permit.
                 unused = was_never_sent(error)
                 self._learn(httpx.Response(200) if error is None else None, None if unused else error)
         finally:

@@ -22,27 +22,28 @@ from .limiter import Answer, RateChange, Turn, was_never_sent
 from .sources.source import ASK_INTERVAL, MAX_OVERSLEEP, TICK, Source, require_own_shares
 from .waiting_turns import MIN_GAIN, NORMAL_STEP, WaitingTurns
 
+# Seconds before its time at which a sleeper begins to claim its permit; otherwise, awake turns would win ties.
 _CLAIM_LEAD: Final = 0.0005
-"""Seconds before its time at which a sleeper begins to claim its permit; otherwise, awake turns would win ties."""
 
-# Waiters that ask less often than every ASK_INTERVAL seconds: beyond _FREQUENT_PLACES in a fast queue, where nearly all
-# would ask in vain, turns sleep through waits of up to _QUIET_NAP seconds; and naps grow by a second for each
-# _PLACES_PER_S: 10,000 waiters ask about 3,300 times per second.
+# Some waiters ask less often than every ASK_INTERVAL seconds. Beyond _FREQUENT_PLACES in a fast queue, where nearly all
+# would ask in vain, turns sleep through waits of up to _QUIET_NAP seconds. Elsewhere, naps grow by a second for every
+# _PLACES_PER_S places, so that 10,000 waiters ask about 3,300 times per second.
 _FREQUENT_PLACES: Final = 200
 _QUIET_NAP: Final = 4.0
 _PLACES_PER_S: Final = 1000
 
-_MAX_SLEEPERS: Final = 100  # Those whose permits an awake turn leaves alone; later ones wake up in time.
+# Sleepers whose permits an awake turn leaves alone; later ones wake up in time.
+_MAX_SLEEPERS: Final = 100
 
+# Returned for a turn that is admitted by all sources except custom limiters, which are asked next.
 READY: Final = math.nan
-"""Returned for a turn that is admitted by all sources except custom limiters, which are asked next."""
 
 
 class Queue(StaysInProcess):
     """First come, first served, over one or more sources of permits. Receives the time as an argument; never waits."""
 
+    # One lock for all queues: `AllOf` may join queues that are in use, and take from all their sources in one step.
     lock: ClassVar[Any]
-    """One lock for all queues: `AllOf` may join queues that are in use, and take from all their sources in one step."""
 
     def __init__(self, *sources: Source) -> None:
         self.sources = sources
@@ -60,7 +61,7 @@ class Queue(StaysInProcess):
         The caller asks again after them, or after `turn.nap` if that is earlier.
         """
         lock = Queue.lock
-        if lock._is_owned():  # noqa: SLF001 - no public method tells; Condition uses it as well
+        if lock._is_owned():  # noqa: SLF001 - not public, but Condition uses it as well
             raise RuntimeError(IN_HANDLER)
         with lock:
             sources = turn.sources or self._sources_for(turn)

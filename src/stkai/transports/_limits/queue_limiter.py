@@ -172,7 +172,7 @@ class QuotaLimiter(QueueLimiter):
 
     @property
     def members(self) -> int:
-        """The number of processes that share the quota, including this one, as far as known."""
+        """The number of processes that share the quota, including this one, according to the store."""
         return 1 if self._leased is None else self._leased.group.members
 
     def update(

@@ -100,8 +100,8 @@ class TokenBucket(QuotaLimiter):
 class AimdLimiter(QuotaLimiter):
     """A rate that adapts to what the server accepts. Share the object to share the quota within a process.
 
-    Without numbers, the limiter finds the quota itself. Given numbers are the ceiling, of which one process leaves a
-    fiftieth (at most 0.1 requests per second) to others.
+    Without numbers, the limiter finds the quota itself. If you give numbers, they are the ceiling. Without `share`, the
+    tuned law leaves 2% of it (at most 0.1 requests per second) to other senders.
 
     Args:
         max_requests: the whole quota, which others may use as well: requests per `time_window`.

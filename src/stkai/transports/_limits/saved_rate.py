@@ -20,11 +20,12 @@ from .limiter import Answer
 from .pace.quota import MAX_RATE_AGE, LearnedRate
 
 _SAVE_INTERVAL: Final = 60.0  # Seconds between two saves while the program runs.
+_MAX_SIZE: Final = 1000  # The most bytes to read; a saved rate takes a tenth of that.
 
-_MAX_RATE, _MAX_WINDOW, _MAX_FINDING = 1e5, 366 * 86400.0, 50
-"""Requests per second, seconds of a window, and characters; larger values mean that the file is damaged."""
-
-_MAX_SIZE: Final = 1000  # Bytes to read at most; a saved rate takes a tenth of that.
+# Larger values mean that the file is damaged.
+_MAX_RATE: Final = 1e5  # Requests per second.
+_MAX_WINDOW: Final = 366 * 86400.0  # Seconds.
+_MAX_FINDING: Final = 50  # Characters.
 
 _NO_FOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT: Final = getattr(os, "O_NONBLOCK", 0)
@@ -47,7 +48,7 @@ def check_warm_start(name: object, share: str | None, *, plain: bool) -> None:
 
 
 class SavedRate:
-    """A file with what a limiter has learned, saved at the end of the program, and earlier, because it may be killed.
+    """A file with what a limiter has learned, saved at exit, and once a minute in case the program is killed.
 
     A file that cannot be used is not an error: the limiter then starts cold.
     """

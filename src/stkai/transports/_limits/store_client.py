@@ -25,14 +25,12 @@ from .sources.source import Limits, Source
 if TYPE_CHECKING:
     from .pace.group import GroupPace
 
+# Seconds for a call to a custom store; less than the time after which another call may begin.
 _STORE_TIMEOUT: Final = 0.8
-"""Seconds for a call to a custom store; less than the time after which another call may begin."""
-
+# Seconds; a request with less time to its deadline calls the store in a thread, since it may have to abandon it.
 _MIN_TIME_LEFT: Final = 1.0
-"""Seconds; a request with less time to its deadline calls the store in a thread, since it may have to abandon it."""
-
+# The time limits of custom stores, by the store's id: a store that hangs must not delay each of its shares again.
 _time_limits: "Final[WeakValueDictionary[int, TimeLimit]]" = WeakValueDictionary()
-"""The time limits of custom stores, by the store's id: a store that hangs must not delay each of its shares again."""
 
 _NO_CALL: Final = CallInfo(id=0, method="", host="")
 
@@ -58,7 +56,7 @@ class StoreClient:
         self._limit: TimeLimit | None = None
         if not is_limited:
             self._limit = _time_limits.setdefault(id(self.store), TimeLimit(_STORE_TIMEOUT, "the store"))
-        self.loss = ""  # Why the store was lost, until the listeners are told: never while the lock is held.
+        self.loss = ""  # Why the store was lost, until listeners are notified: never while the lock is held.
         # By id, not a WeakSet: threads may add to it while another one iterates over it.
         self._audience: WeakValueDictionary[int, Any] = WeakValueDictionary()
         self._last_call = _NO_CALL

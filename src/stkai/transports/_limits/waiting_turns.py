@@ -4,10 +4,11 @@ Numbers of normal priority are even. Those of low priority are odd and 18 apart:
 admitted between two low ones; a low one that waits alone is not delayed.
 
 When a turn leaves, the next turn that joins takes its place, unless the time of that place has passed. The turn behind
-it moves up: once it is first, it is woken and asks again, and the one behind it moves up if that gains time, or once it
-is admitted: of the turns of a window, which go at once, only the first of the next gain time. So if many turns leave at
-once, each later permit costs at most one more call of `ask`, not one for each waiting turn. When permits
-are returned or a quota is raised, the first turn is woken, and a turn admitted earlier than announced wakes the next.
+it moves up: once first, it is woken and asks again. If it gains time, the turn behind it moves up at once; otherwise,
+once it is admitted. The latter matters for windows, whose permits are due together: only the first turn of the next
+window gains time. So if many turns leave at once, each later permit costs at most one more call of `ask`, not one for
+each waiting turn. When permits are returned or a quota is raised, the first turn is woken, and a turn admitted earlier
+than announced wakes the next.
 """
 
 import math
@@ -22,11 +23,8 @@ from ..._process import after_fork
 from .limiter import Turn, number_of, place_in
 from .sources.source import Source
 
-NORMAL_STEP: Final = 2
-"""The difference between consecutive numbers of normal priority."""
-
-_LOW_STEP: Final = 18
-
+NORMAL_STEP: Final = 2  # The difference between consecutive numbers of normal priority.
+_LOW_STEP: Final = 18  # The same of low priority.
 MIN_GAIN: Final = 0.02  # Seconds; no turn is woken for a smaller gain.
 
 
@@ -162,7 +160,7 @@ class WaitingTurns:
         self._highest_admitted = max(self._highest_admitted, number)
         if number > last and (not place or turns[place - 1].number <= last):
             # A low-priority one, in its turn: the next normal number follows those that were admitted, and precedes the
-            # next low one. If it was admitted before other low ones, those must not all go first.
+            # next low one. If it was admitted before other low ones, these must not all precede it.
             most = turns[place].number - _LOW_STEP if place < len(turns) else self._highest_admitted
             self.last = max(number, min(most, self._highest_admitted)) - 1
 

@@ -15,11 +15,9 @@ import httpx
 
 from ..._retry_after import seconds_until
 
+# Seconds by which readings of one instant may differ, because of rounding and latency.
 TOLERANCE: Final = 1.6
-"""Seconds by which readings of one instant may differ, because of rounding and latency."""
-
-_UNRELATED_STATUSES: Final = frozenset({401, 403, 407, 408, 425})
-"""Statuses of refusals for other reasons, before the quota is checked."""
+_UNRELATED_STATUSES: Final = frozenset({401, 403, 407, 408, 425})  # Refusals before the quota is checked.
 
 
 def is_accepted(response: httpx.Response) -> bool:
@@ -71,6 +69,7 @@ def _named(headers: httpx.Headers, window: float) -> Iterator[Reading]:
             yield reading
 
 
+# Limit, remaining, reset: the drafts before 7, OpenAI, Anthropic, and GitHub and many others.
 _TRIPLES: Final = (
     ("ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"),
     ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
@@ -81,7 +80,6 @@ _TRIPLES: Final = (
     ),
     ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"),
 )
-"""Limit, remaining, reset: the drafts before 7, OpenAI, Anthropic, and GitHub and many others."""
 
 
 def _unnamed(headers: httpx.Headers, now: datetime, window: float) -> Iterator[Reading]:
@@ -161,9 +159,8 @@ _DIGITS: Final = re.compile(r"[0-9]{1,15}(?:\.[0-9]+)?")
 _DURATION: Final = re.compile(r"(?:[0-9]{1,15}(?:\.[0-9]+)?(?:ms|[dhms]))+")
 _PART: Final = re.compile(r"([0-9.]+)(ms|[dhms])")
 _UNITS: Final = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-
+# From here on, a number is an instant, in seconds since 1970: no reset is thirty years away.
 _FIRST_INSTANT: Final = 1e9
-"""From here on, a number is an instant, in seconds since 1970: no reset is thirty years away."""
 
 
 def _number(text: str | None) -> float:
@@ -198,6 +195,7 @@ class CostReading(NamedTuple):
     remaining: float  # Units that are left now.
 
 
+# Limit and remaining: OpenAI, Azure and Groq; Anthropic, for all tokens and for each kind; others.
 _PAIRS: Final = (
     ("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens"),
     ("anthropic-ratelimit-tokens-limit", "anthropic-ratelimit-tokens-remaining"),
@@ -207,7 +205,6 @@ _PAIRS: Final = (
     ("x-ratelimitbysize-limit-minute", "x-ratelimitbysize-remaining-minute"),
     ("x-tokenlimit-limit", "x-tokenlimit-remaining"),
 )
-"""Limit and remaining: OpenAI, Azure and Groq; Anthropic, for all tokens and for each kind; others."""
 
 
 def read_cost_limit(headers: httpx.Headers) -> CostReading | None:

@@ -46,10 +46,8 @@ _UNKNOWN_POWER: Final = 0.8
 # Windows: the pause if a refusal asks for none, the upper bound of its jitter, and the shortest nap of a waiter.
 LEAST_PAUSE: Final = 1 / 60
 DEFAULT_PAUSE: Final = 1.0  # Seconds: the upper bound of this pause for a program that shares no store.
-# Consecutive refusals up to which this pause doubles: the server may accept again at any time.
-MAX_STREAK: Final = 3
-# After more refusals, requests per second that probe the server, in addition to the pauses.
-PROBE_RATE: Final = 0.5
+MAX_STREAK: Final = 3  # Refusals in a row up to which the pause doubles: the server may accept at any time.
+PROBE_RATE: Final = 0.5  # After more refusals, requests per second that probe the server, besides the pauses.
 
 # Seconds, or the window if that is longer: no answer pauses a program, or a group, for longer.
 LONGEST_PAUSE: Final = 3600.0

@@ -8,20 +8,19 @@ spaces requests out accepts at most one. Then pairs with a distance narrow down 
 import math
 from typing import Final, NamedTuple
 
+# Seconds: requests sent this close together count as simultaneous. Threads released together often send ten
+# milliseconds apart.
 TOGETHER: Final = 0.02
-"""Seconds: requests sent this close together count as simultaneous. Threads released together often send ten
-milliseconds apart."""
-
+# Seconds: a server that accepts two requests this close together, in a search for its spacing, has none.
 INSTANT: Final = 0.009
-"""Seconds: a server that accepts two requests this close together, in a search for its spacing, has none."""
 
 # Pairs of which just one request was accepted, before the server counts as strict. A slow sender needs more, since it
 # may find a bucket empty each time. If the quota is unknown, it also rests before each pair.
 _STRICT_PAIRS: Final = 3
 _SLOW_STRICT_PAIRS: Final = 6
 _SLOW_GAP: Final = 2.0  # Seconds between two requests, above which a sender is slow.
-_SLOW_SUCCESSES: Final = 1.5  # The same, on average, between two that are accepted.
-# Seconds: this average counts no more between two requests, as the program may be idle.
+_SLOW_SUCCESSES: Final = 1.5  # Seconds on average between two successes; only if the quota is unknown.
+# Seconds between two requests that this average counts, at the most: the program may be idle.
 _MAX_ACTIVE_GAP: Final = 5.0
 
 # A verdict is tested again after 4 gaps, and each time after twice as long.
@@ -34,8 +33,7 @@ _MAX_REST: Final = 5.0  # Seconds.
 # Consecutive pairs of a start that may be refused completely: several programs that start together collide.
 _MAX_LOST_PAIRS: Final = 2
 
-# Seconds: the shortest spacing searched for; senders cannot time requests more finely.
-_MIN_SPACING: Final = 0.005
+_MIN_SPACING: Final = 0.005  # Seconds: the shortest spacing searched for; senders cannot time more finely.
 _PRECISION: Final = 1.5  # The ratio of the range's bounds at which the search ends.
 # Pairs of which only the first request was accepted, before their distance counts as too short: in one pair, another
 # program's request may have come between.

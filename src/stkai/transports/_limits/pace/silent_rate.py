@@ -20,8 +20,7 @@ _START_RATE: Final = 2.0  # Requests per second, if only a small burst was accep
 _START_GROWTH: Final = 4.0
 _START_DOUBLING: Final = 1.0
 _MAX_CREDITED: Final = 0.5  # Upper bound, in seconds, of the time since the last success.
-# Requests accepted before the first refusal that show a rate; fewer may be a small bucket.
-_MIN_ACCEPTED: Final = 20
+_MIN_ACCEPTED: Final = 20  # Successes before the first refusal that show a rate; fewer may be a small bucket.
 
 # An outage is a row of this many refusals, after which the rate falls no further, or a row of these seconds.
 _REFUSALS_IN_OUTAGE: Final = 5
@@ -30,7 +29,7 @@ _OUTAGE_SECONDS: Final = 3.0
 _REGAINED: Final = 0.9  # Fraction of the earlier rate at which the recovery ends.
 _REGAIN_DOUBLING: Final = 0.5  # Seconds in which the rate doubles until then.
 
-# An outage of these seconds, and of this many gaps, is long: its refusals say nothing about what is usual.
+# After an outage of these seconds, and of this many gaps, all refusals are forgotten: they are not typical.
 _LONG_OUTAGE: Final = 20.0
 _LONG_OUTAGE_GAPS: Final = 8.0
 
@@ -38,23 +37,21 @@ _LONG_OUTAGE_GAPS: Final = 8.0
 _HOLD_GAPS: Final = 1.5
 _MIN_HOLD: Final = 0.1  # Seconds, instead of 1.5 gaps.
 _MAX_HOLD: Final = 2.1  # Seconds.
-_LONG_ROW: Final = 6  # Refusals in a row, after which this maximum applies:
-_MAX_LONG_HOLD: Final = 4.2
+_LONG_ROW: Final = 6  # Refusals.
+_MAX_LONG_HOLD: Final = 4.2  # Seconds, after more than `_LONG_ROW` refusals in a row.
 
 # Requests per second below which the rate never falls; less if this fraction of the quota is less.
 _MIN_RATE: Final = 0.1
 _MIN_RATE_FRACTION: Final = 0.05
 
-# Replaces `LEAST_CHANGE` if refusals are collisions: the rate moves all the time.
-_STRICT_CHANGE: Final = 0.3
+_STRICT_CHANGE: Final = 0.3  # Replaces `LEAST_CHANGE` if refusals are collisions: the rate keeps moving.
 
 # Seconds by which a request may be late and still keep its schedule, up to half a gap. Not for strict servers, which
 # would refuse the shorter gap.
 _MAX_LATENESS: Final = 0.05
 
 _MAX_SILENCE: Final = 20.0  # Seconds without a success, after which the rate stops growing.
-# Factor of growth between two successes of a strict server: patience may be short.
-_MAX_STRICT_GROWTH: Final = 1.5
+_MAX_STRICT_GROWTH: Final = 1.5  # Growth factor between successes of a strict server: patience may be short.
 _MAX_GROWTH_STEP: Final = 1.0  # Seconds of growth at a time: in a longer step, the process was suspended.
 
 # Seconds after a cut in which refusals cut no more, as at the end of a window; only if the rate is at least this.

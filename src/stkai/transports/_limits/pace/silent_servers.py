@@ -31,11 +31,11 @@ _REFUSALS_POWER: Final = 3.0
 _QUOTA_PATIENCE: Final = 60.0
 _MIN_QUOTA_PATIENCE: Final = 4.0
 
-# T shrinks in proportion to p below this value, as when a sender is alone, but at most to a quarter.
+# T shrinks in proportion to p below this value, as when a sender is alone, down to a quarter.
 _FEW_REFUSALS: Final = 0.02
 _MIN_PATIENCE_FACTOR: Final = 0.25
 
-# The most requests per window that the rate gains in a window, if there is one.
+# If the server has a window, the rate gains at most this many requests per window in each window.
 _GROWTH_PER_WINDOW: Final = 8.0
 
 # Fraction by which a cut is smaller for a sender with the whole of a known quota: no other sender would use what it
@@ -53,7 +53,7 @@ _MAX_COLLISIONS: Final = 0.7
 _LATEST_ANSWERS: Final = 10
 
 # With an unknown quota, T shrinks in proportion to the fraction that a strict server refuses below this value, as when
-# a sender is alone, but at most to a fifth.
+# a sender is alone, down to a fifth.
 _USUAL_COLLISIONS: Final = 0.05
 _MIN_STRICT_FACTOR: Final = 0.2
 _COLLISIONS_PRIOR: Final = 8.0  # The number of answers that the usual value counts as.
@@ -69,17 +69,18 @@ _REFUSALS_PRIOR: Final = 24.0  # The number of answers that the usual value of p
 _CLEAR_ROW: Final = 8
 _MIN_CLEAR_RATE: Final = 0.7  # Requests per second.
 
-# A window lasts from the end of one outage to the end of the next.
-# Seconds: a shorter row of refusals is not the rest of a window, until one is known.
-_MIN_OUTAGE: Final = 8.0
+# A window lasts from the end of one outage to the end of the next. Until one is known, a row of refusals must take this
+# long to be the rest of a window.
+_MIN_OUTAGE: Final = 8.0  # Seconds.
 _MAX_WINDOW: Final = 75.0  # Seconds. Most windows are a minute.
 _MIN_SUCCESSES: Final = 5  # Fewer successes in a window say too little.
 _EARLY_ROWS: Final = 2  # Consecutive rows that begin in the first half of a window: it is not a window.
 _QUIET_WINDOWS: Final = 2.5  # Windows without a row of refusals, after which the window is forgotten.
 
-# Evidence of a limit on requests in flight. A retry is the first request sent after a refusal.
-_ENOUGH_EVIDENCE: Final = 16  # Added up, one for each retry that succeeds after another success has arrived.
-_CONTRARY_EVIDENCE: Final = 6  # Subtracted for each retry that succeeds sooner.
+# Evidence of a limit on requests in flight: one for each retry (the first request sent after a refusal) that succeeds
+# after another success has arrived, less _CONTRARY_EVIDENCE for each that succeeds sooner.
+_ENOUGH_EVIDENCE: Final = 16
+_CONTRARY_EVIDENCE: Final = 6
 _MAX_EVIDENCE: Final = 30  # More is not counted.
 _MIN_IN_FLIGHT: Final = 2  # Requests in flight besides a refused one; with fewer, its retry is not evidence.
 _PLACES_WEIGHT: Final = 0.2  # Weight of the latest refusal in the average number of requests in flight.
