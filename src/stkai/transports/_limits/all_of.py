@@ -117,7 +117,9 @@ class AllOf(QueueLimiter):
             inner = source.inner(turn)
             changes.append(source.tell("learn", inner, answer))
             turn.paced, turn.excused = turn.paced or inner.paced, turn.excused or inner.excused
-            turn.errand = inner.errand or turn.errand  # Ours saves a rate, and will be due again.
+            turn.errand = (
+                inner.errand or turn.errand
+            )  # Our own errand, which saves a rate, will be due again.
             turn.not_before = max(turn.not_before, inner.not_before)
         return next((change for change in changes if change is not None), None)
 
@@ -206,7 +208,7 @@ def _source_of(limiter: Limiter) -> CustomSource:
 def plan_of_own(
     limiter: Limiter, request: httpx.Request | None, source: CustomSource | None = None
 ) -> Plan | None:
-    """What a request needs from a custom limiter, alone or as a source; it is given every request and every answer."""
+    """What a request needs from a custom limiter, alone or as a source; it gets every request and every answer."""
     if source is None and isinstance(limiter, QueueLimiter):
         plan = limiter.plan_for(request)
         # Its own `ask` determines where its turns take their permits.

@@ -234,12 +234,12 @@ class Plan:
     custom: tuple[Any, ...] = ()  # Those that are custom limiters.
     priced: tuple[Any, ...] = ()  # The limiters that count units: they have `max_cost` and `settle`.
     ends: bool = False  # Whether one of them must be notified when the answer has ended.
-    # Whether a success could teach anything, at this instant or later; None if none ever does.
+    # Whether a success could teach anything, at this instant or later; None if successes never do.
     listens: Callable[[float], bool] | None = None
     max_wait_time: float | None = None  # Seconds.
     parts: tuple[Any, ...] = ()  # The limiters of a list: a `PerKey` keeps those that are referenced.
     is_plain: bool = field(init=False)  # Whether an answer that teaches nothing needs no handling.
-    notes: Callable[[float], bool] | None = field(init=False)  # Whether a success needs any; None if never.
+    notes: Callable[[float], bool] | None = field(init=False)  # Whether a success needs it; None if never.
 
     def __post_init__(self) -> None:
         is_plain = not (self.custom or self.priced or self.ends)

@@ -50,7 +50,7 @@ class PerKey(StaysInProcess, Chooser):
         begin_in_each_process(self, PerKey._renew_locks)
 
     def _renew_locks(self) -> None:
-        # Held while `make` runs, so that each key gets one limiter; reentrant, since `make` may need another key's.
+        # Held while `make` runs, so that each key gets one limiter; reentrant, since `make` may need another one.
         self._making = threading.RLock()
         # Held while the order of the limiters is read or changed, which would break if two threads did it at once.
         self._lock = threading.RLock()

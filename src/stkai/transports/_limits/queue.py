@@ -78,7 +78,7 @@ class Queue(StaysInProcess):
                 else:  # No turn is before it, which is usual for one that wakes on time.
                     wait = 0.0
                     for source in sources:
-                        # Not `if`: CPython 3.12 and 3.13 jump back outside of `with`; interrupts would leave the lock.
+                        # Not `if`: CPython 3.12 and 3.13 jump back outside of `with`: interrupts would leave it locked.
                         wait = wait or source.when(turn, 0, now)
                     if wait:
                         wait = self._stand_in_line(turn, now, order)
@@ -182,7 +182,7 @@ class Queue(StaysInProcess):
                 exact = seconds if seconds > exact else exact  # noqa: FURB136 - a call takes longer
                 latest = nap if nap > latest else latest  # noqa: FURB136
         if may_be_sooner:
-            turn.nap = max(latest, held)  # One of them has no permit before then.
+            turn.nap = max(latest, held)  # At least one source has no permit before then.
         if before is not None and before is not turn.held_by:
             before.pass_on(turn, now, sources)
         exact = exact if exact > wait else wait  # noqa: FURB136

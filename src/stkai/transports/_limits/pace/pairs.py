@@ -130,7 +130,7 @@ class PairTest:
 
     @property
     def is_clear(self) -> bool:
-        """Whether it is known if the server spaces requests out, and how far."""
+        """Whether it is known if, and how far, the server spaces requests out."""
         return self.is_bursty or (self.is_strict and not self.is_searching)
 
     @property

@@ -63,7 +63,6 @@ _SLOW_RATE: Final = 1.5
 _JUDGED_AFTER: Final = 10.0
 
 _PAIR_NAP: Final = 0.002  # Seconds after which the second of a pair asks again if it woke before the first.
-
 _MIN_NAP: Final = 0.25  # Seconds that a waiter sleeps before it asks again: the rate may have grown.
 _MAX_NAP: Final = 1.0
 
@@ -87,7 +86,7 @@ class SilentServerRate:
         self.credit = 0.0  # 1.0 once the next permit is due; less until then.
         self.row, self._was_awaited = 0, True  # Refusals in a row.
         self._row_at = self._hold = -math.inf
-        # The rate before a row of refusals (0 in a start), and the target of a recovery.
+        # The rate before a row of refusals (0 while it is to be found), and the target of a recovery.
         self._before, self._back = 0.0, math.inf
         # Refusals of requests sent until now have been taken into account.
         self._cut_at = self._accepted_at = now
@@ -111,7 +110,7 @@ class SilentServerRate:
 
     @property
     def _is_refused_again(self) -> bool:
-        """Whether more refusals in a row than collisions explain hold back growth and all requests."""
+        """Whether growth and all requests are held back, by more refusals in a row than collisions explain."""
         return self.row > (_REFUSALS_IN_STRICT_OUTAGE if self._test.is_strict else 1)
 
     @property
@@ -152,9 +151,8 @@ class SilentServerRate:
         if now > start:
             self.law.fade(self.rate, now - start)
             self._window.forget_if_old(now)
-            if (
-                waiting and now - self._accepted_at < _MAX_SILENCE
-            ):  # Without answers, nothing supports growth.
+            # Without successes, nothing supports growth.
+            if waiting and now - self._accepted_at < _MAX_SILENCE:
                 self._grow(min(now - start, _MAX_GROWTH_STEP))
         test = self._test
         due = test.second_due if test.is_open and now >= self._hold else max(self._due, self._hold)

@@ -34,7 +34,7 @@ _MAX_SEARCH_RATE: Final = 1e6  # The process may be suspended for an hour while 
 
 
 class Found(NamedTuple):
-    """What was learned before the first refusal without information on how long to wait."""
+    """What was learned before a refusal that does not say how long to wait."""
 
     rate: float  # Requests per second.
     is_open: bool  # Whether the rate is still to be found: the quota is unknown, or only a burst was refused.

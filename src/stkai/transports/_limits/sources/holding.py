@@ -108,7 +108,7 @@ class Demand:
         """Update the expectation before a call to the store. While no permits lapse, it grows with each call.
 
         If the store is far away, a few requests suffice, including those that are `waiting`: requests that arrive
-        before it answers would find no permit. As calls follow each other closely then, the previous one also counts.
+        before it answers would find no permit. As calls follow each other closely then, the previous call also counts.
         """
         used, lapsed = held.used - self._counted[0], held.lapsed - self._counted[1]
         self._counted = held.used, held.lapsed
