@@ -84,12 +84,12 @@ class AllOf(QueueLimiter):
             turn.is_admitted = True
             wait = super().ask(turn, now)
             turn.is_admitted = False
-        if wait != 0:  # Another limit holds it up, so the custom limiters can be asked about another request.
+        if wait != 0:  # Another limit holds the turn up, so let the custom limiters be asked about others.
             self._give_up_custom(turn, now)
         return wait
 
     def _ask_custom(self, turn: Turn, now: float) -> float | Operation:
-        """Ask the custom limiters one by one; if the turn has to wait for one, give the earlier ones' permits back."""
+        """Ask the custom limiters one by one; if the turn has to wait for a limiter, return the others' permits."""
         for number, source in enumerate(turn.custom):
             wait: float | Operation = source.ask(turn, now)
             if wait != 0:
@@ -117,9 +117,8 @@ class AllOf(QueueLimiter):
             inner = source.inner(turn)
             changes.append(source.tell("learn", inner, answer))
             turn.paced, turn.excused = turn.paced or inner.paced, turn.excused or inner.excused
-            turn.errand = (
-                inner.errand or turn.errand
-            )  # Our own errand, which saves a rate, will be due again.
+            # Our own errand, which saves a rate, will be due again.
+            turn.errand = inner.errand or turn.errand
             turn.not_before = max(turn.not_before, inner.not_before)
         return next((change for change in changes if change is not None), None)
 

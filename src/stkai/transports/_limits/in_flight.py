@@ -150,7 +150,7 @@ class InFlight(QueueLimiter):
     @property
     def busy(self) -> int:
         """How many requests are in flight now."""
-        with Queue.lock:  # Otherwise, one that is sent and dropped meanwhile could count as -1.
+        with Queue.lock:  # Otherwise, a request that is sent and dropped meanwhile could count as -1.
             return self._slots.busy
 
     def update(self, *, n: int) -> None:

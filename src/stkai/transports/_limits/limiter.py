@@ -239,7 +239,8 @@ class Plan:
     max_wait_time: float | None = None  # Seconds.
     parts: tuple[Any, ...] = ()  # The limiters of a list: a `PerKey` keeps those that are referenced.
     is_plain: bool = field(init=False)  # Whether an answer that teaches nothing needs no handling.
-    notes: Callable[[float], bool] | None = field(init=False)  # Whether a success needs it; None if never.
+    # Whether a success needs handling, depending on when it arrives; None if none ever does.
+    notes: Callable[[float], bool] | None = field(init=False)
 
     def __post_init__(self) -> None:
         is_plain = not (self.custom or self.priced or self.ends)

@@ -43,7 +43,7 @@ class PerKey(StaysInProcess, Chooser):
                 raise ConfigurationError(msg)
         self._most = check_number("max_keys", max_keys, POSITIVE_COUNT)
         self._key, self._make = key, make
-        # The most recently used one is last. A request in progress references its limiter, even if it was dropped here.
+        # The most recently used limiter is last. A request in progress references its limiter, even a dropped one.
         self._limiters: OrderedDict[Any, Limiter] = OrderedDict()
         self._in_use: WeakValueDictionary[Any, Limiter] = WeakValueDictionary()
         self._layers: WeakSet[Any] = WeakSet()

@@ -51,7 +51,7 @@ def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
     start: float,
     *,
     reserved: list[Any] | None = None,  # The request's connection, which others may use if it waits long.
-    again: Callable[[], Steps[None]] | None = None,  # Reserves another one.
+    again: Callable[[], Steps[None]] | None = None,  # Reserves another connection.
 ) -> Steps[float]:
     """Wait until the limiter admits the turn; returns when it did. `wait` is its answer at `start`.
 
@@ -278,7 +278,7 @@ class Permit:
     def _leave(self, turn: Turn) -> None:
         self._is_open = False
         self._limiter.leave(turn, self._clock.monotonic())
-        # Its units are returned too, so a later `settle` charges all; a copy, since a `leave` put off needs the cost.
+        # Its units are returned too, so a later `settle` charges all. A copy, since a postponed `leave` needs the cost.
         self._turn = copy(turn)
         self._turn.cost, self._turn.costs = 0.0, None
 

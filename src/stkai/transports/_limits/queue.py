@@ -75,7 +75,7 @@ class Queue(StaysInProcess):
             try:
                 if turn.custom or (turns and (turns[0] is not turn or order.vacant)):
                     wait = self._stand_in_line(turn, now, order)
-                else:  # No turn is before it, which is usual for one that wakes on time.
+                else:  # No turn precedes it, as is usual for a turn that wakes on time.
                     wait = 0.0
                     for source in sources:
                         # Not `if`: CPython 3.12 and 3.13 jump back outside of `with`: interrupts would leave it locked.
@@ -142,7 +142,7 @@ class Queue(StaysInProcess):
         turns, rank, due = turn.sources[0].order.turns, 0, now + _CLAIM_LEAD
         while rank < place and turns[rank].due_at <= due:
             rank += 1
-        for source in turn.sources:  # Checked first: of thousands that ask, most have to wait for these.
+        for source in turn.sources:  # Checked first: if thousands ask, most have to wait for these turns.
             if source.when(turn, source.count(rank) if rank else 0, now):
                 return TICK
         is_mixed = rank < place and turn.sources[0].order.is_mixed
@@ -151,7 +151,7 @@ class Queue(StaysInProcess):
             if not source.is_exact:
                 # A turn that waits for an answer to end may be due at any moment: it claims only what it waits for.
                 more = sum(other.held_by is source for other in source.turns[ahead : source.count(place)])
-            else:  # Turns behind one that is held up by a limit of its own may be due.
+            else:  # Turns behind a turn that a limit of its own holds up may be due.
                 more = source.claims(ahead, source.count(place), due) if is_mixed else 0
             if more and source.when(turn, ahead + more, now):
                 return TICK
@@ -292,7 +292,7 @@ def join_all(sources: tuple[Source, ...]) -> None:
     require_own_shares(sources)
     with Queue.lock:
         orders = filter(None, [source.order for source in sources])
-        # Into the largest: a limiter that is used with those of thousands of keys is joined with them one by one.
+        # Into the largest: a limiter that is used with thousands of others, such as one per key, joins them one by one.
         order = max(orders, key=lambda each: len(each.members), default=None) or WaitingTurns()
         for source in sources:
             order.add_source(source)

@@ -187,7 +187,7 @@ class StoreClient:
         if theirs not in (mine, self._disagreed):
             differences = mine.differences(theirs)
             self._emit(QuotaDisagreement, mine=mine.rate, theirs=theirs.rate, differences=differences)
-        self._disagreed = None if theirs == mine else theirs  # Each is reported once.
+        self._disagreed = None if theirs == mine else theirs  # Each disagreement is reported once.
         self._amend_rate(answer)
 
     def _call(self, method: Callable[..., Any], *words: Any) -> Any:

@@ -76,11 +76,10 @@ class History:
     """
 
     def __init__(self) -> None:
-        self.span = self.window = (
-            math.inf
-        )  # Seconds of a span, and of the quota's window; the owner sets both.
+        # Seconds of a span, and of the quota's window; the owner sets both.
+        self.span = self.window = math.inf
         self.restart(math.inf)
-        # That fraction, the instant at which it was updated, and whether requests are held back since then.
+        # The fraction of the time, when it was updated, and whether requests have been held back since then.
         self._held, self._held_at, self.holds = 1.0, -math.inf, True
 
     def restart(self, instant: float) -> None:

@@ -181,7 +181,7 @@ class Member(Source):
         held, group, quota, outage, now = self.held, self.group, self.quota, self.outage, call.sent
         lease, queue = group.lease, max(group.queue_until - now, 0.0 if outage.is_long(now) else AHEAD)
         pause = max(0.0, group.paused_until - now)
-        # A store that hung reads old probes late, and would take what they report for recent use: they only repeat a
+        # A store that hung reads old probes late, and would take their reports for recent use: they only repeat a
         # report whose answer was lost. A permit that was reported and then given back offsets the next one.
         outage.reported = max(0, min(outage.used, outage.reported) if outage.is_on else outage.used)
         return Ask(
@@ -227,7 +227,7 @@ class Member(Source):
         arrived = -math.inf if now - call.sent > CALL_LIFETIME else now
         got = self.held.add(lease.ranges, lease.units, arrived)
         group.update(lease, call.sent, now, is_empty=bool(ask.want and not got))
-        # A permit of another share may arrive as much later.
+        # A permit of another share may arrive later by the latency.
         least = LATE + (group.latency if group.is_far and shares_of(self.turns) > 1 else 0.0)
         self.held.late = max(least, 0.8 * self.held.late)
         if self.history is not None and lease.quota.window and not self.outage.sources:

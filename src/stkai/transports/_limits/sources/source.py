@@ -58,7 +58,7 @@ class Source:
     waiting: int  # How many of them wait for this source.
     line: list[Turn]  # Those, in order; used once some turns do not wait for it.
     limit = ""  # What it allows, in words, for events; few texts per limiter, since metrics count by it.
-    # The source that it replaces: turns wait for that one, and it has the order, count and line of that one.
+    # The source that it replaces, if any: turns wait for that source, whose order, count and line it uses.
     stands_for: Any = None
     counts_units = False  # Whether it counts units of cost.
     keeps_costs = False  # Whether it keeps the costs of waiting turns, which `join` and `drop` update.
