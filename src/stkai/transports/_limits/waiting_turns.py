@@ -4,8 +4,8 @@ Numbers of normal priority are even. Those of low priority are odd and 18 apart:
 admitted between two low ones; a low one that waits alone is not delayed.
 
 When a turn leaves, the next turn that joins takes its place, unless the time of that place has passed. The turn behind
-it moves up: once first, it is woken and asks again. If it gains time, the turn behind it moves up at once; otherwise,
-once it is admitted. The latter matters for windows, whose permits are due together: only the first turn of the next
+moves up: once it is first, it is woken and asks again. If it gains time, the next turn moves up at once; if not, when
+the first is admitted. The latter matters for windows, whose permits are due together: only the first turn of the next
 window gains time. So if many turns leave at once, each later permit costs at most one more call of `ask`, not one for
 each waiting turn. When permits are returned or a quota is raised, the first turn is woken, and a turn admitted earlier
 than announced wakes the next.

@@ -26,8 +26,8 @@ _STEPS_PER_MEMBER: Final = 2.0
 _DOUBLING_WINDOWS: Final = 1 / 12  # Windows in which the rate doubles until the first refusal.
 _SHRUNK_GOODPUT: Final = 0.5  # Goodput below this fraction of the rate means that the quota has shrunk.
 
-# Evidence of other clients: a refusal below this fraction of the last cut's rate adds it, any other subtracts it. It is
-# also the evidence that suffices.
+# Evidence of other clients: the first refusal after a cut of the whole group adds it if the rate is below `_LOWER_RATE`
+# times the rate at that cut, and subtracts it otherwise. It is also the evidence that suffices.
 _EVIDENCE: Final = 0.5
 _LOWER_RATE: Final = 0.93
 # Cuts of single members, after which a cut of the whole group tests for other clients again.
