@@ -270,6 +270,11 @@ class Loop(asyncio.SelectorEventLoop):
             self._later(0.0)
         return handle
 
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.Handle:
+        return self.call_soon(callback, *args, context=context)
+
     def _later(self, seconds: float) -> None:
         self.process.sim.at(seconds, self._turn, self.process)
 

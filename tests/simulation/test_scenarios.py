@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from stkai import AimdLimiter, AllOf, InFlight, TokenBucket
+from stkai import AimdLimiter, AllOf, InFlight, TokenAcquisitionTimeoutError, TokenBucket
 from stkai.transports._limits.queue import Queue
 
 from .process import install, sleep
@@ -309,6 +309,68 @@ def test_units_of_requests_that_are_cancelled_come_back(simulate: Any) -> None:
     sim.finish(2, 6, goal=0.0)
     spent = sum(use.cost for use in sim.uses if sim.began + 2 <= use.instant < sim.began + 8)
     assert 0.9 * 6000 <= spent <= 1.1 * 6000
+
+
+@pytest.mark.parametrize("latency", [FILE, FAR])
+@pytest.mark.parametrize(
+    ("options", "cost", "soonest"),
+    [({"rate": 5.0, "max_cost": 10.0}, 10.0, 0.1), ({"rate": 0.1}, None, 10.0)],
+    ids=["units", "places"],
+)
+def test_what_a_refused_call_had_reserved_goes_to_those_who_asked_after_it(
+    simulate: Any, options: Any, cost: float | None, soonest: float, latency: float
+) -> None:
+    sim = simulate(processes=2, window=10.0, latency=latency, **options)
+    first, second = sim.processes
+    small = None if cost is None else cost / 100
+
+    async def refused() -> None:
+        await first.request(cost=cost)
+        with pytest.raises(TokenAcquisitionTimeoutError):
+            await first.request(cost=cost, max_wait_time=3.0)
+        sim.at(0.0, lambda: second.spawn(second.request(cost=small)), second)
+
+    first.spawn(refused())
+    sim.run(15)
+    assert [use.process for use in sim.uses] == [0, 1]
+    assert soonest <= sim.uses[1].instant - sim.began < soonest + 1.2
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (lambda store: TokenBucket(None, 20, max_cost=10, share="team", store=store), {"max_cost": 1000}),
+        (lambda store: TokenBucket(1, 20, share="team", store=store), {"max_requests": 100}),
+        (
+            lambda store: AimdLimiter(1, 20, penalty_factor=0.5, share="team", store=store),
+            {"max_requests": 100},
+        ),
+        (lambda store: AimdLimiter(1, 20, share="team", store=store), {"max_requests": 1000}),
+    ],
+    ids=["units", "requests", "plain", "adaptive"],
+)
+@pytest.mark.parametrize("by", [0, 1])
+def test_a_request_that_waits_notices_a_raised_quota_within_two_seconds(
+    simulate: Any, make: Callable[[Any], Any], change: dict[str, float], by: int
+) -> None:
+    sim = simulate(processes=2, latency=REDIS, make=lambda _, store: make(store))
+    sim.max_cost = 10.0 if "max_cost" in change else None
+    waiting, other = sim.processes
+    options = {"cost": 10.0} if sim.max_cost else {}
+
+    async def send() -> None:
+        await waiting.request(**options)
+        await waiting.request(**options)
+
+    async def join() -> None:
+        await other.request(**dict.fromkeys(options, 0.1))
+
+    waiting.spawn(send())
+    other.spawn(join())
+    sim.run(1)
+    sim.at(0.0, lambda: sim.processes[by].policy.update(**change), sim.processes[by])
+    sim.run(15)
+    assert {use.process: use.instant for use in sim.uses}[0] - sim.began < 4.0
 
 
 def test_several_limits_let_a_request_go_together(simulate: Any) -> None:

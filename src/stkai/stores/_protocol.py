@@ -163,6 +163,8 @@ class Lease:
         epoch: counts refusals; permits of an older epoch are void.
         active: members that wait or hold permits, including this one.
         members: how many members share the quota, including this one.
+        units_left: units of cost that no member holds or owes; negative if leases for later were paid with them. None
+            if the store does not say: members then keep the permits that they hold.
     """
 
     id: int
@@ -177,6 +179,7 @@ class Lease:
     epoch: int = 0
     active: int = 1
     members: int = 1
+    units_left: float | None = None
 
     @property
     def count(self) -> int:
@@ -274,7 +277,7 @@ def checked(lease: Any, want: int) -> Lease:
         law, quota, ranges = lease.law, lease.quota, lease.ranges
         # If one of them is infinite or NaN, so is the sum.
         total = lease.id + lease.units + lease.queue + lease.again + lease.pause + lease.epoch + lease.active
-        total += lease.members
+        total += lease.members + (lease.units_left or 0.0)
         total += law.rate + law.burst + law.version + law.age + sum(quota[:5])
         total += sum(first + gap + count for first, gap, count in ranges)
         makes_sense = (

@@ -58,11 +58,11 @@ class RedisStore(StaysInProcess):
             number, units, void, queue, again, pause, epoch, active, members, rate, burst, version, age, *rest,
         ) = map(float, line.split())  # fmt: skip
         law = GroupRate(ask.share, rate, burst, _text(memory), int(version), age)
-        parts = iter(rest[5:])
+        parts = iter(rest[6:])
         return Lease(
             int(number), law, Quota._make([*rest[:5], _text(methods)]),
             tuple((first, gap, int(count)) for first, gap, count in zip(parts, parts, parts, strict=True)),
-            units, bool(void), queue, again, pause, int(epoch), int(active), int(members),
+            units, bool(void), queue, again, pause, int(epoch), int(active), int(members), rest[5],
         )  # fmt: skip
 
     def amend(self, epoch: int, law: GroupRate) -> bool:

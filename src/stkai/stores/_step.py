@@ -14,7 +14,19 @@ from dataclasses import fields, replace
 from typing import Final, TypeVar
 
 from .._clock import Clock, clock_or_system
-from ._calendar import NEVER, ROUNDING, USAGE_SPAN, advance, allocate, merged, note, note_past, opening, past
+from ._calendar import (
+    NEVER,
+    ROUNDING,
+    USAGE_SPAN,
+    advance,
+    allocate,
+    fit,
+    merged,
+    note,
+    note_past,
+    opening,
+    past,
+)
 from ._protocol import AHEAD, BOOKS, Ask, GroupRate, Lease, Snapshot
 from ._share import (
     MEMBER_LIFETIME,
@@ -223,7 +235,9 @@ def _queue(s: State, now: float) -> float:
     opens = max(s.paused, opening(s))
     if s.credit >= 1 and opens <= now:
         return -s.credit / s.rate
-    return max(min(s.next, s.free[0][0]) if s.free else s.next, opens) - now
+    later = max(s.next, opens)
+    returned = (first for first, gap, _ in s.free if fit(s, first, gap, 1))
+    return max(s.paused, min(later, next(returned, later))) - now
 
 
 def _answer(s: State, share: str, m: MemberState, now: float, *, is_void: bool, again: float = 0.0) -> Lease:
@@ -233,7 +247,7 @@ def _answer(s: State, share: str, m: MemberState, now: float, *, is_void: bool, 
         s.quota,
         tuple([(first - now, gap, places) for first, gap, places in m.fresh]),
         m.units_fresh,
-        is_void, _queue(s, now), again, max(0.0, s.paused - now), s.epoch, max(1, s.active), len(s.members),
+        is_void, _queue(s, now), again, max(0.0, s.paused - now), s.epoch, max(1, s.active), len(s.members), s.units,
     )  # fmt: skip
 
 

@@ -450,13 +450,17 @@ end
 local function queue(s, now)
   local opens = max(s.paused, opening(s))
   if s.credit >= 1 and opens <= now then return -s.credit / s.rate end
-  return max(#s.free > 0 and min(s.next, s.free[1][1]) or s.next, opens) - now
+  local later = max(s.next, opens)
+  for _, r in ipairs(s.free) do
+    if fit(s, r[1], r[2], 1) > 0 then return max(s.paused, min(later, r[1])) - now end
+  end
+  return later - now
 end
 
 local function answer(s, m, now, is_void, again, ranges)
   local words = {m.id, #ranges > 0 and m.units_fresh or 0, is_void and 1 or 0, queue(s, now), again, max(0, s.paused - now),
     s.epoch, max(1, s.active), redis.call("HLEN", MEMBERS), s.rate, s.burst, s.version, now - s.written, s.quota_rate, s.quota_burst,
-    s.window_seconds, s.max_cost, s.cost_rate}
+    s.window_seconds, s.max_cost, s.cost_rate, s.units}
   for _, r in ipairs(ranges) do
     insert(words, r[1] - now)
     insert(words, r[2])

@@ -115,6 +115,12 @@ def test_the_default_burst_follows_the_quota() -> None:
     assert (policy.burst, policy.rate, repr(policy)) == (4, 0.4, "TokenBucket(4, 10, burst=4)")
 
 
+def test_a_shared_adaptive_limiter_shows_its_new_numbers() -> None:
+    policy = AimdLimiter(600, 60, max_cost=1000, share="team", store=MemoryStore(FakeClock()))
+    policy.update(max_requests=60, time_window=30, max_cost=500)
+    assert repr(policy).startswith("AimdLimiter(60, 30, max_cost=500, rate=")
+
+
 BAD = (0, -1, float("nan"), float("inf"), True, "5", None, 10**400)
 
 

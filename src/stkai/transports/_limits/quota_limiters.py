@@ -220,7 +220,8 @@ class AimdLimiter(QuotaLimiter):
     @safe_repr
     def __repr__(self) -> str:
         cost = "" if self.max_cost is None else f", max_cost={self.max_cost:g}"
-        return f"AimdLimiter({self._adaptive}{cost}, rate={digits(self.rate)}{self._options()})"
+        quota = self._adaptive if self._leased is None else f"{self.max_requests:g}, {self.time_window:g}"
+        return f"AimdLimiter({quota}{cost}, rate={digits(self.rate)}{self._options()})"
 
 
 def _require_no_numbers(limits: Limits, options: dict[str, object]) -> None:

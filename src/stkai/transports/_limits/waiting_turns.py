@@ -14,7 +14,7 @@ than announced wakes the next.
 import math
 from bisect import bisect_right, insort
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 from weakref import WeakSet
@@ -54,6 +54,12 @@ class WaitingTurns:
         self.recover()
         for source in self.members:
             source.forked()
+
+    def wake_all(self, turns: Iterable[Turn]) -> None:
+        """Let these turns ask again, once the lock is released."""
+        for turn in turns:
+            turn.is_woken = True
+            self.woken.append(turn)
 
     def recover(self) -> None:
         """Recompute all counts from the waiting turns: an interrupt or a fork may have left them inconsistent."""
@@ -207,8 +213,7 @@ class WaitingTurns:
         """Wake those of the turns that may be admitted earlier than announced."""
         for turn in turns:
             if turn.moves_up and not turn.is_woken:
-                turn.is_woken = True
-                self.woken.append(turn)
+                self.wake_all([turn])
 
 
 def _could_stand_in(turn: Turn, other: Turn) -> bool:

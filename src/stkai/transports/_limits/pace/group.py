@@ -94,10 +94,15 @@ class GroupPace:
         self._guided = GroupWindow(self._quota)
 
     def update(self, ceiling: float, window: float) -> None:
-        """Continue with another quota, in requests per second and seconds."""
-        if window != self._quota.window or not math.isclose(ceiling, self._quota.ceiling):
+        """Continue with the same fraction of another quota, in requests per second and seconds."""
+        before = self._quota.ceiling
+        if window != self._quota.window or not math.isclose(ceiling, before):
             self._quota.update(ceiling * window, window)
             self._set_up()
+            if self._last is not None:  # The store forgets the state when the quota changes.
+                epoch, law = self._last
+                factor = self._quota.ceiling / before
+                self._last = epoch, law._replace(rate=law.rate * factor, burst=law.burst * factor)
 
     def learn(self, turn: Turn, answer: Answer, epoch: int, rate: float) -> tuple[float, RateChange | None]:
         """Record the answer to a request of this epoch, sent while the group's rate was `rate`.

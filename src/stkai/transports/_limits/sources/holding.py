@@ -6,7 +6,7 @@ replace the store's assumptions about the member, so that lost, repeated or reor
 
 import math
 from bisect import bisect_right, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,6 +26,10 @@ _GROUP_CALLS: Final = 60
 # its requests: one lease of many permits is cheaper than many leases.
 _LEAD: Final = 0.02
 _SHORT_LEAD: Final = 0.002
+
+# A held permit is exchanged if it is due later than this many times the wait for a new one, and so many seconds.
+_EXCHANGE_FACTOR: Final = 1.1
+_EXCHANGE_GAIN: Final = 0.5
 
 _RETRY_DELAY: Final = 0.05  # Seconds after which a member that got no permit asks again.
 
@@ -49,6 +53,10 @@ class Holding:
     def last(self) -> float:
         """When the last permit may be used; -inf without any."""
         return self.due[-1] if self.due else -math.inf
+
+    def waits_long(self, now: float) -> bool:
+        """Whether a permit is due so late that an earlier one would be worth a call to the store."""
+        return self.last > now + _EXCHANGE_GAIN
 
     def add(self, ranges: Iterable[tuple[float, float, int]], units: float, now: float) -> int:
         """Add leased permits and units; see `Lease`. Returns the number of permits."""
@@ -156,6 +164,29 @@ class GroupStatus:
         if lease.pause:
             self.paused_until = max(self.paused_until, now + lease.pause)
         self.retry_at = now + max(lease.again, _RETRY_DELAY if is_empty else 0.0)
+
+    def timely(
+        self, held: Holding, turns: Sequence[Turn], cost_of: Callable[[Turn], float], now: float
+    ) -> int:
+        """How many of the permits that are held for these turns cannot be exchanged for much earlier ones.
+
+        The store has earlier ones if the rate has risen, or if other members have returned places or units. But turns
+        of low priority might get none instead.
+        """
+        lease = self.lease
+        if lease is None or not self.leases(now) or all(turn.priority == "low" for turn in turns):
+            return len(held.due)
+        wait, quota = max(AHEAD, self.queue_until - now), lease.quota
+        left = -math.inf
+        if lease.units_left is not None:
+            left = lease.units_left + (now - self.as_of) * quota.cost_rate + held.units
+        for number, instant in enumerate(held.due):
+            if quota.max_cost and number < len(turns):
+                left -= cost_of(turns[number])
+                wait = max(wait, -left / quota.cost_rate)
+            if instant - now > _EXCHANGE_FACTOR * wait + _EXCHANGE_GAIN:
+                return number
+        return len(held.due)
 
     @property
     def is_far(self) -> bool:

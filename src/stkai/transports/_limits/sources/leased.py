@@ -38,7 +38,7 @@ class Leased(Member):
 
     @property
     def wakes(self) -> bool:  # type: ignore[override]
-        return self.group.is_far
+        return self.group.is_far or self.waits_long
 
     @property
     def limit(self) -> str:  # type: ignore[override]

@@ -20,7 +20,7 @@ from .source import ROUNDING, Limits, Source
 RETURN_DELAY: Final = 0.01
 _REPORT_DELAY: Final = 1.0  # Seconds after which an idle member sends a report that is not urgent.
 _MAX_HUNG_CALLS: Final = 2  # Consecutive calls that may hang before the store counts as lost.
-_EXCHANGE_FACTOR: Final = 3.0  # A held permit is exchanged if the store can lease one this many times sooner.
+_EXCHANGE_INTERVAL: Final = 0.5  # Seconds between two exchanges, unless a call is due anyway.
 
 
 class Member(Source):
@@ -57,6 +57,8 @@ class Member(Source):
         self.passing = 0  # Permits that will be used before the store answers, if it is far away.
         self.is_early = False  # Whether a call is due for which no request should wait.
         self._sequence = self._hung = 0
+        self._exchanged_at = -math.inf  # When permits were last returned for earlier ones.
+        self.waits_long = False  # Whether a permit was due so late that it may be exchanged.
         self._units_reported = 0.0  # Units in the last message that was answered.
         self._reported: Ask | None = None  # The last message that probably arrived.
 
@@ -124,10 +126,7 @@ class Member(Source):
         turns, room = self.users(now, max(limit, len(held.due)))
         most, expected = len(turns), self.expected(len(turns))
         most += expected if room >= expected else max(0, math.ceil(room - ROUNDING))
-        # If the rate has risen since, the store can now lease earlier permits, but not earlier units of cost.
-        next_one = max(AHEAD, self.group.queue_until - now) + 1 / self.rate
-        horizon = math.inf if self.max_cost else now + _EXCHANGE_FACTOR * next_one
-        kept, units = min(bisect_right(held.due, horizon), most), 0.0
+        kept, units = min(self.group.timely(self.held, turns, cost_of, now), most), 0.0
         if self.max_cost:
             slack, paid = ROUNDING * self.max_cost, 0
             while paid < min(kept, len(turns)) and units + cost_of(turns[paid]) <= held.units + slack:
@@ -171,6 +170,8 @@ class Member(Source):
         want, kept, units, turns = (0, 0, 0.0, []) if is_idle else self.wanted(now)
         if now < group.paused_until or (self.pace is not None and group.lease is None):
             want = 0
+        if kept < len(held.due) and turns:
+            self._exchanged_at = now
         held.keep(kept, units)
         call.sent = now
         call.ask = self._reported = self._message(call, want, turns[kept : kept + want])
@@ -180,7 +181,6 @@ class Member(Source):
     def _message(self, call: StoreCall, want: int, wanting: Sequence[Turn]) -> Ask:
         held, group, quota, outage, now = self.held, self.group, self.quota, self.outage, call.sent
         lease, queue = group.lease, max(group.queue_until - now, 0.0 if outage.is_long(now) else AHEAD)
-        pause = max(0.0, group.paused_until - now)
         # A store that hung reads old probes late, and would take their reports for recent use: they only repeat a
         # report whose answer was lost. A permit that was reported and then given back offsets the next one.
         outage.reported = max(0, min(outage.used, outage.reported) if outage.is_on else outage.used)
@@ -205,7 +205,7 @@ class Member(Source):
             own=outage.reported,
             own_seconds=max(0.0, now - outage.since) if outage.used else 0.0,
             queue=0.0 if lease is None else queue,
-            refused=None if self.refused < 0 else Refusal(self.refused, pause),
+            refused=None if self.refused < 0 else Refusal(self.refused, max(0.0, group.paused_until - now)),
             leaving=call.is_last,
         )
 
@@ -232,11 +232,14 @@ class Member(Source):
         self.held.late = max(least, 0.8 * self.held.late)
         if self.history is not None and lease.quota.window and not self.outage.sources:
             self.history.update(window_of(lease.quota))
-        if group.is_far:  # The waiting turns could only guess when it would answer.
-            for turn in self.users(now, len(self.held.due))[0]:
-                turn.is_woken = True
-                self.order.woken.append(turn)
-        if self.needs_call():
+        is_news = group.is_far or self._exchanged_at == call.sent  # Turns sleep until other instants.
+        self.waits_long = self.held.waits_long(now)
+        users = self.users(now, len(self.held.due))[0] if is_news or self.waits_long else []
+        if is_news:
+            self.order.wake_all(users)
+        if self.waits_long and now >= self._exchanged_at + _EXCHANGE_INTERVAL:
+            self.is_early |= group.timely(self.held, users, self.cost_of, now) < len(self.held.due)
+        if self.is_early or self.needs_call():
             self.client.schedule(0.0)
         return restored
 
