@@ -195,6 +195,7 @@ def test_outputs_that_are_gone_when_they_are_to_be_sorted_halt_the_run(job: Job,
     assert f"No such file or directory: '{job.out}'" in result.stderr
 
 
+@pytest.mark.no_cover
 def test_an_input_that_loses_lines_during_the_run_is_not_done(job: Job, counting: Server) -> None:
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
         os.truncate(job.input, 100)

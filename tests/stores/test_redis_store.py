@@ -197,6 +197,7 @@ def test_a_limiter_that_nobody_uses_any_more_leaves_no_connection_to_the_garbage
             gc.enable()
 
 
+@pytest.mark.no_cover
 def test_a_crowd_of_threads_leaves_few_connections_open(server: Server) -> None:
     with server.client() as client:
         before = len(client.client_list())
@@ -431,6 +432,7 @@ def test_the_place_is_shown_without_credentials(url: str, place: str) -> None:
     assert RedisStore(url).place == place
 
 
+@pytest.mark.no_cover
 async def test_hundreds_of_shares_use_a_few_connections(event_loop: World, server: Server) -> None:
     with server.client() as client:
         before = client.info("stats")["total_connections_received"]

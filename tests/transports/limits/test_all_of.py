@@ -85,6 +85,7 @@ def test_parts_that_are_also_used_alone_share_one_line() -> None:
         assert policy.ask(turn, 10.0 * number) == 0
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("common", ["places", "rate", "none"])
 def test_an_adaptive_limit_grows_while_a_request_before_waits_for_another_one(common: str) -> None:
     adaptive, places, slow = AimdLimiter(), InFlight(99), TokenBucket(1, 1000)
@@ -103,6 +104,7 @@ def test_an_adaptive_limit_grows_while_a_request_before_waits_for_another_one(co
     assert adaptive.rate > 100
 
 
+@pytest.mark.no_cover
 def test_an_adaptive_limit_does_not_grow_while_all_wait_for_places() -> None:
     adaptive, places, date = AimdLimiter(), InFlight(1), FakeClock().utcnow
     both, now, rates = AllOf(adaptive, places), 0.0, list[float]()
@@ -201,6 +203,7 @@ class Watched(Turn):
         Watched.looks += 1
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("own", "whole", "wait"),
     [

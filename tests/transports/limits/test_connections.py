@@ -305,6 +305,7 @@ async def test_a_request_that_is_refused_further_inside_keeps_no_connection(
     assert {type(error).__name__ for error in refused} == {"TokenAcquisitionTimeoutError"}
 
 
+@pytest.mark.no_cover
 @pytest.mark.real_time
 @pytest.mark.parametrize(
     "limit",

@@ -49,6 +49,7 @@ class Office:
         self._free_since = now if self._waiting and self._busy < self.n else None
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("seed", range(3))
 async def test_places_go_in_order_of_arrival_and_at_once_also_when_the_front_of_the_line_gives_up(
     event_loop: World, seed: int
@@ -69,6 +70,7 @@ async def test_places_go_in_order_of_arrival_and_at_once_also_when_the_front_of_
     assert (policy.busy, policy.waiting) == (0, 0)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("is_first", [True, False])
 async def test_a_place_is_used_at_once_beside_another_limit(event_loop: World, is_first: bool) -> None:
     clock = FakeClock()

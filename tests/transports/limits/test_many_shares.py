@@ -72,6 +72,7 @@ async def visit(layer: AsyncLimiterTransport, number: int) -> None:
     await layer.handle_async_request(httpx.Request("GET", f"http://test/{number}"))
 
 
+@pytest.mark.no_cover
 async def test_a_few_threads_make_the_calls_of_many_shares(event_loop: World, store: Counting) -> None:
     before, layer = threading.active_count(), layer_of(store)
     with anyio.fail_after(60):
@@ -85,6 +86,7 @@ async def test_a_few_threads_make_the_calls_of_many_shares(event_loop: World, st
     )  # A store of a user's own may have to be given up.
 
 
+@pytest.mark.no_cover
 async def test_many_shares_in_files_need_a_few_threads(
     event_loop: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
@@ -103,6 +105,7 @@ async def test_many_shares_in_files_need_a_few_threads(
     assert max(threads) <= before + calls.MAX_CALLS
 
 
+@pytest.mark.no_cover
 async def test_a_store_that_hangs_holds_up_its_shares_together(event_loop: World, store: Counting) -> None:
     store.gate.clear()
     before, layer = threading.active_count(), layer_of(store)

@@ -558,6 +558,7 @@ def test_units_spent_while_the_store_is_lost_are_not_there_again_when_it_returns
     assert later[-1] - later[0] == pytest.approx(len(later), abs=3)
 
 
+@pytest.mark.no_cover
 def test_after_an_outage_calls_that_cost_less_than_estimated_are_not_held_up(
     clock: FakeClock, store: Scripted
 ) -> None:

@@ -78,6 +78,7 @@ class Line:
         heapq.heappush(self._coming, (at, self._number, limiter, turn))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("own", OWN)
 @pytest.mark.parametrize("whole", WHOLE)
 def test_who_waits_for_a_limit_of_its_own_does_not_hold_up_the_others(whole: str, own: str) -> None:
@@ -98,6 +99,7 @@ def test_who_waits_for_a_limit_of_its_own_does_not_hold_up_the_others(whole: str
     assert max(waited for _, waited in line.went) < 0.4
 
 
+@pytest.mark.no_cover
 def test_nor_does_a_crowd_of_a_thousand() -> None:
     line, common = Line(FakeClock()), TokenBucket(RATE, 1, burst=1)
     slow, fast = AllOf(TokenBucket(1, 86400), common), AllOf(InFlight(99), common)
