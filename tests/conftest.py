@@ -25,7 +25,7 @@ import trio
 import trio.testing
 from hypothesis import HealthCheck
 
-from stkai import STKAI, SystemClock
+from stkai import STKAI, SystemClock, _clock
 from stkai.testing import QuotaServer
 
 from .support.world import NAMES, World
@@ -247,9 +247,13 @@ def sleep_guard() -> Iterator[SleepGuard]:
 
 
 @pytest.fixture(autouse=True)
-def no_real_sleep(request: pytest.FixtureRequest, sleep_guard: SleepGuard) -> Iterator[None]:
+def no_real_sleep(
+    request: pytest.FixtureRequest, sleep_guard: SleepGuard, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """Fail a test on a real sleep in any task, or thread that it started, unless it is marked `real_time`."""
     sleep_guard.is_on = request.node.get_closest_marker("real_time") is None
+    if not sleep_guard.is_on:  # What ends some sleeps early must recognise the system's clock.
+        monkeypatch.setattr(_clock, "_SLEEPS", (SystemClock.sleep, SystemClock.asleep))
     sleep_guard.earlier = set(threading.enumerate()) - {threading.main_thread()}
     yield
     sleep_guard.is_on = False

@@ -11,7 +11,7 @@ import anyio
 import httpx
 import pytest
 
-from stkai import AimdLimiter, AllOf, InFlight, SystemClock, TokenBucket, _clock
+from stkai import AimdLimiter, AllOf, InFlight, TokenBucket
 from stkai.stores import Ask, Lease, MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Context, RateChange, Run, Turn, limiter
@@ -97,9 +97,8 @@ async def test_what_a_crowd_has_leased_and_does_not_use_goes_to_the_others_at_on
 
 @pytest.mark.real_time
 async def test_after_a_crowd_has_given_up_those_behind_it_go_at_once(
-    event_loop: World, monkeypatch: pytest.MonkeyPatch
+    event_loop: World,
 ) -> None:
-    monkeypatch.setattr(_clock, "_SLEEPS", (SystemClock.sleep, SystemClock.asleep))  # Tests watch both.
     policy, sent = TokenBucket(100, 1.0, burst=1), list[int]()
 
     async def visit(number: int) -> None:
@@ -124,8 +123,7 @@ async def test_after_a_crowd_has_given_up_those_behind_it_go_at_once(
 
 
 @pytest.mark.real_time
-def test_a_task_whose_loop_was_closed_gives_up_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_clock, "_SLEEPS", (SystemClock.sleep, SystemClock.asleep))
+def test_a_task_whose_loop_was_closed_gives_up_its_place() -> None:
     policy, loop = TokenBucket(1, 60.0), asyncio.new_event_loop()
 
     async def visit() -> None:

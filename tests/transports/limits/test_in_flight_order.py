@@ -10,7 +10,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from stkai import InFlight, SystemClock, TokenBucket, _clock
+from stkai import InFlight, TokenBucket
 from stkai.limiters import AllOf
 from stkai.testing import FakeClock
 from stkai.transports import Turn
@@ -183,8 +183,7 @@ def test_a_place_that_its_first_cannot_use_for_another_limit_wakes_the_first_of_
 
 @pytest.fixture
 def long_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sleep until woken, by the system's clock, which the guard of the tests stands in for."""
-    monkeypatch.setattr(_clock, "_SLEEPS", (SystemClock.sleep, SystemClock.asleep))
+    """Sleep until woken."""
     for name in ("_FIRST_ESTIMATE", "_SEARCH_INTERVAL", "_MIN_NAP"):
         monkeypatch.setattr(in_flight, name, 30.0)
     monkeypatch.setattr(queue, "ASK_INTERVAL", 30.0)
