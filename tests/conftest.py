@@ -162,6 +162,12 @@ def server() -> Iterator[QuotaServer]:
         yield server
 
 
+@pytest.fixture
+def quick_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an unwanted body have 0.3 s to arrive, and not a second."""
+    monkeypatch.setattr("stkai.transports._bodies._MAX_DRAIN_TIME", 0.3)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run an `async def` test in its world."""

@@ -245,6 +245,7 @@ class Tokens(stkai.AuthProvider):
         return next(self._tokens)
 
 
+@pytest.mark.usefixtures("quick_drain")
 @pytest.mark.parametrize("deadline", [None, 25.0])
 async def test_a_refusal_whose_body_stalls_does_not_hold_up_the_next_attempt(
     world: World, deadline: float | None
@@ -267,6 +268,7 @@ async def test_a_refusal_whose_body_stalls_does_not_hold_up_the_next_attempt(
         await world.close(client)
 
 
+@pytest.mark.usefixtures("quick_drain")
 async def test_a_refusal_whose_body_stalls_is_returned_as_far_as_it_came(world: World) -> None:
     def talk(connection: socket.socket, stopped: threading.Event) -> None:
         connection.sendall(REFUSAL)

@@ -253,6 +253,7 @@ async def test_a_head_that_arrives_byte_by_byte_holds_no_connection_after_the_de
         await world.close(client)
 
 
+@pytest.mark.usefixtures("quick_drain")
 @pytest.mark.worlds("sync")
 async def test_a_401_whose_body_stalls_leaves_the_connection_to_the_renewal(world: World) -> None:
     """The API and the token endpoint share one connection, and there is no read timeout."""
@@ -269,6 +270,7 @@ async def test_a_401_whose_body_stalls_leaves_the_connection_to_the_renewal(worl
             client.close()
 
 
+@pytest.mark.usefixtures("quick_drain")
 @pytest.mark.parametrize("deadline", [None, 10.0])
 @pytest.mark.parametrize("verb", ["post", "post_stream"])
 async def test_a_final_429_whose_body_stalls_is_raised_at_once_with_what_has_arrived(
@@ -424,6 +426,7 @@ async def test_without_a_thread_a_refusal_is_closed_and_the_call_goes_on(
     assert len(arrived) == 2
 
 
+@pytest.mark.usefixtures("quick_drain")
 @pytest.mark.worlds("sync")
 async def test_without_a_thread_a_refusal_that_drips_is_cut_off_where_it_is(
     world: World, monkeypatch: pytest.MonkeyPatch
@@ -629,8 +632,12 @@ def test_an_exception_of_a_signal_handler_comes_out_of_a_body_that_an_httpx_clie
 
 
 @pytest.mark.parametrize("interrupted", ["reading", "closing"])
-def test_a_cleanup_never_waits_for_a_lock_that_an_interrupt_left_taken(interrupted: str) -> None:
+def test_a_cleanup_never_waits_for_a_lock_that_an_interrupt_left_taken(
+    interrupted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An interrupt between the two lines of httpcore's `ThreadLock.__enter__` leaves it taken."""
+    for module in ("_wire.pool", "transports._body_end"):
+        monkeypatch.setattr(f"stkai.{module}.CLEAN_UP_LIMIT", 0.1)
     taken = threading.Lock()
 
     class Body(httpx.SyncByteStream):
