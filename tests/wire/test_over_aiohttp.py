@@ -209,11 +209,14 @@ SAME = {
 def both(case: Case) -> tuple[Any, Any]:
     """What comes of a scenario over httpx's wire, and over this one."""
     config = HttpConfig()
+
+    async def play_both() -> tuple[Any, Any]:
+        theirs = play(lambda: AsyncDefaultWire(config), case)
+        return await asyncio.gather(theirs, play(lambda: stkai.wires.aiohttp(config), case))
+
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        theirs = asyncio.run(play(lambda: AsyncDefaultWire(config), case))
-        ours = asyncio.run(play(lambda: stkai.wires.aiohttp(config), case))
-    return theirs, ours
+        return asyncio.run(play_both())
 
 
 @pytest.mark.parametrize("case", SAME.values(), ids=SAME)
