@@ -351,16 +351,10 @@ def test_explain_finds_what_no_client_can_be_built_with(
     assert (result.exit_code, "STKAI_HTTP_VERIFY" in result.stderr) == (2, True)
 
 
-def test_the_command_runs_as_a_module() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "stkai", "--help"], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert "demo" in result.stdout
-    assert "explain" in result.stdout
-
-
 @pytest.mark.parametrize("command", [["explain"], ["quota", "équipe"]])
-def test_what_the_encoding_of_the_output_lacks_is_escaped(command: list[str]) -> None:
+def test_the_command_runs_as_a_module_and_escapes_what_the_encoding_of_the_output_lacks(
+    command: list[str],
+) -> None:
     env = {
         **os.environ,
         "PYTHONIOENCODING": "ascii",
