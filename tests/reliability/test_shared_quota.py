@@ -235,9 +235,7 @@ def _client(store: str) -> httpx.Client:
     )
 
 
-@pytest.mark.parametrize(
-    ("method", "store"), [("fork", "file"), ("spawn", "redis"), ("forkserver", "file")], indirect=["store"]
-)
+@pytest.mark.parametrize(("method", "store"), [("fork", "file"), ("forkserver", "redis")], indirect=["store"])
 def test_forked_children_are_separate_members(
     method: str, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
