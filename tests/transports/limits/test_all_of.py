@@ -845,11 +845,15 @@ class AnyOrder(RuleBasedStateMachine):
         limit = self.now + 10.0 * (len(self.waiting) + 2) + 400.0 * (len(self.waiting) + 2)
         while self.waiting:
             assert self.now < limit
+            soonest = math.inf
             for turn in list(self.waiting):
-                if self.owner[turn].ask(turn, self.now) == 0:
+                if wait := self.owner[turn].ask(turn, self.now):
+                    assert isinstance(wait, float)
+                    soonest = min(soonest, wait)
+                else:
                     self.waiting.remove(turn)
                     self.owner[turn].end(turn, self.now)
-            self.now += 1.0
+            self.now += max(1.0, soonest)
         assert (self.slots.busy, self.slots.order.turns) == (0, [])
 
 
