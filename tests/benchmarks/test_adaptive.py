@@ -166,8 +166,9 @@ def test_the_command_prints_the_tables_and_writes_tables_and_plots_to_its_folder
 ) -> None:
     from benchmarks.adaptive import __main__ as command  # Imports matplotlib.
 
-    sharing = Section("sharing", "Sharing", [SMALL, replace(SMALL, server="bucket")], [NO_LIMITER, ADAPTIVE])
-    steps = Section("steps", "Steps", [replace(SMALL, step=2.0)], [NO_LIMITER, ADAPTIVE])
+    short, strategies = replace(SMALL, windows=3), [NO_LIMITER, ADAPTIVE]
+    sharing = Section("sharing", "Sharing", [short, replace(short, server="bucket")], strategies)
+    steps = Section("steps", "Steps", [replace(short, step=2.0)], strategies)
     monkeypatch.setattr(command, "SHARING", sharing)
     monkeypatch.setattr(command, "STEPS", steps)
     monkeypatch.setattr(command, "SECTIONS", (sharing, steps))

@@ -324,13 +324,13 @@ async def test_the_body_of_a_redirect_counts_towards_the_deadline(world: World, 
 
 async def test_a_streamed_redirect_reaches_the_caller_before_its_body(world: World) -> None:
     def talk(connection: socket.socket, stopped: threading.Event) -> None:
-        connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: 40\r\n\r\n")
-        drip(connection, stopped, b"x" * 40, 0.02)
+        connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: 20\r\n\r\n")
+        drip(connection, stopped, b"x" * 20, 0.02)
 
     with hostile(talk) as url:
         client = client_of(world, retry=None)
         response = await world.call(client.post_stream, url, {}, deadline=SHORT)
-        assert (response.status_code, len(await world.read(response))) == (302, 40)
+        assert (response.status_code, len(await world.read(response))) == (302, 20)
         await world.close(client)
 
 

@@ -27,13 +27,13 @@ calls = 0
 def answer(request):
     global calls
     calls += 1
-    return httpx.Response(200) if calls <= 20 else httpx.Response(429, headers={"Retry-After": "59"})
+    return httpx.Response(200) if calls <= 5 else httpx.Response(429, headers={"Retry-After": "59"})
 
 limiter = stkai.AimdLimiter(warm_start="team key")
 print(limiter.rate, flush=True)
 if sys.argv[1] != "look":
     with httpx.Client(transport=AdaptiveTransport(httpx.MockTransport(answer), limiter)) as client:
-        for _ in range(21):
+        for _ in range(6):
             client.post("https://api.test/")
     print(limiter.rate, flush=True)
 """

@@ -147,7 +147,9 @@ def test_a_redis_that_refuses_access_is_a_lost_store_and_the_password_appears_no
 @pytest.mark.real_time
 def test_a_redis_that_refuses_the_login_later_is_a_lost_store(guarded: Server) -> None:
     events = list[Event]()
-    bucket = TokenBucket(1, 1, share="t", store=patient_store(f"redis://:hush@127.0.0.1:{guarded.port}/0"))
+    bucket = TokenBucket(
+        20, 1, burst=1, share="t", store=patient_store(f"redis://:hush@127.0.0.1:{guarded.port}/0")
+    )
     transport = StackBuilder([limiter(bucket)], listener=[events.append]).build(
         httpx.MockTransport(lambda _: httpx.Response(200))
     )

@@ -179,7 +179,7 @@ async def test_a_queue_longer_than_the_pool_timeout_is_no_error_while_connection
 
     with serve(answer) as url:
         async with client_of(world, TokenBucket(100, 1.0), connections=1) as client:
-            answers = await world.outcomes(*[partial(client.post, url, timeout=0.5)] * 15)
+            answers = await world.outcomes(*[partial(client.post, url, timeout=0.5)] * 8)
     assert {type(answer) for answer in answers} == {httpx.Response}
 
 
