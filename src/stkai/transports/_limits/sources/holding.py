@@ -28,8 +28,8 @@ _LEAD: Final = 0.02
 _SHORT_LEAD: Final = 0.002
 
 # A held permit is exchanged if it is due later than this many times the wait for a new one, and so many seconds.
-_EXCHANGE_FACTOR: Final = 1.1
-_EXCHANGE_GAIN: Final = 0.5
+_EXCHANGE_FACTOR: Final = 3.0
+_EXCHANGE_GAIN: Final = 2.0
 
 _RETRY_DELAY: Final = 0.05  # Seconds after which a member that got no permit asks again.
 
@@ -171,11 +171,17 @@ class GroupStatus:
         """How many of the permits that are held for these turns cannot be exchanged for much earlier ones.
 
         The store has earlier ones if the rate has risen, or if other members have returned places or units. But turns
-        of low priority might get none instead.
+        of low priority might get none instead, and those of several shares need permits that are due together.
         """
         lease = self.lease
-        if lease is None or not self.leases(now) or all(turn.priority == "low" for turn in turns):
+        may_gain = held.waits_long(now) and lease is not None and self.leases(now)
+        if (
+            not may_gain
+            or not any(turn.priority != "low" for turn in turns)
+            or any(map(_needs_several, turns))
+        ):
             return len(held.due)
+        assert lease is not None
         wait, quota = max(AHEAD, self.queue_until - now), lease.quota
         left = -math.inf
         if lease.units_left is not None:
@@ -211,6 +217,10 @@ class GroupStatus:
 def shares_of(turns: Sequence[Turn]) -> int:
     """How many shares the first turn needs permits of, one after the other."""
     return sum(source.is_remote for source in turns[0].sources) if turns else 1
+
+
+def _needs_several(turn: Turn) -> bool:
+    return shares_of([turn]) > 1
 
 
 def lease_time(member: Any, turn: Turn) -> float:
