@@ -97,6 +97,15 @@ async def test_what_make_returns_is_checked(world: World, made: Any) -> None:
     assert wire.requests == []
 
 
+async def test_each_key_may_have_a_limiter_per_host(world: World) -> None:
+    policy = PerKey(model_of, lambda _: PerHost(lambda _: TokenBucket(1, 100)))
+    clock = FakeClock()
+    transport = world.build(StackBuilder([limiter(policy)], clock=clock), world.wire(200, 200, 200))
+    for host in ("one", "two", "one"):
+        await world.send(transport, httpx.Request("POST", f"https://{host}.test/", json={"model": "m"}))
+    assert sum(clock.sleeps) == pytest.approx(100, abs=0.1)
+
+
 @pytest.mark.parametrize("of", [lambda per: per, lambda per: [InFlight(1), [per]], AllOf])
 async def test_make_may_not_return_its_own_per_key(world: World, of: Callable[[PerKey], Any]) -> None:
     per = PerKey(model_of, lambda _: of(per))

@@ -92,8 +92,8 @@ class PerKey(StaysInProcess, Chooser):
         kind = f"the function given to {type(self).__name__}"
         wanted = f"{kind} must return a limiter, such as TokenBucket(10, 60), or a list of others; not "
         made = self._make(key)
-        limiter: Limiter = checked_limiter(made, wanted)
-        if isinstance(limiter, PerKey) or self in getattr(limiter, "parts", ()):
+        limiter: Limiter = checked_limiter([made] if isinstance(made, PerKey) else made, wanted)
+        if self in getattr(limiter, "parts", ()):
             raise ConfigurationError(f"{wanted}{made!r}")
         return limiter
 
