@@ -128,7 +128,7 @@ async def test_a_request_that_a_client_makes_in_place_of_another_may_have_been_s
     world: World, tmp_path: Path
 ) -> None:
     path, server = tmp_path / "calls.journal", Server(world)
-    server.is_ready = lambda: server.sent[1] == 1
+    server.is_ready = lambda: server.sent[0] == server.sent[1] == 1
     server.held = {"/0", "/1"}
 
     def made(request: httpx.Request) -> httpx.Request:

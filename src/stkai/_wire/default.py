@@ -22,7 +22,7 @@ from ..transports._call import cannot_send
 from ..transports._failures import CONNECT_ERRORS
 from .http2 import malformed
 from .httpcore_fixes import with_fixes
-from .lifetimes import WirePerLoop
+from .lifetimes import CLOSED_IN_USE, WirePerLoop
 from .pool import AsyncConnectionPool, ConnectionPool
 from .proxies import ProxyMap
 
@@ -126,6 +126,8 @@ class _Router:
         httpcore passes on some errors that are not its own: socksio's, if a proxy does not speak SOCKS; h11's, if a
         body does not have the announced length; a ValueError for a status that is not a number, in HTTP/2.
         """
+        if self._is_closed and isinstance(error, alike(httpx.WriteError, httpx.ProtocolError)):
+            raise error_for(httpx.ReadError, CLOSED_IN_USE, request) from error
         *_, (frame, _) = walk_tb(error.__traceback__)
         if isinstance(error, ValueError) and frame.f_code.co_name == "_receive_response":
             raise malformed(f"illegal status: {error}", request)
