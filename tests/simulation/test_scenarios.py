@@ -6,6 +6,7 @@ Each scenario runs on one seed; STKAI_TEST_SEEDS=20 tries more. A failure names 
 import gc
 import os
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -334,6 +335,26 @@ def test_what_a_refused_call_had_reserved_goes_to_those_who_asked_after_it(
     sim.run(15)
     assert [use.process for use in sim.uses] == [0, 1]
     assert soonest <= sim.uses[1].instant - sim.began < soonest + 1.2
+
+
+def test_units_that_cancelled_calls_return_never_let_more_go_together_than_the_bucket_holds(
+    simulate: Any,
+) -> None:
+    def make(_: Simulator, store: Any) -> Any:
+        return TokenBucket(None, 60, max_cost=100, share="team", store=store)
+
+    sim = simulate(processes=7, latency=REDIS, make=make)
+    sim.max_cost, tasks = 100.0, []
+    for process in sim.processes:
+        tasks.append(process.spawn(process.request(cost=100.0)))
+        sim.run(0.05)
+    sim.run(1)
+    for number in (1, 2):
+        sim.at(0.0, tasks[number].cancel, sim.processes[number])
+    sim.run(400)
+    instants = [use.instant for use in sim.uses]
+    assert len(instants) == 5
+    assert all(later - earlier >= 59.0 for earlier, later in pairwise(instants))
 
 
 @pytest.mark.parametrize(
