@@ -113,6 +113,17 @@ def test_at_most_so_many_requests_are_at_the_server(job: Job, counting: Server) 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+def test_a_batch_needs_no_more_files_than_the_settings_allow_connections(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (256, 1_000))
+    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
+    few = {"STKAI_HTTP_MAX_CONNECTIONS": "50", "STKAI_HTTP_MAX_KEEPALIVE_CONNECTIONS": "50"}
+    assert job.run("--max-in-flight", "2000", env=few).returncode == 0
+    assert job.run("--max-in-flight", "2000", "--restart").returncode == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
 def test_a_batch_may_open_as_many_files_as_it_has_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     allowed = (256, 1_000)
 

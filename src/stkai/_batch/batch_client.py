@@ -76,6 +76,8 @@ class BatchClient:
         if options.no_auth:
             given["auth"] = None
         settings = _settings(options)
+        connections = min(options.max_in_flight, settings.http.max_connections or options.max_in_flight)
+        allow_files(connections + _OTHER_FILES)
         # The same key in each resumed run, unlike a key of the retry policy.
         self.key_headers = ["Idempotency-Key", *filter(None, [settings.retry.idempotency_header])]
         stack = StackBuilder._made_by("stkai batch", given, settings, own_wire=True)  # noqa: SLF001
@@ -153,7 +155,6 @@ def limits(options: Options, settings: Settings) -> Any:
 
 def _settings(options: Options) -> Settings:
     """The settings, with enough connections unless the user set them; no `retry_unknown` for `--unknown report`."""
-    allow_files(options.max_in_flight + _OTHER_FILES)
     settings = STKAI.config
     chosen, most = settings.http.model_fields_set, options.max_in_flight
     http = {
