@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from stkai._batch.outputs import OutputLine, Outputs
+
 from .job import HANGS, Job, RefusalError, Server, echo, summary, until
 
 pytestmark = pytest.mark.real_time
@@ -181,6 +183,27 @@ def test_an_aborted_run_writes_what_waited_for_an_earlier_line_and_sums_up(
         f"id-{n}" for n in range(2, 11)
     ]
     assert summary(stderr.decode()) == "9 done, 0 failed (0 unknown)"
+
+
+def test_what_waited_is_written_once_although_the_earlier_line_ends_meanwhile() -> None:
+    written: list[int] = []
+
+    class Slow(Outputs):
+        async def _append(self, entry: OutputLine) -> None:
+            await asyncio.sleep(0.001)
+            written.append(entry.number)
+
+    async def run() -> None:
+        outputs = Slow(in_order=True)
+        for number in range(1, 6):
+            outputs.expect(number)
+        entries = [OutputLine.of(number, "null", None) for number in range(1, 6)]
+        for entry in entries[1:]:
+            await outputs.write_outcome(entry.number, entry)
+        await asyncio.gather(outputs.write_held(), outputs.write_outcome(1, entries[0]))
+
+    asyncio.run(run())
+    assert sorted(written) == [1, 2, 3, 4, 5]
 
 
 def test_lines_that_wait_for_a_permit_are_dropped(job: Job, gate: Gate, counting: Server) -> None:

@@ -161,8 +161,10 @@ class Outputs:
 
     async def write_held(self) -> None:
         """Write the outcomes that wait for earlier ones, since the process is about to end."""
-        for entry in list(filter(None, self._waiting.values())):
-            await self._write(entry)
+        for number, entry in list(self._waiting.items()):
+            # The line that they wait for may end meanwhile, which also writes them.
+            if entry is not None and self._waiting.pop(number, None) is not None:
+                await self._write(entry)
 
     def sync(self) -> None:
         """Return once everything written would survive a power failure."""
