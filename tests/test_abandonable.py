@@ -80,6 +80,6 @@ def test_no_thread_is_left_after_an_interrupt_at_any_point() -> None:
         if interrupt.left > 0:
             break
     assert number > 10, "there were interrupts"
-    for thread in set(threading.enumerate()) - before:
+    for thread in filter(threading.Thread.is_alive, set(threading.enumerate()) - before):
         thread.join(10)
         assert not thread.is_alive()
