@@ -129,14 +129,25 @@ def test_an_update_changes_the_quota_of_the_group(clock: FakeClock, store: Noted
     assert (first.max_requests, second.max_requests) == (40, 10)
 
 
-def test_those_who_wait_for_a_slow_quota_notice_that_it_became_fast(clock: FakeClock, store: Noted) -> None:
-    policy = TokenBucket(1, 600.0, share="team", store=store)
-    wait_for(policy, clock)
-    turn, start = Turn(), clock.monotonic()
-    wait: Any = policy.ask(turn, start)
-    if isinstance(wait, Run):
-        wait.sync(1.0)
-    policy.update(max_requests=6000)
+@pytest.mark.parametrize(
+    ("quota", "faster"),
+    [
+        ({"max_requests": 1, "time_window": 600.0}, {"max_requests": 6000}),
+        ({"max_requests": None, "time_window": 10.0, "max_cost": 10}, {"max_cost": 1000}),
+    ],
+)
+def test_those_who_wait_for_a_slow_quota_notice_that_it_became_fast(
+    quota: dict[str, Any], faster: dict[str, Any], clock: FakeClock, store: Noted
+) -> None:
+    policy = TokenBucket(**quota, share="team", store=store)
+    wait_for(policy, clock, Turn(cost=10))
+    turn = Turn(cost=10)
+    while isinstance(asked := policy.ask(turn, clock.monotonic()), Run):
+        asked.sync(1.0)
+    policy.update(**faster)
+    assert policy._leased is not None
+    for _ in range(2):  # It reports the new quota, and exchanges the permit.
+        policy._leased.client.after_step(clock.monotonic())
     assert wait_for(policy, clock, turn) <= 1.1
 
 

@@ -188,14 +188,14 @@ class GroupStatus:
             return count
         if all(turn.priority == "low" for turn in turns) or any(map(_needs_several, turns)):
             return count
-        if lease.quota.max_cost:
-            left = -math.inf if lease.units_left is None else lease.units_left
-            # Later, there may seem to be more than the bucket holds: it fills up behind permits that are due later.
-            is_late = now > max(held.leased_at, self.quota_at) + _UNITS_LIFETIME
-            # Units that are returned and leased again come after all others' leases.
-            if is_late or left + held.units < sum(map(cost_of, turns[:count])):
-                return count
         soonest = max(AHEAD, self.queue_until - now)
+        if lease.quota.max_cost:
+            # Later, there may seem to be more than the bucket holds: it fills up behind permits that are due later.
+            if lease.units_left is None or now > max(held.leased_at, self.quota_at) + _UNITS_LIFETIME:
+                return count
+            # Units that are returned and leased again come after all others' leases.
+            missing = sum(map(cost_of, turns[:count])) - held.units - lease.units_left
+            soonest = max(soonest, missing / lease.quota.cost_rate)
         return bisect_right(held.due, now + _EXCHANGE_FACTOR * soonest + _EXCHANGE_GAIN)
 
     @property
