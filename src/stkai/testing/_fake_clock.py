@@ -110,7 +110,7 @@ class FakeClock:
         with self._sleeper(seconds) as sleeper:
             while not self._may_leave(sleeper):
                 sleeper.alarm.wait()
-                sleeper.set_alarm()
+                sleeper.alarm = Latch()  # Before the clock is read again, never after.
 
     async def asleep(self, seconds: float) -> None:
         """Sleep in a task: moves the clock when every task sleeps (`autojump`), or waits until it is moved."""
@@ -125,7 +125,7 @@ class FakeClock:
                     await self._move_to(sleeper)
                 else:
                     await sleeper.alarm.await_()
-                sleeper.set_alarm()
+                sleeper.alarm = Latch()
 
     def __repr__(self) -> str:
         return f"FakeClock(now={self._now:g}, autojump={self._autojump}, sleepers={self.sleepers})"
@@ -179,12 +179,7 @@ class _Sleeper:
     """A thread or task asleep until `target`. Its alarm, which any thread may set off, makes it read the clock."""
 
     def __init__(self, target: float) -> None:
-        self.target = target
-        self.set_alarm()
-
-    def set_alarm(self) -> None:
-        """Set the alarm again. Call this before reading the clock, never after."""
-        self.alarm = Latch()
+        self.target, self.alarm = target, Latch()
 
 
 async def _all_tasks_wait(still_wanted: Callable[[], bool]) -> None:

@@ -81,11 +81,10 @@ class Reply:
             return self.pieces
         return (self.body[: max(0, min(self.cut, len(self.body) - 1))],)
 
-    def with_headers(self, headers: Headers) -> "Reply":
-        return replace(self, headers=self.headers + headers)
-
     def with_default(self, name: str, value: str) -> "Reply":
-        return self if any(key == name for key, _ in self.headers) else self.with_headers(((name, value),))
+        if any(key == name for key, _ in self.headers):
+            return self
+        return replace(self, headers=(*self.headers, (name, value)))
 
 
 def json_reply(content: Any, *, status: int = 200, headers: Headers = ()) -> Reply:
@@ -191,8 +190,8 @@ class Reset(Fault):
 
     def apply(self, reply: Reply) -> Reply:
         if self.framing == "gzip":
-            reply = replace(reply, pieces=(gzip.compress(reply.body),), streamed=False)
-            reply = reply.with_headers((("content-encoding", "gzip"),))
+            headers = (*reply.headers, ("content-encoding", "gzip"))
+            reply = replace(reply, headers=headers, pieces=(gzip.compress(reply.body),), streamed=False)
         elif self.framing is not None:
             reply = replace(reply, streamed=self.framing == "chunked")
         return replace(reply, ending="reset", cut=self.after if self.at == "body" else None)

@@ -180,7 +180,7 @@ class QuotaServer:
 
     def revoke_tokens(self) -> None:
         """Refuse every token issued so far with 401."""
-        self._service.revoke_tokens()
+        self._service.tokens.clear()
 
     @property
     def requests(self) -> list[RequestRecord]:

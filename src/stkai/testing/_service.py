@@ -151,7 +151,7 @@ class Service:
         """Queued faults, each with the start of the paths that it applies to."""
         self._connections: WeakKeyDictionary[object, int] = WeakKeyDictionary()
         self._numbers = count(1)
-        self._tokens: dict[str, float] = {}
+        self.tokens: dict[str, float] = {}  # When each expires.
         self._executions: dict[str, tuple[int, Any]] = {}
         self.routes: list[tuple[str, str, bool, Handler]] = [
             ("POST", f"{TOKEN_PATH}()", False, self._issue_token),
@@ -200,13 +200,10 @@ class Service:
             return refused or handler(request, match[1])
         return error_reply(404, "not_found", f"there is nothing at {request.path}")
 
-    def revoke_tokens(self) -> None:
-        self._tokens.clear()
-
     def _is_authorized(self, request: RequestRecord) -> bool:
         scheme, _, token = (request.authorization or "").partition(" ")
         now = self.clock.monotonic()
-        is_valid = scheme.lower() == "bearer" and self._tokens.get(token, now) > now
+        is_valid = scheme.lower() == "bearer" and self.tokens.get(token, now) > now
         return is_valid or not self.auth_required
 
     def _issue_token(self, request: RequestRecord, _: str) -> Reply:
@@ -218,7 +215,7 @@ class Service:
         if given != (self.client_id, self.client_secret):
             return error_reply(401, "invalid_client", "unknown client_id, or wrong client_secret")
         token = unique_key()
-        self._tokens[token] = self.clock.monotonic() + self.token_lifetime
+        self.tokens[token] = self.clock.monotonic() + self.token_lifetime
         content = {"access_token": token, "token_type": "Bearer", "expires_in": self.token_lifetime}
         return json_reply(content, headers=(("cache-control", "no-store"),))
 
