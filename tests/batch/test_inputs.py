@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stkai._batch.input_lines import csv_records, json_lines
-from stkai._batch.json_text import JsonValue, Template, members, one_line, parse
+from stkai._batch.json_text import JsonValue, Template, members, one_line
 from stkai._batch.outputs import body_of
 
 from .job import Job, Server
@@ -105,7 +106,10 @@ def test_json_on_one_line_means_the_same(value: Any) -> None:
 
 
 def test_numbers_of_any_length_pass() -> None:
-    assert parse("9" * 10_000).text == "9" * 10_000
+    number = "9" * 10_000
+    assert filled(number) == number
+    assert body_of(httpx.Response(200, text=number)).text == number
+    assert members(f'{{"n": {number}}}') == {"n": JsonValue(math.inf, number)}
 
 
 def test_a_csv_becomes_requests_and_its_cells_need_no_escaping(

@@ -47,7 +47,7 @@ class AppendFile:
         with self._appending:
             try:
                 if self._is_torn:
-                    self._cut()
+                    self.truncate(self.size)
                 written = os.write(self.descriptor, record)
                 while written < len(record):
                     written += os.write(self.descriptor, memoryview(record)[written:])
@@ -55,15 +55,11 @@ class AppendFile:
             except BaseException as error:  # Including an interrupt, which must not leave half a record.
                 self._is_torn = True
                 with suppress(OSError):
-                    self._cut()
+                    self.truncate(self.size)
                 if isinstance(error, OSError):
                     raise WriteError(self.path, error) from error
                 raise
             self._changes += 1
-
-    def _cut(self) -> None:
-        os.ftruncate(self.descriptor, self.size)
-        self._is_torn = False
 
     def cut_torn_tail(self) -> None:
         """Cut off everything after the last line break."""
@@ -80,7 +76,7 @@ class AppendFile:
 
     def truncate(self, size: int = 0) -> None:
         os.ftruncate(self.descriptor, size)
-        self.size = size
+        self.size, self._is_torn = size, False
         self._changes += 1
 
     def sync(self) -> None:
@@ -106,7 +102,6 @@ class AppendFile:
                 await anyio.to_thread.run_sync(self.sync)
 
     def close(self) -> None:
-        """Close the file. Nothing can be written afterwards."""
         with self._appending:
             # Another file may get this descriptor, and a thread left behind by an interrupt may still write.
             descriptor, self.descriptor = self.descriptor, -1

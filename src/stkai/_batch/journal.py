@@ -158,7 +158,6 @@ class Journal(AppendFile):
         return found
 
     def write(self, kind: str, *values: object) -> None:
-        """Write a record of this kind."""
         self.append(_record(kind, *values))
 
 

@@ -12,7 +12,6 @@ from typing import Any, Final, NamedTuple
 
 from .._errors import ConfigurationError
 
-_SPACE: Final = " \t\n\r"
 _UNSAFE: Final = re.compile("[\n\r\x7f-\x9f\u2028\u2029]")
 """Line breaks, and characters that terminals interpret. In valid JSON, line breaks occur only between tokens."""
 
@@ -50,13 +49,11 @@ class JsonValue(NamedTuple):
     text: str
 
 
-def parse(text: str, decoder: json.JSONDecoder = _LENIENT) -> JsonValue:
-    """One JSON value, without surrounding whitespace; raises a ValueError, or a RecursionError for deep nesting."""
-    return JsonValue(decoder.decode(text), text.strip(_SPACE))
-
-
 def members(text: str) -> dict[str, JsonValue] | None:
-    """The members of a JSON object, the last of duplicates; None for any other JSON. Raises like `parse`."""
+    """The members of a JSON object, the last of duplicates; None for any other JSON.
+
+    Raises a ValueError, or a RecursionError for deep nesting.
+    """
     if not isinstance(_LENIENT.decode(text), dict):
         return None
     found: dict[str, JsonValue] = {}
@@ -88,7 +85,7 @@ class Template:
         self._found = list[str]()  # All text in braces.
         start = 0
         for found in _STRING.finditer(text):
-            value: str = parse(found[0]).value
+            value: str = _LENIENT.decode(found[0])
             if _COLON.match(text, found.end()) is None and _PLACEHOLDER.search(value) is not None:
                 self._pieces.append((text[start : found.start()], value))
                 self._found += _PLACEHOLDER.findall(value)
@@ -99,13 +96,14 @@ class Template:
     @classmethod
     def read(cls, path: Path) -> "Template":
         try:
-            text = parse(path.read_text("utf-8-sig")).text
+            text = path.read_text("utf-8-sig")
+            _LENIENT.decode(text)
         except UnicodeError as error:
             msg = f"the template {path} is not in UTF-8: save the file as UTF-8"
             raise ConfigurationError(msg) from error
         except (ValueError, RecursionError) as error:
             raise ConfigurationError(f"the template {path} is not JSON: {error}") from error
-        return cls(text)
+        return cls(text.strip())
 
     def use_columns(self, columns: Collection[str]) -> None:
         """Add the placeholders for columns whose names contain spaces."""

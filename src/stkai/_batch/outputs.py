@@ -22,7 +22,7 @@ import httpx
 from .._errors import ConfigurationError
 from .append_file import AppendFile, WriteError
 from .journal import LineState, LineStates
-from .json_text import STRICT, JsonValue, one_line, parse
+from .json_text import STRICT, JsonValue, one_line
 
 SUFFIX: Final = ".jsonl"
 _STDOUT: Final = 1
@@ -113,8 +113,7 @@ def body_of(response: httpx.Response) -> JsonValue:
     content = response.content
     try:
         text = content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
-        value, written = parse(text, STRICT)
-        return JsonValue(value, one_line(written))
+        return JsonValue(STRICT.decode(text), one_line(text.strip()))
     except (ValueError, RecursionError):
         pass
     for charset in (response.charset_encoding or "utf-8", "utf-8"):

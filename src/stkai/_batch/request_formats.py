@@ -2,7 +2,6 @@
 
 import json
 import re
-from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,17 +35,16 @@ class Target:
 
     def request(self, keys: Mapping[str, str], extensions: dict[str, Any]) -> httpx.Request:
         """The request, with the default headers and those that carry its idempotency key."""
-        url, headers = self.url, headers_of(self.method, self.url, None, self.content)
+        headers = headers_of(self.method, self.url, None, self.content)
         for name, key in keys.items():
             headers[name] = key
-        if url.userinfo:  # As httpx's own clients send it (RFC 7617).
-            credentials = b64encode(f"{url.username}:{url.password}".encode())
-            headers["Authorization"] = f"Basic {credentials.decode()}"
-            url = url.copy_with(userinfo=b"")
         # Given a stream, httpx does not check the headers again.
         stream = httpx.ByteStream(self.content or b"")
-        request = httpx.Request(self.method, url, headers=headers, stream=stream, extensions=extensions)
+        request = httpx.Request(self.method, self.url, headers=headers, stream=stream, extensions=extensions)
         request.read()
+        if self.url.userinfo:  # As httpx's own clients send it.
+            next(httpx.BasicAuth(self.url.username, self.url.password).auth_flow(request))
+            request.url = self.url.copy_with(userinfo=b"")
         return request
 
 

@@ -111,20 +111,15 @@ def _check(requests: object, max_in_flight: int, kinds: Any) -> None:
 class _OutcomeLog(RunState):
     """The state of the requests, by index; kept in a journal if there is one."""
 
-    def __init__(self, path: JournalPath | None) -> None:
-        super().__init__()
+    def open(self, path: JournalPath | None) -> None:
         if path is not None:
             self.journal = Journal(full_path(path))
-            try:
-                if self.journal.header is None:
-                    self.journal.begin("send_all", {})
-                elif self.journal.header.kind != "send_all":
-                    msg = f"{path} is the journal of `stkai batch`; choose another file for send_all"
-                    raise ConfigurationError(msg)
-                self.recovered = self.journal.recover(LineStates())
-            except BaseException:
-                self.journal.close()
-                raise
+            if self.journal.header is None:
+                self.journal.begin("send_all", {})
+            elif self.journal.header.kind != "send_all":
+                msg = f"{path} is the journal of `stkai batch`; choose another file for send_all"
+                raise ConfigurationError(msg)
+            self.recovered = self.journal.recover(LineStates())
 
     def send(self, send: Callable[[httpx.Request, Tracker], T], index: int, request: httpx.Request) -> T:
         """Send a request; refuse one that may have been sent before, and anything that is not a request."""
@@ -174,7 +169,8 @@ async def _asend_all(
     limit: int,
     path: JournalPath | None,
 ) -> AsyncGenerator[Outcome, None]:
-    with closing(_OutcomeLog(path)) as log:
+    with closing(_OutcomeLog()) as log:
+        log.open(path)
         async with OutcomesInTasks(partial(log.send, send), _wanted(requests, log), limit) as outcomes:
             async for outcome in outcomes:
                 with log.handing_out(outcome):
@@ -187,7 +183,8 @@ def _send_all(
     limit: int,
     path: JournalPath | None,
 ) -> Generator[Outcome, None, None]:
-    with closing(_OutcomeLog(path)) as log:
+    with closing(_OutcomeLog()) as log:
+        log.open(path)
         wanted = (item for item in enumerate(requests) if log.wants(item[0]))
         sent = outcomes_in_threads(partial(log.send, send), wanted, limit, log.ending.run)
         with closing(sent) as outcomes:

@@ -113,10 +113,14 @@ def send_tracked(
     client: HttpClient | httpx.Client, request: httpx.Request, tracker: Tracker
 ) -> httpx.Response:
     """Send one request; if it waits in a stack of ours, for example for a permit, the wait stops when the run ends."""
-    around: Any = partial(_until_run_ends, tracker)
-    if not _begins_in(LayerTransport.handle_request, client, request):
+    is_ours = _begins_in(LayerTransport.handle_request, client, request)
+    if not is_ours:
         tracker.about_to_send()
-        around = partial(ending_with, tracker.run.ending)
+
+    def around(flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
+        tracked = partial(track, tracker, flow) if is_ours else flow
+        return ending_with(tracker.run.ending, tracked, request, attempt)
+
     with _copy_of(request, around) as copy:
         return _answer_to(request, copy, client.send(copy))
 
@@ -173,11 +177,6 @@ def _answer_to(request: httpx.Request, copy: httpx.Request, response: httpx.Resp
         if response.request is copy:
             response.request = request
     return response
-
-
-def _until_run_ends(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
-    """The same flow, but it notifies `tracker` of each request sent, and stops waiting once the run is ending."""
-    return ending_with(tracker.run.ending, partial(track, tracker, flow), request, attempt)
 
 
 def track(tracker: Tracker, flow: Enter, request: httpx.Request, attempt: Attempt) -> Flow:
