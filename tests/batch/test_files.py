@@ -262,14 +262,6 @@ def test_a_full_stdout_is_waited_for_also_if_it_does_not_block() -> None:
     assert (outputs.error, bytes(read)) == (None, line)
 
 
-def wait_for(copy: StdinCopy) -> None:
-    for _ in range(2000):
-        if copy.is_complete:
-            return
-        anyio.run(anyio.sleep, 0.005)
-    raise AssertionError("it is never complete")
-
-
 def test_a_copy_copies_to_the_end_and_reports_what_went_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,14 +271,14 @@ def test_a_copy_copies_to_the_end_and_reports_what_went_wrong(
     os.write(writing, b"some")
     os.write(writing, b" more")
     os.close(writing)
-    wait_for(copy)
+    copy.join(10)
     assert copy.path.read_bytes() == b"some more"
     os.close(reading)
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     empty = StdinCopy(tmp_path / "none", descriptor=reading)
     empty.start()
-    wait_for(empty)
+    empty.join(10)
     assert "stdin cannot be read: Resource temporarily unavailable" in str(empty.error)
     os.set_blocking(reading, True)
 
@@ -297,7 +289,7 @@ def test_a_copy_copies_to_the_end_and_reports_what_went_wrong(
     full = StdinCopy(tmp_path / "full", descriptor=reading)
     full.start()
     os.write(writing, b"x")
-    wait_for(full)
+    full.join(10)
     assert "No space left" in str(full.error)
     os.close(reading)
     os.close(writing)

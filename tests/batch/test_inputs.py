@@ -204,7 +204,7 @@ def test_a_line_without_the_id_column_fails_alone(job: Job) -> None:
 def test_lines_are_awaited_while_the_input_still_grows(tmp_path: Path) -> None:
     path = tmp_path / "grows.jsonl"
     path.write_bytes(b'{"a": 1}\n{"b"')
-    copy: Any = SimpleNamespace(is_complete=False, is_cut_off=False)
+    copy: Any = SimpleNamespace(is_alive=lambda: True, is_cut_off=False)
     lines = iter(json_lines(path, copy=copy))
     first = next(lines)
     assert first is not None
@@ -216,7 +216,7 @@ def test_lines_are_awaited_while_the_input_still_grows(tmp_path: Path) -> None:
     assert second is not None
     assert second[0] == 2
     assert next(lines) is None
-    copy.is_complete = True
+    copy.is_alive = lambda: False
     rest = list(lines)
     assert [item and item[0] for item in rest] == [4]
 

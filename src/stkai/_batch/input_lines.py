@@ -39,7 +39,7 @@ def json_lines(path: Path, size: int | None = None, copy: "StdinCopy | None" = N
     with path.open("rb") as file:
         while True:
             # Check before reading: once the copy is complete, nothing more is appended.
-            ends_here = copy is None or copy.is_complete
+            ends_here = copy is None or not copy.is_alive()
             for raw in _up_to(size, file):
                 if raw[-1:] != b"\n" and copy is not None and (copy.is_cut_off or not ends_here):
                     file.seek(offset)
@@ -167,14 +167,16 @@ class Survey(NamedTuple):
 
 
 class StdinCopy(threading.Thread):
-    """Copies a descriptor to a file, so that a resumed job can read it there."""
+    """Copies a descriptor to a file, so that a resumed job can read it there.
+
+    It is alive until everything has been copied, or copying has failed.
+    """
 
     def __init__(
         self, path: Path, shard: Shard = ALL_LINES, *, resumes: bool = False, descriptor: int = 0
     ) -> None:
         super().__init__(name="stkai.batch.stdin", daemon=True)
         self.path = path
-        self.is_complete = False  # Whether everything has been copied, or copying has failed.
         self.is_cut_off = False  # Set if the copy may lack the end of stdin.
         self.survey: Survey | None = None  # Set once everything has been copied.
         self.error: StkaiError | None = None  # Why copying failed.
@@ -221,7 +223,6 @@ class StdinCopy(threading.Thread):
         finally:
             self._file.close()
             self.is_cut_off = self.is_cut_off or self.error is not None
-            self.is_complete = True
 
 
 def sha256(path: Path, size: int) -> str:

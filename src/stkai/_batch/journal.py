@@ -58,8 +58,6 @@ _STATES: Final = tuple(LineState)
 class LineStates:
     """A state for each number; `NEW` until it is set."""
 
-    __slots__ = ("_bytes",)
-
     def __init__(self) -> None:
         self._bytes = bytearray()
 

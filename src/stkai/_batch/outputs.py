@@ -25,7 +25,6 @@ from .journal import LineState, LineStates
 from .json_text import STRICT, JsonValue, one_line
 
 SUFFIX: Final = ".jsonl"
-_STDOUT: Final = 1
 
 _LINE_START: Final = re.compile(rb'\{"id": "line-([1-9][0-9]{0,8})", "custom_id": ')
 """The start of each line of an output."""
@@ -248,7 +247,7 @@ class StdoutOutputs(Outputs):
     Writes in a thread, so that a slow reader does not make the calls in flight miss their deadlines.
     """
 
-    def __init__(self, *, in_order: bool, descriptor: int = _STDOUT) -> None:
+    def __init__(self, *, in_order: bool, descriptor: int = 1) -> None:
         super().__init__(in_order=in_order)
         self._descriptor, self._appending = descriptor, anyio.Lock()
 

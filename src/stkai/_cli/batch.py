@@ -213,7 +213,7 @@ class _JobRun:
     def _copy_rest(self) -> None:
         """After a halt, copy stdin to its end, since a resumed job reads only the copy."""
         stdin, (code, why) = self._job.stdin, self._runner.stop_reason or (0, "")
-        if code != HALTED or stdin is None or stdin.is_complete or self._options.to_stdout:
+        if code != HALTED or stdin is None or not stdin.is_alive() or self._options.to_stdout:
             return
         try:
             say(f"{why}: copying the rest of stdin, which --resume sends; interrupt to leave it out")

@@ -30,7 +30,6 @@ from ..testing import QuotaServer
 from ..transports._limits.quota_limiters import AimdLimiter, TokenBucket
 
 _PATH: Final = "/v1/quick-commands"
-_STATUSES: Final = (httpx.codes.OK, httpx.codes.TOO_MANY_REQUESTS)
 _FIGURES: Final = ("sent", "ok", "429", "failed", "p50 s", "p95 s")
 _NAMES: Final = 23  # Width of the first column, in characters.
 _GAP: Final = 2  # Characters between two columns.
@@ -97,9 +96,8 @@ class Batch:
         records = [record for record in server.requests if record.path.startswith(_PATH)]
         records.sort(key=lambda record: record.time)
         start = records[0].time if records else 0.0
-        accepted, refused = (
-            [record for record in records if record.status == status] for status in _STATUSES
-        )
+        accepted = [record for record in records if record.status == httpx.codes.OK]
+        refused = [record for record in records if record.status == httpx.codes.TOO_MANY_REQUESTS]
         seconds = sorted(duration for durations, _ in reports for duration in durations)
         return StrategyRun(
             strategy,

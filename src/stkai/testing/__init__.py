@@ -8,15 +8,5 @@ from ._fake_clock import FakeClock
 from ._replies import Answer, Edit, Hang, HangUp, RequestRecord, Reset, Slow
 from ._server import QuotaServer
 
-__all__ = [
-    "Answer",
-    "Edit",
-    "FakeClock",
-    "Hang",
-    "HangUp",
-    "QuotaServer",
-    "RequestRecord",
-    "Reset",
-    "Slow",
-]
+__all__ = ["Answer", "Edit", "FakeClock", "Hang", "HangUp", "QuotaServer", "RequestRecord", "Reset", "Slow"]
 __dir__ = __all__.copy

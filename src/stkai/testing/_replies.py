@@ -14,8 +14,6 @@ from typing import Any, Literal
 from .._checks import POSITIVE_COUNT, check_number
 
 Headers = tuple[tuple[str, str], ...]
-HeadersLike = Mapping[str, str] | Iterable[tuple[str, str]]
-Framing = Literal["length", "chunked", "gzip"] | None
 
 
 @dataclass(kw_only=True)
@@ -159,7 +157,7 @@ class Answer(Fault):
 
     status: int
     _: KW_ONLY
-    headers: HeadersLike = ()
+    headers: Mapping[str, str] | Iterable[tuple[str, str]] = ()
     body: bytes | str | None = None
 
     def reply(self) -> Reply:
@@ -186,7 +184,7 @@ class Reset(Fault):
     at: Literal["start", "headers", "body", "end"] = "start"
     _: KW_ONLY
     after: int = 10
-    framing: Framing = None
+    framing: Literal["length", "chunked", "gzip"] | None = None
 
     def apply(self, reply: Reply) -> Reply:
         if self.framing == "gzip":

@@ -10,18 +10,8 @@ from .._checks import COUNT, SECONDS, check_choice, check_number
 from .._clock import Clock, clock_or_system
 from .._errors import missing_extra
 from ._replies import Answer, Fault, RequestRecord
-from ._service import (
-    API,
-    TOKEN_PATH,
-    Bucket,
-    FixedWindow,
-    RetryAfter,
-    ServerQuota,
-    Service,
-    SlidingWindow,
-)
+from ._service import API, TOKEN_PATH, Bucket, FixedWindow, RetryAfter, ServerQuota, Service, SlidingWindow
 
-Kind = Literal["fixed", "sliding", "bucket"]
 _KINDS: Final = {"fixed": FixedWindow, "sliding": SlidingWindow, "bucket": Bucket}
 
 
@@ -56,7 +46,7 @@ class QuotaServer:
         max_requests: int | None = None,
         time_window: float = 1.0,
         *,
-        kind: Kind = "fixed",
+        kind: Literal["fixed", "sliding", "bucket"] = "fixed",
         retry_after: RetryAfter = "true",
         latency: float | tuple[float, float] = 0.0,
         auth_required: bool = True,
