@@ -188,12 +188,10 @@ def format_of(options: Options) -> Format:
     if not options.from_stdin:
         path = Path(options.source)
         _check_file(path)
-        first = {} if options.is_csv else _first_object(path)
-        if options.is_csv:
-            columns = csv_columns(path)
-            if template is not None:
-                template.use_columns(columns)
-            _check_columns(path, columns, options, template)
+        if not options.is_csv:
+            first = _first_object(path)
+        elif template is not None:  # Always: the options require one.
+            _check_columns(path, options, template)
     to = None if template is None else options.base_url
     if options.quick_command is not None:
         to = options.url_of_commands(f"create-execution/{options.quick_command}")
@@ -219,8 +217,10 @@ def _check_file(path: Path) -> None:
         raise ConfigurationError(f"the input {path} is in UTF-16 or UTF-32: save the file as UTF-8")
 
 
-def _check_columns(path: Path, columns: list[str], options: Options, template: Template | None) -> None:
-    wanted = {} if template is None else {name: f"the template uses {{{name}}}" for name in template.names}
+def _check_columns(path: Path, options: Options, template: Template) -> None:
+    columns = csv_columns(path)
+    template.use_columns(columns)
+    wanted = {name: f"the template uses {{{name}}}" for name in template.names}
     if options.id_column is not None:
         wanted[options.id_column] = f"--id-column {options.id_column}"
     # Excel writes semicolons where the comma is the decimal sign.
