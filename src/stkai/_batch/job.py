@@ -150,7 +150,6 @@ class BatchJob(RunState):
             self.record("u", *self.usage)
 
     def sync(self) -> None:
-        """Return once everything written would survive a power failure."""
         if self.journal is not None:
             self.journal.sync()
         self.outputs.sync()

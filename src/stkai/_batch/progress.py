@@ -41,12 +41,10 @@ def show_count(count: float) -> str:
 
 
 def show_dollars(amount: float) -> str:
-    """Dollars, with more digits for small amounts."""
     return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:.4f}"
 
 
 def show_time(seconds: float) -> str:
-    """Minutes and seconds, and hours if there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -104,7 +102,6 @@ class Usage(NamedTuple):
     output_tokens: int = 0
 
     def plus(self, body: Any) -> "Usage":
-        """Add the usage that an answer reports, if any."""
         input_tokens, output_tokens = used_tokens(body)
         return Usage(self.input_tokens + input_tokens, self.output_tokens + output_tokens)
 

@@ -74,19 +74,9 @@ def asend_all(
 ) -> AsyncGenerator[Outcome, None]:
     """Send many requests through one async client, in tasks, and yield each outcome as its call finishes.
 
-    Works like `send_all`, on asyncio and trio, and also takes async iterables. `aclose()` cancels the requests in
-    flight: `async with contextlib.aclosing(stkai.asend_all(...)) as outcomes`.
-
-    Args:
-        client: any async stkai or httpx client; it is not closed.
-        requests: an iterable or an async iterable of requests.
-        max_in_flight: the most requests in flight at once.
-        journal: as for `send_all`.
-
-    Raises:
-        ConfigurationError: the client is not an async client, or the journal is in use or not a journal.
-        StkaiError: the journal can no longer be written, as when the disk is full.
-        InvalidArgumentError: `max_in_flight` is not an integer of at least 1, or `requests` is not an iterable.
+    Works like `send_all`, with the same arguments and errors, on asyncio and trio: with an async stkai or httpx client,
+    and an iterable or an async iterable of requests. `aclose()` cancels the requests in flight:
+    `async with contextlib.aclosing(stkai.asend_all(...)) as outcomes`.
     """
     if not isinstance(client, alike(AsyncHttpClient, httpx.AsyncClient)):
         raise _unfit("asend_all", client, "a stkai.AsyncHttpClient or an httpx.AsyncClient", "send_all")

@@ -48,7 +48,6 @@ class RunState:
         return self.recovered.states[number] is not LineState.DONE
 
     def record(self, kind: str, *values: object) -> None:
-        """Write a record of this kind to the journal, if there is one."""
         if self.journal is not None:
             self.journal.write(kind, *values)
 

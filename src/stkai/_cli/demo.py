@@ -52,7 +52,6 @@ class StrategyRun:
     senders: Sequence[str | None] = ()  # The `Authorization` of `accepted`, which differs between processes.
 
     def quantile(self, percent: int) -> float:
-        """This percentile of the durations of successful calls, in seconds."""
         if len(self.seconds) < 2:
             return self.seconds[0] if self.seconds else 0.0
         return statistics.quantiles(self.seconds, n=100, method="inclusive")[percent - 1]

@@ -74,7 +74,6 @@ def as_dict(share: str, seen: Snapshot | None) -> dict[str, Any]:
 
 
 def as_table(share: str, seen: Snapshot | None) -> Table | Text:
-    """The state, for people."""
     if seen is None:
         return Text(_unused(share))
     quota = seen.quota
