@@ -28,7 +28,7 @@ from ..transports._options import OPTIONS, UNSET, RequestOptions
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES
 from ..transports._retry_after import retry_after
 from .options import Options
-from .sent_requests import LineInFlight
+from .tracking import LineInFlight
 
 if sys.platform != "win32":
     import resource

@@ -20,7 +20,7 @@ from .options import Options
 from .outputs import FileOutputs, Outputs, Paths, StdoutOutputs, entries_in
 from .progress import Usage, count, say, show_count, show_dollars
 from .request_formats import Format, InvalidLineError
-from .sent_requests import RunState
+from .tracking import RunState
 
 _MAX_PROBLEMS: Final = 20  # Lines that a dry run lists for each kind of problem.
 

@@ -23,7 +23,7 @@ from .json_text import JsonValue
 from .outputs import UNKNOWN, LineFailure, OutputLine, body_of
 from .progress import visible
 from .request_formats import InvalidLineError
-from .sent_requests import DroppedError, LineInFlight, track
+from .tracking import DroppedError, LineInFlight, track
 
 HALTED: Final = 3
 INTERRUPTED: Final = 130

@@ -18,7 +18,7 @@ from .._urls import full_path
 from .append_file import WriteError
 from .concurrency import Outcome, OutcomesInTasks, outcomes_in_threads
 from .journal import Journal, LineState, LineStates
-from .sent_requests import RunState, Tracker, asend_tracked, send_tracked
+from .tracking import RunState, Tracker, asend_tracked, send_tracked
 
 T = TypeVar("T")
 
