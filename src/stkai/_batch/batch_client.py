@@ -99,7 +99,8 @@ class BatchClient:
         if self._options.quick_command is None:
             return await self._client.send(request)
         start, deadline = self._clock.monotonic(), self._options.deadline
-        if line.execution is None:
+        execution = line.execution
+        if execution is None:
             created = await self._client.send(request)
             if created.status_code >= 300:
                 return created
@@ -110,9 +111,9 @@ class BatchClient:
         if deadline is None:  # Time spent waiting for a permit does not count.
             start, deadline = self._clock.monotonic(), _EXECUTION_TIMEOUT
         with anyio.move_on_after(start + deadline - self._clock.monotonic()):
-            return await self._poll(line.execution or "")
+            return await self._poll(execution)
         raise DeadlineExceededError(
-            f"the execution {line.execution} did not end within {deadline:g} s: to wait longer, pass --deadline SECONDS"
+            f"the execution {execution} did not end within {deadline:g} s: to wait longer, pass --deadline SECONDS"
             " (it may still end; --retry-failed creates another one)"
         )
 
