@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 import statistics
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -230,10 +231,8 @@ def _plots(runs: Sequence[StrategyRun], batch: Batch, cells: int, levels: str) -
 
 def counts(instants: Sequence[float], width: float, buckets: int) -> list[int]:
     """How many instants fall into each bucket of `width` seconds; later ones count in the last bucket."""
-    found = [0] * buckets
-    for instant in instants:
-        found[min(buckets - 1, max(0, int(instant / width)))] += 1
-    return found
+    found = Counter(min(buckets - 1, max(0, int(instant / width))) for instant in instants)
+    return [found[bucket] for bucket in range(buckets)]
 
 
 def columns(counts: Sequence[int], top: float, cells: int, levels: str = _EIGHTHS) -> str:

@@ -121,7 +121,7 @@ class FakeClock:
             return
         with self._sleeper(seconds) as sleeper:
             while not self._may_leave(sleeper):
-                if self._autojump and self._first() is sleeper:
+                if self._autojump and self._sleepers[0] is sleeper:
                     await self._move_to(sleeper)
                 else:
                     await sleeper.alarm.await_()
@@ -148,11 +148,7 @@ class FakeClock:
     def _may_leave(self, sleeper: "_Sleeper") -> bool:
         """Whether it has slept long enough and is the first, which keeps the order of sleepers on any event loop."""
         with self._changed:
-            return sleeper.target <= self._now and self._first() is sleeper
-
-    def _first(self) -> "_Sleeper | None":
-        with self._changed:
-            return self._sleepers[0] if self._sleepers else None
+            return sleeper.target <= self._now and self._sleepers[0] is sleeper
 
     async def _move_to(self, sleeper: "_Sleeper") -> None:
         """Move the clock to the first sleeper's wake-up time when no task can run.
@@ -162,7 +158,7 @@ class FakeClock:
         before = self._now
 
         def is_next() -> bool:
-            return self._now == before and self._first() is sleeper
+            return self._now == before and self._sleepers[0] is sleeper
 
         await _all_tasks_wait(is_next)
         with self._changed:
@@ -170,7 +166,8 @@ class FakeClock:
                 self._now = max(self._now, sleeper.target)
 
     def _wake_first(self) -> None:
-        first = self._first()
+        with self._changed:
+            first = self._sleepers[0] if self._sleepers else None
         if first is not None and (self._autojump or first.target <= self._now):
             first.alarm.run()  # Rings it.
 
