@@ -148,6 +148,8 @@ def test_a_custom_tokenizer_counts_the_text_and_falls_back_to_the_estimate() -> 
     cost = llm_tokens(tokenizer=tokenizer)["cost"]
     assert cost(request(chat("a long-winded sentence", max_tokens=10))) == 13
     assert cost(request(chat("what?" * 8, max_tokens=10))) == 20
+    counting = llm_tokens(tokenizer=lambda text: len(tokenizer(text)))["cost"]
+    assert counting(request(chat("a long-winded sentence", max_tokens=10))) == 13
 
 
 def test_a_tokenizer_that_cannot_be_called_is_an_error() -> None:

@@ -42,7 +42,7 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
     As `**llm_tokens()`, it is the `cost=` and `settle=` of a stack.
     """
 
-    def __init__(self, count: Count, tokenizer: Callable[[str], Sized] | None) -> None:
+    def __init__(self, count: Count, tokenizer: Callable[[str], Sized | int] | None) -> None:
         super().__init__(cost=self.estimate, settle=self.settle)
         self._count, self._tokenizer = count, tokenizer
 
@@ -95,7 +95,8 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
     def _tokens(self, text: str) -> float:
         if self._tokenizer is not None:
             try:
-                return float(len(self._tokenizer(text)))
+                tokens = self._tokenizer(text)
+                return float(tokens if isinstance(tokens, int) else len(tokens))
             except Exception as error:  # noqa: BLE001 - user code; a rough estimate is better than a call that fails
                 raise_interrupt(error)
         return len(text) / CHARACTERS_PER_TOKEN
@@ -104,7 +105,7 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         return f"llm_tokens({self._count!r})"
 
 
-def llm_tokens(count: Count = "total", tokenizer: Callable[[str], Sized] | None = None) -> LlmTokens:
+def llm_tokens(count: Count = "total", tokenizer: Callable[[str], Sized | int] | None = None) -> LlmTokens:
     """Count the tokens of language models: `TokenBucket(500, 60, max_cost=200_000, cost=llm_tokens())`.
 
     The estimate is one token for every four characters of text in the body, plus the longest possible answer:
@@ -114,8 +115,9 @@ def llm_tokens(count: Count = "total", tokenizer: Callable[[str], Sized] | None 
 
     Args:
         count: "total", or "input" or "output" alone, for services that limit them separately.
-        tokenizer: turns a text into its tokens, if four characters per token is not accurate enough; for example
-            `tiktoken.get_encoding("o200k_base").encode_ordinary`. Texts that it cannot read are estimated.
+        tokenizer: returns the tokens of a text, or their number, if four characters per token is not accurate
+            enough; for example `tiktoken.get_encoding("o200k_base").encode_ordinary`. Texts that it cannot read are
+            estimated.
 
     Raises:
         ConfigurationError: (a ValueError) `count` is something else, or `tokenizer` cannot be called.
