@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -112,12 +113,20 @@ def test_at_most_so_many_requests_are_at_the_server(job: Job, counting: Server) 
     assert most == 2
 
 
+def _refused_above(most: int) -> Callable[[int, tuple[int, int]], None]:
+    def setrlimit(_: int, pair: tuple[int, int]) -> None:
+        if pair[0] > most:
+            raise ValueError("current limit exceeds maximum limit")
+
+    return setrlimit
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
 def test_a_batch_needs_no_more_files_than_the_settings_allow_connections(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _: (256, 1_000))
-    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
+    monkeypatch.setattr("resource.setrlimit", _refused_above(1_000))
     few = {"STKAI_HTTP_MAX_CONNECTIONS": "50", "STKAI_HTTP_MAX_KEEPALIVE_CONNECTIONS": "50"}
     assert job.run("--max-in-flight", "2000", env=few).returncode == 0
     assert job.run("--max-in-flight", "2000", "--restart").returncode == 2
@@ -127,8 +136,9 @@ def test_a_batch_needs_no_more_files_than_the_settings_allow_connections(
 def test_a_batch_may_open_as_many_files_as_it_has_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     allowed = (256, 1_000)
 
-    def allow(_: int, pair: tuple[int, int]) -> None:
+    def allow(kind: int, pair: tuple[int, int]) -> None:
         nonlocal allowed
+        _refused_above(1_000)(kind, pair)
         allowed = pair
 
     monkeypatch.setattr("resource.getrlimit", lambda _: allowed)

@@ -71,6 +71,10 @@ def test_relative_urls_and_templates_need_a_base_url(job: Job) -> None:
         result = job.run(*more, base=False)
         assert (result.returncode, "--base-url" in result.stderr) == (2, True)
     assert job.snapshot() == before
+    for url in ("/go", "/go?to=http://other"):
+        job.input.write_text(f'\n\n{{"url": "{url}", "body": {{}}}}\n')
+        result = job.run(base=False)
+        assert (result.returncode, "line 3" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.failed.jsonl"])

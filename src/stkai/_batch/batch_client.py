@@ -179,12 +179,13 @@ def allow_files(needed: int) -> None:
     soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
-    if most != resource.RLIM_INFINITY and most < needed:
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
+    except (OSError, ValueError) as error:  # On macOS, a process may not have as many as its own limit says.
         raise ConfigurationError(
-            f"--max-in-flight needs up to {needed} open files, and the system allows {most}: pass a smaller number, or"
-            " raise the limit (ulimit -n)"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
+            f"--max-in-flight needs up to {needed} open files, which the system does not allow ({error}): pass a"
+            " smaller number, or raise the limit (ulimit -n)"
+        ) from error
 
 
 def _wire(http: "HttpConfig") -> "AsyncWire":

@@ -16,7 +16,7 @@ from .._errors import ConfigurationError
 from .input_lines import ALL_LINES, Lines, Shard, Survey, csv_columns, csv_records, json_lines
 from .json_text import Template
 from .progress import Price
-from .request_formats import Format, InvalidLineError, Values, join_url, parse_url
+from .request_formats import Format, InvalidLineError, Values, is_absolute, join_url, parse_url
 
 QUICK_COMMANDS: Final = "https://genai-code-buddy-api.stackspot.com"
 """Where StackSpot runs quick commands."""
@@ -185,11 +185,12 @@ def format_of(options: Options) -> Format:
             raise ConfigurationError(f"{name} is closed: pass the name of a file instead of -")
     template = None if options.body is None else Template.read(options.body)
     first: Values = {}
+    number = 0
     if not options.from_stdin:
         path = Path(options.source)
         _check_file(path)
         if not options.is_csv:
-            first = _first_object(path)
+            number, first = _first_object(path)
         elif template is not None:  # Always: the options require one.
             _check_columns(path, options, template)
     to = None if template is None else options.base_url
@@ -197,9 +198,9 @@ def format_of(options: Options) -> Format:
         to = options.url_of_commands(f"create-execution/{options.quick_command}")
     url = None if to is None else parse_url(to)
     relative = first["url"].value if "url" in first else None
-    if isinstance(relative, str) and "://" not in relative and not (options.base_url or url):
+    if isinstance(relative, str) and not is_absolute(relative) and not (options.base_url or url):
         raise ConfigurationError(
-            f"{options.source}, line 1: the url is relative ({relative}): pass --base-url"
+            f"{options.source}, line {number}: the url is relative ({relative}): pass --base-url"
         )
     return Format(base_url=options.base_url, url=url, template=template, id_name=options.id_column)
 
@@ -232,12 +233,12 @@ def _check_columns(path: Path, options: Options, template: Template) -> None:
             )
 
 
-def _first_object(path: Path) -> Values:
-    """The members of the first line; empty if it has none."""
+def _first_object(path: Path) -> tuple[int, Values]:
+    """The number and the members of the first line that is not blank; no members if it has none."""
     with suppress(InvalidLineError):
         for item in json_lines(path):
-            return (None if item is None else item[1]()) or {}
-    return {}
+            return (0, {}) if item is None else (item[0], item[1]() or {})
+    return 0, {}
 
 
 def _digest(text: str) -> str:

@@ -110,7 +110,7 @@ class Format:
             raise InvalidLineError(
                 '"url" is missing or not a string: if the lines have another form, pass --body TEMPLATE.json'
             )
-        if _SCHEME.match(url) is None:
+        if not is_absolute(url):
             if self.base_url is None:
                 raise InvalidLineError(f'"url" is relative ({url}): pass --base-url')
             url = join_url(self.base_url, url)
@@ -118,6 +118,10 @@ class Format:
             return parse_url(url)
         except ValueError as error:
             raise InvalidLineError(f'"url" is not a url: {error}') from None
+
+
+def is_absolute(url: str) -> bool:
+    return _SCHEME.match(url) is not None
 
 
 def _utf8(text: str) -> bytes:
