@@ -357,6 +357,34 @@ def test_units_that_cancelled_calls_return_never_let_more_go_together_than_the_b
     assert all(later - earlier >= 59.0 for earlier, later in pairwise(instants))
 
 
+@pytest.mark.parametrize("max_requests", [None, 5])
+def test_a_bucket_of_units_is_never_overdrawn_however_many_calls_are_cancelled(
+    simulate: Any, max_requests: int | None
+) -> None:
+    def make(_: Simulator, store: Any) -> Any:
+        return TokenBucket(max_requests, 20, max_cost=100, share="team", store=store)
+
+    sim = simulate(processes=4, latency=REDIS, make=make)
+    sim.max_cost, until = 100.0, sim.now + 200
+
+    async def send(process: Any) -> None:
+        while sim.now < until:
+            task = process.spawn(process.request(cost=sim.chance.choice([1.0, 10.0, 33.0, 100.0])))
+            await sleep(sim.chance.choice([0.01, 0.5, 5.0, 20.0]))
+            task.cancel()
+
+    for process in sim.processes:
+        for _ in range(3):
+            process.spawn(send(process))
+    sim.run(230)
+    level, before, least = 100.0, sim.began, 0.0
+    for use in sorted(sim.uses, key=lambda use: use.instant):
+        level, before = min(100.0, level + 5 * (use.instant - before)) - use.cost, use.instant
+        least = min(least, level)
+    assert least > -5.0
+    assert sum(use.cost for use in sim.uses) > 400
+
+
 @pytest.mark.parametrize(
     ("make", "change"),
     [

@@ -137,5 +137,6 @@ def check_one_sequence(lua: InLua, seed: int) -> None:
 def test_python_and_lua_agree_on_random_sequences(server: Server) -> None:
     with server.client() as client:
         lua = InLua(client)
-        for seed in range(SEQUENCES):
+        # In number 122, a window holds more permits than a smaller quota allows.
+        for seed in {*range(SEQUENCES), 122}:
             check_one_sequence(lua, seed)

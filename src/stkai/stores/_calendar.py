@@ -53,6 +53,7 @@ class Calendar:
     # Instants, and the number of permits at each: in the last window, or leased ahead.
     window: list[tuple[float, int]] = field(default_factory=list)
     units: float = 0.0  # Units of cost left; negative while there is a debt.
+    units_held: float = 0.0  # Units that members hold: they are still in the bucket.
     paused: float = NEVER  # When the pause ends.
     leased: int = 0  # Totals of permits, by outcome.
     used: int = 0
@@ -75,7 +76,7 @@ def advance(s: Calendar, now: float) -> float:
     seconds, s.at = at - s.at, at
     s.usage *= max(0.0, 1 - seconds / USAGE_SPAN)
     if s.quota.max_cost:
-        s.units = min(s.quota.max_cost, s.units + seconds * s.quota.cost_rate)
+        s.units = min(s.quota.max_cost - s.units_held, s.units + seconds * s.quota.cost_rate)
     if s.free and s.free[0][0] <= at:
         ranges, s.free = s.free, []
         _offer(s, ranges, at)
@@ -199,7 +200,7 @@ def _entry(s: Calendar, first: float, gap: float, places: int) -> tuple[float, i
 
 
 def fit(s: Calendar, first: float, gap: float, places: int) -> int:
-    """How many of these permits fit into the windows around them."""
+    """How many of these permits fit into the windows around them; negative if they hold too many already."""
     if not s.most or _within(s) + places <= s.most:
         return places
     length = _length(s)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any, Final
 
-from ._calendar import NEVER, Calendar, Range, count, cut, end, forgive, give, merged, release
+from ._calendar import NEVER, ROUNDING, Calendar, Range, count, cut, end, forgive, give, merged, release
 from ._protocol import Ask, Quota
 
 MEMBER_LIFETIME: Final = 10.0  # Seconds of silence after which a member is forgotten.
@@ -112,8 +112,7 @@ def reconcile(s: State, m: MemberState, ask: Ask, now: float) -> bool:
     m.used, m.lapsed, m.units_used = ask.used, ask.lapsed, ask.units_used
     if ask.lease_id != m.id:  # The last answer did not arrive.
         release(s, m.fresh, now)
-        s.units += m.units_fresh
-        m.fresh, m.units_fresh = [], 0.0
+        m.fresh = []
     known = ask.lease_id in (m.id, m.before)
     ranges = merged(m.old, m.fresh)
     keeps = known and not ask.leaving
@@ -132,8 +131,9 @@ def reconcile(s: State, m: MemberState, ask: Ask, now: float) -> bool:
     kept, tail = cut(rest, held)
     release(s, tail, now)
     units = ask.units if keeps else 0.0
-    s.units += m.units + m.units_fresh - spent - units
-    s.units = min(s.quota.max_cost, s.units) if s.quota.max_cost else 0.0
+    returned = m.units + m.units_fresh - units
+    s.units_held -= returned
+    s.units = min(s.quota.max_cost - s.units_held, s.units + returned - spent) if s.quota.max_cost else 0.0
     m.old, m.fresh, m.units, m.units_fresh = kept, [], units, 0.0
     return not known
 
@@ -184,12 +184,56 @@ def sweep(s: State, now: float) -> None:
         if m.epoch == s.epoch:
             s.expired += count(m.old) + count(m.fresh)
         uncount(s, m)
+        s.units_held -= m.units + m.units_fresh
         m.old, m.fresh, m.units, m.units_fresh, m.waiting = [], [], 0.0, 0.0, 0
         m.due = m.seen + MEMBER_LIFETIME
         if m.due > now:
             s.members[name] = m.pack()
         else:
             del s.members[name]
+
+
+def affordable(s: State, costs: tuple[float, ...]) -> int:
+    """How many requests can be paid for with the units that are left now."""
+    left = s.units
+    for number, cost in enumerate(costs):
+        if cost and left < min(cost, s.quota.max_cost) - ROUNDING * s.quota.max_cost:
+            return number
+        left -= cost
+    return len(costs)
+
+
+def payment(s: State, m: MemberState, name: str, cost: float, now: float, since: float = -math.inf) -> float:
+    """When, from `since` on, `cost` can be paid so that all leases that are due later can still be used in time."""
+    others = [MemberState.unpack(packed) for each, packed in s.members.items() if each != name]
+    held = sorted(_first_use(s, each, now) for each in (*others, m) if each.units + each.units_fresh > 0)
+    level, at, need = s.units + s.units_held, now, min(cost, s.quota.max_cost)
+    for number, (instant, units) in enumerate(held):
+        start = max(since, at + max(0.0, need - level) / s.quota.cost_rate)
+        if start <= instant and _can_pay(s, _later(s, level, start - at) - cost, start, held[number:]):
+            return start
+        level, at = _later(s, level, instant - at) - units, instant
+    return max(since, at + max(0.0, need - level) / s.quota.cost_rate)
+
+
+def _can_pay(s: State, level: float, at: float, held: list[tuple[float, float]]) -> bool:
+    """Whether the bucket, with `level` units at an instant, holds enough for the leases when they are due."""
+    for instant, units in held:
+        level, at = _later(s, level, instant - at), instant
+        if level < min(units, s.quota.max_cost) - ROUNDING * s.quota.max_cost:
+            return False
+        level -= units
+    return True
+
+
+def _later(s: State, level: float, seconds: float) -> float:
+    return min(s.quota.max_cost, level + seconds * s.quota.cost_rate)
+
+
+def _first_use(s: State, m: MemberState, now: float) -> tuple[float, float]:
+    """When the member may use its first permit, and the units that it holds."""
+    firsts = [first for first, _, _ in (*m.old[:1], *m.fresh[:1])] if m.epoch == s.epoch else []
+    return max(now, min(firsts, default=now)), m.units + m.units_fresh
 
 
 def due(m: MemberState) -> float:

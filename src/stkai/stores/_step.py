@@ -20,6 +20,7 @@ from ._calendar import (
     USAGE_SPAN,
     advance,
     allocate,
+    end,
     fit,
     merged,
     note,
@@ -32,8 +33,10 @@ from ._share import (
     MEMBER_LIFETIME,
     MemberState,
     State,
+    affordable,
     due,
     note_presence,
+    payment,
     reconcile,
     sweep,
     uncount,
@@ -155,7 +158,7 @@ def _agree(s: State, ask: Ask, now: float) -> None:
             if ask.max_cost and not s.quota.max_cost:
                 s.units = 0.0 if s.is_new and ask.lease_id else ask.max_cost
             s.quota = ask.quota
-            s.units = min(s.units, ask.max_cost)
+            s.units = min(s.units, ask.max_cost - s.units_held)
             s.most = math.floor(ask.rate * ask.window + ROUNDING)
             s.version += 1
             s.memory = ""
@@ -202,15 +205,24 @@ def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
     costs = ask.costs if s.quota.max_cost else ()
     granted = 0
     while granted < want:
-        places, seconds = want - granted, 0.0
+        places, paid_at = want - granted, now
         if costs:
-            places, seconds = _affordable(s, places, costs[granted:want])
-            if seconds > _MAX_UNITS_WAIT and (granted or m.old):
-                return 0.0 if granted else seconds - _MAX_UNITS_WAIT / 2
-        first, gap, found = allocate(s, places, now)
-        first = max(first, now + seconds)  # The permit may be used once there are enough units.
+            # An earlier permit would let the first request spend what was paid for a later one.
+            last = max(end(m.old), end(m.fresh))
+            if last - now > 1.5 * AHEAD:
+                return 0.0
+            places = affordable(s, costs[granted:want])
+            paid_at = now if places else payment(s, m, ask.member, costs[granted], now)
+            if paid_at - now > _MAX_UNITS_WAIT and (granted or m.old):
+                return 0.0 if granted else paid_at - now - _MAX_UNITS_WAIT / 2
+        first, gap, found = allocate(s, max(1, places), now)
+        if costs:
+            first = max(first, last, paid_at)
+            if not places and first > paid_at:
+                first = payment(s, m, ask.member, costs[granted], now, first)
         paid = sum(costs[granted : granted + found])
         s.units -= paid
+        s.units_held += paid
         m.units_fresh += paid
         m.fresh = merged(m.fresh, [(first, gap, found)])
         s.leased += found
@@ -219,24 +231,13 @@ def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
     return 0.0
 
 
-def _affordable(s: State, places: int, costs: tuple[float, ...]) -> tuple[int, float]:
-    """How many requests can be paid for now, and 0.0; if none can, 1 and the seconds until it can."""
-    full, slack, left = s.quota.max_cost, ROUNDING * s.quota.max_cost, s.units
-    for number, cost in enumerate(costs):
-        need = min(cost, full)
-        if cost and left < need - slack:
-            return (number, 0.0) if number else (1, (need - left) / s.quota.cost_rate)
-        left -= cost
-    return places, 0.0
-
-
 def _queue(s: State, now: float) -> float:
     """Seconds until a permit requested now could be used; negative if part of the burst is left."""
     opens = max(s.paused, opening(s))
     if s.credit >= 1 and opens <= now:
         return -s.credit / s.rate
     later = max(s.next, opens)
-    returned = (first for first, gap, _ in s.free if fit(s, first, gap, 1))
+    returned = (first for first, gap, _ in s.free if fit(s, first, gap, 1) > 0)
     return max(s.paused, min(later, next(returned, later))) - now
 
 

@@ -175,7 +175,7 @@ local function advance(s, now)
   end
   local seconds = at - s.at
   s.at, s.usage = at, s.usage * max(0, 1 - seconds / USAGE_SPAN)
-  if s.max_cost > 0 then s.units = min(s.max_cost, s.units + seconds * s.cost_rate) end
+  if s.max_cost > 0 then s.units = min(s.max_cost - s.units_held, s.units + seconds * s.cost_rate) end
   if #s.free > 0 and s.free[1][1] <= at then
     local ranges = s.free
     s.free = {}
@@ -251,7 +251,7 @@ local function fresh_state(now, epoch)
   return {
     offset = -now, epoch = epoch, version = epoch, id = epoch, memory = "", written = 0, at = 0, began = NEVER, started = 0,
     owner_seen = NEVER, rate = 0, burst = 0, quota_rate = 0, quota_burst = 0, window_seconds = 0, max_cost = 0, cost_rate = 0,
-    methods = "", next = 0, free = {}, credit = 0, most = 0, window = {}, units = 0, paused = NEVER,
+    methods = "", next = 0, free = {}, credit = 0, most = 0, window = {}, units = 0, units_held = 0, paused = NEVER,
     refused = NEVER, low_next = NEVER, active = 0, normal = 0, sweep_at = 0, leased = 0, used = 0, returned = 0, expired = 0,
     usage = 0, is_new = true,
   }
@@ -306,8 +306,7 @@ local function reconcile(s, m, ask, now)
   m.used, m.lapsed, m.units_used = ask.used, ask.lapsed, ask.units_used
   if ask.lease_id ~= m.id then
     release(s, m.fresh, now)
-    s.units = s.units + m.units_fresh
-    m.fresh, m.units_fresh = {}, 0
+    m.fresh = {}
   end
   local known = ask.lease_id == m.id or ask.lease_id == m.before
   local keeps = known and not ask.leaving
@@ -327,8 +326,9 @@ local function reconcile(s, m, ask, now)
   local kept, tail = cut(rest, held)
   release(s, tail, now)
   local units = keeps and ask.units or 0
-  s.units = s.units + m.units + m.units_fresh - spent - units
-  s.units = s.max_cost > 0 and min(s.max_cost, s.units) or 0
+  local returned = m.units + m.units_fresh - units
+  s.units_held = s.units_held - returned
+  s.units = s.max_cost > 0 and min(s.max_cost - s.units_held, s.units + returned - spent) or 0
   m.old, m.fresh, m.units, m.units_fresh = kept, {}, units, 0
   return not known
 end
@@ -348,7 +348,7 @@ end
 
 local function sweep(s, now)
   if now < s.sweep_at then return end
-  if redis.call("EXISTS", MEMBERS) == 0 then s.active, s.normal = 0, 0 end  -- The server may have evicted them.
+  if redis.call("EXISTS", MEMBERS) == 0 then s.active, s.normal, s.units_held = 0, 0, 0 end  -- All were evicted.
   local names = redis.call("ZRANGEBYSCORE", DUES, "-inf", precise(now), "LIMIT", 0, SWEEP_SIZE)
   s.sweep_at = #names == SWEEP_SIZE and now or now + SWEEP_INTERVAL
   for _, name in ipairs(names) do
@@ -356,11 +356,56 @@ local function sweep(s, now)
     if m then
       if m.epoch == s.epoch then s.expired = s.expired + count(m.old) + count(m.fresh) end
       uncount(s, m)
+      s.units_held = s.units_held - m.units - m.units_fresh
       m.old, m.fresh, m.units, m.units_fresh, m.waiting = {}, {}, 0, 0, 0
       m.due = m.seen + MEMBER_LIFETIME
     end
     if m and m.due > now then save_member(name, m) else delete_member(name) end
   end
+end
+
+-- Units of cost.
+local function reserved(s, m, name, now)
+  local found = {}
+  local function add(other)
+    local units, instant = other.units + other.units_fresh, now
+    if units > 0 then
+      if other.epoch == s.epoch and #other.old + #other.fresh > 0 then
+        local old, fresh = other.old[1] or other.fresh[1], other.fresh[1] or other.old[1]
+        instant = max(now, min(old[1], fresh[1]))
+      end
+      insert(found, {instant, units})
+    end
+  end
+  local packed = redis.call("HGETALL", MEMBERS)
+  for index = 1, #packed, 2 do
+    local other = packed[index] ~= name and unpacked(packed[index + 1])
+    if other then add(other) end
+  end
+  add(m)
+  table.sort(found, in_order)
+  return found
+end
+
+local function later(s, level, seconds) return min(s.max_cost, level + seconds * s.cost_rate) end
+
+local function can_pay(s, level, at, held, number)
+  for k = number, #held do
+    level, at = later(s, level, held[k][1] - at), held[k][1]
+    if level < min(held[k][2], s.max_cost) - ROUNDING * s.max_cost then return false end
+    level = level - held[k][2]
+  end
+  return true
+end
+
+local function payment(s, m, name, cost, now, since)
+  local held, level, at, need = reserved(s, m, name, now), s.units + s.units_held, now, min(cost, s.max_cost)
+  for number, use in ipairs(held) do
+    local start = max(since, at + max(0, need - level) / s.cost_rate)
+    if start <= use[1] and can_pay(s, later(s, level, start - at) - cost, start, held, number) then return start end
+    level, at = later(s, level, use[1] - at) - use[2], use[1]
+  end
+  return max(since, at + max(0, need - level) / s.cost_rate)
 end
 
 -- The step.
@@ -383,7 +428,7 @@ local function agree(s, ask, now)
       end
       s.quota_rate, s.quota_burst, s.window_seconds = ask.rate, ask.burst, ask.window
       s.max_cost, s.cost_rate, s.methods = ask.max_cost, ask.cost_rate, ask.methods
-      s.units, s.most = min(s.units, ask.max_cost), floor(ask.rate * ask.window + ROUNDING)
+      s.units, s.most = min(s.units, ask.max_cost - s.units_held), floor(ask.rate * ask.window + ROUNDING)
       s.version, s.memory = s.version + 1, ""
       set_rate(s, ask.rate, ask.burst, now)
     end
@@ -403,18 +448,14 @@ local function refuse(s, epoch, till, now)
   end
 end
 
-local function affordable(s, places, costs, from, to)
-  local full, slack, left = s.max_cost, ROUNDING * s.max_cost, s.units
-  for number = from, min(to, #costs) do
+local function affordable(s, costs, from, to)
+  local left = s.units
+  for number = from, to do
     local cost = costs[number]
-    local need = min(cost, full)
-    if cost > 0 and left < need - slack then
-      if number > from then return number - from, 0 end
-      return 1, (need - left) / s.cost_rate
-    end
+    if cost > 0 and left < min(cost, s.max_cost) - ROUNDING * s.max_cost then return number - from end
     left = left - cost
   end
-  return places, 0
+  return to - from + 1
 end
 
 local function grant(s, m, ask, now)
@@ -430,16 +471,23 @@ local function grant(s, m, ask, now)
   end
   local costs, granted = s.max_cost > 0 and ask.costs or {}, 0
   while granted < want do
-    local places, seconds = want - granted, 0
+    local places, final, paid_at = want - granted, max(last(m.old), last(m.fresh)), now
     if #costs > 0 then
-      places, seconds = affordable(s, places, costs, granted + 1, want)
-      if seconds > MAX_UNITS_WAIT and (granted > 0 or #m.old > 0) then return granted > 0 and 0 or seconds - MAX_UNITS_WAIT / 2 end
+      if final - now > 1.5 * AHEAD then return 0 end
+      places = affordable(s, costs, granted + 1, want)
+      if places == 0 then paid_at = payment(s, m, ask.member, costs[granted + 1], now, NEVER) end
+      if paid_at - now > MAX_UNITS_WAIT and (granted > 0 or #m.old > 0) then
+        return granted > 0 and 0 or paid_at - now - MAX_UNITS_WAIT / 2
+      end
     end
-    local first, gap, found = allocate(s, places, now)
-    first = max(first, now + seconds)
+    local first, gap, found = allocate(s, max(1, places), now)
+    if #costs > 0 then
+      first = max(first, final, paid_at)
+      if places == 0 and first > paid_at then first = payment(s, m, ask.member, costs[granted + 1], now, first) end
+    end
     local paid = 0
     for number = granted + 1, min(granted + found, #costs) do paid = paid + costs[number] end
-    s.units, m.units_fresh = s.units - paid, m.units_fresh + paid
+    s.units, s.units_held, m.units_fresh = s.units - paid, s.units_held + paid, m.units_fresh + paid
     m.fresh = merged(m.fresh, {{first, gap, found}})
     s.leased, granted = s.leased + found, granted + found
     note(s, first, gap, found)

@@ -30,8 +30,6 @@ _SHORT_LEAD: Final = 0.002
 # A held permit is exchanged if it is due later than this many times the wait for a new one, and so many seconds.
 _EXCHANGE_FACTOR: Final = 3.0
 _EXCHANGE_GAIN: Final = 2.0
-# Seconds after a lease, or a change of the quota, in which units may be exchanged as well.
-_UNITS_LIFETIME: Final = 2.5
 
 _RETRY_DELAY: Final = 0.05  # Seconds after which a member that got no permit asks again.
 
@@ -49,7 +47,6 @@ class Holding:
         self.due: list[float] = []  # When each permit may be used, in ascending order.
         self.units = self.spent = 0.0
         self.used = self.lapsed = 0  # Lapsed permits were given up after their time.
-        self.leased_at = -math.inf  # When permits were last leased.
         self.late = LATE  # Seconds after its time at which a permit lapses; more while requests wake late.
 
     @property
@@ -68,8 +65,6 @@ class Holding:
             for number in range(count):
                 insort(self.due, now + first + number * gap)
         self.units += units
-        if len(self.due) > before:
-            self.leased_at = now
         return len(self.due) - before
 
     def use(self, cost: float) -> None:
@@ -151,7 +146,6 @@ class GroupStatus:
     def __init__(self) -> None:
         self.lease: Lease | None = None  # The last answer; None if the store was never reached.
         self.as_of = -math.inf  # When the message that it answers was sent.
-        self.quota_at = -math.inf  # When it last contained another quota.
         self.retry_at = -math.inf  # When to ask again, if it had no permits.
         self.queue_until = -math.inf  # When a permit requested now could be used.
         self.paused_until = self._members_at = -math.inf
@@ -163,8 +157,6 @@ class GroupStatus:
         """Apply the answer to a message sent at `sent`; `is_empty` if permits were requested but none leased."""
         if now - sent < CALL_LIFETIME:  # A suspension of the process says nothing about the store.
             self.latency = max(now - sent, 0.8 * self.latency)
-        if self.lease is None or lease.quota != self.lease.quota:
-            self.quota_at = now
         self.lease, self.as_of, self.active = lease, sent, lease.active
         if lease.members >= self.members or now > self._members_at + _GROUP_MEMORY:
             self.members, self._members_at = lease.members, now
@@ -190,8 +182,7 @@ class GroupStatus:
             return count
         soonest = max(AHEAD, self.queue_until - now)
         if lease.quota.max_cost:
-            # Later, there may seem to be more than the bucket holds: it fills up behind permits that are due later.
-            if lease.units_left is None or now > max(held.leased_at, self.quota_at) + _UNITS_LIFETIME:
+            if lease.units_left is None:
                 return count
             # Units that are returned and leased again come after all others' leases.
             missing = sum(map(cost_of, turns[:count])) - held.units - lease.units_left
