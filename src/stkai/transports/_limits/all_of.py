@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import httpx
 
@@ -13,7 +14,7 @@ from .._operations import Operation
 from .limiter import Answer, Chooser, Limiter, Plan, RateChange, Turn, subscribe
 from .queue import READY, Queue, join_all
 from .queue_limiter import QueueLimiter, checked_methods, is_ours
-from .sources.custom import CustomSource, custom_source_of
+from .sources.custom import CustomSource
 from .sources.source import Source, listens_of
 
 _MEMBERS: Final = ("methods", "max_wait_time", "ask", "leave", "learn", "settle")
@@ -199,9 +200,13 @@ def _joined(request: httpx.Request | None, parts: Sequence[Any]) -> Plan | None:
     )
 
 
+# By the id of the limiter, so that a limiter in several lists is still asked about one turn at a time.
+_custom_sources: Final[WeakValueDictionary[int, CustomSource]] = WeakValueDictionary()
+
+
 def _source_of(limiter: Limiter) -> CustomSource:
     with Queue.lock:
-        return custom_source_of(limiter)
+        return _custom_sources.setdefault(id(limiter), CustomSource(limiter))
 
 
 def plan_of_own(

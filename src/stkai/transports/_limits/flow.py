@@ -118,13 +118,8 @@ class _LimitFlow(LayerBase):
             yield from self._reserve(reserved, request, priority)
             priority = "first"
             try:
-                sent = context.now()
-                wait = limiter.ask(turn, sent)
-                if wait != 0.0:
-                    sent = yield from wait_for(wait, sent, reserved=reserved, again=again)
-                elif attempt.is_signed is not None and not attempt.is_signed():
-                    attempt.place = (limiter, turn)
-                    raise SignatureExpired
+                start = context.now()
+                sent = yield from wait_for(limiter.ask(turn, start), start, reserved=reserved, again=again)
                 if reserved:
                     extensions = {**request.extensions, RESERVED: reserved}
                     return copy_request(request, extensions=extensions), sent

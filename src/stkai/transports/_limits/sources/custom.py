@@ -3,7 +3,6 @@
 import math
 from collections import deque
 from typing import Any, Final
-from weakref import WeakValueDictionary
 
 from ...._checks import REAL
 from ..._operations import Operation
@@ -105,11 +104,3 @@ class CustomSource(Source):
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         self.tell("settle", self.inner(turn), cost, now)
-
-
-# By the id of the limiter, so that a limiter in several lists is still asked about one turn at a time.
-_sources: Final[WeakValueDictionary[int, CustomSource]] = WeakValueDictionary()
-
-
-def custom_source_of(limiter: Limiter) -> CustomSource:
-    return _sources.get(id(limiter)) or _sources.setdefault(id(limiter), CustomSource(limiter))
