@@ -52,7 +52,6 @@ class AllOf(QueueLimiter):
         super().__init__(*plan.sources)
         each = [None if isinstance(part, Chooser) else part.methods for part in self.parts]
         self._methods = None if None in each else frozenset(name for names in each for name in names or ())
-        self._max_wait_time = plan.max_wait_time
         self._plan, self._plans = plan, dict[str, Plan | None]()
         self.has_remote = self.has_remote or self._choosers
 
@@ -98,7 +97,7 @@ class AllOf(QueueLimiter):
                     turn.due_at, turn.held_by = now + float(wait), source
                     turn.is_guess, turn.certain = source.inner(turn).is_guess, math.inf
                 for earlier in turn.custom[:number]:
-                    earlier.tell("leave", earlier.inner(turn), now)
+                    earlier.tell("leave", turn, now)
                 return wait
         return 0.0
 
@@ -115,8 +114,8 @@ class AllOf(QueueLimiter):
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         changes = [super().learn(turn, answer)]
         for source in turn.custom:
+            changes.append(source.tell("learn", turn, answer))
             inner = source.inner(turn)
-            changes.append(source.tell("learn", inner, answer))
             turn.paced, turn.excused = turn.paced or inner.paced, turn.excused or inner.excused
             # Our own errand, which saves a rate, will be due again.
             turn.errand = inner.errand or turn.errand
@@ -126,7 +125,7 @@ class AllOf(QueueLimiter):
     def end(self, turn: Turn, now: float) -> None:
         super().end(turn, now)
         for source in turn.custom:
-            source.tell("end", source.inner(turn), now)
+            source.tell("end", turn, now)
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         self._settle([source for source in turn.sources if source not in turn.custom], turn, cost, now)

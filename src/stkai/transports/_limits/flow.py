@@ -18,7 +18,7 @@ from .._layer import Layer, recipe
 from .._operations import Close, Flow, Run, Send, Steps
 from .._options import NO_OPTIONS
 from .all_of import checked_limiter, plan_of_own
-from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, note_failure, subscribe
+from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, note_failure, subscribe, tell
 from .metering import Bill, Estimate, Meter, Settle
 from .permit import wait_for_permit
 from .queue_limiter import QueueLimiter, is_ours
@@ -78,7 +78,7 @@ class _LimitFlow(LayerBase):
                     context, self.name, limiter, turn, plan, attempt, wait, sent, reserved=reserved
                 )
         except BaseException:  # An interrupt, a wait that takes too long, or a limiter of the user's own.
-            self._leave(limiter, turn)
+            tell(limiter, "leave", turn, context.now())
             raise
         if self.full_pools:
             request, sent = yield from self._connected(limiter, turn, plan, attempt, request, sent)
@@ -114,7 +114,7 @@ class _LimitFlow(LayerBase):
         wait_for = partial(wait_for_permit, context, self.name, limiter, turn, plan, attempt)
         again = partial(self._reserve, reserved, request, "first")
         while self.full_pools:
-            self._leave(limiter, turn)
+            tell(limiter, "leave", turn, context.now())
             yield from self._reserve(reserved, request, priority)
             priority = "first"
             try:
@@ -126,7 +126,7 @@ class _LimitFlow(LayerBase):
             except BaseException:
                 for loan in reserved:
                     loan.unused()
-                self._leave(limiter, turn)
+                tell(limiter, "leave", turn, context.now())
                 raise
         return request, sent
 
@@ -156,21 +156,13 @@ class _LimitFlow(LayerBase):
         if plan.priced:
             self._meter.price(turn, plan, request, options.cost)
 
-    def _leave(self, limiter: Any, turn: Turn) -> None:
-        try:
-            limiter.leave(turn, self.context.now())
-        except Exception as bug:  # noqa: BLE001 - user code; the caller gets its own error
-            note_failure(limiter, bug)
-
     def _note_error(self, limiter: Any, turn: Turn, plan: Plan, error: BaseException, sent: float) -> None:
         now = self.context.now()
         if isinstance(error, SignatureExpired):  # An inner limiter has not admitted it.
-            self._leave(limiter, turn)
+            tell(limiter, "leave", turn, now)
             return
         try:
-            limiter.learn(turn, Answer(sent, now, None, error, self.context.clock.utcnow, 0.5))
-        except Exception as bug:  # noqa: BLE001 - user code; the caller gets the error of the wire
-            note_failure(limiter, bug)
+            tell(limiter, "learn", turn, Answer(sent, now, None, error, self.context.clock.utcnow, 0.5))
         finally:
             self._note_end(limiter, turn, plan)
 

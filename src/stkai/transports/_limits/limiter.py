@@ -259,6 +259,14 @@ def note_failure(limiter: object, error: Exception) -> None:
     logger.error("%s failed on an answer, or when a request left", type(limiter).__name__, exc_info=error)
 
 
+def tell(limiter: object, method: str, turn: Turn, *news: Any) -> Any:
+    """Call any method but `ask`, if the limiter has it, and log its exceptions."""
+    try:
+        return getattr(limiter, method, lambda *_: None)(turn, *news)
+    except Exception as error:  # noqa: BLE001 - user code
+        note_failure(limiter, error)
+
+
 class Chooser:
     """Chooses a limiter for each request."""
 

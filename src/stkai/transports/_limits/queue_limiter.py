@@ -40,7 +40,6 @@ class QueueLimiter(Queue):
         if max_wait_time is not None:
             hint = ", or None to wait as long as it takes"
             max_wait_time = check_number("max_wait_time", max_wait_time, POSITIVE, hint)
-        self._max_wait_time = max_wait_time
         super().__init__(*sources)
         ends = any(type(source).end is not Source.end for source in sources)
         self._plan = Plan(sources, ends=ends, listens=listens_of(sources), max_wait_time=max_wait_time)
@@ -53,7 +52,7 @@ class QueueLimiter(Queue):
     @property
     def max_wait_time(self) -> float | None:
         """Seconds that a request may wait for its permit; None waits as long as necessary."""
-        return self._max_wait_time
+        return self._plan.max_wait_time
 
     @property
     def plan_for_all(self) -> Plan | None:
