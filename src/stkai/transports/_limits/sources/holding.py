@@ -58,14 +58,12 @@ class Holding:
         """Whether a permit is due so late that an earlier one would be worth a call to the store."""
         return self.last > now + _EXCHANGE_GAIN
 
-    def add(self, ranges: Iterable[tuple[float, float, int]], units: float, now: float) -> int:
-        """Add leased permits and units; see `Lease`. Returns the number of permits."""
-        before = len(self.due)
+    def add(self, ranges: Iterable[tuple[float, float, int]], units: float, now: float) -> None:
+        """Add leased permits and units; see `Lease`."""
         for first, gap, count in ranges:
             for number in range(count):
                 insort(self.due, now + first + number * gap)
         self.units += units
-        return len(self.due) - before
 
     def use(self, cost: float) -> None:
         """Use the first permit for a request with this cost."""
@@ -153,8 +151,8 @@ class GroupStatus:
         self.members = 1  # The number of members, or the recent number if that was larger.
         self.active = 1  # How many of them wait for permits or hold some.
 
-    def update(self, lease: Lease, sent: float, now: float, *, is_empty: bool) -> None:
-        """Apply the answer to a message sent at `sent`; `is_empty` if permits were requested but none leased."""
+    def update(self, lease: Lease, sent: float, now: float, *, want: int) -> None:
+        """Apply the answer to a message that was sent at `sent` and requested `want` permits."""
         if now - sent < CALL_LIFETIME:  # A suspension of the process says nothing about the store.
             self.latency = max(now - sent, 0.8 * self.latency)
         self.lease, self.as_of, self.active = lease, sent, lease.active
@@ -163,7 +161,7 @@ class GroupStatus:
         self.queue_until = now + lease.queue
         if lease.pause:
             self.paused_until = max(self.paused_until, now + lease.pause)
-        self.retry_at = now + max(lease.again, _RETRY_DELAY if is_empty else 0.0)
+        self.retry_at = now + max(lease.again, _RETRY_DELAY if want and not lease.count else 0.0)
 
     def timely(
         self, held: Holding, turns: Sequence[Turn], cost_of: Callable[[Turn], float], now: float
@@ -178,7 +176,7 @@ class GroupStatus:
         is_fresh = now - self.as_of <= 2 * self.latency + LATE
         if lease is None or not (is_fresh and held.waits_long(now) and self.leases(now)):
             return count
-        if all(turn.priority == "low" for turn in turns) or any(map(_needs_several, turns)):
+        if all(turn.priority == "low" for turn in turns) or any(shares_of([turn]) > 1 for turn in turns):
             return count
         soonest = max(AHEAD, self.queue_until - now)
         if lease.quota.max_cost:
@@ -212,10 +210,6 @@ class GroupStatus:
 def shares_of(turns: Sequence[Turn]) -> int:
     """How many shares the first turn needs permits of, one after the other."""
     return sum(source.is_remote for source in turns[0].sources) if turns else 1
-
-
-def _needs_several(turn: Turn) -> bool:
-    return shares_of([turn]) > 1
 
 
 def lease_time(member: Any, turn: Turn) -> float:

@@ -225,8 +225,8 @@ class Member(Source):
             self.guards_from = now + self.quota.window
         # It is unknown when the permits of an answer read after a suspension are due: they lapse.
         arrived = -math.inf if now - call.sent > CALL_LIFETIME else now
-        got = self.held.add(lease.ranges, lease.units, arrived)
-        group.update(lease, call.sent, now, is_empty=bool(ask.want and not got))
+        self.held.add(lease.ranges, lease.units, arrived)
+        group.update(lease, call.sent, now, want=ask.want)
         # A permit of another share may arrive later by the latency.
         least = LATE + (group.latency if group.is_far and shares_of(self.turns) > 1 else 0.0)
         self.held.late = max(least, 0.8 * self.held.late)
