@@ -175,10 +175,7 @@ def _flattened(limiters: Sequence[Any]) -> Iterator[Any]:
 
 def _joined(request: httpx.Request | None, parts: Sequence[Any]) -> Plan | None:
     """What a request needs from all parts together; None if nothing."""
-    asked = (
-        part.plan_for(request) if is_ours(part) else plan_of_own(part, request, _source_of(part))
-        for part in parts
-    )
+    asked = (plan_of(part, request, in_list=True) for part in parts)
     plans = [plan for plan in asked if plan is not None]
     if not plans:
         return None
@@ -208,20 +205,19 @@ def _source_of(limiter: Limiter) -> CustomSource:
         return _custom_sources.setdefault(id(limiter), CustomSource(limiter))
 
 
-def plan_of_own(
-    limiter: Limiter, request: httpx.Request | None, source: CustomSource | None = None
-) -> Plan | None:
-    """What a request needs from a custom limiter, alone or as a source; it gets every request and every answer."""
-    if source is None and isinstance(limiter, QueueLimiter):
+def plan_of(limiter: Limiter, request: httpx.Request | None, *, in_list: bool = False) -> Plan | None:
+    """What a request needs from a limiter, alone or in a list; a custom one gets every request and every answer."""
+    if is_ours(limiter):
+        return limiter.plan_for(request)
+    if isinstance(limiter, QueueLimiter) and not in_list:
         plan = limiter.plan_for(request)
         # Its own `ask` determines where its turns take their permits.
         return plan and replace(plan, sources=(), custom=(), ends=True, listens=_always)
     if request is not None and limiter.methods is not None and request.method not in limiter.methods:
         return None
-    custom = () if source is None else (source,)
+    custom = (_source_of(limiter),) if in_list else ()
     priced = () if getattr(limiter, "max_cost", None) is None else custom or (limiter,)
-    ends, wait = hasattr(limiter, "end"), limiter.max_wait_time
-    return Plan(custom, custom, priced, ends, _always, wait)
+    return Plan(custom, custom, priced, hasattr(limiter, "end"), _always, limiter.max_wait_time)
 
 
 def _always(_now: float) -> bool:

@@ -17,7 +17,7 @@ from .._context import Context
 from .._layer import Layer, recipe
 from .._operations import Close, Flow, Run, Send, Steps
 from .._options import NO_OPTIONS
-from .all_of import checked_limiter, plan_of_own
+from .all_of import checked_limiter, plan_of
 from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, note_failure, subscribe, tell
 from .metering import Bill, Estimate, Meter, Settle
 from .permit import wait_for_permit
@@ -50,8 +50,7 @@ class _LimitFlow(LayerBase):
         super().__init__(inner, context=context)
         self.policy = _checked(policy)
         self._choose = self.policy.limiter_for if isinstance(self.policy, Chooser) else None
-        plan = self.policy.plan_for_all if is_ours(self.policy) else None
-        self._fixed: tuple[Any, Plan | None] | None = None if plan is None else (self.policy, plan)
+        self._plan = self.policy.plan_for_all if is_ours(self.policy) else None
         for name, function in (("cost", cost), ("settle", settle)):
             if function is not None and (not callable(function) or is_async(function)):
                 msg = f"{name} must be a plain function, not {function!r}"
@@ -60,7 +59,8 @@ class _LimitFlow(LayerBase):
         subscribe(self.policy, self)
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        limiter, plan = self._chosen(request) if self._fixed is None else self._fixed
+        limiter: Any = self.policy if self._choose is None else self._choose(request)
+        plan = plan_of(limiter, request) if self._plan is None else self._plan
         if plan is None:
             return (yield from self._onward(request, attempt))
         context = self.context
@@ -134,11 +134,6 @@ class _LimitFlow(LayerBase):
         """Wait for a connection, and add it to `reserved`."""
         work = partial(self.reserve_connection, request, priority)
         reserved.append((yield Run(work, work)))
-
-    def _chosen(self, request: httpx.Request) -> tuple[Any, Plan | None]:
-        """The limiter of a request, and the request's plan, if these depend on the request."""
-        limiter: Any = self.policy if self._choose is None else self._choose(request)
-        return limiter, limiter.plan_for(request) if is_ours(limiter) else plan_of_own(limiter, request)
 
     def _prepare(
         self, turn: Turn, limiter: Any, plan: Plan, request: httpx.Request, attempt: Attempt
