@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar, Final
 
+from ..._errors import ConfigurationError
 from ..._process import IN_HANDLER, begin_in_each_process
 from ..._secrets import StaysInProcess
 from .._operations import Operation
 from .limiter import Answer, RateChange, Turn, was_never_sent
-from .sources.source import ASK_INTERVAL, MAX_OVERSLEEP, TICK, Source, require_own_shares
+from .sources.source import ASK_INTERVAL, MAX_OVERSLEEP, TICK, Source
 from .waiting_turns import MIN_GAIN, NORMAL_STEP, WaitingTurns
 
 # Seconds before its time at which a sleeper begins to claim its permit; otherwise, awake turns would win ties.
@@ -100,7 +101,6 @@ class Queue(StaysInProcess):
         return wait
 
     def _after_step(self, turn: Turn, now: float) -> None:
-        """Call stores and notify listeners, without holding the lock."""
         for source in turn.sources:
             if source.is_remote:
                 source.client.after_step(now)
@@ -188,9 +188,10 @@ class Queue(StaysInProcess):
         exact = exact if exact > wait else wait  # noqa: FURB136
         wait = longest if longest > wait else wait  # noqa: FURB136
         if turn.moves_up:
-            gain = turn.due_at - now - wait
-            turn.moves_up = gain <= MIN_GAIN and not is_mixed
-            first.order.move_up(turn, place + 1, gain)
+            turn.moves_up = not is_mixed
+            if turn.due_at - now - wait > MIN_GAIN:
+                turn.moves_up = False
+                first.order.move_up(turn, place + 1)
         turn.due_at = now + wait
         turn.certain = exact if may_be_sooner else math.inf
         turn.is_guess = may_be_sooner and exact <= TICK
@@ -283,13 +284,12 @@ def _begin(queue: type[Queue]) -> None:
 begin_in_each_process(Queue, _begin)
 
 
-def join_all(sources: tuple[Source, ...]) -> None:
-    """Merge the waiting turns of these sources, and of all sources used with them, into one order.
-
-    Raises:
-        ConfigurationError: two of them are members of one share, of which each request would take two permits.
-    """
-    require_own_shares(sources)
+def join_all(sources: tuple[Any, ...]) -> None:
+    """Merge the waiting turns of these sources, and of all sources used with them, into one order."""
+    # Of a share with two members here, each request would take two permits.
+    shares = [f"share={each.share!r} in {each.client.store!r}" for each in sources if each.is_remote]
+    if twice := [share for share in shares if shares.count(share) > 1]:
+        raise ConfigurationError(f"each limit of a list needs its own share=; two of these have {twice[0]}")
     with Queue.lock:
         orders = filter(None, [source.order for source in sources])
         # Into the largest: a limiter that is used with thousands of others, such as one per key, joins them one by one.

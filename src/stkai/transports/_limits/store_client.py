@@ -52,9 +52,8 @@ class StoreClient:
         self.member = Leased(check_share(share), quota, _identity, alone, pace)
         self.store = store_from(store)
         self._is_instant = getattr(self.store, "blocks", True) is False
-        is_limited = self._is_instant or type(self.store) in {FileStore, RedisStore}
         self._limit: TimeLimit | None = None
-        if not is_limited:
+        if not self._is_instant and type(self.store) not in {FileStore, RedisStore}:
             self._limit = _time_limits.setdefault(id(self.store), TimeLimit(_STORE_TIMEOUT, "the store"))
         self.loss = ""  # Why the store was lost, until listeners are notified: never while the lock is held.
         # By id, not a WeakSet: threads may add to it while another one iterates over it.

@@ -156,10 +156,9 @@ class WaitingTurns:
     def admit(self, place: int, now: float) -> None:
         """Remove the turn at `place`, which is admitted, and let those behind it move up."""
         turn = self.drop(place)
-        if MIN_GAIN < turn.due_at - now < math.inf:  # It had to wait, and would have waited longer.
-            self.move_up(turn, place, turn.due_at - now)
-        elif turn.moves_up and not self.is_mixed:  # Those behind it may gain time.
-            self.move_up(turn, place, math.inf)
+        gains = MIN_GAIN < turn.due_at - now < math.inf  # It had to wait, and would have waited longer.
+        if gains or (turn.moves_up and not self.is_mixed):
+            self.move_up(turn, place)
         if self.is_mixed or (not place and self.turns and self.turns[0].due_at - now > MIN_GAIN):
             self.wake_soon(self._behind(turn, place))
         number, turns, last = turn.number, self.turns, self.last
@@ -187,17 +186,16 @@ class WaitingTurns:
                 left = Turn(None, turn.number, cost=turn.cost, sources=turn.sources)
                 left.costs, left.due_at = turn.costs, turn.due_at
                 insort(self.vacant, left, key=number_of)
-                self.move_up(turn, place, math.inf)
+                self.move_up(turn, place)
                 source = turn.held_by or turn.sources[0]
                 first = source.first(1, now, source.turns)
                 if first and first[0].number >= turn.number:
                     self.wake_soon(first)
 
-    def move_up(self, turn: Turn, place: int, seconds: float) -> None:
-        """Let the turn behind, now at `place`, ask again once it is first: it may be admitted `seconds` earlier."""
-        if seconds > MIN_GAIN:
-            for other in self._behind(turn, place):
-                other.moves_up = True
+    def move_up(self, turn: Turn, place: int) -> None:
+        """Let the turn behind, now at `place`, ask again once it is first: it may gain time."""
+        for other in self._behind(turn, place):
+            other.moves_up = True
 
     def _behind(self, turn: Turn, place: int) -> list[Turn]:
         """The turn at `place`, behind this one; if limits differ, the next one in the line of each of its sources."""
@@ -211,15 +209,11 @@ class WaitingTurns:
 
     def wake_soon(self, turns: Sequence[Turn]) -> None:
         """Wake those of the turns that may be admitted earlier than announced."""
-        for turn in turns:
-            if turn.moves_up and not turn.is_woken:
-                self.wake_all([turn])
+        self.wake_all(turn for turn in turns if turn.moves_up and not turn.is_woken)
 
 
 def _could_stand_in(turn: Turn, other: Turn) -> bool:
     """Whether a new turn may take the place of one that left: it needs no more, and from the same sources."""
-    if turn.sources != other.sources:
-        return False
-    if turn.costs is None and other.costs is None:
-        return turn.cost <= other.cost
-    return all(source.cost_of(turn) <= source.cost_of(other) for source in turn.sources)
+    return turn.sources == other.sources and all(
+        source.cost_of(turn) <= source.cost_of(other) for source in turn.sources
+    )

@@ -16,7 +16,7 @@ _POLL_INTERVAL: Final = 0.005
 class CustomSource(Source):
     """A custom limiter among others: asked last, about one turn at a time, and without holding the lock.
 
-    While it is asked about one turn, all others wait. The limiter gets a separate turn in place of each of ours.
+    It gets a separate turn in place of each of ours.
     """
 
     counts_units = True

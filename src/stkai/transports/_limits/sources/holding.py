@@ -1,7 +1,6 @@
 """What a member of a share holds and knows: permits and units of cost, the demand for them, and the state of its group.
 
-Instants are on the member's clock, in seconds. Totals count from the member's start. Messages report totals, which
-replace the store's assumptions about the member, so that lost, repeated or reordered messages do no harm.
+Instants are on the member's clock, in seconds. Totals count from the member's start.
 """
 
 import math
