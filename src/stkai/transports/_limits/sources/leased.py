@@ -150,30 +150,26 @@ class Leased(Member):
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Let the group learn from an answer; until the number of members is known, each member adapts alone."""
         use: Use | None = turn.noted(self)
-        local = self.outage.sources
+        local, change = self.outage.sources, None
         if use is None:
             return None
         if answer.is_refusal:
             self.settle(turn, 0.0, answer.now)
         if self.group.lease is None:
             changes = [source.learn(turn, answer) for source in local]
-            return self._named(next((change for change in changes if change is not None), None))
-        if self.pace is None:
-            return None
-        seconds, change = self.pace.learn(turn, answer, use.epoch, self.rate)
-        if seconds:
-            until = answer.now + seconds
-            self.group.paused_until = max(self.group.paused_until, until)
-            self.refused = max(self.refused, use.epoch)
-            self.call_soon()
-            for source in local:
-                if isinstance(source, Rate):
-                    source.pause(until)
-                    if turn.paced and not isinstance(source, AdaptiveRate):
-                        source.rate *= _RATE_KEPT
-        return self._named(change)
-
-    def _named(self, change: RateChange | None) -> RateChange | None:
+            change = next((change for change in changes if change is not None), None)
+        elif self.pace is not None:
+            seconds, change = self.pace.learn(turn, answer, use.epoch, self.rate)
+            if seconds:
+                until = answer.now + seconds
+                self.group.paused_until = max(self.group.paused_until, until)
+                self.refused = max(self.refused, use.epoch)
+                self.call_soon()
+                for source in local:
+                    if isinstance(source, Rate):
+                        source.pause(until)
+                        if turn.paced and not isinstance(source, AdaptiveRate):
+                            source.rate *= _RATE_KEPT
         return None if change is None else change._replace(share=self.share)
 
     def available(self, now: float, seconds: float) -> float:
@@ -195,9 +191,8 @@ class Leased(Member):
     def call(self, turn: Turn, now: float) -> Any:
         """The operation that calls the store, if a call is due and no other turn makes it; None otherwise."""
         group = self.group
-        if self.outage.is_on or (now < group.paused_until and self.refused < 0):
-            return None
-        if not self.is_free(now):
+        is_paused = now < group.paused_until and self.refused < 0
+        if self.outage.is_on or is_paused or not self.is_free(now):
             return None
         if now > group.as_of + TRANSITION:
             group.active = 1  # The information about other members is out of date.
