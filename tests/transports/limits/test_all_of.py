@@ -253,6 +253,30 @@ def test_lines_that_already_wait_can_be_joined() -> None:
     assert both.ask(turn, 20.0) == 0
 
 
+def test_a_request_is_woken_although_its_line_is_joined_just_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, other = TokenBucket(1, 100, burst=1), AllOf(*(TokenBucket(1, 1) for _ in range(3)))
+    assert took(policy, 0.0)
+    waiting, woken = Turn(), list[bool]()
+    assert policy.ask(waiting, 0.0)
+    waiting.wake = lambda: woken.append(True)
+    lock = Queue.lock
+
+    class JoinsAfterwards:
+        """The lock; as soon as it is released, another thread puts the limiter into a list."""
+
+        def __enter__(self) -> None:
+            lock.__enter__()
+
+        def __exit__(self, *_: object) -> None:
+            lock.__exit__(None, None, None)
+            monkeypatch.setattr(Queue, "lock", lock)
+            AllOf(policy, other)
+
+    monkeypatch.setattr(Queue, "lock", JoinsAfterwards())
+    policy.update(max_requests=1000)
+    assert woken == [True]
+
+
 def test_lines_in_which_low_priority_requests_wait_can_be_joined() -> None:
     lines: list[tuple[Any, list[Turn]]] = [
         (TokenBucket(1, 10), [Turn(priority=each) for each in ("low", "normal", "low")]) for _ in "ab"

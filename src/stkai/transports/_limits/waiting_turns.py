@@ -89,6 +89,7 @@ class WaitingTurns:
         self.turns.sort(key=number_of)
         self._low = max([self._low, *(turn.number for turn in other.turns if turn.priority == "low")])
         self.last += other.last
+        self.woken.extend(other.woken)  # Who called for it may find only this order.
 
     def catch_up(self) -> None:
         """Do the deferred work, and recover from an interrupt."""
