@@ -64,14 +64,6 @@ class _Router:
         make()  # Fail early, for example for an unusable proxy; it has no connection yet that must be closed.
         return lambda: with_fixes(make())
 
-    def _limits(self, family: Family) -> httpx.Limits:
-        """How many connections there may be, and how long they stay open while idle."""
-        return family.Limits(
-            max_connections=self._config.max_connections,
-            max_keepalive_connections=self._config.max_keepalive_connections,
-            keepalive_expiry=self._config.keepalive_expiry,
-        )
-
     def _wires_of(self, family: Family) -> dict[str, Any]:
         """The direct wire of a package, and one for each proxy, by its URL.
 
@@ -149,7 +141,7 @@ class DefaultWire(_Router, httpx.BaseTransport):
 
     def _make(self, family: Family, proxy: httpx.Proxy | None) -> httpx.BaseTransport:
         make = self._maker(family.HTTPTransport, family, proxy)
-        return ConnectionPool(make, self._limits(family), family, self.full_pools)
+        return ConnectionPool(make, self._config, family, self.full_pools)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         try:
@@ -166,8 +158,9 @@ class DefaultWire(_Router, httpx.BaseTransport):
 
 class AsyncDefaultWire(_Router, httpx.AsyncBaseTransport):
     def _make(self, family: Family, proxy: httpx.Proxy | None) -> httpx.AsyncBaseTransport:
-        make, limits = self._maker(family.AsyncHTTPTransport, family, proxy), self._limits(family)
-        return WirePerLoop(lambda: AsyncConnectionPool(make, limits, family, self.full_pools), family)
+        make = self._maker(family.AsyncHTTPTransport, family, proxy)
+        pool = partial(AsyncConnectionPool, make, self._config, family, self.full_pools)
+        return WirePerLoop(pool, family)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         try:

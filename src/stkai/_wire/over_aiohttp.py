@@ -61,7 +61,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         self._connection = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        destination = _destination_of(request)
+        destination = request.url.scheme, request.url.netloc, request.extensions.get("sni_hostname")
         if destination != self._destination and (request.url.scheme not in WEB or not request.url.host):
             msg = f"not an http:// or https:// address: {request.url}"
             raise error_for(httpx.UnsupportedProtocol, msg, request)
@@ -249,11 +249,6 @@ def _headers_for(proxy: httpx.Proxy) -> dict[str, str]:
     return {"Proxy-Authorization": f"Basic {credentials}", **proxy.headers}
 
 
-def _destination_of(request: httpx.Request) -> tuple[object, ...]:
-    """Where a connection must lead to carry the request."""
-    return request.url.scheme, request.url.netloc, request.extensions.get("sni_hostname")
-
-
 class AiohttpWire(AsyncDefaultWire):
     """A wire with the verification, limits and proxies of the settings."""
 
@@ -270,13 +265,12 @@ class AiohttpWire(AsyncDefaultWire):
         super().__init__(config)
 
     def _make(self, family: Family, proxy: httpx.Proxy | None) -> httpx.AsyncBaseTransport:
-        context, limits = self._context, self._limits(family)
-        context.set_alpn_protocols(["http/1.1"])
+        self._context.set_alpn_protocols(["http/1.1"])
+        one = partial(OverAiohttp, self._context, self._config.keepalive_expiry, family, proxy)
 
         def make() -> AsyncConnectionPool:
             if not isinstance(running_loop(), asyncio.AbstractEventLoop):
                 raise ConfigurationError("aiohttp works on asyncio only: on trio, use the default wire")
-            one = partial(OverAiohttp, context, limits.keepalive_expiry, family, proxy)
-            return AsyncConnectionPool(one, limits, family, self.full_pools)
+            return AsyncConnectionPool(one, self._config, family, self.full_pools)
 
         return WirePerLoop(make, family)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from weakref import ref
 
 import httpx
@@ -21,6 +21,9 @@ from .._families import HTTPX, Family, of_family
 from .._process import IN_HANDLER, begin_in_each_process
 from ..transports._call import cannot_send
 from .lifetimes import Destination, Idle, IdleConnections, WaitingLoans
+
+if TYPE_CHECKING:
+    from .._config.models import HttpConfig
 
 Pooled = TypeVar("Pooled", bound=httpx.BaseTransport | httpx.AsyncBaseTransport)
 
@@ -88,7 +91,7 @@ class PoolState(Generic[Pooled]):
     def __init__(
         self,
         make: Callable[[], Pooled],
-        limits: httpx.Limits,
+        limits: "HttpConfig | httpx.Limits",
         family: Family = HTTPX,
         full: set[Any] | None = None,  # Collects the pools whose connections are all in use.
     ) -> None:
