@@ -121,14 +121,6 @@ METRICS: Final = (
 # fmt: on
 
 
-def bounded(word: str | int, known: set[str | int]) -> str | int:
-    """The value, if it is known or there is room for it among the known ones; otherwise `OTHER`."""
-    if word not in known and len(known) >= _MAX_VALUES:
-        return OTHER
-    known.add(word)
-    return word
-
-
 def method_of(method: str) -> str:
     """The HTTP method, if it is a standard one; otherwise `OTHER`."""
     return method if method in _METHODS else OTHER
@@ -185,6 +177,10 @@ class Recorder:
             if value is not None:
                 labels = labels_of(event, *metric.labels)
                 for name, label in labels.items():
-                    if label not in self._known[name]:
-                        labels[name] = bounded(label, self._known[name])
+                    known = self._known[name]
+                    if label not in known:
+                        if len(known) < _MAX_VALUES:
+                            known.add(label)
+                        else:
+                            labels[name] = OTHER
                 self._record[metric](value, labels)
