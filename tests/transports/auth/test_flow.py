@@ -363,3 +363,32 @@ async def test_what_any_method_of_a_provider_raises_is_an_authentication_error(
     setattr(provider, method, fail)
     with pytest.raises(AuthenticationError, match="the vault is broken"):
         await world.send(layer(world, Wire(401), provider), post())
+
+
+WITHIN_A_MINUTE = {"stkai": RequestOptions(deadline=60.0)}
+
+
+class WithoutArgument(AuthProvider):
+    def get_access_token(self) -> str:
+        return "token-1"
+
+    def cached_access_token(self) -> None:  # type: ignore[override]
+        return None
+
+
+class Mistaken(WithoutArgument):
+    def cached_access_token(self, *, renewing: bool = False) -> None:
+        if renewing:
+            raise TypeError("'NoneType' object is not subscriptable")
+
+
+async def test_a_provider_may_leave_out_the_argument_of_cached_access_token(world: World) -> None:
+    request = post(extensions=WITHIN_A_MINUTE)
+    wire = world.wire(200)
+    await world.send(layer(world, wire, WithoutArgument()), request)
+    assert bearer(wire.requests[0]) == "Bearer token-1"
+
+
+async def test_a_type_error_of_cached_access_token_is_not_taken_for_a_missing_argument(world: World) -> None:
+    with pytest.raises(AuthenticationError, match="Mistaken could not get a token: TypeError: 'NoneType'"):
+        await world.send(layer(world, world.wire(), Mistaken()), post(extensions=WITHIN_A_MINUTE))

@@ -12,6 +12,7 @@ from ..._abandonable import AbandonableWork, Latch
 from ..._errors import AuthenticationError, DeadlineExceededError
 from ..._event_loops import anyio, run_soon, running_loop
 from .._call import cannot_send
+from .._layer_checks import signature_of
 from .provider import FETCHING, AuthProvider, Fetch, has_own_headers, join, key_of, named_errors
 
 Signature = str | Mapping[str, str]
@@ -90,15 +91,21 @@ def _waits(provider: AuthProvider, seconds: float) -> tuple[float, ...]:
 
 def _old_token(provider: AuthProvider) -> str | None:
     """A token that is still valid although it is time to renew it, or None."""
-    with suppress(TypeError):  # Some providers override the method without its argument.
+    try:
+        signature_of(provider.cached_access_token).bind(renewing=True)
+    except (TypeError, ValueError):  # Some providers override the method without its argument.
+        return None
+    with named_errors(provider):
         return provider.cached_access_token(renewing=True)
-    return None
 
 
 def _spare(provider: AuthProvider) -> Signature | None:
     """The old token, or headers with it. Call this only during a renewal: asking for headers would start one here."""
     token = _old_token(provider)
-    return provider.get_auth_headers() if token is not None and has_own_headers(provider) else token
+    if token is None or not has_own_headers(provider):
+        return token
+    with named_errors(provider):
+        return provider.get_auth_headers()
 
 
 @contextmanager
