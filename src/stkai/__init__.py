@@ -60,11 +60,11 @@ if TYPE_CHECKING:
     from .transports._auth.provider import AuthProvider as AuthProvider
     from .transports._auth.provider import StaticToken as StaticToken
     from .transports._context import Context as Context
-    from .transports._layer import Layer as Layer
     from .transports._options import CallRecord as CallRecord
     from .transports._options import RequestOptions as RequestOptions
     from .transports._options import options as options
     from .transports._options import record as record
+    from .transports._recipe import Layer as Layer
     from .transports._retry.policy import RetryBudget as RetryBudget
     from .transports._retry.policy import RetryPolicy as RetryPolicy
 
@@ -85,7 +85,7 @@ else:  # Type checkers would take any name for one that exists.
             "_client": ("AsyncHttpClient", "HttpClient"),
             "_exchange": ("StreamedResponse",),
             "transports._context": ("Context",),
-            "transports._layer": ("Layer",),
+            "transports._recipe": ("Layer",),
             "transports._options": ("CallRecord", "RequestOptions", "options", "record"),
             "_batch.concurrency": ("Outcome",),
             "_batch.send_all": ("asend_all", "send_all"),

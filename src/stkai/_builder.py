@@ -21,8 +21,8 @@ from ._families import AsyncTransport, AsyncWire, SyncWire, Transport, alike
 from ._lazy import LateModule
 from ._log import Listener, events, listener_of  # noqa: F401 - the hints of `StackBuilder` name events
 from .transports._context import Context
-from .transports._layer import Layer
 from .transports._options import UNSET
+from .transports._recipe import Layer
 
 if TYPE_CHECKING:
     from . import _standard

@@ -12,9 +12,9 @@ import httpx
 from ._errors import ConfigurationError
 from ._exchange import TIMEOUT, StreamedResponse, call_of, exchange, flow_of, request_of
 from ._families import HTTPX, family_of_wire
-from .transports._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .transports._call import begin
 from .transports._context import Context
+from .transports._layer_transport import AsyncLayerTransport, LayerBase, LayerTransport
 from .transports._options import CallOptions
 
 Headers = Mapping[str, str] | None

@@ -14,9 +14,9 @@ from ._errors import DeadlineExceededError, InvalidArgumentError, ServerSideRate
 from ._families import alike
 from ._headers import copy_request, headers_of
 from ._urls import request_url
-from .transports._base import LayerBase
 from .transports._bodies import is_there, set_body, timeouts
 from .transports._call import ATTEMPT, Attempt, Beginning, Enter, begin
+from .transports._layer_transport import LayerBase
 from .transports._operations import Close, Flow, Load, Read, Steps
 from .transports._options import NO_OPTIONS, OPTIONS, CallOptions, options_of
 

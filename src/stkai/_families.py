@@ -121,6 +121,26 @@ def error_for(kind: type[httpx.RequestError], message: str, request: httpx.Reque
     return error
 
 
+def response_like(
+    request: httpx.Request,
+    status: int,
+    *,
+    headers: Any = None,
+    content: str | bytes | None = None,
+    json: Any = None,
+) -> httpx.Response:
+    """A response of your own to a request, of the package that made the request: httpx or httpx2.
+
+    Args:
+        request: the request that the layer was given.
+        status: the status code.
+        headers: as for `httpx.Response`.
+        content: the body.
+        json: the body, to be encoded as JSON; instead of `content`.
+    """
+    return family_of(request).Response(status, headers=headers, content=content, json=json, request=request)
+
+
 def of_family(kind: type[T], family: Family) -> type[T]:
     """The class, if it belongs to that package; otherwise a subclass that also derives from the twins of its bases."""
     both: type[T] = _both(kind, family)  # type: ignore[arg-type] # for mypy, no class is hashable

@@ -24,11 +24,11 @@ from ._errors import (
 from ._families import HTTPX, as_httpx, httpx_errors, httpx_kind, original
 from ._headers import check_headers, copy_request
 from ._urls import absolute_url, request_url
-from .transports._base import LayerTransport
 from .transports._bodies import timeouts
 from .transports._call import Call
 from .transports._context import add_note
 from .transports._layer_checks import signature_of
+from .transports._layer_transport import LayerTransport
 from .transports._limits.flow import AdaptiveTransport, TokenBucketTransport
 from .transports._limits.quota_limiters import AimdLimiter, TokenBucket
 from .transports._options import OPTIONS, UNSET, CallOptions, RequestOptions, options_of, record

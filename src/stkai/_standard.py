@@ -19,7 +19,6 @@ from .stores import store_from
 from .transports._auth.bearer import BearerAuth
 from .transports._auth.flow import auth as auth_layer
 from .transports._auth.provider import StaticToken
-from .transports._layer import Layer
 from .transports._limits import flow as limit
 from .transports._limits.all_of import AllOf, checked_limiter
 from .transports._limits.in_flight import InFlight
@@ -28,6 +27,7 @@ from .transports._limits.per_key import PerKey
 from .transports._limits.queue_limiter import is_ours
 from .transports._limits.quota_limiters import AimdLimiter, TokenBucket
 from .transports._options import UNSET
+from .transports._recipe import Layer
 from .transports._retry.flow import retry as retry_layer
 from .transports._retry.policy import RetryPolicy
 from .transports._stk_cli import StkCLITransport, cli_is_available

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from .._families import alike as alike
+from .._families import response_like as response_like
 from .._headers import copy_request as copy_request
 from .._lazy import lazily as _lazily
 
@@ -11,17 +12,14 @@ if TYPE_CHECKING:
     from ._auth.flow import AsyncAuthTransport as AsyncAuthTransport
     from ._auth.flow import AuthTransport as AuthTransport
     from ._auth.flow import auth as auth
-    from ._base import AsyncLayerTransport as AsyncLayerTransport
-    from ._base import LayerBase as LayerBase
-    from ._base import LayerTransport as LayerTransport
     from ._bodies import can_resend as can_resend
     from ._call import Attempt as Attempt
     from ._call import Call as Call
     from ._context import Context as Context
     from ._driver import drive as drive
-    from ._layer import Layer as Layer
-    from ._layer import play as play
-    from ._layer import response_like as response_like
+    from ._layer_transport import AsyncLayerTransport as AsyncLayerTransport
+    from ._layer_transport import LayerBase as LayerBase
+    from ._layer_transport import LayerTransport as LayerTransport
     from ._limits.flow import AdaptiveTransport as AdaptiveTransport
     from ._limits.flow import AsyncAdaptiveTransport as AsyncAdaptiveTransport
     from ._limits.flow import AsyncLimiterTransport as AsyncLimiterTransport
@@ -44,6 +42,8 @@ if TYPE_CHECKING:
     from ._operations import Send as Send
     from ._operations import Sleep as Sleep
     from ._operations import Until as Until
+    from ._operations import play as play
+    from ._recipe import Layer as Layer
     from ._retry.flow import AsyncRetryTransport as AsyncRetryTransport
     from ._retry.flow import RetryTransport as RetryTransport
     from ._retry.flow import retry as retry
@@ -55,12 +55,11 @@ else:  # Type checkers would take any name for one that exists.
         __name__,
         {
             "_async_driver": ("adrive",),
-            "_base": ("AsyncLayerTransport", "LayerBase", "LayerTransport"),
+            "_layer_transport": ("AsyncLayerTransport", "LayerBase", "LayerTransport"),
             "_bodies": ("can_resend",),
             "_call": ("Attempt", "Call"),
             "_context": ("Context",),
             "_driver": ("drive",),
-            "_layer": ("Layer", "play", "response_like"),
             "_operations": (
                 "Close",
                 "Drain",
@@ -72,7 +71,9 @@ else:  # Type checkers would take any name for one that exists.
                 "Send",
                 "Sleep",
                 "Until",
+                "play",
             ),
+            "_recipe": ("Layer",),
             "_auth.flow": ("AsyncAuthTransport", "AuthTransport", "auth"),
             "_limits.flow": (
                 "AdaptiveTransport",

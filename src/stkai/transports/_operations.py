@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
-from .._errors import ConfigurationError
+from .._errors import ConfigurationError, InvalidArgumentError
 from .._families import alike
 from .._log import logger
 
@@ -189,3 +189,47 @@ def _swallowed(error: BaseException, answer: str, notified: int) -> int:
         error.add_note(f"stkai: {bug}")
         logger.error("%s", bug)
     return notified + 1
+
+
+def play(flow: Flow, *outcomes: Any) -> tuple[list[Operation], httpx.Response]:
+    """Run a flow by hand, to test it without a transport: nothing is sent, and nothing waits.
+
+        operations, response = play(layer.flow(request, attempt), httpx.ConnectError("refused"), None, answer)
+
+    Args:
+        flow: what the `flow` method of a layer, or a flow function, returned.
+        outcomes: the outcome of each of its operations, one by one: a response for a `Send`, the value of a
+            `Run`, None for the others. An exception is raised in the flow. Missing ones at the end count as None,
+            except for a `Send` or a `Run`.
+
+    Returns:
+        The operations that the flow asked for, and the response that it returned. What the flow raises is raised.
+
+    Raises:
+        ConfigurationError: the flow is not a generator.
+        InvalidArgumentError: (an AssertionError) there are too few outcomes, or too many.
+    """
+    if not isinstance(flow, Generator):
+        raise ConfigurationError(
+            f"play() takes a running flow, such as layer.flow(request, attempt), not {flow!r}"
+        )
+    operations: list[Operation] = []
+    try:
+        operation = flow.send(None)
+        while True:
+            operations.append(operation)
+            number = len(operations)
+            if number > len(outcomes) and isinstance(operation, Send | Run):
+                flow.close()
+                raise InvalidArgumentError(
+                    f"operation number {number} is a {type(operation).__name__}, and there are {len(outcomes)} outcomes"
+                )
+            outcome = outcomes[number - 1] if number <= len(outcomes) else None
+            operation = flow.throw(outcome) if isinstance(outcome, BaseException) else flow.send(outcome)
+    except StopIteration as end:
+        if len(operations) < len(outcomes):
+            raise InvalidArgumentError(
+                f"the flow ended after {len(operations)} operations, and there are {len(outcomes)} outcomes"
+            ) from None
+        response: httpx.Response = end.value
+        return operations, response

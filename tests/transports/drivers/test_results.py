@@ -174,7 +174,7 @@ def test_one_driver_runs_all_layers_of_a_stack(monkeypatch: pytest.MonkeyPatch) 
         driven.append(arguments)
         return drive(*arguments)
 
-    monkeypatch.setattr("stkai.transports._base.drive", counting)
+    monkeypatch.setattr("stkai.transports._layer_transport.drive", counting)
     layers = (retry(), token_bucket(TokenBucket(1, 1.0)), Layer("own", LayerTransport.forward))
     world = World("sync")
     transport = world.build(StackBuilder(layers, clock=FakeClock()), world.wire(200))

@@ -13,12 +13,12 @@ import httpx
 from ..._errors import DeadlineExceededError, hide_frames
 from ..._families import alike
 from ...events import TokenRenewed
-from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._bodies import can_resend, exceeds
 from .._call import Attempt, SignatureExpired
 from .._context import Context
-from .._layer import Layer, recipe
+from .._layer_transport import AsyncLayerTransport, LayerBase, LayerTransport
 from .._operations import Close, Drain, Flow, Load, Run, Steps
+from .._recipe import Layer, recipe
 from .._redirect_chain import UNAUTHORIZED
 from .bearer import BearerAuth, Token
 from .provider import AuthProvider

@@ -10,13 +10,13 @@ from ..._errors import ConfigurationError
 from ..._event_loops import loop_has_ended
 from ..._headers import copy_request
 from ...events import RateChanged
-from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._body_end import BodyEnd, when_body_ends
 from .._call import RESERVED, Attempt, SignatureExpired
 from .._context import Context
-from .._layer import Layer, recipe
+from .._layer_transport import AsyncLayerTransport, LayerBase, LayerTransport
 from .._operations import Close, Flow, Run, Send, Steps
 from .._options import NO_OPTIONS
+from .._recipe import Layer, recipe
 from .all_of import checked_limiter, plan_of
 from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, note_failure, subscribe, tell
 from .metering import Bill, Estimate, Meter, Settle

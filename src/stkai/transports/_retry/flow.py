@@ -19,13 +19,13 @@ from ..._errors import ConfigurationError
 from ..._families import alike
 from ..._headers import copy_request
 from ...events import RetryScheduled
-from .._base import AsyncLayerTransport, LayerBase, LayerTransport
 from .._bodies import can_resend
 from .._call import Attempt
 from .._context import Context
-from .._layer import Layer, recipe
+from .._layer_transport import AsyncLayerTransport, LayerBase, LayerTransport
 from .._operations import Close, Drain, Flow, Read, Sleep, Steps, Until
 from .._options import NO_OPTIONS, UNSET
+from .._recipe import Layer, recipe
 from .policy import RetryPolicy
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The base of every layer: the context, the two base transports, and which wires they believe."""
+"""The two base transports of every layer, their context, and which wires they believe."""
 
 import weakref
 from typing import Any, Self
