@@ -65,9 +65,6 @@ class SystemClock:
 _SLEEPS: Final = SystemClock.sleep, SystemClock.asleep
 
 
-_METHODS: Final = ("monotonic", "utcnow", "sleep", "asleep")
-
-
 def clock_or_system(clock: Clock | None) -> Clock:
     """The argument `clock`, or the system's clock.
 
@@ -77,7 +74,8 @@ def clock_or_system(clock: Clock | None) -> Clock:
     if clock is None:
         return SystemClock()
     is_class = isinstance(clock, type)  # Its methods lack `self`.
-    missing = [name for name in _METHODS if is_class or not callable(getattr(clock, name, None))]
+    names = "monotonic", "utcnow", "sleep", "asleep"
+    missing = [name for name in names if is_class or not callable(getattr(clock, name, None))]
     if missing:
         raise ConfigurationError(
             "clock must be a stkai.Clock, an object with the methods monotonic(), utcnow(), sleep(seconds) and"

@@ -96,11 +96,10 @@ def add_note(error: Exception, method: str, host: str, attempts: int) -> None:
 def call_finished(
     context: Context, attempt: Attempt, *, status: int | None = None, error: str | None = None
 ) -> None:
-    record, info = attempt.record, attempt.last.info
-    if record.attempts != info.attempt:  # Some attempts were parallel.
-        info = replace(info, attempt=record.attempts)
+    attempts, info = attempt.record.attempts, attempt.last.info
+    if attempts != info.attempt:  # Some attempts were parallel.
+        info = replace(info, attempt=attempts)
     seconds = context.now() - attempt.call.started
-    attempts = record.attempts
     context.emit(
         events.CallFinished(call=info, status=status, error=error, attempts=attempts, seconds=seconds)
     )

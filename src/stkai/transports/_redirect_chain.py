@@ -19,9 +19,6 @@ _AUTHORIZATION: Final = "authorization"
 UNAUTHORIZED: Final = 401
 """Also the status of a refused token; RFC 6750, section 3.1."""
 
-_CHALLENGE: Final = "www-authenticate"
-"""A 401 with this header makes httpx's auth send the request again, with credentials."""
-
 CONTINUED: Final = frozenset({301, 302, 303, 307, 308, UNAUTHORIZED})
 """The statuses after which an httpx client may send another request."""
 
@@ -58,7 +55,8 @@ class Chain:
 
 
 def _is_challenge(response: httpx.Response) -> bool:
-    return response.status_code == UNAUTHORIZED and _CHALLENGE in response.headers
+    """Whether httpx's auth sends the request again, with credentials."""
+    return response.status_code == UNAUTHORIZED and "www-authenticate" in response.headers
 
 
 def may_continue(response: httpx.Response) -> bool:

@@ -38,7 +38,7 @@ from ..._checks import (
 from ..._errors import ConfigurationError
 from ..._families import alike, as_httpx
 from ..._headers import has_field
-from ..._process import after_fork
+from ..._process import begin_in_each_process
 from .._failures import Failure, failure_of_error, forbids_retry, is_unreadable
 from .._retry_after import retry_after
 
@@ -88,8 +88,7 @@ class RetryBudget:
         self._most = self._steady = _HALF_LIFE * self.min_per_second
         self._earned = 0.0
         self._at = math.inf
-        self._renew_lock()
-        after_fork(self, RetryBudget._renew_lock)
+        begin_in_each_process(self, RetryBudget._renew_lock)
 
     def _renew_lock(self) -> None:
         self._lock = threading.RLock()  # A signal handler that sends must not hang here.
