@@ -11,7 +11,7 @@ import pytest
 
 from stkai import AuthenticationError, ClientCredentialsAuthProvider
 from stkai.testing import FakeClock
-from stkai.transports._auth.provider import join
+from stkai.transports._auth.single_flight import join
 
 from .threads import together
 from .wire import Wire

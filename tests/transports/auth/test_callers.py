@@ -23,8 +23,8 @@ from stkai import (
 from stkai._headers import with_fields
 from stkai.testing import FakeClock
 from stkai.transports import AsyncAuthTransport, AuthTransport
-from stkai.transports._auth.provider import join, key_of
-from stkai.transports._auth.single_flight import aget_token, get_token
+from stkai.transports._auth.provider import aget_token, get_token
+from stkai.transports._auth.single_flight import join, key_of
 
 from ...support.threads import together
 from ...support.tokens import ID, LIFETIME, MARGIN, SECRET, TOKEN_URL, Issuer, provider_over

@@ -17,9 +17,9 @@ import pytest
 import trio
 
 from stkai import AuthenticationError, AuthProvider, DeadlineExceededError
-from stkai.transports._auth import provider as providers
-from stkai.transports._auth.provider import Fetch, in_background, is_running, join
-from stkai.transports._auth.single_flight import aget_token, get_token
+from stkai.transports._auth import single_flight
+from stkai.transports._auth.provider import aget_token, get_token
+from stkai.transports._auth.single_flight import Fetch, in_background, is_running, join
 
 from ...support.interrupts import Interrupt, needs_opcodes
 from ...support.world import NAMES, World
@@ -108,7 +108,7 @@ async def test_a_caller_without_time_left_fetches_nothing(world: World, hanging:
 def test_a_program_that_gave_up_waiting_exits_at_once() -> None:
     program = """
         import threading, anyio, stkai
-        from stkai.transports._auth.single_flight import aget_token
+        from stkai.transports._auth.provider import aget_token
         class Hanging(stkai.AuthProvider):
             def get_access_token(self):
                 threading.Event().wait(60)
@@ -222,16 +222,16 @@ def test_a_signal_handler_that_interrupts_the_start_of_a_fetch_gets_an_error_and
             return "token"
 
     provider, handled = Provider(), []
-    start = providers._start
+    start = single_flight._start
 
     def interrupted(*arguments: Any) -> None:
-        monkeypatch.setattr(providers, "_start", start)
+        monkeypatch.setattr(single_flight, "_start", start)
         with pytest.raises(AuthenticationError, match="a signal handler uses the client that it interrupted"):
             get_token(provider, 10.0)  # As a signal handler does, in this thread.
         handled.append(True)
         start(*arguments)
 
-    monkeypatch.setattr(providers, "_start", interrupted)
+    monkeypatch.setattr(single_flight, "_start", interrupted)
     assert get_token(provider, 10.0) == "token"
     assert handled == [True]
     assert not is_running(provider.get_access_token)
@@ -240,13 +240,13 @@ def test_a_signal_handler_that_interrupts_the_start_of_a_fetch_gets_an_error_and
 def test_a_fetch_whose_start_was_interrupted_serves_those_who_wait_for_it(
     monkeypatch: pytest.MonkeyPatch, hanging: Hanging
 ) -> None:
-    start = providers._start
+    start = single_flight._start
 
     def interrupted(*arguments: Any) -> None:
-        monkeypatch.setattr(providers, "_start", start)
+        monkeypatch.setattr(single_flight, "_start", start)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(providers, "_start", interrupted)
+    monkeypatch.setattr(single_flight, "_start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         get_token(hanging, 10.0)
     assert is_running(hanging.get_access_token)

@@ -21,8 +21,7 @@ from .._operations import Close, Drain, Flow, Load, Run, Steps
 from .._recipe import Layer, recipe
 from .._redirect_chain import UNAUTHORIZED
 from .bearer import BearerAuth, Token
-from .provider import AuthProvider
-from .single_flight import aget_token, get_token
+from .provider import AuthProvider, aget_token, get_token
 
 _NONE: Final = "none was valid"
 _REFUSED: Final = "the server refused the old one"

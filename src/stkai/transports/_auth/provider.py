@@ -1,24 +1,20 @@
-"""`AuthProvider`, the interface of token sources; `StaticToken`, the simplest of them; and how to fetch a token.
+"""`AuthProvider`, the interface of token sources; `StaticToken`, the simplest of them; how to get a token from one."""
 
-A fetch that several threads and tasks wait for runs once, in a background thread. The thread is a daemon, so that a
-program can exit while a token endpoint hangs, and a forked child is not held up by its parent's fetch.
-"""
-
-import copy
-import os
-import sys
-import threading
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
-from contextvars import Context, ContextVar, copy_context
-from typing import Any, Final, cast
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import cast
 
-from ..._abandonable import AbandonableWork, NoThreadError, Worker, current_work
-from ..._errors import AuthenticationError, ConfigurationError, describe
-from ..._process import raise_interrupt
+from ..._abandonable import AbandonableWork, Latch
+from ..._errors import AuthenticationError, ConfigurationError, DeadlineExceededError
+from ..._event_loops import anyio, run_soon, running_loop
 from ..._secrets import MASK, HoldsSecret, Secret
-from .._options import ENTERED
+from .._call import cannot_send
+from .._layer_checks import signature_of
+from .single_flight import FETCHING, Fetch, join, key_of, share_in_loop
+from .single_flight import named_errors as named_errors  # noqa: PLC0414 - for `bearer.py`
 
 
 class AuthProvider(ABC):
@@ -122,128 +118,118 @@ def has_own_headers(provider: AuthProvider) -> bool:
     return getattr(type(provider), "get_auth_headers", None) is not AuthProvider.get_auth_headers
 
 
-class Fetch(AbandonableWork):
-    """A fetch in a background thread: wait for it, then ask for its `result`."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        super().__init__(self._fetch, _outside_of_event_loops())
-        self.key = key_of(work)
-        self.starter: int | None = threading.get_ident()
-        self._fetches = work
-
-    def _fetch(self) -> Any:
-        mine: list[Any] = [getattr(self._fetches, "__self__", None)]
-        FETCHING.set((*FETCHING.get(), mine))
-        try:
-            with named_errors(getattr(self._fetches, "__self__", self._fetches)):
-                return self._fetches()
-        finally:
-            mine.clear()
-            if _running.get(self.key) is self:  # The next caller starts another fetch.
-                _running.pop(self.key, None)
-
-    def result(self) -> Any:
-        """The result of the fetch. Raises a copy of the error for each caller, since its `request` is the caller's."""
-        if isinstance(self._error, AuthenticationError):
-            raise copy.copy(self._error) from self._error.cause
-        if self._error is not None:
-            raise self._error
-        return self._results[0]
+Signature = str | Mapping[str, str]
+"""An access token, or the headers that sign a request."""
 
 
-FETCHING: Final[ContextVar[tuple[list[AuthProvider], ...]]] = ContextVar("stkai.fetching", default=())
-"""The fetches that this code is part of: each is a list with its provider, emptied when the fetch ends."""
+def get_token(provider: AuthProvider, seconds: float, closing: Latch | None = None) -> Signature:
+    """Get a token, or headers, from the provider, for a thread that can wait this many seconds.
 
-_running: Final[dict[Hashable, Fetch]] = {}
-"""The fetches in progress, by process and by work."""
-
-
-def join(work: Callable[[], Any]) -> Fetch:
-    """The fetch that does `work`: the one in progress, or a new one.
-
-    Raises:
-        RuntimeError: the caller is a signal handler that has interrupted the start of this very fetch.
+    Raises a DeadlineExceededError if it takes longer, and a RuntimeError once `closing` is set; the fetch continues for
+    later callers. A provider called in the caller's own thread cannot be timed out.
     """
-    mine = Fetch(work)
+    if seconds <= 0:
+        raise _too_late()
+    with _fetching(provider):
+        if seconds == math.inf and not provider.token_is_for_all:
+            with named_errors(provider):
+                return _work(provider)()
+        fetch = join(_work(provider))
+        for wait in _waits(provider, seconds):
+            if _has_ended(fetch, wait, closing or Latch()):
+                return cast("Signature", fetch.result())
+            spare = _spare(provider)
+            if spare is not None:
+                return spare
+    raise _too_late()
+
+
+def _has_ended(fetch: Fetch, seconds: float, closing: Latch) -> bool:
+    either = Latch()
+    with fetch.ending_also(either), closing.ending_also(either):
+        either.wait(seconds)
+    if closing.is_done and not fetch.is_done:
+        raise cannot_send()
+    return fetch.is_done
+
+
+async def aget_token(provider: AuthProvider, seconds: float, closing: Latch | None = None) -> Signature:
+    """Like `get_token`, for a task; the tasks of one event loop share one fetch."""
+    if seconds <= 0:
+        raise _too_late()
+    closing = closing or Latch()
+    with _fetching(provider):
+        for wait in _waits(provider, seconds):
+            with anyio.move_on_after(wait) as scope:
+                leaving = AbandonableWork(partial(run_soon, running_loop(), scope.cancel))
+                with closing.ending_also(leaving):
+                    key, work = key_of(provider.aget_access_token), partial(_awork, provider)
+                    return cast("Signature", await share_in_loop(key, work))
+            if closing.is_done:
+                raise cannot_send()
+            spare = _spare(provider)
+            if spare is not None:
+                return spare
+    raise _too_late()
+
+
+def _work(provider: AuthProvider) -> Callable[[], Signature]:
+    return provider.get_auth_headers if has_own_headers(provider) else provider.get_access_token
+
+
+async def _awork(provider: AuthProvider) -> Signature:
+    with named_errors(provider):
+        if not has_own_headers(provider):
+            return await provider.aget_access_token()
+        fetch = join(provider.get_auth_headers)
+        await fetch.await_()
+        return cast("Signature", fetch.result())
+
+
+def _waits(provider: AuthProvider, seconds: float) -> tuple[float, ...]:
+    """Seconds to wait for a fetch: all at once, or in two halves if there is still an old token to send with."""
+    return (seconds,) if seconds == math.inf or _old_token(provider) is None else (seconds / 2, seconds / 2)
+
+
+def _old_token(provider: AuthProvider) -> str | None:
+    """A token that is still valid although it is time to renew it, or None."""
     try:
-        fetch = _running.setdefault(mine.key, mine)
-        if fetch is mine:
-            _start(fetch)
-    except BaseException:  # Ctrl-C: others may already be waiting for it.
-        if _running.get(mine.key) is mine:
-            _start(mine)
-        raise
-    if fetch.starter == threading.get_ident():
-        raise RuntimeError("a signal handler cannot get a token from the provider whose fetch it interrupted")
-    return fetch
+        signature_of(provider.cached_access_token).bind(renewing=True)
+    except (TypeError, ValueError):  # Some providers override the method without its argument.
+        return None
+    with named_errors(provider):
+        return provider.cached_access_token(renewing=True)
 
 
-def is_running(work: Callable[[], Any]) -> bool:
-    """Whether a fetch that does `work` is in progress."""
-    return key_of(work) in _running
-
-
-def in_background() -> bool:
-    """Whether this thread is running a fetch."""
-    return isinstance(current_work(), Fetch)
-
-
-def _start(fetch: Fetch) -> None:
-    try:
-        if in_background():  # If a provider asks another one, one thread is enough.
-            fetch.run()
-        else:
-            Worker("stkai-token").start(fetch.run)
-    except NoThreadError:  # For example during interpreter shutdown.
-        fetch.run()
-    fetch.starter = None
-
-
-def key_of(work: Callable[..., object]) -> Hashable:
-    """The identity of a fetch: the process, the work and, unless its token is for all, the context variables.
-
-    Bound methods are equal if their objects and functions are. A forked child does not have its parent's threads.
-    """
-    is_for_all = getattr(getattr(work, "__self__", None), "token_is_for_all", False)
-    return os.getpid(), work, None if is_for_all else _context_key()
-
-
-def _context_key() -> Hashable:
-    """The context variables, compared by identity: the fetch keeps the values alive, and some cannot be compared.
-
-    OpenTelemetry's variable is left out, since it contains the span of each call.
-    """
-    ours = {var for var in (ENTERED, FETCHING, _library_variable()) if var is not None}
-    each = ((var, value) for var, value in copy_context().items() if var not in ours)
-    return frozenset(
-        (var, id(value)) for var, value in each if not type(value).__module__.startswith("opentelemetry.")
-    )
-
-
-def _outside_of_event_loops() -> Context:
-    """The current context, changed so that code can start its own event loop, and no call's options apply."""
-    context = copy_context()
-    context.run(ENTERED.set, ())
-    library = _library_variable()
-    if library is not None:
-        context.run(library.set, None)
-    return context
-
-
-def _library_variable() -> "ContextVar[Any] | None":
-    """The variable in which sniffio keeps the name of the async library, if it is in use."""
-    sniffio = sys.modules.get("sniffio")
-    return None if sniffio is None else sniffio.current_async_library_cvar
+def _spare(provider: AuthProvider) -> Signature | None:
+    """The old token, or headers with it. Call this only during a renewal: asking for headers would start one here."""
+    token = _old_token(provider)
+    if token is None or not has_own_headers(provider):
+        return token
+    with named_errors(provider):
+        return provider.get_auth_headers()
 
 
 @contextmanager
-def named_errors(provider: object) -> Iterator[None]:
-    """Turn every exception of a provider, except interrupts, into an AuthenticationError that names the provider."""
+def _fetching(provider: AuthProvider) -> Iterator[None]:
+    """Refuse to wait for a token that this very code is fetching."""
+    outer = tuple(filter(None, FETCHING.get()))  # Those that are still in progress.
+    if any(each is provider for fetching in outer for each in fetching):
+        raise AuthenticationError(
+            f"{type(provider).__name__} is asked for a token while it gets one: it sends its request through a client"
+            " that it signs for (give it another one, without auth), or a signal handler uses the client that it"
+            " interrupted"
+        )
+    mine = list[object]()
+    token = FETCHING.set((*outer, mine))
     try:
+        mine.append(provider)  # Not before the `try`, where an interrupt would leave it in the list for good.
         yield
-    except AuthenticationError:
-        raise
-    except Exception as error:
-        raise_interrupt(error)
-        text = f"{type(provider).__name__} could not get a token: {describe(error)}"
-        raise AuthenticationError(text, error) from error
+    finally:
+        mine.clear()  # A task that the fetch has started still has a copy of the context.
+        with suppress(ValueError):  # The coroutine is closed in another context.
+            FETCHING.reset(token)
+
+
+def _too_late() -> DeadlineExceededError:
+    return DeadlineExceededError("the call's deadline passed while it waited for an access token")

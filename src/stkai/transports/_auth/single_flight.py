@@ -1,138 +1,157 @@
-"""One token fetch at a time, shared by all callers that need the same token: in a thread, and in an event loop."""
+"""One token fetch at a time, shared by all callers that need the same token: in a thread, and in an event loop.
+
+A fetch that several threads and tasks wait for runs once, in a background thread. The thread is a daemon, so that a
+program can exit while a token endpoint hangs, and a forked child is not held up by its parent's fetch.
+"""
 
 import copy
-import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from functools import partial
-from typing import Any, Final, cast
+import os
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import Context, ContextVar, copy_context
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from ..._abandonable import AbandonableWork, Latch
-from ..._errors import AuthenticationError, DeadlineExceededError
-from ..._event_loops import anyio, run_soon, running_loop
-from .._call import cannot_send
-from .._layer_checks import signature_of
-from .provider import FETCHING, AuthProvider, Fetch, has_own_headers, join, key_of, named_errors
-
-Signature = str | Mapping[str, str]
-"""An access token, or the headers that sign a request."""
+from ..._abandonable import AbandonableWork, Latch, NoThreadError, Worker, current_work
+from ..._errors import AuthenticationError, describe
+from ..._event_loops import running_loop
+from ..._process import raise_interrupt
+from .._options import ENTERED
 
 
-def get_token(provider: AuthProvider, seconds: float, closing: Latch | None = None) -> Signature:
-    """Get a token, or headers, from the provider, for a thread that can wait this many seconds.
+class Fetch(AbandonableWork):
+    """A fetch in a background thread: wait for it, then ask for its `result`."""
 
-    Raises a DeadlineExceededError if it takes longer, and a RuntimeError once `closing` is set; the fetch continues for
-    later callers. A provider called in the caller's own thread cannot be timed out.
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__(self._fetch, _outside_of_event_loops())
+        self.key = key_of(work)
+        self.starter: int | None = threading.get_ident()
+        self._fetches = work
+
+    def _fetch(self) -> Any:
+        mine: list[Any] = [getattr(self._fetches, "__self__", None)]
+        FETCHING.set((*FETCHING.get(), mine))
+        try:
+            with named_errors(getattr(self._fetches, "__self__", self._fetches)):
+                return self._fetches()
+        finally:
+            mine.clear()
+            if _running.get(self.key) is self:  # The next caller starts another fetch.
+                _running.pop(self.key, None)
+
+    def result(self) -> Any:
+        """The result of the fetch. Raises a copy of the error for each caller, since its `request` is the caller's."""
+        if isinstance(self._error, AuthenticationError):
+            raise copy.copy(self._error) from self._error.cause
+        if self._error is not None:
+            raise self._error
+        return self._results[0]
+
+
+FETCHING: Final[ContextVar[tuple[list[object], ...]]] = ContextVar("stkai.fetching", default=())
+"""The fetches that this code is part of: each is a list with its provider, emptied when the fetch ends."""
+
+_running: Final[dict[Hashable, Fetch]] = {}
+"""The fetches in progress, by process and by work."""
+
+
+def join(work: Callable[[], Any]) -> Fetch:
+    """The fetch that does `work`: the one in progress, or a new one.
+
+    Raises:
+        RuntimeError: the caller is a signal handler that has interrupted the start of this very fetch.
     """
-    if seconds <= 0:
-        raise _too_late()
-    with _fetching(provider):
-        if seconds == math.inf and not provider.token_is_for_all:
-            with named_errors(provider):
-                return _work(provider)()
-        fetch = join(_work(provider))
-        for wait in _waits(provider, seconds):
-            if _has_ended(fetch, wait, closing or Latch()):
-                return cast("Signature", fetch.result())
-            spare = _spare(provider)
-            if spare is not None:
-                return spare
-    raise _too_late()
-
-
-def _has_ended(fetch: Fetch, seconds: float, closing: Latch) -> bool:
-    either = Latch()
-    with fetch.ending_also(either), closing.ending_also(either):
-        either.wait(seconds)
-    if closing.is_done and not fetch.is_done:
-        raise cannot_send()
-    return fetch.is_done
-
-
-async def aget_token(provider: AuthProvider, seconds: float, closing: Latch | None = None) -> Signature:
-    """Like `get_token`, for a task.
-
-    The tasks of one event loop share one fetch. If the task that leads it is cancelled, the next one takes over.
-    """
-    if seconds <= 0:
-        raise _too_late()
-    closing = closing or Latch()
-    with _fetching(provider):
-        for wait in _waits(provider, seconds):
-            with anyio.move_on_after(wait) as scope:
-                leaving = AbandonableWork(partial(run_soon, running_loop(), scope.cancel))
-                with closing.ending_also(leaving):
-                    return await _share_in_loop(provider)
-            if closing.is_done:
-                raise cannot_send()
-            spare = _spare(provider)
-            if spare is not None:
-                return spare
-    raise _too_late()
-
-
-def _work(provider: AuthProvider) -> Callable[[], Signature]:
-    return provider.get_auth_headers if has_own_headers(provider) else provider.get_access_token
-
-
-async def _awork(provider: AuthProvider) -> Signature:
-    if not has_own_headers(provider):
-        return await provider.aget_access_token()
-    fetch = join(provider.get_auth_headers)
-    await fetch.await_()
-    return cast("Signature", fetch.result())
-
-
-def _waits(provider: AuthProvider, seconds: float) -> tuple[float, ...]:
-    """Seconds to wait for a fetch: all at once, or in two halves if there is still an old token to send with."""
-    return (seconds,) if seconds == math.inf or _old_token(provider) is None else (seconds / 2, seconds / 2)
-
-
-def _old_token(provider: AuthProvider) -> str | None:
-    """A token that is still valid although it is time to renew it, or None."""
+    mine = Fetch(work)
     try:
-        signature_of(provider.cached_access_token).bind(renewing=True)
-    except (TypeError, ValueError):  # Some providers override the method without its argument.
-        return None
-    with named_errors(provider):
-        return provider.cached_access_token(renewing=True)
+        fetch = _running.setdefault(mine.key, mine)
+        if fetch is mine:
+            _start(fetch)
+    except BaseException:  # Ctrl-C: others may already be waiting for it.
+        if _running.get(mine.key) is mine:
+            _start(mine)
+        raise
+    if fetch.starter == threading.get_ident():
+        raise RuntimeError("a signal handler cannot get a token from the provider whose fetch it interrupted")
+    return fetch
 
 
-def _spare(provider: AuthProvider) -> Signature | None:
-    """The old token, or headers with it. Call this only during a renewal: asking for headers would start one here."""
-    token = _old_token(provider)
-    if token is None or not has_own_headers(provider):
-        return token
-    with named_errors(provider):
-        return provider.get_auth_headers()
+def is_running(work: Callable[[], Any]) -> bool:
+    """Whether a fetch that does `work` is in progress."""
+    return key_of(work) in _running
+
+
+def in_background() -> bool:
+    """Whether this thread is running a fetch."""
+    return isinstance(current_work(), Fetch)
+
+
+def _start(fetch: Fetch) -> None:
+    try:
+        if in_background():  # If a provider asks another one, one thread is enough.
+            fetch.run()
+        else:
+            Worker("stkai-token").start(fetch.run)
+    except NoThreadError:  # For example during interpreter shutdown.
+        fetch.run()
+    fetch.starter = None
+
+
+def key_of(work: Callable[..., object]) -> Hashable:
+    """The identity of a fetch: the process, the work and, unless its token is for all, the context variables.
+
+    Bound methods are equal if their objects and functions are. A forked child does not have its parent's threads.
+    """
+    is_for_all = getattr(getattr(work, "__self__", None), "token_is_for_all", False)
+    return os.getpid(), work, None if is_for_all else _context_key()
+
+
+def _context_key() -> Hashable:
+    """The context variables, compared by identity: the fetch keeps the values alive, and some cannot be compared.
+
+    OpenTelemetry's variable is left out, since it contains the span of each call.
+    """
+    ours = {var for var in (ENTERED, FETCHING, _library_variable()) if var is not None}
+    each = ((var, value) for var, value in copy_context().items() if var not in ours)
+    return frozenset(
+        (var, id(value)) for var, value in each if not type(value).__module__.startswith("opentelemetry.")
+    )
+
+
+def _outside_of_event_loops() -> Context:
+    """The current context, changed so that code can start its own event loop, and no call's options apply."""
+    context = copy_context()
+    context.run(ENTERED.set, ())
+    library = _library_variable()
+    if library is not None:
+        context.run(library.set, None)
+    return context
+
+
+def _library_variable() -> "ContextVar[Any] | None":
+    """The variable in which sniffio keeps the name of the async library, if it is in use."""
+    sniffio = sys.modules.get("sniffio")
+    return None if sniffio is None else sniffio.current_async_library_cvar
 
 
 @contextmanager
-def _fetching(provider: AuthProvider) -> Iterator[None]:
-    """Refuse to wait for a token that this very code is fetching."""
-    outer = tuple(filter(None, FETCHING.get()))  # Those that are still in progress.
-    if any(each is provider for fetching in outer for each in fetching):
-        raise AuthenticationError(
-            f"{type(provider).__name__} is asked for a token while it gets one: it sends its request through a client"
-            " that it signs for (give it another one, without auth), or a signal handler uses the client that it"
-            " interrupted"
-        )
-    mine = list[AuthProvider]()
-    token = FETCHING.set((*outer, mine))
+def named_errors(provider: object) -> Iterator[None]:
+    """Turn every exception of a provider, except interrupts, into an AuthenticationError that names the provider."""
     try:
-        mine.append(provider)  # Not before the `try`, where an interrupt would leave it in the list for good.
         yield
-    finally:
-        mine.clear()  # A task that the fetch has started still has a copy of the context.
-        with suppress(ValueError):  # The coroutine is closed in another context.
-            FETCHING.reset(token)
+    except AuthenticationError:
+        raise
+    except Exception as error:
+        raise_interrupt(error)
+        text = f"{type(provider).__name__} could not get a token: {describe(error)}"
+        raise AuthenticationError(text, error) from error
 
 
 class _Shared(Latch):
     """A fetch that one task leads for its event loop; it has neither token nor error if that task was cancelled."""
 
-    token: Signature | None = None
+    token: Any = None
     error: AuthenticationError | None = None
 
 
@@ -140,8 +159,12 @@ _by_loop: Final[WeakKeyDictionary[Any, dict[Hashable, _Shared]]] = WeakKeyDictio
 """Fetches in progress that a task leads, by loop: a loop must not wait for another's task."""
 
 
-async def _share_in_loop(provider: AuthProvider) -> Signature:
-    running, key = _by_loop.setdefault(running_loop(), {}), key_of(provider.aget_access_token)
+async def share_in_loop(key: Hashable, work: Callable[[], Awaitable[Any]]) -> Any:
+    """What `work` returns: the fetch of that key that another task of this event loop leads, or a new one.
+
+    If the task that leads it is cancelled, the next one takes over.
+    """
+    running = _by_loop.setdefault(running_loop(), {})
     while (other := running.get(key)) is not None:
         await other.await_()
         if other.error is not None:
@@ -150,8 +173,7 @@ async def _share_in_loop(provider: AuthProvider) -> Signature:
             return other.token
     shared = running[key] = _Shared()
     try:
-        with named_errors(provider):
-            shared.token = await _awork(provider)
+        shared.token = await work()
     except AuthenticationError as error:
         shared.error = error
         raise
@@ -159,7 +181,3 @@ async def _share_in_loop(provider: AuthProvider) -> Signature:
         del running[key]
         shared.run()
     return shared.token
-
-
-def _too_late() -> DeadlineExceededError:
-    return DeadlineExceededError("the call's deadline passed while it waited for an access token")
