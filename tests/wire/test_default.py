@@ -58,7 +58,7 @@ def wire_of(world: World, **config: Any) -> Any:
 
 def pool_of(world: World, wire: Any) -> Any:
     """The running loop's pool in an async wire."""
-    return wire._by_loop[running_loop()][0].wire if world.is_async else wire
+    return wire._by_loop[running_loop()] if world.is_async else wire
 
 
 def wires_in(wire: Any) -> list[Any]:

@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from stkai._process import IN_HANDLER
-from stkai._wire import lifetimes as lifetimes_module
 from stkai._wire import pool as pool_module
+from stkai._wire import pool_queues as queues_module
 from stkai._wire import pool_state as state_module
 from stkai._wire.httpcore_fixes import with_fixes
 from stkai.transports import _body_end as body_module
@@ -26,7 +26,7 @@ from ..support.world import World
 from .fakes import Body, Pool
 from .raw import raw_server
 
-FILES = {module.__file__ for module in (lifetimes_module, pool_module, state_module, body_module)}
+FILES = {module.__file__ for module in (queues_module, pool_module, state_module, body_module)}
 
 
 @contextlib.contextmanager

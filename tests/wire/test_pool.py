@@ -11,7 +11,7 @@ import pytest
 
 from stkai import HttpConfig, SystemClock, _process
 from stkai._wire.default import AsyncDefaultWire, DefaultWire
-from stkai._wire.lifetimes import WaitingLoans
+from stkai._wire.pool_queues import WaitingLoans
 from stkai._wire.pool_state import Loan
 from stkai.testing import QuotaServer
 from stkai.transports._call import RESERVED

@@ -18,8 +18,7 @@ import pytest
 
 import stkai
 from stkai import HttpConfig
-from stkai._wire.default import AsyncDefaultWire, DefaultWire
-from stkai._wire.lifetimes import WirePerLoop
+from stkai._wire.default import AsyncDefaultWire, DefaultWire, WirePerLoop
 
 from ..support.listening import listening
 from ..support.threads import together

@@ -15,7 +15,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpResponseParser
 from aiohttp.http_exceptions import HttpProcessingError
 
-from .lifetimes import CLOSED_IN_USE
+from .httpcore_fixes import CLOSED_IN_USE
 
 BUFFER_SIZE: Final = 65_536  # Bytes that are buffered, both before writing and before reading.
 

@@ -1,11 +1,15 @@
 """The default wire: httpx's own transports, and the environment's proxies, which httpx ignores with `transport=`.
 
-Each request is sent by the package that made it, httpx or httpx2.
+Each request is sent by the package that made it, httpx or httpx2, on a connection of its own process and event loop. A
+connection works only there: httpx keeps those of a loop that has ended, and fails with "Event loop is closed" when it
+picks one.
 """
 
 import os
 import ssl
-from collections.abc import Callable
+import threading
+import warnings
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,13 +20,14 @@ import httpx
 
 from .._config import STKAI
 from .._errors import ConfigurationError, causes, hide_frames, missing_extra
+from .._event_loops import anyio, running_loop
 from .._families import HTTPX, Family, alike, error_for, family_of
+from .._process import begin_in_each_process, never_finalize
 from .._urls import PROXIES, absolute_url, show_origin
 from ..transports._call import cannot_send
 from ..transports._failures import CONNECT_ERRORS
 from .http2 import malformed
-from .httpcore_fixes import with_fixes
-from .lifetimes import CLOSED_IN_USE, WirePerLoop
+from .httpcore_fixes import CLOSED_IN_USE, with_fixes
 from .pool import AsyncConnectionPool, ConnectionPool
 from .proxies import ProxyMap
 
@@ -173,6 +178,88 @@ class AsyncDefaultWire(_Router, httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         for wire in self._closing():
             await wire.aclose()
+
+
+class WirePerLoop(httpx.AsyncBaseTransport):
+    """Sends each request through its event loop's own wire, which is made there; several loops may run at once.
+
+    The wire is closed when the loop ends, or dropped without being closed if the loop gives no chance to close it.
+    """
+
+    def __init__(self, make: Callable[[], httpx.AsyncBaseTransport], family: Family = HTTPX) -> None:
+        self.family = family
+        self._make = make
+        self._by_loop: dict[Any, httpx.AsyncBaseTransport] = {}  # By loop, until it ends.
+        self._closers: dict[Any, AsyncGenerator[None, None]] = {}
+        begin_in_each_process(self, WirePerLoop._begin_process)
+
+    def _begin_process(self) -> None:
+        self._lock = threading.Lock()
+        self._by_loop.clear()
+        for closer in self._closers.values():
+            never_finalize(closer)
+        self._closers = {}
+
+    def handle_async_request(self, request: httpx.Request) -> Coroutine[Any, Any, httpx.Response]:
+        loop = running_loop()
+        wire = self._by_loop.get(loop)
+        return self._send_first(loop, request) if wire is None else wire.handle_async_request(request)
+
+    async def _send_first(self, loop: Any, request: httpx.Request) -> httpx.Response:
+        """Send a loop's first request."""
+        return await (await self._begin(loop)).handle_async_request(request)
+
+    async def reserve(self, request: httpx.Request, left: float, priority: str) -> Any:
+        """Wait for a connection of the pool that is the event loop's wire."""
+        loop = running_loop()
+        pool: Any = self._by_loop.get(loop)
+        if pool is None:
+            pool = await self._begin(loop)
+        return await pool.reserve(request, left, priority)
+
+    async def _begin(self, loop: Any) -> httpx.AsyncBaseTransport:
+        """Make the wire of a loop."""
+        self._forget_ended_loops()
+        wire, by_loop = self._make(), self._by_loop
+        closer = _close_with_the_loop(loop, by_loop)
+        await anext(closer)  # Registers the generator with the loop, without suspending.
+        with self._lock:
+            by_loop[loop], self._closers[loop] = wire, closer
+        return wire
+
+    def _forget_ended_loops(self) -> None:
+        with self._lock:
+            ended = [loop for loop in self._closers if loop not in self._by_loop or _has_ended(loop)]
+            forgotten = [(self._by_loop.pop(loop, None), self._closers.pop(loop)) for loop in ended]
+        with warnings.catch_warnings():
+            # Dropping the sockets closes them; they can no longer be closed in an orderly way.
+            warnings.simplefilter("ignore", ResourceWarning)
+            del forgotten
+
+    async def aclose(self) -> None:
+        self._forget_ended_loops()
+        # The generators are dropped here, which makes loops in other threads close their own wires.
+        closers, self._closers, self._by_loop = self._closers, {}, {}
+        here = closers.get(running_loop())
+        if here is not None:
+            await here.aclose()
+
+
+def _has_ended(loop: Any) -> bool:
+    return hasattr(loop, "is_closed") and bool(loop.is_closed())
+
+
+async def _close_with_the_loop(
+    loop: Any, by_loop: dict[Any, httpx.AsyncBaseTransport]
+) -> AsyncGenerator[None, None]:
+    """Close the wire of a loop when that ends: asyncio and trio then close all their asynchronous generators."""
+    try:
+        yield
+    finally:
+        wire = by_loop.pop(loop, None)
+        if wire is not None:
+            with anyio.CancelScope(shield=True):
+                await wire.aclose()
 
 
 def _show_unparsed(error: Exception) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import httpx
 
 from .._families import error_for
-from .lifetimes import is_dead
+from .pool_queues import is_dead
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEAD: Final = 9  # Bytes in front of a frame's body; RFC 9113, section 4.1.

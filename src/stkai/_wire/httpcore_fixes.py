@@ -23,7 +23,6 @@ from .._families import alike
 from .._secrets import HiddenBytes
 from ..transports._bodies import shut_down
 from .http2 import FrameFilter
-from .lifetimes import CLOSED_IN_USE
 from .proxies import AsyncProxyStream, ProxyStream
 
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
@@ -31,6 +30,8 @@ Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 _SHORT: Final = 65_536  # Bytes; a longer body is not copied in order to be joined with its head.
 
 CLOSED: Final = "the client was closed while it connected: nothing was sent"
+CLOSED_IN_USE: Final = "the connection was closed on this side"
+"""The messages of the errors if another thread or task closes the client during a request."""
 
 
 def with_fixes(transport: Transport) -> Transport:

@@ -26,9 +26,8 @@ from .._secrets import Secret
 from .._urls import DEFAULT_PORTS, WEB
 from .aiohttp_connection import BUFFER_SIZE, MAX_HEAD, Connection, is_interim, parser_limits
 from .aiohttp_exchange import READ_ERRORS, Body, NetworkStream, RequestWriter, require_readable, unreadable
-from .default import AsyncDefaultWire
+from .default import AsyncDefaultWire, WirePerLoop
 from .httpcore_fixes import CLOSED
-from .lifetimes import WirePerLoop
 from .pool import AsyncConnectionPool
 from .proxies import ProxyMap
 

@@ -20,7 +20,7 @@ import httpx
 from .._families import HTTPX, Family, of_family
 from .._process import IN_HANDLER, begin_in_each_process
 from ..transports._call import cannot_send
-from .lifetimes import Destination, Idle, IdleConnections, WaitingLoans
+from .pool_queues import Destination, Idle, IdleConnections, WaitingLoans
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig

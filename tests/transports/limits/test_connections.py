@@ -75,7 +75,7 @@ class Client:
     def queued(self) -> int:
         """How many requests wait for a connection."""
         ((pool,),) = [wires.values() for wires in self.wire._wires.values()]
-        return len((pool._by_loop[running_loop()][0].wire if self.world.is_async else pool)._waiting)
+        return len((pool._by_loop[running_loop()] if self.world.is_async else pool)._waiting)
 
     async def post(self, url: str, **options: Any) -> Any:
         return await self.world.call(self.client.post, url, {}, **options)

@@ -1,0 +1,101 @@
+"""The queues of a pool: idle connections, and which to close first; waiting requests, and which to serve first."""
+
+from collections import OrderedDict
+from collections.abc import Container
+from typing import Any, Final, NamedTuple, TypeVar
+from weakref import ref
+
+Pooled = TypeVar("Pooled")
+
+Destination = tuple[str, bytes]
+"""Where a connection leads: scheme, and host with port."""
+
+
+class Idle(NamedTuple):
+    """An idle connection's destination, when it became idle (seconds of the clock), and its network stream."""
+
+    destination: Destination
+    since: float
+    stream: Any
+
+
+class IdleConnections(OrderedDict[Pooled, Idle]):
+    """Idle connections, the most recently used last. A step that is interrupted may be repeated from its beginning."""
+
+    def last_to(self, destination: Destination) -> Pooled | None:
+        """The most recently used connection to that destination."""
+        for connection in reversed(self):
+            if self[connection].destination == destination:
+                return connection
+        return None
+
+    def least_useful(self) -> Pooled:
+        """The connection to close: one that the server has closed, or else the one that has been idle for longest."""
+        dead = (connection for connection, idle in self.items() if is_dead(idle.stream))
+        return next(dead, next(iter(self)))
+
+    def surplus(self, now: float, most: float, expiry: float) -> Pooled | None:
+        """A connection to close because there are more than `most`, or it has been idle for longer than `expiry`."""
+        if len(self) > most:
+            return self.least_useful()
+        oldest = next(iter(self), None)
+        return None if oldest is None or now - self[oldest].since <= expiry else oldest
+
+
+def is_dead(stream: Any) -> bool:
+    """Whether the server has closed an idle connection; False if unknown."""
+    if stream is None:
+        return False
+    try:
+        # On an idle connection, nothing should arrive but its end.
+        return bool(stream.get_extra_info("is_readable"))
+    except Exception:  # noqa: BLE001 - for a closed socket, libraries raise different errors
+        return True
+
+
+_NORMAL_PER_LOW: Final = 9
+
+
+class WaitingLoans:
+    """Loans that wait for a connection, in order of arrival: nine of normal priority for each one of low priority.
+
+    Requests that gave up a connection until their permits were due come first, since they are the oldest.
+    """
+
+    def __init__(self) -> None:
+        self._queues = {priority: OrderedDict[int, Any]() for priority in ("first", "normal", "low")}
+        self._passed = 0  # Normal loans served since the last one of low priority, while one waited.
+
+    def __len__(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    def add(self, loan: Any) -> None:
+        self._queues[loan.priority][loan.number] = ref(loan)
+
+    def remove(self, number: int) -> None:
+        for queue in self._queues.values():
+            queue.pop(number, None)
+
+    def next(self, lent: Container[int]) -> Any:
+        """The loan to serve, which stays queued until it is removed; None if all that wait are already `lent`."""
+        first, normal, low = self._queues.values()
+        while self:
+            is_low = bool(low) and (not normal or self._passed >= _NORMAL_PER_LOW)
+            queue = first or (low if is_low else normal)
+            number, waiter = next(iter(queue.items()))
+            loan = waiter()
+            if loan is not None and number not in lent:
+                if queue is not first:
+                    self._passed = 0 if is_low else self._passed + bool(low)
+                return loan
+            del queue[number]
+        return None
+
+    def alive(self) -> list[Any]:
+        """The loans to which something still refers."""
+        waiters = [waiter for queue in self._queues.values() for waiter in queue.values()]
+        return [loan for waiter in waiters if (loan := waiter()) is not None]
+
+    def clear(self) -> None:
+        for queue in self._queues.values():
+            queue.clear()
