@@ -14,7 +14,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from traceback import walk_tb
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -34,8 +34,6 @@ from .proxies import ProxyMap
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
 
-_DIRECT: Final = ""  # Stands for no proxy.
-
 
 class _Router:
     """Holds a wire for each package and each proxy, and chooses one for each request.
@@ -53,7 +51,7 @@ class _Router:
         self._proxies = ProxyMap.of(self._config)
         self.full_pools: set[Any] = set()  # Pools whose connections are all in use.
         self._wires = {HTTPX: self._wires_of(HTTPX)}
-        self._names = {url: show_origin(httpx.URL(url)) for url in self._proxies.urls}
+        self._names: dict[str | None, str] = {url: show_origin(httpx.URL(url)) for url in self._proxies.urls}
 
     def _make(self, family: Family, proxy: httpx.Proxy | None) -> Any:
         """A wire of a package, with the limits of the settings, through a proxy, or direct if that is None."""
@@ -69,12 +67,12 @@ class _Router:
         make()  # Fail early, for example for an unusable proxy; it has no connection yet that must be closed.
         return lambda: with_fixes(make())
 
-    def _wires_of(self, family: Family) -> dict[str, Any]:
-        """The direct wire of a package, and one for each proxy, by its URL.
+    def _wires_of(self, family: Family) -> dict[str | None, Any]:
+        """The wires of a package by the URL of their proxy; None for the direct one.
 
         Neither an error nor a variable of its traceback shows that URL, which may contain a password.
         """
-        made, problem = {_DIRECT: self._make(family, None)}, ""
+        made: dict[str | None, Any] = {None: self._make(family, None)}
         for url in self._proxies.urls:
             try:
                 absolute_url(url, PROXIES)
@@ -86,10 +84,11 @@ class _Router:
                 problem, made = str(missing_extra("a SOCKS proxy", "socks") if is_missing else error), {}
                 del url
                 break
-        if not made:  # Outside the handler, whose error would show the URL.
-            msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {problem}"
-            raise ConfigurationError(msg)
-        return made
+        else:
+            return made
+        # Outside the handler, whose error would show the URL.
+        msg = f"a proxy (of STKAI_HTTP_PROXY, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) cannot be used: {problem}"
+        raise ConfigurationError(msg)
 
     def _wire_for(self, request: httpx.Request) -> Any:
         # A method of its own, because tracebacks show variables, and a proxy's URL may contain a password.
@@ -100,7 +99,7 @@ class _Router:
         if wires is None:
             # Two threads may get here at once; the wires that lose have no connections yet.
             wires = self._wires.setdefault(family, self._wires_of(family))
-        return wires[self._proxy_for(request) if self._names else _DIRECT]
+        return wires[self._proxies.proxy_for(request.url) if self._names else None]
 
     def reserve_connection(self, request: httpx.Request, priority: str, left: float) -> Any:
         """Wait up to `left` seconds for a connection for the request, and return its loan; async in an async wire.
@@ -108,9 +107,6 @@ class _Router:
         A limiter calls this, so the pool timeout limits only how long no connection at all becomes free.
         """
         return self._wire_for(request).reserve(request, left, priority)
-
-    def _proxy_for(self, request: httpx.Request) -> str:
-        return self._proxies.proxy_for(request.url) or _DIRECT
 
     def _closing(self) -> list[Any]:
         """Return all wires, to be closed; from now on they get no more requests."""
@@ -131,7 +127,7 @@ class _Router:
         if type(error).__module__.startswith("h11."):
             raise error_for(httpx.LocalProtocolError, str(error), request) from error
         _show_unparsed(error)
-        name = self._names.get(self._proxy_for(request))
+        name = self._names.get(self._proxies.proxy_for(request.url))
         if name is None:
             return
         if type(error).__module__.startswith("socksio"):
