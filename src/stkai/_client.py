@@ -10,7 +10,7 @@ from typing import Any, Generic, NoReturn, Self, TypeVar, Unpack, cast
 import httpx
 
 from ._errors import ConfigurationError
-from ._exchange import TIMEOUT, StreamedResponse, call_of, exchange, flow_of, request_of
+from ._exchange import TIMEOUT, StreamedResponse, call_of, exchange, request_of
 from ._families import HTTPX, family_of_wire
 from .transports._call import begin
 from .transports._context import Context
@@ -93,8 +93,7 @@ class HttpClient(_Client[LayerTransport]):
     _transport: httpx.BaseTransport | None = None
 
     def __init__(self, transport: httpx.BaseTransport | None = None) -> None:
-        brings_its_own_verbs = type(self).post is not HttpClient.post
-        if transport is not None or not brings_its_own_verbs:
+        if transport is not None or type(self).post is HttpClient.post:
             self._use(transport)
 
     @property
@@ -164,7 +163,7 @@ class HttpClient(_Client[LayerTransport]):
         Its extensions may hold `RequestOptions` as "stkai", and timeouts; the errors are those of `get`.
         """
         layer = self._open_entry()
-        return layer.carry_out(call_of(layer, request), flow_of(layer, request))
+        return layer.carry_out(*call_of(layer, request))
 
     def _send(
         self, verb: str, url: str, data: Any, headers: Headers, timeout: float, options: CallOptions
@@ -248,7 +247,7 @@ class AsyncHttpClient(_Client[AsyncLayerTransport]):
     async def send(self, request: httpx.Request) -> httpx.Response:
         """Send a complete request, and read the answer; like `HttpClient.send`."""
         layer = self._open_entry()
-        return await layer.carry_out(call_of(layer, request), flow_of(layer, request))
+        return await layer.carry_out(*call_of(layer, request))
 
     async def _send(
         self, verb: str, url: str, data: Any, headers: Headers, timeout: float, options: CallOptions

@@ -72,19 +72,18 @@ def request_of(
     return request
 
 
-def call_of(layer: LayerBase, request: httpx.Request) -> Beginning:
-    """The call of a caller's complete request; its extensions may hold `RequestOptions` and a timeout."""
+def call_of(layer: LayerBase, request: httpx.Request) -> tuple[Beginning, Enter]:
+    """The call of a caller's complete request, and its flow.
+
+    Its extensions may hold `RequestOptions`, a timeout, and a function to carry out around the flow; see `ATTEMPT`.
+    """
     if request.url.userinfo:
         request_url(request.url)
     layer.check_body(request)
     extensions = {"timeout": timeouts(TIMEOUT), **request.extensions}
-    return begin(copy_request(request, extensions=extensions), layer.context.now(), True)
-
-
-def flow_of(layer: LayerBase, request: httpx.Request) -> Enter:
-    """The flow of a caller's complete request, which may hold a function to carry out around it; see `ATTEMPT`."""
+    call = begin(copy_request(request, extensions=extensions), layer.context.now(), True)
     flow, around = partial(exchange, layer), request.extensions.get(ATTEMPT)
-    return partial(around, flow) if callable(around) else flow
+    return call, partial(around, flow) if callable(around) else flow
 
 
 def exchange(layer: LayerBase, request: httpx.Request, attempt: Attempt) -> Flow:
