@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from ._checks import is_async
 from ._clock import SystemClock
@@ -86,8 +86,7 @@ def listener_of(given: object) -> Listener:
             msg = f"listener must be a plain function, since it is never awaited, not the async {each!r}"
             raise ConfigurationError(msg)
     if len(several) == 1:
-        only: Listener = several[0]
-        return only
+        return cast("Listener", several[0])
     return Listeners(tuple(several))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httpx
 
@@ -252,8 +252,7 @@ def _checked(delegate: Any) -> HttpClient:
             f" timeout) with JSON as data, not {delegate!r}: derive a class from stkai.HttpClient with two methods that"
             " call your own client"
         )
-    client: HttpClient = delegate
-    return client
+    return cast("HttpClient", delegate)
 
 
 def _request(verb: str, url: str, headers: Headers, timeout: float) -> httpx.Request:

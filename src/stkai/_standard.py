@@ -218,8 +218,7 @@ def _limiter(given: Any, settings: Settings) -> Limiter | PerKey | None:
         given = config.model_copy(update={"strategy": given})
     if isinstance(given, RateLimitConfig):
         return limiter_from(given)
-    limiter: Limiter | PerKey | None = None if given is None else checked_limiter(given)
-    return limiter
+    return None if given is None else checked_limiter(given)
 
 
 def _bearer(

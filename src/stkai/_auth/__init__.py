@@ -241,8 +241,7 @@ def _text(name: str, given: Secret) -> str:
     """The text of an argument, stripped of white space. Errors never show it: it may be a misplaced secret."""
     if not given.is_text():
         raise ConfigurationError(f"{name} must be a non-empty string that can be sent as UTF-8")
-    text: str = given.reveal().strip()
-    return text
+    return cast("str", given.reveal().strip())
 
 
 def create_standalone_auth(

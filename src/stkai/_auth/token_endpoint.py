@@ -58,8 +58,7 @@ class TokenAnswer:
     @property
     def token(self) -> str:
         """The token. Only for an answer without a problem."""
-        token: str = self.content["access_token"]
-        return token
+        return cast("str", self.content["access_token"])
 
     @property
     def lifetime(self) -> float:

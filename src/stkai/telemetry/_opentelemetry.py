@@ -4,7 +4,7 @@ See https://opentelemetry.io/docs/specs/semconv/http/http-spans/.
 """
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from opentelemetry import context, metrics, propagate, trace
 from opentelemetry.context import Context
@@ -43,8 +43,7 @@ def recorder_of(provider: MeterProvider | None) -> Recorder:
     def made(metric: Metric) -> Callable[[float, Labels], object]:
         make, record, more = _INSTRUMENTS[metric.kind]
         instrument = getattr(meter, make)(metric.name, unit=metric.unit, description=metric.text, **more)
-        recording: Callable[[float, Labels], object] = getattr(instrument, record)
-        return recording
+        return cast("Callable[[float, Labels], object]", getattr(instrument, record))
 
     return Recorder(made)
 

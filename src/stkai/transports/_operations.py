@@ -231,5 +231,4 @@ def play(flow: Flow, *outcomes: Any) -> tuple[list[Operation], httpx.Response]:
             raise InvalidArgumentError(
                 f"the flow ended after {len(operations)} operations, and there are {len(outcomes)} outcomes"
             ) from None
-        response: httpx.Response = end.value
-        return operations, response
+        return operations, end.value

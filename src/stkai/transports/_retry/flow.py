@@ -9,7 +9,7 @@ import sys
 import warnings
 from functools import cache, partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import httpx
 
@@ -92,8 +92,7 @@ class _RetryFlow(LayerBase):
                     loop.ended(response)
                 seconds = loop.call_loop.iter(retry_state=loop.state)
                 if not isinstance(seconds, loop.tenacity.DoSleep):
-                    final: httpx.Response = seconds
-                    return final
+                    return cast("httpx.Response", seconds)
                 attempt = yield from loop.wait(seconds)
         except BaseException:
             if response is not None:
