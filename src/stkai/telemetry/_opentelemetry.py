@@ -103,8 +103,7 @@ class Spans:
                 self._note(event)
 
     def _call_started(self, event: events.CallStarted) -> None:
-        method = method_of(event.call.method)
-        span = self._tracer.start_span(f"stkai {_span_name(method)}", attributes=_attributes(event))
+        span = self._tracer.start_span(f"stkai {_span_name(event)}", attributes=_attributes(event))
         self._calls[event.call.id] = _Running(span, trace.set_span_in_context(span))
 
     def _attempt_started(self, event: events.AttemptStarted) -> None:
@@ -117,9 +116,8 @@ class Spans:
             attributes["http.request.resend_count"] = again
         if call is not None:
             call.sent = again + 1
-        method = method_of(event.call.method)
         span = self._tracer.start_span(
-            _span_name(method), context=outside, kind=SpanKind.CLIENT, attributes=attributes
+            _span_name(event), context=outside, kind=SpanKind.CLIENT, attributes=attributes
         )
         inside = context.set_value(_NO_SPANS, True, trace.set_span_in_context(span, outside))
         propagate.inject(event.headers, context=inside)
@@ -137,6 +135,7 @@ def _attributes(event: Event) -> Labels:
     return labels_of(event, "http.request.method", "server.address", "server.port")
 
 
-def _span_name(method: str) -> str:
-    """The name of a span; the conventions use HTTP if the method is not a standard one."""
+def _span_name(event: Event) -> str:
+    """The method; the conventions use HTTP if it is not a standard one."""
+    method = method_of(event.call.method)
     return "HTTP" if method == OTHER else method
