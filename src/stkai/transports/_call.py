@@ -165,8 +165,7 @@ class Attempt:
     def again(self) -> "Attempt":
         """The attempt that follows this one; it returns to its place in the queue."""
         previous = self.last
-        other = previous._following = self._next(self.record)  # noqa: SLF001
-        other.place = previous.place
+        other = previous._following = self._next(self.record, previous.place)  # noqa: SLF001
         return other
 
     @property
@@ -180,13 +179,11 @@ class Attempt:
     def apart(self) -> "Attempt":
         """The same attempt with a record of its own, for the first of several in parallel; see `absorb`."""
         self._numbers = self._numbers or itertools.count(self.number + 1)
-        other = self._with(self.call, self.number, self._own_record())
-        other.place = self.place
-        return other
+        return self._with(self.call, self.number, replace(self.record, attempts=0), self.place)
 
     def beside(self) -> "Attempt":
         """Another attempt in parallel, with a record of its own; see `absorb`."""
-        return self._next(self._own_record())
+        return self._next(replace(self.record, attempts=0))
 
     def absorb(self, other: "Attempt") -> None:
         """Continue from the parallel attempt whose answer is used: take over its times and its place in the queue."""
@@ -196,27 +193,22 @@ class Attempt:
         mine.authenticating = theirs.authenticating
         self.place, self.paced, self.excused = other.place or self.place, other.paced, other.excused
 
-    def _next(self, record: CallRecord) -> "Attempt":
+    def _next(self, record: CallRecord, place: Any = None) -> "Attempt":
         self.record.attempts += 1
         # Parallel attempts are numbered together.
         self._numbers = self._numbers or itertools.count(self.number + 1)
-        return self._with(self.call, next(self._numbers), record)
+        return self._with(self.call, next(self._numbers), record, place)
 
-    def _own_record(self) -> CallRecord:
-        """A record that continues this one, without its attempts."""
-        return replace(self.record, attempts=0)
-
-    def _with(self, call: Call, number: int, record: CallRecord) -> "Attempt":
+    def _with(self, call: Call, number: int, record: CallRecord, place: Any = None) -> "Attempt":
         other = Attempt(call, self.closing, self.is_observed)
-        other.number, other._record = number, record
+        other.number, other._record, other.place = number, record, place
         other.is_signed, other._numbers = self.is_signed, self._numbers
         return other
 
     def within(self, call: Call) -> "Attempt":
         """The same attempt for a call with another deadline."""
-        other = self._following = self._with(call, self.number, self.record)
-        other.place = self.place
-        return other
+        self._following = self._with(call, self.number, self.record, self.place)
+        return self._following
 
     def allowance(self, seconds: float | None) -> float:
         """How much is left of the `seconds` of waiting for permits that all attempts and redirects of a call share."""
