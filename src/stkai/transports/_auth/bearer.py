@@ -15,7 +15,7 @@ from ..._checks import check_flag, is_async, safe_repr
 from ..._errors import AuthenticationError, ConfigurationError, InvalidArgumentError
 from ..._headers import Fields, copy_request, with_fields
 from ..._secrets import HoldsSecret, Secret, reveal
-from ..._urls import Origin, is_private, origin_of, parse_origin, show_origin
+from ..._urls import is_private, origin_of, parse_origin, show_origin
 from .._call import Attempt
 from .._redirect_chain import CHAIN, is_home
 from .provider import AuthProvider, has_own_headers, is_sendable, named_errors
@@ -112,7 +112,7 @@ class BearerAuth(HoldsSecret):
             origins = (origins,)
         urls = None if origins is None else [parse_origin(name) for name in origins]
         self.origins = None if urls is None else frozenset(origin_of(url) for url in urls)
-        exposed = [show_origin(url) for url in urls or () if not self._is_safe(origin_of(url))]
+        exposed = [show_origin(url) for url in urls or () if not (allow_http or is_private(origin_of(url)))]
         if exposed:
             raise ConfigurationError(_EXPOSED.format(", ".join(exposed)))
         self._tokens: dict[Hashable, Token] = {}
@@ -128,7 +128,7 @@ class BearerAuth(HoldsSecret):
         first = attempt.request
         if (url is not first.url or CHAIN in first.extensions) and not is_home(url, first):
             return False
-        if not self.allow_http and url.scheme != "https":
+        if url.scheme != "https":
             self.require_private(url)
         return True
 
@@ -138,11 +138,8 @@ class BearerAuth(HoldsSecret):
         Raises:
             AuthenticationError: the connection is not encrypted.
         """
-        if not self._is_safe(origin_of(url)):
+        if not (self.allow_http or is_private(origin_of(url))):
             raise ExposedTokenError(_EXPOSED.format(show_origin(url)))
-
-    def _is_safe(self, origin: Origin) -> bool:
-        return self.allow_http or is_private(origin)
 
     def token(self, given: str | Mapping[str, str]) -> Token:
         """Encode a token, or the headers that carry it, as they are sent; equal tokens give the same object."""
