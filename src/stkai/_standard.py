@@ -2,8 +2,7 @@
 
 import inspect
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, NamedTuple, Self
 
 import httpx
 
@@ -48,8 +47,7 @@ NO_AUTHENTICATION: Final = """no authentication is configured. One of these help
   - pass auth=None, or --no-auth to stkai batch, for an API that needs no token"""
 
 
-@dataclass(frozen=True, slots=True)
-class AuthChoice:
+class AuthChoice(NamedTuple):
     """Which authentication "auto" means, and why."""
 
     kind: Literal["token", "cli", "credentials", "none"]

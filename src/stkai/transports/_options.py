@@ -112,8 +112,6 @@ def options_of(verb: str, given: CallOptions) -> RequestOptions:
         TypeError: there is no such option.
         InvalidArgumentError: a value is out of range.
     """
-    if not given:
-        return NO_OPTIONS
     for name in given:
         if name not in CallOptions.__annotations__:
             hint = "; pass the body as data=..." if name in {"json", "content", "files"} else ""

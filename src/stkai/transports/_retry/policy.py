@@ -21,6 +21,7 @@ import threading
 from collections.abc import Collection
 from dataclasses import KW_ONLY, dataclass, fields
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 import httpx
@@ -163,15 +164,14 @@ class RetryPolicy:
     trust_connect_errors: bool = False
 
     def __post_init__(self) -> None:
-        numbers: dict[str, Any] = {"max_retries": check_number("max_retries", self.max_retries, COUNT)}
+        keep = partial(object.__setattr__, self)  # It is frozen.
+        keep("max_retries", check_number("max_retries", self.max_retries, COUNT))
         for name in ("initial_delay", "max_delay", "max_retry_after"):
-            numbers[name] = check_number(name, getattr(self, name), AT_LEAST_ZERO)
-        object.__setattr__(self, "retry_on_status_codes", _status_codes(self.retry_on_status_codes))
+            keep(name, check_number(name, getattr(self, name), AT_LEAST_ZERO))
+        keep("retry_on_status_codes", _status_codes(self.retry_on_status_codes))
         if self.deadline is not None:
             hint = ", or None for no limit"
-            numbers["deadline"] = check_number("deadline", self.deadline, POSITIVE_SECONDS, hint)
-        for name, number in numbers.items():
-            object.__setattr__(self, name, number)
+            keep("deadline", check_number("deadline", self.deadline, POSITIVE_SECONDS, hint))
         for name in ("retry_unknown", "retry_timeouts", "trust_connect_errors"):
             check_flag(name, getattr(self, name))
         header = self.idempotency_header
