@@ -16,7 +16,6 @@ from ._operations import Flow, WrongOperationError
 
 _LEAVES: Final = (httpx.HTTPTransport, httpx.AsyncHTTPTransport, httpx.MockTransport)
 _SOUND: Final = (*_LEAVES, httpx.ASGITransport, httpx.WSGITransport)
-_OURS: Final = "stkai"
 _METHODS: Final = frozenset({"handle_request", "handle_async_request"})
 _AS_TEXT: Final[dict[str, Any]] = (
     {} if sys.version_info < (3, 14) else {"annotation_format": import_module("annotationlib").Format.STRING}
@@ -37,7 +36,7 @@ def is_sound(wire: Any, kind: type | None = None) -> bool:
     methods = _METHODS if kind is None else _METHODS & vars(kind).keys()
     for base in type(wire).__mro__:
         if methods & vars(base).keys():
-            return base in alike(*_SOUND) or base.__module__.partition(".")[0] == _OURS
+            return base in alike(*_SOUND) or base.__module__.partition(".")[0] == "stkai"
     return False
 
 

@@ -124,7 +124,10 @@ class _RetryFlow(LayerBase):
         if policy.budget is not None:
             policy.budget.deposit(self.context.now())
         header = policy.idempotency_header
-        return request if header is None else _keyed(request, header)
+        if header is None or header in request.headers:
+            return request
+        headers = [*request.headers.raw, (header.encode(), unique_key().encode())]
+        return copy_request(request, headers=type(request.headers)(headers))
 
     def _detect_sdk_retries(self, request: httpx.Request, policy: RetryPolicy) -> None:
         """Warn once if an SDK above this stack retries as well."""
@@ -160,14 +163,6 @@ def _tenacity() -> Any:
         if name not in CallLoop.__slots__:
             setattr(CallLoop, name, value)
     return tenacity, CallLoop
-
-
-def _keyed(request: httpx.Request, header: str) -> httpx.Request:
-    """The request with an idempotency key, if it has none of its own."""
-    if header in request.headers:
-        return request
-    headers = [*request.headers.raw, (header.encode(), unique_key().encode())]
-    return copy_request(request, headers=type(request.headers)(headers))
 
 
 class _Loop:
