@@ -89,8 +89,7 @@ def family_of(thing: httpx.Request | httpx.Response) -> Family:
 def family_of_wire(wire: object) -> Family | None:
     """The package whose requests a transport takes, by its `family` or its base class; None if it takes both."""
     if hasattr(wire, "family"):
-        family: Family | None = wire.family
-        return family
+        return cast("Family | None", wire.family)
     bases = [
         family for family in families() if isinstance(wire, (family.BaseTransport, family.AsyncBaseTransport))
     ]

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 
 class LateModule:
@@ -70,7 +70,6 @@ def _unlisted(package: str, name: str, modules: tuple[str, ...]) -> Any:
 def installed_version() -> str:
     metadata = import_module("importlib.metadata")
     try:
-        version: str = metadata.version("stkai")
+        return cast("str", metadata.version("stkai"))
     except ModuleNotFoundError:  # The package is on the path but not installed.
         return "unknown"
-    return version
