@@ -357,6 +357,19 @@ def test_units_that_cancelled_calls_return_never_let_more_go_together_than_the_b
     assert all(later - earlier >= 59.0 for earlier, later in pairwise(instants))
 
 
+@pytest.mark.parametrize("latency", [FILE, FAR])
+def test_requests_that_spend_a_whole_bucket_go_whenever_it_is_full(simulate: Any, latency: float) -> None:
+    def make(_: Simulator, store: Any) -> Any:
+        return TokenBucket(None, 4, max_cost=10, share="team", store=store)
+
+    sim = simulate(processes=1, latency=latency, make=make)
+    sim.max_cost = 10.0
+    for _ in range(4):
+        sim.processes[0].spawn(sim.processes[0].request(cost=10.0))
+    sim.run(20)
+    assert [use.instant - sim.began for use in sim.uses] == pytest.approx([0, 4, 8, 12], abs=0.4)
+
+
 @pytest.mark.parametrize("max_requests", [None, 5])
 def test_a_bucket_of_units_is_never_overdrawn_however_many_calls_are_cancelled(
     simulate: Any, max_requests: int | None

@@ -141,14 +141,15 @@ def test_those_who_wait_for_a_slow_quota_notice_that_it_became_fast(
 ) -> None:
     policy = TokenBucket(**quota, share="team", store=store)
     wait_for(policy, clock, Turn(cost=10))
-    turn = Turn(cost=10)
-    while isinstance(asked := policy.ask(turn, clock.monotonic()), Run):
-        asked.sync(1.0)
+    turns = [Turn(cost=10) for _ in range(3)]
+    for turn in turns:
+        while isinstance(asked := policy.ask(turn, clock.monotonic()), Run):
+            asked.sync(1.0)
     policy.update(**faster)
     assert policy._leased is not None
     for _ in range(2):  # It reports the new quota, and exchanges the permit.
         policy._leased.client.after_step(clock.monotonic())
-    assert wait_for(policy, clock, turn) <= 1.1
+    assert sum(wait_for(policy, clock, turn) for turn in turns) <= 1.1
 
 
 def test_the_last_update_applies_whichever_member_makes_it(clock: FakeClock, store: Noted) -> None:

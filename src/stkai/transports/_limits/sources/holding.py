@@ -30,6 +30,8 @@ _SHORT_LEAD: Final = 0.002
 _EXCHANGE_FACTOR: Final = 3.0
 _EXCHANGE_GAIN: Final = 2.0
 
+_LARGE_COST: Final = 0.1  # Fraction of a bucket of units.
+
 _RETRY_DELAY: Final = 0.05  # Seconds after which a member that got no permit asks again.
 
 # Seconds for which the previous size of a group applies: after an outage, its members return one by one.
@@ -45,6 +47,7 @@ class Holding:
     def __init__(self) -> None:
         self.due: list[float] = []  # When each permit may be used, in ascending order.
         self.units = self.spent = 0.0
+        self.reported = 0.0  # Units in the last report that arrived.
         self.used = self.lapsed = 0  # Lapsed permits were given up after their time.
         self.late = LATE  # Seconds after its time at which a permit lapses; more while requests wake late.
 
@@ -77,6 +80,13 @@ class Holding:
         self.lapsed += 1
         self.units += cost
         self.spent -= cost
+
+    def owes_report(self, bucket: float) -> bool:
+        """Whether so much was spent of a bucket of units that the store must know immediately.
+
+        It believes that all of it is still in the bucket, which does not fill while it is full.
+        """
+        return self.spent - self.reported > _LARGE_COST * bucket > 0
 
     def lapse(self, now: float) -> None:
         """Give up the permits that no request used in time."""
@@ -150,8 +160,8 @@ class GroupStatus:
         self.members = 1  # The number of members, or the recent number if that was larger.
         self.active = 1  # How many of them wait for permits or hold some.
 
-    def update(self, lease: Lease, sent: float, now: float, *, want: int) -> None:
-        """Apply the answer to a message that was sent at `sent` and requested `want` permits."""
+    def update(self, lease: Lease, sent: float, now: float, *, is_empty: bool) -> None:
+        """Apply the answer to a message sent at `sent`; `is_empty` if it has no permits, but some are needed soon."""
         if now - sent < CALL_LIFETIME:  # A suspension of the process says nothing about the store.
             self.latency = max(now - sent, 0.8 * self.latency)
         self.lease, self.as_of, self.active = lease, sent, lease.active
@@ -160,7 +170,7 @@ class GroupStatus:
         self.queue_until = now + lease.queue
         if lease.pause:
             self.paused_until = max(self.paused_until, now + lease.pause)
-        self.retry_at = now + max(lease.again, _RETRY_DELAY if want and not lease.count else 0.0)
+        self.retry_at = now + max(lease.again, _RETRY_DELAY if is_empty else 0.0)
 
     def timely(
         self, held: Holding, turns: Sequence[Turn], cost_of: Callable[[Turn], float], now: float

@@ -112,7 +112,7 @@ class Leased(Member):
             self.client.schedule(LATE if self.expected(len(self.turns)) else RETURN_DELAY)
         elif self.quota.max_cost:
             # Before the store writes off the permit and its units, and then charges them again.
-            self.client.schedule(_REPORT_INTERVAL)
+            self.client.schedule(RETURN_DELAY if self._is_urgent() else _REPORT_INTERVAL)
 
     def give_back(self, turn: Turn, now: float) -> None:
         use: Use | None = turn.noted(self)

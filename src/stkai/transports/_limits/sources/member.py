@@ -59,7 +59,6 @@ class Member(Source):
         self._sequence = self._hung = 0
         self._exchanged_at = -math.inf  # When permits were last returned for earlier ones.
         self.waits_long = False  # Whether a permit was due so late that it may be exchanged.
-        self._units_reported = 0.0  # Units in the last message that was answered.
         self._reported: Ask | None = None  # The last message that probably arrived.
 
     @property
@@ -200,7 +199,7 @@ class Member(Source):
             low=bool(wanting) and all(turn.priority == "low" for turn in wanting),
             costs=tuple(map(self.cost_of, wanting)) if quota.max_cost else (),
             units_used=held.spent,
-            units_new=held.spent - self._units_reported,
+            units_new=held.spent - held.reported,
             units=held.units,
             own=outage.reported,
             own_seconds=max(0.0, now - outage.since) if outage.used else 0.0,
@@ -214,7 +213,7 @@ class Member(Source):
         ask, group = call.ask, self.group
         if self.calling is not call or ask is None:
             return False
-        self.calling, self._hung, self._units_reported = None, 0, ask.units_used
+        self.calling, self._hung, self.held.reported = None, 0, ask.units_used
         # A new state begins without units; its epoch is above all earlier ids.
         if group.lease is not None and lease.epoch <= group.lease.id:
             self.held.spent += self.outage.debt(now)
@@ -226,14 +225,15 @@ class Member(Source):
         # It is unknown when the permits of an answer read after a suspension are due: they lapse.
         arrived = -math.inf if now - call.sent > CALL_LIFETIME else now
         self.held.add(lease.ranges, lease.units, arrived)
-        group.update(lease, call.sent, now, want=ask.want)
+        self.waits_long = self.held.waits_long(now)
+        # If a permit is due much later, it gets no others, and asks again before that, or to exchange it.
+        group.update(lease, call.sent, now, is_empty=ask.want > 0 and not lease.count and not self.waits_long)
         # A permit of another share may arrive later by the latency.
         least = LATE + (group.latency if group.is_far and shares_of(self.turns) > 1 else 0.0)
         self.held.late = max(least, 0.8 * self.held.late)
         if self.history is not None and lease.quota.window and not self.outage.sources:
             self.history.update(window_of(lease.quota))
         is_news = group.is_far or self._exchanged_at == call.sent  # Turns sleep until other instants.
-        self.waits_long = self.held.waits_long(now)
         users = self.users(now, len(self.held.due))[0] if is_news or self.waits_long else []
         if is_news:
             self.order.wake_all(users)
@@ -262,11 +262,11 @@ class Member(Source):
         if call.ask is not None and call.ask.refused is not None:
             self.refused = max(self.refused, call.ask.refused.epoch)
 
-    # Background calls
-
     def _is_urgent(self) -> bool:
         """Whether there is something that the other members must know immediately."""
-        return self.refused >= 0 or (self._reported is not None and self.quota != self._reported.quota)
+        if self.refused >= 0 or self.held.owes_report(self.quota.max_cost):
+            return True
+        return self._reported is not None and self.quota != self._reported.quota
 
     def needs_call(self) -> bool:
         """Whether to call the store in the background, to probe it or to report."""
