@@ -56,7 +56,6 @@ class WindowGuide:
         self.listening = True  # Whether headers are read: until they have contradicted themselves twice.
         self.paused_until = -math.inf  # The end of a window that is used up.
         self.senders = 1  # The number of senders that follow this guide.
-        self.ceiling = quota.ceiling  # The rate of the whole quota, which the server's headers may describe.
         self.base = quota.floor  # The rate, without its variation within a window.
         self._doubted = False
         self._forget()
@@ -80,7 +79,7 @@ class WindowGuide:
         if not self.in_force:
             return self.base
         # Together, senders that share the quota may exceed its rate for a while to use what is left.
-        most = self.ceiling * min(self.senders, _MAX_RATIO)
+        most = self._quota.ceiling * min(self.senders, _MAX_RATIO)
         return max(self._quota.floor, min(most, self.base * self._factor))
 
     def observe(
@@ -178,7 +177,7 @@ class WindowGuide:
         self.seen_at = now
         if not self.in_force and self.listening and now - self._end.since >= _STABLE_FOR:
             self.in_force = True
-            self.base = self._bounded(rate)
+            self.base = self._bounded(min(rate, self._tightness))
             self._account_from(now)
         if self.in_force:
             self._learn(reading, now)
@@ -215,7 +214,7 @@ class WindowGuide:
             mean = max(_MIN_MEAN, self._sum / self._weight)
             # The fewer answers a sender received, the more they depend on chance.
             gain = _MEAN_POWER * self._readings / (self._readings + 1)
-            self.base = self._bounded(self.base * mean**gain + self.senders * _INCREASE * self.ceiling)
+            self.base = self._bounded(self.base * mean**gain + self.senders * _INCREASE * self._quota.ceiling)
         self._account_from(self._end.latest)
 
     def _doubt(self) -> None:
@@ -224,7 +223,7 @@ class WindowGuide:
         self._doubted = True
 
     def _bounded(self, rate: float) -> float:
-        return max(self._quota.floor, min(self.ceiling, rate))
+        return self._quota.bounded(rate)
 
 
 class _Described(NamedTuple):

@@ -82,7 +82,6 @@ class WindowedRate:
         """Continue with the same fraction of another quota; `factor` is the new quota divided by the old one."""
         over, self.start = self.start.over, ColdStart(self._quota)
         self.start.over = over
-        self.guide.ceiling = self._quota.ceiling
         self._adopt()
         self.set(self._quota.bounded(self.rate * factor))
 
@@ -177,8 +176,6 @@ class WindowedRate:
         """
         guide, quota = self.guide, self._quota
         followed = guide.in_force
-        if reading is not None and not quota.is_given:
-            guide.ceiling = reading.limit / reading.window
         explained = guide.observe(reading, answer.now, answer.sent, self.rate, refused=answer.is_refusal)
         if guide.in_force and reading is not None and quota.stated(reading):
             self._adopt()
