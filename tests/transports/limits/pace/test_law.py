@@ -216,7 +216,8 @@ class Recorder:
 
 def recorded(**options: Any) -> tuple[Sender, Recorder]:
     one, law = plain(**options), Recorder()
-    one.source._windowed.law = law  # type: ignore[assignment]
+    one.source.quota.law = lambda: law  # type: ignore[assignment, method-assign, return-value]
+    one.source._windowed._adopt()
     return one, law
 
 

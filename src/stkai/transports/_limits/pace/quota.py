@@ -88,15 +88,12 @@ class KnownQuota:
             return PlainLaw(self.ceiling, self.window, *self.plain)
         return TunedLaw(self.ceiling, self.window, self._growth_window if self.requests == math.inf else 0.0)
 
-    def asked(self, seconds: float) -> bool:
-        """Record the wait that a refusal asks for; returns whether the estimates have changed."""
-        if seconds > longest_pause(0.0) or self.requests < math.inf:
-            return False
-        self._waits.append(seconds)
-        before = self.window, self._growth_window
-        self._set(self.requests, max(_MIN_ESTIMATE, *self._waits))
-        self._growth_window = max(_MIN_GROWTH_WINDOW, *self._waits)
-        return (self.window, self._growth_window) != before
+    def asked(self, seconds: float) -> None:
+        """Record the wait that a refusal asks for."""
+        if seconds <= longest_pause(0.0) and self.requests == math.inf:
+            self._waits.append(seconds)
+            self._set(self.requests, max(_MIN_ESTIMATE, *self._waits))
+            self._growth_window = max(_MIN_GROWTH_WINDOW, *self._waits)
 
     @property
     def was_asked(self) -> bool:
