@@ -218,8 +218,8 @@ class GroupPace:
         them. Without others, it must be cut: its refusals show that the quota is used up. The next refusal tells the
         difference: without others, it occurs once the rate has grown back; with others, at any rate.
         """
-        accepted: Any = state.accepted
-        whole = min(rate, self._law.cut(rate, Past(accepted, state.seconds, state.held, bool(state.cold))))
+        past = Past(state.accepted, state.seconds, state.held, bool(state.cold))
+        whole = min(rate, self._law.cut(rate, past))
         others, cuts = state.others, state.member_cuts + 1
         if state.tested > 0:
             others += _EVIDENCE if rate < _LOWER_RATE * state.tested else -_EVIDENCE

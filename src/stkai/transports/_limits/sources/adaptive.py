@@ -56,9 +56,8 @@ class AdaptiveRate(Rate):
         self._reported, self._finding = self._windowed.rate, ""
         self.ignores_successes_until = -math.inf  # Until then, successes need not be reported.
         self._has_accepted, self._refused_since = False, math.inf
-        self._unavailable = (
-            0  # Answers 503; `_WARN_AFTER` or more once there was a 429 or a header, so as not to warn.
-        )
+        # Answers 503; `_WARN_AFTER` or more once there was a 429 or a header, so as not to warn.
+        self._unavailable = 0
         # While it is quiet, until a request waits or an answer arrives, the credit depends only on time and the rate.
         self._at, self.credit, self.paused_until, self._is_quiet = NEVER, 0.0, NEVER, False
 
