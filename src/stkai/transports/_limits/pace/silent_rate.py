@@ -64,7 +64,6 @@ _JUDGED_AFTER: Final = 10.0
 
 _PAIR_NAP: Final = 0.002  # Seconds after which the second of a pair asks again if it woke before the first.
 _MIN_NAP: Final = 0.25  # Seconds that a waiter sleeps before it asks again: the rate may have grown.
-_MAX_NAP: Final = 1.0
 
 
 class SilentServerRate:
@@ -189,7 +188,7 @@ class SilentServerRate:
 
     def nap(self, wait: float) -> float:
         """Seconds to sleep before asking again."""
-        return min(wait, max(_MIN_NAP, min(_MAX_NAP, wait / 2)))
+        return min(wait, max(_MIN_NAP, wait / 2))
 
     def _grow(self, seconds: float) -> None:
         if self._starting or self._is_refused_again:
