@@ -138,10 +138,8 @@ class TunedLaw(NamedTuple):
     def stretch(self) -> float:
         """How much slower the law is than with `_REFERENCE` requests per window.
 
-        With fewer requests per window, each refusal costs a larger fraction of it.
+        With fewer requests per window, each refusal costs a larger fraction of it. Only for a known quota.
         """
-        if self.ceiling == math.inf:
-            return 1.0
         return max(_MIN_STRETCH, math.sqrt(_REFERENCE / (self.ceiling * self.window)))
 
     @property
