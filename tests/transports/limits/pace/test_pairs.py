@@ -28,7 +28,7 @@ def pairs_until_strict(*, seconds: float, gap: float, accepted: int) -> int:
     test, now, tried = PairTest(is_bursty=False), 0.0, 0
     while not test.is_strict:
         for _ in range(accepted):
-            test.accepted(now)
+            test.accepted()
         test.take(now, gap, True)
         test.rest(now)
         try_pair(test, now, gap, True, False)
@@ -50,7 +50,7 @@ def test_a_program_that_was_idle_is_not_taken_for_one_whose_requests_are_seldom_
     test = PairTest(is_bursty=False)
     for now in (0.0, 0.4, 0.8, 1.2):
         test.take(now, 0.4, True)
-        test.accepted(now)
+        test.accepted()
     assert test.take(3600.0, 0.4, False) is not None
 
 
@@ -79,9 +79,9 @@ def try_pair(test: PairTest, now: float, gap: float, *accepted: bool) -> float:
     second = test.take(now + seconds, gap, False)
     assert second is not None
     assert [first.number, second.number] == [0, 1]
-    for paired, outcome, sent in zip((first, second), accepted, (now, now + seconds), strict=True):
+    for paired, outcome in zip((first, second), accepted, strict=True):
         if outcome:
-            test.accepted(sent)
+            test.accepted()
         test.observe(paired, now + seconds, accepted=outcome, starting=False)
     return seconds
 
@@ -133,7 +133,7 @@ def test_each_adaptive_limiter_of_a_list_has_its_own_pairs() -> None:
     assert [mode.finding for mode in modes] == ["collisions, rate kept"] * 2
 
 
-def test_an_accepted_request_after_a_shorter_time_corrects_the_spacing_that_collisions_made_too_long() -> (
+def test_a_pair_that_is_accepted_at_a_shorter_distance_corrects_the_spacing_that_collisions_made_too_long() -> (
     None
 ):
     spacing = Spacing()
@@ -143,8 +143,7 @@ def test_an_accepted_request_after_a_shorter_time_corrects_the_spacing_that_coll
     spacing.refused_after(0.4, 0.5)
     assert spacing.is_found(0.5)
     assert spacing.seconds(0.5) == 0.5
-    spacing.accepted(10.0, 0.5)
-    spacing.accepted(10.15, 0.5)
+    spacing.accepted_after(0.15, 0.5)
     assert not spacing.is_found(0.5)
     assert spacing.middle(0.5) < 0.15
 

@@ -54,7 +54,6 @@ class Spacing:
         self._found = 0.0
         self._least, self._most = _MIN_SPACING, math.inf
         self._refused = 0
-        self._accepted_at = -math.inf
 
     def is_found(self, gap: float) -> bool:
         """Whether the range is narrow enough, for a sender whose requests are `gap` seconds apart."""
@@ -67,11 +66,6 @@ class Spacing:
     def seconds(self, gap: float) -> float:
         """The spacing; until it is found, a quarter of the shortest time that was accepted."""
         return self._found or min(self._most, gap) / 4
-
-    def accepted(self, sent: float, gap: float) -> None:
-        """Record that a request sent at `sent` was accepted."""
-        self.accepted_after(sent - self._accepted_at, gap)
-        self._accepted_at = sent
 
     def accepted_after(self, seconds: float, gap: float) -> None:
         """Record that a request was accepted that many seconds after another."""
@@ -182,10 +176,9 @@ class PairTest:
         self._has_rested = True
         return min(_MAX_REST, _REST_GAPS * self._gap)
 
-    def accepted(self, sent: float) -> None:
-        """Record that a request sent at `sent` was accepted, whether it is one of a pair or not."""
+    def accepted(self) -> None:
+        """Record that a request was accepted, whether it is one of a pair or not."""
         self._accepted += 1
-        self._spacing.accepted(sent, self._gap)
 
     def doubt(self) -> None:
         """Withdraw the verdict until `_STRICT_PAIRS` more pairs confirm it."""

@@ -208,7 +208,7 @@ class SilentServerRate:
         now, sent = answer.now, answer.sent
         self._in_flight.accepted(sent)
         self._accepted += 1
-        self._test.accepted(sent)
+        self._test.accepted()
         paired, starting = turn.noted(self), self._starting
         if paired is not None and self._test.observe(paired, now, accepted=True, starting=starting) == 2:
             self._due += 1 / self.rate
