@@ -31,7 +31,8 @@ _REFUSALS_POWER: Final = 3.0
 _QUOTA_PATIENCE: Final = 60.0
 _MIN_QUOTA_PATIENCE: Final = 4.0
 
-# T shrinks in proportion to p below this value, as when a sender is alone, down to a quarter.
+# T shrinks in proportion to p below this value, as when a sender is alone, down to a quarter; at a strict server, below
+# the usual value, and only with an unknown quota.
 _FEW_REFUSALS: Final = 0.02
 _MIN_PATIENCE_FACTOR: Final = 0.25
 
@@ -51,12 +52,6 @@ _MIN_STRICT_PATIENCE: Final = 0.4  # Gaps: the lower bound of T.
 # A strict server that refuses a larger fraction than this, in all or lately, may be an emptied bucket: the rate stays.
 _MAX_COLLISIONS: Final = 0.7
 _LATEST_ANSWERS: Final = 10
-
-# With an unknown quota, T shrinks in proportion to the fraction that a strict server refuses below this value, as when
-# a sender is alone, down to a fifth.
-_USUAL_COLLISIONS: Final = 0.05
-_MIN_STRICT_FACTOR: Final = 0.2
-_COLLISIONS_PRIOR: Final = 8.0  # The number of answers that the usual value counts as.
 
 # p is estimated over the time in which the rate allows _ANSWERS requests, within bounds in seconds.
 _ANSWERS: Final = 32.0
@@ -189,9 +184,7 @@ class EqualRefusals:
         self._cuts = 0
         self._answers = self._refused = 0.0  # Both decay.
         self._refused_lately = 0.5
-        self.row = (
-            0  # Consecutive requests that were accepted; the refusal of one of a pair also ends the row.
-        )
+        self.row = 0  # Consecutive successes; the refusal of one of a pair also ends the row.
         self._has_cleared = quota.is_given
 
     def note(self, rate: float, *, refused: bool) -> None:
@@ -244,13 +237,11 @@ class EqualRefusals:
         refused = (self._refused + _USUAL_REFUSALS * _REFUSALS_PRIOR) / (self._answers + _REFUSALS_PRIOR)
         ceiling = self._quota.ceiling
         if self._test.is_strict:
-            spacing, calm = 1 / ceiling, 1.0
+            spacing, alone = 1 / ceiling, 1.0
             if ceiling == math.inf:
                 spacing = self._test.spacing
-                collided = self._refused + _USUAL_COLLISIONS * _COLLISIONS_PRIOR
-                collided /= self._answers + _COLLISIONS_PRIOR
-                calm = max(_MIN_STRICT_FACTOR, min(1.0, collided / _USUAL_COLLISIONS))
-            return max(_MIN_STRICT_PATIENCE / rate, calm * _STRICT_PATIENCE * spacing * rate * spacing)
+                alone = max(_MIN_PATIENCE_FACTOR, min(1.0, refused / _USUAL_REFUSALS))
+            return max(_MIN_STRICT_PATIENCE / rate, alone * _STRICT_PATIENCE * spacing * rate * spacing)
         alone = max(_MIN_PATIENCE_FACTOR, min(1.0, refused / _FEW_REFUSALS))
         if ceiling < math.inf:
             return alone * max(_MIN_QUOTA_PATIENCE, _QUOTA_PATIENCE / ceiling) * 4 * rate / ceiling
