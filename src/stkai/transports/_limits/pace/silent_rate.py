@@ -124,12 +124,10 @@ class SilentServerRate:
 
     @property
     def least_change(self) -> float:
-        """Fraction by which the rate must change before it is reported again."""
         return _STRICT_CHANGE if self._test.is_strict else LEAST_CHANGE
 
     @property
     def base(self) -> float:
-        """The rate; it does not vary with windows."""
         return self.rate
 
     @property
@@ -138,7 +136,6 @@ class SilentServerRate:
         return self._before or self.rate if self.row >= self._outage else self.rate
 
     def update(self, factor: float) -> None:
-        """Continue with the same fraction of another quota; `factor` is the new quota divided by the old one."""
         self.rate = self._bounded(self.rate * factor)
         self._most *= factor
 
@@ -261,9 +258,7 @@ class SilentServerRate:
             self._window.refused(now)
             self._before = 0.0 if self._starting and not self._quota.is_given else self.rate
         if sent >= self._covered_until:
-            is_fast = self.rate >= _MIN_COVERED_RATE and not self._test.is_strict
-            self._covered_until = now + (asked or (_CUT_COVERS if is_fast else 0.0))
-            self._cut(now)
+            self._cut(now, asked)
         # A bucket needs time to refill; a strict server needs another phase.
         self._due = now + (0.5 + 0.5 * chance if self._test.is_bursty else 0.3 * chance) / self.rate
         if self._is_refused_again:
@@ -271,7 +266,10 @@ class SilentServerRate:
             longest = _MAX_HOLD if self.row <= _LONG_ROW else _MAX_LONG_HOLD
             self._hold = max(self._hold, now + min(longest, wait))
 
-    def _cut(self, now: float) -> None:
+    def _cut(self, now: float, asked: float | None) -> None:
+        """Cut the rate; for a while, all refusals are of the same event."""
+        is_fast = self.rate >= _MIN_COVERED_RATE and not self._test.is_strict
+        self._covered_until = now + (asked or (_CUT_COVERS if is_fast else 0.0))
         if self.row <= self._outage:
             self.rate = self._bounded(self.rate / 2 if self._starting else self.law.cut(self.rate))
             self._back = math.inf
