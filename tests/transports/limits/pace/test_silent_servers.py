@@ -61,19 +61,6 @@ def test_where_collisions_do_not_explain_the_refusals_a_rate_does_not_grow(refus
     assert (law.grown(2.0, 1.0) > 2.0) is grows
 
 
-def test_a_rate_does_not_grow_while_nearly_all_of_the_last_requests_are_refused() -> None:
-    test = PairTest(is_bursty=False)
-    test._failed, test._gap = 3, 0.4
-    law = EqualRefusals(KnownQuota(None, None), test, SilentWindow(0.0, 0.0))
-    for number in range(215):
-        law.note(2.0, refused=number >= 200)
-    assert not law.refuses_most
-    assert law.grown(2.0, 1.0) == 2.0
-    for _ in range(3):
-        law.note(2.0, refused=False)
-    assert law.grown(2.0, 1.0) > 2.0
-
-
 @pytest.mark.parametrize(
     ("is_bursty", "patience"), [(True, [1.0, 1.0, 1.587, 2.52]), (False, [1.0, 1.0, 1.0, 1.0])]
 )

@@ -49,9 +49,8 @@ _STRICT_STEP: Final = 0.08  # b.
 _STRICT_PATIENCE: Final = 40.0
 _MIN_STRICT_PATIENCE: Final = 0.4  # Gaps: the lower bound of T.
 
-# A strict server that refuses a larger fraction than this, in all or lately, may be an emptied bucket: the rate stays.
+# A strict server that refuses a larger fraction than this may be an emptied bucket: the rate stays.
 _MAX_COLLISIONS: Final = 0.7
-_LATEST_ANSWERS: Final = 10
 
 # p is estimated over the time in which the rate allows _ANSWERS requests, within bounds in seconds.
 _ANSWERS: Final = 32.0
@@ -183,7 +182,6 @@ class EqualRefusals:
         self._quota, self._test, self._window = quota, test, window
         self._cuts = 0
         self._answers = self._refused = 0.0  # Both decay.
-        self._refused_lately = 0.5
         self.row = 0  # Consecutive successes; the refusal of one of a pair also ends the row.
         self._has_cleared = quota.is_given
 
@@ -198,7 +196,6 @@ class EqualRefusals:
             self.forget()
         self._answers += 1
         self._refused += refused
-        self._refused_lately += (refused - self._refused_lately) / _LATEST_ANSWERS
 
     def fade(self, rate: float, seconds: float) -> None:
         fading = math.exp(-seconds / min(_MAX_MEMORY, max(_MIN_MEMORY, _ANSWERS / rate)))
@@ -215,7 +212,7 @@ class EqualRefusals:
     def grown(self, rate: float, seconds: float) -> float:
         """The rate after `seconds` in which requests waited."""
         is_strict = self._test.is_strict
-        if is_strict and (self.refuses_most or self._refused_lately > _MAX_COLLISIONS):
+        if is_strict and self.refuses_most:
             return rate  # It may be an emptied bucket.
         step = _STRICT_STEP if is_strict else _STEP
         # With a quota of 1e9 per second, patience may be nanoseconds. The ceiling bounds the rate in any case.
