@@ -1,7 +1,8 @@
-"""The state of a share: its calendar, assumptions about each member, and how the members' reports correct them.
+"""The state of a share: its calendar, and assumptions about each member, which the members' reports correct.
 
 A member reports totals. Permits that it neither used nor keeps are returned. A member that stays silent loses its
-permits, and is forgotten later. `step.lua` is the same code, with the same names: `s` for the state, `m` for a member.
+permits, and is forgotten later. A permit for units of cost is paid with what the bucket will hold when it is due.
+`step.lua` is the same code, with the same names: `s` for the state, `m` for a member.
 """
 
 import json
