@@ -59,10 +59,14 @@ class _LimitFlow(LayerBase):
         subscribe(self.policy, self)
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
-        limiter: Any = self.policy if self._choose is None else self._choose(request)
-        plan = plan_of(limiter, request) if self._plan is None else self._plan
+        limiter: Any = self.policy
+        plan = self._plan
         if plan is None:
-            return (yield from self._onward(request, attempt))
+            if self._choose is not None:
+                limiter = self._choose(request)
+            plan = plan_of(limiter, request)
+            if plan is None:
+                return (yield from self._onward(request, attempt))
         context = self.context
         chance = 0.5 if plan.listens is None else context.random()
         # All arguments, by position: CPython creates the object faster.
