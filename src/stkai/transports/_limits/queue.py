@@ -286,13 +286,17 @@ begin_in_each_process(Queue, _begin)
 
 def join_all(sources: tuple[Any, ...]) -> None:
     """Merge the waiting turns of these sources, and of all sources used with them, into one order."""
-    # Of a share with two members here, each request would take two permits.
-    shares = [f"share={each.share!r} in {each.client.store!r}" for each in sources if each.is_remote]
-    if twice := [share for share in shares if shares.count(share) > 1]:
-        raise ConfigurationError(f"each limit of a list needs its own share=; two of these have {twice[0]}")
+    _require_own_shares(sources)
     with Queue.lock:
         orders = filter(None, [source.order for source in sources])
         # Into the largest: a limiter that is used with thousands of others, such as one per key, joins them one by one.
         order = max(orders, key=lambda each: len(each.members), default=None) or WaitingTurns()
         for source in sources:
             order.add_source(source)
+
+
+def _require_own_shares(sources: tuple[Any, ...]) -> None:
+    # Of a share with two members here, each request would take two permits.
+    shares = [f"share={each.share!r} in {each.client.store!r}" for each in sources if each.is_remote]
+    if twice := [share for share in shares if shares.count(share) > 1]:
+        raise ConfigurationError(f"each limit of a list needs its own share=; two of these have {twice[0]}")
