@@ -207,7 +207,7 @@ def affordable(s: State, costs: tuple[float, ...]) -> int:
 def payment(s: State, m: MemberState, name: str, cost: float, now: float, since: float = -math.inf) -> float:
     """When, from `since` on, `cost` can be paid so that all leases that are due later can still be used in time."""
     others = [MemberState.unpack(packed) for each, packed in s.members.items() if each != name]
-    held = sorted(_first_use(s, each, now) for each in (*others, m) if each.units + each.units_fresh > 0)
+    held = sorted(use for each in (*others, m) for use in _uses(s, each, now))
     level, at, need = s.units + s.units_held, now, min(cost, s.quota.max_cost)
     for number, (instant, units) in enumerate(held):
         start = max(since, at + max(0.0, need - level) / s.quota.cost_rate)
@@ -231,10 +231,11 @@ def _later(s: State, level: float, seconds: float) -> float:
     return min(s.quota.max_cost, level + seconds * s.quota.cost_rate)
 
 
-def _first_use(s: State, m: MemberState, now: float) -> tuple[float, float]:
-    """When the member may use its first permit, and the units that it holds."""
-    firsts = [first for first, _, _ in (*m.old[:1], *m.fresh[:1])] if m.epoch == s.epoch else []
-    return max(now, min(firsts, default=now)), m.units + m.units_fresh
+def _uses(s: State, m: MemberState, now: float) -> list[tuple[float, float]]:
+    """When the member will have used the permits that it holds, and the units of these."""
+    held = [(m.old, m.units), (m.fresh, m.units_fresh)]
+    is_void = m.epoch != s.epoch
+    return [(now if is_void else max(now, end(ranges)), units) for ranges, units in held if units > 0]
 
 
 def due(m: MemberState) -> float:

@@ -368,14 +368,9 @@ end
 local function reserved(s, m, name, now)
   local found = {}
   local function add(other)
-    local units, instant = other.units + other.units_fresh, now
-    if units > 0 then
-      if other.epoch == s.epoch and #other.old + #other.fresh > 0 then
-        local old, fresh = other.old[1] or other.fresh[1], other.fresh[1] or other.old[1]
-        instant = max(now, min(old[1], fresh[1]))
-      end
-      insert(found, {instant, units})
-    end
+    local is_void = other.epoch ~= s.epoch
+    if other.units > 0 then insert(found, {is_void and now or max(now, last(other.old)), other.units}) end
+    if other.units_fresh > 0 then insert(found, {is_void and now or max(now, last(other.fresh)), other.units_fresh}) end
   end
   local packed = redis.call("HGETALL", MEMBERS)
   for index = 1, #packed, 2 do
