@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar, Final
 
-from ..._errors import ConfigurationError
 from ..._process import IN_HANDLER, begin_in_each_process
 from ..._secrets import StaysInProcess
 from .._operations import Operation
 from .limiter import Answer, RateChange, Turn, was_never_sent
-from .sources.source import ASK_INTERVAL, MAX_OVERSLEEP, TICK, Source
+from .sources.source import ASK_INTERVAL, MAX_OVERSLEEP, TICK, Source, require_own_shares
 from .waiting_turns import MIN_GAIN, NORMAL_STEP, WaitingTurns
 
 # Seconds before its time at which a sleeper begins to claim its permit; otherwise, awake turns would win ties.
@@ -284,19 +283,12 @@ def _begin(queue: type[Queue]) -> None:
 begin_in_each_process(Queue, _begin)
 
 
-def join_all(sources: tuple[Any, ...]) -> None:
+def join_all(sources: tuple[Source, ...]) -> None:
     """Merge the waiting turns of these sources, and of all sources used with them, into one order."""
-    _require_own_shares(sources)
+    require_own_shares(sources)
     with Queue.lock:
         orders = filter(None, [source.order for source in sources])
         # Into the largest: a limiter that is used with thousands of others, such as one per key, joins them one by one.
         order = max(orders, key=lambda each: len(each.members), default=None) or WaitingTurns()
         for source in sources:
             order.add_source(source)
-
-
-def _require_own_shares(sources: tuple[Any, ...]) -> None:
-    # Of a share with two members here, each request would take two permits.
-    shares = [f"share={each.share!r} in {each.client.store!r}" for each in sources if each.is_remote]
-    if twice := [share for share in shares if shares.count(share) > 1]:
-        raise ConfigurationError(f"each limit of a list needs its own share=; two of these have {twice[0]}")

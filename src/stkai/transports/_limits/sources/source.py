@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple, Self
 
+from ...._errors import ConfigurationError
 from ..limiter import Answer, RateChange, Turn, number_of, place_in
 
 TICK: Final = 1e-6  # Seconds; a shorter sleep might not advance a clock that has run for years.
@@ -228,3 +229,10 @@ def listens_of(sources: Iterable[Source]) -> Callable[[float], bool] | None:
     if len(each) < 2:
         return each[0] if each else None
     return lambda now: any(listens(now) for listens in each)
+
+
+def require_own_shares(sources: Iterable[Any]) -> None:
+    """Raise a ConfigurationError if two sources are members of one share: each request would take two permits of it."""
+    shares = [f"share={each.share!r} in {each.client.store!r}" for each in sources if each.is_remote]
+    if twice := [share for share in shares if shares.count(share) > 1]:
+        raise ConfigurationError(f"each limit of a list needs its own share=; two of these have {twice[0]}")
