@@ -88,7 +88,7 @@ def make_directory(path: Path) -> None:
 
 @pytest.mark.parametrize("make", [make_directory, os.mkfifo])
 def test_only_a_plain_file_is_opened(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    make(tmp_path / file_name("team", ".share5"))
+    make(tmp_path / file_name("team", ".share6"))
     with pytest.raises(ConfigurationError, match="not a regular file"):
         FileStore(tmp_path).lease(ask())
 

@@ -205,11 +205,11 @@ def test_a_state_that_is_not_ours_starts_anew(server: Server, text: bytes) -> No
         store = patient_store(client)
         for _ in range(2):
             store.lease(ask())
-            client.set("stkai:{team}:v5:state", text)
-            client.hset("stkai:{team}:v5:members", "a", text)
+            client.set("stkai:{team}:v6:state", text)
+            client.hset("stkai:{team}:v6:members", "a", text)
             lease = store.lease(ask())
             assert (lease.count, lease.rate, lease.void) == (1, 10.0, False)
-        client.set("stkai:{team}:v5:state", text)
+        client.set("stkai:{team}:v6:state", text)
         assert store.look("team") is None
 
 

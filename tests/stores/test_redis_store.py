@@ -145,7 +145,7 @@ def test_looking_adds_no_member_and_a_reset_deletes_the_state(server: Server) ->
 def test_a_reset_deletes_what_is_no_state_of_a_share(server: Server, part: str) -> None:
     with server.client() as client:
         store = patient_store(client)
-        client.rpush(f"stkai:{{team}}:v5:{part}", "set by hand")
+        client.rpush(f"stkai:{{team}}:v6:{part}", "set by hand")
         with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
             store.lease(ask())
         assert store.reset("team")
@@ -310,7 +310,7 @@ def test_members_that_fell_silent_are_forgotten_a_few_at_a_time(server: Server) 
             now += 0.01
             one.lease()
         assert one.lease().members == 1
-        assert client.hlen("stkai:{team}:v5:members") == client.zcard("stkai:{team}:v5:dues") == 1
+        assert client.hlen("stkai:{team}:v6:members") == client.zcard("stkai:{team}:v6:dues") == 1
 
 
 def test_members_that_the_server_evicted_are_not_counted(server: Server) -> None:
@@ -319,7 +319,7 @@ def test_members_that_the_server_evicted_are_not_counted(server: Server) -> None
         store = patient_store(OnClock(client, lambda: now))
         clients = [Client(store, name) for name in "abc"]
         assert [each.lease().members for each in clients] == [1, 2, 3]
-        client.delete("stkai:{team}:v5:members")
+        client.delete("stkai:{team}:v6:members")
         now += 1
         lease = clients[0].lease()
         assert (lease.members, lease.active) == (1, 1)

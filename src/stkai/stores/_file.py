@@ -114,7 +114,7 @@ class FileStore(LocalStore):
         return f"FileStore({str(self.path)!r})"
 
     def _path_of(self, share: str) -> Path:
-        return self.path / file_name(check_share(share), ".share5")
+        return self.path / file_name(check_share(share), ".share6")
 
 
 def _read(file: FileIO, now: float) -> tuple[int, State]:

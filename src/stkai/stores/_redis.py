@@ -83,7 +83,7 @@ class RedisStore(StaysInProcess):
 
     def has_older_members(self, share: str) -> bool:
         """Whether members of version 2 use the share now; they keep a separate state."""
-        members = _keys(share)[1].removesuffix(b"v5:members") + b"members"
+        members = _keys(share)[1].removesuffix(b"v6:members") + b"members"
         now, _ = self._server.run("TIME")
         return bool(self._server.run("ZCOUNT", members, int(now) - MEMBER_LIFETIME, "+inf"))
 
@@ -129,7 +129,7 @@ def _keys(share: str) -> tuple[bytes, ...]:
     name, kind = check_share(share), ""
     if "{" in name or "}" in name:
         name, kind = quote(name, safe=""), "encoded:"
-    return tuple(f"stkai:{{{name}}}:{kind}{part}".encode() for part in ("v5:state", "v5:members", "v5:dues"))
+    return tuple(f"stkai:{{{name}}}:{kind}{part}".encode() for part in ("v6:state", "v6:members", "v6:dues"))
 
 
 def _text(value: str | bytes) -> str:
