@@ -636,8 +636,7 @@ def test_a_cleanup_never_waits_for_a_lock_that_an_interrupt_left_taken(
     interrupted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An interrupt between the two lines of httpcore's `ThreadLock.__enter__` leaves it taken."""
-    for module in ("_wire.pool", "transports._body_end"):
-        monkeypatch.setattr(f"stkai.{module}.CLEAN_UP_LIMIT", 0.1)
+    monkeypatch.setattr("stkai.transports._body_end.CLEAN_UP_LIMIT", 0.1)
     taken = threading.Lock()
 
     class Body(httpx.SyncByteStream):
@@ -652,15 +651,9 @@ def test_a_cleanup_never_waits_for_a_lock_that_an_interrupt_left_taken(
             raise KeyboardInterrupt
 
     class Stuck(httpx.BaseTransport):
-        is_stuck = False
-
         def handle_request(self, request: httpx.Request) -> httpx.Response:
-            self.is_stuck = request.url.path == "/stuck"
-            return httpx.Response(200, stream=Body() if self.is_stuck else httpx.ByteStream(b"body"))
-
-        def close(self) -> None:
-            if self.is_stuck:
-                taken.acquire()
+            is_stuck = request.url.path == "/stuck"
+            return httpx.Response(200, stream=Body() if is_stuck else httpx.ByteStream(b"body"))
 
     client = client_of(World("sync"), transport=ConnectionPool(Stuck, httpx.Limits(max_connections=1)))
     start = time.monotonic()

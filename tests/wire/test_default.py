@@ -278,9 +278,18 @@ async def test_closing_the_wire_closes_its_proxied_connections(
     await world.call(client.get, "http://service.example/")
     _, proxied = wires_in(wire)
     (one,) = pool_of(world, proxied).connections
-    assert one._pool.connections
+    assert not one._pool.held.is_closed()
+    held = one._pool.held
     await world.close(client)
-    assert not one._pool.connections
+    assert held.is_closed()
+
+
+async def test_another_scheme_than_http_is_not_supported(world: World) -> None:
+    wire = wire_of(world)
+    for url in ("ftp://service.example/", "mailto:somebody"):
+        with pytest.raises(httpx.UnsupportedProtocol):
+            await world.send(wire, httpx.Request("GET", url))
+    await world.close(wire)
 
 
 # Certificates
@@ -321,7 +330,7 @@ async def test_certificates_are_loaded_once_for_all_proxies(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:2")
     wire = wire_of(world)
-    pools = [transport_of(each)._pool for each in wires_in(wire)]
+    pools = [transport_of(each)._pool.pool for each in wires_in(wire)]
     assert len(pools) == 3
     assert len({id(pool._ssl_context) for pool in pools}) == 1
     assert isinstance(pools[0]._ssl_context, ssl.SSLContext)
@@ -352,7 +361,7 @@ async def test_http2_is_used_if_its_package_is_installed(
     monkeypatch.setattr("stkai._wire.default.find_spec", lambda _: object())
     for http2 in (True, False):
         wire = wire_of(world, http2=http2)
-        assert transport_of(wires_in(wire)[0])._pool._http2 is http2
+        assert transport_of(wires_in(wire)[0])._pool.pool._http2 is http2
         await world.close(wire)
 
 

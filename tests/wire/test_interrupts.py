@@ -19,7 +19,7 @@ from stkai._process import IN_HANDLER
 from stkai._wire import pool as pool_module
 from stkai._wire import pool_queues as queues_module
 from stkai._wire import pool_state as state_module
-from stkai._wire.httpcore_fixes import with_fixes
+from stkai._wire.single_connection import with_single_connection
 from stkai.transports import _body_end as body_module
 
 from ..support.world import World
@@ -208,7 +208,7 @@ def test_an_interrupt_in_a_lock_of_httpcore_ends_the_request(monkeypatch: pytest
     def request(number: int) -> None:
         with (
             contextlib.suppress(KeyboardInterrupt),
-            with_fixes(httpx.HTTPTransport()) as transport,
+            contextlib.closing(with_single_connection(httpx.HTTPTransport())) as transport,
             at_line(number, interrupt) as places,
         ):
             interrupted.append(places)

@@ -17,9 +17,10 @@ import pytest
 
 import stkai
 from stkai import DeadlineExceededError, HttpConfig, RequestOptions, RetryPolicy
-from stkai._abandonable import GivenUpError, do_within
+from stkai._abandonable import do_within
 from stkai._wire.default import AsyncDefaultWire, DefaultWire
-from stkai._wire.httpcore_fixes import AsyncNetwork, Network, with_fixes
+from stkai._wire.httpcore_fixes import AsyncNetwork, Network
+from stkai._wire.single_connection import AsyncSingleConnection, SingleConnection, with_single_connection
 
 from ..support.listening import Serve, listening, speaks_plain_http
 from ..support.servers import CERTIFICATE, KEY
@@ -320,23 +321,23 @@ class Renamed(Unknown):
 @pytest.mark.worlds("sync")
 @pytest.mark.parametrize("transport", [Unknown(), Renamed()], ids=["no pool", "another pool"])
 async def test_a_transport_with_other_private_parts_is_left_as_it_is(world: World, transport: Any) -> None:
-    assert with_fixes(transport) is transport
+    assert with_single_connection(transport) is transport
     assert "_network_backend" not in vars(getattr(transport, "_pool", transport))
 
 
 @pytest.mark.worlds("sync", "asyncio")
 async def test_the_private_parts_of_httpx_that_are_mended_exist(world: World) -> None:
     plain: Any = world.pick(httpx.HTTPTransport, httpx.AsyncHTTPTransport)()
-    pool = with_fixes(plain)._pool
-    assert isinstance(pool._network_backend, world.pick(Network, AsyncNetwork))
-    assert hasattr(pool, "_optional_thread_lock")
+    connection = with_single_connection(plain)._pool
+    assert isinstance(connection, world.pick(SingleConnection, AsyncSingleConnection))
+    assert isinstance(connection.pool._network_backend, world.pick(Network, AsyncNetwork))
     await world.close(plain)
 
 
 async def test_a_connection_that_is_made_after_its_client_was_closed_is_closed_too(world: World) -> None:
     plain: Any = world.pick(httpx.HTTPTransport, httpx.AsyncHTTPTransport)(verify=False)
-    transport = with_fixes(plain)
-    network = transport._pool._network_backend
+    transport = with_single_connection(plain)
+    network = transport._pool.network
     connected: list[socket.socket] = []
 
     class Backend:
@@ -364,15 +365,13 @@ async def test_a_connection_that_is_made_after_its_client_was_closed_is_closed_t
 
 
 @pytest.mark.worlds("sync")
-async def test_a_connection_is_closed_although_an_interrupt_has_left_the_lock_of_its_pool_taken(
-    world: World,
-) -> None:
+async def test_a_connection_is_closed_although_an_interrupt_has_left_its_locks_taken(world: World) -> None:
     with raw_server() as there:
         there.answer = lambda _: (ENDLESS, True)
-        transport: Any = with_fixes(httpx.HTTPTransport())
+        transport: Any = with_single_connection(httpx.HTTPTransport())
         response = await world.send(transport, httpx.Request("GET", there.url))
-        with transport._pool._optional_thread_lock:
-            with pytest.raises(GivenUpError):
-                do_within(0.1, transport.close)
+        held = transport._pool.held
+        with held._request_lock, held._connection._state_lock:
+            do_within(5.0, transport.close)
             await world.until(lambda: not there.open)
         response.close()

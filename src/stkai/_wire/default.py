@@ -27,9 +27,10 @@ from .._urls import PROXIES, absolute_url, show_origin
 from ..transports._call import cannot_send
 from ..transports._failures import CONNECT_ERRORS
 from .http2 import malformed
-from .httpcore_fixes import CLOSED_IN_USE, with_fixes
+from .httpcore_fixes import CLOSED_IN_USE
 from .pool import AsyncConnectionPool, ConnectionPool
 from .proxies import ProxyMap
+from .single_connection import with_single_connection
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
@@ -65,7 +66,7 @@ class _Router:
         limits = family.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=expiry)
         make = partial(kind, verify=self._context, http2=http2, proxy=proxy, limits=limits)
         make()  # Fail early, for example for an unusable proxy; it has no connection yet that must be closed.
-        return lambda: with_fixes(make())
+        return lambda: with_single_connection(make())
 
     def _wires_of(self, family: Family) -> dict[str | None, Any]:
         """The wires of a package by the URL of their proxy; None for the direct one.

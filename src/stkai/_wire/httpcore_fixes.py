@@ -1,53 +1,28 @@
 """Fixes for httpcore's connections.
 
-httpcore leaves a connection open if its handshake, with a server or a SOCKS proxy, is cancelled or given up, and a lock
-held if an interrupt comes at the wrong moment. It mistakes a proxy that does not connect for a server that does not
-answer. It raises some errors that are not httpx errors, and drops the message of others. It sends the head of a request
-and its body in two packets.
+httpcore leaves a connection open if its handshake, with a server or a SOCKS proxy, is cancelled or given up. It
+mistakes a proxy that does not connect for a server that does not answer. It raises some errors that are not httpx
+errors, and drops the message of others. It sends the head of a request and its body in two packets.
 """
 
 import os
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ssl import SSLError
-from typing import Any, Final, TypeVar
-
-import httpx
+from typing import Any, Final
 
 from .._abandonable import GivenUpError, abandoned
 from .._errors import causes
 from .._event_loops import anyio
-from .._families import alike
-from .._secrets import HiddenBytes
 from ..transports._bodies import shut_down
 from .http2 import FrameFilter
 from .proxies import AsyncProxyStream, ProxyStream
-
-Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
 _SHORT: Final = 65_536  # Bytes; a longer body is not copied in order to be joined with its head.
 
 CLOSED: Final = "the client was closed while it connected: nothing was sent"
 CLOSED_IN_USE: Final = "the connection was closed on this side"
 """The messages of the errors if another thread or task closes the client during a request."""
-
-
-def with_fixes(transport: Transport) -> Transport:
-    """The transport, with a `Network` that opens its connection; unchanged if httpcore has changed too much."""
-    pool: Any = getattr(transport, "_pool", None)
-    backend = getattr(pool, "_network_backend", None)
-    errors = sys.modules.get(type(pool).__module__.partition(".")[0])
-    if hasattr(backend, "connect_tcp") and hasattr(errors, "ConnectError"):
-        is_sync = isinstance(transport, alike(httpx.HTTPTransport))
-        network = (Network if is_sync else AsyncNetwork)(pool, backend, errors)
-        pool._network_backend = network  # noqa: SLF001 - httpx has no argument for it
-        setattr(pool, "close" if is_sync else "aclose", network.close)
-        pool._optional_thread_lock = threading.RLock()  # noqa: SLF001 - httpcore's own is written in Python
-        if credentials := getattr(pool, "_proxy_auth", None):  # httpcore logs them for a SOCKS proxy.
-            pool._proxy_auth = tuple(map(HiddenBytes, credentials))  # noqa: SLF001
-    return transport
 
 
 class Network:
@@ -57,14 +32,11 @@ class Network:
     """The latest connection: httpcore forgets one whose handshake is cancelled or given up."""
 
     is_closed = False
-    _process: int | None = (
-        None  # The process that has opened the connection; a forked child has a copy of this.
-    )
+    _process: int | None = None  # That has opened the connection; a forked child has a copy of this.
 
-    def __init__(self, pool: Any, backend: Any, errors: Any) -> None:
-        self._close = getattr(pool, "close", None) or pool.aclose
-        self._backend, self.errors, self._has_proxy = backend, errors, "Proxy" in type(pool).__name__
-        self.sleep, self.connect_unix_socket = backend.sleep, backend.connect_unix_socket
+    def __init__(self, pool: Any, errors: Any) -> None:
+        self._backend = pool._network_backend  # noqa: SLF001
+        self.errors, self._has_proxy = errors, "Proxy" in type(pool).__name__
 
     def connect_tcp(self, *args: Any, **options: Any) -> Any:
         with _connect_errors(self.errors):
@@ -79,16 +51,13 @@ class Network:
             raise self.errors.ConnectError(CLOSED)
         return stream
 
-    def close(self) -> Any:
-        """Close the connection, then the pool, whose lock may still be held after an interrupt."""
+    def close(self) -> None:
+        """Close the connection, even while another thread uses it."""
         self.is_closed = True
-        try:
-            if self._stream is not None:
-                if self._process == os.getpid():
-                    shut_down(self._stream)
-                self._stream.close()
-        finally:
-            self._close()
+        if self._stream is not None:
+            if self._process == os.getpid():
+                shut_down(self._stream)
+            self._stream.close()
 
 
 class AsyncNetwork(Network):
@@ -101,13 +70,9 @@ class AsyncNetwork(Network):
             raise self.errors.ConnectError(CLOSED)
         return AsyncProxyStream(stream, self.errors, options.get("timeout")) if self._has_proxy else stream
 
-    async def close(self) -> None:
-        self.is_closed = True
-        try:
-            await self._close()
-        finally:
-            if self._stream is not None:
-                await self._stream.aclose()
+    async def aclose(self) -> None:
+        if self._stream is not None:
+            await self._stream.aclose()
 
 
 @contextmanager

@@ -14,14 +14,13 @@ from typing import Any, Final
 
 import httpx
 
-from .._abandonable import GivenUpError, abandoned, do_within
+from .._abandonable import GivenUpError, abandoned
 from .._clock import SystemClock
 from .._event_loops import anyio, run_soon, running_loop
 from .._families import Family
 from .._headers import has_field
-from .._process import is_interrupt
 from ..transports._bodies import Sending
-from ..transports._body_end import CLEAN_UP_LIMIT, AsyncWatchedBody, BodyEnd, WatchedBody
+from ..transports._body_end import AsyncWatchedBody, BodyEnd, WatchedBody
 from ..transports._call import RESERVED
 from . import http2
 from .pool_state import Loan, PoolState
@@ -64,7 +63,7 @@ def _has_leftovers(body: Any) -> bool:
     for the answer to the next request.
     """
     try:
-        connection = body._httpcore_stream._stream._connection  # noqa: SLF001 - httpcore does not check this
+        connection = body._httpcore_stream._connection  # noqa: SLF001 - httpcore does not check this
         return bool(connection._h11_state.trailing_data[0])  # noqa: SLF001
     except AttributeError:  # Not a transport of httpx's, or HTTP/2.
         return False
@@ -102,9 +101,9 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
                 self._sweep()
             if loan.connection is None:
                 raise _none_free(request, self.family)
-        except BaseException as error:
+        except BaseException:
             loan.end()
-            self._sweep(after_interrupt=is_interrupt(error))
+            self._sweep()
             raise
         return loan
 
@@ -120,9 +119,9 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
             if loan.stream is not None and isinstance(sending := request.extensions.get("trace"), Sending):
                 sending.uses(loan.stream)
             response: httpx.Response = wire.handle_request(request)
-        except BaseException as error:
+        except BaseException:
             loan.end()
-            self._sweep(after_interrupt=is_interrupt(error))
+            self._sweep()
             raise
         loan.stream = response.extensions.get("network_stream")
         if response.extensions.get("http_version") == b"HTTP/2":
@@ -154,18 +153,14 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
     def _ended(self, loan: Loan[Any], body: Any, is_persistent: bool, how: BodyEnd) -> None:
         _give_back(loan, body, is_persistent, how)
         if self.trash:
-            self._sweep(after_interrupt=how is BodyEnd.STUCK)
+            self._sweep()
 
     def give_from_finalizer(self, loan: Loan[httpx.BaseTransport]) -> None:
         super().give_from_finalizer(loan)
         self._sweep()
 
-    def _sweep(self, *, after_interrupt: bool = False) -> None:
-        """Close discarded connections; wait only briefly after an interrupt, which may have left a lock held."""
-        if after_interrupt:
-            with suppress(GivenUpError):
-                do_within(CLEAN_UP_LIMIT, self._sweep)
-            return
+    def _sweep(self) -> None:
+        """Close discarded connections."""
         while self.trash:
             with suppress(IndexError):  # Another thread was faster.
                 self.trash.popleft().close()

@@ -259,7 +259,6 @@ class PoolState(Generic[Pooled]):
         if successor is not None:
             self._wake(successor)
         if idle_since is None:
-            # Only once: a second close could wait forever for a lock that an interrupt has left held.
             self._discard(connection)
         elif successor is None:
             surplus = self._idle.surplus(idle_since, self._max_idle, self._expiry)
