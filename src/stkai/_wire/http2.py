@@ -14,7 +14,6 @@ from typing import Any, Final
 import httpx
 
 from .._families import error_for
-from .pool_queues import is_dead
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEAD: Final = 9  # Bytes in front of a frame's body; RFC 9113, section 4.1.
@@ -118,11 +117,6 @@ def _split_frames(data: bytes) -> tuple[list[tuple[int, int, int, bytes]], bytes
         frames.append((data[offset + 3], data[offset + 4], stream, data[offset:end]))
         offset = end
     return frames, data[offset:]
-
-
-def has_ended(stream: Any) -> bool:
-    """Whether an idle connection, if it speaks HTTP/2, has ended: httpcore checks only those of HTTP/1.1."""
-    return getattr(stream, "frames", None) is not None and is_dead(stream)
 
 
 class Body(httpx.SyncByteStream, httpx.AsyncByteStream):

@@ -28,7 +28,7 @@ CLOSED_IN_USE: Final = "the connection was closed on this side"
 class Network:
     """A network backend of httpcore for one connection; `errors` is httpcore, or the version of it that httpx2 uses."""
 
-    _stream: Any = None
+    stream: Any = None
     """The latest connection: httpcore forgets one whose handshake is cancelled or given up."""
 
     is_closed = False
@@ -40,12 +40,12 @@ class Network:
 
     def connect_tcp(self, *args: Any, **options: Any) -> Any:
         with _connect_errors(self.errors):
-            stream = Stream(self.unless_closed(self._backend.connect_tcp(*args, **options)), self)
+            stream = self.opened(Stream(self._backend.connect_tcp(*args, **options), self))
         return ProxyStream(stream, self.errors, options.get("timeout")) if self._has_proxy else stream
 
-    def unless_closed(self, stream: Any) -> Any:
+    def opened(self, stream: "Stream") -> "Stream":
         """The connection, unless another thread has closed the client in the meantime."""
-        self._stream, self._process = stream, os.getpid()
+        self.stream, self._process = stream, os.getpid()
         if self.is_closed:
             stream.close()
             raise self.errors.ConnectError(CLOSED)
@@ -54,25 +54,24 @@ class Network:
     def close(self) -> None:
         """Close the connection, even while another thread uses it."""
         self.is_closed = True
-        if self._stream is not None:
+        if self.stream is not None:
             if self._process == os.getpid():
-                shut_down(self._stream)
-            self._stream.close()
+                shut_down(self.stream)
+            self.stream.close()
 
 
 class AsyncNetwork(Network):
     async def connect_tcp(self, *args: Any, **options: Any) -> Any:
         with _connect_errors(self.errors):
-            stream: Any = AsyncStream(await self._backend.connect_tcp(*args, **options), self.errors)
-        self._stream = stream
+            stream = self.stream = AsyncStream(await self._backend.connect_tcp(*args, **options), self)
         if self.is_closed:
             await stream.aclose()
             raise self.errors.ConnectError(CLOSED)
         return AsyncProxyStream(stream, self.errors, options.get("timeout")) if self._has_proxy else stream
 
     async def aclose(self) -> None:
-        if self._stream is not None:
-            await self._stream.aclose()
+        if self.stream is not None:
+            await self.stream.aclose()
 
 
 @contextmanager
@@ -99,8 +98,9 @@ class _JoiningStream:
     _holds_next = False  # Whether the next write is a head, which waits for its body.
     _head = b""
 
-    def __init__(self, stream: Any, errors: Any) -> None:
-        self._stream, self.frames = stream, FrameFilter.of(stream, errors)
+    def __init__(self, stream: Any, network: Network) -> None:
+        self._stream, self._network = stream, network
+        self.frames = FrameFilter.of(stream, network.errors)
 
     def join_body(self) -> None:
         """Let the next head wait for its body, which must be in memory: nothing may come between the two."""
@@ -121,8 +121,7 @@ class Stream(_JoiningStream):
     """A connection of a sync client."""
 
     def __init__(self, stream: Any, network: Network) -> None:
-        super().__init__(stream, network.errors)
-        self._network = network
+        super().__init__(stream, network)
         self.close, self.get_extra_info = stream.close, stream.get_extra_info
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -147,20 +146,18 @@ class Stream(_JoiningStream):
 
     def start_tls(self, *args: Any, **options: Any) -> "Stream":
         """The same connection over TLS, unless the client has been closed in the meantime."""
-        stream = self._network.unless_closed(self._stream.start_tls(*args, **options))
-        return Stream(stream, self._network)
+        return self._network.opened(Stream(self._stream.start_tls(*args, **options), self._network))
 
 
 class AsyncStream(_JoiningStream):
-    """A connection on asyncio or trio; for `errors`, see `Network`."""
+    """A connection on asyncio or trio."""
 
     _broken_by = ""
     """Why a write failed: httpcore then reads, since there may be an answer, and that read's error has no message."""
 
-    def __init__(self, stream: Any, errors: Any) -> None:
-        super().__init__(stream, errors)
-        self._errors = errors
-        self.aclose = stream.aclose
+    def __init__(self, stream: Any, network: Network) -> None:
+        super().__init__(stream, network)
+        self._errors, self.aclose = network.errors, stream.aclose
         tls = getattr(stream, "_stream", None)
         # Received data that is not yet decrypted, in anyio's or trio's stream; None without TLS.
         self._ahead = getattr(tls, "_read_bio", getattr(tls, "_incoming", None))
@@ -205,7 +202,7 @@ class AsyncStream(_JoiningStream):
     async def start_tls(self, *args: Any, **options: Any) -> "AsyncStream":
         """The same connection over TLS."""
         try:
-            return AsyncStream(await self._stream.start_tls(*args, **options), self._errors)
+            stream = AsyncStream(await self._stream.start_tls(*args, **options), self._network)
         except self._errors.ConnectError as error:
             explain(error, "the server closed the connection during the TLS handshake")
             raise
@@ -213,6 +210,8 @@ class AsyncStream(_JoiningStream):
             if not _is_closed_here(error):
                 raise
             raise self._errors.ConnectError(CLOSED) from error
+        self._network.stream = stream
+        return stream
 
 
 def _is_closed_here(error: BaseException) -> bool:

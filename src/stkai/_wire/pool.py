@@ -19,7 +19,6 @@ from .._clock import SystemClock
 from .._event_loops import anyio, run_soon, running_loop
 from .._families import Family
 from .._headers import has_field
-from ..transports._bodies import Sending
 from ..transports._body_end import AsyncWatchedBody, BodyEnd, WatchedBody
 from ..transports._call import RESERVED
 from . import http2
@@ -69,12 +68,6 @@ def _has_leftovers(body: Any) -> bool:
         return False
 
 
-def _join(stream: Any, request: httpx.Request, family: Family) -> None:
-    """Send the head and the body together if the body is in memory and the connection was idle."""
-    if type(request.stream) is family.ByteStream and hasattr(stream, "join_body"):
-        stream.join_body()
-
-
 def _give_back(loan: Loan[Any], body: Any, is_persistent: bool, how: BodyEnd) -> None:
     """End the loan when the body of the answer has ended. If the body was dropped, the loan ends by itself."""
     if how is BodyEnd.WHOLE and is_persistent and not _has_leftovers(body):
@@ -110,14 +103,8 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         loans = request.extensions.get(RESERVED)
         loan: Any = (loans and self.reserved(request, loans)) or self.reserve(request)
-        while http2.has_ended(loan.stream):
-            loan.end()
-            loan = self.reserve(request)
         wire: Any = loan.connection
-        _join(loan.stream, request, self.family)
         try:
-            if loan.stream is not None and isinstance(sending := request.extensions.get("trace"), Sending):
-                sending.uses(loan.stream)
             response: httpx.Response = wire.handle_request(request)
         except BaseException:
             loan.end()
@@ -217,11 +204,7 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         loans = request.extensions.get(RESERVED)
         loan: Any = (loans and self.reserved(request, loans)) or await self.reserve(request)
-        while http2.has_ended(loan.stream):
-            loan.end()
-            loan = await self.reserve(request)
         wire: Any = loan.connection
-        _join(loan.stream, request, self.family)
         try:
             response: httpx.Response = await wire.handle_async_request(request)
         except BaseException:

@@ -9,7 +9,9 @@ import httpx
 from .._event_loops import anyio
 from .._families import alike
 from .._secrets import HiddenBytes
+from ..transports._bodies import Sending
 from .httpcore_fixes import AsyncNetwork, Network
+from .pool_queues import is_dead
 
 _SCHEMES: Final = {b"http", b"https", b"ws", b"wss"}
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
@@ -42,12 +44,26 @@ class SingleConnection:
         self.network: Any = self._network_class(pool, errors)
         pool._network_backend = self.network  # noqa: SLF001 - httpx has no argument for it
         self.pool, self._unavailable = pool, errors.ConnectionNotAvailable
+        self._in_memory = alike(httpx.ByteStream)
 
-    def _reusable(self, origin: Any) -> Any:
-        """The open connection, if it can carry a request to this origin; otherwise None."""
+    def _reused(self, request: Any, origin: Any) -> Any:
+        """The open connection, if it can carry the request to this origin; otherwise None."""
         held = self.held
-        is_usable = held is not None and held.can_handle_request(origin) and held.is_available()
-        return held if is_usable and not held.has_expired() else None
+        if (
+            held is None
+            or not (held.can_handle_request(origin) and held.is_available())
+            or held.has_expired()
+        ):
+            return None
+        stream = self.network.stream
+        if stream.frames is not None:
+            if is_dead(stream):  # httpcore checks this only for HTTP/1.1.
+                return None
+        elif type(request.stream) in self._in_memory:
+            stream.join_body()
+        if isinstance(sending := request.extensions.get("trace"), Sending):
+            sending.uses(stream)
+        return held
 
     def _new(self, origin: Any) -> Any:
         self.held = self.pool.create_connection(origin)
@@ -58,7 +74,7 @@ class SingleConnection:
             return self.pool.handle_request(request)  # Raises the error.
         origin = request.url.origin
         while True:
-            connection = self._reusable(origin)
+            connection = self._reused(request, origin)
             if connection is None:
                 self._drop()
                 connection = self._new(origin)
@@ -85,7 +101,7 @@ class AsyncSingleConnection(SingleConnection):
             return await self.pool.handle_async_request(request)
         origin = request.url.origin
         while True:
-            connection = self._reusable(origin)
+            connection = self._reused(request, origin)
             if connection is None:
                 await self._adrop()
                 connection = self._new(origin)
