@@ -40,6 +40,7 @@ def job(counting: Server, tmp_path: Path) -> Job:
         (("--shard", "2/2"), "--shard"),
         (("--shard", "x"), "--shard"),
         (("--max-in-flight", "0"), "max-in-flight"),
+        (("--max-in-flight", "9" * 30), "--max-in-flight"),
         (("--deadline", "-1"), "--deadline"),
         (("--deadline", "nan"), "--deadline"),
         (("--price", "in=1"), "--price"),

@@ -181,7 +181,8 @@ def allow_files(needed: int) -> None:
         return
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
-    except (OSError, ValueError) as error:  # On macOS, a process may not have as many as its own limit says.
+    except (OSError, OverflowError, ValueError) as error:
+        # On macOS, a process may not have as many as its own limit says.
         raise ConfigurationError(
             f"--max-in-flight needs up to {needed} open files, which the system does not allow ({error}): pass a"
             " smaller number, or raise the limit (ulimit -n)"
