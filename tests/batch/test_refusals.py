@@ -41,6 +41,8 @@ def job(counting: Server, tmp_path: Path) -> Job:
         (("--shard", "x"), "--shard"),
         (("--max-in-flight", "0"), "max-in-flight"),
         (("--max-in-flight", "9" * 30), "--max-in-flight"),
+        (("--rpm", "9" * 30), "--rpm"),
+        (("--tpm", "9" * 30), "--tpm"),
         (("--deadline", "-1"), "--deadline"),
         (("--deadline", "nan"), "--deadline"),
         (("--price", "in=1"), "--price"),

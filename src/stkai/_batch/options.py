@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 import httpx
 import typer
 
-from .._checks import POSITIVE_SECONDS, check_number
+from .._checks import POSITIVE_SECONDS, SAFE_RANGE, check_number
 from .._errors import ConfigurationError
 from .input_lines import ALL_LINES, Lines, Shard, Survey, csv_columns, csv_records, json_lines
 from .json_text import Template
@@ -99,6 +99,9 @@ class Options:
             )
         if self.deadline is not None:
             check_number("--deadline", self.deadline, POSITIVE_SECONDS)
+        for name, value in (("--rpm", self.rpm), ("--tpm", self.tpm)):
+            if value is not None:
+                check_number(name, value, SAFE_RANGE)
         if self.is_csv and self.body is None:
             raise ConfigurationError(
                 f"{self.source} is a CSV file: pass --body TEMPLATE.json with {{column}} placeholders"
