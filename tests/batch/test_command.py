@@ -163,6 +163,8 @@ def test_an_answer_is_parsed_if_it_is_strict_json_and_kept_as_text_otherwise(
         ('{"url": "/x", "body": {"a": NaN}}', "NaN"),
         ('{"url": "/x", "body": {}} {}', "Extra data, at column"),
         (r'{"url": "/x", "bo\dy": {}}', r"Invalid \escape, at column 18"),
+        ('{"url": "/x", "body": {}', "delimiter, at column 25"),
+        ('{"url": "/x", "body": "tru', "Unterminated string starting, at column 23"),
         ("[1]", "not an object"),
         ("7", "not an object"),
         ('{"custom_id": "id-2", "body": {}}', "url"),

@@ -51,7 +51,7 @@ class Target:
 def values_of(raw: bytes) -> Values | None:
     """The members of a line; None if it is JSON but not an object."""
     try:
-        text = raw.decode()
+        text = raw.decode().rstrip("\r\n")
     except UnicodeDecodeError as error:
         msg = f"this is not UTF-8, from byte {error.start + 1} on: save the file as UTF-8"
         raise InvalidLineError(msg) from error
@@ -60,9 +60,9 @@ def values_of(raw: bytes) -> Values | None:
     except RecursionError as error:
         raise InvalidLineError("this is nested too deeply for a parser of JSON") from error
     except ValueError as error:
-        what = (
-            f"{error.msg}, at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        )
+        what = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            what = f"{error.msg.removesuffix(' at')}, at column {error.colno}"
         raise InvalidLineError(f"this is not JSON ({what}): each line must be one JSON object") from error
 
 
