@@ -92,6 +92,17 @@ def test_an_output_without_a_journal_is_left_alone_unless_told_to_restart(name: 
     assert sorted(job.done()) == [1, 2]
 
 
+@pytest.mark.parametrize("name", ["out.jsonl", "out.failed.jsonl", "out.journal"])
+def test_a_link_into_a_folder_that_is_missing_is_refused_before_anything_is_written(
+    name: str, job: Job, counting: Server
+) -> None:
+    (job.folder / name).symlink_to(job.folder / "missing" / name)
+    before = sorted(job.folder.iterdir())
+    result = job.run()
+    assert (result.returncode, f"{name} cannot be written" in result.stderr) == (2, True)
+    assert (sorted(job.folder.iterdir()), counting.seen) == (before, [])
+
+
 def test_an_existing_journal_needs_resume_or_restart(job: Job) -> None:
     job.run()
     before = job.snapshot()
