@@ -104,6 +104,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("STKAI_RETRY_INITIAL_DELAY", "soon", "a non-negative number of seconds"),
     ("STKAI_RETRY_RETRY_ON_STATUS_CODES", "429,99", "from 100 to 599"),
     ("STKAI_RETRY_RETRY_ON_STATUS_CODES", "429;503", "separated by commas"),
+    ("STKAI_RETRY_RETRY_ON_STATUS_CODES", ",", "separated by commas"),
     ("STKAI_RETRY_DEADLINE", "0", "a positive number of seconds, or 'none'"),
     ("STKAI_RETRY_IDEMPOTENCY_HEADER", "Idempotency Key", "a header name"),
     ("STKAI_RETRY_IDEMPOTENCY_HEADER", "Authorization", "a header name that carries nothing else"),

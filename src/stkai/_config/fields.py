@@ -38,12 +38,15 @@ def none_from_word(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    """Parse one item, several separated by commas, or a JSON list: environment variables can only hold text."""
+    """Parse one item, several separated by commas, or a JSON list: environment variables can only hold text.
+
+    A text without items is no list: that nothing is meant is written `[]`.
+    """
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
         return json.loads(value)
-    return [item.strip() for item in value.split(",") if item.strip()]
+    return [item.strip() for item in value.split(",") if item.strip()] or value
 
 
 def _existing(value: bool | str) -> bool | str:
