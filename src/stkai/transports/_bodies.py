@@ -12,7 +12,7 @@ import httpx
 
 from .._abandonable import GivenUpError, abandoned, current_work
 from .._event_loops import anyio
-from .._families import family_of
+from .._families import alike, family_of
 from .._headers import copy_request, has_field
 
 SHORT: Final = 65_536  # Bytes; an unwanted body is read up to this size.
@@ -193,8 +193,9 @@ def keep(response: httpx.Response, chunks: list[bytes]) -> None:
 
 
 def is_short(response: httpx.Response) -> bool:
-    """Whether a body is still unread, and not known to be long."""
-    return not (response.is_closed or is_there(response) or exceeds(response, SHORT))
+    """Whether a body is still to be received, and not known to be long."""
+    is_received = is_there(response) or isinstance(response.stream, alike(httpx.ByteStream))
+    return not (response.is_closed or is_received or exceeds(response, SHORT))
 
 
 def exceeds(response: httpx.Response, limit: int) -> bool:
