@@ -159,6 +159,15 @@ SAME = {
     "100, then the end": Case(answers(b"HTTP/1.1 100 Continue\r\n\r\n")),
     "another protocol": Case(answers(b"HTTP/1.1 101 S\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")),
     "line feeds alone": Case(answers(b"HTTP/1.1 200 OK\nContent-Length: 4\n\nbody")),
+    "line feeds alone, and more than the length says": Case(
+        answers(b"HTTP/1.1 200 OK\nContent-Length: 4\n\nbodymore")
+    ),
+    "line feeds alone, and more, behind a head that is cut in its end": Case(
+        answers(b"HTTP/1.1 200 OK\nContent-Length: 4\n", b"\nbodymore", pause=0.02)
+    ),
+    "line feeds alone in an informational answer that closes the connection": Case(
+        answers(b"HTTP/1.1 100 Continue\nConnection: close\n\n" + OK)
+    ),
     "an encoded body": Case(answers(HEAD + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\nbody")),
     "a server that will close": Case(answers(HEAD + b"Connection: close\r\nContent-Length: 0\r\n\r\n"), times=2),
     "a redirect": Case(

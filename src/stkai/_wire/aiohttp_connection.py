@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import re
 import select
 import sys
 import threading
@@ -21,7 +22,7 @@ BUFFER_SIZE: Final = 65_536  # Bytes that are buffered, both before writing and 
 
 MAX_HEAD: Final = 102_400  # Bytes that the head of an answer may have, as in httpcore.
 
-_END_OF_HEAD: Final = b"\r\n\r\n"
+_END_OF_HEAD: Final = re.compile(rb"\n\r?\n")  # As h11 and aiohttp read it: RFC 9112, section 2.2.
 
 _PARSER: Final[Any] = sys.modules[HttpResponseParser.__module__]  # Its `DEBUG` makes new parsers strict.
 _PARSER_LOCK: Final = threading.Lock()  # Held while `DEBUG` is off: several threads may have event loops.
@@ -82,12 +83,12 @@ class Connection(ResponseHandler):
             return
         # In steps, so that the answer is not lost if something that is not HTTP follows it.
         while self.awaits_head and data:
-            offset = (self._last + data).find(_END_OF_HEAD)
-            size = len(data) if offset < 0 else offset + len(_END_OF_HEAD) - len(self._last)
+            end = _END_OF_HEAD.search(self._last + data)
+            size = len(data) if end is None else end.end() - len(self._last)
             chunk, data = data[:size], data[size:]
-            self._last = b"" if offset >= 0 else (self._last + chunk)[1 - len(_END_OF_HEAD) :]
+            self._last = b"" if end else (self._last + chunk)[-2:]
             self._parse(chunk)
-            if self.awaits_head and offset >= 0 and self.exception() is None:
+            if self.awaits_head and end and self.exception() is None:
                 # The parser would refuse an answer that follows an informational one with "Connection: close".
                 self._should_close = False
                 self.set_response_params(**self._parameters)
