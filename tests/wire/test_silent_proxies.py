@@ -138,9 +138,12 @@ async def test_a_proxy_that_fails_before_it_has_connected_has_been_sent_nothing(
     assert proxies.connections == 2, "a POST is sent again although retry_unknown=False"
 
 
-async def test_a_tunnel_must_be_open_within_the_connect_timeout(world: World, proxies: Proxies) -> None:
+@pytest.mark.parametrize("timeout", [httpx.Timeout(None, connect=0.1), httpx.Timeout(None, read=0.1)])
+async def test_a_silent_proxy_is_given_up_at_the_connect_or_the_read_timeout(
+    world: World, proxies: Proxies, timeout: httpx.Timeout
+) -> None:
     wire = wire_of(world, f"http://127.0.0.1:{proxies.start(silent)}")
-    error = await error_of(world, proxies, wire, timeout=httpx.Timeout(None, connect=0.1))
+    error = await error_of(world, proxies, wire, timeout=timeout)
     assert type(error) is httpx.ConnectTimeout
 
 
@@ -175,3 +178,12 @@ async def test_the_wire_over_aiohttp_says_the_same(
     error = await error_of(world, proxies, stkai.wires.aiohttp(config), timeout=patience(kind))
     assert type(error) is kind
     assert proxies.connections == 2
+
+
+@pytest.mark.worlds("asyncio")
+async def test_over_aiohttp_a_silent_proxy_is_given_up_at_the_read_timeout(
+    world: World, proxies: Proxies
+) -> None:
+    config = HttpConfig(proxy=f"http://127.0.0.1:{proxies.start(silent)}", verify=False)
+    error = await error_of(world, proxies, stkai.wires.aiohttp(config), timeout=httpx.Timeout(None, read=0.1))
+    assert type(error) is httpx.ConnectTimeout

@@ -141,8 +141,11 @@ class OverAiohttp(httpx.AsyncBaseTransport):
             headers={"Host": address, "Accept": "*/*", **self._proxy_headers.reveal()},
             extensions={"target": address.encode()},
         )
+        timeouts = request.extensions.get("timeout", {})
         try:
-            answer = await self._exchange(connection, asking, RequestWriter(asking, None), {})
+            answer = await self._exchange(connection, asking, RequestWriter(asking, None), timeouts)
+        except alike(httpx.TimeoutException) as error:
+            raise TimeoutError from error  # Nothing of the request was sent: a time limit of connecting.
         except alike(httpx.RequestError) as error:
             raise error_for(httpx.ConnectError, f"the proxy did not connect: {error}", request) from error
         loop = asyncio.get_running_loop()
