@@ -96,6 +96,9 @@ SAME = {
     "chunks cut by a reset": Case(answers(CHUNKED + b"4\r\nbo", end="reset")),
     "a chunk whose size is no number": Case(answers(CHUNKED + b"zz\r\nbody\r\n0\r\n\r\n", end="hang")),
     "a chunk that is longer than it says": Case(answers(CHUNKED + b"4\r\nbodyX\r\n0\r\n\r\n", end="hang")),
+    "a bad chunk that arrives with the end of a good one": Case(
+        answers(CHUNKED + b"4\r\nbody", b"\r\nzz\r\n", pause=0.02, end="hang")
+    ),
     "a bad chunk after a good one": Case(answers(CHUNKED + b"4\r\nbody\r\n", b"zz\r\n", pause=0.02, end="hang")),
     "a bad trailer": Case(answers(CHUNKED + b"4\r\nbody\r\n0\r\nBad Trailer\r\n\r\n", end="hang")),
     "a head without an end": Case(answers(HEAD, *[b"X: " + b"a" * 20_000 + b"\r\n"] * 10, end="hang")),
@@ -801,5 +804,6 @@ async def test_the_private_parts_of_aiohttp_that_the_wire_uses_exist(world: Worl
     assert callable(connector._factory)
     await connector.close()
     assert callable(aiohttp.StreamReader._read_nowait)
+    assert callable(aiohttp.StreamReader._wait)
     assert isinstance(_PARSER.DEBUG, bool)
     assert hasattr(aiohttp.StreamReader(Connection(asyncio.get_running_loop()), 1), "_buffer")

@@ -192,18 +192,23 @@ class Body(httpx.AsyncByteStream):
     async def _next(self) -> bytes:
         """Return what has arrived, waiting if there is nothing yet; empty at the end of the body."""
         payload = self._payload
-        # First return what arrived before the connection broke; aiohttp would raise the error at once.
-        data: bytes = payload._read_nowait(-1)  # noqa: SLF001 - the public method raises the error first
-        if data or (payload.at_eof() and payload.exception() is None):
-            return data
-        # Looked up each time: a deadline shortens the timeout only until the caller has the response.
-        connection, seconds = self._connection, self._request.extensions.get("timeout", {}).get("read")
-        try:
-            async with asyncio.timeout(seconds) as connection.timeout:
-                connection.seconds = seconds
-                return bytes(await payload.readany())
-        finally:
-            connection.timeout = None
+        while True:
+            # aiohttp's public methods would raise an error before they return what arrived earlier, and would wait for
+            # ever if it comes together with the end of a chunk.
+            data: bytes = payload._read_nowait(-1)  # noqa: SLF001
+            error = payload.exception()
+            if data or (payload.at_eof() and error is None):
+                return data
+            if error is not None:
+                raise error
+            # Looked up each time: a deadline shortens the timeout only until the caller has the response.
+            connection, seconds = self._connection, self._request.extensions.get("timeout", {}).get("read")
+            try:
+                async with asyncio.timeout(seconds) as connection.timeout:
+                    connection.seconds = seconds
+                    await payload._wait("read")  # noqa: SLF001
+            finally:
+                connection.timeout = None
 
     async def aclose(self) -> None:
         connection = self._connection
