@@ -445,6 +445,26 @@ def test_an_outage_that_no_request_notices_leaves_nothing_behind(clock: FakeCloc
     assert len(store.asked) <= asked + 2
 
 
+def test_a_lost_message_costs_the_group_no_permit_that_is_due_later(
+    clock: FakeClock, store: Scripted
+) -> None:
+    first, second = (TokenBucket(2, 60, share="team", store=store) for _ in range(2))
+    sent = [wait_for(first, clock)]
+    waiting = {first: Turn(), second: Turn()}
+    while waiting:
+        store.fails = clock.monotonic() == 5
+        for policy, turn in list(waiting.items()):
+            wait = policy.ask(turn, clock.monotonic())
+            if isinstance(wait, Run):
+                wait.sync(60.0)
+                store.fails = False
+            elif not wait:
+                sent.append(clock.monotonic())
+                del waiting[policy]
+        clock.sleep(0.5)
+    assert sent == pytest.approx([0, 30, 60], abs=1)
+
+
 def test_after_the_return_a_request_needs_both_clocks_for_a_while(clock: FakeClock, store: Scripted) -> None:
     first, second = bucket(store), bucket(store)
     for policy in (first, second, first):

@@ -248,8 +248,7 @@ class Member(Source):
         if self.calling is not call:
             return
         self.drop_call(call)
-        self.held.lapse(math.inf)  # So that no permit is used twice.
-        self.held.units = 0.0
+        self.held.keep(0, 0.0)  # So that no permit is used twice.
         if self.outage.fail(now):
             self.client.loss = reason
         self.client.schedule(self.outage.probe_after)
