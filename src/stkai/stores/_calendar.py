@@ -121,16 +121,16 @@ def allocate(s: Calendar, places: int, now: float) -> Range:
         # Places also pass unused while the window is full: credit beyond the burst is lost.
         surplus = max(0.0, (opens - s.next) * s.rate + s.credit - max(0.0, s.burst - 1))
         s.next = min(opens, s.next + surplus * gap)
-    has_credit = s.credit >= 1 - ROUNDING and s.paused <= now
-    if not (has_credit and opens <= now):
+    is_spare = spare(s, now) > 0
+    if not is_spare:
         for index, (first, step, size) in enumerate(s.free):
             if first + step * (size - 1) < max(s.next, opens) + gap:
                 found = fit(s, first, step, min(places, size))
                 if found > 0:
                     s.free = sorted(s.free[:index] + cut([s.free[index]], found)[1] + s.free[index + 1 :])
                     return first, step, found
-    if has_credit:
-        first, gap, places = max(now, opens), 0.0, min(places, math.floor(s.credit + ROUNDING))
+    if s.credit >= 1 - ROUNDING and s.paused <= now:
+        first, gap, places = now if is_spare else opens, 0.0, min(places, math.floor(s.credit + ROUNDING))
         places = max(1, fit(s, first, gap, places))
         s.credit -= places
         return first, gap, places
@@ -142,6 +142,13 @@ def allocate(s: Calendar, places: int, now: float) -> Range:
     places = max(1, fit(s, first, step, places))
     s.next = start + places * gap
     return first, step, places
+
+
+def spare(s: Calendar, now: float) -> int:
+    """How many permits may be used now from credit, also before others that are leased ahead; not positive if none."""
+    if s.credit < 1 - ROUNDING or s.paused > now:
+        return 0
+    return fit(s, now, 0.0, math.floor(s.credit + ROUNDING))
 
 
 def opening(s: Calendar) -> float:

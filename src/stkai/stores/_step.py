@@ -27,6 +27,7 @@ from ._calendar import (
     note_past,
     opening,
     past,
+    spare,
 )
 from ._protocol import AHEAD, BOOKS, Ask, GroupRate, Lease, Snapshot
 from ._share import (
@@ -233,10 +234,9 @@ def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
 
 def _queue(s: State, now: float) -> float:
     """Seconds until a permit requested now could be used; negative if part of the burst is left."""
-    opens = max(s.paused, opening(s))
-    if s.credit >= 1 and opens <= now:
-        return -s.credit / s.rate
-    later = max(s.next, opens)
+    if (left := spare(s, now)) > 0:
+        return -left / s.rate
+    later = max(s.next, s.paused, opening(s))
     returned = (first for first, gap, _ in s.free if fit(s, first, gap, 1) > 0)
     return max(s.paused, min(later, next(returned, later))) - now
 

@@ -203,14 +203,19 @@ local function release(s, ranges, now)
   offer(s, ranges, now)
 end
 
+local function spare(s, now)
+  if s.credit < 1 - ROUNDING or s.paused > now then return 0 end
+  return fit(s, now, 0, floor(s.credit + ROUNDING))
+end
+
 local function allocate(s, places, now)
   local gap, opens = 1 / s.rate, opening(s)
   if opens > s.next then
     local surplus = max(0, (opens - s.next) * s.rate + s.credit - max(0, s.burst - 1))
     s.next = min(opens, s.next + surplus * gap)
   end
-  local has_credit = s.credit >= 1 - ROUNDING and s.paused <= now
-  if not (has_credit and opens <= now) then
+  local is_spare = spare(s, now) > 0
+  if not is_spare then
     for index, r in ipairs(s.free) do
       if r[1] + r[2] * (r[3] - 1) < max(s.next, opens) + gap then
         local found = fit(s, r[1], r[2], min(places, r[3]))
@@ -224,10 +229,11 @@ local function allocate(s, places, now)
       end
     end
   end
-  if has_credit then
-    local found = max(1, fit(s, max(now, opens), 0, min(places, floor(s.credit + ROUNDING))))
+  if s.credit >= 1 - ROUNDING and s.paused <= now then
+    local first = is_spare and now or opens
+    local found = max(1, fit(s, first, 0, min(places, floor(s.credit + ROUNDING))))
     s.credit = s.credit - found
-    return max(now, opens), 0, found
+    return first, 0, found
   end
   local start, first, step = s.next, s.next, gap
   if first < opens then
@@ -491,9 +497,9 @@ local function grant(s, m, ask, now)
 end
 
 local function queue(s, now)
-  local opens = max(s.paused, opening(s))
-  if s.credit >= 1 and opens <= now then return -s.credit / s.rate end
-  local later = max(s.next, opens)
+  local left = spare(s, now)
+  if left > 0 then return -left / s.rate end
+  local later = max(s.next, s.paused, opening(s))
   for _, r in ipairs(s.free) do
     if fit(s, r[1], r[2], 1) > 0 then return max(s.paused, min(later, r[1])) - now end
   end

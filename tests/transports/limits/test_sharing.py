@@ -144,6 +144,23 @@ def test_an_unused_permit_is_not_lost(clock: FakeClock, store: Scripted) -> None
     assert [wait_for(policy, clock) for _ in range(2)] == pytest.approx([0, 0], abs=0.01)
 
 
+def test_a_permit_that_comes_back_is_used_before_one_that_another_member_holds_for_later(
+    clock: FakeClock, store: Scripted
+) -> None:
+    first, second = (TokenBucket(2, 4, share="team", store=store) for _ in range(2))
+    wait_for(first, clock)
+    early, late = Turn(), Turn()
+    for policy, turn in (first, early), (second, late):
+        for _ in range(2):
+            wait = policy.ask(turn, clock.monotonic())
+            if isinstance(wait, Run):
+                wait.sync(60.0)
+    wait_for(first, clock, early)
+    first.leave(early, clock.monotonic())
+    assert wait_for(first, clock) == pytest.approx(0, abs=0.02)
+    assert wait_for(second, clock, late) == pytest.approx(2, abs=0.05)
+
+
 @pytest.mark.parametrize("late", [0.06, 0.4])
 def test_a_request_whose_event_loop_is_busy_uses_its_permit_late(
     clock: FakeClock, store: Scripted, late: float
