@@ -20,6 +20,9 @@ AHEAD: Final = 0.25
 LATE: Final = 0.05
 """Seconds for which a member reserves a permit for a request that wakes late."""
 
+MEMBER_LIFETIME: Final = 10.0
+"""Seconds of silence after which a member is forgotten; others get the permits that it held for later."""
+
 UNLIMITED: Final = 1e6
 """The rate of a quota that counts only units of cost, in permits per second."""
 

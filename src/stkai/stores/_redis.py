@@ -20,8 +20,7 @@ from .._errors import ConfigurationError, missing_extra
 from .._process import begin_in_each_process
 from .._secrets import Secret, StaysInProcess, sealed
 from ._background_calls import MAX_CALLS, TimeLimit
-from ._protocol import Ask, GroupRate, Lease, Quota, Snapshot, check_share
-from ._share import MEMBER_LIFETIME
+from ._protocol import MEMBER_LIFETIME, Ask, GroupRate, Lease, Quota, Snapshot, check_share
 
 SCHEMES: Final = ("redis", "rediss", "unix")
 

@@ -1,7 +1,8 @@
 """The state of a share: its calendar, and assumptions about each member, which the members' reports correct.
 
 A member reports totals. Permits that it neither used nor keeps are returned. A member that stays silent loses its
-permits, and is forgotten later. A permit for units of cost is paid with what the bucket will hold when it is due.
+permits; it is forgotten later, and others get those that are not due yet. A permit for units of cost is paid with what
+the bucket will hold when it is due.
 `step.lua` is the same code, with the same names: `s` for the state, `m` for a member.
 """
 
@@ -12,10 +13,8 @@ from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any, Final
 
-from ._calendar import NEVER, ROUNDING, Calendar, Range, count, cut, end, forgive, give, merged, release
-from ._protocol import Ask, Quota
-
-MEMBER_LIFETIME: Final = 10.0  # Seconds of silence after which a member is forgotten.
+from ._calendar import NEVER, ROUNDING, Calendar, Range, count, cut, end, forgive, give, merged, past, release
+from ._protocol import MEMBER_LIFETIME, Ask, Quota
 
 _LEASE_GRACE: Final = 2.0  # Seconds for which a silent member keeps its lease after its last permit was due.
 
@@ -182,10 +181,15 @@ def sweep(s: State, now: float) -> None:
     s.sweep_at = now if len(overdue) == _SWEEP_SIZE else now + _SWEEP_INTERVAL
     for _, name in overdue:
         m = MemberState.unpack(s.members[name])
-        if m.epoch == s.epoch:
-            s.expired += count(m.old) + count(m.fresh)
         uncount(s, m)
-        s.units_held -= m.units + m.units_fresh
+        units = m.units + m.units_fresh
+        s.units_held -= units
+        if m.epoch == s.epoch:
+            ranges = merged(m.old, m.fresh)
+            passed = sum(past(*each, now) for each in ranges)
+            s.expired += passed
+            release(s, cut(ranges, passed)[1], now)
+            s.units += 0.0 if passed else units
         m.old, m.fresh, m.units, m.units_fresh, m.waiting = [], [], 0.0, 0.0, 0
         m.due = m.seen + MEMBER_LIFETIME
         if m.due > now:

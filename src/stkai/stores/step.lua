@@ -360,9 +360,17 @@ local function sweep(s, now)
   for _, name in ipairs(names) do
     local m = unpacked(redis.call("HGET", MEMBERS, name))
     if m then
-      if m.epoch == s.epoch then s.expired = s.expired + count(m.old) + count(m.fresh) end
       uncount(s, m)
-      s.units_held = s.units_held - m.units - m.units_fresh
+      local units = m.units + m.units_fresh
+      s.units_held = s.units_held - units
+      if m.epoch == s.epoch then
+        local ranges, passed = merged(m.old, m.fresh), 0
+        for _, r in ipairs(ranges) do passed = passed + past(r[1], r[2], r[3], now) end
+        s.expired = s.expired + passed
+        local _, later = cut(ranges, passed)
+        release(s, later, now)
+        if passed == 0 then s.units = s.units + units end
+      end
       m.old, m.fresh, m.units, m.units_fresh, m.waiting = {}, {}, 0, 0, 0
       m.due = m.seen + MEMBER_LIFETIME
     end

@@ -199,6 +199,29 @@ def test_after_a_suspension_no_request_uses_a_permit_from_before(clock: FakeCloc
     assert policy.ask(turn, clock.monotonic()) != 0
 
 
+def test_the_others_get_what_a_dead_process_held_for_later(clock: FakeClock, store: Scripted) -> None:
+    living, dead = (TokenBucket(2, 60, share="team", store=store) for _ in range(2))
+    wait_for(living, clock)
+    turns = {dead: Turn(), living: Turn()}
+    for policy, turn in turns.items():
+        operation = policy.ask(turn, clock.monotonic())
+        assert isinstance(operation, Run)
+        operation.sync(60.0)
+    assert wait_for(living, clock, turns[living]) == pytest.approx(30, abs=0.1)
+
+
+def test_a_member_that_was_silent_for_long_uses_no_permit_that_others_may_have_got(
+    clock: FakeClock, store: Scripted
+) -> None:
+    policy, turn = TokenBucket(2, 60, share="team", store=store), Turn()
+    wait_for(policy, clock)
+    operation = policy.ask(turn, clock.monotonic())
+    assert isinstance(operation, Run)
+    operation.sync(60.0)
+    clock.sleep(30)
+    assert policy.ask(turn, clock.monotonic()) != 0
+
+
 def test_a_permit_of_an_answer_that_is_read_after_a_suspension_is_not_used(
     clock: FakeClock, store: Scripted
 ) -> None:

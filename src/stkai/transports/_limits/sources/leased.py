@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from ....stores._protocol import AHEAD, LATE, UNLIMITED, Quota
+from ....stores._protocol import AHEAD, LATE, MEMBER_LIFETIME, UNLIMITED, Quota
 from ..limiter import Answer, RateChange, Turn, place_in
 from ..pace.law import LONGEST_PAUSE
 from .adaptive import AdaptiveRate
@@ -83,6 +83,8 @@ class Leased(Member):
         if turn.due_at < now and turn.held_by is self:  # It woke late, and other turns may, too.
             held.late = max(held.late, min(CALL_LIFETIME, LATE + now - turn.due_at))
         held.lapse(now)
+        if now >= group.as_of + MEMBER_LIFETIME:
+            held.keep(0, 0.0)  # Others may have got its permits by now.
         if now < group.paused_until:
             return max(wait, group.paused_until - now)
         due = held.due
