@@ -36,7 +36,7 @@ def lease_each_place_twice(patch: Patch) -> None:
 
 
 def forget_units(patch: Patch) -> None:
-    def use(holding: Holding, _: float) -> None:
+    def use(holding: Holding, *_: float) -> None:
         del holding.due[0]
         holding.used += 1
 

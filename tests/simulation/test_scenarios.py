@@ -15,7 +15,7 @@ import pytest
 from stkai import AimdLimiter, AllOf, InFlight, TokenAcquisitionTimeoutError, TokenBucket
 from stkai.transports._limits.queue import Queue
 
-from .process import install, sleep
+from .process import Process, install, sleep
 from .simulator import Simulator
 
 pytestmark = pytest.mark.no_cover
@@ -266,6 +266,26 @@ def test_a_quiet_group_sends_its_burst_at_once_and_no_more_in_the_window(simulat
     assert all(task.done() for task in tasks)
     assert sim.most_within(3.95) <= 40
     assert max(use.instant for use in sim.uses) < quiet + 8.5
+
+
+@pytest.mark.parametrize(("tasks", "seconds"), [(10, 0.01), (10, 0.1), (4, 0.02)])
+def test_a_burst_that_few_tasks_send_one_by_one_puts_no_more_in_the_window(
+    simulate: Any, tasks: int, seconds: float
+) -> None:
+    sim = simulate(processes=2, rate=50.0, window=1.0)
+
+    async def serve(process: Process) -> httpx.Response:
+        await sleep(seconds)
+        return httpx.Response(200)
+
+    sim.serve = serve
+    sim.processes[0].loops(1, 0.1)
+    sim.run(5)
+    for process in sim.processes:
+        process.loops(tasks, 8)
+    sim.run(9)
+    assert sim.most_within(1.0 - 2 * sim.latency) <= 50
+    assert len(sim.uses) >= 0.9 * 50 * 9
 
 
 def test_units_of_cost_are_shared(simulate: Any) -> None:

@@ -178,6 +178,20 @@ def test_no_window_has_more_permits_than_promised(
         assert len(uses) >= 0.9 * rate * 5 * window
 
 
+def test_a_permit_that_was_used_late_stays_in_the_window_for_as_much_longer() -> None:
+    quota = {"rate": 5.0, "burst": 5.0, "window": 1.0}
+    firsts = []
+    for late in (0.0, 0.04):
+        state, client, other = State.new(100.0), Client("a"), Client("b")
+        client.hear(step(state, client.ask(quota, 0, 0), 100.0), 100.0)
+        client.hear(step(state, client.ask(quota, 0, 5), 103.0), 103.0)
+        client.used += len(client.due)
+        step(state, client.ask(quota, 0, 0, late=late), 103.1)
+        (first, *_), *_ = step(state, other.ask(quota, 0, 5), 103.9).ranges
+        firsts.append(103.9 + first)
+    assert firsts == pytest.approx([104.0 + 1 / 300, 104.04 + 1 / 300])
+
+
 def test_a_message_that_arrives_twice_changes_nothing() -> None:
     state = State.new(0.0)
     client = Client("a")

@@ -197,6 +197,13 @@ def forgive(s: Calendar, first: float, gap: float, places: int) -> None:
                 together -= taken
 
 
+def delay(s: Calendar, ranges: list[Range], seconds: float) -> None:
+    """Record that permits were used up to so many seconds late, unless the window's margin covers that."""
+    for first, gap, places in ranges if seconds > _margin(s) else ():
+        forgive(s, first, gap, places)
+        note(s, first + seconds, gap, places)
+
+
 def _entry(s: Calendar, first: float, gap: float, places: int) -> tuple[float, int]:
     """The window's instant for the first of these permits, and how many of them share it. Slots round up."""
     if s.most <= _MAX_EXACT:
@@ -234,8 +241,12 @@ def _within(s: Calendar) -> int:
 
 
 def _length(s: Calendar) -> float:
-    """The window's length plus a little, since some permits are used later than others."""
-    return s.quota.window + min(LATE, s.quota.window / 300)
+    """The window's length plus a margin, since some permits are used later than others."""
+    return s.quota.window + _margin(s)
+
+
+def _margin(s: Calendar) -> float:
+    return min(LATE, s.quota.window / 300)
 
 
 def count(ranges: list[Range]) -> int:

@@ -100,6 +100,7 @@ class Ask(NamedTuple):
         lease_id: the lease that the member holds; 0 if it holds none.
         used: total of the permits used.
         lapsed: total of the permits given up because their time had passed.
+        late: how late a permit was used since the last call, in seconds; of several, the latest.
         held: how many permits of its lease the member keeps; it returns the rest.
         want: how many more permits it wants; 0 only reports.
         waiting: requests waiting in this member.
@@ -129,6 +130,7 @@ class Ask(NamedTuple):
     lease_id: int = 0
     used: int = 0
     lapsed: int = 0
+    late: float = 0.0
     held: int = 0
     want: int = 0
     waiting: int = 0

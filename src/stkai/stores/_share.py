@@ -13,7 +13,21 @@ from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any, Final
 
-from ._calendar import NEVER, ROUNDING, Calendar, Range, count, cut, end, forgive, give, merged, past, release
+from ._calendar import (
+    NEVER,
+    ROUNDING,
+    Calendar,
+    Range,
+    count,
+    cut,
+    delay,
+    end,
+    forgive,
+    give,
+    merged,
+    past,
+    release,
+)
 from ._protocol import MEMBER_LIFETIME, Ask, Quota
 
 _LEASE_GRACE: Final = 2.0  # Seconds for which a silent member keeps its lease after its last permit was due.
@@ -128,6 +142,7 @@ def reconcile(s: State, m: MemberState, ask: Ask, now: float) -> bool:
         # Which of them were unused is unknown. To be safe, the earlier ones leave the window.
         for first, gap, places in [*cut(front, unused)[0], (s.at, 0.0, unused - ended)]:
             forgive(s, first, gap, places)
+    delay(s, cut(front, unused)[1], ask.late)
     kept, tail = cut(rest, held)
     release(s, tail, now)
     units = ask.units if keeps else 0.0

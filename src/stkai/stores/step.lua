@@ -66,7 +66,9 @@ local function merged(some, others)
 end
 
 -- The window.
-local function length(s) return s.window_seconds + min(LATE, s.window_seconds / 300) end
+local function margin(s) return min(LATE, s.window_seconds / 300) end
+
+local function length(s) return s.window_seconds + margin(s) end
 
 local function within(s)
   local places = 0
@@ -123,6 +125,14 @@ local function forgive(s, first, gap, places)
         if entry[2] == 0 then table.remove(s.window, index) end
       end
     end
+  end
+end
+
+local function delay(s, ranges, seconds)
+  if seconds <= margin(s) then return end
+  for _, r in ipairs(ranges) do
+    forgive(s, r[1], r[2], r[3])
+    note(s, r[1] + seconds, r[2], r[3])
   end
 end
 
@@ -329,6 +339,8 @@ local function reconcile(s, m, ask, now)
     insert(early, {s.at, 0, unused - ended})
     for _, r in ipairs(early) do forgive(s, r[1], r[2], r[3]) end
   end
+  local _, ended_by_use = cut(front, unused)
+  delay(s, ended_by_use, ask.late)
   local kept, tail = cut(rest, held)
   release(s, tail, now)
   local units = keeps and ask.units or 0

@@ -49,6 +49,7 @@ class Holding:
         self.units = self.spent = 0.0
         self.reported = 0.0  # Units in the last report that arrived.
         self.used = self.lapsed = 0  # Lapsed permits were given up after their time.
+        self.delay = 0.0  # How late a permit was used since the last report, in seconds.
         self.late = LATE  # Seconds after its time at which a permit lapses; more while requests wake late.
 
     @property
@@ -67,8 +68,9 @@ class Holding:
                 insort(self.due, now + first + number * gap)
         self.units += units
 
-    def use(self, cost: float) -> None:
+    def use(self, cost: float, now: float) -> None:
         """Use the first permit for a request with this cost."""
+        self.delay = max(self.delay, now - self.due[0])
         del self.due[0]
         self.used += 1
         self.units -= cost

@@ -105,7 +105,7 @@ class Leased(Member):
         turn.note(self, Use(-1 if lease is None else lease.epoch, outage.is_on, local))
         if outage.is_on:
             return
-        self.held.use(self.cost_of(turn))
+        self.held.use(self.cost_of(turn), now)
         self.demand.used_at = now
         if self.history is not None and self.history not in outage.sources:
             self.history.take(turn, now)

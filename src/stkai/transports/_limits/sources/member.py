@@ -174,7 +174,7 @@ class Member(Source):
         held.keep(kept, units)
         call.sent = now
         call.ask = self._reported = self._message(call, want, turns[kept : kept + want])
-        self.refused = -1
+        self.refused, held.delay = -1, 0.0
         return call.ask
 
     def _message(self, call: StoreCall, want: int, wanting: Sequence[Turn]) -> Ask:
@@ -193,6 +193,7 @@ class Member(Source):
             lease_id=0 if lease is None else lease.id,
             used=held.used,
             lapsed=held.lapsed,
+            late=held.delay,
             held=len(held.due),
             want=want,
             waiting=len(self.turns),
