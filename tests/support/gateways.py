@@ -14,6 +14,8 @@ from stkai.transports import Answer, RateChange, Turn
 
 from .sender import Sender, date
 
+RESPONSES = {status: httpx.Response(status) for status in (200, 429)}
+
 
 class Gateway(Protocol):
     """A server that admits a request or refuses it."""
@@ -168,8 +170,7 @@ class World:
         self._later(self.now + self._service * self._chance.uniform(0.9, 1.1), end)
 
     def _answer(self, number: int, turn: Turn, sent: float, status: int) -> None:
-        response = httpx.Response(status)
-        answer = Answer(sent, self.now, response, None, date, self._chance.random())
+        answer = Answer(sent, self.now, RESPONSES[status], None, date, self._chance.random())
         change = self.senders[number].queue.learn(turn, answer)
         if change is not None:
             self.changes.append(change)
