@@ -132,7 +132,7 @@ def test_a_group_is_itself_again_after_whatever_befell_it(seed: int, monkeypatch
         drill.calm_down()
         start, seconds = sim.now - sim.began, SETTLED + 12
         for process in drill.alive:
-            process.loops(max(4, math.ceil(20 / len(drill.alive))), seconds, cost=1.0)
+            process.loops(max(2, math.ceil(10 / len(drill.alive))), seconds, cost=1.0)
         sim.run(seconds)
         sim.uses = [use for use in sim.uses if use.instant >= sim.began + start + SETTLED]
         sent, quota = len(sim.uses), sim.rate * (seconds - SETTLED)
