@@ -425,8 +425,8 @@ def test_many_event_loops_may_begin_and_end_at_the_same_moment() -> None:
         await transport.handle_async_request(httpx.Request("GET", "http://a/"))
 
     def run() -> None:
-        for _ in range(20):
+        for _ in range(10):
             asyncio.run(call())
 
     together(*[run] * 24, switching=1e-6)
-    assert len(made) == 24 * 20
+    assert len(made) == 24 * 10

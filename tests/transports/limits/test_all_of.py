@@ -95,7 +95,7 @@ def test_an_adaptive_limit_grows_while_a_request_before_waits_for_another_one(co
         assert other.ask(waiter := Turn(), 0.0) == 1000.0
         assert waiter.held_by in slow.sources
     turns, response, date = [Turn() for _ in range(5)], httpx.Response(200), FakeClock().utcnow
-    for tick in range(2000):
+    for tick in range(1000):
         now = tick / 100
         for turn in [turn for turn in turns if both.ask(turn, now) == 0]:
             both.learn(turn, Answer(now, now, response, None, date, 0.5))

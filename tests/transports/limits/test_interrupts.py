@@ -28,10 +28,10 @@ from ...support.interrupts import Interrupt, needs_opcodes
 OVER = 1000.0
 """Seconds; the scenario is over by then, and everything that it has used is free again."""
 
-STRIDE = 11
-"""Only every eleventh point is tried: what goes wrong goes wrong at several in a row."""
+STRIDE = 17
+"""Only every seventeenth point is tried: what goes wrong goes wrong at several in a row."""
 
-STRIDE_OF_SHARES = 97
+STRIDE_OF_SHARES = 149
 """They have more points, and each takes longer."""
 
 

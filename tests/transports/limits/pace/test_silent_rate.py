@@ -52,7 +52,7 @@ def test_alone_a_server_that_spaces_requests_out_is_used_from_the_tenth_second_o
 @pytest.mark.parametrize("numbers", [(), (20.0, 1.0)])
 def test_four_share_a_bucket_evenly(numbers: tuple[float, ...]) -> None:
     fairness = []
-    for seed in (1, 2, 3, 4):
+    for seed in (1, 2):
         world = run(LeakyBucket(20, 5), 4, *numbers, seed=seed)
         used, refused = use(world, 10.0, 20)
         shares, _ = world.counts(10.0, 60.0)
@@ -60,11 +60,11 @@ def test_four_share_a_bucket_evenly(numbers: tuple[float, ...]) -> None:
         assert refused <= 0.1
         assert min(shares) >= 0.2 * sum(shares) / 4
         fairness.append(jain(shares))
-    assert sum(fairness) / 4 >= 0.85
+    assert sum(fairness) / 2 >= 0.85
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_four_at_a_server_that_spaces_requests_out_neither_spiral_down_nor_starve(seed: int) -> None:
     world = run(LeakyBucket(20), 4, seed=seed, until=120.0)
     early, late = world.counts(10.0, 60.0)[0], world.counts(70.0, 120.0)[0]
@@ -356,7 +356,7 @@ def test_servers_that_space_requests_out_are_used_at_any_rate(rate: float, used:
 @pytest.mark.no_cover
 @pytest.mark.parametrize("count", [25, 200])
 def test_alone_a_window_of_a_second_is_used_that_the_server_never_mentions(count: int) -> None:
-    used, refused = use(run(FixedWindow(count, 1.0), 1, workers=64, service=0.1), 10.0, count)
+    used, refused = use(run(FixedWindow(count, 1.0), 1, workers=64, service=0.1, until=30.0), 10.0, count)
     assert used >= 0.85
     assert refused <= 0.05
 
