@@ -14,8 +14,6 @@ from benchmarks.adaptive.server import Arrival
 from benchmarks.adaptive.simulation import Call, Trace, simulate
 from benchmarks.adaptive.strategies import ADAPTIVE, ALL, NO_LIMITER, Strategy
 
-pytestmark = pytest.mark.no_cover
-
 SLOW = Scenario(
     server="leaky",
     processes=4,

@@ -1,9 +1,5 @@
 """The result of the outage benchmark also holds at a small scale."""
 
-import pytest
-
-pytestmark = pytest.mark.no_cover
-
 RATE = 5.0
 
 

@@ -2,12 +2,9 @@
 
 from dataclasses import replace
 
-import pytest
 from benchmarks.adaptive.scenario import Scenario
 from benchmarks.adaptive.simulation import Trace, simulate
 from benchmarks.adaptive.strategies import HALF_SHARED, SHARED
-
-pytestmark = pytest.mark.no_cover
 
 SMALL = Scenario(processes=5, workers=2, window=20.0, windows=8, cold=4)
 HALVES = Scenario(processes=6, workers=2, window=20.0, windows=8, cold=4)

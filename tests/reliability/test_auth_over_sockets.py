@@ -97,7 +97,6 @@ async def test_no_redirect_takes_the_token_to_another_origin(
 # Refusals
 
 
-@pytest.mark.no_cover
 async def test_a_storm_of_401s_renews_the_token_once(world: World, server: QuotaServer) -> None:
     wire = wire_of(world, limits=MANY)
     client = client_of(world, auth=provider_of(server), retry=RetryPolicy(), transport=wire)
@@ -167,7 +166,6 @@ async def test_a_useless_token_endpoint_is_a_clear_error_and_nothing_is_sent(
 # Secrets
 
 
-@pytest.mark.no_cover
 @pytest.mark.worlds("sync", "asyncio")
 async def test_no_failure_exposes_a_token_or_the_secret(
     world: World, server: QuotaServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

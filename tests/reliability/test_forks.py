@@ -67,7 +67,6 @@ def untraced_threads() -> Iterator[None]:
     threading.settrace(tracer)
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize("limiter", [TokenBucket, AimdLimiter])
 def test_forked_children_of_a_busy_parent_can_use_its_limiter_and_tokens(
     server: QuotaServer, limiter: type[TokenBucket] | type[AimdLimiter]
@@ -206,7 +205,6 @@ def test_a_fork_renews_each_of_many_limits_once(monkeypatch: pytest.MonkeyPatch)
     assert children.wait() == [0]
 
 
-@pytest.mark.no_cover
 async def test_a_client_used_before_a_fork_opens_its_own_connections_after_it(
     world: World, server: QuotaServer
 ) -> None:

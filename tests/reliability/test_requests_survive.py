@@ -48,7 +48,6 @@ class Window:
         return 200
 
 
-@pytest.mark.no_cover
 @pytest.mark.worlds("asyncio")
 @pytest.mark.parametrize("make", [AimdLimiter, TokenBucket])
 async def test_hundreds_of_posts_at_once_are_all_answered(world: World, make: Any) -> None:
@@ -162,7 +161,6 @@ async def test_a_401_is_read_to_its_end_before_the_provider_is_asked(world: Worl
 # Signal handlers
 
 
-@pytest.mark.no_cover
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 @pytest.mark.real_time
 @pytest.mark.parametrize("make", [TokenBucket, AimdLimiter])
@@ -243,7 +241,6 @@ REFUSALS: dict[str, Callable[[socket.socket, threading.Event], object]] = {
 }
 
 
-@pytest.mark.no_cover
 @pytest.mark.real_time
 @pytest.mark.parametrize("behaviour", REFUSALS)
 @pytest.mark.parametrize("verb", ["post", "post_stream"])

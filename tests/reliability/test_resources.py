@@ -22,7 +22,6 @@ from ..support.world import World
 from .stacks import client_of, provider_of, until, wire_of
 
 
-@pytest.mark.no_cover
 @pytest.mark.real_time
 def test_hundreds_of_calls_with_faults_are_all_accounted_for_and_nothing_grows(
     monkeypatch: pytest.MonkeyPatch,

@@ -31,7 +31,6 @@ def server() -> Iterator[QuotaServer]:
         yield server
 
 
-@pytest.mark.no_cover
 async def test_faulty_calls_on_a_pool_of_one_leave_it_free_and_nothing_open(
     world: World, server: QuotaServer
 ) -> None:

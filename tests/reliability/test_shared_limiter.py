@@ -164,7 +164,6 @@ def test_a_keyboard_interrupt_ends_a_real_wait_and_returns_the_permit() -> None:
 # Sharing
 
 
-@pytest.mark.no_cover
 @pytest.mark.real_time
 def test_threads_event_loops_and_a_sync_client_share_one_rate_and_lose_no_request() -> None:
     rate, burst, each = 200.0, 10, 40
@@ -227,7 +226,6 @@ def test_threads_event_loops_and_a_sync_client_share_one_rate_and_lose_no_reques
 # Time
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize("jump", [1.0, 3600.0, 30 * 86_400.0])
 async def test_after_a_suspend_waiters_neither_burst_nor_stall(event_loop: World, jump: float) -> None:
     clock, policy = FakeClock(), TokenBucket(10, 1.0, burst=2, max_wait_time=None)
@@ -269,7 +267,6 @@ async def test_a_clock_that_goes_back_delays_requests_by_no_more_than_that(event
 # Numbers
 
 
-@pytest.mark.no_cover
 def test_two_thousand_waiting_tasks_go_in_order() -> None:
     count = 2_000
     clock, policy = FakeClock(), TokenBucket(1000, 1.0, burst=1, max_wait_time=None)
@@ -292,7 +289,6 @@ def test_two_thousand_waiting_tasks_go_in_order() -> None:
     assert policy.waiting == 0
 
 
-@pytest.mark.no_cover
 def test_two_thousand_cancelled_tasks_leave_an_empty_queue() -> None:
     clock, policy = FakeClock(autojump=False), TokenBucket(1, 1.0, max_wait_time=None)
     world = World("asyncio")

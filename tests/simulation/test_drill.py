@@ -18,8 +18,6 @@ from ..stores.clients import check_books
 from .process import Process, install, sleep
 from .simulator import Simulator
 
-pytestmark = pytest.mark.no_cover
-
 SEEDS = range(int(os.environ.get("STKAI_TEST_SEEDS", "4")))
 
 SETTLED = 12

@@ -18,8 +18,6 @@ from stkai.transports._limits.queue import Queue
 from .process import Process, install, sleep
 from .simulator import Simulator
 
-pytestmark = pytest.mark.no_cover
-
 SEEDS = range(int(os.environ.get("STKAI_TEST_SEEDS", "1")))
 
 REDIS, FAR, FILE = 0.0005, 0.02, 0.00005
