@@ -124,6 +124,7 @@ def test_each_event_is_one_line_at_its_level(
     assert caplog.record_tuples == [("stkai", getattr(logging, level), line)]
 
 
+@pytest.mark.no_cover
 def test_many_refusals_log_one_warning_per_interval_that_counts_the_others(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -174,6 +174,7 @@ def test_gemini_counts_its_reasoning_as_output() -> None:
     assert llm_tokens("output").settle(answer(INTERACTION)) == 7 + 5
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("event", [b"data:\n\n", b"\n\r", b"\r\r", b":\n"])
 def test_millions_of_empty_events_are_not_read(event: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """They come in a few kilobytes, if they are compressed."""

@@ -137,6 +137,7 @@ def test_a_journal_in_another_format_can_only_be_restarted(job: Job) -> None:
     assert job.run("--restart").returncode == 0
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "record",
     [

@@ -403,6 +403,7 @@ def threads_of_loops() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "stkai.send_all"]
 
 
+@pytest.mark.no_cover
 def test_calls_that_end_at_once_share_a_few_threads() -> None:
     most = 0
 

@@ -16,6 +16,8 @@ from ..support.redis_servers import Server, installed
 from ..support.shares import wait_for
 from .clients import OnClock, patient_store
 
+pytestmark = pytest.mark.no_cover
+
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 COLD = 2.0
 """Requests per second at which a new group of 600 per minute starts."""
@@ -82,7 +84,6 @@ def a_group_that_ended(store: Store, clock: FakeClock) -> float:
     return members[0].rate
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("store", "after", "warm", "goes_on"),
     [
@@ -116,7 +117,6 @@ def test_a_group_goes_on_where_the_last_one_ended_within_an_hour_or_within_a_day
         member.close()
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize(("idle", "joins"), [(30.0, False), (5 * MINUTE, True), (50 * MINUTE, False)])
 def test_a_refusal_after_an_idle_time_is_no_reason_to_start_over(
     clock: FakeClock, idle: float, joins: bool
@@ -139,7 +139,6 @@ def test_a_refusal_after_an_idle_time_is_no_reason_to_start_over(
     assert 0.8 * before < member.rate <= before
 
 
-@pytest.mark.no_cover
 def test_a_member_that_was_idle_for_hours_keeps_the_rate_of_its_group(store: Store, clock: FakeClock) -> None:
     member = a_member(store)
     for _ in range(100):

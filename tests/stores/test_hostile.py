@@ -288,6 +288,7 @@ def test_a_fork_during_a_wait_leaves_child_and_parent_their_own_queue(tmp_path: 
         transport.handle_request(httpx.Request("POST", "http://quota.test/"))
 
 
+@pytest.mark.no_cover
 def test_a_store_that_fails_every_other_time_costs_no_call() -> None:
     clock, events = FakeClock(), list[Event]()
     calls = iter(range(10**6))

@@ -195,6 +195,7 @@ def test_only_accepted_posts_count(http: httpx.Client, clock: FakeClock, kind: A
         assert server.count(status=429) == 5
 
 
+@pytest.mark.no_cover
 def test_without_a_quota_nothing_is_refused(http: httpx.Client) -> None:
     with QuotaServer(auth_required=False) as server:
         assert server.quota is None

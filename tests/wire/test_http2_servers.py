@@ -121,6 +121,7 @@ def _stack(world: World, retry: stkai.RetryPolicy | None) -> dict[str, Any]:
 CAREFUL = stkai.RetryPolicy(1, initial_delay=0, retry_unknown=False)
 
 
+@pytest.mark.no_cover
 @pytest.mark.both_packages
 @pytest.mark.parametrize("code", [0, 2])
 async def test_an_upload_that_a_goaway_does_not_accept_is_never_repeated_without_its_body(
@@ -185,6 +186,7 @@ def announced(stream: int, length: int, *, ends: bool = False) -> bytes:
     return head(stream, ("content-length", str(length)), ends=ends)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "broken",
     [
@@ -219,6 +221,7 @@ async def test_an_answer_without_a_body_may_announce_a_length(world: World, serv
     await world.close(client)
 
 
+@pytest.mark.no_cover
 @pytest.mark.both_packages
 @pytest.mark.parametrize(
     "goodbye", [b"", goaway(1), goaway(1) + bytes(30_000)], ids=["none", "goaway", "long"]

@@ -25,6 +25,8 @@ from stkai.transports._limits.waiting_turns import WaitingTurns
 
 from ...support.interrupts import Interrupt, needs_opcodes
 
+pytestmark = pytest.mark.no_cover
+
 OVER = 1000.0
 """Seconds; the scenario is over by then, and everything that it has used is free again."""
 
@@ -111,7 +113,6 @@ LIMITERS: dict[str, Callable[[FakeClock], QueueLimiter]] = {
 }
 
 
-@pytest.mark.no_cover
 @needs_opcodes
 @pytest.mark.parametrize("make", LIMITERS.values(), ids=list(LIMITERS))
 def test_a_limiter_works_after_an_interrupt_at_any_point(make: Callable[[FakeClock], QueueLimiter]) -> None:
@@ -144,7 +145,6 @@ def test_no_loop_jumps_back_outside_of_the_block_that_holds_a_lock(method: Any) 
             assert is_in_block(step.offset) or not is_in_block(step.argval), step
 
 
-@pytest.mark.no_cover
 @needs_opcodes
 def test_limiters_in_use_are_joined_after_an_interrupt_at_any_point() -> None:
     for number in count(1):
@@ -170,7 +170,6 @@ def test_limiters_in_use_are_joined_after_an_interrupt_at_any_point() -> None:
     assert number > 40, "there were interrupts"
 
 
-@pytest.mark.no_cover
 @needs_opcodes
 def test_work_that_was_put_off_is_done_after_an_interrupt_before_it() -> None:
     for number in count(1):
@@ -197,7 +196,6 @@ class _Sleepless(FakeClock):
         raise _Over
 
 
-@pytest.mark.no_cover
 @needs_opcodes
 def test_an_interrupt_before_a_permit_is_waited_for_leaves_the_line_at_any_point() -> None:
     policy, clock = InFlight(1), _Sleepless()

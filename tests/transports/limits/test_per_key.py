@@ -209,6 +209,7 @@ def test_of_too_many_origins_the_least_recently_used_one_is_dropped() -> None:
     assert (len(policy), repr(policy)) == (2, "PerHost(2 keys)")
 
 
+@pytest.mark.no_cover
 def test_a_thousand_origins_are_kept_by_default() -> None:
     policy = PerHost(lambda _: Gap(1.0))
     for number in range(1100):

@@ -59,6 +59,7 @@ def test_a_notebook_beside_a_batch_waits_for_one_turn_and_not_for_the_batch() ->
     assert gone[-1].went == pytest.approx(513 / RATE, abs=3 / RATE)
 
 
+@pytest.mark.no_cover
 def test_a_low_request_after_a_crowd_that_gave_up_waits_for_few_normal_ones() -> None:
     crowd = [Waiter(0.0, patience=0.5, priority="low") for _ in range(100)]
     busy = [Waiter(100.0 + number / (2 * RATE)) for number in range(500)]

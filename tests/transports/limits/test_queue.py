@@ -192,12 +192,14 @@ def test_ten_thousand_waiters_sleep_a_few_times_each_and_go_in_order() -> None:
     assert sum(waiter.sleeps for waiter in crowd) <= 60_000
 
 
+@pytest.mark.no_cover
 def test_a_crowd_with_little_patience_does_not_stop_the_traffic() -> None:
     crowd = [Waiter(number / 10, patience=10.0) for number in range(600)]
     gone = drive(bucket(), crowd)
     assert [waiter.went for waiter in gone[:61]] == pytest.approx(range(61), abs=0.5)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("rate", [1.0, 50.0])
 def test_when_the_front_of_a_long_line_gives_up_those_behind_have_all_permits_soon(rate: float) -> None:
     crowd = [Waiter(0.0, patience=2.0) for _ in range(1000)] + [Waiter(0.0) for _ in range(100)]

@@ -11,6 +11,8 @@ from stkai.stores import MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Run, Turn
 
+pytestmark = pytest.mark.no_cover
+
 RATE = 20
 
 WHOLE: dict[str, Callable[[Any], Any]] = {
@@ -87,7 +89,6 @@ class Line:
         heapq.heappush(self._coming, (at, self._number, limiter, turn))
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize(("whole", "own"), PAIRS)
 def test_who_waits_for_a_limit_of_its_own_does_not_hold_up_the_others(whole: str, own: str) -> None:
     clock = FakeClock()
@@ -107,7 +108,6 @@ def test_who_waits_for_a_limit_of_its_own_does_not_hold_up_the_others(whole: str
     assert max(waited for _, waited in line.went) < 0.4
 
 
-@pytest.mark.no_cover
 def test_nor_does_a_crowd_of_a_thousand() -> None:
     line, common = Line(FakeClock()), TokenBucket(RATE, 1, burst=1)
     slow, fast = AllOf(TokenBucket(1, 86400), common), AllOf(InFlight(99), common)

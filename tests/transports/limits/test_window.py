@@ -137,6 +137,7 @@ def test_a_large_quota_is_kept_with_a_few_slots_on_the_safe_side(
     assert len(window._instants) <= 300
 
 
+@pytest.mark.no_cover
 def test_a_burst_of_a_large_quota_is_out_of_the_window_when_it_ends() -> None:
     queue = TokenBucket(10_000, 86_400)
     for _ in range(10_000):
@@ -174,6 +175,7 @@ def test_a_member_of_a_share_counts_what_it_sent_and_nothing_else() -> None:
     assert wait_for(policy, clock) == 0.0
 
 
+@pytest.mark.no_cover
 def test_those_who_wait_for_several_windows_sleep_once_although_timers_are_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

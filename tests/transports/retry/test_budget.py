@@ -60,6 +60,7 @@ def test_the_first_call_of_a_program_may_be_retried() -> None:
     assert budget.withdraw(1e6)
 
 
+@pytest.mark.no_cover
 def test_time_adds_credit_of_at_most_ten_seconds() -> None:
     budget = RetryBudget(0, 2)
     assert retries(budget, 0.0) == 20
@@ -68,6 +69,7 @@ def test_time_adds_credit_of_at_most_ten_seconds() -> None:
     assert retries(budget, 10_000.0) == 20
 
 
+@pytest.mark.no_cover
 def test_the_credit_of_calls_halves_in_ten_seconds_but_for_the_last_ten_retries() -> None:
     for later, left in ((0.0, 200), (10.0, 100), (20.0, 50), (1000.0, 10)):
         budget = RetryBudget(0.2, 0)
@@ -90,6 +92,7 @@ def test_without_ratio_and_without_time_nothing_is_ever_retried() -> None:
     assert not budget.withdraw(1000.0)
 
 
+@pytest.mark.no_cover
 def test_a_clock_that_goes_back_adds_nothing() -> None:
     budget = RetryBudget(0, 1)
     assert retries(budget, 100.0) == 10

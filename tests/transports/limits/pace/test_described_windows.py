@@ -200,6 +200,7 @@ async def test_with_headers_no_request_is_refused_and_nearly_all_of_the_quota_is
     assert "rate limit headers" in reasons
 
 
+@pytest.mark.no_cover
 async def test_a_share_that_others_take_is_left_to_them(world: World) -> None:
     server = Server(world, "ietf")
     await server.use(30.0)

@@ -23,6 +23,8 @@ from stkai.transports._limits.pace.window_guide import WindowGuide
 
 from ....support.shares import wait_for
 
+pytestmark = pytest.mark.no_cover
+
 LIMIT, WINDOW = 100, 60.0
 QUOTA = LIMIT / WINDOW
 
@@ -85,7 +87,6 @@ class Team:
         return guide
 
 
-@pytest.mark.no_cover
 def test_a_group_uses_a_described_window_without_a_refusal(clock: FakeClock) -> None:
     team = Team(clock, members=3)
     team.post_for(WINDOW)
@@ -138,7 +139,6 @@ def test_a_refusal_that_the_window_explains_cuts_nothing(clock: FakeClock) -> No
     assert team.guide.listening
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("name", "left", "reset"),
     [("default", 1, 30), ("default", 0, 900), ("other", 0, 30), ("default", 0, 200)],

@@ -165,6 +165,7 @@ def test_a_program_leaves_a_fiftieth_of_the_quota_to_others_and_at_most_a_tenth_
     assert KnownQuota(*numbers).most == quota.ceiling
 
 
+@pytest.mark.no_cover
 def test_a_program_alone_goes_at_the_rate_that_leaves_some() -> None:
     limiter = AimdLimiter(120, 60)
     now, sent = 0.0, 0

@@ -311,6 +311,7 @@ def test_a_row_of_refusals_is_forgotten_only_if_it_also_takes_eight_gaps(rate: f
 # What it says
 
 
+@pytest.mark.no_cover
 def test_collisions_are_named_as_the_reason() -> None:
     world = run(LeakyBucket(20), 1, workers=8)
     pace = world.senders[0].source

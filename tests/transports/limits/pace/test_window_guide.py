@@ -80,6 +80,7 @@ def test_a_reset_that_is_a_little_off_stands_still_and_is_taken_for_the_middle()
     assert guide.paused_until == 61.5
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("rounded", [math.floor, round, math.ceil])
 def test_a_reset_in_whole_seconds_is_believed_window_after_window(rounded: Callable[[float], int]) -> None:
     guide = WindowGuide(KnownQuota(LIMIT, WINDOW))
