@@ -186,7 +186,7 @@ def test_a_permit_that_was_used_late_stays_in_the_window_for_as_much_longer() ->
         client.hear(step(state, client.ask(quota, 0, 0), 100.0), 100.0)
         client.hear(step(state, client.ask(quota, 0, 5), 103.0), 103.0)
         client.used += len(client.due)
-        step(state, client.ask(quota, 0, 0, late=late), 103.1)
+        step(state, client.ask(quota, 0, 0, delay=late), 103.1)
         (first, *_), *_ = step(state, other.ask(quota, 0, 5), 103.9).ranges
         firsts.append(103.9 + first)
     assert firsts == pytest.approx([104.0 + 1 / 300, 104.04 + 1 / 300])

@@ -65,7 +65,7 @@ class Group:
             lease_id=self.leases.get(member, 0) if chance.random() < 0.9 else 3,
             used=int(totals[0]),
             lapsed=int(totals[1]),
-            late=chance.choice([0.0, 0.0, 0.02, 0.7]),
+            delay=chance.choice([0.0, 0.0, 0.02, 0.7]),
             held=chance.choice([0, 1, 9]),
             want=want,
             waiting=chance.choice([0, want]),

@@ -197,7 +197,7 @@ def forgive(s: Calendar, first: float, gap: float, places: int) -> None:
                 together -= taken
 
 
-def delay(s: Calendar, ranges: list[Range], seconds: float) -> None:
+def note_delay(s: Calendar, ranges: list[Range], seconds: float) -> None:
     """Record that permits were used up to so many seconds late, unless the window's margin covers that."""
     for first, gap, places in ranges if seconds > _margin(s) else ():
         forgive(s, first, gap, places)

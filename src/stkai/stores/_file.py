@@ -21,8 +21,8 @@ from .._checks import safe_repr
 from .._clock import SystemClock
 from .._errors import ConfigurationError
 from .._urls import file_name, full_path
-from ._protocol import MEMBER_LIFETIME, Snapshot, check_share
-from ._share import State
+from ._protocol import Snapshot, check_share
+from ._share import MEMBER_LIFETIME, State
 from ._step import LocalStore, T
 
 _IS_UNIX: Final = sys.platform != "win32"

@@ -20,9 +20,6 @@ AHEAD: Final = 0.25
 LATE: Final = 0.05
 """Seconds for which a member reserves a permit for a request that wakes late."""
 
-MEMBER_LIFETIME: Final = 10.0
-"""Seconds of silence after which a member is forgotten; others get the permits that it held for later."""
-
 UNLIMITED: Final = 1e6
 """The rate of a quota that counts only units of cost, in permits per second."""
 
@@ -100,7 +97,7 @@ class Ask(NamedTuple):
         lease_id: the lease that the member holds; 0 if it holds none.
         used: total of the permits used.
         lapsed: total of the permits given up because their time had passed.
-        late: how late a permit was used since the last call, in seconds; of several, the latest.
+        delay: by how many seconds at most permits were used late since the last call.
         held: how many permits of its lease the member keeps; it returns the rest.
         want: how many more permits it wants; 0 only reports.
         waiting: requests waiting in this member.
@@ -130,7 +127,7 @@ class Ask(NamedTuple):
     lease_id: int = 0
     used: int = 0
     lapsed: int = 0
-    late: float = 0.0
+    delay: float = 0.0
     held: int = 0
     want: int = 0
     waiting: int = 0
@@ -272,8 +269,7 @@ def check_share(share: object) -> str:
     return share
 
 
-_MAX_SURPLUS: Final = 1000
-"""Permits beyond those requested; with more, a user's store counts as broken."""
+_MAX_SURPLUS: Final = 1000  # Permits beyond those requested; with more, a user's store counts as broken.
 
 
 def checked(lease: Any, want: int) -> Lease:

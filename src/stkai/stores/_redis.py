@@ -20,7 +20,8 @@ from .._errors import ConfigurationError, missing_extra
 from .._process import begin_in_each_process
 from .._secrets import Secret, StaysInProcess, sealed
 from ._background_calls import MAX_CALLS, TimeLimit
-from ._protocol import MEMBER_LIFETIME, Ask, GroupRate, Lease, Quota, Snapshot, check_share
+from ._protocol import Ask, GroupRate, Lease, Quota, Snapshot, check_share
+from ._share import MEMBER_LIFETIME
 
 SCHEMES: Final = ("redis", "rediss", "unix")
 

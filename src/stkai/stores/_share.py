@@ -20,15 +20,18 @@ from ._calendar import (
     Range,
     count,
     cut,
-    delay,
     end,
     forgive,
     give,
     merged,
+    note_delay,
     past,
     release,
 )
-from ._protocol import MEMBER_LIFETIME, Ask, Quota
+from ._protocol import Ask, Quota
+
+MEMBER_LIFETIME: Final = 10.0
+"""Seconds of silence after which a member is forgotten; others get the permits that it held for later."""
 
 _LEASE_GRACE: Final = 2.0  # Seconds for which a silent member keeps its lease after its last permit was due.
 
@@ -142,7 +145,7 @@ def reconcile(s: State, m: MemberState, ask: Ask, now: float) -> bool:
         # Which of them were unused is unknown. To be safe, the earlier ones leave the window.
         for first, gap, places in [*cut(front, unused)[0], (s.at, 0.0, unused - ended)]:
             forgive(s, first, gap, places)
-    delay(s, cut(front, unused)[1], ask.late)
+    note_delay(s, cut(front, unused)[1], ask.delay)
     kept, tail = cut(rest, held)
     release(s, tail, now)
     units = ask.units if keeps else 0.0
@@ -204,7 +207,8 @@ def sweep(s: State, now: float) -> None:
             passed = sum(past(*each, now) for each in ranges)
             s.expired += passed
             release(s, cut(ranges, passed)[1], now)
-            s.units += 0.0 if passed else units
+            if not passed:  # Permits that are due may have been used, and the units with them.
+                s.units += units
         m.old, m.fresh, m.units, m.units_fresh, m.waiting = [], [], 0.0, 0.0, 0
         m.due = m.seen + MEMBER_LIFETIME
         if m.due > now:

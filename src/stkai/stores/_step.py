@@ -29,8 +29,9 @@ from ._calendar import (
     past,
     spare,
 )
-from ._protocol import AHEAD, BOOKS, MEMBER_LIFETIME, Ask, GroupRate, Lease, Snapshot
+from ._protocol import AHEAD, BOOKS, Ask, GroupRate, Lease, Snapshot
 from ._share import (
+    MEMBER_LIFETIME,
     MemberState,
     State,
     affordable,

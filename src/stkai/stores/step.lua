@@ -128,7 +128,7 @@ local function forgive(s, first, gap, places)
   end
 end
 
-local function delay(s, ranges, seconds)
+local function note_delay(s, ranges, seconds)
   if seconds <= margin(s) then return end
   for _, r in ipairs(ranges) do
     forgive(s, r[1], r[2], r[3])
@@ -339,8 +339,8 @@ local function reconcile(s, m, ask, now)
     insert(early, {s.at, 0, unused - ended})
     for _, r in ipairs(early) do forgive(s, r[1], r[2], r[3]) end
   end
-  local _, ended_by_use = cut(front, unused)
-  delay(s, ended_by_use, ask.late)
+  local _, late = cut(front, unused)
+  note_delay(s, late, ask.delay)
   local kept, tail = cut(rest, held)
   release(s, tail, now)
   local units = keeps and ask.units or 0

@@ -49,7 +49,7 @@ class Holding:
         self.units = self.spent = 0.0
         self.reported = 0.0  # Units in the last report that arrived.
         self.used = self.lapsed = 0  # Lapsed permits were given up after their time.
-        self.delay = 0.0  # How late a permit was used since the last report, in seconds.
+        self.delay = 0.0  # By how many seconds at most permits were used late since the last report.
         self.late = LATE  # Seconds after its time at which a permit lapses; more while requests wake late.
 
     @property

@@ -5,7 +5,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from ....stores._protocol import AHEAD, LATE, MEMBER_LIFETIME, UNLIMITED, Quota
+from ....stores._protocol import AHEAD, LATE, UNLIMITED, Quota
+from ....stores._share import MEMBER_LIFETIME
 from ..limiter import Answer, RateChange, Turn, place_in
 from ..pace.law import LONGEST_PAUSE
 from .adaptive import AdaptiveRate

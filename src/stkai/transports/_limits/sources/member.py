@@ -193,7 +193,7 @@ class Member(Source):
             lease_id=0 if lease is None else lease.id,
             used=held.used,
             lapsed=held.lapsed,
-            late=held.delay,
+            delay=held.delay,
             held=len(held.due),
             want=want,
             waiting=len(self.turns),
