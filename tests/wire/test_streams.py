@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import httpcore
 import httpx
 import pytest
 
@@ -430,3 +431,31 @@ def test_many_event_loops_may_begin_and_end_at_the_same_moment() -> None:
 
     together(*[run] * 24, switching=1e-6)
     assert len(made) == 24 * 10
+
+
+@pytest.mark.real_time
+@pytest.mark.worlds("sync", "asyncio")
+async def test_a_request_on_an_open_connection_is_one_write_and_one_look_at_whether_it_is_still_open(
+    world: World, server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends: Any = vars(httpcore)["_backends"]
+    kind = world.pick(backends.sync.SyncStream, backends.anyio.AnyIOStream)
+    done: list[str] = []
+
+    def counted(name: str, real: Any) -> Any:
+        def method(self: Any, *args: Any, **options: Any) -> Any:
+            done.extend(
+                [args[0] if name != "write" else name] if args[0] else []
+            )  # An empty write sends nothing.
+            return real(self, *args, **options)
+
+        return method
+
+    for name in ("write", "get_extra_info"):
+        monkeypatch.setattr(kind, name, counted(name, getattr(kind, name)))
+    wire = wire_of(world)
+    for _ in range(2):
+        done.clear()
+        await world.read(await world.send(wire, httpx.Request("POST", server.url, content=b"body")))
+    assert sorted(done) == ["is_readable", "write"]
+    await world.close(wire)

@@ -1,5 +1,6 @@
 """What the retry layer does with bodies: those that break, those that can be sent once, and idempotency keys."""
 
+import threading
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
@@ -8,6 +9,8 @@ import pytest
 from stkai import (
     RetryPolicy,
 )
+from stkai.testing import FakeClock
+from stkai.transports import Context, RetryTransport
 
 from ...support.world import World
 from .bench import URL, Bench, broken, busy
@@ -113,3 +116,18 @@ async def test_a_stream_without_a_body_can_be_sent_again(
     bench = Bench(world, 503, 200)
     await bench.send(httpx.Request(method, URL, headers=headers, stream=Rebuilt()))
     assert len(bench.wire.requests) == attempts
+
+
+def test_a_refusal_whose_body_is_in_memory_needs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses, started, start = iter([503, 200, 503, 200]), [], threading.Thread.start
+    wire = httpx.MockTransport(lambda _: httpx.Response(next(statuses), stream=httpx.ByteStream(b"body")))
+    transport = RetryTransport(wire, context=Context(clock=FakeClock()))
+    transport.handle_request(httpx.Request("GET", URL))  # Imports tenacity in a thread.
+
+    def note(thread: threading.Thread) -> None:
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", note)
+    assert transport.handle_request(httpx.Request("GET", URL)).status_code == 200
+    assert started == []
