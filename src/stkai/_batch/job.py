@@ -168,7 +168,7 @@ def _check_paths(options: Options, paths: Paths) -> None:
     for path in paths:
         if path.exists() and not path.is_file():
             raise ConfigurationError(f"{path} is not a file: choose another name with -o")
-        if not os.access(path if path.exists() else Path(os.path.realpath(path)).parent, os.W_OK):
+        if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
             raise ConfigurationError(
                 f"{path} cannot be written: choose another name with -o, or change its permissions"
             )

@@ -40,7 +40,7 @@ def none_from_word(value: Any) -> Any:
 def _listed(value: Any) -> Any:
     """Parse one item, several separated by commas, or a JSON list: environment variables can only hold text.
 
-    A text without items is no list: that nothing is meant is written `[]`.
+    A text without items is returned as it is, and refused later; an empty list is written `[]`.
     """
     if not isinstance(value, str):
         return value

@@ -193,8 +193,8 @@ class Body(httpx.AsyncByteStream):
         """Return what has arrived, waiting if there is nothing yet; empty at the end of the body."""
         payload = self._payload
         while True:
-            # aiohttp's public methods would raise an error before they return what arrived earlier, and would wait for
-            # ever if it comes together with the end of a chunk.
+            # aiohttp's public methods would raise an error before they return what arrived earlier, and would wait
+            # forever if it comes together with the end of a chunk.
             data: bytes = payload._read_nowait(-1)  # noqa: SLF001
             error = payload.exception()
             if data or (payload.at_eof() and error is None):

@@ -2,7 +2,7 @@
 
 It loses an answer that arrives after a GOAWAY, sends a request again without its body, and may send empty frames
 forever: `FrameFilter` therefore sees the frames of a connection before h2 or the server does. httpcore does not notice
-that an idle connection has ended, or that a body is shorter than announced, and raises h2's errors while reading one.
+that a body is shorter than announced, and raises h2's errors while reading one.
 """
 
 from collections.abc import AsyncIterator, Iterator
