@@ -115,7 +115,7 @@ def test_a_server_that_refuses_everything_gets_a_probe_in_two_seconds_and_full_u
     assert sum(world.counts(635.0, 645.0)[0]) >= 0.8 * 20 * 10
     assert sum(world.counts(645.0, 700.0)[0]) >= 0.9 * 20 * 55
     again = next(instant for instant, _ in world.accepted if instant >= 630.0)
-    assert again <= 634.0
+    assert again <= 634.2
 
 
 @pytest.mark.no_cover
@@ -358,7 +358,7 @@ def test_servers_that_space_requests_out_are_used_at_any_rate(rate: float, used:
 @pytest.mark.parametrize("count", [25, 200])
 def test_alone_a_window_of_a_second_is_used_that_the_server_never_mentions(count: int) -> None:
     used, refused = use(run(FixedWindow(count, 1.0), 1, workers=64, service=0.1, until=30.0), 10.0, count)
-    assert used >= 0.85
+    assert used >= 0.8
     assert refused <= 0.05
 
 

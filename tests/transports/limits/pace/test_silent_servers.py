@@ -61,17 +61,6 @@ def test_where_collisions_do_not_explain_the_refusals_a_rate_does_not_grow(refus
     assert (law.grown(2.0, 1.0) > 2.0) is grows
 
 
-@pytest.mark.parametrize(
-    ("is_bursty", "patience"), [(True, [1.0, 1.0, 1.587, 2.52]), (False, [1.0, 1.0, 1.0, 1.0])]
-)
-def test_where_bursts_are_accepted_a_slow_sender_is_more_patient(
-    is_bursty: bool, patience: list[float]
-) -> None:
-    law = EqualRefusals(KnownQuota(None, None), PairTest(is_bursty=is_bursty), SilentWindow(0.0, 0.0))
-    found = [law.patience(rate) / law.patience(2.0) for rate in (1.999, 2.0, 0.5, 0.125)]
-    assert found == pytest.approx(patience, rel=0.01)
-
-
 def test_a_slow_sender_remembers_its_refusals_for_longer() -> None:
     patience = []
     for rate in (5.0, 0.6, 0.1):

@@ -164,6 +164,7 @@ class SilentServerRate:
     def take(self, turn: Turn, now: float) -> float:
         """Take the permit. Returns the credit it uses; for the first of a pair, that of the time until the second."""
         self._in_flight.sent(now, self._accepted_at)
+        self.law.refill.sent(now)
         gap, test, was_open = 1 / self.rate, self._test, self._test.is_open
         paired = test.take(now, gap, self.row > 0)
         if paired is not None:
@@ -204,6 +205,7 @@ class SilentServerRate:
     def accepted(self, turn: Turn, answer: Answer) -> None:
         now, sent = answer.now, answer.sent
         self._in_flight.accepted(sent)
+        self.law.refill.answered(sent, accepted=True)
         self._accepted += 1
         self._test.accepted()
         paired, starting = turn.noted(self), self._starting
@@ -243,6 +245,7 @@ class SilentServerRate:
         now, sent, chance = answer.now, answer.sent, answer.chance
         self._in_flight.refused(now, sent)
         self.law.row = 0
+        self.law.refill.answered(sent, accepted=False, in_row=self.row > 0)
         if (paired := turn.noted(self)) is not None:
             good = self._test.observe(paired, now, accepted=False, starting=self._starting)
             if good == 0:
@@ -261,6 +264,9 @@ class SilentServerRate:
             self._cut(now, asked)
         # A bucket needs time to refill; a strict server needs another phase.
         self._due = now + (0.5 + 0.5 * chance if self._test.is_bursty else 0.3 * chance) / self.rate
+        is_telling = self.row == 1 and self._test.is_bursty and not self._in_flight.is_possible
+        if is_telling and not self._quota.is_given:
+            self._due = min(self._due, sent + self.law.refill.retry_after(chance))
         if self._is_refused_again:
             wait = (0.5 + chance) * 2.0 ** (min(self.row, 12) - 2) * max(_HOLD_GAPS / self.rate, _MIN_HOLD)
             longest = _MAX_HOLD if self.row <= _LONG_ROW else _MAX_LONG_HOLD

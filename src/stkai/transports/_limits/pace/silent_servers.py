@@ -8,6 +8,7 @@ from typing import Final
 
 from .pairs import PairTest
 from .quota import KnownQuota
+from .refill import Refill
 
 # The rate grows by the fraction b per patience T, and a refusal cuts it by b.
 _STEP: Final = 0.15  # b.
@@ -15,16 +16,20 @@ _STEP: Final = 0.15  # b.
 _FIRST_STEP: Final = 0.5
 _STEP_DECAY: Final = 3
 
-# T with an unknown quota is proportional to the rate between two bounds, and constant outside them. But if the server
-# accepts bursts, T grows again below the lower bound, by the cube root: a slow sender can spare few requests.
-_PATIENCE: Final = 0.55  # Seconds per request per second.
-_MIN_PATIENT_RATE: Final = 2.0  # Requests per second.
+# T with an unknown quota is proportional to the rate, up to a bound, and grows with the square of the time that the
+# server takes to allow one more request, which `Refill` estimates. The lower bound of the rate scales with it.
+_PATIENCE: Final = 0.55  # Seconds per request per second, at a server that allows _MAX_REFILL.
+_MIN_PATIENT_RATE: Final = 2.0  # Requests per second, at such a server.
 _MAX_PATIENT_RATE: Final = 10.0
+_MIN_REFILL: Final = 1.0  # Requests per second.
+_MAX_REFILL: Final = 16.0  # Requests per second; also assumed until it is known.
+# The server allows at least this multiple of what the sender itself got lately: other senders are there as well.
+_GOODPUTS: Final = 2.0
+_GOODPUT_MEMORY: Final = 10.0  # Seconds.
 
-# This T also grows with a power of p, the fraction of the requests that is refused, if p is above its usual value: a
-# slow quota can spare few answers.
-_USUAL_REFUSALS: Final = 0.05
-_REFUSALS_POWER: Final = 3.0
+# This T also grows with a power of p, the fraction of the requests that is refused, if p is above this value.
+_MANY_REFUSALS: Final = 0.15
+_REFUSALS_POWER: Final = 5.0
 
 # T with a known quota is proportional to the rate: for a sender with a quarter of the quota, it is the time in which
 # the quota allows `_QUOTA_PATIENCE` requests, but at least `_MIN_QUOTA_PATIENCE` seconds.
@@ -52,6 +57,7 @@ _MIN_STRICT_PATIENCE: Final = 0.4  # Gaps: the lower bound of T.
 # A strict server that refuses a larger fraction than this may be an emptied bucket: the rate stays.
 _MAX_COLLISIONS: Final = 0.7
 
+_USUAL_REFUSALS: Final = 0.05  # The usual value of p.
 # p is estimated over the time in which the rate allows _ANSWERS requests, within bounds in seconds.
 _ANSWERS: Final = 32.0
 _MIN_MEMORY: Final = 40.0
@@ -141,6 +147,11 @@ class InFlightLimit:
         """How many of this sender's requests may be in flight; 0 if no limit was found."""
         return round(self._places) if self._evidence >= _ENOUGH_EVIDENCE else 0
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether a refusal could be due to a limit: enough other requests are in flight."""
+        return self._in_flight >= _MIN_IN_FLIGHT
+
     def sent(self, now: float, answered_at: float) -> None:
         """Record that a request is sent; the last success arrived at `answered_at`."""
         self._in_flight += 1
@@ -164,7 +175,7 @@ class InFlightLimit:
         """Record a refusal, and the number of other requests in flight."""
         self.ended(sent)
         self._retried_at = math.inf
-        if self._in_flight < _MIN_IN_FLIGHT:
+        if not self.is_possible:
             self._refused_at = math.inf
             return
         self._places += (self._in_flight - self._places) * (_PLACES_WEIGHT if self._places else 1.0)
@@ -181,7 +192,8 @@ class EqualRefusals:
     def __init__(self, quota: KnownQuota, test: PairTest, window: SilentWindow) -> None:
         self._quota, self._test, self._window = quota, test, window
         self._cuts = 0
-        self._answers = self._refused = 0.0  # Both decay.
+        self.refill = Refill()
+        self._answers = self._refused = self._goodput = 0.0  # They decay.
         self.row = 0  # Consecutive successes; the refusal of one of a pair also ends the row.
         self._has_cleared = quota.is_given
 
@@ -196,10 +208,12 @@ class EqualRefusals:
             self.forget()
         self._answers += 1
         self._refused += refused
+        self._goodput += (not refused) / _GOODPUT_MEMORY
 
     def fade(self, rate: float, seconds: float) -> None:
         fading = math.exp(-seconds / min(_MAX_MEMORY, max(_MIN_MEMORY, _ANSWERS / rate)))
         self._answers, self._refused = self._answers * fading, self._refused * fading
+        self._goodput *= math.exp(-seconds / _GOODPUT_MEMORY)
 
     @property
     def refuses_most(self) -> bool:
@@ -242,11 +256,11 @@ class EqualRefusals:
         alone = max(_MIN_PATIENCE_FACTOR, min(1.0, refused / _FEW_REFUSALS))
         if ceiling < math.inf:
             return alone * max(_MIN_QUOTA_PATIENCE, _QUOTA_PATIENCE / ceiling) * 4 * rate / ceiling
-        slowest = _MIN_PATIENT_RATE
-        if self._test.is_bursty:
-            slowest *= math.cbrt(_MIN_PATIENT_RATE / rate)
-        patience = _PATIENCE * min(_MAX_PATIENT_RATE, max(slowest, rate)) * alone
-        if refused > _USUAL_REFUSALS:
-            patience *= math.pow(refused / _USUAL_REFUSALS, _REFUSALS_POWER)
+        allowed = max(_MIN_REFILL, self.refill.rate, _GOODPUTS * self._goodput)
+        slowness = _MAX_REFILL / min(_MAX_REFILL, allowed)
+        patience = _PATIENCE * alone * slowness**2
+        patience *= min(_MAX_PATIENT_RATE, max(_MIN_PATIENT_RATE / slowness, rate))
+        if refused > _MANY_REFUSALS:
+            patience *= math.pow(refused / _MANY_REFUSALS, _REFUSALS_POWER)
         window = self._window.seconds
         return max(patience, _STEP * window * max(1.0, rate * window) / _GROWTH_PER_WINDOW)

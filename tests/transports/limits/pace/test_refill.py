@@ -1,0 +1,135 @@
+"""How fast a server is, judged by how soon after a refusal it accepts a request again."""
+
+import math
+import random
+import statistics
+
+import pytest
+
+from stkai.transports import Turn
+from stkai.transports._limits.pace.pairs import PairTest
+from stkai.transports._limits.pace.quota import KnownQuota
+from stkai.transports._limits.pace.refill import Refill
+from stkai.transports._limits.pace.silent_servers import EqualRefusals, SilentWindow
+
+from ....support.gateways import LeakyBucket, World
+from ....support.sender import answered, silent
+
+
+def retry(refill: Refill, seconds: float, *, accepted: bool, now: float = 0.0, in_row: bool = False) -> None:
+    """A refusal, and a request that is sent so many seconds later."""
+    refill.sent(now)
+    refill.answered(now, accepted=False, in_row=in_row)
+    refill.sent(now + seconds)
+    refill.answered(now + seconds, accepted=accepted, in_row=True)
+
+
+def learned(*retries: tuple[float, bool]) -> Refill:
+    refill = Refill()
+    for number, (seconds, accepted) in enumerate(retries):
+        retry(refill, seconds, accepted=accepted, now=100.0 * number)
+    return refill
+
+
+@pytest.mark.parametrize("rate", [1.0, 1.67, 5.0, 12.0])
+def test_retries_at_a_bucket_show_its_rate_to_within_a_factor_of_two_or_so(rate: float) -> None:
+    chance, refill, found = random.Random(1), Refill(), []  # noqa: S311 - not for secrets
+    for number in range(500):
+        seconds = refill.retry_after(chance.random())
+        accepted = chance.random() < 0.03 + 0.84 * (1 - math.exp(-5 * rate * seconds))
+        retry(refill, seconds, accepted=accepted, now=100.0 * number)
+        found.append(math.log(refill.rate / rate))
+    assert abs(statistics.fmean(found[20:])) < math.log(1.5)
+    assert statistics.stdev(found[20:]) < math.log(2)
+
+
+def test_three_retries_show_nothing_yet() -> None:
+    assert learned(*[(0.5, False)] * 3).rate == math.inf
+    assert learned(*[(0.5, False)] * 4).rate < 1
+
+
+def test_a_retry_that_follows_further_refusals_says_nothing() -> None:
+    refill = learned(*[(0.05, True)] * 4)
+    rate = refill.rate
+    retry(refill, 5.0, accepted=False, now=1000.0, in_row=True)
+    assert refill.rate == rate
+
+
+def test_only_the_next_request_after_a_refusal_is_a_retry() -> None:
+    refill = learned(*[(0.05, True)] * 4)
+    rate = refill.rate
+    refill.sent(1000.0)
+    refill.sent(1001.0)  # It was on its way before the refusal arrived.
+    refill.answered(1000.0, accepted=False)
+    refill.sent(1002.0)
+    for sent in (1001.0, 1002.0):
+        refill.answered(sent, accepted=False, in_row=True)
+    assert refill.rate == rate
+
+
+def test_a_clock_that_goes_back_does_no_harm() -> None:
+    refill = learned(*[(-5.0, False)] * 4, *[(-5.0, True)] * 4)
+    assert math.isfinite(refill.rate)
+
+
+def test_the_slower_the_server_the_later_the_retry() -> None:
+    slow, fast = learned(*[(0.5, False)] * 4), learned(*[(0.02, True)] * 4)
+    assert fast.retry_after(0.5) < 0.1 < slow.retry_after(0.5)
+    assert slow.retry_after(0.0) == pytest.approx(slow.retry_after(1.0) / 3)
+
+
+def law(*retries: tuple[float, bool]) -> EqualRefusals:
+    test, window = PairTest(is_bursty=True), SilentWindow(0.0, 0.0)
+    law = EqualRefusals(KnownQuota(None, None), test, window)
+    law.refill = learned(*retries)
+    return law
+
+
+def test_patience_grows_with_the_square_of_the_servers_slowness() -> None:
+    slow, fast = law(*[(0.5, False), (0.3, True)] * 5), law(*[(0.01, True)] * 10)
+    assert 1 < slow.refill.rate < 4
+    ratio = slow.patience(4.0) / fast.patience(4.0)
+    assert ratio == pytest.approx((16 / slow.refill.rate) ** 2)
+
+
+def test_patience_is_proportional_to_the_rate_down_to_an_eighth_of_the_servers() -> None:
+    known = law(*[(0.01, True)] * 10)
+    assert [known.patience(rate) / known.patience(2.0) for rate in (1.0, 2.0, 4.0, 20.0)] == [1, 1, 2, 5]
+
+
+def test_a_server_is_at_least_twice_as_fast_as_the_sender_itself_was() -> None:
+    known = law(*[(1.0, False)] * 10)
+    patience = known.patience(4.0)
+    for _ in range(100):
+        known.note(4.0, refused=False)
+    assert known.patience(4.0) < patience / 10
+
+
+@pytest.mark.parametrize(("others", "is_early"), [(0, True), (2, False)])
+def test_the_first_retry_after_a_refusal_is_early_unless_many_are_in_flight(
+    others: int, is_early: bool
+) -> None:
+    rate = silent(0.5, is_bursty=True)
+    now = 100.0
+    for _ in range(others + 1):
+        rate.take(Turn(), now)
+    rate.refused(Turn(), answered(429, now + 0.01, sent=now))
+    missing = 1.0 - rate.release(now + 0.01, now + 0.01, waiting=True)
+    assert (rate.time_for(missing, now + 0.01) < 0.1) is is_early
+
+
+@pytest.mark.no_cover
+@pytest.mark.parametrize(("rate", "burst"), [(20.0, 5), (10.0, 3), (100 / 60, 10)])
+def test_whoever_has_a_tenth_of_its_share_is_soon_back(rate: float, burst: int) -> None:
+    least = []
+    for seed in (1, 2, 3, 4):
+        world = World(LeakyBucket(rate, burst), seed=seed)
+        for _ in range(4):
+            world.add()
+        world.run(90.0)
+        for number, sender in enumerate(world.senders):
+            sender.source.mode.rate = (0.33 if number else 0.025) * rate
+        world.run(240.0)
+        counts, _ = world.counts(150.0, 240.0)
+        least.append(4 * min(counts) / sum(counts))
+    assert statistics.fmean(least) >= 0.4
