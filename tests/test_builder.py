@@ -132,6 +132,11 @@ def test_a_builder_takes_its_wire_when_it_builds() -> None:
         StackBuilder.standard(transport=Wire())  # type: ignore[call-arg]
 
 
+def test_a_standard_stack_whose_settings_are_none_says_how_to_pass_the_rest() -> None:
+    with pytest.raises(stkai.ConfigurationError, match=r"not a str; .* rate_limit='adaptive'"):
+        StackBuilder.standard("adaptive")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
 def test_signature_and_help_show_every_argument_in_plain_types(build: Any) -> None:
     shown = f"{inspect.signature(build)}\n{build.__doc__}"

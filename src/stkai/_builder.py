@@ -158,7 +158,12 @@ class StackBuilder:
         cls, caller: str, options: StackOptions, settings: "Settings | None" = None, *, own_wire: bool = False
     ) -> Self:
         _standard.check_options(caller, options, StackOptions.__annotations__)
-        settings = settings or STKAI.config
+        settings = STKAI.config if settings is None else settings
+        if not hasattr(settings, "retry"):
+            raise ConfigurationError(
+                f"{caller}(settings) takes settings, such as STKAI.config, not a {type(settings).__name__};"
+                " pass everything else by name, such as rate_limit='adaptive'"
+            )
         layers, by_cli = _standard.standard_layers(settings, options, own_wire=own_wire)
         # If there are no others, a layer that does nothing enforces deadlines, attaches records and reports calls.
         stack = cls(

@@ -116,6 +116,12 @@ def test_create_standalone_auth_takes_everything_from_its_config() -> None:
     assert provider.refresh_margin == 5
 
 
+def test_create_standalone_auth_shows_nothing_of_what_is_no_config() -> None:
+    with pytest.raises(ConfigurationError, match="not a str") as caught:
+        stkai.create_standalone_auth("a-secret")  # type: ignore[arg-type]
+    assert "a-secret" not in str(caught.value)
+
+
 def test_create_standalone_auth_without_a_config_uses_the_process_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -263,6 +263,9 @@ def create_standalone_auth(
     """
     if config is None:
         config, http = STKAI.config.auth, http or STKAI.config.http
+    if not hasattr(config, "client_id"):
+        msg = f"create_standalone_auth(config) takes STKAI.config.auth or the like, not a {type(config).__name__}"
+        raise ConfigurationError(msg)
     if config.client_id is None or config.client_secret is None:
         raise ConfigurationError(
             "no credentials: set STKAI_AUTH_CLIENT_ID and STKAI_AUTH_CLIENT_SECRET,"
