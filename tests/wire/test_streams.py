@@ -444,9 +444,8 @@ async def test_a_request_on_an_open_connection_is_one_write_and_one_look_at_whet
 
     def counted(name: str, real: Any) -> Any:
         def method(self: Any, *args: Any, **options: Any) -> Any:
-            done.extend(
-                [args[0] if name != "write" else name] if args[0] else []
-            )  # An empty write sends nothing.
+            if args[0]:  # An empty write sends nothing.
+                done.append(name if name == "write" else args[0])
             return real(self, *args, **options)
 
         return method

@@ -79,8 +79,7 @@ def test_the_slower_the_server_the_later_the_retry() -> None:
 
 
 def law(*retries: tuple[float, bool]) -> EqualRefusals:
-    test, window = PairTest(is_bursty=True), SilentWindow(0.0, 0.0)
-    law = EqualRefusals(KnownQuota(None, None), test, window)
+    law = EqualRefusals(KnownQuota(None, None), PairTest(is_bursty=True), SilentWindow(0.0, 0.0))
     law.refill = learned(*retries)
     return law
 
