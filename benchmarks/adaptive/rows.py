@@ -85,6 +85,7 @@ ROWS = (
         told=_SECOND,
         goals=(Goal(0.50, 1.0, 0.90, 0.5), Goal(0.55, 1.0)),
     ),
+    Row(name="strict-100", title="nginx, 100 per second, no burst", gateway=Nginx(100), told=(100, 1.0)),
     Row(
         name="delayed",
         title="nginx, burst=20 delayed, alone",

@@ -40,7 +40,7 @@ _OTHER_BURSTS = [
 ]
 _OTHER_STRICT = [
     Scenario(server="leaky", quota=quota, window=1.0, processes=number, **_OTHERS)
-    for quota in (33, 14)
+    for quota in (33, 14, 100)
     for number in (2, 3)
 ]
 _OTHER_WINDOWS = [

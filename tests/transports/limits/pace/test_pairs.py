@@ -25,7 +25,7 @@ def test_one_whose_requests_are_seldom_accepted_needs_twice_as_many_pairs_for_th
 
 def pairs_until_strict(*, seconds: float, gap: float, accepted: int) -> int:
     """How many pairs it takes, one every so many seconds, of which the server accepts so many requests besides."""
-    test, now, tried = PairTest(is_bursty=False), 0.0, 0
+    test, now, tried = PairTest(KnownQuota(None, None), is_bursty=False), 0.0, 0
     while not test.is_strict:
         for _ in range(accepted):
             test.accepted()
@@ -37,9 +37,9 @@ def pairs_until_strict(*, seconds: float, gap: float, accepted: int) -> int:
 
 
 def test_one_whose_requests_are_seldom_accepted_rests_before_its_first_pair() -> None:
-    test = PairTest(is_bursty=False)
+    test = PairTest(KnownQuota(None, None), is_bursty=False)
     assert test.take(0.0, 0.4, False) is not None
-    test = PairTest(is_bursty=False)
+    test = PairTest(KnownQuota(None, None), is_bursty=False)
     test.take(0.0, 0.4, True)
     assert test.take(2.0, 0.4, False) is None
     assert test.rest(2.0) == pytest.approx(5 * 0.4)
@@ -47,7 +47,7 @@ def test_one_whose_requests_are_seldom_accepted_rests_before_its_first_pair() ->
 
 
 def test_a_program_that_was_idle_is_not_taken_for_one_whose_requests_are_seldom_accepted() -> None:
-    test = PairTest(is_bursty=False)
+    test = PairTest(KnownQuota(None, None), is_bursty=False)
     for now in (0.0, 0.4, 0.8, 1.2):
         test.take(now, 0.4, True)
         test.accepted()
@@ -55,7 +55,7 @@ def test_a_program_that_was_idle_is_not_taken_for_one_whose_requests_are_seldom_
 
 
 def test_a_verdict_stays_while_other_senders_take_nearly_everything() -> None:
-    test, now = PairTest(is_bursty=False), 0.0
+    test, now = PairTest(KnownQuota(None, None), is_bursty=False), 0.0
     for _ in range(3):
         try_pair(test, now, 0.4, True, False)
         now += 1.0
@@ -65,7 +65,7 @@ def test_a_verdict_stays_while_other_senders_take_nearly_everything() -> None:
 
 
 def test_after_an_outage_it_is_measured_anew_how_often_requests_are_accepted() -> None:
-    test = PairTest(is_bursty=False)
+    test = PairTest(KnownQuota(None, None), is_bursty=False)
     test.take(0.0, 0.4, True)
     test.restart()
     assert test.take(300.0, 0.4, False) is not None
@@ -89,7 +89,7 @@ def try_pair(test: PairTest, now: float, gap: float, *accepted: bool) -> float:
 @pytest.mark.parametrize("spacing", [0.012, 0.05, 0.3])
 @pytest.mark.parametrize("gap", [0.4, 1.0])
 def test_pairs_find_the_spacing_of_a_server_within_half_of_it(spacing: float, gap: float) -> None:
-    test, now = PairTest(is_bursty=False), 0.0
+    test, now = PairTest(KnownQuota(None, None), is_bursty=False), 0.0
     for _ in range(3):
         try_pair(test, now, gap, True, False)
         now += 1.0
@@ -161,7 +161,7 @@ def test_a_quota_that_is_given_says_the_spacing_also_after_it_has_changed() -> N
 
 
 def test_two_requests_that_were_nearly_at_one_instant_show_that_there_is_no_spacing() -> None:
-    test, now = PairTest(is_bursty=False), 0.0
+    test, now = PairTest(KnownQuota(None, None), is_bursty=False), 0.0
     for _ in range(3):
         try_pair(test, now, 0.4, True, False)
         now += 1.0
@@ -172,9 +172,40 @@ def test_two_requests_that_were_nearly_at_one_instant_show_that_there_is_no_spac
     assert not test.is_strict
 
 
-@pytest.mark.parametrize(("late", "is_bursty"), [(0.015, True), (0.025, False)])
-def test_threads_that_are_a_little_late_were_at_one_instant(late: float, is_bursty: bool) -> None:
-    start, test = ColdStart(KnownQuota(None, None)), PairTest(is_bursty=False)
+@pytest.mark.parametrize(("seconds", "is_bursty"), [(0.006, True), (0.009, False)])
+def test_in_a_search_for_the_spacing_nine_milliseconds_are_no_instant(
+    seconds: float, is_bursty: bool
+) -> None:
+    test, now = PairTest(KnownQuota(None, None), is_bursty=False), 0.0
+    for _ in range(3):
+        try_pair(test, now, 0.04, True, False)
+        now += 0.2
+    assert test.distance > 0
+    first, second = test.take(now, 0.04, False), test.take(now + seconds, 0.04, False)
+    assert first is not None
+    assert second is not None
+    test.observe(first, now + 0.1, accepted=True, starting=False)
+    test.observe(second, now + 0.1, accepted=True, starting=False)
+    assert test.is_bursty == is_bursty
+
+
+@pytest.mark.parametrize(
+    ("numbers", "late", "is_bursty"),
+    [
+        ((None, None), 0.015, True),
+        ((None, None), 0.025, False),
+        ((20.0, 1.0), 0.015, True),
+        ((100.0, 1.0), 0.006, True),
+        ((100.0, 1.0), 0.009, False),
+        ((6000.0, 60.0), 0.009, False),
+        ((1e6, 1.0), 0.006, True),
+    ],
+)
+def test_threads_that_are_a_little_late_were_at_one_instant_unless_the_quota_may_allow_both(
+    numbers: tuple[float | None, float | None], late: float, is_bursty: bool
+) -> None:
+    quota = KnownQuota(*numbers)
+    start, test = ColdStart(quota), PairTest(quota, is_bursty=False)
     start.note(1.0)
     start.note(1.0 + late)
     first, second = test.take(1.0, 0.5, False), test.take(1.0 + late, 0.5, False)
@@ -193,7 +224,7 @@ def test_a_quarter_of_the_shortest_time_that_was_accepted_counts_as_the_spacing_
 
 
 def test_a_late_answer_to_a_forgotten_pair_is_not_one_to_the_next_pair() -> None:
-    test = PairTest(is_bursty=False)
+    test = PairTest(KnownQuota(None, None), is_bursty=False)
     old = test.take(1.0, 0.4, False)
     assert old is not None
     first, second = test.take(2.0, 0.4, False), test.take(2.0, 0.4, False)  # Too late to be its second.

@@ -79,7 +79,9 @@ def test_the_slower_the_server_the_later_the_retry() -> None:
 
 
 def law(*retries: tuple[float, bool]) -> EqualRefusals:
-    law = EqualRefusals(KnownQuota(None, None), PairTest(is_bursty=True), SilentWindow(0.0, 0.0))
+    law = EqualRefusals(
+        KnownQuota(None, None), PairTest(KnownQuota(None, None), is_bursty=True), SilentWindow(0.0, 0.0)
+    )
     law.refill = learned(*retries)
     return law
 

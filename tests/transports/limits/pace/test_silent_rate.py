@@ -75,6 +75,12 @@ def test_four_at_a_server_that_spaces_requests_out_neither_spiral_down_nor_starv
 
 
 @pytest.mark.no_cover
+def test_no_one_starves_at_a_server_that_wants_requests_ten_milliseconds_apart() -> None:
+    shares = run(LeakyBucket(100), 4, seed=2).counts(20.0, 60.0)[0]
+    assert min(shares) >= 0.4 * sum(shares) / 4
+
+
+@pytest.mark.no_cover
 def test_a_limit_of_requests_in_flight_is_used() -> None:
     used, refused = use(run(Places(8), 1, workers=32, service=0.2), 10.0, 40)
     assert used >= 0.75
@@ -385,6 +391,20 @@ def test_a_start_goes_on_from_what_was_accepted_if_that_was_more_than_a_small_bu
 ) -> None:
     found = Found(15.0, True, accepted, 100.0, True)
     assert SilentServerRate(KnownQuota(None, None, 0.0), found, 101.0).rate == rate
+
+
+@pytest.mark.parametrize(("accepted", "returns"), [(6.0, False), (7.0, True)])
+def test_after_an_outage_of_a_start_fewer_than_eight_successes_do_not_say_how_fast_a_server_is(
+    accepted: float, returns: bool
+) -> None:
+    mode = SilentServerRate(KnownQuota(None, None, 0.0), Found(2.0, True, accepted, 100.0, True), 101.0)
+    for now in (102.1, 102.2, 103.0):
+        mode.refused(Turn(), answered(429, now))
+    before = mode.rate
+    mode.accepted(Turn(), answered(200, 106.0))
+    mode.accepted(Turn(), answered(200, 106.5))
+    mode.release(106.5, 107.5, waiting=True)
+    assert (mode.rate > 1.3 * before) == returns
 
 
 def test_a_call_that_is_refused_alone_again_and_again_is_not_excused_for_ever() -> None:

@@ -21,7 +21,7 @@ from ....support.sender import Sender, date
 def equal_refusals(quota: KnownQuota, *, window: float = 0.0) -> EqualRefusals:
     found = SilentWindow(0.0, 0.0)
     found.seconds = window
-    return EqualRefusals(quota, PairTest(is_bursty=True), found)
+    return EqualRefusals(quota, PairTest(KnownQuota(None, None), is_bursty=True), found)
 
 
 def test_the_rate_of_a_huge_quota_stays_a_number() -> None:
@@ -52,7 +52,7 @@ def test_the_first_refusals_take_more_than_later_ones() -> None:
 
 @pytest.mark.parametrize(("refused", "grows"), [(7, True), (8, False)])
 def test_where_collisions_do_not_explain_the_refusals_a_rate_does_not_grow(refused: int, grows: bool) -> None:
-    test = PairTest(is_bursty=False)
+    test = PairTest(KnownQuota(None, None), is_bursty=False)
     test._failed, test._gap = 3, 0.4
     law = EqualRefusals(KnownQuota(None, None), test, SilentWindow(0.0, 0.0))
     for number in range(10):

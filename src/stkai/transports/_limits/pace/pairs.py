@@ -8,11 +8,14 @@ spaces requests out accepts at most one. Then pairs with a distance narrow down 
 import math
 from typing import Final, NamedTuple
 
+from .quota import KnownQuota
+
 # Seconds: requests sent this close together count as simultaneous. Threads released together often send ten
-# milliseconds apart.
-TOGETHER: Final = 0.02
+# milliseconds apart. With a known quota, at most this fraction of the time by which a strict server spaces them out.
+_TOGETHER: Final = 0.02
+_TOGETHER_FRACTION: Final = 0.7
 # Seconds: a server that accepts two requests this close together, in a search for its spacing, has none.
-INSTANT: Final = 0.009
+_INSTANT: Final = 0.007
 
 # Pairs of which just one request was accepted, before the server counts as strict. A slow sender needs more, since it
 # may find a bucket empty each time. If the quota is unknown, it also rests before each pair.
@@ -38,6 +41,13 @@ _PRECISION: Final = 1.5  # The ratio of the range's bounds at which the search e
 # Pairs of which only the first request was accepted, before their distance counts as too short: in one pair, another
 # program's request may have come between.
 _REFUSALS_NEEDED: Final = 2
+
+
+def seconds_together(ceiling: float) -> float:
+    """How far apart requests may be sent and count as simultaneous; `ceiling` is the quota, infinite if unknown."""
+    if ceiling == math.inf:
+        return _TOGETHER
+    return min(_TOGETHER, max(_INSTANT, _TOGETHER_FRACTION / ceiling))
 
 
 class Paired(NamedTuple):
@@ -69,7 +79,7 @@ class Spacing:
 
     def accepted_after(self, seconds: float, gap: float) -> None:
         """Record that a request was accepted that many seconds after another."""
-        if INSTANT < seconds < self._most:
+        if _INSTANT < seconds < self._most:
             # Refusals at a longer distance were collisions with other senders.
             self._least = self._least if seconds > self._least else seconds / 2
             self._most, self._refused = seconds, 0
@@ -95,13 +105,13 @@ class Spacing:
 class PairTest:
     """Decides when to send two requests as a pair, and draws conclusions from their answers.
 
-    It `searches` for the spacing of a strict server, unless the spacing follows from a given quota.
+    It searches for the spacing of a strict server, unless the spacing follows from a given quota.
     """
 
-    def __init__(self, *, is_bursty: bool, searches: bool = True) -> None:
+    def __init__(self, quota: KnownQuota, *, is_bursty: bool) -> None:
         self.is_bursty = is_bursty  # Whether the server has accepted two simultaneous requests.
         self.is_open = False  # Whether the second of a pair is yet to be sent.
-        self._spacing, self._searches = Spacing(), searches
+        self._quota, self._spacing, self._searches = quota, Spacing(), not quota.is_given
         self._at = math.inf if is_bursty else -math.inf
         self._failed = self._lost = 0
         self._needed = _STRICT_PAIRS
@@ -207,7 +217,7 @@ class PairTest:
         good = sum(answers.values())
         self._lost = 0 if good else self._lost + 1
         if good == 2:
-            if self._apart <= (INSTANT if self._distance else TOGETHER):
+            if self._apart <= (_INSTANT if self._distance else seconds_together(self._quota.ceiling)):
                 self.is_bursty, self._failed, self._at = True, 0, math.inf
             self._spacing.accepted_after(self._apart, self._gap)
         elif good and self._distance:

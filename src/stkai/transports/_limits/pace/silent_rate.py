@@ -77,7 +77,7 @@ class SilentServerRate:
         self._quota, self._starting, self._asks = quota, found.is_open, asked is not None
         is_small = found.is_open and not quota.is_given and found.accepted < _MIN_ACCEPTED
         rate = _START_RATE if is_small else found.rate
-        self._test = PairTest(is_bursty=found.is_bursty, searches=not quota.is_given)
+        self._test = PairTest(quota, is_bursty=found.is_bursty)
         self._in_flight = InFlightLimit(now)
         self._window = SilentWindow(found.since, found.accepted)
         self.law = EqualRefusals(quota, self._test, self._window)
@@ -237,8 +237,9 @@ class SilentServerRate:
             self._test.restart()
             return
         # The rate of a start says little; the requests accepted since then say more.
-        self._back = in_window or _REGAINED * (self._before or average)
-        self.rate = self._bounded(min(self._back, max(self.rate, self._back / 2)))
+        if back := in_window or _REGAINED * (self._before or average):
+            self._back = back
+            self.rate = self._bounded(min(back, max(self.rate, back / 2)))
 
     def refused(self, turn: Turn, answer: Answer, asked: float | None = None) -> None:
         """Record a refusal that asks for a wait of `asked` seconds, up to 2 s; None if it does not."""

@@ -74,6 +74,7 @@ _MIN_CLEAR_RATE: Final = 0.7  # Requests per second.
 _MIN_OUTAGE: Final = 8.0  # Seconds.
 _MAX_WINDOW: Final = 75.0  # Seconds. Most windows are a minute.
 _MIN_SUCCESSES: Final = 5  # Fewer successes in a window say too little.
+_MIN_AVERAGED: Final = 8  # Fewer successes may all come from a bucket, and say nothing about its rate.
 _EARLY_ROWS: Final = 2  # Consecutive rows that begin in the first half of a window: it is not a window.
 _QUIET_WINDOWS: Final = 2.5  # Windows without a row of refusals, after which the window is forgotten.
 
@@ -97,8 +98,8 @@ class SilentWindow:
         self.seconds = 0.0  # The length of the window; 0 while none is known.
 
     def average(self, now: float) -> float:
-        """Requests per second that were accepted since the last outage ended."""
-        return self._accepted / max(1.0, now - self._since)
+        """Requests per second that were accepted since the last outage ended; 0.0 if too few were."""
+        return self._accepted / max(1.0, now - self._since) if self._accepted >= _MIN_AVERAGED else 0.0
 
     def accepted(self) -> None:
         self._accepted += 1

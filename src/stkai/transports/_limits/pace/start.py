@@ -4,7 +4,7 @@ import math
 from typing import Final, NamedTuple
 
 from .law import Past, is_soft
-from .pairs import TOGETHER
+from .pairs import seconds_together
 from .quota import KnownQuota
 
 START_FRACTION: Final = 0.2
@@ -52,6 +52,7 @@ class ColdStart:
         self._early = 0.0 if quota.requests == math.inf else _EARLY_FRACTION * quota.requests
         self._excused = False
         self._sent, self.is_bursty = -math.inf, False
+        self._together = seconds_together(quota.ceiling)
         if quota.requests == math.inf:
             self._most, self.rate, self.burst = _MAX_SEARCH_RATE, _SEARCH_RATE, _BURST
             self._doubling = _SEARCH_DOUBLING
@@ -97,7 +98,7 @@ class ColdStart:
 
     def note(self, sent: float) -> None:
         """Record when an accepted request was sent: two simultaneous ones show that the server accepts bursts."""
-        self.is_bursty = self.is_bursty or abs(sent - self._sent) < TOGETHER
+        self.is_bursty = self.is_bursty or abs(sent - self._sent) < self._together
         self._sent = sent
 
     def doubled(self, rate: float, seconds: float) -> tuple[float, float]:
