@@ -586,24 +586,46 @@ def test_a_journal_that_is_in_use_or_of_another_kind_is_refused(tmp_path: Path) 
         next(stkai.send_all(client(world), requests(3), journal=path))
 
 
+def fork(run: Callable[[], object]) -> int:
+    """Run this in a forked process; returns its id. It ends with status 0, or by a signal if it hangs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns if threads run.
+        child = os.fork()
+    if not child:
+        signal.alarm(20)
+        try:
+            run()
+        finally:
+            os._exit(0)
+    return child
+
+
+def test_a_process_that_is_forked_while_a_record_is_written_can_leave_the_loop_and_writes_nothing(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "calls.journal"
+    journal = Journal(path)
+    journal.begin("send_all", {})
+    before = path.read_bytes()
+
+    def leave() -> None:
+        journal.write("d", 0)
+        journal.close()
+
+    with journal._appending:
+        assert os.waitpid(fork(leave), 0)[1] == 0
+    assert path.read_bytes() == before
+    journal.write("d", 0)
+    assert path.read_bytes() == before + b"d 0\n"
+    journal.close()
+
+
 def test_a_process_that_is_forked_in_the_loop_neither_keeps_nor_gives_up_the_journal(tmp_path: Path) -> None:
     path, (reading, writing) = tmp_path / "calls.journal", os.pipe()
     loop = stkai.send_all(client(World("sync")), requests(3), journal=path)
     next(loop)
 
-    def fork(run: Callable[[], object]) -> int:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns if threads run.
-            child = os.fork()
-        if not child:
-            signal.alarm(20)
-            try:
-                run()
-            finally:
-                os._exit(0)
-        return child
-
-    os.waitpid(fork(loop.close), 0)
+    assert os.waitpid(fork(loop.close), 0)[1] == 0
     with pytest.raises(stkai.ConfigurationError, match="another process"):
         next(stkai.send_all(client(World("sync")), requests(3), journal=path))
     child = fork(lambda: os.read(reading, 1))

@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 
 from .._errors import ConfigurationError, StkaiError
+from .._process import begin_in_each_process
 
 _BLOCK: Final = 1 << 16
 
@@ -34,13 +35,16 @@ class AppendFile:
             os.close(self.descriptor)
             raise ConfigurationError(f"{path} is not a file, which a journal or an output must be")
         self.size = status.st_size
-        self._appending = threading.Lock()
-        """A failed write is undone by truncating to the size before it, so nothing else may be written until then."""
+        begin_in_each_process(self, AppendFile._renew)
         self._is_torn = False  # Whether the last write failed, and what it left could not be cut off.
         self._changes = 0
         self._safe_changes = 0  # How many of the changes would survive a power failure.
         self._lost: OSError | None = None
         self._committing = anyio.Lock()
+
+    def _renew(self) -> None:
+        self._appending = threading.Lock()
+        """A failed write is undone by truncating to the size before it, so nothing else may be written until then."""
 
     def append(self, record: bytes) -> None:
         """Write a record, from any thread, after cutting off what an earlier, failed write left behind."""

@@ -156,7 +156,10 @@ class Journal(AppendFile):
         return found
 
     def write(self, kind: str, *values: object) -> None:
-        self.append(_record(kind, *values))
+        if (
+            os.getpid() == self._process
+        ):  # A forked process may leave the loop as well, but the job is not its own.
+            self.append(_record(kind, *values))
 
 
 def _record(kind: str, *values: object) -> bytes:
