@@ -620,6 +620,19 @@ def test_a_process_that_is_forked_while_a_record_is_written_can_leave_the_loop_a
     journal.close()
 
 
+def test_a_process_that_is_forked_in_the_loop_cannot_go_on_with_it() -> None:
+    loop = stkai.send_all(client(World("sync")), requests(3))
+    next(loop)
+
+    def go_on() -> None:
+        with pytest.raises(stkai.ConfigurationError, match="leave it there"):
+            list(loop)
+        os._exit(7)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(fork(go_on), 0)[1]) == 7
+    assert len(list(loop)) == 2
+
+
 def test_a_process_that_is_forked_in_the_loop_neither_keeps_nor_gives_up_the_journal(tmp_path: Path) -> None:
     path, (reading, writing) = tmp_path / "calls.journal", os.pipe()
     loop = stkai.send_all(client(World("sync")), requests(3), journal=path)

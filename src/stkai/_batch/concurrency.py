@@ -1,5 +1,6 @@
 """Sends many requests concurrently, in tasks or in threads, and yields their outcomes as calls finish."""
 
+import os
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterator
@@ -14,6 +15,7 @@ import anyio
 import httpx
 
 from .._abandonable import Worker
+from .._errors import ConfigurationError
 from .._event_loops import asyncio_loop
 
 AsyncSend = Callable[[int, Any], Awaitable[httpx.Response]]
@@ -147,6 +149,7 @@ def outcomes_in_threads(
     """Like `OutcomesInTasks`, in threads; the caller's thread reads the requests. `end` drops those not sent yet."""
     finished: SimpleQueue[Outcome | BaseException] = SimpleQueue()
     threads, pending, has_ended, failure = Worker("stkai.send_all"), 0, False, None
+    process = os.getpid()
 
     def finish(index: int, request: httpx.Request) -> None:
         try:
@@ -171,6 +174,10 @@ def outcomes_in_threads(
                     pending += 1
             if not pending:
                 break
+            if os.getpid() != process:  # The threads were not forked: nothing would ever arrive.
+                raise ConfigurationError(
+                    "a loop over send_all cannot go on in a forked process: leave it there, or fork outside of it"
+                )
             outcome = finished.get()
             pending -= 1
             if isinstance(outcome, BaseException):
