@@ -620,16 +620,16 @@ def test_a_process_that_is_forked_while_a_record_is_written_can_leave_the_loop_a
     journal.close()
 
 
-def test_a_process_that_is_forked_in_the_loop_cannot_go_on_with_it() -> None:
+def test_a_process_that_is_forked_in_the_loop_cannot_continue_it() -> None:
     loop = stkai.send_all(client(World("sync")), requests(3))
     next(loop)
 
-    def go_on() -> None:
+    def continue_() -> None:
         with pytest.raises(stkai.ConfigurationError, match="leave it there"):
             list(loop)
         os._exit(7)
 
-    assert os.waitstatus_to_exitcode(os.waitpid(fork(go_on), 0)[1]) == 7
+    assert os.waitstatus_to_exitcode(os.waitpid(fork(continue_), 0)[1]) == 7
     assert len(list(loop)) == 2
 
 

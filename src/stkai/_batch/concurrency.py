@@ -176,7 +176,8 @@ def outcomes_in_threads(
                 break
             if os.getpid() != process:  # The threads were not forked: nothing would ever arrive.
                 raise ConfigurationError(
-                    "a loop over send_all cannot go on in a forked process: leave it there, or fork outside of it"
+                    "a forked process cannot continue its parent's send_all loop:"
+                    " leave it there, or fork outside the loop"
                 )
             outcome = finished.get()
             pending -= 1

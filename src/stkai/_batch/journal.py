@@ -156,9 +156,8 @@ class Journal(AppendFile):
         return found
 
     def write(self, kind: str, *values: object) -> None:
-        if (
-            os.getpid() == self._process
-        ):  # A forked process may leave the loop as well, but the job is not its own.
+        """Append a record; not in a forked process, whose job it is not, even if it leaves the loop as well."""
+        if os.getpid() == self._process:
             self.append(_record(kind, *values))
 
 

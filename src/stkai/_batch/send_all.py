@@ -55,7 +55,7 @@ def send_all(
 
     Raises:
         ConfigurationError: the client is not a sync client, the journal is in use or not a journal, or a forked process
-            goes on with its parent's loop.
+            continues its parent's loop.
         StkaiError: the journal can no longer be written, as when the disk is full.
         InvalidArgumentError: `max_in_flight` is not an integer of at least 1, or `requests` is not an iterable.
     """

@@ -11,8 +11,10 @@ from typing import Final, NamedTuple
 from .quota import KnownQuota
 
 # Seconds: requests sent this close together count as simultaneous. Threads released together often send ten
-# milliseconds apart. With a known quota, at most this fraction of the time by which a strict server spaces them out.
+# milliseconds apart.
 _TOGETHER: Final = 0.02
+# With a known quota, they must also lie within this fraction of the time in which it allows one more request, so that
+# a server that spaces requests out cannot have accepted both; but never within less than `_INSTANT`.
 _TOGETHER_FRACTION: Final = 0.7
 # Seconds: a server that accepts two requests this close together, in a search for its spacing, has none.
 _INSTANT: Final = 0.007
