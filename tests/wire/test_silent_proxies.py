@@ -53,6 +53,19 @@ def half_an_answer(connection: socket.socket) -> None:
     connection.sendall(CONNECTED[:20])
 
 
+def connects_and_closes_in_tls(connection: socket.socket) -> None:
+    with in_tls(connection) as secure:
+        secure.recv(65_536)
+        secure.sendall(CONNECTED)
+        secure.unwrap()
+
+
+def connects_and_goes_on(connection: socket.socket) -> None:
+    connection.recv(65_536)
+    connection.sendall(CONNECTED + b"more")
+    connection.recv(65_536)
+
+
 def silent_behind_the_tunnel(connection: socket.socket) -> None:
     connection.recv(65_536)
     connection.sendall(CONNECTED)
@@ -120,6 +133,8 @@ UNSENT: list[tuple[str, Callable[[socket.socket], None], type[Exception]]] = [
     ("http", resets, httpx.ConnectError),
     ("socks5", resets, httpx.ConnectError),
     ("http", half_an_answer, httpx.ConnectError),
+    ("https", connects_and_closes_in_tls, httpx.ConnectError),
+    ("http", connects_and_goes_on, httpx.ConnectError),
 ]
 
 
@@ -170,7 +185,7 @@ async def test_a_body_that_looks_like_a_question_to_the_proxy_is_none(
 
 
 @pytest.mark.worlds("asyncio")
-@pytest.mark.parametrize(("scheme", "talk", "kind"), [each for each in UNSENT if each[0] == "http"])
+@pytest.mark.parametrize(("scheme", "talk", "kind"), [each for each in UNSENT if each[0] != "socks5"])
 async def test_the_wire_over_aiohttp_says_the_same(
     world: World, proxies: Proxies, scheme: str, talk: Callable[[socket.socket], None], kind: type[Exception]
 ) -> None:

@@ -154,9 +154,10 @@ class OverAiohttp(httpx.AsyncBaseTransport):
             if not answer.is_success:
                 reason = answer.extensions["reason_phrase"].decode("ascii", errors="ignore")
                 raise error_for(httpx.ProxyError, f"{answer.status_code} {reason}", request)
-            secure.connection_made(
-                await loop.start_tls(transport, secure, self._context, server_hostname=name)  # type: ignore[arg-type]
-            )
+            upgraded = await loop.start_tls(transport, secure, self._context, server_hostname=name)  # type: ignore[arg-type]
+            if upgraded is None:  # The connection was already closing: asyncio reports no error.
+                raise ConnectionResetError
+            secure.connection_made(upgraded)
         except BaseException:
             connection.drop()
             raise
@@ -221,7 +222,8 @@ def _connect_errors(request: httpx.Request) -> Iterator[None]:
         text = f"cannot connect to {address}: {error.strerror or describe(cause)}" if cause else str(error)
         raise error_for(httpx.ConnectError, text, request) from error
     except (aiohttp.ClientError, OSError, ValueError, TypeError) as error:  # uvloop has no TLS within TLS.
-        raise error_for(httpx.ConnectError, str(error), request) from error
+        text = str(error) or "the connection was closed during the TLS handshake"
+        raise error_for(httpx.ConnectError, text, request) from error
 
 
 async def _connected(url: URL, context: ssl.SSLContext, name: str | None) -> Connection:
