@@ -308,6 +308,25 @@ async def test_a_second_answer_over_tls_is_not_taken_for_the_next_one(world: Wor
         await world.close(mine)
 
 
+def ends_tls_but_not_the_connection(connection: socket.socket) -> None:
+    """The body ends with TLS (close_notify); the server then waits for the client to close the connection."""
+    with suppress(OSError), context().wrap_socket(connection, server_side=True) as secure:
+        secure.recv(65_536)
+        secure.sendall(b"HTTP/1.1 200 OK\r\n\r\nbody")
+        secure.unwrap()
+
+
+@pytest.mark.parametrize("kind", ["default", "aiohttp"])
+async def test_a_connection_whose_tls_has_ended_is_not_used_again(world: World, kind: str) -> None:
+    if kind == "aiohttp" and world.name != "asyncio":
+        pytest.skip("aiohttp works on asyncio only")
+    with server(ends_tls_but_not_the_connection) as url:
+        mine = client(world, HttpConfig(verify=False), kind, retry=None)
+        for _ in range(2):
+            assert (await world.call(mine.get, url)).content == b"body"
+        await world.close(mine)
+
+
 class Unknown:
     """A transport of a later httpx, whose private parts have other names."""
 

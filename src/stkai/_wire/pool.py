@@ -56,14 +56,15 @@ def _is_persistent(response: httpx.Response) -> bool:
 
 
 def _has_leftovers(body: Any) -> bool:
-    """Whether more has arrived on an HTTP/1.1 connection than the answer whose body was read to its end.
+    """Whether more has arrived on an HTTP/1.1 connection than the answer whose body was read to its end, or its end.
 
     Such data is unsolicited: a second answer, or the rest of an answer longer than announced. httpcore would take it
-    for the answer to the next request.
+    for the answer to the next request. After its end, as that of TLS, the socket may still be open.
     """
     try:
         connection = body._httpcore_stream._connection  # noqa: SLF001 - httpcore does not check this
-        return bool(connection._h11_state.trailing_data[0])  # noqa: SLF001
+        data, has_ended = connection._h11_state.trailing_data  # noqa: SLF001
+        return bool(data) or has_ended
     except AttributeError:  # Not a transport of httpx's, or HTTP/2.
         return False
 
