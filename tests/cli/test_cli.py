@@ -171,7 +171,7 @@ def test_explain_shows_each_value_with_its_source_and_no_secret(monkeypatch: pyt
         ("STRATEGY", "adaptive", True),
         ("MAX_REQUESTS", "7", False),
         ("MIN_RATE_FLOOR", "0.2", False),
-        ("MAX_COST", "1000", False),
+        ("MAX_COST", "1000", True),
     ],
 )
 def test_explain_says_when_the_adaptive_limiter_has_to_find_the_quota(

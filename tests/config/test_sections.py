@@ -93,6 +93,15 @@ def test_the_adaptive_limiter_finds_the_quota_unless_a_number_is_given(stkai: Gl
     assert given.model_copy(update={"strategy": "adaptive"}).quota() == (100, 60.0)
 
 
+def test_the_adaptive_limiter_with_units_alone_has_no_ceiling_of_requests() -> None:
+    assert RateLimitConfig(strategy="adaptive", max_cost=1000).quota() == (None, 60.0)
+    assert RateLimitConfig(strategy="adaptive", max_requests=None, max_cost=1000, time_window=1).quota() == (
+        None,
+        1,
+    )
+    assert RateLimitConfig(strategy="adaptive", max_requests=5, max_cost=1000).quota() == (5, 60.0)
+
+
 @pytest.mark.parametrize("field", ["max_requests", "time_window"])
 def test_a_token_bucket_without_numbers_is_refused(field: str) -> None:
     with pytest.raises(

@@ -47,7 +47,7 @@ def explain() -> None:
     if (warning := limit.without_effect()) is not None:
         _print(console, "Rate limit: ", warning)
     if limit.enabled:
-        if limit.quota() == (None, None):
+        if limit.strategy == "adaptive" and limit.quota()[0] is None:
             text = "not given, so the adaptive limiter finds it; the default numbers are not used."
             _print(console, "Quota: ", text)
         if limit.warm_start is not None:

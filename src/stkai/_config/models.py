@@ -62,7 +62,7 @@ class RateLimitConfig(fields.Section):
     once.
 
     `min_rate_floor`, `penalty_factor`, `recovery_factor` and `warm_start` are for the strategy `adaptive`, which finds
-    the quota by itself unless `max_requests`, `max_cost`, a share, the floor or a factor is given.
+    the quota of requests by itself unless `max_requests`, a share, the floor or a factor is given.
     """
 
     enabled: fields.Flag = False
@@ -122,9 +122,9 @@ class RateLimitConfig(fields.Section):
         """
         is_given = self.max_requests is not None and "max_requests" in self.model_fields_set
         parts = (self.min_rate_floor, self.penalty_factor, self.recovery_factor)
-        needs_none = all(each is None for each in (self.share, self.max_cost, *parts))
+        needs_none = all(each is None for each in (self.share, *parts))
         if self.strategy == "adaptive" and not is_given and needs_none:
-            return None, None
+            return None, None if self.max_cost is None else self.time_window or DEFAULT_QUOTA[1]
         if self.strategy == "token_bucket":
             return self.max_requests, self.time_window
         return self.max_requests or DEFAULT_QUOTA[0], self.time_window or DEFAULT_QUOTA[1]

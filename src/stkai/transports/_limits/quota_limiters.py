@@ -105,7 +105,8 @@ class AimdLimiter(QuotaLimiter):
 
     Args:
         max_requests: the whole quota, which others may use as well: requests per `time_window`.
-        time_window: seconds. Give both numbers or neither.
+        time_window: seconds. Give both numbers or neither; with `max_cost`, `max_requests` alone may be None, and the
+            limiter finds the quota of requests itself.
         max_cost: units of cost allowed in `time_window`, such as tokens; None counts requests only. As for
             `TokenBucket`; if a server's headers state fewer tokens, the headers apply.
         min_rate_floor: the lowest rate, as a fraction of the quota, in (0, 1]; at least half a request per window.
@@ -157,7 +158,7 @@ class AimdLimiter(QuotaLimiter):
                 factors[name] = check_number(name, value, FRACTION)
         min_rate_floor, penalty_factor, recovery_factor = factors.values()
         if max_requests is None or time_window is None:
-            _require_no_numbers(limits, factors | {"max_cost": max_cost, "share": share})
+            _require_no_numbers(limits, factors | {"share": share})
         plain = None
         if penalty_factor is not None or recovery_factor is not None:
             plain = penalty_factor or 0.3, recovery_factor or 0.05
@@ -167,7 +168,14 @@ class AimdLimiter(QuotaLimiter):
         saved = SavedRate(warm_start) if warm_start is not None and share is None else None
         self._factors = factors
         adaptive = self._adaptive = AdaptiveRate(
-            KnownQuota(max_requests, time_window, floor, plain=plain, leaves_some=plain is None),
+            # Without requests, the window is that of the units.
+            KnownQuota(
+                max_requests,
+                None if max_requests is None else time_window,
+                floor,
+                plain=plain,
+                leaves_some=plain is None,
+            ),
             learned=None if saved is None else saved.read(),
             save=None if saved is None else saved.note,
         )
@@ -220,16 +228,23 @@ class AimdLimiter(QuotaLimiter):
     @safe_repr
     def __repr__(self) -> str:
         cost = "" if self.max_cost is None else f", max_cost={self.max_cost:g}"
+        if cost and self.max_requests is None:
+            cost += f" per {self.time_window:g} s"
         quota = self._adaptive if self._leased is None else f"{self.max_requests:g}, {self.time_window:g}"
         return f"AimdLimiter({quota}{cost}, rate={digits(self.rate)}{self._options()})"
 
 
 def _require_no_numbers(limits: Limits, options: dict[str, object]) -> None:
     """Refuse one number without the other, and options that need a quota."""
-    if limits.max_requests is not None or limits.time_window is not None:
+    is_of_units = limits.max_requests is None and limits.max_cost is not None
+    if not is_of_units and limits[:2] != (None, None):
         missing = "time_window" if limits.time_window is None else "max_requests"
         raise ConfigurationError(
             f"{missing} is missing: give max_requests and time_window, or neither to let the limiter find the quota"
+        )
+    if is_of_units and limits.time_window is None:
+        raise ConfigurationError(
+            "max_cost needs a quota: give time_window as well, and max_requests unless the limiter has to find it"
         )
     for name, given in options.items():
         if given is not None:

@@ -73,6 +73,16 @@ def test_a_share_of_an_unknown_quota_is_an_error_that_names_it(name: str) -> Non
         AimdLimiter(**options)
 
 
+def test_with_units_alone_the_quota_of_requests_is_found() -> None:
+    policy = AimdLimiter(None, 60, max_cost=1000)
+    assert (policy.max_requests, policy.time_window, policy.max_cost) == (None, 60, 1000)
+    assert repr(policy) == "AimdLimiter(quota not found yet, max_cost=1000 per 60 s, rate=5)"
+    policy.update(max_cost=2000, time_window=30)
+    assert (policy.max_cost, policy.time_window, policy.rate) == (2000, 30, 5)
+    with pytest.raises(ConfigurationError, match="max_requests cannot be updated"):
+        policy.update(max_requests=5)
+
+
 def test_the_numbers_are_read_only_and_a_limiter_says_what_it_is() -> None:
     policy = AimdLimiter(600, 60, penalty_factor=0.5)
     assert repr(policy) == "AimdLimiter(600, 60, rate=10)"

@@ -150,7 +150,8 @@ class AdaptiveRate(Rate):
 
     def update(self, limits: Limits) -> None:
         """Adapt to another quota from now on, and keep the same fraction of it."""
-        assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
+        if limits.max_requests is None or limits.time_window is None:  # The numbers are those of the units.
+            return
         before = self.quota.ceiling
         self.quota.update(limits.max_requests, limits.time_window)
         self._windowed.update(self.quota.ceiling / before)
