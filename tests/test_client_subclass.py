@@ -1,6 +1,8 @@
 """HttpClient as a base class, as in the API reference."""
 
+import inspect
 from typing import Any
+from unittest.mock import create_autospec
 
 import httpx
 import pytest
@@ -43,6 +45,15 @@ def test_a_subclass_without_a_transport_says_so() -> None:
     with pytest.raises(NotImplementedError, match=r"super\(\).__init__\(transport\)"):
         OwnVerbs().transport  # noqa: B018
     OwnVerbs().close()
+
+
+def test_a_subclass_without_a_transport_can_be_inspected() -> None:
+    client = OwnVerbs()
+    assert not hasattr(client, "transport")
+    assert dict(inspect.getmembers(client))["posted"] == []
+    stand_in = create_autospec(client)
+    stand_in.post.return_value = httpx.Response(201)
+    assert stand_in.post(URL, {"a": 1}).status_code == 201
 
 
 def test_a_subclass_that_overrides_the_verbs_may_call_super_without_a_transport() -> None:

@@ -22,6 +22,10 @@ Headers = Mapping[str, str] | None
 L = TypeVar("L", bound=LayerBase)
 
 
+class _NoTransportError(NotImplementedError, AttributeError):
+    """A client without a transport; an AttributeError, so that `hasattr` and mocks can inspect the client."""
+
+
 class _Client(Generic[L]):
     """The parts that the sync and the async client share: everything but the requests."""
 
@@ -60,6 +64,10 @@ class _Client(Generic[L]):
     def __getattr__(self, name: str) -> NoReturn:
         """Say how to get an httpx client over the same stack."""
         kind = type(self).__name__
+        if name == "transport":  # Its property has raised an AttributeError.
+            raise _NoTransportError(
+                f"{kind} has no transport: override this method, or call super().__init__(transport)"
+            )
         msg = (
             f"{kind!r} object has no attribute {name!r}; {kind} has only get, post and post_stream. If you need an"
             f" {self._twin}, put the stack into one: {self._twin}(transport=stkai.{self._builder}())"
@@ -100,8 +108,7 @@ class HttpClient(_Client[LayerTransport]):
     def transport(self) -> httpx.BaseTransport:
         """The transport that sends the requests."""
         if self._transport is None:
-            msg = f"{type(self).__name__} has no transport: override this method, or call super().__init__(transport)"
-            raise NotImplementedError(msg)
+            raise AttributeError  # `__getattr__` says what is missing.
         return self._transport
 
     def get(
