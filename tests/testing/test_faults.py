@@ -1,7 +1,7 @@
 """QuotaServer with faults: what a client sees of each one, over a real socket."""
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -265,3 +265,31 @@ def test_an_answer_that_is_no_json_object_is_not_edited(http: httpx.Client, serv
 def test_the_token_endpoint_may_redirect(http: httpx.Client, server: QuotaServer) -> None:
     server.fail_with(Answer(307, headers={"location": server.url + "/echo"}), path=server.token_path)
     assert ask_for_token(http, server).headers["location"] == server.url + "/echo"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["503", [503, 503], 429.0, True, 99, 600, Reset, httpx.Response(503)],
+    ids=lambda each: repr(each)[:20],
+)
+def test_what_is_no_fault_is_refused_when_it_is_queued(fault: Any) -> None:
+    server = QuotaServer()
+    with pytest.raises(ConfigurationError, match="a status"):
+        server.fail_with(503, fault)
+    assert server.faults_left == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Reset("boddy"), "at"),  # type: ignore[arg-type]
+        (lambda: Reset("body", after=-1), "after"),
+        (lambda: Reset("body", framing="gz"), "framing"),  # type: ignore[arg-type]
+        (lambda: Answer("503"), "status"),  # type: ignore[arg-type]
+        (lambda: Hang(-1), "seconds"),
+        (lambda: Slow(1, "0.1"), "every"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_fault_that_cannot_be_is_refused_by_name(make: Callable[[], object], name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{name} must be"):
+        make()

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from http.client import responses
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from .._checks import POSITIVE_COUNT, check_number
+from .._checks import COUNT, POSITIVE_COUNT, SECONDS, Numbers, check_choice, check_number
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -144,6 +144,9 @@ def event_stream(events: Iterable[dict[str, Any]], *, last: str = "") -> Reply:
     )
 
 
+_STATUS: Final = Numbers("a status code from 100 to 599", low=100, high=599, whole=True)
+
+
 class Fault:
     """Base class of faults; changes nothing by itself."""
 
@@ -159,6 +162,9 @@ class Answer(Fault):
     _: KW_ONLY
     headers: Mapping[str, str] | Iterable[tuple[str, str]] = ()
     body: bytes | str | None = None
+
+    def __post_init__(self) -> None:
+        check_number("status", self.status, _STATUS)
 
     def reply(self) -> Reply:
         given = self.headers.items() if isinstance(self.headers, Mapping) else self.headers
@@ -185,6 +191,11 @@ class Reset(Fault):
     _: KW_ONLY
     after: int = 10
     framing: Literal["length", "chunked", "gzip"] | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("at", self.at, "start", "headers", "body", "end")
+        check_number("after", self.after, COUNT)
+        check_choice("framing", self.framing, "length", "chunked", "gzip", None)
 
     def apply(self, reply: Reply) -> Reply:
         if self.framing == "gzip":
@@ -215,6 +226,7 @@ class Slow(Fault):
 
     def __post_init__(self) -> None:
         check_number("size", self.size, POSITIVE_COUNT)
+        check_number("every", self.every, SECONDS)
 
     def apply(self, reply: Reply) -> Reply:
         body = reply.body
@@ -227,6 +239,9 @@ class Hang(Fault):
     """Wait for this many seconds before answering."""
 
     seconds: float
+
+    def __post_init__(self) -> None:
+        check_number("seconds", self.seconds, SECONDS)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Final, Literal, Self
 
 from .._checks import COUNT, SECONDS, check_choice, check_number
 from .._clock import Clock, clock_or_system
-from .._errors import missing_extra
+from .._errors import ConfigurationError, missing_extra
 from ._replies import Answer, Fault, RequestRecord
 from ._service import API, TOKEN_PATH, Bucket, FixedWindow, RetryAfter, ServerQuota, Service, SlidingWindow
 
@@ -159,9 +159,11 @@ class QuotaServer:
 
         None lets one through. A status, an `Answer` and `Reset("start")` replace the service, which does not see the
         request; with the others, it handles (and counts) the request, and only the answer is affected.
+
+        Raises:
+            ConfigurationError: one of them is something else, such as a list of statuses.
         """
-        wanted = [Answer(fault) if isinstance(fault, int) else fault or Fault() for fault in faults]
-        self._service.faults += [(path, fault) for fault in wanted]
+        self._service.faults += [(path, _checked(fault)) for fault in faults]
 
     @property
     def faults_left(self) -> int:
@@ -203,3 +205,17 @@ class QuotaServer:
     def __repr__(self) -> str:
         where = "not started" if self._port is None else self.url
         return f"<QuotaServer {where}, {len(self._service.log)} requests>"
+
+
+def _checked(fault: object) -> Fault:
+    """A fault as `fail_with` takes it: a status, a fault, or None for none."""
+    if isinstance(fault, Fault):
+        return fault
+    if fault is None:
+        return Fault()
+    if isinstance(fault, int):
+        return Answer(fault)
+    raise ConfigurationError(
+        f'a fault must be a status such as 503, a fault such as Reset("body"), or None, not {fault!r}; pass several as'
+        " fail_with(503, 503)"
+    )
