@@ -346,3 +346,25 @@ def test_a_layer_that_does_not_call_the_base_constructor_is_told_to() -> None:
 
     with pytest.raises(AttributeError, match=r"its __init__ must call super\(\).__init__\(inner\)"):
         Forgetful(Wire()).handle_request(httpx.Request("GET", URL))
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), None, "1"])
+async def test_a_sleep_that_is_no_number_is_the_same_error_everywhere(
+    world: World, package: str, seconds: Any
+) -> None:
+    def flow(layer: Any, request: Any, attempt: Any) -> Any:
+        yield Sleep(seconds)
+        return (yield from layer.forward(request, attempt))
+
+    stack = StackBuilder([Layer("slow", flow)])
+    with pytest.raises(ConfigurationError, match="Sleep takes a number of seconds"):
+        await send(world, package, world.build(stack, world.wire(200)))
+
+
+async def test_a_sleep_until_an_instant_in_the_past_is_none(world: World, package: str) -> None:
+    def flow(layer: Any, request: Any, attempt: Any) -> Any:
+        yield Sleep(-0.1)
+        return (yield from layer.forward(request, attempt))
+
+    answer = await send(world, package, world.build(StackBuilder([Layer("slow", flow)]), world.wire(200)))
+    assert answer.status_code == 200

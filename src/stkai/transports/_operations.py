@@ -4,11 +4,13 @@ A flow is a generator. It does no I/O and never waits: it yields operations, and
 them out. The `yield` returns what the operation returns, and raises what it raises.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from typing import Any, Final, TypeVar
 
 import httpx
 
+from .._checks import REAL
 from .._errors import ConfigurationError, InvalidArgumentError
 from .._families import alike
 from .._log import logger
@@ -39,6 +41,7 @@ class Sleep(Operation):
     """Wait for this many seconds, or until `sleeper` is woken.
 
     Args:
+        seconds: no wait if negative, as the time until an instant in the past is.
         sleeper: an object whose `wake` the driver sets to a function that ends the wait; if its `is_woken` is set
             already, there is no wait. In a thread, only sleeps of the system's clock can be woken.
     """
@@ -46,7 +49,10 @@ class Sleep(Operation):
     __slots__ = ("seconds", "sleeper")
 
     def __init__(self, seconds: float, sleeper: Any = None) -> None:
-        self.seconds = seconds
+        # The clocks of threads, asyncio and trio differ in what they do with other values.
+        if not isinstance(seconds, REAL) or math.isnan(seconds):
+            raise ConfigurationError(f"Sleep takes a number of seconds, not {seconds!r}")
+        self.seconds = max(0.0, seconds)
         self.sleeper = sleeper
 
 
