@@ -150,6 +150,8 @@ def test_a_custom_tokenizer_counts_the_text_and_falls_back_to_the_estimate() -> 
     assert cost(request(chat("what?" * 8, max_tokens=10))) == 20
     counting = llm_tokens(tokenizer=lambda text: len(tokenizer(text)))["cost"]
     assert counting(request(chat("a long-winded sentence", max_tokens=10))) == 13
+    of_code: Any = lambda text: len(text) / 2  # noqa: E731 - a number need not be whole
+    assert llm_tokens(tokenizer=of_code)["cost"](request(chat("x = [1, 2]!", max_tokens=10))) == 15.5
 
 
 def test_a_tokenizer_that_cannot_be_called_is_an_error() -> None:

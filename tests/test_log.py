@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+import stkai
 from stkai import (
     AimdLimiter,
     AttemptFinished,
@@ -29,6 +30,7 @@ from stkai import (
     _log,
     log_events,
 )
+from stkai.telemetry import PrometheusListener
 from stkai.testing import FakeClock
 from stkai.transports import adaptive, retry, token_bucket
 
@@ -213,3 +215,15 @@ def test_calls_that_the_server_refuses_give_one_line_each_under_the_adaptive_lim
     lines = [line for line in caplog.messages if "waited" not in line]
     assert len(lines) == 10
     assert all(": 429 in " in line for line in lines)
+
+
+@pytest.mark.parametrize("listener", [PrometheusListener, [stkai.log_events, PrometheusListener]])
+def test_a_class_is_no_listener(listener: Any) -> None:
+    with pytest.raises(stkai.ConfigurationError, match=r"such as PrometheusListener\(\), not the class"):
+        stkai.build_client(auth=None, listener=listener)
+
+
+def test_a_context_takes_one_function() -> None:
+    listeners: Any = [print]
+    with pytest.raises(stkai.ConfigurationError, match="listener must be one function"):
+        stkai.Context(listener=listeners)

@@ -133,7 +133,7 @@ class StackBuilder:
         layers: Iterable[Layer] = (),
         *,
         clock: Clock | None = None,
-        listener: Listener | Iterable[Listener] | None = None,
+        listener: Listener | Sequence[Listener] | None = None,
         random: Callable[[], float] | None = None,
     ) -> None:
         self.layers = _checked(layers)

@@ -82,6 +82,10 @@ def listener_of(given: object) -> Listener:
         msg = f"listener must be a function that takes an event, or a list of such functions, not {given!r}"
         raise ConfigurationError(msg)
     for each in several:
+        if isinstance(each, type):
+            raise ConfigurationError(
+                f"listener must be an object, such as {each.__name__}(), not the class {each.__name__}"
+            )
         if is_async(each):
             msg = f"listener must be a plain function, since it is never awaited, not the async {each!r}"
             raise ConfigurationError(msg)

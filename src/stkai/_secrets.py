@@ -59,6 +59,11 @@ class Secret(HoldsSecret):
             return False
         return True
 
+    def hint(self) -> str:
+        """What to pass instead of a value from the settings, whose secrets are pydantic's; for messages."""
+        is_wrapped = hasattr(self._value, "get_secret_value")
+        return ", not a SecretStr: pass its .get_secret_value()" if is_wrapped else ""
+
     def __repr__(self) -> str:
         return MASK
 

@@ -150,8 +150,14 @@ def show_origin(url: httpx.URL) -> str:
     return f"{url.scheme}://{url.netloc.decode('ascii')}"
 
 
-def full_path(path: str | os.PathLike[str]) -> Path:
-    """The absolute path of a file or a directory, with `~` expanded."""
+def full_path(path: str | os.PathLike[str], name: str = "path") -> Path:
+    """The absolute path of a file or a directory, with `~` expanded.
+
+    Raises:
+        ConfigurationError: the argument `name` is no path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigurationError(f"{name} must be a path, a string or a pathlib.Path, not {path!r}")
     return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - Path raises for an unknown user
 
 

@@ -42,7 +42,7 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
     As `**llm_tokens()`, it is the `cost=` and `settle=` of a stack.
     """
 
-    def __init__(self, count: Count, tokenizer: Callable[[str], Sized | int] | None) -> None:
+    def __init__(self, count: Count, tokenizer: Callable[[str], Sized | float] | None) -> None:
         super().__init__(cost=self.estimate, settle=self.settle)
         self._count, self._tokenizer = count, tokenizer
 
@@ -96,7 +96,7 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         if self._tokenizer is not None:
             try:
                 tokens = self._tokenizer(text)
-                return float(tokens if isinstance(tokens, int) else len(tokens))
+                return float(len(tokens) if isinstance(tokens, Sized) else tokens)
             except Exception as error:  # noqa: BLE001 - user code; a rough estimate is better than a call that fails
                 raise_interrupt(error)
         return len(text) / CHARACTERS_PER_TOKEN
@@ -105,7 +105,7 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         return f"llm_tokens({self._count!r})"
 
 
-def llm_tokens(count: Count = "total", tokenizer: Callable[[str], Sized | int] | None = None) -> LlmTokens:
+def llm_tokens(count: Count = "total", tokenizer: Callable[[str], Sized | float] | None = None) -> LlmTokens:
     """Count the tokens of language models: `TokenBucket(500, 60, max_cost=200_000, cost=llm_tokens())`.
 
     The estimate is one token for every four characters of text in the body, plus the longest possible answer:

@@ -28,6 +28,8 @@ from ..support.wire import Wire
     ("arguments", "message"),
     [
         ({"client_id": ""}, "client_id must be"),
+        ({"transport": "socks5://proxy"}, "transport must be an httpx.BaseTransport"),
+        ({"http": {"verify": False}}, "http must be a stkai.HttpConfig or None, not a value of type dict"),
         ({"client_id": None}, "client_id must be"),
         ({"client_secret": ""}, "client_secret must be"),
         ({"client_secret": 7}, "client_secret must be"),
@@ -145,6 +147,17 @@ def test_create_standalone_auth_without_credentials_says_what_to_set(config: Aut
 
 
 # Secrecy
+
+
+def test_a_secret_of_the_settings_is_refused_with_what_to_pass_instead() -> None:
+    config: Any = AuthConfig(client_id="id", client_secret="hidden")
+    for make in (
+        lambda: ClientCredentialsAuthProvider("id", config.client_secret),
+        lambda: stkai.StaticToken(config.client_secret),
+    ):
+        with pytest.raises(ConfigurationError, match=r"pass its \.get_secret_value\(\)") as refused:
+            make()
+        assert "hidden" not in str(refused.value)
 
 
 def test_neither_secret_nor_token_is_in_any_representation_or_log(caplog: pytest.LogCaptureFixture) -> None:

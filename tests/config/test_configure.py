@@ -128,3 +128,19 @@ def test_there_is_one_instance_per_process() -> None:
     assert STKAI.config.http.max_connections == 3
     STKAI.reset()
     assert repr(STKAI) == "STKAI"
+
+
+@pytest.mark.parametrize("path", [3, b".env", ["a"]])
+def test_what_is_no_path_is_refused_by_name_and_changes_nothing(stkai: GlobalSettings, path: Any) -> None:
+    stkai.configure(retry={"max_retries": 9})
+    with pytest.raises(ConfigurationError, match="env_file must be a path"):
+        stkai.configure(retry={"max_retries": 8}, env_file=path)
+    assert stkai.config.retry.max_retries == 9
+
+
+def test_a_dict_with_other_keys_is_not_called_a_dict(stkai: GlobalSettings) -> None:
+    fields: Any = {1: 2}
+    with pytest.raises(
+        ConfigurationError, match="takes a dict of fields and values, not one with other keys"
+    ):
+        stkai.configure(retry=fields)

@@ -184,3 +184,22 @@ def test_the_block_holds_for_work_in_the_thread_of_a_call_with_a_deadline() -> N
     with stkai.options(deadline=10.0):
         LayerTransport(Nested(), context=Context()).handle_request(httpx.Request("GET", URL))
     assert found == [RequestOptions(deadline=10.0)]
+
+
+@pytest.mark.parametrize(
+    ("verb", "name", "cure"),
+    [
+        ("post", "json", "pass the body as data="),
+        ("post", "files", "httpx.Client"),
+        ("post", "content", "httpx.Client"),
+        ("get", "json", "a GET has no body here"),
+        ("get", "data", "a GET has no body here"),
+    ],
+)
+def test_an_argument_of_httpx_is_refused_with_what_works_instead(verb: str, name: str, cure: str) -> None:
+    given: Any = {name: b"x"}
+    with (
+        stkai.build_client(auth=None, transport=httpx.MockTransport(lambda _: httpx.Response(200))) as client,
+        pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'; .*{cure}"),
+    ):
+        getattr(client, verb)("https://api.example.com/", **given)

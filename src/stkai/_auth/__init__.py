@@ -19,6 +19,7 @@ from .._clock import Clock, clock_or_system
 from .._config import STKAI, models
 from .._config.names import DEFAULT_REFRESH_MARGIN, DEFAULT_TOKEN_URL
 from .._errors import AuthenticationError, ConfigurationError, hide_secrets
+from .._families import alike
 from .._log import logger
 from .._process import raise_interrupt
 from .._secrets import HoldsSecret, Secret
@@ -94,6 +95,15 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
             if given is not None
         }
         self._in_body = client_auth == "body"
+        if transport is not None and not isinstance(transport, alike(httpx.BaseTransport)):
+            msg = (
+                f"transport must be an httpx.BaseTransport, such as httpx.HTTPTransport(), not {transport!r}"
+            )
+            raise ConfigurationError(msg)
+        if http is not None and not isinstance(http, models.HttpConfig):
+            raise ConfigurationError(
+                f"http must be a stkai.HttpConfig or None, not a value of type {type(http).__name__}"
+            )
         self._transport, self._http, self._clock = transport, http, clock_or_system(clock)
         self._now = self._clock.monotonic
         self._url = parse_url(self.token_url, "token_url must be an absolute http(s) URL")
@@ -240,7 +250,7 @@ class _CachedToken:
 def _text(name: str, given: Secret) -> str:
     """The text of an argument, stripped of white space. Errors never show it: it may be a misplaced secret."""
     if not given.is_text():
-        raise ConfigurationError(f"{name} must be a non-empty string that can be sent as UTF-8")
+        raise ConfigurationError(f"{name} must be a non-empty string that can be sent as UTF-8{given.hint()}")
     return cast("str", given.reveal().strip())
 
 

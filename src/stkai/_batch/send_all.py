@@ -96,7 +96,7 @@ class _OutcomeLog(RunState):
 
     def open(self, path: JournalPath | None) -> None:
         if path is not None:
-            self.journal = Journal(full_path(path))
+            self.journal = Journal(full_path(path, "journal"))
             if self.journal.header is None:
                 self.journal.begin("send_all", {})
             elif self.journal.header.kind != "send_all":

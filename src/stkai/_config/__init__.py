@@ -89,7 +89,7 @@ class GlobalSettings:
                 section: {**self._configured.get(section, {}), **_as_fields(section, values)}
                 for section, values in given.items()
             }
-            path = self._env_file if env_file is None else full_path(env_file)
+            path = self._env_file if env_file is None else full_path(env_file, "env_file")
             loaded = sources.load(configured, path)
             # Do not keep what was loaded: the environment may change until the first use.
             self._configured, self._env_file, self._loaded = configured, path, None
@@ -146,7 +146,8 @@ def _as_fields(section: str, values: Mapping[str, Any] | None) -> Mapping[str, A
         return {}
     if not isinstance(values, Mapping) or not all(isinstance(field, str) for field in values):
         raise ConfigurationError(
-            f"configure({section}=...) takes a dict of fields and values, not {type(reveal(values)).__name__}"
+            f"configure({section}=...) takes a dict of fields and values, not"
+            f" {'one with other keys' if isinstance(values, Mapping) else type(reveal(values)).__name__}"
         )
     return values
 

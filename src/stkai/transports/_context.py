@@ -39,6 +39,9 @@ class Context:
         if random is not None and not callable(random):
             msg = f"random must be a function that draws numbers in [0, 1), such as random.random, not {random!r}"
             raise ConfigurationError(msg)
+        if not callable(listener):
+            msg = f"listener must be one function that takes an event, not {listener!r}; a StackBuilder takes a list"
+            raise ConfigurationError(msg)
         self.clock, self.listener, self.random = clock_or_system(clock), listener, random or uniform
         self.now = self.clock.monotonic
         has_listener = not isinstance(listener, Listeners) or bool(listener.each)

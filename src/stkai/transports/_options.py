@@ -114,10 +114,20 @@ def options_of(verb: str, given: CallOptions) -> RequestOptions:
     """
     for name in given:
         if name not in CallOptions.__annotations__:
-            hint = "; pass the body as data=..." if name in {"json", "content", "files"} else ""
-            hint = hint or ("; put it into the URL" if name == "params" else "")
-            raise TypeError(f"{verb}() got an unexpected keyword argument {name!r}{hint}")
+            raise TypeError(f"{verb}() got an unexpected keyword argument {name!r}{_cure(verb, name)}")
     return RequestOptions(**given)
+
+
+def _cure(verb: str, name: str) -> str:
+    """What to do instead of passing an argument of httpx."""
+    if name == "params":
+        return "; put it into the URL"
+    if name == "json" and verb != "get":
+        return "; pass the body as data=..."
+    if name in {"json", "data", "content", "files"}:
+        what = "a GET has no body here" if verb == "get" else "data=... sends JSON"
+        return f"; {what}, and an httpx client over the stack sends any: httpx.Client(transport=client.transport)"
+    return ""
 
 
 ENTERED: Final[ContextVar[tuple[tuple["_Block", RequestOptions], ...]]] = ContextVar(
@@ -194,6 +204,9 @@ def record(response: Any) -> CallRecord:
     inner = getattr(response, "http_response", getattr(response, "response", response))
     found = getattr(inner, "extensions", {}).get(OPTIONS)
     if not isinstance(found, CallRecord):
-        msg = f"{response!r} has no CallRecord: it did not pass through a stack of stkai"
-        raise InvalidArgumentError(msg)
+        # Without its repr: an object of an SDK may hold a long answer.
+        raise InvalidArgumentError(
+            f"a value of type {type(response).__name__} has no CallRecord: it did not pass through a stack of stkai,"
+            " or is no response; of an SDK, record() takes a stream, or what with_raw_response returns"
+        )
     return found

@@ -137,6 +137,16 @@ def test_both_arguments_are_functions(key: Any, make: Any) -> None:
             PerHost(make)
 
 
+def test_the_error_says_which_function_is_wrong() -> None:
+    key: Any = "model"
+    with pytest.raises(ConfigurationError, match=r"such as stkai\.costs\.model_of as key, not 'model'"):
+        PerKey(key, nobody_waits)
+    with pytest.raises(
+        ConfigurationError, match=r"such as lambda key: TokenBucket\(10, 60\) as make, not 'model'"
+    ):
+        PerKey(model_of, key)
+
+
 @pytest.mark.parametrize("most", [0, -1, True, 1.5, None, "3"])
 def test_max_keys_is_a_positive_whole_number(most: Any) -> None:
     with pytest.raises(ConfigurationError, match="max_keys must be a positive whole number"):

@@ -215,3 +215,10 @@ def test_the_factors_of_the_adaptive_limiter_are_read_only(name: str) -> None:
     with pytest.raises(AttributeError, match=name):
         setattr(policy, name, 0.5)
     assert getattr(policy, name) == 0.1
+
+
+@pytest.mark.parametrize("limiter", [AimdLimiter(), AimdLimiter(10, 1), TokenBucket(10, 1)], ids=repr)
+def test_an_update_without_numbers_changes_nothing(limiter: Any) -> None:
+    before = repr(limiter)
+    limiter.update()
+    assert repr(limiter) == before

@@ -92,7 +92,7 @@ class StaticToken(HoldsSecret, AuthProvider):
         if not (token.is_text() and is_sendable(token.reveal())):
             raise ConfigurationError(
                 "StaticToken takes the token as a string of visible ASCII characters, without spaces, line breaks"
-                ' or "Bearer"'
+                f' or "Bearer"{token.hint()}'
             )
         self._token = token
 

@@ -35,11 +35,14 @@ class PerKey(StaysInProcess, Chooser):
     def __init__(
         self, key: Callable[[httpx.Request], str], make: Callable[[str], Any], *, max_keys: int = 1000
     ) -> None:
-        for function in (key, make):
+        for name, function in (
+            ("stkai.costs.model_of as key", key),
+            ("lambda key: TokenBucket(10, 60) as make", make),
+        ):
             of_async = is_async(function)  # Each coroutine would be a different key.
             if of_async or not callable(function):
                 kind, given = type(self).__name__, f"{'the async ' * of_async}{function!r}"
-                msg = f"{kind} needs a function such as lambda key: TokenBucket(10, 60), not {given}"
+                msg = f"{kind} needs a function such as {name}, not {given}"
                 raise ConfigurationError(msg)
         self._most = check_number("max_keys", max_keys, POSITIVE_COUNT)
         self._key, self._make = key, make

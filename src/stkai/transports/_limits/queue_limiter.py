@@ -190,6 +190,8 @@ class QuotaLimiter(QueueLimiter):
         """
         numbers = {"max_requests": max_requests, "time_window": time_window, "max_cost": max_cost}
         given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not UNSET}
+        if not given:
+            return
         for name, value in given.items():
             check_number(name, value, POSITIVE)
             if getattr(self._limits, name) is None:
