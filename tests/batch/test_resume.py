@@ -172,6 +172,22 @@ def test_retry_failed_after_a_kill_reports_what_was_in_flight_instead_of_sending
     assert counting.executed['{"n": 4}'] == 2
 
 
+def test_a_refusal_of_what_is_sent_again_does_not_prove_that_it_never_ran(job: Job, counting: Server) -> None:
+    assert job.run().returncode == 0
+    # As if it had been killed before the answer to line 4 was written.
+    job.out.write_text("".join(line for line in job.out.read_text().splitlines(True) if "line-4" not in line))
+
+    async def refuse(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        raise RefusalError(401)
+
+    well, counting.answer = counting.answer, refuse
+    assert job.run("--resume", "--unknown", "resend").returncode == 3
+    counting.answer = well
+    result = job.run("--resume")
+    assert (result.returncode, summary(result.stderr)) == (1, "4 done, 1 failed (1 unknown)")
+    assert set(counting.executed.values()) == {1}
+
+
 # Totals
 
 

@@ -101,8 +101,9 @@ class Runner:
         line.custom_id = job.form.custom_id(values)
         target = job.form.target(values)
         line.execution = job.recovered.executions.pop(number, None)
-        is_unknown = job.recovered.states[number] is LineState.SENT and line.execution is None
-        if is_unknown and self._options.unknown == "report":
+        # If an earlier run may have executed the line, a refusal in this run does not prove that it did not run.
+        line.may_have_acted = job.recovered.states[number] is LineState.SENT and line.execution is None
+        if line.may_have_acted and self._options.unknown == "report":
             line.may_drop = False
             raise OutcomeUnknownError("this was in flight when an earlier run ended")
         extensions = {**self._client.extensions, ATTEMPT: partial(track, line)}
