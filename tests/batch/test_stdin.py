@@ -76,6 +76,15 @@ def test_stdin_that_was_cut_off_anywhere_and_is_passed_again_is_sent_to_its_end(
     assert "cut off" not in job.run("-", "--resume").stderr
 
 
+def test_a_job_that_was_killed_before_it_copied_stdin_is_resumed(job: Job, counting: Server) -> None:
+    killed = "from stkai._batch import job; import os; job.StdinCopy = lambda *a, **k: os._exit(9)"
+    with job.start("-", before=killed) as process:
+        assert process.wait(HANGS) == 9
+    result = job.run("-", "--resume", stdin=job.input.read_bytes())
+    assert (result.returncode, summary(result.stderr)) == (0, "5 done, 0 failed (0 unknown)")
+    assert set(counting.executed.values()) == {1}
+
+
 @pytest.mark.parametrize("other", [b"x", b'{"custom_id": "id-1"', b"[]" * 200])
 def test_of_a_stdin_other_than_the_one_that_was_cut_off_nothing_is_sent(
     other: bytes, job: Job, counting: Server

@@ -97,6 +97,8 @@ class BatchJob(RunState):
                 os.truncate(path, 0)
         if (options.from_stdin or has_copy) and not paths.has_other_stdin:
             paths.stdin.unlink(missing_ok=True)
+        if options.from_stdin:  # A resumed job refuses to continue without the copy, even if it is empty.
+            paths.stdin.touch()
         return journal.begin("batch", self._facts(), survey)
 
     def _facts(self) -> dict[str, Any]:
