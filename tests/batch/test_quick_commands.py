@@ -100,7 +100,7 @@ def test_an_execution_that_fails_is_a_failure_with_its_callback(job: Job, execut
 
 def test_a_poll_that_fails_is_polled_again(job: Job, executions: Executions) -> None:
     well = executions.poll
-    troubles = iter(["429", "500", "broken"])
+    troubles = iter(["429", "500", "broken", "522", "529"])
 
     async def poll(request: web.BaseRequest, name: str) -> web.StreamResponse:
         trouble = next(troubles, "none")
@@ -113,6 +113,16 @@ def test_a_poll_that_fails_is_polled_again(job: Job, executions: Executions) -> 
     executions.poll = poll  # type: ignore[method-assign]
     assert job.run("--halt-after", "1").returncode == 0
     assert set(executions.counting.executed.values()) == {1}
+
+
+def test_a_poll_that_is_refused_says_that_there_is_an_execution(job: Job, executions: Executions) -> None:
+    async def poll(request: web.BaseRequest, name: str) -> web.StreamResponse:
+        raise RefusalError(404)
+
+    executions.poll = poll  # type: ignore[method-assign]
+    assert job.run().returncode == 1
+    messages = [failure["error"]["message"] for failure in job.failures().values()]
+    assert all("has been created, and --retry-failed creates another one" in message for message in messages)
 
 
 def test_a_signal_does_not_wait_for_executions_and_a_resume_polls_on(

@@ -130,7 +130,7 @@ class BatchClient:
                 httpx.TimeoutException, httpx.NetworkError, httpx.ProtocolError, httpx.DecodingError
             ):
                 continue
-            if response.status_code in RETRY_ON_STATUS_CODES:
+            if response.status_code in RETRY_ON_STATUS_CODES or response.status_code >= 500:
                 asked = retry_after(response.headers, self._clock.utcnow()) or 0.0
                 pause = max(pause, min(asked, _MAX_RETRY_AFTER))
             elif response.status_code >= 300 or status_of(response) in {COMPLETED, FAILURE}:

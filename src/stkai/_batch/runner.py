@@ -36,6 +36,8 @@ _SHOWS_URL: Final = frozenset({404, 405, 410})
 _CODES: Final[dict[type, str]] = {InvalidLineError: "invalid_line", OutcomeUnknownError: UNKNOWN}
 """The codes of lines that are not sent; other errors have the names of their classes."""
 
+_HAS_EXECUTION: Final = "; the execution {} has been created, and --retry-failed creates another one"
+
 _MAY_HAVE_ACTED: Final = "; the server may have executed it: to send it again, pass --retry-failed"
 
 
@@ -152,6 +154,10 @@ class Runner:
                 failure = failure_from_answer(response, body)
                 if response.status_code >= 500:
                     failure = _may_have_acted(line, failure)
+                if line.execution is not None:
+                    failure = failure._replace(
+                        message=failure.message + _HAS_EXECUTION.format(line.execution)
+                    )
             elif self._options.quick_command is not None and status_of(response) == FAILURE:
                 failure = LineFailure(
                     "execution_failed", "the execution of the quick command ended with FAILURE"
