@@ -1,6 +1,7 @@
 """The words of the progress display, prices, and the bar on a terminal."""
 
 import io
+import json
 import os
 import pty
 from pathlib import Path
@@ -160,20 +161,48 @@ def test_on_a_terminal_there_is_a_bar_to_the_end_and_the_summary_comes_last(tmp_
     with server() as running:
         job = Job(tmp_path, running.url)
         job.write(20)
-        controller, terminal = pty.openpty()
-        process = job.start(stderr=terminal, stdout=terminal, env={"TERM": "xterm"})
-        os.close(terminal)
-        seen = b""
-        while True:
-            try:
-                block = os.read(controller, 4096)
-            except OSError:  # This is how a terminal ends on Linux.
-                block = b""
-            if not block:
-                break
-            seen += block
-        os.close(controller)
-        assert process.wait(HANGS) == 0
+        seen = on_terminal(job)
     assert b"\x1b[" in seen
     assert b"100 % 20/20" in seen
     assert seen.decode().splitlines()[-1].endswith("20 done, 0 failed (0 unknown)")
+
+
+def test_outcomes_on_the_terminal_are_lines_of_their_own(tmp_path: Path) -> None:
+    with server() as running:
+        job = Job(tmp_path, running.url)
+        job.write(3)
+        seen = on_terminal(job, "-o", "-").decode().splitlines()
+    assert sorted(json.loads(line)["id"] for line in seen[:3]) == ["line-1", "line-2", "line-3"]
+    assert seen[3:] == ["3 done, 0 failed (0 unknown)"]
+
+
+@pytest.mark.no_cover
+def test_outcomes_that_cannot_be_written_are_lines_of_their_own_below_the_bar(tmp_path: Path) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))"
+    with server() as running:
+        job = Job(tmp_path, running.url)
+        job.write(50)
+        seen = on_terminal(job, before=limit, code=3).decode()
+    assert "went to stderr" in seen
+    lines = [line for line in seen.replace("\x1b[?25h", "").splitlines() if '"response"' in line]
+    assert lines
+    assert all(line.startswith("{") for line in lines)
+
+
+def on_terminal(job: Job, *more: str, before: str = "", code: int = 0) -> bytes:
+    """Run the command on a terminal, and return what that shows."""
+    controller, terminal = pty.openpty()
+    process = job.start(*more, before=before, stderr=terminal, stdout=terminal, env={"TERM": "xterm"})
+    os.close(terminal)
+    seen = b""
+    while True:
+        try:
+            block = os.read(controller, 4096)
+        except OSError:  # This is how a terminal ends on Linux.
+            block = b""
+        if not block:
+            break
+        seen += block
+    os.close(controller)
+    assert process.wait(HANGS) == code
+    return seen

@@ -10,7 +10,7 @@ import select
 import sys
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -133,6 +133,7 @@ class Outputs:
         self.unknown = 0  # Lines of this run that the server may have executed before.
         self.error: WriteError | None = None  # Why an outcome could not be written.
         self.unwritten = 0  # Outcomes that went to stderr instead.
+        self.before_stderr: Callable[[], None] = lambda: None  # Called before an outcome goes to stderr.
         self._in_order = in_order
         self._waiting: dict[int, OutputLine | None] = {}
         """Outcomes to be written, by line; None for an outcome still expected, for which later ones have to wait."""
@@ -176,6 +177,7 @@ class Outputs:
         except WriteError as error:
             self.error = error
             self.unwritten += 1
+            self.before_stderr()
             with suppress(OSError, AttributeError):  # stderr may be closed.
                 sys.stderr.buffer.write(entry.line)
                 sys.stderr.buffer.flush()

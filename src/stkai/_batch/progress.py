@@ -1,6 +1,7 @@
 """The progress of a run on stderr: lines, tokens and dollars; a bar in a terminal, plain lines elsewhere."""
 
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -189,10 +190,12 @@ class Bar(Display):
             self._bars.stop()
 
 
-def display(*, quiet: bool) -> Display:
+def display(*, quiet: bool, to_stdout: bool = False) -> Display:
     if quiet:
         return Display()
-    if sys.stderr is not None and sys.stderr.isatty():
+    # Outcomes on the same terminal would continue the line of the bar.
+    shares_terminal = to_stdout and os.isatty(1)
+    if sys.stderr is not None and sys.stderr.isatty() and not shares_terminal:
         console = Console(stderr=True)
         if not console.is_dumb_terminal:  # On a dumb terminal, rich draws nothing until the end.
             return Bar(console)

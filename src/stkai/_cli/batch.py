@@ -98,8 +98,9 @@ def run_batch(given: Mapping[str, Any]) -> int:
             job = BatchJob(options, form, stack)
             if client is None:
                 return 0 if dry_run(job) else SOME_FAILED
-            shown = display(quiet=options.quiet)
+            shown = display(quiet=options.quiet, to_stdout=options.to_stdout)
             stack.callback(shown.close)
+            job.outputs.before_stderr = shown.close
             return _JobRun(job, client, shown).run()
     except WriteError as error:
         complain(f"{error}. Nothing was sent; free some disk space and run the command again")
