@@ -108,7 +108,6 @@ def test_the_usual_registry_is_the_default() -> None:
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "stkai.telemetry._prometheus", raising=False)
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(
         stkai.ConfigurationError, match=r'PrometheusListener needs .*: pip install "stkai\[prometheus\]"'

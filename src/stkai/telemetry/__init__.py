@@ -3,11 +3,15 @@
 Each listener imports what it needs when it is created.
 """
 
+import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 from .._errors import missing_extra
 from ..events import Event
+from ._metrics import DURATIONS, SHARE_RATE, Labels, Metric, Recorder
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
@@ -65,10 +69,49 @@ class PrometheusListener:
 
     def __init__(self, registry: "CollectorRegistry | None" = None) -> None:
         try:
-            from ._prometheus import recorder_of
+            import prometheus_client
         except ImportError as error:
             raise missing_extra("PrometheusListener", "prometheus") from error
-        self._record: Callable[[Event], None] = recorder_of(registry)
+        registry = registry or prometheus_client.REGISTRY
+        with _lock:
+            if registry not in _recorders:
+                _recorders[registry] = Recorder(partial(_recording, prometheus_client, registry))
+            self._record = _recorders[registry]
 
     def __call__(self, event: Event) -> None:
         self._record(event)
+
+
+_UNITS: Final = {"s": "_seconds", "{request}/s": "_per_second"}
+_COLLECTORS: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
+    "counter": ("Counter", "inc", {}),
+    # Each of several workers has its own calls and limiter.
+    "active": ("Gauge", "inc", {"multiprocess_mode": "livesum"}),
+    "gauge": ("Gauge", "set", {"multiprocess_mode": "livesum"}),
+    "histogram": ("Histogram", "observe", {"buckets": DURATIONS}),
+}
+"""For each kind of metric: its collector in Prometheus, the method that records a value, and further arguments."""
+
+_recorders: Final["WeakKeyDictionary[CollectorRegistry, Recorder]"] = WeakKeyDictionary()
+_lock: Final = threading.Lock()
+
+
+def _recording(
+    prometheus: Any, registry: "CollectorRegistry", metric: Metric
+) -> Callable[[float, Labels], None]:
+    """Registers a metric; returns the function that records its values."""
+    kind, record_by, more = _COLLECTORS[metric.kind]
+    if metric is SHARE_RATE:  # A group has one rate, which all members report.
+        more = {"multiprocess_mode": "livemostrecent"}
+    name = _underscored(metric.name) + _UNITS.get(metric.unit, "")
+    labels = [_underscored(label) for label in metric.labels]
+    collector = getattr(prometheus, kind)(name, metric.text, labels, registry=registry, **more)
+
+    def record(value: float, labels: Labels) -> None:
+        getattr(collector.labels(*[labels.get(name, "") for name in metric.labels]), record_by)(value)
+
+    return record
+
+
+def _underscored(name: str) -> str:
+    return name.replace(".", "_")
