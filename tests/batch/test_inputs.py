@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stkai._batch.input_lines import csv_records, json_lines
-from stkai._batch.json_text import JsonValue, Template, members, one_line
 from stkai._batch.outputs import body_of
+from stkai._batch.request_formats import JsonValue, Template, members, one_line
 
 from .job import Job, Server
 

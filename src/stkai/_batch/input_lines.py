@@ -14,8 +14,7 @@ from typing import BinaryIO, Final, NamedTuple
 
 from .._errors import ConfigurationError, StkaiError
 from .append_file import AppendFile
-from .json_text import JsonValue
-from .request_formats import InvalidLineError, Values, values_of
+from .request_formats import InvalidLineError, JsonValue, Values, values_of
 
 _BOM: Final = b"\xef\xbb\xbf"
 _BLOCK: Final = 1 << 16

@@ -14,9 +14,8 @@ import typer
 from .._checks import POSITIVE_SECONDS, SAFE_RANGE, check_number
 from .._errors import ConfigurationError
 from .input_lines import ALL_LINES, Lines, Shard, Survey, csv_columns, csv_records, json_lines
-from .json_text import Template
 from .progress import Price
-from .request_formats import Format, InvalidLineError, Values, is_absolute, join_url, parse_url
+from .request_formats import Format, InvalidLineError, Template, Values, is_absolute, join_url, parse_url
 
 QUICK_COMMANDS: Final = "https://genai-code-buddy-api.stackspot.com"
 """Where StackSpot runs quick commands."""

@@ -22,7 +22,7 @@ import httpx
 from .._errors import ConfigurationError
 from .append_file import AppendFile, WriteError
 from .journal import LineState, LineStates
-from .json_text import STRICT, JsonValue, one_line
+from .request_formats import STRICT, JsonValue, one_line
 
 SUFFIX: Final = ".jsonl"
 

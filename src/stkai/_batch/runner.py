@@ -19,10 +19,9 @@ from .concurrency import Outcome, OutcomesInTasks
 from .input_lines import ReadLine
 from .job import BatchJob
 from .journal import LineState
-from .json_text import JsonValue
 from .outputs import UNKNOWN, LineFailure, OutputLine, body_of
 from .progress import visible
-from .request_formats import InvalidLineError
+from .request_formats import InvalidLineError, JsonValue
 from .tracking import DroppedError, LineInFlight, track
 
 HALTED: Final = 3
