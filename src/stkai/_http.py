@@ -17,7 +17,7 @@ from ._config import STKAI
 from ._config.names import REFERENCE_METHODS
 from ._exchange import StreamedResponse
 from ._process import begin_in_each_process
-from ._wire.default import DefaultWire
+from ._wire import DefaultWire
 from .transports._auth.bearer import BearerAuth
 from .transports._auth.flow import AuthTransport
 from .transports._auth.provider import AuthProvider

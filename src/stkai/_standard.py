@@ -12,7 +12,7 @@ from ._config.models import HttpConfig, RateLimitConfig, Settings
 from ._errors import ConfigurationError
 from ._log import logger
 from ._secrets import Secret
-from ._wire.default import AsyncDefaultWire, DefaultWire
+from ._wire import AsyncDefaultWire, DefaultWire
 from .costs import llm_tokens
 from .stores import store_from
 from .transports._auth.bearer import BearerAuth

@@ -133,7 +133,7 @@ def test_create_standalone_auth_without_a_config_uses_the_process_settings(
         made.append(config)
         return Issuer()
 
-    monkeypatch.setattr("stkai._wire.default.DefaultWire", wire_of)
+    monkeypatch.setattr("stkai._wire.DefaultWire", wire_of)
     stkai.STKAI.configure(auth={"client_id": ID, "client_secret": SECRET}, http={"verify": False})
     provider = stkai.create_standalone_auth(clock=FakeClock())
     assert provider.get_access_token() == "token-1"

@@ -91,7 +91,7 @@ def test_only_the_default_wire_is_closed(monkeypatch: pytest.MonkeyPatch) -> Non
         configs.append(config)
         return made
 
-    monkeypatch.setattr("stkai._wire.default.DefaultWire", wire_of)
+    monkeypatch.setattr("stkai._wire.DefaultWire", wire_of)
     http = HttpConfig(verify=False)
     provider = ClientCredentialsAuthProvider(ID, SECRET, TOKEN_URL, http=http, clock=FakeClock())
     provider.get_access_token()

@@ -17,7 +17,7 @@ import pytest
 
 import stkai
 from stkai import DeadlineExceededError, HttpConfig, RequestOptions, RetryPolicy, TokenBucket
-from stkai._wire.default import AsyncDefaultWire, DefaultWire
+from stkai._wire import AsyncDefaultWire, DefaultWire
 from stkai._wire.pool import ConnectionPool
 from stkai.stores import Ask, Lease, MemoryStore
 from stkai.testing import FakeClock

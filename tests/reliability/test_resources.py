@@ -12,7 +12,7 @@ import pytest
 from benchmarks.soak import Footprint, soak
 
 from stkai import AimdLimiter, RetryPolicy, TokenBucket
-from stkai._wire.default import AsyncDefaultWire
+from stkai._wire import AsyncDefaultWire
 from stkai.testing import FakeClock, Hang, QuotaServer
 
 from ..support.forked import forkserver

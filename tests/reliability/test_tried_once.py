@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from stkai import HttpConfig, StaticToken
-from stkai._wire.default import AsyncDefaultWire, DefaultWire
+from stkai._wire import AsyncDefaultWire, DefaultWire
 
 from ..support.listening import listening, speaks_plain_http
 from ..support.servers import tls_server

@@ -15,7 +15,7 @@ import pytest
 import stkai
 from stkai import STKAI, ConfigurationError, HttpConfig, StackBuilder
 from stkai._event_loops import running_loop
-from stkai._wire.default import AsyncDefaultWire, DefaultWire
+from stkai._wire import AsyncDefaultWire, DefaultWire
 from stkai.testing import QuotaServer
 
 from ..support import servers
@@ -358,7 +358,7 @@ async def test_the_keep_alive_limits_hold(
 async def test_http2_is_used_if_its_package_is_installed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stkai._wire.default.find_spec", lambda _: object())
+    monkeypatch.setattr("stkai._wire.find_spec", lambda _: object())
     for http2 in (True, False):
         wire = wire_of(world, http2=http2)
         assert transport_of(wires_in(wire)[0])._pool.pool._http2 is http2
@@ -368,6 +368,6 @@ async def test_http2_is_used_if_its_package_is_installed(
 async def test_http2_without_its_package_is_an_error_that_says_what_to_install(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stkai._wire.default.find_spec", lambda _: None)
+    monkeypatch.setattr("stkai._wire.find_spec", lambda _: None)
     with pytest.raises(stkai.ConfigurationError, match=r'pip install "stkai\[http2\]"'):
         wire_of(world, http2=True)

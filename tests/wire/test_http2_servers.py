@@ -23,7 +23,7 @@ from hyperframe.frame import (
 
 import stkai
 from stkai import HttpConfig
-from stkai._wire.default import AsyncDefaultWire, DefaultWire
+from stkai._wire import AsyncDefaultWire, DefaultWire
 
 from ..support.listening import listening
 from ..support.world import NAMES, World

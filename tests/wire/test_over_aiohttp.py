@@ -19,9 +19,9 @@ from aiohttp import client_proto, http_parser
 
 import stkai
 from stkai import ConfigurationError, HttpConfig
+from stkai._wire import AsyncDefaultWire
 from stkai._wire.aiohttp_connection import _PARSER, Connection
 from stkai._wire.aiohttp_exchange import plain_request
-from stkai._wire.default import AsyncDefaultWire
 from stkai.testing import QuotaServer
 
 from ..support import servers

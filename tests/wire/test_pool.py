@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from stkai import HttpConfig, SystemClock, _process
-from stkai._wire.default import AsyncDefaultWire, DefaultWire
+from stkai._wire import AsyncDefaultWire, DefaultWire
 from stkai._wire.pool_queues import WaitingLoans
 from stkai._wire.pool_state import Loan
 from stkai.testing import QuotaServer

@@ -13,7 +13,7 @@ import pytest
 
 import stkai
 from stkai import HttpConfig, RetryPolicy
-from stkai._wire.default import AsyncDefaultWire, DefaultWire
+from stkai._wire import AsyncDefaultWire, DefaultWire
 
 from ..support.listening import listening
 from ..support.secrecy import shown_by

@@ -19,7 +19,7 @@ import pytest
 
 import stkai
 from stkai import HttpConfig
-from stkai._wire.default import AsyncDefaultWire, DefaultWire, WirePerLoop
+from stkai._wire import AsyncDefaultWire, DefaultWire, WirePerLoop
 
 from ..support.listening import listening
 from ..support.threads import together

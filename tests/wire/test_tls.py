@@ -18,7 +18,7 @@ import pytest
 import stkai
 from stkai import DeadlineExceededError, HttpConfig, RequestOptions, RetryPolicy
 from stkai._abandonable import do_within
-from stkai._wire.default import AsyncDefaultWire, DefaultWire
+from stkai._wire import AsyncDefaultWire, DefaultWire
 from stkai._wire.httpcore_fixes import AsyncNetwork, Network
 from stkai._wire.single_connection import AsyncSingleConnection, SingleConnection, with_single_connection
 

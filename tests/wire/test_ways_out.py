@@ -18,7 +18,7 @@ from hyperframe.frame import GoAwayFrame, PingFrame
 
 import stkai
 from stkai import HttpConfig
-from stkai._wire.default import AsyncDefaultWire, DefaultWire
+from stkai._wire import AsyncDefaultWire, DefaultWire
 
 from ..support import servers
 from ..support.listening import listening
@@ -293,7 +293,7 @@ GREEN = """
 from gevent import monkey
 monkey.patch_all()
 import gevent, stkai
-from stkai._wire.default import DefaultWire
+from stkai._wire import DefaultWire
 
 client = stkai.HttpClient(DefaultWire(stkai.HttpConfig(max_connections=5, verify=False)))
 work = lambda: client.post({url!r}, timeout=30).content

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import httpx
 
+from .. import _wire
 from .._client import HttpClient
 from .._clock import Clock
-from .._wire import default
 from ..transports import Attempt, Context, Flow, LayerTransport, Load, RetryTransport
 from ..transports._auth.provider import is_sendable
 from ..transports._bodies import is_there, json_of
@@ -102,7 +102,7 @@ def ask(
     policy = RetryPolicy(
         max_retries=2, initial_delay=0.2, max_retry_after=5.0, retry_timeouts=True, deadline=_TIMEOUT
     )
-    wire = transport or default.DefaultWire(http)
+    wire = transport or _wire.DefaultWire(http)
     asked_at = clock.monotonic()
     try:
         reader = LayerTransport(wire, _read_limited)

@@ -16,7 +16,7 @@ from .._config.models import Settings
 from .._errors import ConfigurationError, DeadlineExceededError, StkaiError
 from .._families import alike
 from .._standard import limiter_from
-from .._wire.default import AsyncDefaultWire
+from .._wire import AsyncDefaultWire
 from .._wire.proxies import ProxyMap
 from ..costs import llm_tokens
 from ..transports._auth.bearer import BearerAuth

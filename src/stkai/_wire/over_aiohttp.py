@@ -24,9 +24,9 @@ from .._families import Family, alike, error_for, of_family
 from .._process import after_fork, never_finalize
 from .._secrets import Secret
 from .._urls import DEFAULT_PORTS, WEB
+from . import AsyncDefaultWire, WirePerLoop
 from .aiohttp_connection import BUFFER_SIZE, MAX_HEAD, Connection, is_interim, parser_limits
 from .aiohttp_exchange import READ_ERRORS, Body, NetworkStream, RequestWriter, require_readable, unreadable
-from .default import AsyncDefaultWire, WirePerLoop
 from .httpcore_fixes import CLOSED
 from .pool import AsyncConnectionPool
 from .proxies import ProxyMap

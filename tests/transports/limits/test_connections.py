@@ -16,7 +16,7 @@ from aiohttp import web
 import stkai
 from stkai import AimdLimiter, AuthProvider, HttpConfig, InFlight, PerKey, StackBuilder, TokenBucket
 from stkai._event_loops import running_loop
-from stkai._wire.default import AsyncDefaultWire, DefaultWire
+from stkai._wire import AsyncDefaultWire, DefaultWire
 from stkai.stores import MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Layer, auth, limiter
