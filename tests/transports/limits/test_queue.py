@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from stkai.transports import Context, Turn
 from stkai.transports._limits.queue import Queue
+from stkai.transports._limits.sources import TICK, Source
 from stkai.transports._limits.sources.request_limits import Rate
-from stkai.transports._limits.sources.source import TICK, Source
 from stkai.transports._limits.sources.units import Units
 
 from ...support.crowd import Waiter, drive, most_in_excess, took

@@ -14,8 +14,8 @@ from .._operations import Operation
 from .limiter import Answer, Chooser, Limiter, Plan, RateChange, Turn, subscribe
 from .queue import READY, Queue, join_all
 from .queue_limiter import QueueLimiter, checked_methods, is_ours
+from .sources import Source, listens_of
 from .sources.custom import CustomSource
-from .sources.source import Source, listens_of
 
 _MEMBERS: Final = ("methods", "max_wait_time", "ask", "leave", "learn", "settle")
 

@@ -11,7 +11,7 @@ from ..._checks import POSITIVE_COUNT, check_number, safe_repr
 from .limiter import Turn
 from .queue import Queue
 from .queue_limiter import QueueLimiter
-from .sources.source import TICK, Source
+from .sources import TICK, Source
 
 _FIRST_ESTIMATE: Final = 0.05  # Seconds that a request takes, until one has ended.
 _SAMPLE_WEIGHT: Final = 0.1  # Weight of the latest request in that estimate.

@@ -31,7 +31,7 @@ from .._operations import Operation, Sleep, Steps
 from .._options import UNSET, Priority, RequestOptions, check_cost
 from .limiter import TOO_MANY_REQUESTS, Answer, Plan, Turn, was_never_sent
 from .queue import Queue
-from .sources.source import TICK, Source
+from .sources import TICK, Source
 
 # Seconds; longer waits are split, because every system limits the length of a sleep.
 _MAX_SLEEP: Final = 3600.0

@@ -19,7 +19,7 @@ from ..._process import IN_HANDLER, begin_in_each_process
 from ..._secrets import StaysInProcess
 from .._operations import Operation
 from .limiter import Answer, RateChange, Turn, was_never_sent
-from .sources.source import ASK_INTERVAL, MAX_OVERSLEEP, TICK, Source, require_own_shares
+from .sources import ASK_INTERVAL, MAX_OVERSLEEP, TICK, Source, require_own_shares
 from .waiting_turns import MIN_GAIN, NORMAL_STEP, WaitingTurns
 
 # Seconds before its time at which a sleeper begins to claim its permit; otherwise, awake turns would win ties.

@@ -14,7 +14,7 @@ from .._options import UNSET, Priority, RequestOptions, Unset
 from .limiter import Cost, Plan, Pricing
 from .permit import Permit
 from .queue import Queue
-from .sources.source import Limits, Source, listens_of
+from .sources import Limits, Source, listens_of
 
 if TYPE_CHECKING:
     from .pace.group import GroupPace

@@ -11,9 +11,9 @@ from .limiter import Cost
 from .pace.quota import KnownQuota
 from .queue_limiter import QuotaLimiter, check_limits
 from .saved_rate import SavedRate, check_warm_start
+from .sources import Limits, Source, in_words
 from .sources.adaptive import AdaptiveRate
 from .sources.request_limits import Rate, Window
-from .sources.source import Limits, Source, in_words
 from .sources.units import Units
 
 

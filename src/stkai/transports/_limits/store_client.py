@@ -18,9 +18,9 @@ from ...stores._file import InUseError
 from ...stores._protocol import check_share, checked
 from .._operations import Run
 from .queue import Queue
+from .sources import Limits, Source
 from .sources.holding import StoreCall
 from .sources.leased import Leased, quota_of
-from .sources.source import Limits, Source
 
 if TYPE_CHECKING:
     from .pace.group import GroupPace

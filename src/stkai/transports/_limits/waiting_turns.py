@@ -21,7 +21,7 @@ from weakref import WeakSet
 
 from ..._process import after_fork
 from .limiter import Turn, number_of, place_in
-from .sources.source import Source
+from .sources import Source
 
 NORMAL_STEP: Final = 2  # The difference between consecutive numbers of normal priority.
 _LOW_STEP: Final = 18  # The same of low priority.

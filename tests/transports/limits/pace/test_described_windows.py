@@ -12,7 +12,7 @@ from stkai.testing import FakeClock
 from stkai.testing._service import FixedWindow
 from stkai.transports import adaptive
 from stkai.transports._limits.pace.headers import Reading
-from stkai.transports._limits.sources.source import Limits
+from stkai.transports._limits.sources import Limits
 
 from ....support.sender import QUOTA, Sender, plain, sender
 from ....support.wire import Wire

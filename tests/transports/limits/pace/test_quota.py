@@ -7,7 +7,7 @@ from stkai import AimdLimiter
 from stkai.transports import Answer, Turn
 from stkai.transports._limits.pace.headers import Reading
 from stkai.transports._limits.pace.quota import KnownQuota
-from stkai.transports._limits.sources.source import Limits
+from stkai.transports._limits.sources import Limits
 
 from ....support.sender import Sender, date, quota_headers
 

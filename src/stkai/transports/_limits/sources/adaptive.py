@@ -18,8 +18,8 @@ from ..pace.law import SHORT_WAIT, is_soft
 from ..pace.quota import KnownQuota, LearnedRate
 from ..pace.silent_rate import SilentServerRate
 from ..pace.windowed import WindowedRate
+from . import ROUNDING, TICK, Limits, Source
 from .request_limits import NEVER, Rate
-from .source import ROUNDING, TICK, Limits, Source
 
 _FIRST_ESTIMATE: Final = "429 Too Many Requests: a first estimate of the quota"
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 from ...._checks import REAL
 from ..._operations import Operation
 from ..limiter import Limiter, Turn, tell
-from .source import ASK_INTERVAL, MAX_OVERSLEEP, Source
+from . import ASK_INTERVAL, MAX_OVERSLEEP, Source
 
 # While the limiter is asked about one turn, a turn with n others ahead polls every n + 1 times this many seconds.
 _POLL_INTERVAL: Final = 0.005

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ....stores._protocol import AHEAD, LATE, Ask, Lease
 from ..limiter import Turn, place_in
-from .source import ROUNDING
+from . import ROUNDING
 
 CALL_LIFETIME: Final = 1.0  # Seconds after which a reserved or running call no longer holds up others.
 CLOCK_ROUNDING: Final = 1e-9  # Seconds; tolerance for the rounding of a clock.

@@ -9,12 +9,12 @@ from ....stores._protocol import AHEAD, LATE, UNLIMITED, Quota
 from ....stores._share import MEMBER_LIFETIME
 from ..limiter import Answer, RateChange, Turn, place_in
 from ..pace.law import LONGEST_PAUSE
+from . import ROUNDING, TICK, Limits, Source
 from .adaptive import AdaptiveRate
 from .holding import CALL_LIFETIME, CLOCK_ROUNDING, lease_time, shares_of
 from .member import RETURN_DELAY, Member
 from .outage import TRANSITION, window_of
 from .request_limits import Rate
-from .source import ROUNDING, TICK, Limits, Source
 
 _BUSY_NAP: Final = 0.002  # Seconds after which a request asks again while another one calls the store.
 _RATE_KEPT: Final = 0.88  # Fraction of its rate that a member keeps after a refusal while the store is lost.

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from ....stores._protocol import AHEAD, LATE, Ask, Lease, Quota, Refusal
 from ..limiter import Turn
+from . import ROUNDING, Limits, Source
 from .holding import CALL_LIFETIME, Demand, GroupStatus, Holding, StoreCall, lease_time, shares_of
 from .outage import Outage, window_of
 from .request_limits import Window
-from .source import ROUNDING, Limits, Source
 
 # Seconds after which unused permits are returned; another request may follow immediately.
 RETURN_DELAY: Final = 0.01

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from ....stores._protocol import AHEAD, Ask, Quota
 from ..limiter import Turn
+from . import ROUNDING, Limits, Source
 from .holding import CALL_LIFETIME
 from .request_limits import Rate
-from .source import ROUNDING, Limits, Source
 from .units import Units
 
 # Seconds after an outage during which a request needs a permit from both, because members return one by one.

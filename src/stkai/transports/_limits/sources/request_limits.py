@@ -8,7 +8,7 @@ from itertools import accumulate, islice
 from typing import Any, Final
 
 from ..limiter import Turn
-from .source import ROUNDING, TICK, Limits, Source, in_words
+from . import ROUNDING, TICK, Limits, Source, in_words
 
 NEVER: Final = -math.inf
 

@@ -7,7 +7,7 @@ from typing import Final
 from ..limiter import Answer, RateChange, Turn
 from ..pace.headers import read_cost_limit
 from ..pace.law import longest_pause
-from .source import ROUNDING, TICK, Limits, Source
+from . import ROUNDING, TICK, Limits, Source
 
 _MINUTE: Final = 60.0  # Seconds: the window of every token quota that servers name in their headers.
 _MIN_NAP: Final = 0.005  # Seconds before asking again, in case an estimate is corrected downwards.
