@@ -56,9 +56,9 @@ if TYPE_CHECKING:
     from ._retry import Retrying as Retrying
     from .events import *
     from .limiters import *
+    from .transports._auth import AuthProvider as AuthProvider
+    from .transports._auth import StaticToken as StaticToken
     from .transports._auth.bearer import BearerAuth as BearerAuth
-    from .transports._auth.provider import AuthProvider as AuthProvider
-    from .transports._auth.provider import StaticToken as StaticToken
     from .transports._context import Context as Context
     from .transports._options import CallRecord as CallRecord
     from .transports._options import RequestOptions as RequestOptions
@@ -96,7 +96,7 @@ else:  # Type checkers would take any name for one that exists.
             "_retry": ("Retrying",),
             "limiters": ("AimdLimiter", "TokenBucket"),
             "transports._auth.bearer": ("BearerAuth",),
-            "transports._auth.provider": ("AuthProvider", "StaticToken"),
+            "transports._auth": ("AuthProvider", "StaticToken"),
             "transports._retry.policy": ("RetryBudget", "RetryPolicy"),
         },
         submodules=("costs", "events", "limiters", "stores", "telemetry", "testing", "transports", "wires"),

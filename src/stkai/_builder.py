@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from . import _standard
     from ._config.models import HttpConfig, RateLimitConfig, Settings
     from .limiters import Limiter, PerHost, PerKey
+    from .transports._auth import AuthProvider
     from .transports._auth.bearer import BearerAuth
-    from .transports._auth.provider import AuthProvider
     from .transports._limits.metering import Estimate, Settle
     from .transports._retry.policy import RetryPolicy
 

@@ -18,9 +18,9 @@ from ._config.names import REFERENCE_METHODS
 from ._exchange import StreamedResponse
 from ._process import begin_in_each_process
 from ._wire import DefaultWire
+from .transports._auth import AuthProvider
 from .transports._auth.bearer import BearerAuth
 from .transports._auth.flow import AuthTransport
-from .transports._auth.provider import AuthProvider
 from .transports._stk_cli import StkCLITransport
 
 __all__ = ["EnvironmentAwareHttpClient", "HttpClient", "StandaloneHttpClient", "StkCLIHttpClient"]

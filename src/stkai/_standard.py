@@ -15,9 +15,9 @@ from ._secrets import Secret
 from ._wire import AsyncDefaultWire, DefaultWire
 from .costs import llm_tokens
 from .stores import store_from
+from .transports._auth import StaticToken
 from .transports._auth.bearer import BearerAuth
 from .transports._auth.flow import auth as auth_layer
-from .transports._auth.provider import StaticToken
 from .transports._limits import flow as limit
 from .transports._limits.all_of import AllOf, checked_limiter
 from .transports._limits.in_flight import InFlight

@@ -24,7 +24,7 @@ from .._log import logger
 from .._process import raise_interrupt
 from .._secrets import HoldsSecret, Secret
 from .._urls import is_private, origin_of, parse_url, show_origin
-from ..transports._auth.provider import AuthProvider
+from ..transports._auth import AuthProvider
 from ..transports._auth.single_flight import in_background, is_running, join
 from .token_endpoint import TokenAnswer, ask
 

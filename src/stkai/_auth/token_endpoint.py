@@ -13,7 +13,7 @@ from .. import _wire
 from .._client import HttpClient
 from .._clock import Clock
 from ..transports import Attempt, Context, Flow, LayerTransport, Load, RetryTransport
-from ..transports._auth.provider import is_sendable
+from ..transports._auth import is_sendable
 from ..transports._bodies import is_there, json_of
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from ..transports._retry_after import retry_after

@@ -27,7 +27,7 @@ from .._errors import ConfigurationError
 from .._secrets import HoldsSecret, reveal, sealed
 from .._urls import PROXIES, absolute_url, is_origin, show_origin
 from ..stores import ALLOWED, problem_of
-from ..transports._auth.provider import is_sendable
+from ..transports._auth import is_sendable
 from .names import SECRETS, as_given, configuration_error, masked, not_a_setting
 
 

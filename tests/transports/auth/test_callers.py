@@ -23,7 +23,7 @@ from stkai import (
 from stkai._headers import with_fields
 from stkai.testing import FakeClock
 from stkai.transports import AsyncAuthTransport, AuthTransport
-from stkai.transports._auth.provider import aget_token, get_token
+from stkai.transports._auth import aget_token, get_token
 from stkai.transports._auth.single_flight import join, key_of
 
 from ...support.threads import together

@@ -17,8 +17,7 @@ import pytest
 import trio
 
 from stkai import AuthenticationError, AuthProvider, DeadlineExceededError
-from stkai.transports._auth import single_flight
-from stkai.transports._auth.provider import aget_token, get_token
+from stkai.transports._auth import aget_token, get_token, single_flight
 from stkai.transports._auth.single_flight import Fetch, in_background, is_running, join
 
 from ...support.interrupts import Interrupt, needs_opcodes
@@ -108,7 +107,7 @@ async def test_a_caller_without_time_left_fetches_nothing(world: World, hanging:
 def test_a_program_that_gave_up_waiting_exits_at_once() -> None:
     program = """
         import threading, anyio, stkai
-        from stkai.transports._auth.provider import aget_token
+        from stkai.transports._auth import aget_token
         class Hanging(stkai.AuthProvider):
             def get_access_token(self):
                 threading.Event().wait(60)

@@ -18,7 +18,7 @@ from ..._secrets import HoldsSecret, Secret, reveal
 from ..._urls import is_private, origin_of, parse_origin, show_origin
 from .._call import Attempt
 from .._redirect_chain import CHAIN, is_home
-from .provider import AuthProvider, has_own_headers, is_sendable, named_errors
+from . import AuthProvider, has_own_headers, is_sendable, named_errors
 
 _EXPOSED: Final = (
     "the token would travel unencrypted to {}: use https://, or allow it with BearerAuth(provider, allow_http=True)"

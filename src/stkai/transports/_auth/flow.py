@@ -20,8 +20,8 @@ from .._layer_transport import AsyncLayerTransport, LayerBase, LayerTransport
 from .._operations import Close, Drain, Flow, Load, Run, Steps
 from .._recipe import Layer, recipe
 from .._redirect_chain import UNAUTHORIZED
+from . import AuthProvider, aget_token, get_token
 from .bearer import BearerAuth, Token
-from .provider import AuthProvider, aget_token, get_token
 
 _NONE: Final = "none was valid"
 _REFUSED: Final = "the server refused the old one"
