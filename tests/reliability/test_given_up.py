@@ -594,7 +594,7 @@ def _sharing(store: Any) -> Any:
 
 INTERRUPTED: dict[str, Callable[[], dict[str, Any]]] = {
     "cost": lambda: _counting(cost=ring),
-    "tokenizer": lambda: _counting(**stkai.costs.llm_tokens(tokenizer=ring)),  # type: ignore[arg-type]
+    "tokenizer": lambda: _counting(**stkai.costs.llm_tokens(tokenizer=ring)),
     "settle": lambda: _counting(cost=lambda _: 1, settle=ring),
     "store": lambda: {"rate_limit": _sharing(_Ringing)},
     "listener of a lost store": lambda: {"rate_limit": _sharing(_Lost), "listener": [_ring_when_lost]},

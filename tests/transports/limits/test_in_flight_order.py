@@ -241,3 +241,30 @@ async def test_tasks_get_a_place_at_once_also_from_a_thread(event_loop: World) -
                 await anyio.lowlevel.checkpoint()
             await anyio.to_thread.run_sync(held.__exit__, None, None, None)
     assert (policy.busy, policy.waiting) == (0, 0)
+
+
+@pytest.mark.real_time
+async def test_who_will_be_woken_does_not_ask_again_and_again_when_requests_take_longer_than_before(
+    event_loop: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, asks, ask = InFlight(20), 0, InFlight.ask
+
+    def count(self: InFlight, turn: Turn, now: float) -> Any:
+        nonlocal asks
+        asks += 1
+        return ask(self, turn, now)
+
+    for _ in range(100):  # Short ones, so that a place seems to be free soon.
+        async with policy.permit():
+            pass
+    monkeypatch.setattr(InFlight, "ask", count)
+
+    async def visit(seconds: float) -> None:
+        async with policy.permit():
+            await anyio.sleep(seconds)
+
+    with anyio.fail_after(10.0):
+        async with anyio.create_task_group() as tasks:
+            for number in range(120):
+                tasks.start_soon(visit, 0.4 if number < 20 else 0.0)
+    assert asks < 120 * 4

@@ -36,8 +36,11 @@ from .sources import TICK, Source
 # Seconds; longer waits are split, because every system limits the length of a sleep.
 _MAX_SLEEP: Final = 3600.0
 _MAX_IDLE: Final = 0.1  # Seconds for which a request that has a connection may wait for a permit.
-# A request that gave up its connection reserves another this many seconds before its permit is due.
-_RESERVE_LEAD: Final = 0.05
+_RESERVE_LEAD: Final = (
+    0.05  # Seconds before its permit is due, when such a request reserves another connection.
+)
+
+_Held = dict[Source | None, float]  # Seconds for which each source held a turn up.
 
 
 def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
@@ -55,8 +58,7 @@ def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
 ) -> Steps[float]:
     """Wait until the limiter admits the turn; returns when it did. `wait` is its answer at `start`.
 
-    After an error, the caller must call `leave`. Raises SignatureExpired if the token has expired. The attempts of a
-    call share its allowance, in seconds.
+    After an error, the caller must call `leave`. Raises SignatureExpired if the token has expired.
     """
     now, held_since, given, deadline = start, start, attempt.options.max_wait_time, attempt.deadline
     most = plan.max_wait_time if given is UNSET else given
@@ -64,8 +66,7 @@ def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
     end = latest if most is None else min(start + attempt.allowance(most), latest)
     if not plan.sources or limiter.has_remote:
         turn.call = attempt.info  # Only if needed: thousands may wait.
-    # Seconds for which each source held the turn up, if that is reported.
-    held: dict[Source | None, float] | None = {} if attempt.is_observed else None
+    held: _Held | None = {} if attempt.is_observed else None
     try:
         while wait != 0.0:
             if isinstance(wait, REAL) and wait > 0:
@@ -84,11 +85,7 @@ def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
                         start, end, held_since = start + now - before, min(end + now - before, latest), now
                         wait = limiter.ask(turn, now)
                         continue
-                # Sleeps of other clocks are exact, and end early only if necessary.
-                is_real = wait >= NAP and is_system_clock(context.clock)
-                seconds = min(wait + turn.slack if is_real else wait, turn.nap, left, _MAX_SLEEP)
-                may_wake = (is_real and seconds >= NAP) or getattr(turn.held_by, "wakes", False)
-                yield Sleep(float(seconds), turn if may_wake else None)  # Clocks need not know NumPy.
+                yield _sleep(context, turn, wait, left)
             elif isinstance(wait, Operation):
                 yield wait
             else:
@@ -116,6 +113,19 @@ def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
     return now
 
 
+def _sleep(context: Context, turn: Turn, wait: float, left: float) -> Sleep:
+    """The sleep of a turn that has to wait: not beyond its nap, nor the seconds that are left."""
+    # Sleeps of other clocks are exact, and end early only if necessary.
+    is_real, wakes = is_system_clock(context.clock), getattr(turn.held_by, "wakes", False)
+    if is_real and wakes and turn.wake is not None and not turn.held_by.is_exact:
+        wait = (
+            turn.nap
+        )  # It will be woken; thousands that check their guesses leave no time for anything else.
+    is_long = is_real and wait >= NAP
+    seconds = float(min(wait + turn.slack if is_long else wait, turn.nap, left, _MAX_SLEEP))  # Not NumPy's.
+    return Sleep(seconds, turn if wakes or (is_long and seconds >= NAP) else None)
+
+
 def _refused(
     context: Context, layer: str, attempt: Attempt, most: float | None, wait: float, waited: float, now: float
 ) -> Exception:
@@ -135,14 +145,7 @@ def _refused(
     return error
 
 
-def _report(
-    context: Context,
-    layer: str,
-    attempt: Attempt,
-    turn: Turn,
-    waited: float,
-    held: dict[Source | None, float],
-) -> None:
+def _report(context: Context, layer: str, attempt: Attempt, turn: Turn, waited: float, held: _Held) -> None:
     if waited and context.observes(logging.INFO if waited > LONG_WAIT else logging.DEBUG):
         limit = ""
         if len({source.limit for source in turn.sources}) > 1:
@@ -271,9 +274,8 @@ class Permit:
     def _learn(self, response: httpx.Response | None, error: BaseException | None) -> None:
         turn, clock = self._taken(), self._clock
         self._has_learned = True
-        self._limiter.learn(
-            turn, Answer(self._sent, clock.monotonic(), response, error, clock.utcnow, turn.chance)
-        )
+        answer = Answer(self._sent, clock.monotonic(), response, error, clock.utcnow, turn.chance)
+        self._limiter.learn(turn, answer)
 
     def _leave(self, turn: Turn) -> None:
         self._is_open = False
