@@ -20,6 +20,8 @@ _LOGARITHMS: Final = tuple(map(math.log, _RATES))
 _MEMORY: Final = 0.92  # The weight of an observation, relative to that of the next one.
 _ENOUGH: Final = 4  # Observations before the estimate counts.
 
+_MAX_RETRIES: Final = 100  # Retries whose answers are awaited; some never get one that counts.
+
 _MOST_TELLING: Final = 0.25  # C * seconds at which a retry shows most, on average.
 _MIN_WAIT: Final = 0.005  # Seconds.
 
@@ -31,7 +33,7 @@ class Refill:
         self._count, self._likelihoods = 0, [0.0] * len(_RATES)  # Logarithms.
         self._estimate = self._mean()
         self._sent_at, self._refused_at = -math.inf, math.inf
-        self._retried_at, self._distance = math.inf, 0.0
+        self._retries: dict[float, float] = {}  # When each was sent, and how long after the refusal.
 
     @property
     def rate(self) -> float:
@@ -45,7 +47,9 @@ class Refill:
     def sent(self, now: float) -> None:
         """Record that a request is sent. It is a retry if the last one was refused before."""
         if self._sent_at == self._refused_at:
-            self._retried_at, self._distance = now, max(0.0, now - self._sent_at)
+            self._retries[now] = max(0.0, now - self._sent_at)
+            if len(self._retries) > _MAX_RETRIES:
+                del self._retries[next(iter(self._retries))]
         self._sent_at = now
 
     def answered(self, sent: float, *, accepted: bool, in_row: bool = False) -> None:
@@ -53,9 +57,8 @@ class Refill:
 
         After a refusal `in_row` with others, a retry shows little: the server may be overloaded, or a window used up.
         """
-        if sent == self._retried_at:
-            self._retried_at = math.inf
-            self._observe(self._distance, accepted)
+        if (distance := self._retries.pop(sent, None)) is not None:
+            self._observe(distance, accepted)
         if not (accepted or in_row):
             self._refused_at = sent
 

@@ -265,7 +265,7 @@ class SilentServerRate:
             self._cut(now, asked)
         # A bucket needs time to refill; a strict server needs another phase.
         self._due = now + (0.5 + 0.5 * chance if self._test.is_bursty else 0.3 * chance) / self.rate
-        is_telling = self.row == 1 and self._test.is_bursty and not self._in_flight.is_possible
+        is_telling = self.row == 1 and self._test.is_bursty and not self._in_flight.is_suspected
         if is_telling and not self._quota.is_given:
             self._due = min(self._due, sent + self.law.refill.retry_after(chance))
         if self._is_refused_again:

@@ -81,6 +81,7 @@ _QUIET_WINDOWS: Final = 2.5  # Windows without a row of refusals, after which th
 # Evidence of a limit on requests in flight: one for each retry (the first request sent after a refusal) that succeeds
 # after another success has arrived, less _CONTRARY_EVIDENCE for each that succeeds sooner.
 _ENOUGH_EVIDENCE: Final = 16
+_SUSPICION: Final = 3  # Evidence from which on the next retries are not early, since that shows too little.
 _CONTRARY_EVIDENCE: Final = 6
 _MAX_EVIDENCE: Final = 30  # More is not counted.
 _MIN_IN_FLIGHT: Final = 2  # Requests in flight besides a refused one; with fewer, its retry is not evidence.
@@ -149,9 +150,9 @@ class InFlightLimit:
         return round(self._places) if self._evidence >= _ENOUGH_EVIDENCE else 0
 
     @property
-    def is_possible(self) -> bool:
-        """Whether a refusal could be due to a limit: enough other requests are in flight."""
-        return self._in_flight >= _MIN_IN_FLIGHT
+    def is_suspected(self) -> bool:
+        """Whether some retries have been evidence of a limit, and none since then contrary."""
+        return self._evidence >= _SUSPICION
 
     def sent(self, now: float, answered_at: float) -> None:
         """Record that a request is sent; the last success arrived at `answered_at`."""
@@ -176,7 +177,7 @@ class InFlightLimit:
         """Record a refusal, and the number of other requests in flight."""
         self.ended(sent)
         self._retried_at = math.inf
-        if not self.is_possible:
+        if self._in_flight < _MIN_IN_FLIGHT:  # It can hardly be due to a limit.
             self._refused_at = math.inf
             return
         self._places += (self._in_flight - self._places) * (_PLACES_WEIGHT if self._places else 1.0)
