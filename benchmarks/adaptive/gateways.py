@@ -178,7 +178,7 @@ class _PerWindow:
 class Nginx:
     """`limit_req` of nginx: a leaky bucket. Without `nodelay`, requests of a burst wait their turn in the server.
 
-    It says how long to wait only if `asks` gives it a number of seconds to say.
+    It says how long to wait only if `asks` gives it a number of seconds to say. Each answer takes `seconds`.
     """
 
     quota: int
@@ -187,6 +187,7 @@ class Nginx:
     nodelay: bool = True
     asks: int = 0
     status: int = 429  # nginx's own default is 503.
+    seconds: float = 0.0
 
     @property
     def missing(self) -> str:
@@ -201,8 +202,10 @@ class Nginx:
         zone = f"limit_req_zone $server_port zone=quota:1m rate={self.quota}r/{self.per};"
         burst = f" burst={self.burst}{' nodelay' * self.nodelay}" if self.burst else ""
         asks = f" add_header Retry-After {self.asks} always;" if self.asks else ""
-        with _nginx(zone, f"limit_req zone=quota{burst}; limit_req_status {self.status};{asks}") as url:
-            yield url
+        rule = f"limit_req zone=quota{burst}; limit_req_status {self.status};{asks}"
+        with contextlib.ExitStack() as stack:
+            behind = stack.enter_context(serving(delay=self.seconds)) if self.seconds else ""
+            yield stack.enter_context(_nginx(zone, rule, behind))
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,15 @@ ROWS = (
     ),
     Row(name="burst-5", title="nginx, 5 per second, burst=5", gateway=Nginx(5, burst=5), told=(5, 1.0)),
     Row(
+        name="slow",
+        title="nginx, 5 per second, burst=5, answers take 2 s",
+        gateway=Nginx(5, burst=5, seconds=2.0),
+        threads=8,
+        told=(5, 1.0),
+        seconds=120.0,
+        warm=20.0,
+    ),
+    Row(
         name="slots-alone",
         title="nginx, 8 in flight, 0.2 s each, alone",
         gateway=NginxInFlight(8, 0.2),

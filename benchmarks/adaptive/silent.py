@@ -38,6 +38,11 @@ _OTHER_BURSTS = [
     for quota, burst in ((33, 8), (10, 3))
     for number in (1, 3)
 ]
+_SLOW_ANSWERS = [
+    replace(_BURST, service=(0.8, 1.2), workers=14),
+    replace(_BURST, quota=5, service=(2.4, 3.6), workers=12, windows=120, cold=20),
+    replace(_MINUTE, service=(2.4, 3.6), workers=8),
+]
 _OTHER_STRICT = [
     Scenario(server="leaky", quota=quota, window=1.0, processes=number, **_OTHERS)
     for quota in (33, 14, 100)
@@ -111,6 +116,7 @@ SILENT = (
     ),
     Goal("no Retry-After: 8 in flight, alone", [_SLOTS_ALONE], [goodput(0.80), refused(0.15)]),
     Goal("no Retry-After, other bursts", _OTHER_BURSTS, means(0.90, 0.10, 0.90)),
+    Goal("no Retry-After, bursts, answers of seconds", _SLOW_ANSWERS, means(0.90, 0.20, 0.85)),
     Goal("no Retry-After, other strict spacings", _OTHER_STRICT, means(0.50, 1.0, 0.90)),
     Goal("no Retry-After, windows", _OTHER_WINDOWS, means(0.80, 0.15, 0.90)),
     Goal("no Retry-After, other limits in flight", _OTHER_SLOTS, means(0.75, 0.15, 0.85)),
