@@ -43,6 +43,14 @@ _SLOW_ANSWERS = [
     replace(_BURST, quota=5, service=(2.4, 3.6), workers=12, windows=120, cold=20),
     replace(_MINUTE, service=(2.4, 3.6), workers=8),
 ]
+_SLOW_WINDOWS = [
+    replace(_MINUTE, server="fixed", windows=4, service=(0.08, 0.12)),
+    replace(_MINUTE, server="fixed", windows=4, service=(2.4, 3.6), workers=6),
+    replace(
+        _BURST, server="fixed", quota=100, window=10.0, windows=12, cold=2, service=(0.08, 0.12), workers=9
+    ),
+]
+_SLOW_STRICT = replace(_STRICT, service=(0.8, 1.2), workers=14)
 _OTHER_STRICT = [
     Scenario(server="leaky", quota=quota, window=1.0, processes=number, **_OTHERS)
     for quota in (33, 14, 100)
@@ -117,6 +125,16 @@ SILENT = (
     Goal("no Retry-After: 8 in flight, alone", [_SLOTS_ALONE], [goodput(0.80), refused(0.15)]),
     Goal("no Retry-After, other bursts", _OTHER_BURSTS, means(0.90, 0.10, 0.90)),
     Goal("no Retry-After, bursts, answers of seconds", _SLOW_ANSWERS, means(0.90, 0.20, 0.85)),
+    Goal(
+        "no Retry-After, windows, answers of a tenth of a second to three",
+        _SLOW_WINDOWS,
+        means(0.90, 0.20, 0.85),
+    ),
+    Goal(
+        "no Retry-After, strict spacing, answers of a second",
+        [_SLOW_STRICT],
+        [goodput(0.50), refused(1.0), jain(0.90)],
+    ),
     Goal("no Retry-After, other strict spacings", _OTHER_STRICT, means(0.50, 1.0, 0.90)),
     Goal("no Retry-After, windows", _OTHER_WINDOWS, means(0.80, 0.15, 0.90)),
     Goal("no Retry-After, other limits in flight", _OTHER_SLOTS, means(0.75, 0.15, 0.85)),

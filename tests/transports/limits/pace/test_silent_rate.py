@@ -351,6 +351,49 @@ def test_slow_answers_do_not_hide_that_a_server_spaces_requests_out(seed: int) -
 
 
 @pytest.mark.no_cover
+@pytest.mark.parametrize("seed", [1, 2])
+def test_alone_a_server_that_spaces_requests_out_and_takes_a_second_to_answer_is_used(seed: int) -> None:
+    world = run(LeakyBucket(20), 1, workers=44, service=1.0, seed=seed)
+    assert use(world, 15.0, 20)[0] >= 0.7
+
+
+@pytest.mark.no_cover
+@pytest.mark.parametrize("seed", [1, 2])
+def test_who_starts_a_second_later_gets_a_part_of_a_minutes_window_although_answers_take_time(
+    seed: int,
+) -> None:
+    world = World(FixedWindow(100, 60.0), service=0.1, seed=seed)
+    world.add(workers=9)
+    for _ in range(3):
+        world.add(workers=9, at=1.0)
+    world.run(240.0)
+    shares, refused = world.counts(60.0, 240.0)
+    assert min(shares) >= 0.3 * sum(shares) / 4
+    assert refused <= 0.3 * sum(shares)
+
+
+def test_a_success_that_was_on_its_way_before_a_refusal_does_not_end_the_row() -> None:
+    mode = silent(1.0, is_bursty=True)
+    mode.refused(Turn(), answered(429, 102.0, sent=101.9))
+    mode.accepted(Turn(), answered(200, 102.1, sent=101.8))
+    mode.refused(Turn(), answered(429, 103.0, sent=102.9))
+    assert mode.row == 2
+    mode.accepted(Turn(), answered(200, 104.0, sent=103.5))
+    assert mode.row == 0
+
+
+def test_a_request_that_is_answered_after_seconds_counts_once_and_early() -> None:
+    mode, slow, other = silent(1.0, is_bursty=True), Turn(), Turn()
+    mode.take(slow, 101.0)
+    mode.take(other, 102.0)
+    mode.refused(other, answered(429, 102.01, sent=102.0))
+    mode.release(102.02, 102.02, waiting=False)
+    assert mode._accepted == 1
+    mode.accepted(slow, answered(200, 111.0, sent=101.0))
+    assert mode._accepted == 1
+
+
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("rate", "used"), [(5.0, 0.4), (50.0, 0.5), (100.0, 0.5)])
 def test_servers_that_space_requests_out_are_used_at_any_rate(rate: float, used: float) -> None:
     world = run(LeakyBucket(rate), 4, seed=1)

@@ -8,10 +8,11 @@ import math
 from typing import Final
 
 from ..limiter import Answer, Turn
+from .evidence import InFlightLimit, Unanswered
 from .law import LEAST_CHANGE
 from .pairs import PairTest
 from .quota import KnownQuota
-from .silent_servers import EqualRefusals, InFlightLimit, SilentWindow
+from .silent_servers import EqualRefusals, SilentWindow
 from .start import Found
 
 # While no rate is known, each success raises the rate as if it had grown since the last success by `_START_GROWTH` per
@@ -78,13 +79,13 @@ class SilentServerRate:
         is_small = found.is_open and not quota.is_given and found.accepted < _MIN_ACCEPTED
         rate = _START_RATE if is_small else found.rate
         self._test = PairTest(quota, is_bursty=found.is_bursty)
-        self._in_flight = InFlightLimit(now)
+        self._in_flight, self._unanswered = InFlightLimit(now), Unanswered()
         self._window = SilentWindow(found.since, found.accepted)
         self.law = EqualRefusals(quota, self._test, self._window)
         self.rate = self._bounded(rate)  # Requests per second.
         self.credit = 0.0  # 1.0 once the next permit is due; less until then.
         self.row, self._was_awaited = 0, True  # Refusals in a row.
-        self._row_at = self._hold = -math.inf
+        self._row_at = self._hold = self._refused_sent = -math.inf
         # The rate before a row of refusals (0 while it is to be found), and the target of a recovery.
         self._before, self._back = 0.0, math.inf
         # Refusals of requests sent until now have been taken into account.
@@ -144,6 +145,8 @@ class SilentServerRate:
     def release(self, start: float, now: float, credit: float = 0.0, *, waiting: bool) -> float:
         """Let the rate grow from `start` to `now`. Returns the credit, which is 1.0 once the next permit is due."""
         self._was_awaited = self._was_awaited or waiting
+        for turn, sent in self._unanswered.accepted(now):
+            self._count_success(turn, now, sent)
         if now > start:
             self.law.fade(self.rate, now - start)
             self._window.forget_if_old(now)
@@ -163,7 +166,8 @@ class SilentServerRate:
 
     def take(self, turn: Turn, now: float) -> float:
         """Take the permit. Returns the credit it uses; for the first of a pair, that of the time until the second."""
-        self._in_flight.sent(now, self._accepted_at)
+        self._in_flight.sent(now)
+        self._unanswered.sent(turn, now)
         self.law.refill.sent(now)
         gap, test, was_open = 1 / self.rate, self._test, self._test.is_open
         paired = test.take(now, gap, self.row > 0)
@@ -179,6 +183,7 @@ class SilentServerRate:
     def ignore(self, turn: Turn) -> None:
         """Record that a request was not sent, or that its answer says nothing; drop the pair that it belongs to."""
         self._in_flight.ended()
+        self._unanswered.ended(turn)
         if (paired := turn.noted(self)) is not None:
             self._test.drop(paired)
 
@@ -203,8 +208,12 @@ class SilentServerRate:
     # Answers
 
     def accepted(self, turn: Turn, answer: Answer) -> None:
-        now, sent = answer.now, answer.sent
-        self._in_flight.accepted(sent)
+        self._in_flight.accepted(answer.now, answer.sent)
+        if self._unanswered.answered(turn, answer.now):
+            self._count_success(turn, answer.now, answer.sent)
+
+    def _count_success(self, turn: Turn, now: float, sent: float) -> None:
+        """Count a request that was accepted, whether it has been answered or not."""
         self.law.refill.answered(sent, accepted=True)
         self._accepted += 1
         self._test.accepted()
@@ -218,6 +227,8 @@ class SilentServerRate:
         self._most = _MAX_STRICT_GROWTH * self.rate
         self.law.note(self.rate, refused=False)
         self._window.accepted()
+        if sent < self._refused_sent:  # It says nothing about the time since then.
+            return
         is_outage = self.row >= self._outage or now - self._row_at > _OUTAGE_SECONDS
         if self.row and (is_outage or self._window.seconds):
             self._recover(now)
@@ -245,6 +256,7 @@ class SilentServerRate:
         """Record a refusal that asks for a wait of `asked` seconds, up to 2 s; None if it does not."""
         now, sent, chance = answer.now, answer.sent, answer.chance
         self._in_flight.refused(now, sent)
+        self._unanswered.refused(turn, now, sent)
         self.law.row = 0
         self.law.refill.answered(sent, accepted=False, in_row=self.row > 0)
         if (paired := turn.noted(self)) is not None:
@@ -256,7 +268,7 @@ class SilentServerRate:
         self.law.note(self.rate, refused=True)
         if sent < self._cut_at and not self.row:
             return
-        self.row += 1
+        self.row, self._refused_sent = self.row + 1, sent
         if self.row == 1:
             self._row_at = now
             self._window.refused(now)

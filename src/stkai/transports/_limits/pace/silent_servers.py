@@ -6,9 +6,9 @@ A silent server refuses without saying how long to wait. docs/research/adaptive.
 import math
 from typing import Final
 
+from .evidence import Refill
 from .pairs import PairTest
 from .quota import KnownQuota
-from .refill import Refill
 
 # The rate grows by the fraction b per patience T, and a refusal cuts it by b.
 _STEP: Final = 0.15  # b.
@@ -78,15 +78,6 @@ _MIN_AVERAGED: Final = 8  # Fewer successes may all come from a bucket, and say 
 _EARLY_ROWS: Final = 2  # Consecutive rows that begin in the first half of a window: it is not a window.
 _QUIET_WINDOWS: Final = 2.5  # Windows without a row of refusals, after which the window is forgotten.
 
-# Evidence of a limit on requests in flight: one for each retry (the first request sent after a refusal) that succeeds
-# after another success has arrived, less _CONTRARY_EVIDENCE for each that succeeds sooner.
-_ENOUGH_EVIDENCE: Final = 16
-_SUSPICION: Final = 3  # Evidence from which on the next retries are not early, since that shows too little.
-_CONTRARY_EVIDENCE: Final = 6
-_MAX_EVIDENCE: Final = 30  # More is not counted.
-_MIN_IN_FLIGHT: Final = 2  # Requests in flight besides a refused one; with fewer, its retry is not evidence.
-_PLACES_WEIGHT: Final = 0.2  # Weight of the latest refusal in the average number of requests in flight.
-
 
 class SilentWindow:
     """Finds the window of a server that refuses everything until it is over, and never says when that is.
@@ -128,60 +119,6 @@ class SilentWindow:
             rate, self.seconds = self._accepted / seconds, seconds
         self._since, self._accepted, self._rows = now, 0.0, 0
         return rate
-
-
-class InFlightLimit:
-    """Finds out whether a server limits the requests in flight, and how many places this sender then has.
-
-    Such a server accepts another request only once it has answered one. A bucket is refilled all the time, so sooner or
-    later, it accepts a request between two answers. Requests sent before the start do not count.
-    """
-
-    def __init__(self, now: float) -> None:
-        self._since, self._in_flight = now, 0
-        self._places = 0.0
-        self._refused_at = self._retried_at = math.inf
-        self._waited = False  # Whether a success arrived between the refusal and the retry.
-        self._evidence = 0
-
-    @property
-    def places(self) -> int:
-        """How many of this sender's requests may be in flight; 0 if no limit was found."""
-        return round(self._places) if self._evidence >= _ENOUGH_EVIDENCE else 0
-
-    @property
-    def is_suspected(self) -> bool:
-        """Whether some retries have been evidence of a limit, and none since then contrary."""
-        return self._evidence >= _SUSPICION
-
-    def sent(self, now: float, answered_at: float) -> None:
-        """Record that a request is sent; the last success arrived at `answered_at`."""
-        self._in_flight += 1
-        if self._refused_at < now:
-            self._retried_at, self._waited = now, answered_at >= self._refused_at
-            self._refused_at = math.inf
-
-    def ended(self, sent: float = math.inf) -> None:
-        """Record that a request sent at `sent` was given up, or that its answer says nothing."""
-        if sent >= self._since:
-            self._in_flight = max(0, self._in_flight - 1)
-
-    def accepted(self, sent: float) -> None:
-        self.ended(sent)
-        if sent == self._retried_at:
-            self._retried_at = math.inf
-            step = 1 if self._waited else -_CONTRARY_EVIDENCE
-            self._evidence = max(0, min(_MAX_EVIDENCE, self._evidence + step))
-
-    def refused(self, now: float, sent: float) -> None:
-        """Record a refusal, and the number of other requests in flight."""
-        self.ended(sent)
-        self._retried_at = math.inf
-        if self._in_flight < _MIN_IN_FLIGHT:  # It can hardly be due to a limit.
-            self._refused_at = math.inf
-            return
-        self._places += (self._in_flight - self._places) * (_PLACES_WEIGHT if self._places else 1.0)
-        self._refused_at = now
 
 
 class EqualRefusals:

@@ -1,4 +1,4 @@
-"""How fast a server is, judged by how soon after a refusal it accepts a request again."""
+"""What the answers of a silent server show about its rate, and about requests that it has not answered yet."""
 
 import math
 import random
@@ -7,9 +7,9 @@ import statistics
 import pytest
 
 from stkai.transports import Turn
+from stkai.transports._limits.pace.evidence import Refill, Unanswered
 from stkai.transports._limits.pace.pairs import PairTest
 from stkai.transports._limits.pace.quota import KnownQuota
-from stkai.transports._limits.pace.refill import Refill
 from stkai.transports._limits.pace.silent_servers import EqualRefusals, SilentWindow
 
 from ....support.gateways import LeakyBucket, World
@@ -67,29 +67,6 @@ def test_only_the_next_request_after_a_refusal_is_a_retry() -> None:
     assert refill.rate == rate
 
 
-def test_the_answers_of_retries_may_come_after_later_refusals() -> None:
-    refill = Refill()
-    for sent in (0.0, 10.0, 20.0, 30.0):
-        refill.sent(sent)
-        refill.answered(sent, accepted=False)
-        refill.sent(sent + 0.05)
-    assert refill.rate == math.inf
-    for sent in (0.0, 10.0, 20.0, 30.0):
-        refill.answered(sent + 0.05, accepted=True)
-    assert refill.rate == pytest.approx(learned(*[(0.05, True)] * 4).rate)
-
-
-def test_retries_that_are_never_answered_are_forgotten() -> None:
-    refill = Refill()
-    for sent in range(1000):
-        refill.sent(sent)
-        refill.answered(sent, accepted=False)
-        refill.sent(sent + 0.5)
-    for sent in range(800):
-        refill.answered(sent + 0.5, accepted=True)
-    assert refill.rate == math.inf
-
-
 def test_a_clock_that_goes_back_does_no_harm() -> None:
     refill = learned(*[(-5.0, False)] * 4, *[(-5.0, True)] * 4)
     assert math.isfinite(refill.rate)
@@ -138,6 +115,50 @@ def test_the_first_retry_after_a_refusal_is_early_however_many_requests_are_in_f
     rate.refused(Turn(), answered(429, now + 0.01, sent=now))
     missing = 1.0 - rate.release(now + 0.01, now + 0.01, waiting=True)
     assert rate.time_for(missing, now + 0.01) < 0.1
+
+
+def refused(unanswered: Unanswered, *, after: float, now: float) -> None:
+    """A refusal that arrives now, `after` seconds after its request was sent."""
+    turn = Turn()
+    unanswered.sent(turn, now - after)
+    unanswered.refused(turn, now, now - after)
+
+
+def test_a_request_in_flight_for_much_longer_than_refusals_take_has_been_accepted() -> None:
+    unanswered, turn = Unanswered(), Turn()
+    unanswered.sent(turn, 10.0)
+    refused(unanswered, after=0.02, now=10.1)
+    assert list(unanswered.accepted(10.14)) == []
+    assert list(unanswered.accepted(10.16)) == [(turn, 10.0)]
+    assert list(unanswered.accepted(11.0)) == []
+    assert not unanswered.answered(turn, 12.0)
+
+
+def test_the_longer_refusals_take_the_longer_a_request_may_still_be_refused() -> None:
+    unanswered, turn = Unanswered(), Turn()
+    refused(unanswered, after=1.0, now=9.0)
+    for now in (9.5, 9.6, 9.7):
+        refused(unanswered, after=0.01, now=now)
+    unanswered.sent(turn, 10.0)
+    refused(unanswered, after=0.01, now=10.1)
+    assert list(unanswered.accepted(13.2)) == []
+    assert list(unanswered.accepted(13.5)) == [(turn, 10.0)]
+
+
+def test_while_nothing_is_answered_nothing_counts_as_accepted() -> None:
+    unanswered, turn = Unanswered(), Turn()
+    refused(unanswered, after=0.01, now=9.9)
+    unanswered.sent(turn, 10.0)
+    assert list(unanswered.accepted(60.0)) == []
+    assert unanswered.answered(turn, 61.0)
+
+
+def test_a_request_that_was_given_up_does_not_count_as_accepted() -> None:
+    unanswered, turn = Unanswered(), Turn()
+    unanswered.sent(turn, 10.0)
+    unanswered.ended(turn)
+    refused(unanswered, after=0.01, now=10.5)
+    assert list(unanswered.accepted(11.0)) == []
 
 
 @pytest.mark.no_cover
