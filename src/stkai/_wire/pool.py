@@ -56,10 +56,10 @@ def _is_persistent(response: httpx.Response) -> bool:
 
 
 def _has_leftovers(body: Any) -> bool:
-    """Whether more has arrived on an HTTP/1.1 connection than the answer whose body was read to its end, or its end.
+    """Whether an HTTP/1.1 connection has received more than the answer, whose body was read, or its peer has closed it.
 
-    Such data is unsolicited: a second answer, or the rest of an answer longer than announced. httpcore would take it
-    for the answer to the next request. After its end, as that of TLS, the socket may still be open.
+    What follows the answer is unsolicited: a second one, or the rest of one longer than announced. httpcore would take
+    it for the answer to the next request. A peer that has ended TLS may keep the socket open.
     """
     try:
         connection = body._httpcore_stream._connection  # noqa: SLF001 - httpcore does not check this

@@ -393,6 +393,24 @@ def test_a_request_that_is_answered_after_seconds_counts_once_and_early() -> Non
     assert mode._accepted == 1
 
 
+def test_a_request_that_counted_as_accepted_and_is_refused_after_all_counts_as_refused() -> None:
+    mode, slow, other = silent(1.0, is_bursty=True), Turn(), Turn()
+    mode.take(slow, 101.0)
+    mode.take(other, 102.0)
+    mode.refused(other, answered(429, 102.01, sent=102.0))
+    mode.release(102.02, 102.02, waiting=False)
+    assert (mode._accepted, mode.row) == (1, 1)
+    mode.refused(slow, answered(429, 103.0, sent=101.0))
+    assert mode.row == 2
+    third = Turn()
+    mode.take(third, 104.0)
+    mode.refused(Turn(), answered(429, 105.0, sent=104.99))
+    mode.release(113.0, 113.0, waiting=False)
+    assert mode._accepted == 1, "refusals may take two seconds"
+    mode.release(113.1, 113.1, waiting=False)
+    assert mode._accepted == 2
+
+
 @pytest.mark.no_cover
 @pytest.mark.parametrize(("rate", "used"), [(5.0, 0.4), (50.0, 0.5), (100.0, 0.5)])
 def test_servers_that_space_requests_out_are_used_at_any_rate(rate: float, used: float) -> None:

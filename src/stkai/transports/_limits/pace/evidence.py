@@ -31,7 +31,7 @@ _REFUSALS_FADE: Final = 0.9  # What refusals take is their maximum, which fades 
 # Evidence of a limit on requests in flight: one for each retry (the first request sent after a refusal) that succeeds
 # after another success has arrived, less _CONTRARY_EVIDENCE for each that succeeds sooner.
 _ENOUGH_EVIDENCE: Final = 16
-_SUSPICION: Final = 3  # Evidence from which on the next retries are not early, since that shows too little.
+_SUSPICION: Final = 3  # Evidence from which on retries do not go early, since an early one shows too little.
 _CONTRARY_EVIDENCE: Final = 6
 _MAX_EVIDENCE: Final = 30  # More is not counted.
 _MIN_IN_FLIGHT: Final = 2  # Requests in flight besides a refused one; with fewer, its retry is not evidence.
@@ -101,7 +101,7 @@ class Unanswered:
     """
 
     def __init__(self) -> None:
-        self._sent: dict[Turn, float] = {}  # In this order.
+        self._sent: dict[Turn, float] = {}  # In the order in which they were sent.
         self._refusals_take, self._answered_at = math.inf, -math.inf
 
     def sent(self, turn: Turn, now: float) -> None:
@@ -112,7 +112,7 @@ class Unanswered:
         self._sent.pop(turn, None)
 
     def answered(self, turn: Turn, now: float) -> bool:
-        """Record that an answer arrives. Returns whether the request was not known to be accepted."""
+        """Record that an answer arrives. Returns False if the request has already been counted as accepted."""
         self.ended(turn)
         self._answered_at = now
         return turn.noted(self) is None
