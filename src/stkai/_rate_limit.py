@@ -21,10 +21,11 @@ from ._errors import (
     ServerSideRateLimitError,
     TokenAcquisitionTimeoutError,
 )
-from ._families import HTTPX, as_httpx, httpx_errors, httpx_kind, original
+from ._families import HTTPX, alike, as_httpx, httpx_errors, httpx_kind, original
 from ._headers import check_headers, copy_request
+from ._process import raise_interrupt
 from ._urls import absolute_url, request_url
-from .transports._bodies import timeouts
+from .transports._bodies import set_body, timeouts
 from .transports._call import Call
 from .transports._context import add_note
 from .transports._layer_checks import signature_of
@@ -225,12 +226,15 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
         if not is_refusal or _RAISED in response.extensions:
             return super()._outcome(request, response)
         answer = original(response)
+        is_httpx = isinstance(answer, alike(httpx.Response))
         try:
-            # Read the body, whichever package made the response.
-            if isinstance(answer, httpx.Response):
-                answer.read()
-            else:
-                getattr(answer, "content", None)
+            # Read the body, whichever package made the response; the refusal is reported even if that fails.
+            with httpx_errors(HTTPX):
+                _ = answer.read() if is_httpx else getattr(answer, "content", None)
+        except alike(httpx.RequestError) as broken:
+            raise_interrupt(broken)
+            if is_httpx:
+                set_body(answer, [])
         finally:
             if hasattr(answer, "close"):
                 answer.close()

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import httpx2
 import pytest
 import requests
 
@@ -15,12 +16,15 @@ from stkai import (
     HttpClient,
     RetryPolicy,
     ServerSideRateLimitError,
+    StandaloneHttpClient,
+    StaticToken,
     SystemClock,
     TokenAcquisitionTimeoutError,
     TokenBucketRateLimitedHttpClient,
 )
 from stkai.testing import Answer, QuotaServer
 
+from ..reliability.hostile import hostile
 from ..support.ids import spelled
 
 URL = "https://api.example/a"
@@ -114,6 +118,37 @@ def test_a_429_from_requests_is_learned_from_and_raised_with_its_body(server: Qu
     with pytest.raises(TokenAcquisitionTimeoutError) as waiting:
         client.post(f"{server.url}/echo", {})
     assert waiting.value.required > 6.5
+
+
+class WithHttpx2(WithRequests):
+    def __init__(self) -> None:
+        self.client = httpx2.Client()
+
+    def post_stream(self, url: str, data: Any = None, headers: Any = None, timeout: float = 30) -> Any:  # type: ignore[override]
+        request = self.client.build_request("POST", url, json=data, headers=headers, timeout=timeout)
+        return self.client.send(request, stream=True)
+
+    def close(self) -> None:
+        self.client.close()
+
+
+@pytest.mark.parametrize("length", [3, 100], ids=["whole", "broken"])
+@pytest.mark.parametrize(
+    "delegate",
+    [WithRequests, WithHttpx2, lambda: StandaloneHttpClient(StaticToken("t"))],
+    ids=["requests", "httpx2", "httpx"],
+)
+def test_a_streamed_429_is_raised_even_if_its_body_breaks_off(
+    delegate: Callable[[], HttpClient], length: int
+) -> None:
+    answer = b"HTTP/1.1 429 x\r\nRetry-After: 7\r\nContent-Length: %d\r\n\r\ntoo" % length
+    with (
+        hostile(lambda connection, _: connection.sendall(answer)) as url,
+        AdaptiveRateLimitedHttpClient(delegate(), 100, 60.0) as client,
+        pytest.raises(ServerSideRateLimitError) as refused,
+    ):
+        client.post_stream(url, {})
+    assert refused.value.response.headers["Retry-After"] == "7"
 
 
 def raised_by(answer: Any) -> Exception:
