@@ -11,11 +11,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 import httpx
 
-from ._errors import rebuilt
+from ._errors import causes, rebuilt
 
 T = TypeVar("T")
 
@@ -231,14 +232,16 @@ def httpx_kind(error: Exception) -> type[httpx.RequestError] | None:
     import requests.exceptions as theirs
     import urllib3.exceptions as below
 
-    # Without a connection, nothing was sent.
+    # Without a connection, or before the end of its TLS handshake, nothing was sent.
     inner = error.args[0] if error.args else None
-    unsent = isinstance(getattr(inner, "reason", inner), below.NewConnectionError)
+    frames = (frame for each in causes(error) for frame, _ in walk_tb(each.__traceback__))
+    unsent = isinstance(getattr(inner, "reason", inner), below.NewConnectionError) or any(
+        frame.f_code.co_name == "do_handshake" for frame in frames
+    )
     kinds: list[tuple[tuple[type[Exception], ...], type[httpx.RequestError]]] = [
         ((theirs.ConnectTimeout,), httpx.ConnectTimeout),
         ((theirs.Timeout, below.ReadTimeoutError), httpx.ReadTimeout),
         ((theirs.ProxyError,), httpx.ProxyError),
-        ((theirs.SSLError,), httpx.ConnectError),
         ((theirs.ChunkedEncodingError, below.ProtocolError), httpx.RemoteProtocolError),
         ((theirs.ConnectionError,), httpx.ConnectError if unsent else httpx.ReadError),
         ((below.SSLError,), httpx.ReadError),

@@ -4,7 +4,10 @@ import asyncio
 import gzip
 import io
 import json
+import os
 import re
+import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +28,8 @@ from stkai.transports import StkCLITransport, retry
 from stkai.transports._stk_cli import cli_is_available
 
 from ..support import stand_in_cli
-from ..support.servers import broken, serve
+from ..support.listening import listening
+from ..support.servers import CERTIFICATE, KEY, broken, serve
 
 
 @pytest.fixture
@@ -305,7 +309,7 @@ MAPPED: list[tuple[Exception, type[Exception]]] = [
     (requests.ReadTimeout("x"), httpx.ReadTimeout),
     (requests.Timeout("x"), httpx.ReadTimeout),
     (requests.exceptions.ProxyError("x"), httpx.ProxyError),
-    (requests.exceptions.SSLError("x"), httpx.ConnectError),
+    (requests.exceptions.SSLError("x"), httpx.ReadError),
     (requests.ConnectionError(urllib3.exceptions.MaxRetryError(POOL, "/", UNCONNECTED)), httpx.ConnectError),
     (requests.ConnectionError(UNCONNECTED), httpx.ConnectError),
     (requests.ConnectionError(urllib3.exceptions.ProtocolError("aborted")), httpx.ReadError),
@@ -338,6 +342,44 @@ def test_an_error_of_requests_becomes_its_httpx_counterpart(
     assert type(caught.value) is ours
     assert caught.value.__cause__ is theirs
     assert caught.value.request.url == "https://api.example.com/x"
+
+
+@pytest.mark.parametrize(
+    ("sent", "error"),
+    [
+        (None, httpx.ConnectError),
+        (b"", httpx.ReadError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx", httpx.ReadError),
+    ],
+    ids=["in the handshake", "in the head", "in the body"],
+)
+@pytest.mark.parametrize("verb", ["post", "post_stream"])
+def test_only_an_error_of_the_tls_handshake_proves_that_nothing_was_sent(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, verb: str, sent: bytes | None, error: type[Exception]
+) -> None:
+    connections: list[int] = []
+    executed: list[bytes] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE, KEY)
+
+    def serve_tls(connection: socket.socket) -> None:
+        connections.append(1)
+        if sent is None:
+            connection.sendall(b"\x15\x03\x03\x00\x02\x02\x50")  # The alert "internal_error".
+            return
+        with context.wrap_socket(connection, server_side=True) as tls:
+            executed.append(tls.recv(65_536))
+            tls.sendall(sent)
+            os.write(tls.fileno(), b"\x17\x03\x03\x00\x20" + b"x" * 32)  # A record that cannot be decrypted.
+            while tls.recv(65_536):  # Until the client closes.
+                pass
+
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATE))
+    careful = stkai.RetryPolicy(1, retry_unknown=False)
+    client = HttpClient(StackBuilder([retry(careful)], clock=FakeClock()).build(StkCLITransport()))
+    with listening(serve_tls) as port, pytest.raises(error):
+        getattr(client, verb)(f"https://localhost:{port}/", {}).read()
+    assert (len(connections), len(executed)) == ((2, 0) if sent is None else (1, 1))
 
 
 def test_a_port_where_nobody_listens_is_a_connect_error(cli: Any, client: HttpClient) -> None:
