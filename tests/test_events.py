@@ -246,6 +246,21 @@ async def test_a_listener_that_raises_is_logged_and_does_not_fail_the_request(
     assert "the listener is broken" in caplog.text
 
 
+@pytest.mark.parametrize("value", ["café", "two\nlines", 5], ids=repr)
+async def test_a_header_of_a_listener_that_cannot_be_sent_is_logged_and_left_out(
+    world: World, caplog: pytest.LogCaptureFixture, value: Any
+) -> None:
+    def listener(event: Event) -> None:
+        if isinstance(event, AttemptStarted):
+            event.headers["baggage"] = value
+
+    wire = world.wire(200)
+    stack = StackBuilder([retry()], clock=FakeClock(), listener=listener)
+    await world.send(world.build(stack, wire), httpx.Request("GET", URL))
+    assert "baggage" not in wire.requests[0].headers
+    assert "headers that cannot be sent" in caplog.text
+
+
 @pytest.mark.worlds("sync", "asyncio")
 @pytest.mark.parametrize("kind", [CallStarted, AttemptStarted, AttemptFinished, RetryScheduled, CallFinished])
 async def test_an_interrupt_in_a_listener_leaves_nothing_open_and_every_start_has_an_end(

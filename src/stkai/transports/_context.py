@@ -8,8 +8,9 @@ from typing import Final
 import httpx
 
 from .._clock import Clock, clock_or_system, uniform
-from .._errors import ConfigurationError, cure_of
+from .._errors import ConfigurationError, InvalidArgumentError, cure_of
 from .._families import adopt, alike
+from .._headers import Fields
 from .._log import Listener, Listeners, events, log_events, logger, notify
 from ._call import Attempt
 
@@ -52,11 +53,15 @@ class Context:
         notify(self.listener, event)
 
 
-def attempt_started(context: Context, attempt: Attempt) -> dict[str, str]:
+def attempt_started(context: Context, attempt: Attempt) -> Fields | None:
     """Report that a request is about to be sent; returns the headers that listeners add to it."""
     started = events.AttemptStarted(call=attempt.info, resend_count=attempt.number - 1)
     context.emit(started)
-    return started.headers
+    try:
+        return Fields.of(started.headers) if started.headers else None
+    except InvalidArgumentError as error:
+        logger.error("the listener added headers that cannot be sent: %s", error)  # noqa: TRY400 - it is not ours
+        return None
 
 
 def attempt_finished(

@@ -11,7 +11,7 @@ import httpx
 from .._abandonable import Latch
 from .._checks import safe_repr
 from .._families import alike, family_of_wire
-from .._headers import copy_request
+from .._headers import copy_request, with_fields
 from .._process import refuse_in_handler
 from .._secrets import StaysInProcess
 from ._async_driver import aclose_response, adrive
@@ -45,10 +45,8 @@ def _to_wire(inner: Any, context: Context, is_direct: bool, request: httpx.Reque
     start = context.now()
     try:
         added = attempt_started(context, attempt)
-        if added:
-            headers = request.headers.copy()
-            headers.update(added)
-            request = copy_request(request, headers=headers)
+        if added is not None:
+            request = copy_request(request, with_fields(request.headers, added))
         response = yield Send(inner, request, attempt)
     except BaseException as error:
         attempt_finished(context, attempt, start, error=type(error).__name__)
