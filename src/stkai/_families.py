@@ -232,16 +232,16 @@ def httpx_kind(error: Exception) -> type[httpx.RequestError] | None:
     import requests.exceptions as theirs
     import urllib3.exceptions as below
 
-    # Without a connection, or before the end of its TLS handshake, nothing was sent.
+    # Without a connection, or before the end of its TLS handshake, nothing was sent, but a redirect is an answer.
     inner = error.args[0] if error.args else None
-    frames = (frame for each in causes(error) for frame, _ in walk_tb(each.__traceback__))
-    unsent = isinstance(getattr(inner, "reason", inner), below.NewConnectionError) or any(
-        frame.f_code.co_name == "do_handshake" for frame in frames
-    )
+    functions = {frame.f_code.co_name for each in causes(error) for frame, _ in walk_tb(each.__traceback__)}
+    is_first = "resolve_redirects" not in functions
+    is_unconnected = isinstance(getattr(inner, "reason", inner), below.NewConnectionError)
+    unsent = is_first and (is_unconnected or "do_handshake" in functions)
     kinds: list[tuple[tuple[type[Exception], ...], type[httpx.RequestError]]] = [
-        ((theirs.ConnectTimeout,), httpx.ConnectTimeout),
+        ((theirs.ConnectTimeout,), httpx.ConnectTimeout if is_first else httpx.ReadError),
         ((theirs.Timeout, below.ReadTimeoutError), httpx.ReadTimeout),
-        ((theirs.ProxyError,), httpx.ProxyError),
+        ((theirs.ProxyError,), httpx.ProxyError if is_first else httpx.ReadError),
         ((theirs.ChunkedEncodingError, below.ProtocolError), httpx.RemoteProtocolError),
         ((theirs.ConnectionError,), httpx.ConnectError if unsent else httpx.ReadError),
         ((below.SSLError,), httpx.ReadError),

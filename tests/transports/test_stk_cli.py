@@ -382,6 +382,17 @@ def test_only_an_error_of_the_tls_handshake_proves_that_nothing_was_sent(
     assert (len(connections), len(executed)) == ((2, 0) if sent is None else (1, 1))
 
 
+def test_a_post_is_not_repeated_if_the_redirect_in_its_answer_leads_nowhere(
+    cli: Any, server: QuotaServer
+) -> None:
+    server.fail_with(Answer(303, headers={"Location": "http://127.0.0.1:1/"}))
+    careful = stkai.RetryPolicy(retry_unknown=False)
+    client = HttpClient(StackBuilder([retry(careful)], clock=FakeClock()).build(StkCLITransport()))
+    with pytest.raises(httpx.ReadError):
+        client.post(server.create_url(), {})
+    assert server.count(method="POST") == 1
+
+
 def test_a_port_where_nobody_listens_is_a_connect_error(cli: Any, client: HttpClient) -> None:
     with pytest.raises(httpx.ConnectError):
         client.get("http://127.0.0.1:1/")
