@@ -21,7 +21,7 @@ from ._errors import (
     ServerSideRateLimitError,
     TokenAcquisitionTimeoutError,
 )
-from ._families import HTTPX, alike, as_httpx, httpx_errors, httpx_kind, original
+from ._families import HTTPX, alike, as_httpx, httpx_errors, original
 from ._headers import check_headers, copy_request
 from ._process import raise_interrupt
 from ._urls import absolute_url, request_url
@@ -99,23 +99,30 @@ class _RateLimitedHttpClient(HttpClient):
         # Retries are made here, not by the other client; `_accepted_by` sees to that if the call has a policy.
         block = nullcontext() if around.retry is UNSET else options_block(retry=None)
 
+        raised: list[Exception] = []  # What the other client raised last.
+
         def send(changed: httpx.Request) -> Any:
             known = {*httpx.Headers(headers), *_SET_BY_DELEGATE}
             added = {name: value for name, value in changed.headers.items() if name not in known}
             left = changed.extensions.get("timeout", {}).get("read", timeout)
             all_headers = {**(headers or {}), **added} if added else headers
-            with block:
-                return call(headers=all_headers, timeout=left, **_accepted_by(call, options))
+            try:
+                with block:
+                    return call(headers=all_headers, timeout=left, **_accepted_by(call, options))
+            except Exception as error:
+                raised[:] = [error]
+                raise
 
         asked = given.over(around).over(_ONCE)
         extensions = {**request.extensions, _SEND: send, OPTIONS: asked}
         try:
             response = self.transport.handle_request(copy_request(request, extensions=extensions))
         except httpx.RequestError as error:
-            cause = error.__cause__
-            if isinstance(cause, Exception) and httpx_kind(cause) is not None:
-                raise cause from None  # An error of requests reaches the caller unchanged.
+            if any(error.__cause__ is each for each in raised):
+                raise raised[0] from None  # An error of requests reaches the caller unchanged.
             raise
+        finally:
+            raised.clear()  # The error refers to this frame.
         return self._outcome(request, response)
 
     def _outcome(self, request: httpx.Request, response: httpx.Response) -> Any:

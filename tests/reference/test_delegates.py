@@ -211,6 +211,20 @@ def test_an_exception_of_requests_is_raised_unchanged(decorator: Callable[..., A
     assert caught.value is error
 
 
+@each_decorator
+@pytest.mark.parametrize("retry", [None, RetryPolicy(1, initial_delay=0)], ids=["once", "twice"])
+@pytest.mark.parametrize(
+    "error", [stkai.AuthenticationError("no token"), httpx.ConnectError("refused")], ids=spelled
+)
+def test_an_error_that_an_error_of_requests_caused_is_raised_unchanged_too(
+    decorator: Callable[..., Any], error: Exception, retry: RetryPolicy | None
+) -> None:
+    error.__cause__ = requests.ConnectionError("refused")
+    with pytest.raises(type(error)) as caught:
+        decorator(Scripted(error), 10, 1.0).post(URL, retry=retry)
+    assert caught.value is error
+
+
 # The options of a call
 
 
