@@ -69,6 +69,15 @@ def test_no_window_has_more_than_the_greater_of_the_two() -> None:
     assert sum(took(policy, 111.0) > 0 for _ in range(9)) == 2
 
 
+def test_a_request_that_has_left_a_shorter_window_gives_nothing_back_to_a_longer_one() -> None:
+    policy, turns = TokenBucket(1, 1), [Turn() for _ in range(3)]
+    assert policy.ask(turns[0], 0.0) == 0
+    assert policy.ask(turns[1], 1.5) == 0
+    policy.update(time_window=10)
+    policy.leave(turns[0], 2.0)
+    assert policy.ask(turns[2], 2.0) == pytest.approx(9.5)
+
+
 def test_no_more_than_the_burst_goes_at_once_after_the_rate_rises() -> None:
     policy = TokenBucket(60, 60, burst=3, max_cost=60)
     assert sum(took(policy, 0.0) > 0 for _ in range(9)) == 3

@@ -90,6 +90,7 @@ class Window(Source):
         self._counts: deque[int] = deque()
         self.used = 0  # Requests in the window that ended when this was last asked.
         self._began = -math.inf
+        self._left = -math.inf  # When the last of those was sent that have left the window.
         self._set(max_requests, time_window)
 
     def _set(self, max_requests: float, time_window: float) -> None:
@@ -104,8 +105,7 @@ class Window(Source):
         instants, most, seconds = self._instants, self.most, self.seconds
         start = now - seconds
         while instants and instants[0] <= start + TICK:
-            # It has left the window.
-            instants.popleft()
+            self._left = instants.popleft()
             self.used -= self._counts.popleft()
         if self.used + ahead < most:
             return 0.0
@@ -148,7 +148,8 @@ class Window(Source):
 
     def give_back(self, turn: Turn, now: float) -> None:
         place = bisect_left(self._instants, turn.since)
-        if turn.since <= now - self.seconds or place == len(self._instants):
+        # Compared with the last that left, since the window may have become longer.
+        if turn.since <= self._left or place == len(self._instants):
             return
         self.used -= 1
         self._counts[place] -= 1
