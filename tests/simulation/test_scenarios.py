@@ -6,6 +6,7 @@ Each scenario runs on one seed; STKAI_TEST_SEEDS=20 tries more. A failure names 
 import gc
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -284,6 +285,32 @@ def test_a_burst_that_few_tasks_send_one_by_one_puts_no_more_in_the_window(
     sim.run(9)
     assert sim.most_within(1.0 - 2 * sim.latency) <= 50
     assert len(sim.uses) >= 0.9 * 50 * 9
+
+
+def test_what_was_not_sent_makes_no_more_room_in_the_window_than_it_took(simulate: Any) -> None:
+    sim = simulate(processes=2, rate=1.0, window=10.0)
+    until = sim.now + 80
+
+    async def serve(_: Process) -> httpx.Response:
+        if sim.chance.random() < 0.5:
+            use = sim.uses[-1]
+            await sleep(sim.chance.uniform(0, 5))
+            sim.uses.remove(use)
+            raise httpx.ConnectTimeout("nobody is there")
+        return httpx.Response(200)
+
+    async def send(process: Process) -> None:
+        while sim.now < until:
+            with suppress(httpx.ConnectTimeout):
+                await process.request()
+
+    sim.serve = serve
+    for process in sim.processes:
+        for _ in range(20):
+            process.spawn(send(process))
+    sim.run(80)
+    assert sim.most_within(9.95) <= 10
+    assert len(sim.uses) >= 50
 
 
 def test_units_of_cost_are_shared(simulate: Any) -> None:

@@ -66,6 +66,7 @@ class Group:
             used=int(totals[0]),
             lapsed=int(totals[1]),
             delay=chance.choice([0.0, 0.0, 0.02, 0.7]),
+            unsent=chance.choice([0.0, 0.0, 0.3, 3.0]),
             held=chance.choice([0, 1, 9]),
             want=want,
             waiting=chance.choice([0, want]),

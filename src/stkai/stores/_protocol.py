@@ -90,14 +90,13 @@ class Ask(NamedTuple):
         rate, burst, window, max_cost, cost_rate, methods: the member's quota; see `Quota`.
         member: the member's unique name.
         started: when the member started, or last changed its quota, in seconds since 1970.
-        age: seconds since then. If quotas differ, the youngest member's applies; `started` decides between members that
-            started within a second of each other.
-        seq: the number of this call, from 1; a message that is repeated, or arrives after a later one, changes
-            nothing. 0 if the member does not number its calls.
+        age: seconds since then. If quotas differ, the youngest member's applies; within a second, `started` decides.
+        seq: the number of this call, from 1; a message that arrives again, or too late, changes nothing. 0 for none.
         lease_id: the lease that the member holds; 0 if it holds none.
         used: total of the permits used.
         lapsed: total of the permits given up because their time had passed.
         delay: by how many seconds at most permits were used late since the last call.
+        unsent: how many seconds ago the first of the permits was used that were given back since the last call.
         held: how many permits of its lease the member keeps; it returns the rest.
         want: how many more permits it wants; 0 only reports.
         waiting: requests waiting in this member.
@@ -128,6 +127,7 @@ class Ask(NamedTuple):
     used: int = 0
     lapsed: int = 0
     delay: float = 0.0
+    unsent: float = 0.0
     held: int = 0
     want: int = 0
     waiting: int = 0

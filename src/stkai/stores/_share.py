@@ -144,7 +144,7 @@ def reconcile(s: State, m: MemberState, ask: Ask, now: float) -> bool:
         give(s, min(unused, max(0, lapsed)) if front else max(0, -used))
         # Which of them were unused is unknown. To be safe, the earlier ones leave the window.
         for first, gap, places in [*cut(front, unused)[0], (s.at, 0.0, unused - ended)]:
-            forgive(s, first, gap, places)
+            forgive(s, min(first, s.at - ask.unsent), gap, places)
     note_delay(s, cut(front, unused)[1], ask.delay)
     kept, tail = cut(rest, held)
     release(s, tail, now)

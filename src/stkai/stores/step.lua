@@ -337,7 +337,7 @@ local function reconcile(s, m, ask, now)
     give(s, #front > 0 and min(unused, max(0, lapsed)) or max(0, -used))
     local early = cut(front, unused)
     insert(early, {s.at, 0, unused - ended})
-    for _, r in ipairs(early) do forgive(s, r[1], r[2], r[3]) end
+    for _, r in ipairs(early) do forgive(s, min(r[1], s.at - ask.unsent), r[2], r[3]) end
   end
   local _, late = cut(front, unused)
   note_delay(s, late, ask.delay)

@@ -50,6 +50,7 @@ class Holding:
         self.reported = 0.0  # Units in the last report that arrived.
         self.used = self.lapsed = 0  # Lapsed permits were given up after their time.
         self.delay = 0.0  # By how many seconds at most permits were used late since the last report.
+        self.unsent_since = math.inf  # When the first was used of those put back since the last report.
         self.late = LATE  # Seconds after its time at which a permit lapses; more while requests wake late.
 
     @property
@@ -76,8 +77,9 @@ class Holding:
         self.units -= cost
         self.spent += cost
 
-    def put_back(self, cost: float) -> None:
+    def put_back(self, cost: float, since: float) -> None:
         """Return a permit that was taken but not used: it is reported as lapsed, and the store leases it again."""
+        self.unsent_since = min(self.unsent_since, since)
         self.used -= 1
         self.lapsed += 1
         self.units += cost

@@ -122,7 +122,7 @@ class Leased(Member):
         if use is not None and use.is_local:
             self.outage.give_back(turn, now)
         elif use is not None:
-            self.held.put_back(self.cost_of(turn))
+            self.held.put_back(self.cost_of(turn), turn.since)
             if self.history is not None:
                 self.history.give_back(turn, now)
         self.pass_on(turn, now)

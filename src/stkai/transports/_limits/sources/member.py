@@ -174,7 +174,7 @@ class Member(Source):
         held.keep(kept, units)
         call.sent = now
         call.ask = self._reported = self._message(call, want, turns[kept : kept + want])
-        self.refused, held.delay = -1, 0.0
+        self.refused, held.delay, held.unsent_since = -1, 0.0, math.inf
         return call.ask
 
     def _message(self, call: StoreCall, want: int, wanting: Sequence[Turn]) -> Ask:
@@ -194,6 +194,7 @@ class Member(Source):
             used=held.used,
             lapsed=held.lapsed,
             delay=held.delay,
+            unsent=max(0.0, now - held.unsent_since),
             held=len(held.due),
             want=want,
             waiting=len(self.turns),
@@ -264,9 +265,8 @@ class Member(Source):
 
     def _is_urgent(self) -> bool:
         """Whether there is something that the other members must know immediately."""
-        if self.refused >= 0 or self.held.owes_report(self.quota.max_cost):
-            return True
-        return self._reported is not None and self.quota != self._reported.quota
+        has_changed = self._reported is not None and self.quota != self._reported.quota
+        return has_changed or self.refused >= 0 or self.held.owes_report(self.quota.max_cost)
 
     def needs_call(self) -> bool:
         """Whether to call the store in the background, to probe it or to report."""
