@@ -184,6 +184,39 @@ def test_a_share_leases_no_permit_that_lapses_before_another_share_admits_the_re
         assert leased() == sent + 1
 
 
+def test_a_request_that_slept_for_a_guess_makes_no_permit_of_its_share_last_longer() -> None:
+    clock = FakeClock()
+    store = MemoryStore(clock)
+    bucket, other = (TokenBucket(None, 10, max_cost=10, share="team", store=store) for _ in range(2))
+    slot, first, second, occupants = InFlight(1), Turn(cost=1.0), Turn(cost=10.0), [Turn(), Turn()]
+    both = AllOf(bucket, slot)
+
+    def ask(policy: Any, turn: Turn, now: float) -> float:
+        clock.advance(now - clock.monotonic())
+        while isinstance(wait := policy.ask(turn, now), Run):
+            wait.sync(1.0)
+        assert isinstance(wait, float)
+        return wait
+
+    assert ask(other, Turn(cost=10.0), 0.0) == 0
+    clock.advance(2.0)
+    call = both.ask(first, 2.0)
+    assert ask(both, second, 2.0) > 0
+    assert isinstance(call, Run)
+    call.sync(1.0)
+    assert ask(both, second, 2.0) > 0
+    assert ask(both, first, 2.0) == 0
+    both.end(first, 2.0)
+    for now in (*range(2, 11), 10.9):  # Its permit is due at 11.
+        assert ask(both, second, now) == pytest.approx(11.0 - now, abs=0.06)
+    for occupant in occupants:
+        assert slot.ask(occupant, 10.95) == 0
+        slot.end(occupants[0], 10.95)
+    assert ask(both, second, 11.0) > 0
+    slot.end(occupants[1], 11.08)
+    assert isinstance(both.ask(second, 11.08), Run)
+
+
 class Watched(Turn):
     """Counts how often somebody asks for the sources or the costs of any of these turns."""
 

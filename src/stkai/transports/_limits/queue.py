@@ -197,6 +197,7 @@ class Queue(StaysInProcess):
         if turn.is_guess and wait <= TICK:
             # It claims its permit immediately, although it does not ask until the source expects one.
             wait = max(wait, turn.nap)
+        turn.wakes_at = now + wait
         if wait + turn.slack > ASK_INTERVAL:  # A shorter sleep ends before these naps would.
             is_quiet = place >= _FREQUENT_PLACES and exact <= _QUIET_NAP
             turn.nap = min(turn.nap, _QUIET_NAP if is_quiet else max(ASK_INTERVAL, place / _PLACES_PER_S))

@@ -81,8 +81,8 @@ class Leased(Member):
             return wait
         if self.history is not None and now >= self.guards_from and self.history not in outage.sources:
             wait = max(wait, self.history.when(turn, ahead, now))
-        if turn.due_at < now and turn.held_by is self:  # It woke late, and other turns may, too.
-            held.late = max(held.late, min(CALL_LIFETIME, LATE + now - turn.due_at))
+        if turn.wakes_at < now and turn.held_by is self:  # It woke late, and other turns may, too.
+            held.late = max(held.late, min(CALL_LIFETIME, LATE + now - turn.wakes_at))
         held.lapse(now)
         if now >= group.as_of + MEMBER_LIFETIME:
             held.keep(0, 0.0)  # Others may have got its permits by now.
