@@ -192,6 +192,20 @@ def test_a_permit_that_was_used_late_stays_in_the_window_for_as_much_longer() ->
     assert firsts == pytest.approx([104.0 + 1 / 300, 104.04 + 1 / 300])
 
 
+def test_units_that_a_member_spends_with_its_first_permits_are_not_leased_to_another() -> None:
+    quota = {"rate": 50.0, "burst": 1.0, "window": 1.0, "max_cost": 100.0, "cost_rate": 100.0}
+    state, uses = State.new(100.0), list[tuple[float, float]]()
+    for name, costs in (("first", (10.0, 100.0, 0.0, 10.0, 1.0)), ("second", (10.0, 10.0, 10.0))):
+        ask = Client(name).ask(quota, 0, len(costs), costs=costs)
+        places = [first + gap * k for first, gap, size in step(state, ask, 100.0).ranges for k in range(size)]
+        uses += zip(places, costs, strict=False)
+    assert len(uses) >= 4
+    level, before = 100.0, 0.0
+    for instant, cost in sorted(uses):
+        level, before = min(100.0, level + 100.0 * (instant - before)) - cost, instant
+        assert level >= -1e-3
+
+
 def test_a_message_that_arrives_twice_changes_nothing() -> None:
     state = State.new(0.0)
     client = Client("a")

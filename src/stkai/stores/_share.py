@@ -230,7 +230,15 @@ def affordable(s: State, costs: tuple[float, ...]) -> int:
 def payment(s: State, m: MemberState, name: str, cost: float, now: float, since: float = -math.inf) -> float:
     """When, from `since` on, `cost` can be paid so that all leases that are due later can still be used in time."""
     others = [MemberState.unpack(packed) for each, packed in s.members.items() if each != name]
-    held = sorted(use for each in (*others, m) for use in _uses(s, each, now))
+    uses = [use for each in (*others, m) for use in _uses(s, each, now)]
+    # A member may spend all units of a lease with its first permit, or all with its last.
+    firsts, lasts = (sorted((use[when], use[2]) for use in uses) for when in (0, 1))
+    while (start := _earliest(s, lasts, cost, now, first := _earliest(s, firsts, cost, now, since))) > first:
+        since = start
+    return start
+
+
+def _earliest(s: State, held: list[tuple[float, float]], cost: float, now: float, since: float) -> float:
     level, at, need = s.units + s.units_held, now, min(cost, s.quota.max_cost)
     for number, (instant, units) in enumerate(held):
         start = max(since, at + max(0.0, need - level) / s.quota.cost_rate)
@@ -254,11 +262,13 @@ def _later(s: State, level: float, seconds: float) -> float:
     return min(s.quota.max_cost, level + seconds * s.quota.cost_rate)
 
 
-def _uses(s: State, m: MemberState, now: float) -> list[tuple[float, float]]:
-    """When the member will have used the permits that it holds, and the units of these."""
-    held = [(m.old, m.units), (m.fresh, m.units_fresh)]
-    is_void = m.epoch != s.epoch
-    return [(now if is_void else max(now, end(ranges)), units) for ranges, units in held if units > 0]
+def _uses(s: State, m: MemberState, now: float) -> list[tuple[float, float, float]]:
+    """When the member uses the first and the last of the permits that it holds, and the units of these."""
+    leases = [(m.old, m.units), (m.fresh, m.units_fresh)]
+    held = [(ranges if m.epoch == s.epoch else [], units) for ranges, units in leases if units > 0]
+    return [
+        (max(now, ranges[0][0] if ranges else now), max(now, end(ranges)), units) for ranges, units in held
+    ]
 
 
 def due(m: MemberState) -> float:

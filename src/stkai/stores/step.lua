@@ -392,20 +392,26 @@ end
 
 -- Units of cost.
 local function reserved(s, m, name, now)
-  local found = {}
-  local function add(other)
-    local is_void = other.epoch ~= s.epoch
-    if other.units > 0 then insert(found, {is_void and now or max(now, last(other.old)), other.units}) end
-    if other.units_fresh > 0 then insert(found, {is_void and now or max(now, last(other.fresh)), other.units_fresh}) end
+  local firsts, lasts = {}, {}
+  local function add(ranges, units, is_void)
+    if units <= 0 then return end
+    if is_void then ranges = {} end
+    insert(firsts, {max(now, #ranges > 0 and ranges[1][1] or now), units})
+    insert(lasts, {max(now, last(ranges)), units})
+  end
+  local function add_both(other)
+    add(other.old, other.units, other.epoch ~= s.epoch)
+    add(other.fresh, other.units_fresh, other.epoch ~= s.epoch)
   end
   local packed = redis.call("HGETALL", MEMBERS)
   for index = 1, #packed, 2 do
     local other = packed[index] ~= name and unpacked(packed[index + 1])
-    if other then add(other) end
+    if other then add_both(other) end
   end
-  add(m)
-  table.sort(found, in_order)
-  return found
+  add_both(m)
+  table.sort(firsts, in_order)
+  table.sort(lasts, in_order)
+  return firsts, lasts
 end
 
 local function later(s, level, seconds) return min(s.max_cost, level + seconds * s.cost_rate) end
@@ -419,14 +425,24 @@ local function can_pay(s, level, at, held, number)
   return true
 end
 
-local function payment(s, m, name, cost, now, since)
-  local held, level, at, need = reserved(s, m, name, now), s.units + s.units_held, now, min(cost, s.max_cost)
+local function earliest(s, held, cost, now, since)
+  local level, at, need = s.units + s.units_held, now, min(cost, s.max_cost)
   for number, use in ipairs(held) do
     local start = max(since, at + max(0, need - level) / s.cost_rate)
     if start <= use[1] and can_pay(s, later(s, level, start - at) - cost, start, held, number) then return start end
     level, at = later(s, level, use[1] - at) - use[2], use[1]
   end
   return max(since, at + max(0, need - level) / s.cost_rate)
+end
+
+local function payment(s, m, name, cost, now, since)
+  local firsts, lasts = reserved(s, m, name, now)
+  while true do
+    local first = earliest(s, firsts, cost, now, since)
+    local start = earliest(s, lasts, cost, now, first)
+    if start <= first then return start end
+    since = start
+  end
 end
 
 -- The step.
