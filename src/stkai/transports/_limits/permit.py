@@ -116,7 +116,8 @@ def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
 def _sleep(context: Context, turn: Turn, wait: float, left: float) -> Sleep:
     """The sleep of a turn that has to wait: not beyond its nap, nor the seconds that are left."""
     # Sleeps of other clocks are exact, and end early only if necessary.
-    is_real, wakes = is_system_clock(context.clock), getattr(turn.held_by, "wakes", False)
+    wakes = getattr(turn.held_by, "wakes", False)
+    is_real = (wakes or wait >= NAP) and is_system_clock(context.clock)
     if is_real and wakes and turn.wake is not None and not turn.held_by.is_exact:
         wait = (
             turn.nap

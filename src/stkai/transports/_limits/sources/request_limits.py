@@ -113,7 +113,9 @@ class Window(Source):
         windows = ahead // most
         first = self.used + ahead - (windows + 1) * most
         if first >= 0:
-            start = self.instant(first)
+            if self.used > len(instants):  # Some were sent at the same instant.
+                first = bisect_right(list(accumulate(self._counts)), first)
+            start = instants[first]
         if windows:  # The requests whose places it takes, one per window, will be late.
             turn.slack = max(turn.slack, windows * self._slack)
         return max(TICK, start + (windows + 1) * seconds - now)
@@ -126,12 +128,6 @@ class Window(Source):
             while len(longer) > len(shorter):
                 longer.popleft()
         self.used = sum(counts)
-
-    def instant(self, number: int) -> float:
-        """When the request with this number was sent, counted from 0 among those still in the window."""
-        if self.used > len(self._counts):
-            number = bisect_right(list(accumulate(self._counts)), number)
-        return self._instants[number]
 
     def take(self, turn: Turn, now: float) -> None:
         instants, counts = self._instants, self._counts
