@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -201,6 +202,7 @@ class Job:
     ) -> "subprocess.CompletedProcess[str]":
         """Run a command in this process."""
         before = Path.cwd()
+        handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         os.chdir(self.folder)
         stkai.STKAI.reset()
         try:
@@ -209,6 +211,8 @@ class Job:
                 stdout.seek(0)
                 printed = stdout.read().decode()
         finally:
+            for each, handler in handlers.items():
+                signal.signal(each, handler)
             os.chdir(before)
             stkai.STKAI.reset()
         if done.exception is not None and not isinstance(done.exception, SystemExit):
