@@ -167,7 +167,7 @@ def test_a_request_that_was_given_up_does_not_count_as_accepted() -> None:
 )
 def test_whoever_has_a_tenth_of_its_share_is_soon_back(rate: float, burst: int, service: float) -> None:
     least = []
-    for seed in (1, 2, 3, 4):
+    for seed in (1, 2):
         world = World(LeakyBucket(rate, burst), service=service, seed=seed)
         for _ in range(4):
             world.add(workers=4 + round(rate * service / 2))
