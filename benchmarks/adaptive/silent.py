@@ -50,6 +50,10 @@ _SLOW_WINDOWS = [
         _BURST, server="fixed", quota=100, window=10.0, windows=12, cold=2, service=(0.08, 0.12), workers=9
     ),
 ]
+_LATE_WINDOWS = [
+    replace(_SLOW_WINDOWS[2], quota=quota, window=window, windows=windows, cold=cold, late=2, workers=6)
+    for quota, window, windows, cold in ((50, 5.0, 120, 80), (100, 10.0, 60, 40), (300, 30.0, 20, 14))
+]
 _SLOW_STRICT = replace(_STRICT, service=(0.8, 1.2), workers=14)
 _OTHER_STRICT = [
     Scenario(server="leaky", quota=quota, window=1.0, processes=number, **_OTHERS)
@@ -128,6 +132,11 @@ SILENT = (
     Goal(
         "no Retry-After, windows, answers of a tenth of a second to three",
         _SLOW_WINDOWS,
+        means(0.90, 0.20, 0.85),
+    ),
+    Goal(
+        "no Retry-After, windows, two of four join late",
+        _LATE_WINDOWS,
         means(0.90, 0.20, 0.85),
     ),
     Goal(

@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from stkai.transports import Turn
-from stkai.transports._limits.pace.evidence import Refill, Unanswered
+from stkai.transports._limits.pace.evidence import Refill, Unanswered, WindowTest
 from stkai.transports._limits.pace.pairs import PairTest
 from stkai.transports._limits.pace.quota import KnownQuota
 from stkai.transports._limits.pace.silent_servers import EqualRefusals, SilentWindow
@@ -115,6 +115,84 @@ def test_the_first_retry_after_a_refusal_is_early_however_many_requests_are_in_f
     rate.refused(Turn(), answered(429, now + 0.01, sent=now))
     missing = 1.0 - rate.release(now + 0.01, now + 0.01, waiting=True)
     assert rate.time_for(missing, now + 0.01) < 0.1
+
+
+def end_row(test: WindowTest, now: float, *outcomes: bool, allowed: float = 1.0) -> int:
+    """A row of refusals that ends half a second after the last of them. Returns how many of the tests are sent."""
+    test.refused(Turn(), now - 0.5)
+    sends, number = test.row_ended(now, allowed), 0
+    while sends:
+        turn = Turn()
+        test.sent(turn, now)
+        if outcomes[number]:
+            sends = test.accepted(turn)
+        else:
+            sends = False
+            assert test.refused(turn, now)
+        number += 1
+    return number
+
+
+ACCEPTED = (True,) * 10
+
+
+def test_three_rows_that_end_in_room_for_several_requests_show_a_window() -> None:
+    test, rows = WindowTest(0.0), 0
+    while not test.is_window:
+        assert end_row(test, 30.0 + 10 * rows, *ACCEPTED) == 2
+        rows += 1
+    assert rows == 3
+    assert end_row(test, 100.0, *ACCEPTED) == 1
+
+
+def test_after_a_long_silence_more_tests_are_needed_since_a_bucket_has_filled_up() -> None:
+    long, short = WindowTest(0.0), WindowTest(0.0)
+    long.refused(Turn(), 40.0)
+    assert long.row_ended(45.0, 1.0)
+    sent = 0
+    while long._is_next:
+        turn = Turn()
+        long.sent(turn, 45.0)
+        long.accepted(turn)
+        sent += 1
+    assert sent > end_row(short, 45.0, *ACCEPTED)
+
+
+def test_one_refused_test_shows_that_there_is_no_window() -> None:
+    test = WindowTest(0.0)
+    for row in range(3):
+        end_row(test, 30.0 + 10 * row, *ACCEPTED)
+    assert test.is_window
+    end_row(test, 60.0, False)
+    assert not test.is_window
+
+
+def test_each_refused_test_makes_tests_rarer() -> None:
+    test = WindowTest(0.0)
+    assert [row for row in range(100) if end_row(test, 30.0 + row, False)] == [0, 4, 20, 84]
+
+
+def test_nothing_is_tested_in_the_first_twenty_seconds_or_at_a_fast_server() -> None:
+    assert end_row(WindowTest(0.0), 20.0) == 0
+    assert end_row(WindowTest(0.0), 30.0, allowed=4.1) == 0
+    assert end_row(WindowTest(0.0), 30.0, False, allowed=3.9) == 1
+
+
+def test_a_test_goes_at_once_and_its_refusal_costs_no_rate() -> None:
+    rate = silent(0.5, is_bursty=True)
+    for _ in range(5):
+        rate.law.refill._observe(0.3, accepted=False)
+    rate.take(turn := Turn(), 130.0)
+    rate.refused(turn, answered(429, 130.01, sent=130.0))
+    rate.take(turn := Turn(), 131.0)
+    rate.accepted(turn, answered(200, 131.01, sent=131.0))
+    assert rate.release(131.01, 131.01, waiting=True) == 1.0
+    rate.take(turn := Turn(), 131.01)
+    before = rate.rate
+    rate.refused(turn, answered(429, 131.02, sent=131.01))
+    assert rate.rate == before
+    assert rate.row == 0
+    assert rate.release(131.02, 131.02, waiting=True) < 1.0
 
 
 def refused(unanswered: Unanswered, *, after: float, now: float) -> None:

@@ -190,10 +190,34 @@ def test_two_refusals_too_soon_show_that_there_is_no_window() -> None:
 
 def test_a_window_that_refuses_nothing_is_forgotten() -> None:
     window = found()
-    window.forget_if_old(60.0 + 2.5 * 60.0)
+    window.advance(60.0 + 2.5 * 60.0)
     assert window.seconds == 60.0
-    window.forget_if_old(60.0 + 2.5 * 60.0 + 1)
+    window.advance(60.0 + 2.5 * 60.0 + 1)
     assert window.seconds == 0.0
+
+
+def test_growth_accelerates_until_the_next_outage() -> None:
+    window = found()
+    growths = []
+    for windows in (0.0, 1.0, 2.0):
+        window.advance(60.0 + windows * 60.0)
+        growths.append(window.growth)
+    assert growths == [8.0, 16.0, 40.0]
+
+
+def test_windows_without_a_refusal_do_not_make_the_window_longer() -> None:
+    window = found()
+    for _ in range(30):
+        window.accepted()
+    outage(window, 170.0, 178.0)
+    assert window.seconds == 59.0
+
+
+def test_an_outage_of_any_length_ends_a_window_where_tests_have_shown_that_there_are_windows() -> None:
+    window = SilentWindow(0.0, 2)
+    window.test._evidence = 5.0
+    assert outage(window, 9.5, 10.0) == 0.2
+    assert window.seconds == 10.0
 
 
 @pytest.mark.no_cover
@@ -221,13 +245,22 @@ def test_a_window_that_the_server_never_mentions_is_named() -> None:
 
 
 @pytest.mark.no_cover
-def test_those_who_join_late_get_their_share_of_a_window_that_the_server_never_mentions() -> None:
-    world = World(FixedWindow(300, 30.0))
-    for at in (0.0, 0.0, 120.0, 120.0):
-        world.add(at=at)
-    world.run(420.0)
-    shares, _ = world.counts(240.0, 420.0)
-    assert min(shares) >= 0.6 * sum(shares) / 4
+@pytest.mark.parametrize(
+    ("number", "seconds", "share"), [(50, 5.0, 0.6), (100, 10.0, 0.6), (300, 30.0, 0.3), (100, 60.0, 0.5)]
+)
+def test_those_who_join_late_get_their_share_of_a_window_that_the_server_never_mentions(
+    number: int, seconds: float, share: float
+) -> None:
+    least = []
+    for seed in (1, 2):
+        world = World(FixedWindow(number, seconds), service=0.1, seed=seed)
+        for at in (0.0, 40.0, 48.0, 56.0):
+            world.add(workers=6, at=at)
+        world.run(600.0)
+        shares, refused = world.counts(360.0, 600.0)
+        assert refused <= 0.2 * sum(shares)
+        least.append(4 * min(shares) / sum(shares))
+    assert sum(least) / 2 >= share
 
 
 @pytest.mark.no_cover

@@ -1,5 +1,5 @@
-"""What the answers of a silent server show: how fast it is, which requests it has accepted, and whether it limits those
-in flight. docs/research/adaptive.md explains the values.
+"""What the answers of a silent server show: how fast it is, whether it counts in windows, which requests it has
+accepted, and whether it limits those in flight. docs/research/adaptive.md explains the values.
 """
 
 import math
@@ -22,6 +22,21 @@ _ENOUGH: Final = 4  # Observations before the estimate counts.
 
 _MOST_TELLING: Final = 0.25  # C * seconds at which a retry shows most, on average.
 _MIN_WAIT: Final = 0.005  # Seconds.
+
+# Some seconds after a refusal, a bucket that allows C requests per second has room for n = C * seconds of them. When it
+# has accepted one and is tested with further ones at once, it accepts test k, if all before it, with about n / (n + k).
+_LEAST_ALLOWED: Final = (
+    1.0  # The least C. Twice the estimate is safe; windows of some seconds make it too small.
+)
+_UNDERESTIMATE: Final = 2.0
+_MAX_ALLOWED: Final = 4.0  # With a larger C, the rate grows fast anyway, and a test is not worth a refusal.
+
+# The evidence for a window is the logarithm of how much less likely the outcomes of the tests are with a bucket.
+_WINDOW_EVIDENCE: Final = 4.0
+_EVIDENCE_PER_ROW: Final = 1.5  # At most, from one row of refusals: everybody may have been silent before.
+_TESTED_AFTER: Final = 20.0  # Seconds. In the cold start, everybody is silent for long.
+_FEWER_TESTS: Final = 4  # Factor by which tests become rarer with each that is refused.
+_MAX_ROWS: Final = 64  # Rows of refusals per test, at most.
 
 # A request has been accepted if it is in flight for longer than this multiple of what refusals take, plus some seconds.
 _LATENCIES: Final = 5.0
@@ -91,6 +106,67 @@ class Refill:
         weights = [math.exp(each - most) for each in self._likelihoods]
         mean = sum(weight * each for weight, each in zip(weights, _LOGARITHMS, strict=True)) / sum(weights)
         return math.exp(mean)
+
+
+class WindowTest:
+    """Finds out whether a server counts in windows: the end of a window makes room for many requests at once.
+
+    A bucket makes room for one request after the other. So when a row of refusals has ended, another request goes at
+    once. While it is accepted, so does the next one, until this row has shown enough.
+    """
+
+    def __init__(self, since: float) -> None:
+        self._since = since
+        self._evidence = self._from_row = 0.0
+        self._rows, self._rows_per_test = 0, 1
+        self._is_next, self._allowed, self._tests, self._chance = False, math.inf, 0, 1.0
+        self._refused_at = -math.inf  # When the last refused request was sent.
+
+    @property
+    def is_window(self) -> bool:
+        return self._evidence >= _WINDOW_EVIDENCE
+
+    def row_ended(self, now: float, allowed: float) -> bool:
+        """Record the end of a row of refusals, by a server that seems to allow `allowed` requests per second.
+
+        Returns whether to send the next request at once, as a test.
+        """
+        self._rows += 1
+        is_time = now - self._since > _TESTED_AFTER and self._rows >= self._rows_per_test
+        self._is_next = is_time and (self.is_window or allowed <= _MAX_ALLOWED)
+        if self._is_next:
+            self._rows, self._tests, self._from_row = 0, 0, 0.0
+            self._allowed = max(_LEAST_ALLOWED, _UNDERESTIMATE * allowed)
+        return self._is_next
+
+    def sent(self, turn: Turn, now: float) -> None:
+        if self._is_next:
+            self._is_next = False
+            turn.note(self, True)
+            self._tests += 1
+            room = self._allowed * max(_MIN_WAIT, now - self._refused_at)
+            self._chance = room / (room + self._tests)
+
+    def accepted(self, turn: Turn) -> bool:
+        """Record a success. Returns whether to send the next request at once, as another test."""
+        if turn.noted(self) is None:
+            return False
+        was_window, evidence = (
+            self.is_window,
+            min(-math.log(self._chance), _EVIDENCE_PER_ROW - self._from_row),
+        )
+        self._evidence, self._from_row = self._evidence + evidence, self._from_row + evidence
+        self._rows_per_test = 1 if self.is_window else self._rows_per_test
+        self._is_next = not was_window and self._from_row < _EVIDENCE_PER_ROW
+        return self._is_next
+
+    def refused(self, turn: Turn, sent: float) -> bool:
+        """Record the refusal of a request sent at `sent`. Returns whether it was a test, which says no more."""
+        if turn.noted(self) is None:
+            self._refused_at = sent
+            return False
+        self._evidence, self._rows_per_test = 0.0, min(_MAX_ROWS, _FEWER_TESTS * self._rows_per_test)
+        return True
 
 
 class Unanswered:

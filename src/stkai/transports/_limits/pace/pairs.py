@@ -205,12 +205,12 @@ class PairTest:
         if paired.answers is self._answers:
             self._answers, self.is_open = None, False
 
-    def observe(self, paired: Paired, now: float, *, accepted: bool, starting: bool) -> int | None:
+    def observe(self, paired: Paired | None, now: float, *, accepted: bool, starting: bool) -> int | None:
         """Record an answer to one of a pair. Returns how many of the two were accepted; 1 until both are answered.
 
-        Returns None if the pair was forgotten, or if the answer counts like any other refusal.
+        Returns None if there is no pair, or it was forgotten, or if the answer counts like any other refusal.
         """
-        if paired.answers is not self._answers:
+        if paired is None or paired.answers is not self._answers:
             return None
         self._answers[paired.number] = accepted
         if len(self._answers) < 2:

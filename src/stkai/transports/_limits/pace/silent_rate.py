@@ -28,6 +28,7 @@ _REFUSALS_IN_OUTAGE: Final = 5
 _REFUSALS_IN_STRICT_OUTAGE: Final = 10  # If refusals are collisions.
 _OUTAGE_SECONDS: Final = 3.0
 _REGAINED: Final = 0.9  # Fraction of the earlier rate at which the recovery ends.
+_REGAINED_IN_WINDOW: Final = 0.95  # Instead, of the successes per second in the window that has ended.
 _REGAIN_DOUBLING: Final = 0.5  # Seconds in which the rate doubles until then.
 
 # After an outage of these seconds, and of this many gaps, all refusals are forgotten: they are not typical.
@@ -77,12 +78,11 @@ class SilentServerRate:
     def __init__(self, quota: KnownQuota, found: Found, now: float, *, asked: float | None = None) -> None:
         self._quota, self._starting, self._asks = quota, found.is_open, asked is not None
         is_small = found.is_open and not quota.is_given and found.accepted < _MIN_ACCEPTED
-        rate = _START_RATE if is_small else found.rate
         self._test = PairTest(quota, is_bursty=found.is_bursty)
         self._in_flight, self._unanswered = InFlightLimit(now), Unanswered()
         self._window = SilentWindow(found.since, found.accepted)
         self.law = EqualRefusals(quota, self._test, self._window)
-        self.rate = self._bounded(rate)  # Requests per second.
+        self.rate = self._bounded(_START_RATE if is_small else found.rate)  # Requests per second.
         self.credit = 0.0  # 1.0 once the next permit is due; less until then.
         self.row, self._was_awaited = 0, True  # Refusals in a row.
         self._row_at = self._hold = self._refused_sent = -math.inf
@@ -118,8 +118,8 @@ class SilentServerRate:
         """What the server's refusals mean, if that was found out."""
         if self._test.is_strict:
             return "collisions, rate kept"
-        if window := round(self._window.seconds, -1):
-            return f"window of about {window:.0f} s"
+        if seconds := self._window.seconds:
+            return f"window of about {round(seconds, -1 if seconds > 20 else 0):.0f} s"
         places = self._in_flight.places
         return f"in flight: {places}" if places else ""
 
@@ -140,8 +140,6 @@ class SilentServerRate:
         self.rate = self._bounded(self.rate * factor)
         self._most *= factor
 
-    # Permits
-
     def release(self, start: float, now: float, credit: float = 0.0, *, waiting: bool) -> float:
         """Let the rate grow from `start` to `now`. Returns the credit, which is 1.0 once the next permit is due."""
         self._was_awaited = self._was_awaited or waiting
@@ -149,7 +147,7 @@ class SilentServerRate:
             self._count_success(turn, now, sent)
         if now > start:
             self.law.fade(self.rate, now - start)
-            self._window.forget_if_old(now)
+            self._window.advance(now)
             # Without successes, nothing supports growth.
             if waiting and now - self._accepted_at < _MAX_SILENCE:
                 self._grow(min(now - start, _MAX_GROWTH_STEP))
@@ -169,6 +167,7 @@ class SilentServerRate:
         self._in_flight.sent(now)
         self._unanswered.sent(turn, now)
         self.law.refill.sent(now)
+        self._window.test.sent(turn, now)
         gap, test, was_open = 1 / self.rate, self._test, self._test.is_open
         paired = test.take(now, gap, self.row > 0)
         if paired is not None:
@@ -176,8 +175,7 @@ class SilentServerRate:
             if was_open:
                 return 1.0
         self._due = max(self._due + gap, now + gap - min(gap / 2, _MAX_LATENESS) * test.is_bursty)
-        if rest := test.rest(now):
-            self._hold = max(self._hold, now + rest)
+        self._hold = max(self._hold, now + test.rest(now))
         return 1.0 if paired is None else (test.second_due - now) * self.rate
 
     def ignore(self, turn: Turn) -> None:
@@ -205,8 +203,6 @@ class SilentServerRate:
             self.rate = min(max(self.rate, self._most), grown) if self._test.is_strict else grown
         self.rate = self._bounded(self.rate)
 
-    # Answers
-
     def accepted(self, turn: Turn, answer: Answer) -> None:
         self._in_flight.accepted(answer.now, answer.sent)
         if self._unanswered.answered(turn, answer.now):
@@ -217,8 +213,7 @@ class SilentServerRate:
         self.law.refill.answered(sent, accepted=True)
         self._accepted += 1
         self._test.accepted()
-        paired, starting = turn.noted(self), self._starting
-        if paired is not None and self._test.observe(paired, now, accepted=True, starting=starting) == 2:
+        if self._test.observe(turn.noted(self), now, accepted=True, starting=self._starting) == 2:
             self._due += 1 / self.rate
         if self._starting and self._was_awaited and self._test.is_clear:
             added = max(_START_GROWTH, self.rate * math.log(2) / _START_DOUBLING)
@@ -226,13 +221,18 @@ class SilentServerRate:
         self._accepted_at, self._was_awaited = now, False
         self._most = _MAX_STRICT_GROWTH * self.rate
         self.law.note(self.rate, refused=False)
-        self._window.accepted()
-        if sent < self._refused_sent:  # It says nothing about the time since then.
-            return
-        is_outage = self.row >= self._outage or now - self._row_at > _OUTAGE_SECONDS
-        if self.row and (is_outage or self._window.seconds):
-            self._recover(now)
-        self.row = 0
+        window = self._window
+        window.accepted()
+        sends_test = window.test.accepted(turn)
+        if self.row and sent >= self._refused_sent:  # An earlier request says nothing about the time since.
+            is_outage = self.row >= self._outage or now - self._row_at > _OUTAGE_SECONDS
+            if is_outage or window.seconds or window.test.is_window:
+                self._recover(now)
+            self.row = 0
+            if self._test.is_bursty and not (self._starting or self._quota.is_given):
+                sends_test = window.test.row_ended(now, self.law.refill.rate)
+        if sends_test and not self.row:
+            self._due = self._hold = now
 
     def _recover(self, now: float) -> None:
         """Return to most of the rate before the outage."""
@@ -248,7 +248,7 @@ class SilentServerRate:
             self._test.restart()
             return
         # The rate of a start says little; the requests accepted since then say more.
-        if back := in_window or _REGAINED * (self._before or average):
+        if back := _REGAINED_IN_WINDOW * in_window or _REGAINED * (self._before or average):
             self._back = back
             self.rate = self._bounded(min(back, max(self.rate, back / 2)))
 
@@ -258,13 +258,13 @@ class SilentServerRate:
         self._in_flight.refused(now, sent)
         self._unanswered.refused(turn, now, sent)
         self.law.row = 0
-        self.law.refill.answered(sent, accepted=False, in_row=self.row > 0)
-        if (paired := turn.noted(self)) is not None:
-            good = self._test.observe(paired, now, accepted=False, starting=self._starting)
-            if good == 0:
-                self._due = now + (0.5 + chance) / self.rate
-            if good is not None:
-                return
+        was_test = self._window.test.refused(turn, sent)
+        self.law.refill.answered(sent, accepted=False, in_row=self.row > 0 or was_test)
+        good = self._test.observe(turn.noted(self), now, accepted=False, starting=self._starting)
+        if good == 0 or was_test:
+            self._due = now + (0.5 + chance) / self.rate
+        if good is not None or was_test:
+            return
         self.law.note(self.rate, refused=True)
         if sent < self._cut_at and not self.row:
             return

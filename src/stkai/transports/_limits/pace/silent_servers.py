@@ -6,7 +6,7 @@ A silent server refuses without saying how long to wait. docs/research/adaptive.
 import math
 from typing import Final
 
-from .evidence import Refill
+from .evidence import Refill, WindowTest
 from .pairs import PairTest
 from .quota import KnownQuota
 
@@ -41,7 +41,8 @@ _MIN_QUOTA_PATIENCE: Final = 4.0
 _FEW_REFUSALS: Final = 0.02
 _MIN_PATIENCE_FACTOR: Final = 0.25
 
-# If the server has a window, the rate gains at most this many requests per window in each window.
+# If the server has a window, the rate gains at most this many requests per window in each window, times one plus the
+# square of the windows since the last outage.
 _GROWTH_PER_WINDOW: Final = 8.0
 
 # Fraction by which a cut is smaller for a sender with the whole of a known quota: no other sender would use what it
@@ -86,7 +87,9 @@ class SilentWindow:
     """
 
     def __init__(self, since: float, accepted: float) -> None:
+        self.test = WindowTest(since)
         self._since, self._accepted, self._rows, self._early_rows = since, accepted, 0, 0
+        self.growth = _GROWTH_PER_WINDOW  # Requests per window, in a window.
         self.seconds = 0.0  # The length of the window; 0 while none is known.
 
     def average(self, now: float) -> float:
@@ -103,10 +106,12 @@ class SilentWindow:
         if self._early_rows >= _EARLY_ROWS:
             self.seconds = 0.0
 
-    def forget_if_old(self, now: float) -> None:
-        """Forget a window that has not refused anything for long."""
-        if now - self._since > _QUIET_WINDOWS * self.seconds:
-            self.seconds = 0.0
+    def advance(self, now: float) -> None:
+        """Let growth accelerate; forget a window that has not refused anything for long."""
+        windows = (now - self._since) / self.seconds if self.seconds else math.inf
+        if windows > _QUIET_WINDOWS:
+            self.seconds = windows = 0.0
+        self.growth = _GROWTH_PER_WINDOW * (1 + windows * windows)
 
     def accepts_again(self, now: float, row_began: float) -> float:
         """Record the end of an outage, which may have been the rest of a window.
@@ -114,9 +119,12 @@ class SilentWindow:
         Returns the sender's successes per second in that window; 0.0 if it was not a window.
         """
         seconds, rate = now - self._since, 0.0
-        is_window = self._rows == 1 and self._accepted >= _MIN_SUCCESSES and seconds <= _MAX_WINDOW
-        if is_window and (self.seconds or now - row_began > _MIN_OUTAGE):
-            rate, self.seconds = self._accepted / seconds, seconds
+        windows = (
+            max(1, round(seconds / self.seconds)) if self.seconds else 1
+        )  # Not each one refuses something.
+        is_window = self._accepted >= _MIN_SUCCESSES and (self.seconds or now - row_began > _MIN_OUTAGE)
+        if self._rows == 1 and seconds <= windows * _MAX_WINDOW and (is_window or self.test.is_window):
+            rate, self.seconds = self._accepted / seconds, seconds / windows
         self._since, self._accepted, self._rows = now, 0.0, 0
         return rate
 
@@ -195,11 +203,12 @@ class EqualRefusals:
         alone = max(_MIN_PATIENCE_FACTOR, min(1.0, refused / _FEW_REFUSALS))
         if ceiling < math.inf:
             return alone * max(_MIN_QUOTA_PATIENCE, _QUOTA_PATIENCE / ceiling) * 4 * rate / ceiling
-        allowed = max(_MIN_REFILL, self.refill.rate, _GOODPUTS * self._goodput)
+        is_fast = self._window.test.is_window  # Then the refusals show nothing about C.
+        allowed = max(_MAX_REFILL if is_fast else _MIN_REFILL, self.refill.rate, _GOODPUTS * self._goodput)
         slowness = _MAX_REFILL / min(_MAX_REFILL, allowed)
         patience = _PATIENCE * alone * slowness**2
         patience *= min(_MAX_PATIENT_RATE, max(_MIN_PATIENT_RATE / slowness, rate))
         if refused > _MANY_REFUSALS:
             patience *= math.pow(refused / _MANY_REFUSALS, _REFUSALS_POWER)
         window = self._window.seconds
-        return max(patience, _STEP * window * max(1.0, rate * window) / _GROWTH_PER_WINDOW)
+        return max(patience, _STEP * window * max(1.0, rate * window) / self._window.growth)
