@@ -273,8 +273,7 @@ class Permit:
         )
 
     def _learn(self, response: httpx.Response | None, error: BaseException | None) -> None:
-        turn, clock = self._taken(), self._clock
-        self._has_learned = True
+        turn, clock, self._has_learned = self._taken(), self._clock, True
         answer = Answer(self._sent, clock.monotonic(), response, error, clock.utcnow, turn.chance)
         self._limiter.learn(turn, answer)
 
