@@ -119,7 +119,7 @@ class _RateLimitedHttpClient(HttpClient):
             response = self.transport.handle_request(copy_request(request, extensions=extensions))
         except httpx.RequestError as error:
             if any(error.__cause__ is each for each in raised):
-                raise raised[0] from None  # An error of requests reaches the caller unchanged.
+                raise raised[0] from None  # It reaches the caller unchanged, of whichever package it is.
             raise
         finally:
             raised.clear()  # The error refers to this frame.

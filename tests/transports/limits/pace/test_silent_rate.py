@@ -385,23 +385,25 @@ def test_a_success_that_was_on_its_way_before_a_refusal_does_not_end_the_row() -
     assert mode.row == 0
 
 
-def test_a_request_that_is_answered_after_seconds_counts_once_and_early() -> None:
+def counted_early() -> tuple[SilentServerRate, Turn]:
+    """A request that counts as accepted, since another one has been refused, and is not answered yet."""
     mode, slow, other = silent(1.0, is_bursty=True), Turn(), Turn()
     mode.take(slow, 101.0)
     mode.take(other, 102.0)
     mode.refused(other, answered(429, 102.01, sent=102.0))
     mode.release(102.02, 102.02, waiting=False)
+    return mode, slow
+
+
+def test_a_request_that_is_answered_after_seconds_counts_once_and_early() -> None:
+    mode, slow = counted_early()
     assert mode._accepted == 1
     mode.accepted(slow, answered(200, 111.0, sent=101.0))
     assert mode._accepted == 1
 
 
 def test_a_request_that_counted_as_accepted_and_is_refused_after_all_counts_as_refused() -> None:
-    mode, slow, other = silent(1.0, is_bursty=True), Turn(), Turn()
-    mode.take(slow, 101.0)
-    mode.take(other, 102.0)
-    mode.refused(other, answered(429, 102.01, sent=102.0))
-    mode.release(102.02, 102.02, waiting=False)
+    mode, slow = counted_early()
     assert (mode._accepted, mode.row) == (1, 1)
     mode.refused(slow, answered(429, 103.0, sent=101.0))
     assert mode.row == 2

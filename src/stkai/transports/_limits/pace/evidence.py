@@ -25,10 +25,8 @@ _MIN_WAIT: Final = 0.005  # Seconds.
 
 # Some seconds after a refusal, a bucket that allows C requests per second has room for n = C * seconds of them. When it
 # has accepted one and is tested with further ones at once, it accepts test k, if all before it, with about n / (n + k).
-_LEAST_ALLOWED: Final = (
-    1.0  # The least C. Twice the estimate is safe; windows of some seconds make it too small.
-)
-_UNDERESTIMATE: Final = 2.0
+_LEAST_ALLOWED: Final = 1.0  # The least C: windows of some seconds make the estimate much too small.
+_UNDERESTIMATE: Final = 2.0  # Twice the estimate of a bucket's C is safe.
 _MAX_ALLOWED: Final = 4.0  # With a larger C, the rate grows fast anyway, and a test is not worth a refusal.
 
 # The evidence for a window is the logarithm of how much less likely the outcomes of the tests are with a bucket.
@@ -151,12 +149,11 @@ class WindowTest:
         """Record a success. Returns whether to send the next request at once, as another test."""
         if turn.noted(self) is None:
             return False
-        was_window, evidence = (
-            self.is_window,
-            min(-math.log(self._chance), _EVIDENCE_PER_ROW - self._from_row),
-        )
+        was_window = self.is_window
+        evidence = min(-math.log(self._chance), _EVIDENCE_PER_ROW - self._from_row)
         self._evidence, self._from_row = self._evidence + evidence, self._from_row + evidence
-        self._rows_per_test = 1 if self.is_window else self._rows_per_test
+        if self.is_window:
+            self._rows_per_test = 1
         self._is_next = not was_window and self._from_row < _EVIDENCE_PER_ROW
         return self._is_next
 

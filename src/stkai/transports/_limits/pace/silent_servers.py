@@ -119,9 +119,8 @@ class SilentWindow:
         Returns the sender's successes per second in that window; 0.0 if it was not a window.
         """
         seconds, rate = now - self._since, 0.0
-        windows = (
-            max(1, round(seconds / self.seconds)) if self.seconds else 1
-        )  # Not each one refuses something.
+        # Not every window refuses something.
+        windows = max(1, round(seconds / self.seconds)) if self.seconds else 1
         is_window = self._accepted >= _MIN_SUCCESSES and (self.seconds or now - row_began > _MIN_OUTAGE)
         if self._rows == 1 and seconds <= windows * _MAX_WINDOW and (is_window or self.test.is_window):
             rate, self.seconds = self._accepted / seconds, seconds / windows
@@ -203,8 +202,8 @@ class EqualRefusals:
         alone = max(_MIN_PATIENCE_FACTOR, min(1.0, refused / _FEW_REFUSALS))
         if ceiling < math.inf:
             return alone * max(_MIN_QUOTA_PATIENCE, _QUOTA_PATIENCE / ceiling) * 4 * rate / ceiling
-        is_fast = self._window.test.is_window  # Then the refusals show nothing about C.
-        allowed = max(_MAX_REFILL if is_fast else _MIN_REFILL, self.refill.rate, _GOODPUTS * self._goodput)
+        is_window = self._window.test.is_window  # Then the refusals show nothing about C.
+        allowed = max(_MAX_REFILL if is_window else _MIN_REFILL, self.refill.rate, _GOODPUTS * self._goodput)
         slowness = _MAX_REFILL / min(_MAX_REFILL, allowed)
         patience = _PATIENCE * alone * slowness**2
         patience *= min(_MAX_PATIENT_RATE, max(_MIN_PATIENT_RATE / slowness, rate))
