@@ -167,6 +167,14 @@ def test_one_refused_test_shows_that_there_is_no_window() -> None:
     assert not test.is_window
 
 
+def test_the_request_after_a_refusal_is_a_retry_and_no_test() -> None:
+    test, retry = WindowTest(0.0), Turn()
+    assert test.row_ended(30.0, 1.0)
+    test.refused(Turn(), 29.9)
+    test.sent(retry, 31.0)
+    assert not test.refused(retry, 31.0)
+
+
 def test_each_refused_test_makes_tests_rarer() -> None:
     test = WindowTest(0.0)
     assert [row for row in range(100) if end_row(test, 30.0 + row, False)] == [0, 4, 20, 84]

@@ -160,7 +160,7 @@ class WindowTest:
     def refused(self, turn: Turn, sent: float) -> bool:
         """Record the refusal of a request sent at `sent`. Returns whether it was a test, which says no more."""
         if turn.noted(self) is None:
-            self._refused_at = sent
+            self._refused_at, self._is_next = sent, False  # The next request is a retry.
             return False
         self._evidence, self._rows_per_test = 0.0, min(_MAX_ROWS, _FEWER_TESTS * self._rows_per_test)
         return True
