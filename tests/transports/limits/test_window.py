@@ -14,8 +14,6 @@ from stkai import AllOf, StackBuilder, SystemClock, TokenBucket, _clock
 from stkai.stores import MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Attempt, Call, Context, Sleep, Turn, token_bucket
-from stkai.transports._limits.queue import Queue
-from stkai.transports._limits.sources.request_limits import Window
 
 from ...support.crowd import Waiter, drive, took
 from ...support.shares import wait_for
@@ -111,30 +109,6 @@ def test_permits_that_were_given_up_are_in_no_window() -> None:
     assert took(queue, 60.0)
     queue.leave(turns[0], 61.0)
     assert not took(queue, 61.0), "it left the window before it was given up"
-
-
-@given(st.integers(2049, 50_000), st.lists(st.floats(0, 300), min_size=10, max_size=60), st.data())
-def test_a_large_quota_is_kept_with_a_few_slots_on_the_safe_side(
-    quota: int, moments: list[float], data: st.DataObject
-) -> None:
-    window, taken = Window(quota, 60.0), list[tuple[float, int]]()
-    queue = Queue(window)
-    for now in sorted(moments):
-        want = data.draw(st.sampled_from([1, 500, quota]))
-        got = 0
-        while got < want and queue.ask(turn := Turn(), now) == 0:
-            got += 1
-            # Permits in bulk, for speed.
-            bulk = min(want - got, quota - window.used - 1)
-            if bulk > 0:
-                window.used += bulk
-                window._counts[-1] += bulk
-                got += bulk
-        if not turn.granted:
-            queue.leave(turn, now)
-        taken.append((now, got))
-        assert sum(count for instant, count in taken if now - 60.0 + 2e-6 < instant <= now) <= quota
-    assert len(window._instants) <= 300
 
 
 @pytest.mark.no_cover

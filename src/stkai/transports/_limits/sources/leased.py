@@ -68,12 +68,6 @@ class Leased(Member):
 
     # Permits
 
-    def recover(self, turns: Sequence[Turn]) -> None:
-        super().recover(turns)
-        self.outage.recover()
-        if self.history is not None:
-            self.history.recover(())
-
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         held, group, outage = self.held, self.group, self.outage
         wait = outage.when(turn, ahead, now) if outage.sources else 0.0

@@ -133,10 +133,6 @@ class Outage:
 
     # As sources
 
-    def recover(self) -> None:
-        for source in self._local:
-            source.recover(())
-
     def when(self, turn: Turn, ahead: int, now: float) -> float:
         self._end_transition(now)
         return max([source.when(turn, ahead, now) for source in self.sources], default=0.0)

@@ -3,9 +3,7 @@
 import math
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Sequence
-from itertools import accumulate, islice
-from typing import Any, Final
+from typing import Final
 
 from ..limiter import Turn
 from . import ROUNDING, TICK, Limits, Source, in_words
@@ -16,10 +14,6 @@ NEVER: Final = -math.inf
 WAKE_TOLERANCE: Final = 0.05
 # Seconds by which a timer may be late; in a window shorter than a second, this fraction of the window.
 _SLACK: Final = 0.001
-
-# Requests of a window up to which each has its own instant; beyond, those within 1 / `_SLOTS` of the window share one.
-_MAX_EXACT: Final = 2048
-_SLOTS: Final = 256
 
 
 class Rate(Source):
@@ -85,11 +79,7 @@ class Window(Source):
     """At most `most` requests in any `seconds`. A window is half open: a request sent `seconds` ago is not in it."""
 
     def __init__(self, max_requests: float, time_window: float) -> None:
-        # When requests were sent, and how many at each instant.
-        self._instants: deque[float] = deque()
-        self._counts: deque[int] = deque()
-        self.used = 0  # Requests in the window that ended when this was last asked.
-        self._began = -math.inf
+        self._instants: deque[float] = deque()  # When the requests of the last window were sent.
         self._left = -math.inf  # When the last of those was sent that have left the window.
         self._set(max_requests, time_window)
 
@@ -98,7 +88,6 @@ class Window(Source):
         self.most = max(1, math.floor(max_requests))
         self.seconds = time_window / min(1.0, max_requests)
         self._slack = _SLACK * min(1.0, self.seconds)
-        self._grain = 0.0 if self.most <= _MAX_EXACT else self.seconds / _SLOTS
         self.limit = in_words(Limits(self.most, self.seconds))
 
     def when(self, turn: Turn, ahead: int, now: float) -> float:
@@ -106,59 +95,33 @@ class Window(Source):
         start = now - seconds
         while instants and instants[0] <= start + TICK:
             self._left = instants.popleft()
-            self.used -= self._counts.popleft()
-        if self.used + ahead < most:
+        if len(instants) + ahead < most:
             return 0.0
         # Wait until the request whose place it takes has left the window: it was sent, or it is one of those ahead.
         windows = ahead // most
-        first = self.used + ahead - (windows + 1) * most
+        first = len(instants) + ahead - (windows + 1) * most
         if first >= 0:
-            if self.used > len(instants):  # Some were sent at the same instant.
-                first = bisect_right(list(accumulate(self._counts)), first)
             start = instants[first]
         if windows:  # The requests whose places it takes, one per window, will be late.
             turn.slack = max(turn.slack, windows * self._slack)
         return max(TICK, start + (windows + 1) * seconds - now)
 
-    def recover(self, turns: Sequence[Turn]) -> None:
-        super().recover(turns)
-        instants, counts = self._instants, self._counts
-        pairs: list[tuple[deque[Any], deque[Any]]] = [(instants, counts), (counts, instants)]
-        for longer, shorter in pairs:
-            while len(longer) > len(shorter):
-                longer.popleft()
-        self.used = sum(counts)
-
     def take(self, turn: Turn, now: float) -> None:
-        instants, counts = self._instants, self._counts
+        instants = self._instants
         if instants and now < instants[-1]:
             now = instants[-1]  # Another thread read the clock a moment later.
-        self.used += 1
-        if instants and now < self._began + self._grain:  # After less than a tick, it may be empty.
-            instants[-1] = now
-            counts[-1] += 1
-        else:
-            instants.append(now)
-            counts.append(1)
-            self._began = now
+        instants.append(now)
 
     def give_back(self, turn: Turn, now: float) -> None:
         place = bisect_left(self._instants, turn.since)
         # Compared with the last that left, since the window may have become longer.
-        if turn.since <= self._left or place == len(self._instants):
-            return
-        self.used -= 1
-        self._counts[place] -= 1
-        if not self._counts[place]:
-            del self._instants[place], self._counts[place]
-            self._began = -math.inf
+        if turn.since > self._left and place < len(self._instants):
+            del self._instants[place]
 
     def available(self, now: float, seconds: float) -> float:
         windows, rest = divmod(max(0.0, seconds), self.seconds)
         left = bisect_right(self._instants, now + rest - self.seconds + TICK)
-        if self.used > len(self._counts):
-            left = sum(islice(self._counts, left))
-        return self.most * (1 + windows) - self.used + left
+        return self.most * (1 + windows) - len(self._instants) + left
 
     def update(self, limits: Limits) -> None:
         assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
