@@ -17,17 +17,13 @@ from .._clock import SystemClock
 from .._log import logger
 from .._process import begin_in_each_process
 
+# Seconds that a member's last report may take when its limiter is closed, or at the end of the program.
 LAST_REPORT: Final = 0.25
-"""Seconds that a member's last report may take when its limiter is closed, or at the end of the program."""
-
+# The maximum number of threads, for any number of shares, and of connections to a server that are kept open.
 MAX_CALLS: Final = 16
-"""The maximum number of threads, for any number of shares, and of connections to a server that are kept open."""
-
+# If no call begins for this many seconds although one is due, another thread is started: the others hang.
 STUCK_AFTER: Final = 1.0
-"""If no call begins for this many seconds although one is due, another thread is started: the others hang."""
-
-_IDLE_TIMEOUT: Final = 1.0
-"""Seconds after which a thread without a call ends."""
+_IDLE_TIMEOUT: Final = 1.0  # Seconds after which a thread without a call ends.
 
 Work = Callable[[], None]
 
@@ -132,7 +128,6 @@ class BackgroundCalls:
 
 
 background: Final = BackgroundCalls()
-"""The background calls of this process."""
 
 _clients: Final[WeakValueDictionary[int, Any]] = WeakValueDictionary()
 

@@ -14,26 +14,16 @@ from typing import Final
 
 from ._protocol import LATE, Quota
 
-Range = tuple[float, float, int]
-"""The first place, the seconds between places, and the number of places."""
+Range = tuple[float, float, int]  # The first place, the seconds between places, and the number of places.
 
 NEVER: Final = -1e18
-
-ROUNDING: Final = 1e-6
-"""The tolerance for rounding errors of clocks, in permits."""
-
+ROUNDING: Final = 1e-6  # The tolerance for rounding errors of clocks, in permits.
+# Seconds; a clock that is further behind was set back, and the state continues as if no time had passed.
 _CLOCK_SET_BACK: Final = 0.1
-"""Seconds; a clock that is further behind was set back, and the state continues as if no time had passed."""
-
-USAGE_SPAN: Final = 10.0
-"""Seconds over which `usage` decays."""
-
-_SAME_INSTANT: Final = 1e-6
-"""Seconds; entries closer than this are merged."""
-
+USAGE_SPAN: Final = 10.0  # Seconds over which `usage` decays.
+_SAME_INSTANT: Final = 1e-6  # Seconds; entries closer than this are merged.
+# Up to this many permits per window, each instant is kept; above, instants round up to this many slots.
 _MAX_EXACT: Final = 64
-"""Up to this many permits per window, each instant is kept; above, instants round up to this many slots."""
-
 _NO_QUOTA: Final = Quota(0.0)
 
 

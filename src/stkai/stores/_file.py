@@ -26,29 +26,20 @@ from ._share import MEMBER_LIFETIME, State
 from ._step import LocalStore, T
 
 _IS_UNIX: Final = sys.platform != "win32"
-
 _FLAGS: Final = (
     os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 )
-
-_LOCK_TIMEOUT: Final = 0.25
-
+_LOCK_TIMEOUT: Final = 0.25  # Seconds.
+# Longest sleep between lock attempts, in seconds; if shorter, a hundred waiters starve the holder on two cores.
 _MAX_NAP: Final = 0.002
-"""Longest sleep between lock attempts, in seconds; if shorter, a hundred waiters starve the holder on two cores."""
-
+# Seconds; a file that another boot wrote more recently than this is in use by another machine.
 _OTHER_MACHINE_WITHIN: Final = 60.0
-"""Seconds; a file that another boot wrote more recently than this is in use by another machine."""
-
+# Seconds by which this clock may be behind the file's; a larger gap means that another clock wrote the file.
 _CLOCK_TOLERANCE: Final = 5.0
-"""Seconds by which this clock may be behind the file's; a larger gap means that another clock wrote the file."""
-
+# The offset of the second slot, and the size of both: enough for 12,000 members. The file is sparse.
 SLOT: Final = 1 << 21
-"""The offset of the second slot, and the size of both: enough for 12,000 members. The file is sparse."""
-
 _MAGIC: Final = b"stkai\x00\x00\x05"
-
-_HEAD: Final = struct.Struct("<8sII")
-"""Header of a slot: magic, length and checksum of its text."""
+_HEAD: Final = struct.Struct("<8sII")  # Header of a slot: magic, length and checksum of its text.
 
 clock: Final = SystemClock()
 

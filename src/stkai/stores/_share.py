@@ -30,13 +30,10 @@ from ._calendar import (
 )
 from ._protocol import Ask, Quota
 
+# Seconds of silence after which a member is forgotten; others get the permits that it held for later.
 MEMBER_LIFETIME: Final = 10.0
-"""Seconds of silence after which a member is forgotten; others get the permits that it held for later."""
-
 _LEASE_GRACE: Final = 2.0  # Seconds for which a silent member keeps its lease after its last permit was due.
-
 WAITING_LIFETIME: Final = 1.5  # Seconds of silence after which a member no longer counts as waiting.
-
 _SWEEP_INTERVAL: Final = 0.1  # Seconds between searches for silent members.
 _SWEEP_SIZE: Final = 20  # Members handled in one step.
 
