@@ -197,10 +197,7 @@ class _LimitFlow(LayerBase):
     ) -> None:
         now = self.context.now()
         if plan.ends:
-            try:
-                limiter.end(turn, now)
-            except Exception as error:  # noqa: BLE001 - user code
-                note_failure(limiter, error)
+            tell(limiter, "end", turn, now)
         if bill is not None:
             bill.settle(how, now)
 
