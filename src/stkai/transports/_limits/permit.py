@@ -36,9 +36,7 @@ from .sources import TICK, Source
 # Seconds; longer waits are split, because every system limits the length of a sleep.
 _MAX_SLEEP: Final = 3600.0
 _MAX_IDLE: Final = 0.1  # Seconds for which a request that has a connection may wait for a permit.
-_RESERVE_LEAD: Final = (
-    0.05  # Seconds before its permit is due, when such a request reserves another connection.
-)
+_RESERVE_LEAD: Final = 0.05  # Seconds before its permit is due at which it reserves another connection.
 
 _Held = dict[Source | None, float]  # Seconds for which each source held a turn up.
 
@@ -119,9 +117,8 @@ def _sleep(context: Context, turn: Turn, wait: float, left: float) -> Sleep:
     wakes = getattr(turn.held_by, "wakes", False)
     is_real = (wakes or wait >= NAP) and is_system_clock(context.clock)
     if is_real and wakes and turn.wake is not None and not turn.held_by.is_exact:
-        wait = (
-            turn.nap
-        )  # It will be woken; thousands that check their guesses leave no time for anything else.
+        # It will be woken; thousands that check their guesses leave no time for anything else.
+        wait = turn.nap
     is_long = is_real and wait >= NAP
     seconds = float(min(wait + turn.slack if is_long else wait, turn.nap, left, _MAX_SLEEP))  # Not NumPy's.
     return Sleep(seconds, turn if wakes or (is_long and seconds >= NAP) else None)
