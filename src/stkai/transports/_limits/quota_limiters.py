@@ -164,18 +164,12 @@ class AimdLimiter(QuotaLimiter):
             plain = penalty_factor or 0.3, recovery_factor or 0.05
         if warm_start is not None:
             check_warm_start(warm_start, share, plain=plain is not None)
-        floor = min_rate_floor or 0.0
+        # Without requests, the window is that of the units.
+        floor, window = min_rate_floor or 0.0, None if max_requests is None else time_window
         saved = SavedRate(warm_start) if warm_start is not None and share is None else None
         self._factors = factors
         adaptive = self._adaptive = AdaptiveRate(
-            # Without requests, the window is that of the units.
-            KnownQuota(
-                max_requests,
-                None if max_requests is None else time_window,
-                floor,
-                plain=plain,
-                leaves_some=plain is None,
-            ),
+            KnownQuota(max_requests, window, floor, plain=plain, leaves_some=plain is None),
             learned=None if saved is None else saved.read(),
             save=None if saved is None else saved.note,
         )
@@ -192,7 +186,7 @@ class AimdLimiter(QuotaLimiter):
         if share is not None:
             from .pace.group import GroupPace
 
-            quota = KnownQuota(max_requests, time_window, floor, plain=plain)
+            quota = KnownQuota(max_requests, window, floor, plain=plain)
             group = GroupPace(quota, starts_warm=warm_start is not None)
         # A server's token headers apply to everyone who uses the key, so each member follows those that it receives.
         super().__init__(
