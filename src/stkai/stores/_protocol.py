@@ -13,9 +13,8 @@ from .._errors import ConfigurationError
 
 # The balance of permits: leased = used + returned + expired + held.
 BOOKS: Final = ("leased", "used", "returned", "expired", "held")
-AHEAD: Final = (
-    0.25  # The maximum number of seconds for which a member leases its share of the permits in advance.
-)
+# The maximum number of seconds for which a member leases its share of the permits in advance.
+AHEAD: Final = 0.25
 LATE: Final = 0.05  # Seconds for which a member reserves a permit for a request that wakes late.
 UNLIMITED: Final = 1e6  # The rate of a quota that counts only units of cost, in permits per second.
 

@@ -723,7 +723,7 @@ def test_a_process_keeps_to_a_small_part_while_others_use_the_file(clock: FakeCl
             wait_for(policy, clock)
             granted[phase] += 1
     assert 100 < granted[0] <= 202
-    assert granted[1] > 1000, "it is alone"
+    assert granted[1] > 900, "it is alone"
 
 
 def test_before_the_store_was_reached_costs_are_settled_in_the_process_alone(

@@ -13,7 +13,7 @@ from ....stores._protocol import AHEAD, LATE, Ask, Lease, Quota, Refusal
 from ..limiter import Turn
 from . import ROUNDING, Limits, Source
 from .holding import CALL_LIFETIME, Demand, GroupStatus, Holding, StoreCall, lease_time, shares_of
-from .outage import Outage, window_of
+from .outage import PROBE_INTERVAL, Outage, window_of
 from .request_limits import Window
 
 # Seconds after which unused permits are returned; another request may follow immediately.
@@ -253,7 +253,7 @@ class Member(Source):
         self.held.keep(0, 0.0)  # So that no permit is used twice.
         if self.outage.fail(now):
             self.client.loss = reason
-        self.client.schedule(self.outage.probe_after)
+        self.client.schedule(0.0 if self.outage.failures == 1 else PROBE_INTERVAL)
 
     def drop_call(self, call: StoreCall) -> None:
         """End a call that was not made, or was interrupted; what it may not have reported is reported again."""

@@ -19,9 +19,7 @@ TRANSITION: Final = 1.5
 _FIRST_FRACTION: Final = 0.1
 _FAILURES_TO_ADAPT: Final = 3
 
-# Seconds between the first two probes of a lost store; then twice as long each time.
-_FIRST_PROBE_DELAY: Final = 0.25
-_MAX_PROBE_DELAY: Final = 1.0
+PROBE_INTERVAL: Final = 0.5  # Seconds between two probes of a lost store.
 
 # Consecutive failures before an outage is announced: a single lost message is not one.
 _FAILURES_TO_ANNOUNCE: Final = 2
@@ -54,13 +52,6 @@ class Outage:
         for source in self._local:
             source.order, source.line, source.waiting = leased.order, leased.line, leased.waiting
         return self._local
-
-    @property
-    def probe_after(self) -> float:
-        """Seconds after which to check whether the store is reachable again."""
-        if self.failures == 1:
-            return 0.0
-        return min(_FIRST_PROBE_DELAY * 2.0 ** max(0, self.failures - 2), _MAX_PROBE_DELAY)
 
     @property
     def _failures_to_announce(self) -> int:
