@@ -12,7 +12,7 @@ from stkai.transports._limits.pace.silent_rate import SilentServerRate
 from stkai.transports._limits.pace.silent_servers import EqualRefusals, SilentWindow
 from stkai.transports._limits.pace.start import Found
 
-from ....support.gateways import FixedWindow, World, jain
+from ....support.gateways import FixedWindow, LeakyBucket, World, jain
 from ....support.sender import Sender, date
 
 # What a refusal takes
@@ -261,6 +261,19 @@ def test_those_who_join_late_get_their_share_of_a_window_that_the_server_never_m
         assert refused <= 0.2 * sum(shares)
         least.append(4 * min(shares) / sum(shares))
     assert sum(least) / 2 >= share
+
+
+@pytest.mark.no_cover
+def test_those_who_join_late_at_a_strict_server_find_its_spacing_however_little_they_get() -> None:
+    least = []
+    for seed in (1, 2):
+        world = World(LeakyBucket(5), service=0.1, seed=seed)
+        for at in (0.0, 10.0, 12.0, 14.0):
+            world.add(workers=6, at=at)
+        world.run(600.0)
+        shares, _ = world.counts(360.0, 600.0)
+        least.append(4 * min(shares) / sum(shares))
+    assert sum(least) / 2 >= 0.5
 
 
 @pytest.mark.no_cover

@@ -130,9 +130,8 @@ class PairTest:
 
     @property
     def is_searching(self) -> bool:
-        """Whether pairs search for the spacing of a strict server: a slow sender has too few requests for that."""
-        is_able = self._searches and self._gap <= _SLOW_GAP
-        return is_able and self.is_strict and not self._spacing.is_found(self._gap)
+        """Whether pairs search for the spacing of a strict server."""
+        return self._searches and self.is_strict and not self._spacing.is_found(self._gap)
 
     @property
     def is_clear(self) -> bool:
