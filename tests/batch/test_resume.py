@@ -1,6 +1,5 @@
 """What a resumed job compares, counts and reports: its input, its copy of stdin, its totals, its modes."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +105,6 @@ def test_the_lines_of_a_shard_are_counted_without_blank_ones(tmp_path: Path) -> 
     for shard, expected in (((0, 1), (3, 5)), ((0, 4), (2, 5)), ((1, 4), (0, 5))):
         assert Survey.of(path, size, json_lines(path, size), Shard(*shard))[2:] == expected
     assert Survey.of(path, 5, json_lines(path, 5), Shard(0, 1))[2:] == (1, 1)
-
-
-def test_a_journal_of_another_major_version_is_refused(job: Job) -> None:
-    assert job.run().returncode == 0
-    header, *rest = job.journal.read_text().splitlines(keepends=True)
-    old = {**json.loads(header), "input": {"size": 400, "sha256": "0" * 64}}
-    job.journal.write_text("".join([json.dumps(old) + "\n", *rest]))
-    result = job.run("--resume")
-    assert (result.returncode, "stkai 2" in result.stderr) == (2, True)
 
 
 # stdin

@@ -187,21 +187,14 @@ def _check_same(facts: dict[str, Any], header: Header, paths: Paths) -> None:
         raise ConfigurationError(
             f"{paths.journal} is the journal of a program that uses stkai.send_all: choose another name with -o"
         )
-    before = header.facts.get("options", {})
-    for name, value in facts["options"].items():
+    before = {**header.facts.get("options", {}), "INPUT": header.facts.get("input")}
+    for name, value in {**facts["options"], "INPUT": facts["input"]}.items():
         if before.get(name) != value:
             shown = (
                 "" if name in {"--base-url", "--body"} else f": it was {before.get(name)!r}, not {value!r}"
             )
             msg = f"{name} has changed since the job began{shown}; pass the old value, or --restart to start over"
             raise ConfigurationError(msg)
-    source = header.facts.get("input")
-    if source not in ("stdin", "file"):
-        msg = f"{paths.journal} was begun by stkai 2: finish the job with that version, or pass --restart to start over"
-        raise ConfigurationError(msg)
-    if source != facts["input"]:
-        was = "stdin: pass - instead of a file" if source == "stdin" else "a file: pass it instead of -"
-        raise ConfigurationError(f"the input of this job was {was}, or pass --restart to start over")
 
 
 def _check_unchanged(source: Path, before: Survey | None, *, is_copy: bool) -> None:
