@@ -13,7 +13,7 @@ from .._errors import ConfigurationError
 from .._log import logger
 from ..costs import CHARACTERS_PER_TOKEN
 from ..transports._operations import Run
-from .input_lines import Lines, StdinCopy, Survey, ends_complete, json_lines, sha256
+from .input_lines import ALL_LINES, Lines, StdinCopy, Survey, ends_complete, json_lines, sha256
 from .journal import Header, Journal, LineState, read_header
 from .merge import sort_file
 from .options import Options
@@ -33,7 +33,7 @@ class BatchJob(RunState):
         super().__init__()
         self.options, self.form, self._stack = options, form, stack
         self.id = uuid.UUID(hex=unique_key(), version=4)  # The namespace of the idempotency keys.
-        self.usage, self._shard = Usage(), options.line_shard
+        self.usage, self._shard = Usage(), options.shard or ALL_LINES
         self.survey: Survey | None = None  # None until all of stdin has arrived.
         self.lines: Lines
         self.stdin: StdinCopy | None = None  # None if the input is a file.
@@ -250,7 +250,7 @@ def dry_run(job: BatchJob) -> bool:
         say(f"{count(duplicates, 'duplicate id')}, which is allowed; use `id` to tell the lines apart")
     if invalid:
         say(f"{count(invalid, 'invalid line')} would be reported as failed")
-    tokens, price = size / CHARACTERS_PER_TOKEN, options.prices
+    tokens, price = size / CHARACTERS_PER_TOKEN, options.price
     cost = "" if price is None else f", {show_dollars(price.dollars(round(tokens), 0))} for the input alone"
     say(
         f"{count(requests, 'request')}, {show_count(size)} bytes, about {show_count(tokens)} input tokens{cost}"

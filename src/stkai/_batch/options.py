@@ -42,7 +42,8 @@ class Options:
         str | None, typer.Option(metavar="NAME", help="Column, or member, to use as custom_id.")
     ] = None
     shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Send only every Nth line; I is from 0 to N-1.")
+        Shard | None,
+        typer.Option(metavar="I/N", parser=Shard.parse, help="Send only every Nth line; I is from 0 to N-1."),
     ] = None
     max_in_flight: Annotated[
         int, typer.Option(metavar="N", min=1, help="Lines worked on at once, waiting or being sent.")
@@ -75,8 +76,10 @@ class Options:
         float | None, typer.Option(metavar="SECONDS", help="Limit for each call, waits included.")
     ] = None
     price: Annotated[
-        str | None,
-        typer.Option(metavar="PRICE", help="Dollars per million tokens, such as input=0.15,output=0.6."),
+        Price | None,
+        typer.Option(
+            metavar="PRICE", parser=Price.parse, help="Dollars per million tokens: input=0.15,output=0.6."
+        ),
     ] = None
     sync: Annotated[
         Literal["1s", "always", "never"], typer.Option(help="How often to flush files to disk.")
@@ -110,7 +113,6 @@ class Options:
                 f"--quick-command must be the slug of a quick command, not {self.quick_command!r}"
             )
         self._check_base_url()
-        _ = self.line_shard, self.prices  # Checks them.
 
     def _check_base_url(self) -> None:
         if self.base_url is None:
@@ -143,15 +145,6 @@ class Options:
     def continues_job(self) -> bool:
         return self.resume or self.retry_failed
 
-    @property
-    def prices(self) -> Price | None:
-        return None if self.price is None else Price.parse(self.price)
-
-    @property
-    def line_shard(self) -> Shard:
-        """The lines that this job sends."""
-        return ALL_LINES if self.shard is None else Shard.parse(self.shard)
-
     def url_of_commands(self, path: str) -> str:
         """The URL of quick commands: `path` follows `/v1/quick-commands/`."""
         return join_url(self.base_url or QUICK_COMMANDS, f"/v1/quick-commands/{path}")
@@ -163,7 +156,7 @@ class Options:
     def survey(self, source: Path) -> Survey:
         """Survey the input, or the copy of stdin, as it is now."""
         size = source.stat().st_size
-        return Survey.of(source, size, self.lines(source, size), self.line_shard)
+        return Survey.of(source, size, self.lines(source, size), self.shard or ALL_LINES)
 
     def facts(self, template: Template | None) -> dict[str, Any]:
         """The options that determine the requests, and must not change during a job. Contains no secrets."""
@@ -175,7 +168,7 @@ class Options:
             "--quick-command": self.quick_command,
             "--body": None if template is None else _digest(template.text),
             "--id-column": self.id_column,
-            "--shard": None if self.shard is None else "{}/{}".format(*self.line_shard),
+            "--shard": None if self.shard is None else "{}/{}".format(*self.shard),
         }
 
 

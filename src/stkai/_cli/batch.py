@@ -208,7 +208,7 @@ class _JobRun:
             total=None if job.survey is None else job.survey.lines,
             failed=failed,
             waiting=sum(line.may_drop and line.execution is None for line in in_flight),
-            tokens=job.usage.text(self._options.prices),
+            tokens=job.usage.text(self._options.price),
         )
 
     def _copy_rest(self) -> None:
@@ -257,7 +257,7 @@ class _JobRun:
             return code
         if codes:
             self._explain_failures()
-        tokens = job.usage.text(self._options.prices)
+        tokens = job.usage.text(self._options.price)
         if tokens:
             say(tokens)
         say(f"{job.outputs.done} done, {codes.total()} failed ({job.outputs.unknown} unknown)")
