@@ -130,16 +130,14 @@ class BatchJob(RunState):
 
     def _learning(self, lines: Lines) -> Lines:
         """The lines; the members of the first one are columns of the template."""
-        template = self.form.template
-        if template is not None and not self.options.is_csv:
+        template = None if self.options.is_csv else self.form.template
+        with closing(lines):
             for item in lines:
-                if item is not None:
+                if item is not None and template is not None:
                     with suppress(InvalidLineError):
                         template.use_columns(item[1]() or ())
+                    template = None
                 yield item
-                if item is not None:
-                    break
-        yield from lines
 
     def note(self) -> None:
         """Record the survey of the input, once all of stdin has arrived, and the tokens used so far."""
