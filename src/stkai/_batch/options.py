@@ -23,6 +23,10 @@ QUICK_COMMANDS: Final = "https://genai-code-buddy-api.stackspot.com"
 _UNWANTED: Final = re.compile(r"#|\{[^{}]+\}")
 
 
+def _count(text: str, least: int = 1) -> Any:
+    return typer.Option(metavar="N", min=least, help=text)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """The options of `stkai batch`, as Typer reads them."""
@@ -45,20 +49,10 @@ class Options:
         Shard | None,
         typer.Option(metavar="I/N", parser=Shard.parse, help="Send only every Nth line; I is from 0 to N-1."),
     ] = None
-    max_in_flight: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Lines worked on at once, waiting or being sent.")
-    ] = 32
-    rpm: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Send at most this many requests per minute.")
-    ] = None
-    tpm: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Use at most this many tokens of a language model per minute."),
-    ] = None
-    in_flight: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Have at most this many requests at the server at once."),
-    ] = None
+    max_in_flight: Annotated[int, _count("Lines worked on at once, waiting or being sent.")] = 32
+    rpm: Annotated[int | None, _count("Send at most this many requests per minute.")] = None
+    tpm: Annotated[int | None, _count("Use at most this many tokens of a model per minute.")] = None
+    in_flight: Annotated[int | None, _count("Have at most this many requests at the server.")] = None
     resume: Annotated[bool, typer.Option("--resume", help="Resume the job that writes OUT.")] = False
     restart: Annotated[bool, typer.Option("--restart", help="Start over and overwrite the outputs.")] = False
     retry_failed: Annotated[
@@ -69,9 +63,7 @@ class Options:
         typer.Option(help="What to do with lines that the server may have executed."),
     ] = "report"
     order: Annotated[Literal["done", "input"], typer.Option(help="Order of the outputs.")] = "done"
-    halt_after: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Halt after N equal failures in a row; 0: never.")
-    ] = 20
+    halt_after: Annotated[int, _count("Halt after N equal failures in a row; 0: never.", 0)] = 20
     deadline: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Limit for each call, waits included.")
     ] = None
