@@ -31,7 +31,7 @@ SECRETS: Final = frozenset({"auth", "client_secret", "token"})
 _MAX_SHOWN: Final = 200
 """Characters of a rejected value that errors show."""
 
-_SCHEME: Final = r"[a-z][a-z0-9+.-]{0,15}"
+_CREDENTIALS: Final = r"(?s)\A([a-z][a-z0-9+.-]{0,15}://)?.*@"
 _IN_QUERY: Final = r"(?i)([?&][^=&#]*(?:auth|key|pass|pwd|secret|token)[^=&#]*=)[^&#]+"
 _NO_PORT: Final = r"(rediss?://[^/?#:\[]*:)(?!\d*(?:[/?#,]|$))[^/?#,]+"
 """Text in the place of a store's port: it may be a password, if the host was forgotten."""
@@ -45,13 +45,9 @@ def variable(section: str, field: str) -> str:
 def masked(text: str) -> str:
     """The text, with the user name and password of a URL masked."""
     text = re.sub(_IN_QUERY, rf"\1{MASK}", text)
-    credentials, at, rest = text.rpartition("@")
-    if not at:
-        return re.sub(_NO_PORT, rf"\1{MASK}", text)
-    scheme, separator, _ = credentials.partition("://")
-    if separator and re.fullmatch(_SCHEME, scheme):
-        return f"{scheme}://{MASK}@{rest}"
-    return f"{MASK}@{rest}"
+    if "@" in text:
+        return re.sub(_CREDENTIALS, rf"\1{MASK}@", text)
+    return re.sub(_NO_PORT, rf"\1{MASK}", text)
 
 
 def as_text(field: str, value: Any) -> str:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from .._errors import missing_extra
 from ..events import Event
-from ._metrics import DURATIONS, SHARE_RATE, Labels, Metric, Recorder
+from ._metrics import DURATIONS, Labels, Metric, Recorder
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
@@ -88,6 +88,7 @@ _COLLECTORS: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
     # Each of several workers has its own calls and limiter.
     "active": ("Gauge", "inc", {"multiprocess_mode": "livesum"}),
     "gauge": ("Gauge", "set", {"multiprocess_mode": "livesum"}),
+    "common": ("Gauge", "set", {"multiprocess_mode": "livemostrecent"}),
     "histogram": ("Histogram", "observe", {"buckets": DURATIONS}),
 }
 """For each kind of metric: its collector in Prometheus, the method that records a value, and further arguments."""
@@ -101,8 +102,6 @@ def _recording(
 ) -> Callable[[float, Labels], None]:
     """Registers a metric; returns the function that records its values."""
     kind, record_by, more = _COLLECTORS[metric.kind]
-    if metric is SHARE_RATE:  # A group has one rate, which all members report.
-        more = {"multiprocess_mode": "livemostrecent"}
     name = _underscored(metric.name) + _UNITS.get(metric.unit, "")
     labels = [_underscored(label) for label in metric.labels]
     collector = getattr(prometheus, kind)(name, metric.text, labels, registry=registry, **more)

@@ -38,7 +38,8 @@ _Value = Callable[[Any], float | None]
 @dataclass(frozen=True, eq=False)
 class Metric:
     name: str  # As OpenTelemetry writes it.
-    kind: Literal["counter", "active", "gauge", "histogram"]  # An "active" count goes up and down.
+    # An "active" count goes up and down. All processes report the same value of a "common" gauge.
+    kind: Literal["counter", "active", "gauge", "common", "histogram"]
     unit: str  # Seconds ("s"), or what it counts.
     text: str
     labels: tuple[str, ...]  # The attributes that its measurements may have.
@@ -58,11 +59,6 @@ def _one(_: Event) -> float:
 
 
 # fmt: off
-SHARE_RATE: Final = Metric(
-    "stkai.share.rate", "gauge", "{request}/s",
-    "Current rate of a whole group that shares an adaptive limiter: every member reports the same one.",
-    _SHARE, {events.RateChanged: lambda event: None if event.share is None else event.new},
-)
 METRICS: Final = (
     Metric(
         "http.client.request.duration", "histogram", "s", "Duration of HTTP client requests.",
@@ -102,7 +98,11 @@ METRICS: Final = (
         "Current rate of this process's adaptive limiter, as of its last change.",
         _SERVER, {events.RateChanged: lambda event: event.new if event.share is None else None},
     ),
-    SHARE_RATE,
+    Metric(
+        "stkai.share.rate", "common", "{request}/s",
+        "Current rate of a whole group that shares an adaptive limiter: every member reports the same one.",
+        _SHARE, {events.RateChanged: lambda event: None if event.share is None else event.new},
+    ),
     Metric(
         "stkai.store.losses", "counter", "{loss}", "Times the store of a shared quota could not be reached.",
         _SHARE, {events.StoreLost: _one},

@@ -19,6 +19,7 @@ _INSTRUMENTS: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
     "counter": ("create_counter", "add", {}),
     "active": ("create_up_down_counter", "add", {}),
     "gauge": ("create_gauge", "set", {}),
+    "common": ("create_gauge", "set", {}),
     "histogram": ("create_histogram", "record", {"explicit_bucket_boundaries_advisory": DURATIONS}),
 }
 """For each kind of metric: the methods that create an instrument and record a value, and further arguments."""
