@@ -1,7 +1,7 @@
 """Builds a batch's stack from the settings, sends its lines, and polls quick commands."""
 
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import anyio
@@ -12,9 +12,9 @@ from .._builder import StackBuilder, StackOptions
 from .._client import AsyncHttpClient
 from .._clock import SystemClock
 from .._config import STKAI
-from .._config.models import Settings
+from .._config.models import HttpConfig, Settings
 from .._errors import ConfigurationError, DeadlineExceededError, StkaiError
-from .._families import alike
+from .._families import AsyncWire, alike
 from .._standard import limiter_from
 from .._wire import AsyncDefaultWire
 from .._wire.proxies import ProxyMap
@@ -33,14 +33,8 @@ from .tracking import LineInFlight
 if sys.platform != "win32":
     import resource
 
-if TYPE_CHECKING:
-    from .._config.models import HttpConfig
-    from .._families import AsyncWire
-
 _READ_TIMEOUT: Final = 600.0  # Seconds that a batch waits for an answer; longer if `--deadline` is.
-
 _EXECUTION_TIMEOUT: Final = _READ_TIMEOUT  # Seconds that an execution may take, without `--deadline`.
-
 _OTHER_FILES: Final = 100  # Open files of a process besides its connections.
 
 _FIRST_PAUSE: Final = 1.0
@@ -189,7 +183,7 @@ def allow_files(needed: int) -> None:
         ) from error
 
 
-def _wire(http: "HttpConfig") -> "AsyncWire":
+def _wire(http: HttpConfig) -> AsyncWire:
     """A wire over aiohttp, which needs half the processor time; the default wire if aiohttp lacks a feature."""
     if http.http2 or ProxyMap.of(http).has_socks:
         return AsyncDefaultWire(http)

@@ -5,9 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
-from functools import reduce
 from itertools import chain, islice, pairwise
-from operator import and_
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -52,7 +50,9 @@ class Entries:
 
     def copy(self, target: Path) -> None:
         """Write the entries, ordered by number, to `target`; only those who can read all outputs may read it."""
-        mode = reduce(and_, [path.stat().st_mode for path in self._paths], 0o666)
+        mode = 0o666
+        for path in self._paths:
+            mode &= path.stat().st_mode
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(descriptor, "wb") as copy, ExitStack() as stack:
             if self._paths:
