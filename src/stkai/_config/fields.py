@@ -200,11 +200,9 @@ def problems(
             line = str(cause)
         elif detail["type"] == "extra_forbidden":
             line = not_a_setting(name(field), field, model.model_fields)
-        elif field in SECRETS:
-            line = f"{name(field)} must be {_phrase(model.model_fields[field])}"
         else:
-            allowed = _phrase(model.model_fields[field])
-            line = f"{name(field)} is {as_given(values[field])}; it must be {allowed}"
+            given = "" if field in SECRETS else f"is {as_given(values[field])}; it "
+            line = f"{name(field)} {given}must be {_phrase(model.model_fields[field])}"
         lines.setdefault(field, line)
     return list(lines.values())
 
