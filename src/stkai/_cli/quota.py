@@ -51,11 +51,7 @@ def quota(
         Console(stderr=True).print(Text(message), soft_wrap=True)
         raise typer.Exit(1) from error
     if reset:
-        done = (
-            f"The quota {share!r} is reset; its members start over."
-            if is_known
-            else f"{_unused(share)} There is nothing to reset."
-        )
+        done = f"The quota {share!r} is reset; its members start over." if is_known else _unused(share)
         console.print(Text(done), soft_wrap=True)
     elif as_json:
         typer.echo(json.dumps(as_dict(share, seen)))

@@ -93,19 +93,18 @@ class Spans:
         call = event.call
         match event:
             case events.CallStarted():
-                self._call_started(event)
+                span = self._tracer.start_span(f"stkai {_span_name(event)}", attributes=_attributes(event))
+                self._calls[call.id] = _Running(span, trace.set_span_in_context(span))
             case events.AttemptStarted():
                 self._attempt_started(event)
             case events.CallFinished() if call.id in self._calls:
                 self._calls.pop(call.id).end(event)
             case events.AttemptFinished() if (call.id, call.attempt) in self._attempts:
                 self._attempts.pop((call.id, call.attempt)).end(event)
-            case _:
-                self._note(event)
-
-    def _call_started(self, event: events.CallStarted) -> None:
-        span = self._tracer.start_span(f"stkai {_span_name(event)}", attributes=_attributes(event))
-        self._calls[event.call.id] = _Running(span, trace.set_span_in_context(span))
+            case _ if call.id in self._calls and type(event) in _NOTES:
+                name, fields = _NOTES[type(event)]
+                noted = {f"stkai.{field}": getattr(event, field) for field in fields}
+                self._calls[call.id].span.add_event(name, noted)
 
     def _attempt_started(self, event: events.AttemptStarted) -> None:
         call = self._calls.get(event.call.id)
@@ -123,13 +122,6 @@ class Spans:
         inside = context.set_value(_NO_SPANS, True, trace.set_span_in_context(span, outside))
         propagate.inject(event.headers, context=inside)
         self._attempts[event.call.id, event.call.attempt] = _Running(span, inside)
-
-    def _note(self, event: Event) -> None:
-        """Add any other event to the span of its call."""
-        name, fields = _NOTES.get(type(event), ("", ()))
-        running = self._calls.get(event.call.id)
-        if name and running is not None:
-            running.span.add_event(name, {f"stkai.{field}": getattr(event, field) for field in fields})
 
 
 def _attributes(event: Event) -> Labels:
