@@ -12,9 +12,9 @@ from .._builder import StackBuilder, StackOptions
 from .._client import AsyncHttpClient
 from .._clock import SystemClock
 from .._config import STKAI
-from .._config.models import HttpConfig, Settings
+from .._config.models import Settings
 from .._errors import ConfigurationError, DeadlineExceededError, StkaiError
-from .._families import AsyncWire, alike
+from .._families import alike
 from .._standard import limiter_from
 from .._wire import AsyncDefaultWire
 from .._wire.proxies import ProxyMap
@@ -80,7 +80,9 @@ class BatchClient:
             assert isinstance(layer.policy, BearerAuth)
             if layer.policy.origins is None and options.base_url is not None:
                 layer.policy.require_private(httpx.URL(options.base_url))
-        wire = _wire(settings.http)
+        # aiohttp needs half the processor time, but has neither HTTP/2 nor SOCKS proxies.
+        needs_httpx = settings.http.http2 or ProxyMap.of(settings.http).has_socks
+        wire = AsyncDefaultWire(settings.http) if needs_httpx else wires.aiohttp(settings.http)
         self._client = AsyncHttpClient(stack.build_async(wire))
         self._unlimited = AsyncHttpClient(StackBuilder(signed).build_async(wire))
 
@@ -181,13 +183,6 @@ def allow_files(needed: int) -> None:
             f"--max-in-flight needs up to {needed} open files, which the system does not allow ({error}): pass a"
             " smaller number, or raise the limit (ulimit -n)"
         ) from error
-
-
-def _wire(http: HttpConfig) -> AsyncWire:
-    """A wire over aiohttp, which needs half the processor time; the default wire if aiohttp lacks a feature."""
-    if http.http2 or ProxyMap.of(http).has_socks:
-        return AsyncDefaultWire(http)
-    return wires.aiohttp(http)
 
 
 def status_of(response: httpx.Response) -> str:
