@@ -21,7 +21,6 @@ CLEAN_UP_LIMIT: Final = 1.0
 class BodyEnd(Enum):
     WHOLE = "read to its end"
     CLOSED = "closed early, or broken"
-    STUCK = "it could not be closed after an interrupt"
     DROPPED = "collected unread"
     """Reported by a finalizer: in any thread, at any moment, possibly while the thread holds a lock."""
 
@@ -68,7 +67,7 @@ class _Watched:
     def give_up(self) -> None:
         """Report the end of a body that cannot be closed, because an interrupt has left a lock of its wire held."""
         self._is_closed = True
-        self._end(BodyEnd.STUCK)
+        self._end(BodyEnd.CLOSED)
         give_up(self._body)
 
     def __del__(self) -> None:
@@ -107,9 +106,6 @@ class WatchedBody(_Watched, httpx.SyncByteStream):
         try:
             self._body.close()
             how = BodyEnd.WHOLE if self._is_whole else how
-        except BaseException as error:
-            how = BodyEnd.STUCK if is_interrupt(error) else how
-            raise
         finally:
             self._end(how)
 
