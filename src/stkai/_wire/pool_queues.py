@@ -90,12 +90,3 @@ class WaitingLoans:
                 return loan
             del queue[number]
         return None
-
-    def alive(self) -> list[Any]:
-        """The loans to which something still refers."""
-        waiters = [waiter for queue in self._queues.values() for waiter in queue.values()]
-        return [loan for waiter in waiters if (loan := waiter()) is not None]
-
-    def clear(self) -> None:
-        for queue in self._queues.values():
-            queue.clear()

@@ -286,9 +286,8 @@ class PoolState(Generic[Pooled]):
             self._discard(connection)
         self._lent.clear()
         self._full.discard(self._me)
-        for loan in self._waiting.alive():
+        while (loan := self._waiting.next(())) is not None:
             self._wake(loan)
-        self._waiting.clear()
 
 
 def _or_unlimited(limit: float | None) -> float:
