@@ -48,7 +48,6 @@ __all__ = [
 
 _MAX_WAIT_TIME: Final = 45.0  # Seconds that these clients let a request wait for its permit.
 _SEND: Final = "stkai.send"  # The extension of a request that holds the function to call.
-_RAISED: Final = "stkai.raised"  # The extension of a response that holds the error to which it belongs.
 
 _ONCE: Final = RequestOptions(retry=None)  # Retries are made only if the call asks for them.
 
@@ -99,18 +98,19 @@ class _RateLimitedHttpClient(HttpClient):
         # Retries are made here, not by the other client; `_accepted_by` sees to that if the call has a policy.
         block = nullcontext() if around.retry is UNSET else options_block(retry=None)
 
-        raised: list[Exception] = []  # What the other client raised last.
+        raised: list[Exception] = []  # What the last call of the other client raised.
 
         def send(changed: httpx.Request) -> Any:
             known = {*httpx.Headers(headers), *_SET_BY_DELEGATE}
             added = {name: value for name, value in changed.headers.items() if name not in known}
             left = changed.extensions.get("timeout", {}).get("read", timeout)
             all_headers = {**(headers or {}), **added} if added else headers
+            raised.clear()
             try:
                 with block:
                     return call(headers=all_headers, timeout=left, **_accepted_by(call, options))
             except Exception as error:
-                raised[:] = [error]
+                raised.append(error)
                 raise
 
         asked = given.over(around).over(_ONCE)
@@ -121,14 +121,15 @@ class _RateLimitedHttpClient(HttpClient):
             if any(error.__cause__ is each for each in raised):
                 raise raised[0] from None  # It reaches the caller unchanged, of whichever package it is.
             raise
+        else:
+            if raised:  # The response came with it.
+                raise raised[0]
         finally:
             raised.clear()  # The error refers to this frame.
         return self._outcome(request, response)
 
     def _outcome(self, request: httpx.Request, response: httpx.Response) -> Any:
-        """Return what the other client returned, or raise what it raised."""
-        if _RAISED in response.extensions:
-            raise response.extensions.pop(_RAISED)
+        """Return what the other client returned."""
         return original(response)
 
 
@@ -147,9 +148,7 @@ class _DelegateWire(httpx.BaseTransport):
                 answer = getattr(error, "response", None)
                 if not isinstance(getattr(answer, "status_code", None), int):
                     raise
-                response = as_httpx(answer)
-                response.extensions[_RAISED] = error
-                return response
+                return as_httpx(answer)
 
     def close(self) -> None:
         if hasattr(self._delegate, "close"):
@@ -230,7 +229,7 @@ class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
 
     def _outcome(self, request: httpx.Request, response: httpx.Response) -> Any:
         is_refusal = request.method != "GET" and response.status_code == httpx.codes.TOO_MANY_REQUESTS
-        if not is_refusal or _RAISED in response.extensions:
+        if not is_refusal:
             return super()._outcome(request, response)
         answer = original(response)
         is_httpx = isinstance(answer, alike(httpx.Response))
