@@ -54,8 +54,7 @@ def check_number(
 ) -> N:
     """The value of the argument `name`, as an int or a float, if it is one of the allowed numbers.
 
-    Raises:
-        ConfigurationError: (or `error`) it is not: "name must be ..., not value"; the hint follows "...".
+    The error for others says "name must be ..., not value"; the hint follows "...".
     """
     number: N = _plain(value)
     if not allowed.accept(number):

@@ -66,11 +66,7 @@ _SLEEPS: Final = SystemClock.sleep, SystemClock.asleep
 
 
 def clock_or_system(clock: Clock | None) -> Clock:
-    """The argument `clock`, or the system's clock.
-
-    Raises:
-        ConfigurationError: it is not a clock.
-    """
+    """The argument `clock`, or the system's clock; raises a ConfigurationError if it is not a clock."""
     if clock is None:
         return SystemClock()
     is_class = isinstance(clock, type)  # Its methods lack `self`.

@@ -49,12 +49,7 @@ def headers_of(
 
 
 def check_headers(given: Mapping[str, str] | None) -> httpx.Headers:
-    """Return the headers if they can be sent.
-
-    Raises:
-        InvalidArgumentError: they cannot be. The message names the header, but never shows its value, which may be
-            secret.
-    """
+    """Return the headers if they can be sent. An error names a header but not its value, which may be secret."""
     form = "headers must be a dict of strings, in ASCII"
     try:
         headers = httpx.Headers(given)

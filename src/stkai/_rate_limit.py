@@ -79,11 +79,7 @@ class _RateLimitedHttpClient(HttpClient):
         self.max_wait_time = limiter.max_wait_time
 
     def send(self, request: httpx.Request) -> Any:
-        """Not supported: the other client may have only `get` and `post`.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Raise a NotImplementedError: the other client may have only `get` and `post`."""
         raise NotImplementedError(f"{type(self).__name__} has no send(): use get, post or post_stream")
 
     def _send(

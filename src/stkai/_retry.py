@@ -206,10 +206,7 @@ class _AttemptLoop:
         return RetryingAttempt(self, self._attempts)
 
     def will_retry(self, error: Exception, number: int) -> bool:
-        """Whether to retry after attempt `number`, which raised `error`; also decides how long to wait.
-
-        Raises a MaxRetriesExceededError after the last attempt.
-        """
+        """Whether to retry after attempt `number`, and when; raises a MaxRetriesExceededError after the last one."""
         retrying, policy, context = self.retrying, self.retrying.policy, self._context
         failure = retrying.failure_of(error)
         if failure is None or not retrying.enabled:

@@ -111,10 +111,7 @@ def _where(name: str, known: Collection[str]) -> str:
 def standard_layers(
     settings: Settings, options: Mapping[str, Any], *, own_wire: bool = False
 ) -> tuple[list[Layer], bool]:
-    """The layers of a standard stack, outermost first, and whether StackSpot CLI is the wire and signs the requests.
-
-    The settings decide what the options leave open. A stack with a wire of its own does not use StackSpot CLI.
-    """
+    """The layers of a standard stack, outermost first, and whether StackSpot CLI is the wire and signs the requests."""
     policy = options.get("retry", UNSET)
     if policy is UNSET:
         policy = settings.retry.policy()

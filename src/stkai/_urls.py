@@ -28,11 +28,7 @@ _ENCRYPTED: Final = frozenset({"https", "wss"})
 
 
 def absolute_url(text: str | httpx.URL, schemes: Collection[str] = WEB) -> httpx.URL:
-    """The URL in `text`, without a default port.
-
-    Raises:
-        ValueError: it is not a URL with a host and one of the schemes. The message never shows a password.
-    """
+    """The URL in `text`, without a default port; the ValueError for anything else never shows a password."""
     try:
         url = httpx.URL(str(httpx.URL(text)))  # twice: after "HTTPS://", the first keeps the default port
     except (httpx.InvalidURL, TypeError, ValueError) as error:
@@ -64,11 +60,7 @@ def parse_url(
 
 
 def request_url(text: str | httpx.URL) -> httpx.URL:
-    """The URL in `text`, if a request can be sent to it.
-
-    Raises:
-        InvalidArgumentError: it is not absolute, or contains credentials. The message shows no password.
-    """
+    """The URL in `text`, if a request can be sent to it; raises an InvalidArgumentError that shows no password."""
     # Parsing is the most expensive step of a call, and programs use few URLs. Only text is sure to be hashable.
     return _cached(text) if isinstance(text, str) else _request_url(text)
 
@@ -151,11 +143,7 @@ def show_origin(url: httpx.URL) -> str:
 
 
 def full_path(path: str | os.PathLike[str], name: str = "path") -> Path:
-    """The absolute path of a file or a directory, with `~` expanded.
-
-    Raises:
-        ConfigurationError: the argument `name` is no path.
-    """
+    """The absolute path of a file or a directory, with `~` expanded; `name` is the argument that errors name."""
     if not isinstance(path, str | os.PathLike):
         raise ConfigurationError(f"{name} must be a path, a string or a pathlib.Path, not {path!r}")
     return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - Path raises for an unknown user

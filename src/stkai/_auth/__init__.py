@@ -167,12 +167,7 @@ class ClientCredentialsAuthProvider(HoldsSecret, AuthProvider):
         return grant.token
 
     def _fetch(self) -> TokenAnswer:
-        """Fetch an answer with a new token.
-
-        Raises:
-            AuthenticationError: there is no token; transient failures have been retried. A refusal of the credentials,
-                or a request to wait, is remembered.
-        """
+        """Fetch an answer with a new token; remembers a refusal of the credentials, or a request to wait."""
         self._check_open()
         try:
             answer = ask(self._request(), self._transport, self._http, self._clock)

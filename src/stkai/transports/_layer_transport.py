@@ -150,11 +150,7 @@ class LayerBase(StaysInProcess):
         return begin(request, self.context.now())
 
     def check_body(self, request: httpx.Request) -> None:
-        """Refuse a body that only the other kind of client can send.
-
-        Raises:
-            InvalidArgumentError: the body is async and this transport is not, or the other way round.
-        """
+        """Raise an InvalidArgumentError for a body that only the other kind of client can send."""
         if not isinstance(request.stream, alike(self._body)):
             raise of_other_kind(is_async=self._body is httpx.AsyncByteStream)
 

@@ -106,12 +106,7 @@ class CallOptions(TypedDict, total=False):
 
 
 def options_of(verb: str, given: CallOptions) -> RequestOptions:
-    """The options of one call.
-
-    Raises:
-        TypeError: there is no such option.
-        InvalidArgumentError: a value is out of range.
-    """
+    """The options of one call, checked."""
     for name in given:
         if name not in CallOptions.__annotations__:
             raise TypeError(f"{verb}() got an unexpected keyword argument {name!r}{_cure(verb, name)}")

@@ -120,8 +120,7 @@ class BearerAuth(HoldsSecret):
     def may_sign(self, url: httpx.URL, attempt: Attempt) -> bool:
         """Whether the token may be sent to `url`: to one of the origins or, without any, that of the call's first hop.
 
-        Raises:
-            AuthenticationError: the token would be sent there, but the connection is not encrypted.
+        Raises an AuthenticationError if it would be, but the connection is not encrypted.
         """
         if self.origins is not None:
             return origin_of(url) in self.origins
@@ -133,11 +132,7 @@ class BearerAuth(HoldsSecret):
         return True
 
     def require_private(self, url: httpx.URL) -> None:
-        """Refuse a URL to which the token would be sent unencrypted.
-
-        Raises:
-            AuthenticationError: the connection is not encrypted.
-        """
+        """Raise an AuthenticationError for a URL to which the token would be sent unencrypted."""
         if not (self.allow_http or is_private(origin_of(url))):
             raise ExposedTokenError(_EXPOSED.format(show_origin(url)))
 
@@ -155,11 +150,7 @@ class BearerAuth(HoldsSecret):
         return token
 
     def kept(self) -> Token | None:
-        """The token that is available without waiting, or None.
-
-        Raises:
-            AuthenticationError: the provider raised an error.
-        """
+        """The token that is available without waiting, or None; raises a provider's error as an AuthenticationError."""
         try:
             token = self._tokens.get(self.provider.cached_access_token())
         except Exception:
@@ -174,11 +165,7 @@ class BearerAuth(HoldsSecret):
             return self.token(self.provider.get_auth_headers() if self._has_own_headers else cached.reveal())
 
     def forget(self, refused: Token) -> None:
-        """Notify the provider that a server has refused the token.
-
-        Raises:
-            AuthenticationError: the provider raised an error.
-        """
+        """Notify the provider that a server has refused the token; raises its error as an AuthenticationError."""
         provider = self.provider
         with named_errors(provider):
             if self._has_own_headers:  # These contain the token, perhaps beside other values.
@@ -191,8 +178,7 @@ class BearerAuth(HoldsSecret):
     def sign(self, request: httpx.Request, token: Token) -> httpx.Request:
         """A copy of the request with the token in place of its `Authorization`.
 
-        Raises:
-            AuthenticationError: the provider returned something that cannot be a header value.
+        Raises an AuthenticationError if the provider returned something that cannot be a header value.
         """
         if token.fields is None:
             raise AuthenticationError(

@@ -58,11 +58,7 @@ _running: Final[dict[Hashable, Fetch]] = {}
 
 
 def join(work: Callable[[], Any]) -> Fetch:
-    """The fetch that does `work`: the one in progress, or a new one.
-
-    Raises:
-        RuntimeError: the caller is a signal handler that has interrupted the start of this very fetch.
-    """
+    """The fetch that does `work`: the one in progress, or a new one."""
     mine = Fetch(work)
     try:
         fetch = _running.setdefault(mine.key, mine)
