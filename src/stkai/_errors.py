@@ -1,19 +1,6 @@
-"""The exceptions of stkai. If a request gets no answer, the error is also an `httpx.TransportError`, with `.request`.
+"""The exceptions of stkai: docs/errors.md lists them. All survive pickling and copying, and hold no token or secret.
 
-    StkaiError
-      + ConfigurationError             ValueError: settings, stacks or options that cannot be used
-      + InvalidArgumentError           ValueError, AssertionError: a bad argument of one call
-      + AuthenticationError            httpx.TransportError: there is no token, or it may not be sent
-      + DeadlineExceededError          httpx.TimeoutException: the call's total time ran out
-      + MaxRetriesExceededError        `Retrying` gave up
-      + OutcomeUnknownError            `send_all`: an earlier run may have sent the request
-      + NotSent                        to raise, or derive from: leaves a permit's block and returns the permit
-      + RetryableError                 httpx.TransportError: another attempt may help
-          + ClientSideRateLimitError       a limiter in this process rejected it
-          |   + TokenAcquisitionTimeoutError   the wait for a permit would have been too long
-          + ServerSideRateLimitError       429 Too Many Requests
-
-All of them survive pickling and copying; the message never holds a token or a secret.
+If a request gets no answer, the error is also an `httpx.TransportError`, with `.request`.
 """
 
 from collections.abc import Iterator

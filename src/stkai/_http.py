@@ -112,12 +112,7 @@ class ReferenceResponse(StreamedResponse):
         return not self.is_error
 
     def iter_lines(self, chunk_size: int | None = None, decode_unicode: bool = True) -> Iterator[Any]:
-        """The lines of the body as they arrive: text, or with `decode_unicode=False` bytes.
-
-        Args:
-            chunk_size: accepted and ignored.
-            decode_unicode: whether the lines are text.
-        """
+        """The lines of the body as they arrive: text, or with `decode_unicode=False` bytes; ignores `chunk_size`."""
         return super().iter_lines() if decode_unicode else self._byte_lines()
 
     def _byte_lines(self) -> Iterator[bytes]:

@@ -10,10 +10,6 @@ Failures are classified by whether the server may have acted on the request:
 
 With httpx's own transports and ours, a connection error means "not sent". Other transports may raise it for connections
 that broke later, so there it is "unknown".
-
-While a server is down, a policy of three retries sends it four times the load that it already could not handle. With a
-budget, as in Finagle, tower and the AWS SDKs, retries are at most a fraction of the calls. First attempts are never
-held back.
 """
 
 import math
