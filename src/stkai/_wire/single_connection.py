@@ -57,7 +57,8 @@ class SingleConnection:
             return None
         stream = self.network.stream
         if stream.frames is not None:
-            if is_dead(stream):  # httpcore checks this only for HTTP/1.1.
+            # On an idle connection, nothing should arrive but its end; httpcore checks this only for HTTP/1.1.
+            if stream.get_extra_info("is_readable"):
                 return None
         elif type(request.stream) in self._in_memory:
             stream.join_body()
