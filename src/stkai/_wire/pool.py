@@ -33,10 +33,6 @@ def _pool_timeout(request: httpx.Request) -> float:
     return math.inf if seconds is None else seconds
 
 
-def _lock_timeout(seconds: float) -> float:
-    return -1 if seconds == math.inf else min(max(seconds, 0), threading.TIMEOUT_MAX)
-
-
 def _none_free(request: httpx.Request, family: Family) -> httpx.PoolTimeout:
     return family.PoolTimeout(
         f"all connections were in use for {_pool_timeout(request)} s: close responses that you do not read to the end,"
@@ -128,7 +124,7 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
             return
         most, latest = _pool_timeout(request), self.latest
         end = math.inf if left is None else _CLOCK.monotonic() + left
-        while not turn.acquire(timeout=_lock_timeout(min(most, end - _CLOCK.monotonic()))):
+        while not turn.acquire(timeout=max(0.0, min(most, end - _CLOCK.monotonic(), threading.TIMEOUT_MAX))):
             if left is None or latest == self.latest or _CLOCK.monotonic() >= end:
                 break
             latest = self.latest
