@@ -13,17 +13,6 @@ URL = "http://a.example.com/"
 NO_PATIENCE: dict[str, object] = {"timeout": {"pool": 0.001}}
 
 
-class Stream:
-    """A connection; one end can tell whether the other end has closed it."""
-
-    def __init__(self) -> None:
-        self.is_closed = False
-
-    def get_extra_info(self, info: str) -> Any:
-        assert info == "is_readable"
-        return self.is_closed
-
-
 class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
     """Two chunks; may break between them, or on closing."""
 
@@ -53,15 +42,12 @@ class Wire(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
     def __init__(self, answer: Callable[[httpx.Request], httpx.Response] | None = None) -> None:
         self.answer = answer or (lambda _: httpx.Response(200, stream=Body()))
-        self.stream = Stream()
         self.hosts: list[str] = []
         self.closed = 0
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         self.hosts.append(request.url.host)
-        response = self.answer(request)
-        response.extensions.setdefault("network_stream", self.stream)
-        return response
+        return self.answer(request)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         return self.handle_request(request)

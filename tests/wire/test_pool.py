@@ -148,28 +148,6 @@ async def test_refused_connections_evict_no_live_one(world: World) -> None:
     assert [wire.closed for wire in pool.made] == [0] + [1] * 5
 
 
-@pytest.mark.parametrize("limits", [(2, 2), (10, 2)], ids=["most", "most idle"])
-async def test_a_connection_closed_by_its_server_is_evicted_before_a_live_one(
-    world: World, limits: tuple[int, int]
-) -> None:
-    pool = Pool(world, *limits)
-    await pool.get("http://live/")
-    await pool.get("http://gone/")
-    pool.made[1].stream.is_closed = True
-    await pool.get("http://third/")
-    await pool.get("http://live/")
-    assert pool.made[0].hosts == ["live", "live"]
-    assert pool.made[0].closed == 0
-
-
-@pytest.mark.parametrize("stream", [None, object()], ids=["unknown", "broken"])
-async def test_a_connection_whose_state_is_unknown_does_no_harm(world: World, stream: object) -> None:
-    pool = Pool(world, 1, 1)
-    pool.answer = lambda _: httpx.Response(200, stream=Body(), extensions={"network_stream": stream})
-    await pool.get("http://a/")
-    assert await pool.get("http://b/") == b"body"
-
-
 # A wire is returned however its request ends
 
 

@@ -107,7 +107,6 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
             loan.end()
             self._sweep()
             raise
-        loan.stream = response.extensions.get("network_stream")
         if response.extensions.get("http_version") == b"HTTP/2":
             response.stream = http2.Body(response, request)
         ended = partial(self._ended, loan, response.stream, _is_persistent(response))
@@ -208,7 +207,6 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
             loan.end()
             await self.sweep()
             raise
-        loan.stream = response.extensions.get("network_stream")
         if response.extensions.get("http_version") == b"HTTP/2":
             response.stream = http2.Body(response, request)
         ended = partial(_give_back, loan, response.stream, _is_persistent(response))

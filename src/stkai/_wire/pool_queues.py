@@ -12,11 +12,10 @@ Destination = tuple[str, bytes]
 
 
 class Idle(NamedTuple):
-    """An idle connection's destination, when it became idle (seconds of the clock), and its network stream."""
+    """An idle connection's destination, and when it became idle, in seconds of the clock."""
 
     destination: Destination
     since: float
-    stream: Any
 
 
 class IdleConnections(OrderedDict[Pooled, Idle]):
@@ -29,28 +28,11 @@ class IdleConnections(OrderedDict[Pooled, Idle]):
                 return connection
         return None
 
-    def least_useful(self) -> Pooled:
-        """The connection to close: one that the server has closed, or else the one that has been idle for longest."""
-        dead = (connection for connection, idle in self.items() if is_dead(idle.stream))
-        return next(dead, next(iter(self)))
-
     def surplus(self, now: float, most: float, expiry: float) -> Pooled | None:
-        """A connection to close because there are more than `most`, or it has been idle for longer than `expiry`."""
-        if len(self) > most:
-            return self.least_useful()
+        """The one idle for longest, if there are more than `most`, or it has been idle for longer than `expiry`."""
         oldest = next(iter(self), None)
-        return None if oldest is None or now - self[oldest].since <= expiry else oldest
-
-
-def is_dead(stream: Any) -> bool:
-    """Whether the server has closed an idle connection; False if unknown."""
-    if stream is None:
-        return False
-    try:
-        # On an idle connection, nothing should arrive but its end.
-        return bool(stream.get_extra_info("is_readable"))
-    except Exception:  # noqa: BLE001 - for a closed socket, libraries raise different errors
-        return True
+        is_surplus = oldest is not None and (len(self) > most or now - self[oldest].since > expiry)
+        return oldest if is_surplus else None
 
 
 _NORMAL_PER_LOW: Final = 9

@@ -34,8 +34,6 @@ class Loan(Generic[Pooled]):
     """One request's use of a connection. It ends once: when given back, or when nothing refers to it any more."""
 
     connection: Pooled | None = None
-    # The network stream underneath: the response's `network_stream`; before the response, that of the idle connection.
-    stream: Any = None
     wake: Callable[[], object] | None = None  # Called when a queued loan gets its connection, or never will.
     idle_since: float | None = None  # Set when the loan ends; None if the connection cannot be reused.
     priority = "normal"  # While it waits: "first" is served before all others, "low" after nine normal ones.
@@ -214,7 +212,7 @@ class PoolState(Generic[Pooled]):
                 connection = self._make()
             elif self._idle:
                 # It leads elsewhere. The transport has room for one, so it closes that one and connects anew.
-                connection = self._idle.least_useful()
+                connection = next(iter(self._idle))
             else:
                 if loan.wake is not None:
                     self._waiting.add(loan)
@@ -222,12 +220,11 @@ class PoolState(Generic[Pooled]):
         self._hand_over(loan, connection)
         return True
 
-    def _hand_over(self, loan: Loan[Pooled], connection: Pooled, stream: Any = None) -> None:
+    def _hand_over(self, loan: Loan[Pooled], connection: Pooled) -> None:
         lent = _Lent(loan, self._note_dropped)
         lent.number, lent.connection = loan.number, connection
         self._lent[loan.number] = lent
-        idle = self._idle.get(connection)
-        loan.connection, loan.stream = connection, stream if idle is None else idle.stream
+        loan.connection = connection
         self._idle.pop(connection, None)
         if len(self._lent) >= self._max_connections:
             self._full.add(self._me)
@@ -242,15 +239,12 @@ class PoolState(Generic[Pooled]):
                 self._take_back_unlent(connection)
             return
         connection = lent.connection
-        idle_since, stream = (None, None) if loan is None else (loan.idle_since, loan.stream)
+        idle_since = None if loan is None else loan.idle_since
         successor: Loan[Pooled] | None = self._waiting.next(self._lent) if self._waiting else None
         if successor is not None:
-            if idle_since is None:
-                self._hand_over(successor, self._make())
-            else:
-                self._hand_over(successor, connection, stream)
+            self._hand_over(successor, self._make() if idle_since is None else connection)
         elif loan is not None and idle_since is not None:
-            self._idle.setdefault(connection, Idle(loan.destination, idle_since, loan.stream))
+            self._idle.setdefault(connection, Idle(loan.destination, idle_since))
         del self._lent[number]
         if self._full and len(self._lent) < self._max_connections:
             self._full.discard(self._me)

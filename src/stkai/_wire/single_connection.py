@@ -11,7 +11,6 @@ from .._families import alike
 from .._secrets import HiddenBytes
 from ..transports._bodies import Sending
 from .httpcore_fixes import AsyncNetwork, Network
-from .pool_queues import is_dead
 
 _SCHEMES: Final = {b"http", b"https", b"ws", b"wss"}
 Transport = TypeVar("Transport", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
@@ -121,3 +120,12 @@ class AsyncSingleConnection(SingleConnection):
             await self._adrop()
         finally:
             await self.network.aclose()
+
+
+def is_dead(stream: Any) -> bool:
+    """Whether the server has closed an idle connection."""
+    try:
+        # On an idle connection, nothing should arrive but its end.
+        return bool(stream.get_extra_info("is_readable"))
+    except Exception:  # noqa: BLE001 - for a closed socket, libraries raise different errors
+        return True
