@@ -100,14 +100,3 @@ def test_keys_are_unique_whatever_the_seed() -> None:
         random.setstate(state)
     assert len(set(keys)) == 100
     assert all(len(key) == 32 and int(key, 16) >= 0 for key in keys)
-
-
-@pytest.mark.real_time
-def test_the_clock_sleeps_for_any_number_of_seconds(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
-    SystemClock().sleep(1e10)
-    assert sum(slept) == 1e10
-    assert max(slept) <= 1e9

@@ -32,10 +32,6 @@ class Clock(Protocol):
         ...
 
 
-_MAX_SLEEP: Final = 1e6
-"""Seconds; longer sleeps are split, since operating systems limit them."""
-
-
 class SystemClock:
     """The system's clock; its async sleeps work on asyncio and trio."""
 
@@ -45,9 +41,6 @@ class SystemClock:
         return datetime.now(UTC)
 
     def sleep(self, seconds: float) -> None:
-        while seconds > _MAX_SLEEP:
-            time.sleep(_MAX_SLEEP)
-            seconds -= _MAX_SLEEP
         time.sleep(seconds)
 
     def asleep(self, seconds: float) -> Coroutine[Any, Any, None]:
