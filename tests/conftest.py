@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, wraps
@@ -50,8 +51,24 @@ MAY_SLEEP = ("stkai.testing.", "subprocess.", "multiprocessing.")
 
 PACKAGES = ("httpx", "httpx2") if find_spec("httpx2") else ("httpx",)
 
-UNTRACED = tuple(f"tests/{folder}/" for folder in ("benchmarks", "examples", "reliability", "simulation"))
-"""Folders whose tests run what those of single modules have run."""
+UNTRACED = (
+    "tests/batch/test_faults",
+    "tests/batch/test_resume",
+    "tests/benchmarks/",
+    "tests/examples/",
+    "tests/reliability/",
+    "tests/simulation/",
+    "tests/stores/test_hostile",
+    "tests/transports/limits/pace/test_sending",
+    "tests/transports/limits/test_window",
+    "tests/transports/retry/test_over_limiters",
+    "tests/wire/test_streams",
+    "tests/wire/test_ways_out",
+)
+"""Folders and files whose tests run what those of single modules have run."""
+
+TRACED = 2
+"""Rows of a table that are traced: sync and async, for example. The others differ in their values."""
 
 AGAINST_HTTPX = {"tests.support.tokens", "tests.transports.hedge", "tests.transports.test_own_layers"}
 """Modules that keep httpx when a test runs in httpx2: the token endpoint, and layers as their authors write them."""
@@ -108,9 +125,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(
             f"give these parameters ids, such as ids=spelled of tests/support/ids.py: {unstable}"
         )
+    rows = Counter[str]()
     for item in items:
         case = item.callspec.params if hasattr(item, "callspec") else {}
-        is_repeated = case.get("world") == "trio" or item.nodeid.startswith(UNTRACED)
+        rows[name := item.nodeid.partition("[")[0]] += 1
+        is_repeated = case.get("world") == "trio" or rows[name] > TRACED or item.nodeid.startswith(UNTRACED)
         if is_repeated or hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.no_cover)
 
