@@ -260,7 +260,7 @@ def test_whoever_has_a_tenth_of_its_share_is_soon_back(rate: float, burst: int, 
         world.run(90.0)
         for number, sender in enumerate(world.senders):
             sender.source.mode.rate = (0.33 if number else 0.025) * rate
-        world.run(240.0)
-        counts, _ = world.counts(150.0, 240.0)
+        world.run(210.0)
+        counts, _ = world.counts(150.0, 210.0)
         least.append(4 * min(counts) / sum(counts))
     assert statistics.fmean(least) >= 0.4

@@ -76,7 +76,7 @@ def test_four_at_a_server_that_spaces_requests_out_neither_spiral_down_nor_starv
 
 @pytest.mark.no_cover
 def test_no_one_starves_at_a_server_that_wants_requests_ten_milliseconds_apart() -> None:
-    shares = run(LeakyBucket(100), 4, seed=2).counts(20.0, 60.0)[0]
+    shares = run(LeakyBucket(100), 4, seed=2, until=40.0).counts(20.0, 40.0)[0]
     assert min(shares) >= 0.4 * sum(shares) / 4
 
 
@@ -104,10 +104,10 @@ def test_a_quota_that_halves_and_doubles_is_followed() -> None:
 
 @pytest.mark.no_cover
 def test_one_that_joins_late_gets_its_share() -> None:
-    world = run(LeakyBucket(20, 5), 3)
-    world.add(at=60.0)
-    world.run(150.0)
-    shares, _ = world.counts(100.0, 150.0)
+    world = run(LeakyBucket(20, 5), 3, until=30.0)
+    world.add(at=30.0)
+    world.run(90.0)
+    shares, _ = world.counts(60.0, 90.0)
     assert min(shares) >= 0.4 * sum(shares) / 4
 
 
@@ -331,7 +331,7 @@ def test_collisions_are_named_as_the_reason() -> None:
 
 @pytest.mark.no_cover
 def test_a_limit_of_requests_in_flight_is_named_with_its_places() -> None:
-    world = run(Places(8), 1, workers=32, service=0.2, until=120.0)
+    world = run(Places(8), 1, workers=32, service=0.2, until=90.0)
     assert str(world.senders[0].source) == "found: in flight: 8"
     reasons = {change.reason for change in world.changes}
     assert {"no refusal since: in flight: 8", "429 Too Many Requests: in flight: 8"} & reasons
@@ -417,7 +417,7 @@ def test_a_request_that_counted_as_accepted_and_is_refused_after_all_counts_as_r
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize(("rate", "used"), [(5.0, 0.4), (50.0, 0.5), (100.0, 0.5)])
+@pytest.mark.parametrize(("rate", "used"), [(5.0, 0.4), (100.0, 0.5)])
 def test_servers_that_space_requests_out_are_used_at_any_rate(rate: float, used: float) -> None:
     world = run(LeakyBucket(rate), 4, seed=1)
     shares, refused = world.counts(10.0, 60.0)
