@@ -116,10 +116,10 @@ def test_a_crowd_that_gives_up_and_comes_again_as_one_wastes_no_permit(simulate:
 def test_processes_that_want_more_than_there_is_get_equal_shares(simulate: Any) -> None:
     sim = simulate(processes=50, burst=1.0)
     for process in sim.processes:
-        process.loops(2, 8)
+        process.loops(2, 7)
     sim.run(14)
-    sim.finish(2, 5, goal=0.97)
-    assert sim.fairness(2, 5.0) > 0.995
+    sim.finish(2, 4, goal=0.97)
+    assert sim.fairness(2, 4.0) > 0.995
 
 
 def test_a_process_that_needs_little_leaves_the_rest_to_others(simulate: Any) -> None:
@@ -133,11 +133,11 @@ def test_a_process_that_needs_little_leaves_the_rest_to_others(simulate: Any) ->
 def test_low_priority_beside_another_processs_normal_calls_gets_a_tenth(simulate: Any) -> None:
     sim = simulate(burst=1.0)
     normal, low = sim.processes
-    normal.loops(8, 10)
-    low.loops(8, 10, priority="low")
-    sim.run(14)
-    sim.finish(2, 7)
-    sent = [use.low for use in sim.uses if use.instant < sim.began + 10]
+    normal.loops(8, 8)
+    low.loops(8, 8, priority="low")
+    sim.run(12)
+    sim.finish(2, 5)
+    sent = [use.low for use in sim.uses if use.instant < sim.began + 8]
     assert 0.05 < sum(sent) / len(sent) < 0.2
 
 
@@ -165,29 +165,29 @@ def test_processes_that_are_suspended_do_not_send_what_is_past(simulate: Any) ->
 def test_forked_children_are_members_of_their_own(simulate: Any) -> None:
     sim = simulate(burst=1.0)
     for process in sim.processes:
-        process.loops(8, 8)
+        process.loops(8, 6)
     sim.run(3.005)
     for _ in range(3):
-        sim.processes[0].fork().loops(20, 5)
+        sim.processes[0].fork().loops(20, 3)
     sim.run(11)
-    sim.finish(4, 4)
+    sim.finish(4, 2)
     assert {use.process for use in sim.uses} == set(range(5))
 
 
 def test_lost_messages_cost_little(simulate: Any) -> None:
     sim = simulate(processes=4, rate=50.0, losses=0.02)
     for process in sim.processes:
-        process.loops(5, 8)
+        process.loops(5, 6)
     sim.run(14)
-    sim.finish(2, 5, goal=0.7, excess=0.25)
+    sim.finish(2, 3, goal=0.7, excess=0.25)
 
 
 def test_messages_that_arrive_twice_change_nothing(simulate: Any) -> None:
     sim = simulate(echoes=0.2)
     for process in sim.processes:
-        process.crowd(20, 8, lambda: sim.chance.expovariate(2))
+        process.crowd(20, 6, lambda: sim.chance.expovariate(2))
     sim.run(11)
-    sim.finish(2, 5)
+    sim.finish(2, 3)
 
 
 def test_while_the_store_is_lost_each_process_uses_its_part(simulate: Any) -> None:
@@ -502,9 +502,9 @@ def test_several_limits_let_a_request_go_together(simulate: Any) -> None:
 
     sim.serve = serve
     for process in sim.processes:
-        process.loops(12, 8)
+        process.loops(12, 6)
     sim.run(13)
-    sim.finish(2, 5, goal=0.85)
+    sim.finish(2, 3, goal=0.85)
     assert max(most) == 8
 
 
@@ -586,9 +586,9 @@ def test_a_process_held_up_by_its_own_limit_leaves_the_rest_to_others(simulate: 
 
     sim = simulate(rate=100.0, make=make)
     for process in sim.processes:
-        process.loops(12, 8)
+        process.loops(12, 6)
     sim.run(12)
-    sim.finish(2, 5)
+    sim.finish(2, 3)
 
 
 def test_members_do_not_refuse_while_the_burst_is_free(simulate: Any) -> None:
@@ -650,10 +650,10 @@ def test_the_same_seed_gives_the_same_run(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_process_that_is_alone_keeps_to_its_window_however_late_the_answers_are(simulate: Any) -> None:
     sim = simulate(latency=0.1, processes=1)
-    sim.processes[0].loops(16, 8)
+    sim.processes[0].loops(16, 6)
     sim.run(10)
     assert sim.most_within(sim.window) <= sim.rate * sim.window
-    assert sum(sim.per_second(2, 6)) >= 0.95 * sim.rate * 6
+    assert sum(sim.per_second(2, 4)) >= 0.95 * sim.rate * 4
 
 
 @pytest.mark.parametrize(("tasks", "goal"), [([6], 0.95), ([1], 0.95), ([2, 30], 0.95)])
@@ -663,9 +663,9 @@ def test_few_requests_use_the_quota_of_a_store_that_is_far_away(
     """They hold permits for the next ones, so that these need not wait for its answer."""
     sim = simulate(latency=0.1, processes=len(tasks), burst=1.0)
     for process, number in zip(sim.processes, tasks, strict=True):
-        process.loops(number, 8)
+        process.loops(number, 6)
     sim.run(12)
-    sim.finish(2, 6, goal=0.0)
-    assert sum(sim.per_second(2, 6)) >= goal * sim.rate * 6
+    sim.finish(2, 4, goal=0.0)
+    assert sum(sim.per_second(2, 4)) >= goal * sim.rate * 4
     assert sim.state.returned <= 0.1 * sim.state.leased
-    assert sim.fairness(2, 6) > 0.97
+    assert sim.fairness(2, 4) > 0.97
