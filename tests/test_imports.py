@@ -266,6 +266,7 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@cache
 def imports_of(name: str) -> set[str]:
     known = modules()
     package = name if known[name].name == "__init__.py" else name.rpartition(".")[0]
