@@ -1,5 +1,7 @@
 """How long a token is kept, and when it is renewed."""
 
+from typing import Any
+
 import httpx
 import pytest
 
@@ -24,11 +26,23 @@ def test_a_token_is_fetched_once_and_kept() -> None:
     assert issuer.fetches == 1
 
 
-def test_a_token_is_renewed_when_its_margin_begins_and_not_before() -> None:
-    issuer, clock = Issuer(), FakeClock()
-    provider = provider_over(issuer, clock)
+@pytest.mark.parametrize(
+    ("lifetime", "options", "until"),
+    [
+        (LIFETIME, {}, LIFETIME - MARGIN),
+        (100, {"refresh_margin": 60.0}, 50),
+        (100, {"refresh_margin": 1e9}, 50),
+        (100, {"refresh_margin": 0}, 100),
+    ],
+    ids=["the usual margin", "more than half of the lifetime", "more than the lifetime", "no margin"],
+)
+def test_a_token_is_renewed_when_its_margin_begins_and_not_before(
+    lifetime: float, options: dict[str, Any], until: float
+) -> None:
+    issuer, clock = Issuer(expires_in=lifetime), FakeClock()
+    provider = provider_over(issuer, clock, **options)
     provider.get_access_token()
-    clock.advance(LIFETIME - MARGIN - 0.001)
+    clock.advance(until - 0.001)
     assert provider.get_access_token() == "token-1"
     clock.advance(0.001)
     assert provider.cached_access_token() is None
@@ -43,27 +57,6 @@ def test_a_token_in_its_margin_is_used_while_it_is_being_renewed() -> None:
     assert provider.cached_access_token(renewing=True) == "token-1"
     clock.advance(0.001)
     assert provider.cached_access_token(renewing=True) is None
-
-
-@pytest.mark.parametrize("margin", [60.0, 1e9])
-def test_a_margin_longer_than_half_the_lifetime_is_cut_to_half(margin: float) -> None:
-    issuer, clock = Issuer(expires_in=100), FakeClock()
-    provider = provider_over(issuer, clock, refresh_margin=margin)
-    provider.get_access_token()
-    clock.advance(49.999)
-    assert provider.get_access_token() == "token-1"
-    clock.advance(0.001)
-    assert provider.get_access_token() == "token-2"
-
-
-def test_without_a_margin_a_token_is_used_until_it_expires() -> None:
-    clock = FakeClock()
-    provider = provider_over(Issuer(expires_in=100), clock, refresh_margin=0)
-    provider.get_access_token()
-    clock.advance(99.999)
-    assert provider.get_access_token() == "token-1"
-    clock.advance(0.001)
-    assert provider.get_access_token() == "token-2"
 
 
 def test_the_lifetime_of_a_token_begins_when_it_is_requested_not_when_it_arrives() -> None:
