@@ -185,7 +185,6 @@ class Server:
 
 
 @pytest.mark.no_cover
-@pytest.mark.worlds("sync", "asyncio")
 @pytest.mark.parametrize("style", ["ietf", "github", "openai"])
 async def test_with_headers_no_request_is_refused_and_nearly_all_of_the_quota_is_used(
     world: World, style: str
