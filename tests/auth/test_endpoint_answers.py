@@ -18,13 +18,7 @@ from stkai._errors import causes
 from stkai.testing import FakeClock
 
 from ..support.secrecy import shown_by
-from ..support.tokens import (
-    ID,
-    SECRET,
-    TOKEN_URL,
-    grant,
-    provider_over,
-)
+from ..support.tokens import ID, SECRET, TOKEN_URL, grant, provider_over
 from ..support.wire import Wire
 
 

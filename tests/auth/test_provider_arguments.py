@@ -11,14 +11,7 @@ from stkai import AuthConfig, AuthenticationError, ClientCredentialsAuthProvider
 from stkai._errors import ConfigurationError
 from stkai.testing import FakeClock
 
-from ..support.tokens import (
-    ID,
-    SECRET,
-    TOKEN_URL,
-    Issuer,
-    grant,
-    provider_over,
-)
+from ..support.tokens import ID, SECRET, TOKEN_URL, Issuer, grant, provider_over
 from ..support.wire import Wire
 
 # Arguments

@@ -6,14 +6,7 @@ import pytest
 from stkai import AuthenticationError, ClientCredentialsAuthProvider
 from stkai.testing import FakeClock
 
-from ..support.tokens import (
-    LIFETIME,
-    MARGIN,
-    Issuer,
-    grant,
-    in_threads,
-    provider_over,
-)
+from ..support.tokens import LIFETIME, MARGIN, Issuer, grant, in_threads, provider_over
 from ..support.wire import Wire
 
 # A refusal of the credentials is remembered

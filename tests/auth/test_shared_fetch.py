@@ -10,12 +10,7 @@ import pytest
 from stkai.testing import FakeClock
 
 from ..support.interrupts import ctrl_c
-from ..support.tokens import (
-    Issuer,
-    in_threads,
-    provider_over,
-    wait_for_callers,
-)
+from ..support.tokens import Issuer, in_threads, provider_over, wait_for_callers
 from ..support.wire import Wire
 
 
@@ -82,9 +77,7 @@ def test_an_interrupt_that_a_provider_raises_reaches_all_waiters() -> None:
     assert in_threads(4, get) == [3] * 4
 
 
-def test_a_forked_child_does_not_wait_for_its_parents_leader(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_forked_child_does_not_wait_for_its_parents_leader(monkeypatch: pytest.MonkeyPatch) -> None:
     def fork(number: int) -> None:
         if number == 1:
             with monkeypatch.context() as patch:

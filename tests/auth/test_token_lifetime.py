@@ -7,12 +7,7 @@ import pytest
 
 from stkai.testing import FakeClock
 
-from ..support.tokens import (
-    LIFETIME,
-    MARGIN,
-    Issuer,
-    provider_over,
-)
+from ..support.tokens import LIFETIME, MARGIN, Issuer, provider_over
 from ..support.wire import Wire
 
 

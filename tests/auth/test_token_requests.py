@@ -9,15 +9,7 @@ import pytest
 from stkai import AuthenticationError, ClientCredentialsAuthProvider, HttpConfig
 from stkai.testing import FakeClock
 
-from ..support.tokens import (
-    ID,
-    SECRET,
-    TOKEN_URL,
-    Issuer,
-    grant,
-    in_threads,
-    provider_over,
-)
+from ..support.tokens import ID, SECRET, TOKEN_URL, Issuer, grant, in_threads, provider_over
 from ..support.wire import Wire
 
 # How a token is requested

@@ -235,11 +235,7 @@ def test_stdout_keeps_the_order_and_counts_what_was_written(capfd: pytest.Captur
         outputs.expect(number)
     anyio.run(write, *(OutputLine(number, b"lost %d\n" % number, None) for number in (6, 5, 4)))
     assert capfd.readouterr().err == "lost 4\nlost 5\nlost 6\n"
-    assert (outputs.held, outputs.done, str(outputs.error)) == (
-        0,
-        1,
-        "stdout cannot be written: Broken pipe",
-    )
+    assert (outputs.held, outputs.done, str(outputs.error)) == (0, 1, "stdout cannot be written: Broken pipe")
     os.close(writing)
 
 

@@ -259,11 +259,7 @@ def test_members_with_spaces_are_put_in_from_stdin_as_well(
 
 @pytest.mark.parametrize(
     ("placeholder", "says"),
-    [
-        ("{firstname}", "no such column"),
-        ("{Name}", "no such column"),
-        ("{last-name}", "it has: first name"),
-    ],
+    [("{firstname}", "no such column"), ("{Name}", "no such column"), ("{last-name}", "it has: first name")],
 )
 def test_a_placeholder_that_no_column_fills_is_refused_before_anything_is_sent(
     placeholder: str, says: str, job: Job, counting: Server, tmp_path: Path

@@ -110,15 +110,7 @@ def test_figures_cover_the_requested_span() -> None:
     found = summarise(trace, SMALL, "some", 10.0, 20.0)
 
     assert found == Summary(
-        "some",
-        sent=5,
-        succeeded=4,
-        refused=1,
-        failed=0,
-        goodput=4 / 20,
-        p50=1.0,
-        p95=1.0,
-        jain=16 / 20,
+        "some", sent=5, succeeded=4, refused=1, failed=0, goodput=4 / 20, p50=1.0, p95=1.0, jain=16 / 20
     )
 
 

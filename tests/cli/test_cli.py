@@ -293,11 +293,7 @@ def test_explain_leaves_it_to_the_terminal_to_fold_long_lines(
     assert result.exit_code == 0
     lines = Text.from_ansi(result.output).plain.splitlines()
     rows = {line.split()[0]: line for line in lines if line.startswith("STKAI_")}
-    assert rows["STKAI_HTTP_PROXY"].split() == [
-        "STKAI_HTTP_PROXY",
-        f"http://{'x' * 60}:3128",
-        "environment",
-    ]
+    assert rows["STKAI_HTTP_PROXY"].split() == ["STKAI_HTTP_PROXY", f"http://{'x' * 60}:3128", "environment"]
     assert rows["STKAI_RATE_LIMITS_ENABLED"].endswith("did you mean STKAI_RATE_LIMIT_ENABLED?")
     if is_terminal and columns == 80:
         long = {"STKAI_AUTH_TOKEN_URL", "STKAI_HTTP_PROXY", "STKAI_RATE_LIMITS_ENABLED"}

@@ -7,12 +7,7 @@ import httpx
 import pytest
 
 import stkai
-from stkai import (
-    AdaptiveRateLimitedHttpClient,
-    HttpClient,
-    RetryPolicy,
-    TokenBucketRateLimitedHttpClient,
-)
+from stkai import AdaptiveRateLimitedHttpClient, HttpClient, RetryPolicy, TokenBucketRateLimitedHttpClient
 from stkai.testing import FakeClock
 
 URL = "https://api.example/a"

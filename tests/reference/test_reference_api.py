@@ -154,13 +154,7 @@ def test_a_streamed_answer_passes_through_a_limiter(server: QuotaServer, provide
 @pytest.mark.parametrize("decorator", DECORATORS)
 @pytest.mark.parametrize(
     "arguments",
-    [
-        (None, 10, 1.0),
-        (HttpClient, 10, 1.0),
-        (Mine(), 0, 1.0),
-        (Mine(), 10, 0.0),
-        (Mine(), 10, float("nan")),
-    ],
+    [(None, 10, 1.0), (HttpClient, 10, 1.0), (Mine(), 0, 1.0), (Mine(), 10, 0.0), (Mine(), 10, float("nan"))],
 )
 def test_a_wrong_argument_of_a_limiter_is_an_assertion_and_a_value_error(
     decorator: Callable[..., HttpClient], arguments: tuple[Any, ...]

@@ -146,11 +146,7 @@ async def test_waits_for_tokens_permits_and_retries_all_count_towards_the_deadli
         server.fail_with(Answer(503, headers={"Retry-After": "30"}))
         bucket = TokenBucket(1, 30, burst=1)
         client = client_of(
-            world,
-            auth=provider_of(server),
-            rate_limit=bucket,
-            retry=RetryPolicy(),
-            transport=wire_of(world),
+            world, auth=provider_of(server), rate_limit=bucket, retry=RetryPolicy(), transport=wire_of(world)
         )
         with Watch() as watch:
             response = await world.call(client.post, server.create_url(), deadline=20.0)

@@ -231,9 +231,7 @@ async def test_a_client_used_before_a_fork_opens_its_own_connections_after_it(
     assert server.count(path="/echo", status=200) == 20 * (CHILDREN + 3)
 
 
-def test_a_fork_while_connections_are_in_use_leaves_the_parents_streams_intact(
-    server: QuotaServer,
-) -> None:
+def test_a_fork_while_connections_are_in_use_leaves_the_parents_streams_intact(server: QuotaServer) -> None:
     stkai.STKAI.configure(http={"max_connections": 1})
     children, done = Children(), threading.Event()
     client = client_of(World("sync"))

@@ -99,10 +99,7 @@ async def test_a_post_whose_host_is_found_too_late_is_not_sent(
         "POST",
         server.url,
         content=b"body",
-        extensions={
-            "stkai": RequestOptions(deadline=SHORT),
-            "trace": lambda name, _: traced.append(name),
-        },
+        extensions={"stkai": RequestOptions(deadline=SHORT), "trace": lambda name, _: traced.append(name)},
     )
     with calls_in_progress() as calls:
         with pytest.raises(DeadlineExceededError):

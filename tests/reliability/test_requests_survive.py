@@ -54,12 +54,7 @@ async def test_hundreds_of_posts_at_once_are_all_answered(world: World, make: An
     clock = FakeClock()
     wire = Wire(Window(clock, 20, 4.0))
     client = client_of(
-        world,
-        rate_limit=make(20, 4.0),
-        retry=RetryPolicy(),
-        transport=wire,
-        clock=clock,
-        listener=[],
+        world, rate_limit=make(20, 4.0), retry=RetryPolicy(), transport=wire, clock=clock, listener=[]
     )
     responses = await world.gather(*[lambda: world.call(client.post, URL)] * 200)
     assert {response.status_code for response in responses} == {200}

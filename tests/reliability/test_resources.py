@@ -34,9 +34,7 @@ def test_hundreds_of_calls_with_faults_are_all_accounted_for_and_nothing_grows(
     assert result.ledger.succeeded > 240
 
 
-def test_a_closed_client_leaves_no_file_descriptor_thread_or_memory(
-    server: QuotaServer,
-) -> None:
+def test_a_closed_client_leaves_no_file_descriptor_thread_or_memory(server: QuotaServer) -> None:
     world = World("sync")
 
     def use() -> None:

@@ -344,9 +344,7 @@ def test_after_a_reboot_the_state_restarts_and_another_machine_is_refused(
 
 
 @pytest.mark.real_time
-def test_a_child_that_is_forked_during_a_step_does_not_share_the_lock(
-    tmp_path: Path,
-) -> None:
+def test_a_child_that_is_forked_during_a_step_does_not_share_the_lock(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     store.lease(ask())
     reading, writing = os.pipe()

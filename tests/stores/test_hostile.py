@@ -77,9 +77,7 @@ def law(name: str, value: Any) -> Any:
         law("memory", 7),
     ],
 )
-def test_a_store_that_answers_nonsense_is_lost_and_no_caller_notices(
-    change: Callable[[Lease], Any],
-) -> None:
+def test_a_store_that_answers_nonsense_is_lost_and_no_caller_notices(change: Callable[[Lease], Any]) -> None:
     clock, events = FakeClock(), list[Event]()
     policy = AimdLimiter(10, 1.0, share="team", store=Lying(clock, change))
     builder = StackBuilder([limiter(policy)], listener=[events.append], clock=clock)

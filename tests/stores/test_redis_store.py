@@ -439,8 +439,7 @@ async def test_hundreds_of_shares_use_a_few_connections(event_loop: World, serve
         layer = AsyncLimiterTransport(
             httpx.MockTransport(lambda _: httpx.Response(200)),
             PerKey(
-                lambda request: request.url.path,
-                lambda key: TokenBucket(1e4, 1, share=key, store=server.url),
+                lambda request: request.url.path, lambda key: TokenBucket(1e4, 1, share=key, store=server.url)
             ),
         )
         async with anyio.create_task_group() as tasks:

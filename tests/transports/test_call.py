@@ -8,18 +8,8 @@ import httpx
 import pytest
 
 import stkai
-from stkai import (
-    CallRecord,
-    ConfigurationError,
-    RequestOptions,
-    RetryPolicy,
-)
-from stkai.transports import (
-    Attempt,
-    Call,
-    can_resend,
-    copy_request,
-)
+from stkai import CallRecord, ConfigurationError, RequestOptions, RetryPolicy
+from stkai.transports import Attempt, Call, can_resend, copy_request
 from stkai.transports._options import OPTIONS
 
 pytestmark = pytest.mark.both_packages

@@ -56,9 +56,7 @@ def test_a_date_is_read_in_each_of_its_forms(value: str) -> None:
 
 
 @pytest.mark.parametrize("skew", [timedelta(hours=1), timedelta(hours=-1), timedelta(days=400)])
-def test_a_date_is_measured_against_the_responses_date_however_wrong_the_clocks(
-    skew: timedelta,
-) -> None:
+def test_a_date_is_measured_against_the_responses_date_however_wrong_the_clocks(skew: timedelta) -> None:
     theirs = NOW + skew
     form = "%a, %d %b %Y %H:%M:%S GMT"
     assert read((theirs + timedelta(seconds=20)).strftime(form), date=theirs.strftime(form)) == 20.0

@@ -66,8 +66,7 @@ def test_a_goaway_goes_behind_the_whole_head_of_an_answer_without_a_body() -> No
 
 
 @pytest.mark.parametrize(
-    "goaway",
-    [GoAwayFrame(last_stream_id=1, error_code=2), GoAwayFrame(last_stream_id=0, error_code=2)],
+    "goaway", [GoAwayFrame(last_stream_id=1, error_code=2), GoAwayFrame(last_stream_id=0, error_code=2)]
 )
 def test_a_goaway_without_an_answer_to_come_passes_at_once(goaway: GoAwayFrame) -> None:
     assert asking().arrived(written([goaway])) == written([goaway])

@@ -12,14 +12,7 @@ import h2.events
 import httpx
 import pytest
 from hpack import Encoder
-from hyperframe.frame import (
-    DataFrame,
-    GoAwayFrame,
-    HeadersFrame,
-    PingFrame,
-    RstStreamFrame,
-    SettingsFrame,
-)
+from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
 
 import stkai
 from stkai import HttpConfig

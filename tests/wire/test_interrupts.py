@@ -188,10 +188,7 @@ def test_a_signal_handler_can_close_the_pool_before_any_line() -> None:
 
     def run(number: int) -> list[str]:
         pool = Pool(world, 2, 2)
-        with (
-            at_line(number, pool.transport.close) as places,
-            contextlib.suppress(RuntimeError),
-        ):
+        with at_line(number, pool.transport.close) as places, contextlib.suppress(RuntimeError):
             usual(pool, world)
         assert places == [] or pool.state.connections == [], places
         assert not places or all(wire.closed for wire in pool.made), places

@@ -162,9 +162,7 @@ async def test_a_response_that_is_closed_twice_returns_its_wire_once(world: Worl
     await world.close(held)
 
 
-async def test_a_response_closed_by_two_threads_does_not_affect_the_next_request(
-    world: World,
-) -> None:
+async def test_a_response_closed_by_two_threads_does_not_affect_the_next_request(world: World) -> None:
     pool = Pool(world, 1, 1)
     first = await pool.open()
     loan = first.stream._ended.args[0]  # type: ignore[union-attr]
@@ -176,9 +174,7 @@ async def test_a_response_closed_by_two_threads_does_not_affect_the_next_request
     assert await world.read(second) == b"body"
 
 
-async def test_a_response_not_read_to_its_end_loses_its_connection_but_frees_its_place(
-    world: World,
-) -> None:
+async def test_a_response_not_read_to_its_end_loses_its_connection_but_frees_its_place(world: World) -> None:
     pool = Pool(world, 1, 1)
     await world.close(await pool.open())
     assert await pool.hurry() == b"body"
@@ -221,9 +217,7 @@ async def test_an_unreferenced_response_returns_its_wire(world: World) -> None:
     assert [wire.closed for wire in pool.made] == [1, 0]
 
 
-async def test_a_response_dropped_in_another_thread_gives_its_wire_to_a_waiter(
-    world: World,
-) -> None:
+async def test_a_response_dropped_in_another_thread_gives_its_wire_to_a_waiter(world: World) -> None:
     pool = Pool(world, 1, 1)
     held = [await pool.open()]
 
@@ -422,9 +416,7 @@ async def test_the_body_is_passed_on_as_it_arrives(world: World) -> None:
 
 
 @pytest.mark.worlds("asyncio", "trio")
-async def test_a_task_cancelled_while_closing_a_body_leaves_no_connection_open(
-    world: World,
-) -> None:
+async def test_a_task_cancelled_while_closing_a_body_leaves_no_connection_open(world: World) -> None:
     class Slow(Body):
         async def aclose(self) -> None:
             await anyio.lowlevel.checkpoint()

@@ -9,13 +9,8 @@ import anyio.to_thread
 import httpx
 import pytest
 
-from stkai import (
-    AuthProvider,
-)
-from stkai.transports import (
-    AsyncAuthTransport,
-    AuthTransport,
-)
+from stkai import AuthProvider
+from stkai.transports import AsyncAuthTransport, AuthTransport
 
 from ...support.tokens import Crowd
 from ...support.wire import Wire

@@ -329,12 +329,7 @@ async def test_after_a_401_the_headers_are_fetched_again(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "headers",
-    [
-        *({"X-Api-Key": value} for value in ("k3y\nb", "k3é", 5, ["k3y"])),
-        {"X Api": "k3y"},
-        None,
-    ],
+    "headers", [*({"X-Api-Key": value} for value in ("k3y\nb", "k3é", 5, ["k3y"])), {"X Api": "k3y"}, None]
 )
 async def test_headers_that_cannot_be_sent_are_an_error_that_does_not_show_them(
     world: World, headers: Any

@@ -20,14 +20,7 @@ from stkai import (
     TokenRenewed,
 )
 from stkai.testing import FakeClock
-from stkai.transports import (
-    AsyncAuthTransport,
-    AuthTransport,
-    Context,
-    auth,
-    limiter,
-    retry,
-)
+from stkai.transports import AsyncAuthTransport, AuthTransport, Context, auth, limiter, retry
 
 from ...support.clients import Body
 from ...support.heard import CALL, Heard

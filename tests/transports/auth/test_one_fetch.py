@@ -10,17 +10,9 @@ import anyio.to_thread
 import httpx
 import pytest
 
-from stkai import (
-    AuthenticationError,
-    BearerAuth,
-    TokenRenewed,
-)
+from stkai import AuthenticationError, BearerAuth, TokenRenewed
 from stkai.testing import FakeClock
-from stkai.transports import (
-    AsyncAuthTransport,
-    AuthTransport,
-    Context,
-)
+from stkai.transports import AsyncAuthTransport, AuthTransport, Context
 
 from ...support.heard import Heard
 from ...support.tokens import LIFETIME, MARGIN, Crowd, Issuer, provider_over

@@ -8,24 +8,9 @@ import anyio
 import anyio.lowlevel
 import httpx
 
-from stkai import (
-    RequestOptions,
-    StackBuilder,
-)
+from stkai import RequestOptions, StackBuilder
 from stkai.testing import FakeClock
-from stkai.transports import (
-    Attempt,
-    Close,
-    Drain,
-    Flow,
-    Layer,
-    Load,
-    Operation,
-    Read,
-    Run,
-    Send,
-    Sleep,
-)
+from stkai.transports import Attempt, Close, Drain, Flow, Layer, Load, Operation, Read, Run, Send, Sleep
 
 from ...support.wire import of_streams
 from ...support.world import World

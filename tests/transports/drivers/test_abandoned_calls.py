@@ -8,19 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from stkai import (
-    RequestOptions,
-    RetryPolicy,
-    StackBuilder,
-    TokenBucket,
-)
+from stkai import RequestOptions, RetryPolicy, StackBuilder, TokenBucket
 from stkai.testing import FakeClock
-from stkai.transports import (
-    Context,
-    Layer,
-    retry,
-    token_bucket,
-)
+from stkai.transports import Context, Layer, retry, token_bucket
 
 from ...support.crowd import took
 from ...support.world import NAMES, World

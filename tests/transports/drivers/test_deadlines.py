@@ -5,20 +5,9 @@ from typing import Any
 import httpx
 import pytest
 
-from stkai import (
-    DeadlineExceededError,
-    RequestOptions,
-    SystemClock,
-)
+from stkai import DeadlineExceededError, RequestOptions, SystemClock
 from stkai.testing import FakeClock
-from stkai.transports import (
-    Attempt,
-    Context,
-    Flow,
-    Layer,
-    Run,
-    Until,
-)
+from stkai.transports import Attempt, Context, Flow, Layer, Run, Until
 
 from ...support.world import NAMES, World
 from .bench import STALLING, URL, Bench

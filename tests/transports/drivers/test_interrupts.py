@@ -10,19 +10,9 @@ import anyio.lowlevel
 import httpx
 import pytest
 
-from stkai import (
-    StackBuilder,
-)
+from stkai import StackBuilder
 from stkai.testing import FakeClock
-from stkai.transports import (
-    Attempt,
-    Close,
-    Context,
-    Flow,
-    Layer,
-    Run,
-    Sleep,
-)
+from stkai.transports import Attempt, Close, Context, Flow, Layer, Run, Sleep
 
 from ...support.wire import of_streams
 from ...support.world import NAMES, World
@@ -206,11 +196,7 @@ invented: list[Any] = []
 @pytest.mark.parametrize(("layer", "answer"), [(keep_on, "Send"), (invent, "an answer")])
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
 async def test_a_flow_that_swallows_an_interrupt_is_reported_and_the_interrupt_is_raised(
-    world: World,
-    layer: Any,
-    answer: str,
-    interrupt: type[BaseException],
-    caplog: pytest.LogCaptureFixture,
+    world: World, layer: Any, answer: str, interrupt: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
     invented.append(of_streams(Body)())
     arrived: list[httpx.Request] = []

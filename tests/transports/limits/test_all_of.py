@@ -623,8 +623,7 @@ IN_ITSELF.append([IN_ITSELF])
 
 
 @pytest.mark.parametrize(
-    "given",
-    [[], (), [7], ["adaptive"], [TokenBucket], [None], [[]], [InFlight(1), object()], IN_ITSELF],
+    "given", [[], (), [7], ["adaptive"], [TokenBucket], [None], [[]], [InFlight(1), object()], IN_ITSELF]
 )
 def test_a_list_without_limiters_is_refused(given: Any) -> None:
     for make in (

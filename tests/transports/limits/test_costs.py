@@ -299,9 +299,7 @@ HOUR = 3600.0
 
 
 @pytest.mark.no_cover
-async def test_no_reported_token_quota_stops_a_program_for_more_than_an_hour(
-    world: World,
-) -> None:
+async def test_no_reported_token_quota_stops_a_program_for_more_than_an_hour(world: World) -> None:
     clock = FakeClock()
     headers = {"x-ratelimit-limit-tokens": "1", "x-ratelimit-remaining-tokens": "0"}
     wire = world.wire(httpx.Response(200, headers=headers), 200)
@@ -313,9 +311,7 @@ async def test_no_reported_token_quota_stops_a_program_for_more_than_an_hour(
 
 
 @pytest.mark.no_cover
-async def test_no_reported_cost_stops_a_program_for_more_than_an_hour(
-    world: World,
-) -> None:
+async def test_no_reported_cost_stops_a_program_for_more_than_an_hour(world: World) -> None:
     clock = FakeClock()
     layer = token_bucket(bucket(), cost=lambda _: 1.0, settle=lambda _: 1e15)
     transport = world.build(StackBuilder([layer], clock=clock), world.wire(200, 200))

@@ -96,9 +96,7 @@ async def test_what_a_crowd_has_leased_and_does_not_use_goes_to_the_others_at_on
 
 
 @pytest.mark.real_time
-async def test_after_a_crowd_has_given_up_those_behind_it_go_at_once(
-    event_loop: World,
-) -> None:
+async def test_after_a_crowd_has_given_up_those_behind_it_go_at_once(event_loop: World) -> None:
     policy, sent = TokenBucket(100, 1.0, burst=1), list[int]()
 
     async def visit(number: int) -> None:

@@ -298,12 +298,7 @@ class Mine(Limiter):
         return 0.0
 
 
-BUILDERS = [
-    stkai.build_client,
-    stkai.build_async_client,
-    stkai.build_transport,
-    stkai.build_async_transport,
-]
+BUILDERS = [stkai.build_client, stkai.build_async_client, stkai.build_transport, stkai.build_async_transport]
 
 
 @pytest.mark.parametrize("build", BUILDERS)

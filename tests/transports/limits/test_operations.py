@@ -45,11 +45,7 @@ class Scripted:
 
 
 def run(
-    limiter: Scripted,
-    *answers: Outcome,
-    is_signed: Any = None,
-    at: Any = None,
-    **options: Any,
+    limiter: Scripted, *answers: Outcome, is_signed: Any = None, at: Any = None, **options: Any
 ) -> Played:
     clock = FakeClock()
     layer = LimiterTransport(Wire(), limiter, context=Context(clock=clock, listener=print))

@@ -42,14 +42,7 @@ class Derived(Limiter):
         return 0.0
 
 
-OTHERS: list[Any] = [
-    None,
-    7,
-    "adaptive",
-    Gap,
-    object(),
-    lambda turn, now: 0.0,
-]
+OTHERS: list[Any] = [None, 7, "adaptive", Gap, object(), lambda turn, now: 0.0]
 
 
 def builders(world: World) -> list[Any]:

@@ -239,9 +239,7 @@ async def test_a_retried_call_keeps_its_place_before_later_calls(event_loop: Wor
     assert [instant for instant, _ in sent] == pytest.approx([0, 1, 2, 3])
 
 
-async def test_a_retried_call_does_not_wait_if_a_permit_is_free_while_others_sleep(
-    world: World,
-) -> None:
+async def test_a_retried_call_does_not_wait_if_a_permit_is_free_while_others_sleep(world: World) -> None:
     clock, policy, heard = FakeClock(), TokenBucket(10, 10.0, burst=5), Heard()
 
     def answer(request: httpx.Request) -> int:

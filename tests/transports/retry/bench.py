@@ -4,17 +4,9 @@ from typing import Any
 
 import httpx
 
-from stkai import (
-    RequestOptions,
-    RetryPolicy,
-)
+from stkai import RequestOptions, RetryPolicy
 from stkai.testing import FakeClock
-from stkai.transports import (
-    Attempt,
-    Call,
-    Context,
-    retry,
-)
+from stkai.transports import Attempt, Call, Context, retry
 from stkai.transports._call import ATTEMPT
 
 from ...support.clients import Body

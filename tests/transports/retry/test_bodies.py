@@ -6,9 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from stkai import (
-    RetryPolicy,
-)
+from stkai import RetryPolicy
 from stkai.testing import FakeClock
 from stkai.transports import Context, RetryTransport
 

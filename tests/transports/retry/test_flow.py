@@ -13,18 +13,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import stkai
-from stkai import (
-    ConfigurationError,
-    RequestOptions,
-    RetryPolicy,
-    RetryScheduled,
-)
+from stkai import ConfigurationError, RequestOptions, RetryPolicy, RetryScheduled
 from stkai.testing import FakeClock
-from stkai.transports import (
-    AsyncRetryTransport,
-    RetryTransport,
-    retry,
-)
+from stkai.transports import AsyncRetryTransport, RetryTransport, retry
 
 from ...support.heard import CALL
 from ...support.wire import Answer, Wire

@@ -12,15 +12,7 @@ from stkai import (
     TokenBucket,
 )
 from stkai.testing import FakeClock
-from stkai.transports import (
-    Attempt,
-    Flow,
-    Layer,
-    LayerTransport,
-    adaptive,
-    retry,
-    token_bucket,
-)
+from stkai.transports import Attempt, Flow, Layer, LayerTransport, adaptive, retry, token_bucket
 
 from ...support.heard import CALL, Heard
 from ...support.world import World

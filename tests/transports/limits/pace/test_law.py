@@ -106,13 +106,7 @@ def test_growth_without_a_quota_makes_shares_more_equal() -> None:
 # The cut
 
 
-@given(
-    st.floats(0.01, 1),
-    st.integers(0, 200),
-    st.floats(0, 60 * HISTORY),
-    st.floats(0, 1),
-    st.booleans(),
-)
+@given(st.floats(0.01, 1), st.integers(0, 200), st.floats(0, 60 * HISTORY), st.floats(0, 1), st.booleans())
 def test_a_cut_by_the_tuned_law_never_raises_the_rate(
     rate: float, successes: int, seconds: float, held: float, cold: bool
 ) -> None:
