@@ -543,3 +543,18 @@ def test_the_start_grows_only_while_requests_wait() -> None:
         rates.append(rate.rate)
     assert rates[0] > 50
     assert rates[1] < 10
+
+
+@pytest.mark.parametrize(
+    ("numbers", "is_bursty", "refusals"),
+    [((20.0, 1.0), False, 6), ((20.0, 1.0), True, 2), ((None, None), False, 2)],
+)
+def test_with_a_given_quota_five_refusals_may_be_collisions_until_a_burst_is_known(
+    numbers: tuple[float | None, float | None], is_bursty: bool, refusals: int
+) -> None:
+    found = Found(2.0, False, 50.0, 0.0, is_bursty)
+    rate, now, count = SilentServerRate(KnownQuota(*numbers), found, 100.0), 101.0, 0
+    while rate._hold < now:
+        now, count = now + 1.0, count + 1
+        rate.refused(Turn(), answered(429, now))
+    assert count == refusals

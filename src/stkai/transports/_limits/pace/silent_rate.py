@@ -91,8 +91,7 @@ class SilentServerRate:
         # Refusals of requests sent until now have been taken into account.
         self._cut_at = self._accepted_at = now
         self._covered_until = now + (asked or (_CUT_COVERS if found.accepted >= _MIN_ACCEPTED else 0.0))
-        self._due = now + 1 / self.rate
-        self._most = math.inf
+        self._due, self._most = now + 1 / self.rate, math.inf
         self._began, self._accepted = now, 0
 
     def __str__(self) -> str:
@@ -111,7 +110,8 @@ class SilentServerRate:
     @property
     def _is_refused_again(self) -> bool:
         """Whether growth and all requests are held back, by more refusals in a row than collisions explain."""
-        return self.row > (_REFUSALS_IN_STRICT_OUTAGE if self._test.is_strict else 1)
+        may_collide = self._test.is_strict or (self._quota.is_given and not self._test.is_bursty)
+        return self.row > (self._outage if may_collide else 1)
 
     @property
     def finding(self) -> str:

@@ -33,8 +33,8 @@ _REFUSALS_POWER: Final = 5.0
 
 # T with a known quota is proportional to the rate: for a sender with a quarter of the quota, it is the time in which
 # the quota allows `_QUOTA_PATIENCE` requests, but at least `_MIN_QUOTA_PATIENCE` seconds.
-_QUOTA_PATIENCE: Final = 60.0
-_MIN_QUOTA_PATIENCE: Final = 4.0
+_QUOTA_PATIENCE: Final = 57.0
+_MIN_QUOTA_PATIENCE: Final = 2.0
 
 # T shrinks in proportion to p below this value, as when a sender is alone, down to a quarter; at a strict server, below
 # the usual value, and only with an unknown quota.
