@@ -320,6 +320,15 @@ async def test_the_first_refusal_is_saved_before_its_answer_is_returned(world: W
     assert found.refused
 
 
+async def test_two_limiters_in_a_list_both_save_what_one_refusal_has_shown(world: World) -> None:
+    policies, clock = [AimdLimiter(warm_start="a"), AimdLimiter(100, 60, warm_start="b")], FakeClock()
+    wire = Wire(httpx.Response(429, headers={"Retry-After": "30"}))
+    transport = world.layer(adaptive(policies), wire, context=Context(clock=clock))
+    await world.send(transport, httpx.Request("POST", "https://api.example.com/"))
+    found = [SavedRate(name, clock).read() for name in ("a", "b")]
+    assert [each and each.rate for each in found] == [policy.rate for policy in policies]
+
+
 def test_the_limiter_starts_no_thread_and_reads_no_clock_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = AimdLimiter(warm_start="key")
     monkeypatch.setattr("threading.Thread.start", None)

@@ -6,6 +6,7 @@ import os
 import stat
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,15 +84,16 @@ class SavedRate:
     def note(self, learned: LearnedRate, answer: Answer, before: Run | None = None) -> Run | None:
         """Record what an answer taught, without I/O; returns the operation that saves it if saving is due, or `before`.
 
-        Saving is due after the first refusal, and when a minute has passed since the last time.
+        Saving is due after the first refusal, and when a minute has passed since the last time. The operation begins
+        with `before`, which saves what another limiter has learned from the same answer.
         """
         self._unsaved = learned, answer.date()
         if answer.now < self._due and learned.refused <= self._has_limit:
             return before
         self._due, self._has_limit = answer.now + _SAVE_INTERVAL, learned.refused
-        return Run(self.save, self._asave)
+        return Run(partial(self._save, before), partial(self._asave, before))
 
-    def save(self, _left: float = 0.0) -> None:
+    def save(self) -> None:
         """Save what was recorded last, unless it is saved. Concurrent readers always find a complete file."""
         noted, self._unsaved = self._unsaved, None
         if noted is not None:
@@ -107,8 +109,13 @@ class SavedRate:
         except OSError as error:
             self._warn(f"warm_start: cannot save the rate in {str(self.path)!r}: {error}")
 
-    async def _asave(self, _left: float) -> None:
-        await anyio.to_thread.run_sync(self.save, abandon_on_cancel=True)
+    def _save(self, before: Run | None, left: float) -> None:
+        if isinstance(before, Run):
+            before.sync(left)
+        self.save()
+
+    async def _asave(self, before: Run | None, left: float) -> None:
+        await anyio.to_thread.run_sync(self._save, before, left, abandon_on_cancel=True)
 
     def _warn(self, reason: str) -> None:
         if not self._has_warned:
