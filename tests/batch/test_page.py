@@ -1,16 +1,11 @@
 """The pages on batches are true: files are written, commands run and print what the page shows, Python runs."""
 
 import asyncio
-import json
-import os
 import re
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,65 +51,27 @@ def shows(printed: list[str], output: str) -> bool:
     return re.search(pattern, output + "\n", re.DOTALL) is not None
 
 
-COMMAND = """#!{python} -IS
-import json, os, signal, socket, sys
-ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-program = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
-socket.send_fds(socket.socket(fileno={descriptor}), [program], [0, 1, 2, theirs.fileno()])
-theirs.close()
-pid = int(ours.recv(99))
-signal.signal(signal.SIGTERM, lambda number, _: os.kill(pid, number))
-sys.exit(int(ours.recv(99)))
-"""
-
-
-@contextmanager
-def command(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """How to start a shell in whose path there is a command `stkai`, which lets this process fork the real one."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-    def serve() -> None:
-        with ThreadPoolExecutor() as pool:
-            while True:
-                message, descriptors, _, _ = socket.recv_fds(ours, 200_000, 4)
-                if not message:
-                    return
-                arguments, cwd, env = json.loads(message)
-                start, (stdin, stdout, stderr, end) = [sys.executable, "-m", "stkai", *arguments], descriptors
-                started = Forked(start, cwd=cwd, env=env, stdin=stdin, stdout=stdout, stderr=stderr)
-                for each in (stdin, stdout, stderr):
-                    os.close(each)
-                pool.submit(report, started, socket.socket(fileno=end))
-
-    def report(started: Forked, shell: socket.socket) -> None:
-        with shell:
-            shell.send(b"%d" % started.pid)
-            shell.send(b"%d" % started.wait(HANGS))
-
-    (folder / "stkai").write_text(COMMAND.format(python=sys.executable, descriptor=theirs.fileno()))
+def command(folder: Path, environment: dict[str, str]) -> dict[str, str]:
+    """The environment with this interpreter's `stkai` command in its path."""
+    (folder / "stkai").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m stkai "$@"\n')
     (folder / "stkai").chmod(0o755)
-    server = threading.Thread(target=serve)
-    with ours:
-        with theirs:
-            server.start()
-            path = f"{folder}:{environment['PATH']}"
-            yield {"env": {**environment, "PATH": path}, "pass_fds": [theirs.fileno()], "timeout": HANGS}
-        server.join()
+    return {**environment, "PATH": f"{folder}:{environment['PATH']}"}
 
 
-def run(line: str, folder: Path, shell: dict[str, Any]) -> tuple[int, str]:
+def run(line: str, folder: Path, environment: dict[str, str]) -> tuple[int, str]:
     """The exit code and the output of a command; one that needs no shell runs in this process."""
     if line.startswith("stkai ") and not set(line) & set("|<>&'"):
-        here = Job(folder, "").run_here(["", "", *line.split()], shell["env"])
+        here = Job(folder, "").run_here(["", "", *line.split()], environment)
         return here.returncode, here.stdout + here.stderr
     done = subprocess.run(
         ["/bin/sh", "-c", line],
         check=False,
         cwd=folder,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        **shell,
+        timeout=HANGS,
     )
     return done.returncode, done.stdout
 
@@ -123,23 +80,21 @@ def test_the_page_runs_from_its_first_block_to_its_last(tmp_path: Path) -> None:
     with QuotaServer() as server:
         folder = tmp_path / "work"
         folder.mkdir()
-        environment, ran = Job(folder, server.url).environment(**server.env()), 0
-        with command(tmp_path, environment) as shell:
-            for block in blocks("batch.md"):
-                text = block.text.replace("https://api.example.com", server.url)
-                if block.title is not None:
-                    (folder / block.title).write_text(text)
-                elif (
-                    block.kind == "python" and "answers.jsonl" in text
-                ):  # The others run in tests/test_docs.py.
-                    with Forked([sys.executable, "-c", text], cwd=folder, env=environment) as process:
-                        assert process.wait(HANGS) == 0
-                elif block.kind == "console" and not text.startswith(_INSTALLS):
-                    for line, printed in commands(text):
-                        code, output = run(line, folder, shell)
-                        assert code == 0, (line, output)
-                        assert shows(printed, output), (line, printed, output)
-                        ran += 1
+        environment = command(tmp_path, Job(folder, server.url).environment(**server.env()))
+        ran = 0
+        for block in blocks("batch.md"):
+            text = block.text.replace("https://api.example.com", server.url)
+            if block.title is not None:
+                (folder / block.title).write_text(text)
+            elif block.kind == "python" and "answers.jsonl" in text:  # The others run in tests/test_docs.py.
+                with Forked([sys.executable, "-c", text], cwd=folder, env=environment) as process:
+                    assert process.wait(HANGS) == 0
+            elif block.kind == "console" and not text.startswith(_INSTALLS):
+                for line, printed in commands(text):
+                    code, output = run(line, folder, environment)
+                    assert code == 0, (line, output)
+                    assert shows(printed, output), (line, printed, output)
+                    ran += 1
         assert ran > 10
 
 
@@ -162,30 +117,26 @@ def test_a_pod_that_is_evicted_finishes_the_requests_in_flight(tmp_path: Path) -
         job.write(4)
         job.input.rename(tmp_path / "prompts.jsonl")
         names = {"STKAI_AUTH_TOKEN": "any", "JOB_COMPLETION_INDEX": "0"}
-        log = tmp_path / "log"
-        with command(tmp_path, job.environment(**names)) as shell:
-            del shell["timeout"]
-            with log.open("wb") as stderr:
-                script = ["/bin/sh", "-c", pod_script(running.url)]
-                pod = subprocess.Popen(script, cwd=tmp_path, stderr=stderr, **shell)
-            until(lambda: len(running.seen) == 2, pod)
-            pod.terminate()
-            try:
-                until(lambda: b"waiting for the requests in flight" in log.read_bytes(), pod)
-            finally:
-                is_over.set()
-            assert pod.wait(HANGS) == 130
+        environment, log = command(tmp_path, job.environment(**names)), tmp_path / "log"
+        with log.open("wb") as stderr:
+            shell = ["/bin/sh", "-c", pod_script(running.url)]
+            pod = subprocess.Popen(shell, cwd=tmp_path, env=environment, stderr=stderr)
+        until(lambda: len(running.seen) == 2, pod)
+        pod.terminate()
+        try:
+            until(lambda: b"waiting for the requests in flight" in log.read_bytes(), pod)
+        finally:
+            is_over.set()
+        assert pod.wait(HANGS) == 130
     assert sorted(entries(tmp_path / "part-0.jsonl")) == [1, 3]
 
 
 def test_the_scripts_for_schedulers_run_their_shards_and_merge_them(tmp_path: Path) -> None:
-    folder = tmp_path / "work"
-    folder.mkdir()
-    with (
-        QuotaServer() as server,
-        command(tmp_path, Job(tmp_path, server.url).environment(**server.env())) as shell,
-    ):
+    with QuotaServer() as server:
+        environment = command(tmp_path, Job(tmp_path, server.url).environment(**server.env()))
         page = {block.title: block.text for block in blocks("batch-clusters.md")}
+        folder = tmp_path / "work"
+        folder.mkdir()
         lines = [f'{{"url": "/echo", "body": {{"n": {number}}}}}\n' for number in range(5)]
         (folder / "prompts.jsonl").write_text("".join([*lines, "oops\n", "oops\n"]))
 
@@ -193,8 +144,13 @@ def test_the_scripts_for_schedulers_run_their_shards_and_merge_them(tmp_path: Pa
             # Without a store: sharing a quota has tests of its own.
             text = re.sub("^export .*$", "", script, flags=re.MULTILINE)
             text = text.replace("https://api.example.com", server.url)
-            options = {**shell, "env": {**shell["env"], **names}}
-            return subprocess.run(["/bin/bash", "-c", text], check=False, cwd=folder, **options).returncode
+            return subprocess.run(
+                ["/bin/bash", "-c", text],
+                check=False,
+                cwd=folder,
+                env={**environment, **names},
+                timeout=HANGS,
+            ).returncode
 
         # Each shard is done, with an invalid line; for a pod, that is no failure.
         assert run_script(page["shards.sbatch"], SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_TASK_COUNT="2") == 1
