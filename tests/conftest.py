@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, wraps
@@ -74,8 +74,7 @@ AGAINST_HTTPX = {"tests.support.tokens", "tests.transports.hedge", "tests.transp
 """Modules that keep httpx when a test runs in httpx2: the token endpoint, and layers as their authors write them."""
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> Iterator[None]:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run tests in their worlds, and those marked so in both packages, each world in one of them.
 
     Which event loop and which package it is, is settled by the name of the test, so that each has its half of them.
@@ -99,27 +98,35 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Iterator[None]:
         metafunc.parametrize("event_loop", [loop for loop in loops if loop != "sync"], indirect=True)
     elif "package" in metafunc.fixturenames and len(packages) > 1:
         metafunc.parametrize("package", packages, indirect=True)
-    yield
-    if "world" in metafunc.fixturenames and not asked and MORE == 1:
-        metafunc._calls[:] = _without_repeats(metafunc._calls)
 
 
-def _without_repeats(calls: list[Any]) -> list[Any]:
-    """Leave each row of a table to one of the worlds, by turns."""
-    rows: dict[tuple[int, ...], int] = {}
-    worlds = list(dict.fromkeys(call.params["world"] for call in calls))
-    kept = []
-    for call in calls:
+def _without_repeats(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Leave each row of a table to one of the worlds, by turns, unless the test asks for its worlds."""
+    rows: dict[str, dict[tuple[int, ...], int]] = defaultdict(dict)
+    worlds: dict[str, list[str]] = defaultdict(list)
+    places: list[tuple[str, int, int] | None] = []
+    for item in items:
+        case = getattr(item, "callspec", None)
+        if MORE > 1 or case is None or "world" not in case.params or item.get_closest_marker("worlds"):
+            places.append(None)
+            continue
+        name, world = item.nodeid.partition("[")[0], case.params["world"]
         # The same objects in each world, which need not be hashable.
-        values = tuple(id(value) for key, value in call.params.items() if key not in {"world", "package"})
-        row = rows.setdefault(values, len(rows))
-        if row % len(worlds) == worlds.index(call.params["world"]):
-            kept.append(call)
-    return calls if len(rows) == 1 else kept
+        values = tuple(id(value) for key, value in case.params.items() if key not in {"world", "package"})
+        row = rows[name].setdefault(values, len(rows[name]))
+        if world not in worlds[name]:
+            worlds[name].append(world)
+        places.append((name, row, worlds[name].index(world)))
+    return [
+        item
+        for item, place in zip(items, places, strict=True)
+        if place is None or len(rows[place[0]]) == 1 or place[1] % len(worlds[place[0]]) == place[2]
+    ]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Refuse ids that contain an address, since processes that share the tests must agree on them; trace a part."""
+    items[:] = _without_repeats(items)
     unstable = [item.nodeid for item in items if " at 0x" in item.nodeid]
     if unstable:
         raise pytest.UsageError(
