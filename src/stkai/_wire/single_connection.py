@@ -120,12 +120,3 @@ class AsyncSingleConnection(SingleConnection):
             await self._adrop()
         finally:
             await self.network.aclose()
-
-
-def is_dead(stream: Any) -> bool:
-    """Whether the server has closed an idle connection."""
-    try:
-        # On an idle connection, nothing should arrive but its end.
-        return bool(stream.get_extra_info("is_readable"))
-    except Exception:  # noqa: BLE001 - for a closed socket, libraries raise different errors
-        return True
