@@ -35,7 +35,7 @@ _REGAIN_DOUBLING: Final = 0.5  # Seconds in which the rate doubles until then.
 _LONG_OUTAGE: Final = 20.0
 _LONG_OUTAGE_GAPS: Final = 8.0
 
-# The second refusal in a row holds all requests back for 1.5 gaps, and each further one for twice as long.
+# In a row that collisions do not explain, refusal n holds all requests back for 1.5 * 2^(n - 2) gaps.
 _HOLD_GAPS: Final = 1.5
 _MIN_HOLD: Final = 0.1  # Seconds, instead of 1.5 gaps.
 _MAX_HOLD: Final = 2.1  # Seconds.
