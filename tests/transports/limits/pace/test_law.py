@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from stkai.transports import Turn
 from stkai.transports._limits.pace import law as laws
 from stkai.transports._limits.pace.law import HISTORY, Past, PlainLaw, TunedLaw
+from stkai.transports._limits.pace.quota import KnownQuota
 
 from ....support.sender import QUOTA, Sender, answered, plain, sender
 
@@ -28,6 +29,19 @@ def test_the_rate_grows_with_the_integral_of_the_law_while_requests_wait() -> No
         steps = [seconds / 60 * (number + 0.5) / 1000 for number in range(1000)]
         slopes = [laws._SLOPE * QUOTA / 60 * (1 + (t / laws._PATIENCE) ** laws._STEEPNESS) for t in steps]
         assert pace.rate == pytest.approx(start + sum(slopes) * seconds / 1000, rel=1e-5)
+
+
+@pytest.mark.parametrize(("asked", "factor"), [(None, 2.0), (0.0, 1.0), (5.0, 1.0)])
+def test_the_rate_regains_a_quota_twice_as_fast_where_refusals_ask_for_no_wait(
+    asked: float | None, factor: float
+) -> None:
+    """The last refusal counts: it says what the next one will cost."""
+    quota = KnownQuota(60 * QUOTA, 60)
+    for earlier in (None, 5.0, asked):
+        quota.asked(earlier)
+    law = TunedLaw(QUOTA, 60)
+    expected = law.grown(1.0, 0.0, 120.0 * factor) - 1.0
+    assert quota.law().grown(1.0, 0.0, 120.0) - 1.0 == pytest.approx(expected)
 
 
 @given(st.lists(st.floats(0, 100), max_size=10))

@@ -21,6 +21,7 @@ _STEEPNESS: Final = 5
 
 _REFERENCE: Final = 100.0  # Requests per window for which the other constants were tuned.
 _MIN_STRETCH: Final = 0.3  # The lower bound of `TunedLaw.stretch`.
+_SILENT_STRETCH: Final = 0.5  # Where refusals ask for no wait, each costs a second instead of half a window.
 
 # Fraction of the rate that a cut leaves to one of many senders, and to one that has the whole quota: no other sender
 # would use what it gives up.
@@ -133,6 +134,7 @@ class TunedLaw(NamedTuple):
     ceiling: float  # The rate of the quota; infinite if it is unknown.
     window: float  # Seconds; an estimate if the quota is unknown.
     growth_window: float = 0.0  # Seconds; replaces the window in the slope if the quota is unknown.
+    is_silent: bool = False  # Whether refusals do not say how long to wait. Only for a known quota.
 
     @property
     def stretch(self) -> float:
@@ -150,7 +152,8 @@ class TunedLaw(NamedTuple):
     def grown(self, rate: float, quiet: float, seconds: float) -> float:
         """The rate after `seconds` in which requests were held back, starting `quiet` seconds after the last cut."""
         if self.ceiling < math.inf:
-            return rate + _SLOPE * self.ceiling * _growth(quiet, seconds, self.stretch * self.window)
+            unit = self.stretch * self.window * (_SILENT_STRETCH if self.is_silent else 1.0)
+            return rate + _SLOPE * self.ceiling * _growth(quiet, seconds, unit)
         # dr = factor * r^power * dg, so that r^(1 - power) grows by factor * (1 - power) * dg.
         unit = max(self.growth_window, self.window)  # A saved window may be short.
         factor = _SLOPE * _REFERENCE * unit / self.growth_window / math.sqrt(_TUNED_FOR * self.growth_window)

@@ -59,7 +59,7 @@ class KnownQuota:
         self._floor_fraction = floor_fraction
         self._growth_window = _MIN_GROWTH_WINDOW
         self._waits: deque[float] = deque(maxlen=_WAITS_KEPT)
-        self._reset = 0.0
+        self._reset, self._is_silent = 0.0, False
 
     def _set(self, requests: float, window: float) -> None:
         self.requests = requests  # Per window; infinite while unknown.
@@ -86,10 +86,12 @@ class KnownQuota:
         """The tuned law for what is known, or plain AIMD."""
         if self.plain is not None:
             return PlainLaw(self.ceiling, self.window, *self.plain)
-        return TunedLaw(self.ceiling, self.window, self._growth_window if self.requests == math.inf else 0.0)
+        growth_window = self._growth_window if self.requests == math.inf else 0.0
+        return TunedLaw(self.ceiling, self.window, growth_window, self._is_silent)
 
-    def asked(self, seconds: float) -> None:
-        """Record the wait that a refusal asks for."""
+    def asked(self, seconds: float | None) -> None:
+        """Record the wait that a refusal asks for, in seconds; None if it does not."""
+        self._is_silent, seconds = seconds is None, seconds or 0.0
         if seconds <= longest_pause(0.0) and self.requests == math.inf:
             self._waits.append(seconds)
             self._set(self.requests, max(_MIN_ESTIMATE, *self._waits))

@@ -206,7 +206,7 @@ class WindowedRate:
         cut = event and not explained
         if cut:
             self._cut(answer.now, asked or 0.0, past)
-        self._quota.asked(asked or 0.0)
+        self._quota.asked(asked)
         self._adopt()
         again = self._congestion.streak > max(streak, 1)
         self._stop(turn, answer, asked, explained=explained, severe=first or again)
