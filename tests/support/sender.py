@@ -138,7 +138,8 @@ class Sender:
         return self.observe(429, now, sent, headers, chance=chance, turn=turn)
 
     def settle(self, now: float = 0.0) -> "Sender":
-        """End its cold start: one refusal, which asks for no pause, and a success since."""
+        """End its cold start: one refusal, which asks for no pause, after that of a burst, and a success since."""
+        self.source._windowed.start._excused = True
         self.refuse(now)
         self.accept(now, sent=now + 1e-9)
         return self

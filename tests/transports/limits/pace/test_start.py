@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from statistics import fmean
 
 import pytest
 
@@ -10,6 +11,7 @@ from stkai.transports._limits.pace.start import _DOUBLING_TIME, _EARLY_FRACTION
 from stkai.transports._limits.pace.start import START_FRACTION as START
 
 from ....support.crowd import Waiter, drive
+from ....support.gateways import LeakyBucket, World, jain
 from ....support.sender import QUOTA, Sender, sender
 
 
@@ -124,6 +126,34 @@ def test_a_server_that_soon_accepts_more_has_refused_a_burst_and_not_a_rate(
     rate = cold.look(0.3)
     cold.refuse(0.3, sent=0.0, asked=asked)
     assert (cold.rate == rate) is keeps
+
+
+@pytest.mark.parametrize(("asked", "goes_on"), [(None, True), (1.0, True), (29.0, True), (30.0, False)])
+def test_the_burst_of_another_program_is_no_reason_to_lower_the_rate_unless_it_used_up_a_window(
+    asked: float | None, *, goes_on: bool
+) -> None:
+    cold = sender()
+    before = cold.rate
+    cold.take(0.0)
+    cold.refuse(0.01, sent=0.0, asked=asked)
+    assert cold.rate == (before if goes_on else pytest.approx(before / 2))
+    cold.accept(30.0)
+    cold.take(31.0)
+    cold.refuse(31.01, sent=31.0, asked=None)
+    assert cold.source.mode.start.over
+
+
+@pytest.mark.no_cover
+@pytest.mark.parametrize("gap", [0.0, 0.05, 1.0])
+def test_programs_that_start_together_at_a_small_bucket_soon_have_equal_rates(gap: float) -> None:
+    fairness = []
+    for seed in (1, 2, 3):
+        world = World(LeakyBucket(100 / 60, 10), seed=seed)
+        for number in range(4):
+            world.add(100, 60, at=gap * number)
+        world.run(200.0)
+        fairness.append(jain(world.counts(100.0, 200.0)[0]))
+    assert fmean(fairness) >= 0.85
 
 
 def test_a_sender_that_had_the_whole_quota_in_its_first_window_keeps_most_of_it() -> None:

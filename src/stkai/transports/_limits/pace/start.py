@@ -22,7 +22,8 @@ _MIN_DOUBLING_TIME: Final = 1.0  # Seconds, a few round trips: nothing is learne
 
 # The first refusal is due to a burst, not to the rate, if requests were sent faster than this multiple of the rate, and
 # either they used less than this fraction of a window's quota, or the server asks for a wait of less than this fraction
-# of a window: one that is used up asks for more.
+# of a window: one that is used up asks for more. If it has accepted nothing and asks for no longer, the burst was of
+# another sender.
 _EXCUSED_SPEED: Final = 2.0
 _EXCUSED_USAGE: Final = 0.15
 _EXCUSED_WAIT: Final = 0.5
@@ -81,8 +82,10 @@ class ColdStart:
         """
         self._early = 0.0
         sent, is_known = past.successes, self._quota < math.inf
-        is_small = sent < _EXCUSED_USAGE * self._quota or 0.0 < asked < _EXCUSED_WAIT * self._window
-        excused = not self._excused and is_known and is_small and sent > _EXCUSED_SPEED * rate * past.seconds
+        is_short = asked < _EXCUSED_WAIT * self._window
+        is_small = sent < _EXCUSED_USAGE * self._quota or (asked > 0 and is_short)
+        is_burst = sent > _EXCUSED_SPEED * rate * past.seconds or (sent == 0 and is_short)
+        excused = not self._excused and is_known and is_small and is_burst
         self._excused = True
         return excused
 
