@@ -140,7 +140,7 @@ def test_the_burst_of_another_program_is_no_reason_to_lower_the_rate_unless_it_u
     cold.accept(30.0)
     cold.take(31.0)
     cold.refuse(31.01, sent=31.0, asked=None)
-    assert cold.source.mode.start.over
+    assert cold.source._windowed.start.over
 
 
 @pytest.mark.no_cover
