@@ -142,6 +142,37 @@ def test_on_a_full_disk_nothing_more_is_sent_and_what_is_drained_goes_to_stderr(
     assert sorted([*job.done(), *job.failures()]) == list(range(1, 201))
 
 
+@pytest.mark.parametrize("file", ["out", "journal"])
+def test_a_file_that_another_program_replaces_during_the_run_halts_it(
+    file: str, job: Job, counting: Server
+) -> None:
+    job.write(30)
+    path: Path = getattr(job, file)
+
+    def replace() -> None:  # As `sed -i` and many editors do.
+        copy = path.with_suffix(".new")
+        copy.write_bytes(path.read_bytes())
+        copy.replace(path)
+
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        counting.execute(body)
+        if len(counting.executed) == 10:
+            replace()
+        return web.json_response({})
+
+    counting.answer = answer
+    result = job.run("--max-in-flight", "1")
+    assert result.returncode == 3
+    assert f"{path} cannot be written: another program has deleted or replaced it; nothing" in result.stderr
+    assert len(counting.executed) == 10
+    lost = {10: "unknown"} if file == "out" else {}  # Unless the user appends what went to stderr.
+    assert ('{"id": "line-10"' in result.stderr) == bool(lost)
+    assert job.run("--resume").returncode == bool(lost)
+    assert set(counting.executed.values()) == {1}
+    assert sorted([*job.done(), *job.failures()]) == list(range(1, 31))
+    assert job.codes() == lost
+
+
 def test_a_disk_that_is_full_from_the_start_halts_the_run_before_anything_is_sent(
     job: Job, counting: Server
 ) -> None:
@@ -186,13 +217,13 @@ def test_stdin_that_cannot_be_read_to_its_end_is_no_complete_input(option: str, 
 
 def test_outputs_that_are_gone_when_they_are_to_be_sorted_halt_the_run(job: Job, counting: Server) -> None:
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
-        job.out.unlink(missing_ok=True)
+        job.failed.unlink(missing_ok=True)
         return await echo(request, body)
 
     counting.answer = answer
     result = job.run("--order", "input")
     assert (result.returncode, summary(result.stderr)) == (3, "5 done, 0 failed (0 unknown)")
-    assert f"No such file or directory: '{job.out}'" in result.stderr
+    assert f"No such file or directory: '{job.failed}'" in result.stderr
 
 
 @pytest.mark.no_cover

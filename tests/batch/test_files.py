@@ -184,6 +184,19 @@ def test_a_closed_file_writes_nothing_into_the_file_that_has_its_number_next(tmp
     os.close(other)
 
 
+def test_a_file_system_that_counts_no_names_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nameless(descriptor: int) -> os.stat_result:
+        return os.stat_result([*os.stat(descriptor)[:3], 0, *os.stat(descriptor)[4:]])
+
+    monkeypatch.setattr(os, "fstat", nameless)
+    file = AppendFile(tmp_path / "file")
+    file.append(b"kept\n")
+    assert file.path.read_bytes() == b"kept\n"
+    file.close()
+
+
 def test_a_journal_is_locked_until_nothing_more_can_be_written_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ class AppendFile:
             os.close(self.descriptor)
             raise ConfigurationError(f"{path} is not a file, which a journal or an output must be")
         self.size = status.st_size
+        self._has_name = status.st_nlink > 0  # Some file systems count no names.
         begin_in_each_process(self, AppendFile._renew)
         self._is_torn = False  # Whether the last write failed, and what it left could not be cut off.
         self._changes = 0
@@ -50,6 +51,8 @@ class AppendFile:
         """Write a record, from any thread, after cutting off what an earlier, failed write left behind."""
         with self._appending:
             try:
+                if self._has_name and not os.fstat(self.descriptor).st_nlink:
+                    raise OSError("another program has deleted or replaced it")
                 if self._is_torn:
                     self.truncate(self.size)
                 written = os.write(self.descriptor, record)
