@@ -194,6 +194,13 @@ def test_objects_go_through_a_template_and_incomplete_ones_fail_alone(
     assert job.run("--body", "body.json", "--id-column", "question", "-o", "other").returncode == 1
 
 
+def test_half_of_an_emoji_is_put_into_a_template_as_it_was_escaped(job: Job, counting: Server) -> None:
+    (job.folder / "body.json").write_text(r'{"q": "{question}, \ude00"}')
+    job.input.write_text(r'{"question": "why \ud83d"}')
+    assert job.run("--body", "body.json").returncode == 0
+    assert [seen.body for seen in counting.seen] == [rb'{"q": "why \ud83d, \ude00"}']
+
+
 def test_a_line_without_the_id_column_fails_alone(job: Job) -> None:
     job.input.write_text('{"key": [1], "url": "/x", "body": {}}\n{"custom_id": 1, "url": "/x", "body": {}}\n')
     assert job.run("--id-column", "key").returncode == 1

@@ -131,6 +131,8 @@ class Template:
             name = found[1]
             if name in values:
                 value, written = values[name]
+                if not written:  # A cell of a CSV file.
+                    _utf8(value)
                 return value if isinstance(value, str) else written
             if name in self.names:
                 raise KeyError(name)
@@ -222,7 +224,8 @@ class Format:
 
     def _filled(self, template: Template, values: Values | None) -> bytes:
         try:
-            return _utf8(template.fill(values or {}))
+            # A truncated text may end in half of an emoji, which JSON can only write in escaped form.
+            return template.fill(values or {}).encode(errors="backslashreplace")
         except KeyError as error:
             raise InvalidLineError(f"this has no {error.args[0]!r}, which the template uses") from None
 
