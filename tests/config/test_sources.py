@@ -94,7 +94,9 @@ def test_a_named_file_that_cannot_be_read_is_an_error(
     with pytest.raises(ConfigurationError, match=r"configure\(env_file=...\) names .*x\.env"):
         stkai.configure(env_file=file)
     env.setenv("STKAI_ENV_FILE", str(file))
-    assert "STKAI_ENV_FILE names" in refusal(stkai)
+    said = refusal(stkai)
+    assert "STKAI_ENV_FILE names" in said
+    assert said.endswith("; save the file as UTF-8") == isinstance(content, bytes)
 
 
 def test_a_file_in_the_home_of_an_unknown_user_is_an_error(stkai: GlobalSettings) -> None:

@@ -135,8 +135,9 @@ def _read_file(path: Path, named_by: str) -> Variables:
             raise ConfigurationError(f"{where}, and there is no such file; correct or unset it")
         variables = _read(DotEnvSettingsSource(BaseSettings, env_file=path, env_file_encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
+        advice = "; save the file as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
         # Not `from error`, which contains the whole file.
-        raise ConfigurationError(f"{where}, which cannot be read: {error}") from None
+        raise ConfigurationError(f"{where}, which cannot be read: {error}{advice}") from None
     if path.suffix.lower() in _OTHER_FORMATS and not variables:
         raise ConfigurationError(
             f"{where}, which sets nothing: a .env file has lines such as {PREFIX}RETRY_MAX_RETRIES=5, without sections"
