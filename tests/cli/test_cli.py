@@ -46,6 +46,12 @@ def test_the_demo_runs_every_strategy_and_accounts_for_every_call(monkeypatch: p
     assert re.search(r"^found [\d.,]+ of 100/s", result.output, re.MULTILINE)
 
 
+@pytest.mark.parametrize(("option", "value"), [("--window", "inf"), ("--quota", "9" * 30)])
+def test_the_demo_refuses_numbers_that_no_limiter_takes(option: str, value: str) -> None:
+    result = run("demo", option, value)
+    assert (result.exit_code, option in result.output) == (2, True)
+
+
 @pytest.mark.real_time
 def test_an_interrupted_demo_ends_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multiprocessing.get_context", forkserver)

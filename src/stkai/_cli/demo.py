@@ -157,8 +157,8 @@ def demo(
     requests: Annotated[int, typer.Option(min=1, help="Calls from each process.")] = 30,
     processes: Annotated[int, typer.Option(min=1, max=32, help="Processes that share the quota.")] = 4,
     threads: Annotated[int, typer.Option(min=1, max=64, help="Threads in each process.")] = 8,
-    quota: Annotated[int, typer.Option(min=1, help="Requests that the server accepts per window.")] = 20,
-    window: Annotated[float, typer.Option(min=0.1, help="Length of the window, in seconds.")] = 1.0,
+    quota: Annotated[int, typer.Option(min=1, max=100_000, help="Requests accepted per window.")] = 20,
+    window: Annotated[float, typer.Option(min=0.1, max=3600, help="Length of the window, in seconds.")] = 1.0,
 ) -> None:
     """Send real requests from several processes to an embedded server with a small quota.
 
