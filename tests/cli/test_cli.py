@@ -407,6 +407,10 @@ def test_an_interrupt_before_a_command_begins_ends_it(monkeypatch: pytest.Monkey
     assert caught.value.code == 130
 
 
+def test_a_traceback_shows_no_values_of_variables() -> None:
+    assert not app.pretty_exceptions_show_locals
+
+
 def test_the_command_is_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[bool] = []
     monkeypatch.setattr("stkai._cli.app", lambda: called.append(True))

@@ -23,6 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
+    pretty_exceptions_show_locals=False,  # They may be secrets, and older versions of Typer show them.
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
