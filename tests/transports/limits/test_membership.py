@@ -228,6 +228,40 @@ def test_a_cost_above_all_that_there_is_goes_in_its_turn_and_is_paid_afterwards(
     assert wait_for(second, clock, Turn(cost=50)) == pytest.approx(2.0, abs=0.1)
 
 
+def test_a_request_that_sleeps_is_woken_for_units_that_came_back_early(
+    clock: FakeClock, store: Noted
+) -> None:
+    """If others ask a little later each time, it would otherwise miss every permit that they lease for it."""
+    policy = TokenBucket(20, 10.0, max_cost=50, share="team", store=store)
+
+    def ask(turn: Turn, at: float) -> float:
+        clock.advance(at - clock.monotonic())
+        while isinstance(wait := policy.ask(turn, at), Run):
+            wait.sync(60.0)
+        assert isinstance(wait, float)
+        return wait
+
+    start, first, free, large, other = (
+        clock.monotonic(),
+        Turn(cost=15),
+        Turn(cost=0),
+        Turn(cost=45),
+        Turn(cost=30),
+    )
+    wait_for(policy, clock, first)
+    ask(free, start)
+    ask(large, start)
+    policy.settle(first, 500, start)
+    ask(large, start + 0.48)
+    assert ask(free, start + 0.5) == 0
+    policy.settle(first, 1, start + 0.5)
+    assert min(ask(other, start + 0.6), other.nap) >= 0.8
+    assert min(ask(large, start + 1.0), large.nap) == 1.0
+    ask(other, start + 1.5)
+    assert large.is_woken
+    assert ask(large, start + 1.5) == 0
+
+
 def test_two_shares_and_a_limit_in_flight_work_as_one_limiter(clock: FakeClock, store: Noted) -> None:
     limits = AllOf(
         TokenBucket(20, 1.0, burst=1, share="requests", store=store),

@@ -27,9 +27,7 @@ class Member(Source):
     """The part of `Leased` that exchanges messages with the store. Instants are on the caller's clock, in seconds."""
 
     client: Any  # Makes the calls; the client sets this itself.
-
-    updated: Limits | None = None
-    """Limits that replace those of the constructor; also in force in a forked child."""
+    updated: Limits | None = None  # Replace those of the constructor, also in a forked child.
 
     def __init__(
         self,
@@ -228,6 +226,7 @@ class Member(Source):
         arrived = -math.inf if now - call.sent > CALL_LIFETIME else now
         self.held.add(lease.ranges, lease.units, arrived)
         self.waits_long = self.held.waits_long(now)
+        came_early = lease.count > 0 and now < group.retry_at
         # If a permit is due much later, it gets no others, and asks again before that, or to exchange it.
         group.update(lease, call.sent, now, is_empty=ask.want > 0 and not lease.count and not self.waits_long)
         # A permit of another share may arrive later by the latency.
@@ -235,7 +234,8 @@ class Member(Source):
         self.held.late = max(least, 0.8 * self.held.late)
         if self.history is not None and lease.quota.window and not self.outage.sources:
             self.history.update(window_of(lease.quota))
-        is_news = group.is_far or self._exchanged_at == call.sent  # Turns sleep until other instants.
+        # Turns sleep until other instants, perhaps beyond the time of their permits.
+        is_news = came_early or group.is_far or self._exchanged_at == call.sent
         users = self.users(now, len(self.held.due))[0] if is_news or self.waits_long else []
         if is_news:
             self.order.wake_all(users)
