@@ -12,7 +12,15 @@ import httpx
 import pytest
 
 import stkai
-from stkai import ConfigurationError, InFlight, RetryPolicy, StackBuilder, TokenAcquisitionTimeoutError
+from stkai import (
+    AimdLimiter,
+    AllOf,
+    ConfigurationError,
+    InFlight,
+    RetryPolicy,
+    StackBuilder,
+    TokenAcquisitionTimeoutError,
+)
 from stkai.testing import FakeClock
 from stkai.transports import Attempt, Call, Turn, limiter, play, retry
 
@@ -122,6 +130,19 @@ async def test_a_place_is_free_when_the_response_is_dropped_unread(world: World)
     del response
     gc.collect()
     assert took(policy, 0.0)
+
+
+def test_a_place_is_free_when_a_permit_is_dropped_beside_an_adaptive_limiter() -> None:
+    clock, policy = FakeClock(), InFlight(1)
+    limits = AllOf(AimdLimiter(100, 1), policy)
+    with limits.permit(clock=clock) as refused:
+        refused.refused()  # From now on, the limiter looks for requests whose answers are late.
+    clock.advance(5.0)
+    permit = limits.permit(clock=clock).__enter__()
+    assert policy.busy == 1
+    del permit
+    gc.collect()
+    assert policy.busy == 0
 
 
 async def test_a_place_is_free_when_nothing_came_back(world: World) -> None:

@@ -5,6 +5,7 @@ accepted, and whether it limits those in flight. docs/research/adaptive.md expla
 import math
 from collections.abc import Iterator
 from typing import Final
+from weakref import ref
 
 from ..limiter import Turn
 
@@ -174,15 +175,16 @@ class Unanswered:
     """
 
     def __init__(self) -> None:
-        self._sent: dict[Turn, float] = {}  # In the order in which they were sent.
+        # In the order in which they were sent; weak, since a slot in flight is free once its turn is dropped.
+        self._sent: dict[ref[Turn], float] = {}
         self._refusals_take, self._answered_at = math.inf, -math.inf
 
     def sent(self, turn: Turn, now: float) -> None:
-        self._sent[turn] = now
+        self._sent[ref(turn)] = now
 
     def ended(self, turn: Turn) -> None:
         """Record that the request was given up, or that its answer says nothing."""
-        self._sent.pop(turn, None)
+        self._sent.pop(ref(turn), None)
 
     def answered(self, turn: Turn, now: float) -> bool:
         """Record that an answer arrives. Returns False if the request has already been counted as accepted."""
@@ -200,12 +202,14 @@ class Unanswered:
         """The requests that the server must have accepted, each once, and when they were sent."""
         longest = _LATENCIES * self._refusals_take + _MIN_LATENCY
         while self._sent:
-            turn, sent = next(iter(self._sent.items()))
-            if now - sent <= longest or sent > self._answered_at:
+            known, sent = next(iter(self._sent.items()))
+            turn = known()
+            if turn is not None and (now - sent <= longest or sent > self._answered_at):
                 return
-            del self._sent[turn]
-            turn.note(self, True)
-            yield turn, sent
+            del self._sent[known]
+            if turn is not None:
+                turn.note(self, True)
+                yield turn, sent
 
 
 class InFlightLimit:
