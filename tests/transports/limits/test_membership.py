@@ -228,6 +228,19 @@ def test_a_cost_above_all_that_there_is_goes_in_its_turn_and_is_paid_afterwards(
     assert wait_for(second, clock, Turn(cost=50)) == pytest.approx(2.0, abs=0.1)
 
 
+def test_a_cost_above_all_that_there_is_goes_sooner_when_units_come_back(
+    clock: FakeClock, store: Noted
+) -> None:
+    policy = TokenBucket(1000, 10.0, max_cost=50, share="team", store=store)
+    whole, above = Turn(cost=50), Turn(cost=99)
+    wait_for(policy, clock, whole)
+    while isinstance(wait := policy.ask(above, clock.monotonic()), Run):
+        wait.sync(60.0)
+    assert wait == pytest.approx(10.0)
+    policy.leave(whole, clock.monotonic())
+    assert wait_for(policy, clock, above) < 2.5
+
+
 def test_a_request_that_sleeps_is_woken_for_units_that_came_back_early(
     clock: FakeClock, store: Noted
 ) -> None:

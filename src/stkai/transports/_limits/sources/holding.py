@@ -196,7 +196,9 @@ class GroupStatus:
             if lease.units_left is None:
                 return count
             # Units that are returned and leased again come after all others' leases.
-            missing = sum(map(cost_of, turns[:count])) - held.units - lease.units_left
+            costs = [cost_of(turn) for turn in turns[:count]]
+            costs[-1] = min(costs[-1], lease.quota.max_cost)  # More than that is paid afterwards.
+            missing = sum(costs) - held.units - lease.units_left
             soonest = max(soonest, missing / lease.quota.cost_rate)
         return bisect_right(held.due, now + _EXCHANGE_FACTOR * soonest + _EXCHANGE_GAIN)
 
