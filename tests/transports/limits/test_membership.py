@@ -275,6 +275,20 @@ def test_a_request_that_sleeps_is_woken_for_units_that_came_back_early(
     assert ask(large, start + 1.5) == 0
 
 
+def test_a_member_asks_again_at_once_when_permits_lapse_that_turns_still_wait_for(
+    clock: FakeClock, store: Noted
+) -> None:
+    """The store has said that it has no more for seconds, but it gets these back: else two shares could stand still."""
+    policy = TokenBucket(1000, 10.0, max_cost=50, share="team", store=store)
+    wait_for(policy, clock, Turn(cost=1))
+    member, late = policy._leased, Turn(cost=30)
+    assert member is not None
+    member.held.add(((0.0, 0.0, 1),), 30, clock.monotonic())
+    member.group.retry_at = clock.monotonic() + 5.0
+    clock.advance(0.2)
+    assert isinstance(policy.ask(late, clock.monotonic()), Run)
+
+
 def test_two_shares_and_a_limit_in_flight_work_as_one_limiter(clock: FakeClock, store: Noted) -> None:
     limits = AllOf(
         TokenBucket(20, 1.0, burst=1, share="requests", store=store),

@@ -92,13 +92,14 @@ class Holding:
         """
         return self.spent - self.reported > _LARGE_COST * bucket > 0
 
-    def lapse(self, now: float) -> None:
-        """Give up the permits that no request used in time."""
-        due = self.due
+    def lapse(self, now: float) -> bool:
+        """Give up the permits that no request used in time; returns whether there were any."""
+        due, count = self.due, 0
         if due and due[0] < now - self.late:
             count = bisect_right(due, now - self.late - CLOCK_ROUNDING)
             del due[:count]
             self.lapsed += count
+        return count > 0
 
     def keep(self, permits: int, units: float) -> None:
         """Keep only the first `permits` permits, and `units` units; the next message reports what is kept."""
