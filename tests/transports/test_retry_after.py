@@ -152,6 +152,16 @@ def test_anything_but_seconds_and_dates_is_ignored(value: str) -> None:
     assert read(value) is None
 
 
+@pytest.mark.parametrize("name", ["Retry-After", "retry-after-ms"])
+def test_of_thousands_of_values_only_the_first_hundred_are_read(name: str) -> None:
+    """They would occupy the event loop for seconds."""
+    asked = retry_after(httpx.Headers({name: ",".join(["1"] * 99 + ["2"] * 50_000)}), NOW)
+    assert asked == (2.0 if name == "Retry-After" else 0.002)
+    assert retry_after(httpx.Headers({name: "," * 100_000 + "1"}), NOW) is None
+    date = "Tue, 01 Jan 2030 00:00:10" + " GMT" * 20_000
+    assert read("Tue, 01 Jan 2030 00:00:20 GMT", date=date) == 20.0
+
+
 WORDS = """Tue, Tue Tuesday, 01 1 Jan Jan, 01-Jan-30 2030 0000 00:00:30 25:61:99 1.2.3 GMT +0000 -2400 +9999
     , : - \u00b2 \u0661 1_0 nan"""
 PIECES = st.sampled_from([*WORDS.split(), " ", "9" * 30, "9" * 5000])

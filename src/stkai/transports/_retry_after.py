@@ -17,6 +17,11 @@ _IN_MILLISECONDS: Final = (b"retry-after-ms", b"x-ms-retry-after-ms")
 
 _DAY: Final = 86400.0
 
+MOST_VALUES: Final = 100
+"""How many values of a header are read: 100 kB of them would occupy an event loop for a second."""
+
+_LONGEST_DATE: Final = 100  # Characters.
+
 _COMMA: Final = r"(?<![a-z]),"
 """A comma between values; the comma within a date follows the name of a day."""
 
@@ -30,12 +35,13 @@ def retry_after(headers: httpx.Headers, now: datetime) -> float | None:
     """
     # Ask for each header first, since most responses have none of them: httpx decodes all headers to find one.
     names = [name.decode() for name in _IN_MILLISECONDS if has_field(headers, name)]
-    values = [value for name in names for value in headers.get_list(name, split_commas=True)]
+    values = [value for name in names for value in headers.get_list(name, split_commas=True)[:MOST_VALUES]]
     if exact := [float(value) / 1000 for value in values if re.fullmatch(_SECONDS, value)]:
         return min(max(exact), sys.float_info.max)
     if not has_field(headers, b"retry-after"):
         return None
-    found = [_read(value.strip(), headers, now) for value in re.split(_COMMA, headers["retry-after"])]
+    values = re.split(_COMMA, headers["retry-after"], maxsplit=MOST_VALUES)[:MOST_VALUES]
+    found = [_read(value.strip(), headers, now) for value in values]
     return max((seconds for seconds in found if seconds is not None), default=None)
 
 
@@ -65,7 +71,7 @@ def seconds_until(instant: datetime, headers: httpx.Headers, now: datetime) -> f
 
 def parse_date(value: str) -> datetime | None:
     """The instant of an HTTP-date (RFC 9110, section 5.6.7), or None for anything else."""
-    if not value.isascii():  # The parser accepts digits of any script.
+    if len(value) > _LONGEST_DATE or not value.isascii():  # The parser accepts digits of any script.
         return None
     try:
         date = parsedate_to_datetime(value)

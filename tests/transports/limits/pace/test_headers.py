@@ -209,6 +209,7 @@ def test_a_reset_that_cannot_be_read_makes_the_rest_worthless(text: str) -> None
         {"RateLimit": '"a";r=50;t=30', "RateLimit-Policy": '"b";q=100;w=60'},
         {"RateLimit": '"a";r=50;t=30', "RateLimit-Policy": '"a";w=60'},
         {"RateLimit": '"a";r=50;t=30', "RateLimit-Policy": '"a";q=100;w=0'},
+        {"RateLimit": '"a";r=50;t=30', "RateLimit-Policy": ",".join(['"a";q=100;w=60'] * 101)},
         {"RateLimit": '"a";r=50;t=30,', "RateLimit-Policy": '"a";q=100;w=60'},
         {"RateLimit": '"a;r=50;t=30', "RateLimit-Policy": '"a";q=100;w=60'},
         {"RateLimit": '"a";r=50;t=30, (1 2)', "RateLimit-Policy": '"a";q=100;w=60'},

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import httpx
 
-from ..._retry_after import seconds_until
+from ..._retry_after import MOST_VALUES, seconds_until
 
 # Seconds by which readings of one instant may differ, because of rounding and latency.
 TOLERANCE: Final = 1.6
@@ -137,12 +137,13 @@ _ITEM: Final = re.compile(
 
 
 def _items(headers: httpx.Headers, name: str) -> list[_Item]:
-    """The items of a header; an empty list if any part of it is malformed."""
+    """The items of a header; an empty list if any part of it is malformed, or if there are too many."""
     text = headers.get(name, "").strip()
-    items, position = [], 0
+    items: list[_Item] = []
+    position = 0
     while position < len(text):
         match = _ITEM.match(text, position)
-        if match is None:
+        if match is None or len(items) == MOST_VALUES:
             return []
         key, value, rest = match.groups(default="")
         parameters = {parameter: _text(given) for parameter, given in _PARAMETER.findall(rest)}
