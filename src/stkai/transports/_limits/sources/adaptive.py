@@ -206,7 +206,7 @@ class AdaptiveRate(Rate):
         self._refused_since = min(self._refused_since, now)
         explained = self._follow(reading, answer)
         if (asked or 0.0) <= SHORT_WAIT and not explained and self.quota.plain is None:
-            turn.excused = self._is_excused(turn, asked, now)
+            turn.excused = self._is_excused(turn, now)
         is_silent = asked is None or (not self.quota.was_asked and self._is_coarse(asked, now))
         if is_silent and reading is None and not explained and self._can_use_silent_law():
             if isinstance(self.mode, SilentServerRate):
@@ -233,10 +233,9 @@ class AdaptiveRate(Rate):
         is_slow = isinstance(self.mode, SilentServerRate) and self.mode.is_slow(now)
         return asked <= SHORT_WAIT and not (self.quota.is_given or is_slow)
 
-    def _is_excused(self, turn: Turn, asked: float | None, now: float) -> bool:
+    def _is_excused(self, turn: Turn, now: float) -> bool:
         """Whether a refusal uses up no attempt: a window used up by others may soon end."""
-        is_silent = isinstance(self.mode, SilentServerRate) or (asked is None and self._refused_since < now)
-        accepts = self._has_accepted or is_silent
+        accepts = self._has_accepted or isinstance(self.mode, SilentServerRate)
         return accepts and now - self._refused_since < _EXCUSED_SECONDS and turn.excuses < _MAX_EXCUSES
 
     def _can_use_silent_law(self) -> bool:
