@@ -129,14 +129,15 @@ def test_a_server_that_soon_accepts_more_has_refused_a_burst_and_not_a_rate(
 
 
 @pytest.mark.parametrize(("asked", "goes_on"), [(None, True), (1.0, True), (29.0, True), (30.0, False)])
-def test_the_burst_of_another_program_is_no_reason_to_lower_the_rate_unless_it_used_up_a_window(
+def test_the_burst_of_another_program_halves_the_rate_and_ends_the_start_only_if_it_used_up_a_window(
     asked: float | None, *, goes_on: bool
 ) -> None:
     cold = sender()
     before = cold.rate
     cold.take(0.0)
     cold.refuse(0.01, sent=0.0, asked=asked)
-    assert cold.rate == (before if goes_on else pytest.approx(before / 2))
+    assert cold.rate == pytest.approx(before / 2)
+    assert cold.source._windowed.start.over is not goes_on
     cold.accept(30.0)
     cold.take(31.0)
     cold.refuse(31.01, sent=31.0, asked=None)

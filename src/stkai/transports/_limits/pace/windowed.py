@@ -233,6 +233,8 @@ class WindowedRate:
 
     def _cut(self, now: float, asked: float, past: law.Past) -> None:
         if past.cold and self.start.excuses(past, self.rate, asked):
+            if not past.successes:  # A refusal lowers the rate, unless it was of the program's own burst.
+                self.rate = max(self._quota.floor, self.rate / 2)
             self.burst = 1.0
         else:
             longest = law.longest_pause(self._quota.window)
