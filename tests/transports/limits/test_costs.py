@@ -286,12 +286,14 @@ async def test_a_request_that_the_server_may_have_read_costs_its_estimate(world:
 
 @pytest.mark.no_cover
 def test_waits_for_units_do_not_make_the_adaptive_limiter_admit_more_requests() -> None:
-    limiter, turn = AimdLimiter(6000, 60.0, max_cost=600.0), Turn(cost=0.0)
-    limiter.ask(turn, 0.0)
-    refused = httpx.Response(429, headers={"retry-after": "0"})
-    limiter.learn(turn, Answer(0.0, 0.0, refused, None, lambda: datetime.now(UTC), 0.0))
+    limiter = AimdLimiter(6000, 60.0, max_cost=600.0)
+    for now, status in ((0.0, 429), (1.0, 200), (2.0, 429)):  # The second refusal ends the start.
+        turn = Turn(cost=0.0)
+        limiter.ask(turn, now)
+        response = httpx.Response(status, headers={"retry-after": "0"})
+        limiter.learn(turn, Answer(now, now, response, None, lambda: datetime.now(UTC), 0.0))
     before = limiter.rate
-    drive(limiter, [Waiter(1.0, cost=20.0) for _ in range(150)])
+    drive(limiter, [Waiter(3.0, cost=20.0) for _ in range(150)])
     assert limiter.rate <= 1.1 * before
 
 
