@@ -19,10 +19,16 @@ from stkai import ConfigurationError
 from stkai._urls import file_name
 from stkai.stores import FileStore, GroupRate, Quota, Refusal, Store, _file, store_from
 from stkai.stores._file import SLOT
+from stkai.testing import FakeClock
 
 from ..support.interrupts import Interrupt, needs_opcodes
 from ..support.threads import together
 from .clients import Client, ask
+
+
+@pytest.fixture
+def _time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_file, "clock", FakeClock())
 
 
 def state_file(directory: Path) -> Path:
@@ -30,6 +36,7 @@ def state_file(directory: Path) -> Path:
     return found
 
 
+@pytest.mark.usefixtures("_time_stands_still")
 def test_two_stores_on_one_directory_share_one_clock(tmp_path: Path) -> None:
     first, second = FileStore(tmp_path), store_from(f"file://{tmp_path}")
     assert isinstance(second, Store)
@@ -38,7 +45,7 @@ def test_two_stores_on_one_directory_share_one_clock(tmp_path: Path) -> None:
     assert [lease.count for lease in leases] == [1, 1, 1]
     assert [lease.members for lease in leases] == [1, 2, 2]
     waits = [lease.ranges[0][0] for lease in leases]
-    assert waits == [0.0, pytest.approx(0.1, abs=0.05), pytest.approx(0.2, abs=0.05)]
+    assert waits == pytest.approx([0.0, 0.1, 0.2])
 
 
 def test_the_directory_and_the_file_are_private(tmp_path: Path) -> None:
@@ -120,6 +127,7 @@ def test_the_default_directory_is_the_users_own_and_no_other_is_trusted(
         FileStore()
 
 
+@pytest.mark.usefixtures("_time_stands_still")
 def test_permits_that_are_given_back_are_leased_to_the_next_that_asks(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     one, other, third = Client(store), Client(store, "b"), Client(store, "c")
@@ -128,10 +136,10 @@ def test_permits_that_are_given_back_are_leased_to_the_next_that_asks(tmp_path: 
     assert other.wait() > place
     one.used -= 1  # It did not use the last one, and keeps nothing.
     one.lease(0)
-    assert third.wait() == pytest.approx(place, abs=0.05)
-    assert third.wait() == pytest.approx(0.3, abs=0.05)
+    assert [third.wait(), third.wait()] == pytest.approx([place, 0.3])
 
 
+@pytest.mark.usefixtures("_time_stands_still")
 def test_a_refusal_pauses_all_members_once_and_voids_all_leases(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     one, other = Client(store), Client(store, "b")
@@ -140,11 +148,11 @@ def test_a_refusal_pauses_all_members_once_and_voids_all_leases(tmp_path: Path) 
     first = one.lease(0, refused=Refusal(epoch, 5.0))
     assert first.epoch == epoch + 1
     assert first.void
-    assert first.pause == pytest.approx(5, abs=0.05)
+    assert first.pause == pytest.approx(5)
     again = other.lease(refused=Refusal(epoch, 3.0))
     assert again.epoch == epoch + 1
     assert again.void
-    assert again.ranges[0][0] >= again.pause == pytest.approx(5, abs=0.1)
+    assert again.ranges[0][0] >= again.pause == pytest.approx(5)
 
 
 def test_the_youngest_member_sets_the_quota(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from hyperframe.frame import GoAwayFrame, PingFrame
 
 import stkai
-from stkai import HttpConfig
+from stkai import HttpConfig, RequestOptions
 from stkai._wire import AsyncDefaultWire, DefaultWire
 
 from ..support import servers
@@ -222,8 +222,12 @@ async def test_a_request_that_is_given_up_leaves_no_http2_stream_open(world: Wor
         url = f"https://127.0.0.1:{port}/"
         if way == "times out":
             http2.together = 2
+            timeout = httpx.Timeout(10, read=0.1).as_dict()
+            request = httpx.Request(
+                "GET", url, extensions={"timeout": timeout, "stkai": RequestOptions(retry=None)}
+            )
             with pytest.raises(httpx.ReadTimeout):
-                await world.call(client.get, url, timeout=0.1, retry=None)
+                await world.call(client.send, request)
             http2.together = 1
         else:
             await world.close(await world.call(client.post_stream, url, data={}))
