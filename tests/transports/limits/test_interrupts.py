@@ -30,10 +30,10 @@ pytestmark = pytest.mark.no_cover
 OVER = 1000.0
 """Seconds; the scenario is over by then, and everything that it has used is free again."""
 
-STRIDE = 17
-"""Only every seventeenth point is tried: what goes wrong goes wrong at several in a row."""
+STRIDE = 37
+"""Only every 37th point is tried: what goes wrong goes wrong at several in a row."""
 
-STRIDE_OF_SHARES = 149
+STRIDE_OF_SHARES = 311
 """They have more points, and each takes longer."""
 
 
