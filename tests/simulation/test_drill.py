@@ -18,7 +18,7 @@ from ..stores.clients import check_books
 from .process import Process, install, sleep
 from .simulator import Simulator
 
-SEEDS = range(int(os.environ.get("STKAI_TEST_SEEDS", "4")))
+SEEDS = range(int(os.environ.get("STKAI_TEST_SEEDS", "3")))
 
 SETTLED = 12
 """Seconds of calm after which the members that are no more are forgotten, and outages are over."""

@@ -17,7 +17,7 @@ from stkai.transports._limits import store_client
 
 from ...support.world import World
 
-SHARES = 300
+SHARES = 100
 
 
 class Counting:
@@ -111,7 +111,7 @@ async def test_a_store_that_hangs_holds_up_its_shares_together(event_loop: World
     before, layer = threading.active_count(), layer_of(store)
     with anyio.fail_after(10):  # With 0.8 s for each of them, 24 s.
         async with anyio.create_task_group() as tasks:
-            for number in range(SHARES):
+            for number in range(3 * SHARES):
                 tasks.start_soon(visit, layer, number)
     assert threading.active_count() <= before + 2 * calls.MAX_CALLS
 

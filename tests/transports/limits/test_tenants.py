@@ -101,10 +101,10 @@ def test_who_waits_for_a_limit_of_its_own_does_not_hold_up_the_others(whole: str
     line.run(1.0)
     assert [limiter for limiter, _ in line.went] == [slow]
     line.add(fast, *[Turn() for _ in range(4)])
-    line.run(4.0, follow=fast)
+    line.run(3.0, follow=fast)
     line.went.clear()
-    line.run(4.0, follow=fast)
-    assert len(line.went) > 0.95 * 4 * RATE
+    line.run(2.0, follow=fast)
+    assert len(line.went) > 0.95 * 2 * RATE
     assert max(waited for _, waited in line.went) < 0.4
 
 
