@@ -95,7 +95,7 @@ def test_impatient_requests_do_not_stop_the_queue(simulate: Any) -> None:
 
 
 def test_storms_of_requests_that_wait_a_moment_do_not_stop_the_queue(simulate: Any) -> None:
-    sim = simulate(latency=REDIS, rate=100.0)
+    sim = simulate(latency=REDIS)
     crowd, other = sim.processes
     crowd.crowd(30, 6, lambda: 0.3)
     other.loops(max(8, int(sim.rate / 16)), 6)
@@ -123,7 +123,7 @@ def test_processes_that_want_more_than_there_is_get_equal_shares(simulate: Any) 
 
 
 def test_a_process_that_needs_little_leaves_the_rest_to_others(simulate: Any) -> None:
-    sim = simulate(processes=3, rate=100.0)
+    sim = simulate(processes=3)
     for process, tasks in zip(sim.processes, (25, 4, 1), strict=True):
         process.loops(tasks, 6)
     sim.run(9)
@@ -142,7 +142,7 @@ def test_low_priority_beside_another_processs_normal_calls_gets_a_tenth(simulate
 
 
 def test_a_process_that_is_killed_leaves_its_part_to_the_others(simulate: Any) -> None:
-    sim = simulate(processes=5, rate=100.0, burst=1.0)
+    sim = simulate(processes=5, burst=1.0)
     for process in sim.processes:
         process.loops(6, 8)
     sim.run(3)
