@@ -108,8 +108,16 @@ class ReferenceResponse(StreamedResponse):
 
     @property
     def ok(self) -> bool:
-        """Whether the status is less than 400."""
+        """Whether the status is less than 400; also the truth value of the response."""
         return not self.is_error
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    @property
+    def reason(self) -> str:
+        """The reason phrase of the status."""
+        return self.reason_phrase
 
     def iter_lines(self, chunk_size: int | None = None, decode_unicode: bool = True) -> Iterator[Any]:
         """The lines of the body as they arrive: text, or with `decode_unicode=False` bytes; ignores `chunk_size`."""

@@ -175,7 +175,7 @@ def test_lines_of_bytes_are_those_of_requests(size: int) -> None:
     assert list(response.iter_lines(decode_unicode=False)) == body.splitlines()
 
 
-def test_a_response_has_ok_and_iter_content_like_requests(
+def test_a_response_has_ok_reason_and_iter_content_and_is_false_after_an_error_like_those_of_requests(
     server: QuotaServer, client: StandaloneHttpClient
 ) -> None:
     fine: Any = client.post(server.create_url(), {})
@@ -184,6 +184,8 @@ def test_a_response_has_ok_and_iter_content_like_requests(
     assert "".join(fine.iter_content(None, decode_unicode=True)) == fine.text
     missing: Any = client.get(f"{server.url}/none")
     assert not missing.ok
+    assert (bool(fine), bool(missing)) == (True, False)
+    assert (fine.reason, missing.reason) == ("OK", "Not Found")
     assert isinstance(missing, httpx.Response)
 
 
