@@ -41,6 +41,7 @@ EXAMPLES: list[StkaiError] = [
     AuthenticationError("no token", ValueError("why"), request=REQUEST),
     DeadlineExceededError("too late", request=REQUEST),
     RetryableError("again", request=REQUEST),
+    RetryableError("again", 7, request=REQUEST),
     ClientSideRateLimitError("not now", request=REQUEST),
     TokenAcquisitionTimeoutError(1.5, 45.0, required=60.0, request=REQUEST),
     ServerSideRateLimitError(REFUSAL, request=REQUEST),
@@ -236,6 +237,14 @@ def test_an_exhausted_loop_has_its_last_exception() -> None:
 
 def test_a_retryable_error_needs_no_message() -> None:
     assert str(RetryableError()) == ""
+
+
+def test_a_retryable_error_takes_several_arguments_like_any_exception() -> None:
+    class QuotaError(RetryableError):
+        def __init__(self, code: str, seconds: float) -> None:
+            super().__init__(code, seconds)
+
+    assert QuotaError("busy", 5.0).args == ("busy", 5.0)
 
 
 def test_an_invalid_argument_is_an_assertion_error_for_old_code() -> None:

@@ -168,10 +168,11 @@ class DeadlineExceededError(StkaiError, httpx.TimeoutException):
 
 
 class RetryableError(TransportError):
-    """Another attempt may succeed; `Retrying` and the retry layer try again."""
+    """Another attempt may succeed; `Retrying` and the retry layer try again. Takes any arguments, like `Exception`."""
 
-    def __init__(self, message: str = "", *, request: httpx.Request | None = None) -> None:
+    def __init__(self, message: str = "", *more: object, request: httpx.Request | None = None) -> None:
         super().__init__(message, request=request)
+        self.args += more
 
 
 class ClientSideRateLimitError(RetryableError):
