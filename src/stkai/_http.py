@@ -15,6 +15,7 @@ from ._checks import argument_errors
 from ._client import HttpClient
 from ._config import STKAI
 from ._config.names import REFERENCE_METHODS
+from ._errors import InvalidArgumentError
 from ._exchange import StreamedResponse
 from ._process import begin_in_each_process
 from ._wire import DefaultWire
@@ -155,4 +156,8 @@ def _follow(transport: httpx.BaseTransport, response: httpx.Response) -> httpx.R
         transport=httpx.MockTransport(send), follow_redirects=True, max_redirects=_MAX_REDIRECTS
     )
     # Do not close the client, which does not own the transport.
-    return client.send(response.request, auth=httpx.Auth())
+    try:
+        return client.send(response.request, auth=httpx.Auth())
+    except (httpx.InvalidURL, InvalidArgumentError) as error:  # The server's mistake, not the caller's.
+        msg = f"the server redirects to a URL that cannot be requested: {error}"
+        raise httpx.RemoteProtocolError(msg, request=response.request) from error

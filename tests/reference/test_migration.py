@@ -128,6 +128,16 @@ def test_the_deadline_of_a_get_holds_in_the_body_behind_a_redirect(server: Quota
         assert time.monotonic() - start < 5.0
 
 
+@pytest.mark.parametrize("location", ["https:elsewhere", "mailto:a@b.c", "http://user:password@127.0.0.1/"])
+def test_a_redirect_to_what_cannot_be_requested_is_an_error_of_the_server(
+    server: QuotaServer, client: StandaloneHttpClient, location: str
+) -> None:
+    server.fail_with(Answer(302, headers={"location": location}), path="/v1/first")
+    with pytest.raises(httpx.RemoteProtocolError, match="the server redirects to a URL") as caught:
+        client.get(f"{server.url}/v1/first")
+    assert "password" not in str(caught.value).replace("user name or password", "")
+
+
 def test_endless_redirects_are_an_error(server: QuotaServer, client: StandaloneHttpClient) -> None:
     server.fail_with(*[Answer(302, headers={"location": "/v1/first"})] * 50, path="/v1/first")
     with pytest.raises(httpx.TooManyRedirects):
