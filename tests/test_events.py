@@ -219,6 +219,26 @@ async def test_tokens_and_query_strings_appear_in_no_event_and_no_log(
     assert "secret" not in caplog.text + repr(heard.events)
 
 
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        httpx.Response(503, extensions={"reason_phrase": b"\x1b[31m\r\n" + b"busy" * 10_000}),
+        httpx.RemoteProtocolError("illegal: \x1b[31m\n" + "busy" * 10_000),
+    ],
+    ids=["status line", "error"],
+)
+async def test_the_words_of_a_server_are_one_short_line_that_no_terminal_interprets(
+    world: World, caplog: pytest.LogCaptureFixture, outcome: Any
+) -> None:
+    caplog.set_level(logging.INFO, "stkai")
+    transport = world.build(StackBuilder([retry()], clock=FakeClock()), world.wire(outcome, 200))
+    await world.send(transport, httpx.Request("GET", URL))
+    line = next(message for message in caplog.messages if "retrying" in message)
+    assert "[31m" in line
+    assert line.isprintable()
+    assert len(line) < 700
+
+
 async def test_an_uneventful_call_reports_only_its_start_attempt_and_end(world: World) -> None:
     heard = Heard()
     layers = [retry(), token_bucket(TokenBucket(10, 1.0)), adaptive(AimdLimiter(100, 1.0))]

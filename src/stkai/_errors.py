@@ -3,6 +3,7 @@
 If a request gets no answer, the error is also an `httpx.TransportError`, with `.request`.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any, Final, Self, TypeVar
 
@@ -29,10 +30,23 @@ _WRAPPERS: Final = ("httpcore", "requests", "urllib3")
 _MAX_CAUSES: Final = 16
 """Causes of an error that are inspected."""
 
+_MAX_SHOWN: Final = 500
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
 
 def digits(number: float, count: int = 3) -> str:
     """A number for a message, rounded to about `count` digits; large ones to integers: 0.583, 60, 86,400."""
     return f"{number:.{count}g}" if number < 999.5 else f"{number:,.0f}"
+
+
+def visible(text: str) -> str:
+    """Untrusted text on one line, cut to a readable length, with control characters escaped."""
+    return escaped(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...")
+
+
+def escaped(text: str) -> str:
+    """The text with the characters that a terminal would interpret, such as line breaks, escaped."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class StkaiError(Exception):

@@ -19,6 +19,7 @@ from ._errors import (
     RetryableError,
     TokenAcquisitionTimeoutError,
     describe,
+    visible,
 )
 from ._families import alike, as_httpx, httpx_kind
 from ._log import logger
@@ -118,12 +119,13 @@ class Retrying:
         """Classify an error for a retry; None if it is final."""
         if isinstance(error, alike(*self.skip_retry_on_exceptions)):
             return None
+        cause = visible(describe(error))
         if isinstance(error, ClientSideRateLimitError):
             # Unlike the retry layer, the reference retries when its own limiter refuses.
             if isinstance(error, TokenAcquisitionTimeoutError):
                 needed = error.required - error.waited
-                return Failure(describe(error), acted=False, requested_wait=error.retry_after, needed=needed)
-            return Failure(describe(error), acted=False)
+                return Failure(cause, acted=False, requested_wait=error.retry_after, needed=needed)
+            return Failure(cause, acted=False)
         theirs = httpx_kind(error)
         response = getattr(error, "response", None)
         now = self.context.clock.utcnow()
@@ -134,7 +136,7 @@ class Retrying:
         if isinstance(error, alike(*self.retry_on_exceptions)) or (
             theirs and issubclass(theirs, self.retry_on_exceptions)
         ):
-            return Failure(describe(error), acted=True)
+            return Failure(cause, acted=True)
         return None
 
 

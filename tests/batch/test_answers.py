@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stkai._batch.outputs import LineFailure, OutputLine, body_of, code_in
-from stkai._batch.progress import say, visible
+from stkai._batch.progress import say
 from stkai._batch.request_formats import join_url
 from stkai._batch.runner import failure_from_error
+from stkai._errors import visible
 
 from .job import HANGS, Job, RefusalError, Server, echo, summary
 

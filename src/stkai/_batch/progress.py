@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,15 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from .._errors import ConfigurationError
+from .._errors import ConfigurationError, escaped
 from .._llm_bodies import used_tokens
 
 _LINE_INTERVAL: Final = 10.0  # Seconds between plain lines.
 
 _MILLION: Final = 1_000_000
-
-_MAX_SHOWN: Final = 500
-_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def count(number: int, what: str) -> str:
@@ -49,16 +45,6 @@ def show_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def visible(text: str) -> str:
-    """Untrusted text on one line, cut to a readable length, with control characters escaped."""
-    return escaped(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...")
-
-
-def escaped(text: str) -> str:
-    """The text with the characters that a terminal would interpret, such as line breaks, escaped."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def say(message: str) -> None:

@@ -9,7 +9,7 @@ from uuid import uuid5
 import httpx
 
 from .._clock import SystemClock
-from .._errors import AuthenticationError, OutcomeUnknownError
+from .._errors import AuthenticationError, OutcomeUnknownError, visible
 from .._families import alike
 from ..transports._auth.bearer import ExposedTokenError
 from ..transports._call import ATTEMPT
@@ -20,7 +20,6 @@ from .input_lines import ReadLine
 from .job import BatchJob
 from .journal import LineState
 from .outputs import UNKNOWN, LineFailure, OutputLine, body_of
-from .progress import visible
 from .request_formats import InvalidLineError, JsonValue
 from .tracking import DroppedError, LineInFlight, track
 

@@ -20,10 +20,10 @@ from .._batch.job import BatchJob, dry_run
 from .._batch.merge import merge
 from .._batch.options import Options, format_of
 from .._batch.outputs import FileOutputs
-from .._batch.progress import Display, Progress, count, display, escaped, listed, say
+from .._batch.progress import Display, Progress, count, display, listed, say
 from .._batch.runner import HALTED, INTERRUPTED, Runner
 from .._clock import SystemClock
-from .._errors import ConfigurationError, StkaiError
+from .._errors import ConfigurationError, StkaiError, escaped
 from .._log import logger
 from ..transports._auth.bearer import ExposedTokenError
 

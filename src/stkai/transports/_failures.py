@@ -16,6 +16,7 @@ from .._errors import (
     ServerSideRateLimitError,
     causes,
     describe,
+    visible,
 )
 from .._families import alike, as_httpx
 from .._headers import has_field
@@ -70,7 +71,7 @@ class Failure(NamedTuple):
 
 def failure_of_error(error: BaseException, now: datetime, *, sound_wire: bool) -> Failure | None:
     """Classify an error for a retry; None if it is final. See `RetryPolicy.failure_of`."""
-    cause = describe(error)
+    cause = visible(describe(error))
     if isinstance(error, ServerSideRateLimitError):
         headers = as_httpx(error.response).headers
         if forbids_retry(headers):

@@ -32,7 +32,7 @@ from ..._checks import (
     check_number,
     safe_repr,
 )
-from ..._errors import ConfigurationError
+from ..._errors import ConfigurationError, visible
 from ..._families import alike, as_httpx
 from ..._headers import has_field
 from ..._process import begin_in_each_process
@@ -256,7 +256,7 @@ class RetryPolicy:
             return None
         if forbids_retry(response.headers):
             return None
-        cause = f"{response.status_code} {response.reason_phrase}".strip()
+        cause = visible(f"{response.status_code} {response.reason_phrase}".strip())
         acted = response.status_code not in REFUSED_STATUS
         return Failure(cause, acted, retry_after(response.headers, now), paced=paced)
 
