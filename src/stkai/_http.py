@@ -22,6 +22,7 @@ from ._wire import DefaultWire
 from .transports._auth import AuthProvider
 from .transports._auth.bearer import BearerAuth
 from .transports._auth.flow import AuthTransport
+from .transports._layer_transport import LayerBase
 from .transports._stk_cli import StkCLITransport
 
 __all__ = ["EnvironmentAwareHttpClient", "HttpClient", "StandaloneHttpClient", "StkCLIHttpClient"]
@@ -35,7 +36,12 @@ class _SendingHttpClient(HttpClient):
     def _send(self, verb: str, *args: Any) -> httpx.Response:
         response = super()._send(verb, *args)
         if verb == "get":
-            response = _follow(self.transport, response)
+            wire: Any = self.transport
+            while isinstance(wire, LayerBase):
+                wire = wire.inner
+            # StackSpot CLI follows redirects itself, and would sign a request to any origin.
+            if not isinstance(wire, StkCLITransport):
+                response = _follow(self.transport, response)
         if type(response) in {httpx.Response, StreamedResponse}:
             response.__class__ = ReferenceResponse
         return response

@@ -10,13 +10,22 @@ from typing import Any
 
 import httpx
 import pytest
+import requests
 
 import stkai
-from stkai import ClientCredentialsAuthProvider, DeadlineExceededError, StandaloneHttpClient, StaticToken
+from stkai import (
+    ClientCredentialsAuthProvider,
+    DeadlineExceededError,
+    EnvironmentAwareHttpClient,
+    StandaloneHttpClient,
+    StaticToken,
+    StkCLIHttpClient,
+)
 from stkai._http import ReferenceResponse
 from stkai.testing import Answer, QuotaServer
 
 from ..reliability.hostile import drip, hostile
+from ..support import stand_in_cli
 
 # `stkai.__all__` of 0.4.18.
 NAMES = tuple(
@@ -136,6 +145,21 @@ def test_a_redirect_to_what_cannot_be_requested_is_an_error_of_the_server(
     with pytest.raises(httpx.RemoteProtocolError, match="the server redirects to a URL") as caught:
         client.get(f"{server.url}/v1/first")
     assert "password" not in str(caught.value).replace("user name or password", "")
+
+
+@pytest.mark.parametrize("kind", [StkCLIHttpClient, EnvironmentAwareHttpClient])
+def test_a_redirect_that_stackspot_cli_does_not_follow_is_returned(
+    server: QuotaServer, kind: type[StkCLIHttpClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(url: str, timeout: float, headers: dict[str, str], **_: object) -> requests.Response:
+        signed = {**headers, "Authorization": "Bearer mine"}
+        return requests.get(url, timeout=timeout, headers=signed, allow_redirects=False)
+
+    with QuotaServer() as stranger, stand_in_cli.installed() as cli, kind() as client:
+        monkeypatch.setattr(cli, "get_with_authorization", get)
+        server.fail_with(Answer(302, headers={"location": f"{stranger.url}/echo"}), path="/v1/first")
+        assert client.get(f"{server.url}/v1/first").status_code == 302
+        assert not stranger.requests
 
 
 def test_endless_redirects_are_an_error(server: QuotaServer, client: StandaloneHttpClient) -> None:
