@@ -163,6 +163,16 @@ class Tenants:
         return "a"
 
 
+class AsyncCallable:
+    async def __call__(self, _: object) -> None:
+        """Never runs, since nothing awaits it."""
+
+
+def test_an_object_whose_call_must_be_awaited_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="listener must be a plain function"):
+        stkai.build_client(auth=None, listener=AsyncCallable())  # type: ignore[arg-type]
+
+
 def test_a_mock_of_a_plain_function_is_not_async() -> None:
     mocked, tenants = create_autospec(Tenants, instance=True), Tenants()
     plain = (tenants.key, partial(tenants.key), Mock(), Mock(spec=Tenants.key), MagicMock(spec=Tenants.key))

@@ -86,8 +86,13 @@ def check_choice(
 
 
 def is_async(function: object) -> bool:
-    """Whether it is a coroutine function. Mocks do not count, although `iscoroutinefunction` accepts them."""
-    return isinstance(getattr(function, "__code__", None), CodeType | None) and iscoroutinefunction(function)
+    """Whether it is a coroutine function, or an object with such a `__call__`.
+
+    Mocks do not count, although `iscoroutinefunction` accepts them.
+    """
+    return isinstance(getattr(function, "__code__", None), CodeType | None) and (
+        iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)
+    )
 
 
 @contextmanager
