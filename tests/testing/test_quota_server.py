@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from stkai import ClientCredentialsAuthProvider
 from stkai._errors import ConfigurationError
 from stkai.testing import FakeClock, Hang, QuotaServer, Slow
 
@@ -76,6 +77,16 @@ def test_a_token_request_is_refused_as_rfc_6749_says(
         answer = http.post(server.token_url, data=credentials(server, **changes))
     assert (answer.status_code, answer.json()["error"]) == (status, error)
     assert "error_description" in answer.json()
+
+
+def test_credentials_may_come_as_basic_authentication(http: httpx.Client) -> None:
+    with QuotaServer(client_secret="s 3:c+ré%t") as server:
+        arguments = server.client_id, server.client_secret, server.token_url
+        assert ClientCredentialsAuthProvider(*arguments, client_auth="basic").get_access_token()
+        for wrong in ("dGVzdC1jbGllbnQ6d3Jvbmc=", "no base64", "/w=="):
+            headers = {"authorization": f"Basic {wrong}"}
+            answer = http.post(server.token_url, data={"grant_type": "client_credentials"}, headers=headers)
+            assert answer.status_code == 401
 
 
 def test_the_api_requires_a_valid_token(http: httpx.Client, clock: FakeClock) -> None:

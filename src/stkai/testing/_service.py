@@ -6,14 +6,16 @@ Does no I/O. A quota is counted in one of three ways; its `max_requests` may be 
 import json
 import math
 import re
+from base64 import b64decode
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import formatdate
 from itertools import count
 from typing import Any, Final, Literal
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote_plus
 from weakref import WeakKeyDictionary
 
 from .._checks import POSITIVE_SECONDS, Numbers, check_number
@@ -210,6 +212,11 @@ class Service:
         """The client credentials grant of RFC 6749, section 4.4."""
         form = parse_qs(request.body.decode(errors="replace"))
         given = (form.get("client_id", [""])[0], form.get("client_secret", [""])[0])
+        scheme, _, pair = (request.authorization or "").partition(" ")
+        if scheme.lower() == "basic":  # RFC 6749, section 2.3.1
+            with suppress(ValueError):
+                name, _, secret = b64decode(pair).decode().partition(":")
+                given = unquote_plus(name), unquote_plus(secret)
         if form.get("grant_type") != ["client_credentials"]:
             return error_reply(400, "unsupported_grant_type", "grant_type must be client_credentials")
         if given != (self.client_id, self.client_secret):
