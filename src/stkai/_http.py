@@ -126,6 +126,11 @@ class ReferenceResponse(StreamedResponse):
         """The reason phrase of the status."""
         return self.reason_phrase
 
+    @property
+    def content(self) -> bytes:
+        """The body; a stream that nobody has begun to read is read now, also for `text` and `json()`."""
+        return self.read()
+
     def iter_lines(self, chunk_size: int | None = None, decode_unicode: bool = True) -> Iterator[Any]:
         """The lines of the body as they arrive: text, or with `decode_unicode=False` bytes; ignores `chunk_size`."""
         return super().iter_lines() if decode_unicode else self._byte_lines()

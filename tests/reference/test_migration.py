@@ -197,6 +197,20 @@ def test_iter_lines_takes_the_arguments_of_requests(
     assert len(lines(chunk_size=1, decode_unicode=True)) == 4
 
 
+def test_a_stream_that_nobody_has_begun_to_read_has_its_body_as_text(
+    server: QuotaServer, client: StandaloneHttpClient
+) -> None:
+    server.fail_with(Answer(400, body='{"error": "no such agent"}'), path="/v1/agent/")
+    refused = client.post_stream(server.chat_url("none"), {})
+    assert refused.text == '{"error": "no such agent"}'
+    assert refused.json() == {"error": "no such agent"}
+    assert refused.is_closed
+    begun = client.post_stream(server.chat_url(), {"user_prompt": "a b c", "streaming": True})
+    next(begun.iter_lines())
+    with pytest.raises(httpx.StreamConsumed):
+        _ = begun.text
+
+
 @pytest.mark.parametrize("size", [1, 2, 5, 1000])
 def test_lines_of_bytes_are_those_of_requests(size: int) -> None:
     body = b"caf\xc3\xa9\xff\ndata: a\xe2\x80\xa8b\x0bc\r\n\r\nd\re"
