@@ -9,10 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
-from stkai import AimdLimiter, TokenBucket
+from stkai import AimdLimiter, AllOf, TokenBucket
 from stkai.stores import Ask, GroupRate, Lease, MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Run, Turn
+
+from ...support.crowd import Waiter, drive
 
 pytestmark = pytest.mark.no_cover
 
@@ -146,3 +148,63 @@ def test_every_request_of_a_group_in_trouble_gets_its_turn(seed: int) -> None:
     assert [member.waiting for member in group.members] == [0] * len(group.members)
     quota = group.quota / group.window
     assert all(0 < member.rate <= 1.5 * quota for member in group.members)
+
+
+class Lists:
+    """A queue whose turns need permits and units of two shares, in one order or the other, or of one share."""
+
+    def __init__(self, chance: random.Random, waiters: list[Waiter]) -> None:
+        self.clock = FakeClock(0.0)
+        store = MemoryStore(self.clock)
+        self.shares = [
+            TokenBucket(
+                chance.choice(requests), 10.0, max_cost=chance.choice([200, 300]), share=name, store=store
+            )
+            for name, requests in dict[str, Any](one=[20, 100], two=[None, 50]).items()
+        ]
+        lists = [AllOf(*self.shares), AllOf(*reversed(self.shares)), *self.shares][: chance.randint(2, 4)]
+        self.limits: dict[Turn, Any] = {waiter.turn: chance.choice(lists) for waiter in waiters}
+        self.updates = [(chance.uniform(0, 20), chance.choice(self.shares), chance.choice([150, 400]))]
+        self.updates *= chance.choice([0, 0, 1])
+
+    def at(self, turn: Turn, now: float) -> Any:
+        """The limiter of a turn, at this time."""
+        self.clock.advance(now - self.clock.monotonic())
+        if self.updates and now > self.updates[0][0]:
+            _, share, units = self.updates.pop()
+            share.update(max_cost=units)
+        return self.limits[turn]
+
+    def ask(self, turn: Turn, now: float) -> Any:
+        assert now < 200, "requests stand still"
+        limits = self.at(turn, now)
+        while isinstance(wait := limits.ask(turn, now), Run):
+            wait.sync(60.0)
+        return wait
+
+    def leave(self, turn: Turn, now: float) -> None:
+        self.at(turn, now).leave(turn, now)
+
+    def settle(self, turn: Turn, cost: float, now: float) -> None:
+        self.at(turn, now).settle(turn, cost, now)
+
+
+@pytest.mark.parametrize("seed", range(FIRST + 6, FIRST + 10))
+def test_requests_that_need_units_of_two_shares_get_their_turn(seed: int) -> None:
+    chance = random.Random(seed)  # noqa: S311 - nothing here is a secret
+    waiters = [
+        Waiter(
+            chance.choice([0.0, chance.uniform(0, 10)]),
+            limit=chance.choice([math.inf] * 4 + [2.0]),
+            patience=chance.choice([math.inf] * 7 + [0.01, 0.3, 5.0]),
+            lateness=chance.choice([0.0, 0.0003, 0.002]),
+            cost=(cost := chance.choice([0, 1, 5, 30, 99, 150])),
+            used=chance.choice([None, None, 0.0, 2.0 * cost]),
+            serving=chance.choice([0.0, 0.05, 0.5]),
+            priority=chance.choice(["normal", "normal", "normal", "low"]),
+        )
+        for _ in range(chance.choice([15, 25, 40]))
+    ]
+    queue: Any = Lists(chance, waiters)
+    drive(queue, waiters)
+    assert not any(limits.waiting for limits in queue.limits.values())
