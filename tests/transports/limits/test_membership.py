@@ -278,15 +278,24 @@ def test_a_request_that_sleeps_is_woken_for_units_that_came_back_early(
 def test_a_member_asks_again_at_once_when_permits_lapse_that_turns_still_wait_for(
     clock: FakeClock, store: Noted
 ) -> None:
-    """The store has said that it has no more for seconds, but it gets these back: else two shares could stand still."""
+    """The store has said that it has no more for seconds, but it gets these back: else two shares could stand still.
+
+    Turns sleep for as long as the store has said.
+    """
     policy = TokenBucket(1000, 10.0, max_cost=50, share="team", store=store)
     wait_for(policy, clock, Turn(cost=1))
-    member, late = policy._leased, Turn(cost=30)
+    member, asleep, late = policy._leased, Turn(cost=45), Turn(cost=30)
     assert member is not None
     member.held.add(((0.0, 0.0, 1),), 30, clock.monotonic())
-    member.group.retry_at = clock.monotonic() + 5.0
+    member.group.retry_at = member.group.sleep_until = clock.monotonic() + 5.0
+    assert policy.ask(asleep, clock.monotonic())
+    assert asleep.nap == 1.0
     clock.advance(0.2)
-    assert isinstance(policy.ask(late, clock.monotonic()), Run)
+    call = policy.ask(late, clock.monotonic())
+    assert isinstance(call, Run)
+    call.sync(60.0)
+    assert asleep.is_woken
+    assert policy.ask(asleep, clock.monotonic()) == 0
 
 
 def test_two_shares_and_a_limit_in_flight_work_as_one_limiter(clock: FakeClock, store: Noted) -> None:

@@ -158,7 +158,8 @@ class GroupStatus:
     def __init__(self) -> None:
         self.lease: Lease | None = None  # The last answer; None if the store was never reached.
         self.as_of = -math.inf  # When the message that it answers was sent.
-        self.retry_at = -math.inf  # When to ask again, if it had no permits.
+        self.retry_at = -math.inf  # When to ask again, if it had no permits, and none have lapsed since.
+        self.sleep_until = -math.inf  # The same, even if some have: turns may sleep until then.
         self.queue_until = -math.inf  # When a permit requested now could be used.
         self.paused_until = self._members_at = -math.inf
         self.latency = 0.0
@@ -175,7 +176,7 @@ class GroupStatus:
         self.queue_until = now + lease.queue
         if lease.pause:
             self.paused_until = max(self.paused_until, now + lease.pause)
-        self.retry_at = now + max(lease.again, _RETRY_DELAY if is_empty else 0.0)
+        self.retry_at = self.sleep_until = now + max(lease.again, _RETRY_DELAY if is_empty else 0.0)
 
     def timely(
         self, held: Holding, turns: Sequence[Turn], cost_of: Callable[[Turn], float], now: float

@@ -226,7 +226,7 @@ class Member(Source):
         arrived = -math.inf if now - call.sent > CALL_LIFETIME else now
         self.held.add(lease.ranges, lease.units, arrived)
         self.waits_long = self.held.waits_long(now)
-        came_early = lease.count > 0 and now < group.retry_at
+        came_early = lease.count > 0 and now < group.sleep_until
         # If a permit is due much later, it gets no others, and asks again before that, or to exchange it.
         group.update(lease, call.sent, now, is_empty=ask.want > 0 and not lease.count and not self.waits_long)
         # A permit of another share may arrive later by the latency.
