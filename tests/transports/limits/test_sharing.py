@@ -356,6 +356,29 @@ def test_while_the_store_is_lost_new_units_hold_for_this_member(
     assert clock.monotonic() - start == pytest.approx(20.0, abs=3.0)
 
 
+def test_a_bucket_whose_group_is_adaptive_now_outlives_an_outage(clock: FakeClock, store: Scripted) -> None:
+    """As while a deployment replaces one limiter with the other: the quota then promises no window."""
+    first, second = bucket(store), AimdLimiter(10.0, 1.0, share="team", store=store)
+    for policy in (first, second) * 2:
+        wait_for(policy, clock)
+        clock.advance(1.1)
+    store.fails = True
+    for _ in range(20):
+        wait_for(first, clock)
+    store.fails = False
+    client_of(first).work()
+    assert sum(wait_for(first, clock) for _ in range(20)) < 10
+
+
+def test_a_bucket_that_joins_an_adaptive_group_has_no_window_of_its_own(
+    clock: FakeClock, store: Scripted
+) -> None:
+    first = bucket(store, 100.0)
+    clock.advance(1.1)
+    wait_for(AimdLimiter(100.0, 1.0, share="team", store=store), clock)
+    assert sum(wait_for(first, clock) for _ in range(20)) < 3
+
+
 def test_the_listener_hears_of_a_loss_once_and_of_the_return_once(clock: FakeClock, store: Scripted) -> None:
     events: list[Event] = []
 

@@ -232,7 +232,7 @@ class Member(Source):
         # A permit of another share may arrive later by the latency.
         least = LATE + (group.latency if group.is_far and shares_of(self.turns) > 1 else 0.0)
         self.held.late = max(least, 0.8 * self.held.late)
-        if self.history is not None and lease.quota.window and not self.outage.sources:
+        if self.history is not None and not self.outage.sources:
             self.history.update(window_of(lease.quota))
         # Turns sleep until other instants, perhaps beyond the time of their permits.
         is_news = came_early or group.is_far or self._exchanged_at == call.sent

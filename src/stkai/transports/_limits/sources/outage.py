@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ....stores._protocol import AHEAD, Ask, Quota
+from ....stores._protocol import AHEAD, UNLIMITED, Ask, Quota
 from ..limiter import Turn
 from . import ROUNDING, Limits, Source
 from .holding import CALL_LIFETIME
@@ -177,5 +177,6 @@ class Outage:
 
 
 def window_of(quota: Quota, fraction: float = 1.0) -> Limits:
-    """The requests that a member with this fraction of the quota may use in any window."""
-    return Limits(max(1, math.floor(quota.rate * quota.window * fraction + ROUNDING)), quota.window)
+    """The requests that a member with this fraction of the quota may use in any window; all, in an adaptive group."""
+    most = quota.rate * quota.window * fraction if quota.window else UNLIMITED
+    return Limits(max(1, math.floor(most + ROUNDING)), quota.window or 1.0)
