@@ -1,5 +1,7 @@
 """Permits for other work than requests of httpx: in threads, on asyncio and on trio."""
 
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -264,6 +266,26 @@ async def test_an_interrupt_before_a_permit_is_waited_for_leaves_the_line(
         with pytest.raises(KeyboardInterrupt):
             await world.send(transport, httpx.Request("GET", "http://test"))
     assert policy.waiting == 0
+
+
+def test_permits_that_are_waited_for_when_the_program_ends_leave_no_traceback() -> None:
+    program = """if True:
+        import asyncio, stkai
+
+        limiter = stkai.InFlight(1)
+
+        async def work():
+            async with limiter.permit():
+                await asyncio.sleep(60)
+
+        loop = asyncio.new_event_loop()
+        tasks = [loop.create_task(work()) for _ in range(2)]
+        loop.call_later(0.05, loop.stop)
+        loop.run_forever()
+    """
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert "Traceback" not in ended.stderr
 
 
 def test_threads_share_the_places() -> None:

@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable
-from copy import copy
 from functools import cache
 from types import TracebackType
 from typing import Any, Final, Self
@@ -277,9 +276,10 @@ class Permit:
     def _leave(self, turn: Turn) -> None:
         self._is_open = False
         self._limiter.leave(turn, self._clock.monotonic())
-        # Its units are returned too, so a later `settle` charges all. A copy, since a postponed `leave` needs the cost.
-        self._turn = copy(turn)
-        self._turn.cost, self._turn.costs = 0.0, None
+        # Its units are returned too, so a later `settle` charges all. A copy, since a postponed `leave` needs the cost;
+        # without `copy`, which imports, and may be too late for that when the program ends.
+        self._turn = Turn.__new__(Turn)
+        vars(self._turn).update(vars(turn), cost=0.0, costs=None)
 
     def _taken(self) -> Turn:
         if self._turn is None:
