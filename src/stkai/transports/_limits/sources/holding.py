@@ -92,11 +92,13 @@ class Holding:
         """
         return self.spent - self.reported > _LARGE_COST * bucket > 0
 
-    def lapse(self, now: float) -> bool:
+    def lapse(self, now: float, member: Any) -> bool:
         """Give up the permits that no request used in time; returns whether there were any."""
-        due, count = self.due, 0
-        if due and due[0] < now - self.late:
-            count = bisect_right(due, now - self.late - CLOCK_ROUNDING)
+        due, count, late = self.due, 0, self.late
+        if due and due[0] < now - late:
+            if member.turns and (starts := lease_time(member, member.turns[0])) < math.inf:
+                late += max(0.0, min(starts + LATE - due[0], patience(member, member.turns[0])))
+            count = bisect_right(due, now - late - CLOCK_ROUNDING)
             del due[:count]
             self.lapsed += count
         return count > 0
@@ -245,3 +247,12 @@ def lease_time(member: Any, turn: Turn) -> float:
         elif (other.rate, other.quota.window, other.share) < own:
             return math.inf
     return instant
+
+
+def patience(member: Any, turn: Turn) -> float:
+    """For how many seconds a permit that the turn has waits for one of another share.
+
+    That one may come later because another member has units of its share, and waits for some of this one: each would
+    give up what the other waits for, again and again. Permits without units are given up: others can use them.
+    """
+    return CALL_LIFETIME if member.max_cost and place_in(member.turns, turn) < len(member.held.due) else 0.0

@@ -77,7 +77,7 @@ class Leased(Member):
             wait = max(wait, self.history.when(turn, ahead, now))
         if turn.wakes_at < now and turn.held_by is self:  # It woke late, and other turns may, too.
             held.late = max(held.late, min(CALL_LIFETIME, LATE + now - turn.wakes_at))
-        if held.lapse(now):
+        if held.lapse(now, self):
             group.retry_at = min(group.retry_at, now)  # The store has these again once they are reported.
         if now >= group.as_of + MEMBER_LIFETIME:
             held.keep(0, 0.0)  # Others may have got its permits by now.
