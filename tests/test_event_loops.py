@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 
 import pytest
+import trio
 
 from stkai._event_loops import asyncio_loop, run_soon, running_loop
 
@@ -18,6 +19,16 @@ def test_a_trio_that_another_thread_is_importing_runs_no_task(monkeypatch: pytes
         assert found == (asyncio.get_running_loop(),) * 2
 
     asyncio.run(run())
+
+
+def test_asyncio_is_found_beside_a_trio_from_before_2024(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(trio.lowlevel, "in_trio_run")
+
+    async def find() -> object:
+        return asyncio_loop()
+
+    assert isinstance(asyncio.run(find()), asyncio.AbstractEventLoop)
+    assert trio.run(find) is None
 
 
 def test_a_loop_that_was_broken_off_is_not_woken_and_disturbs_nobody() -> None:

@@ -56,10 +56,12 @@ def asyncio_loop() -> Any:
     if "asyncio" not in sys.modules:
         return None
     trio = _trio()
-    try:
-        if trio is not None and trio.in_trio_run():
+    if trio is not None:
+        with suppress(RuntimeError):  # trio does not run. (`in_trio_run` is from 2024.)
+            trio.current_trio_token()
             return None
+    try:
         task = asyncio.current_task()
-        return None if task is None else task.get_loop()
-    except (AttributeError, RuntimeError):  # An old trio, or no loop in this thread.
+    except RuntimeError:  # No loop runs in this thread.
         return None
+    return None if task is None else task.get_loop()
