@@ -336,7 +336,7 @@ def test_help_shows_the_usage_as_it_is_typed(command: str, usage: str) -> None:
         assert shown.endswith(f" {usage}")
     wrong = run(*command.split(), "--wrong")
     assert wrong.exit_code == 2
-    assert " -h' for help" in wrong.stderr
+    assert "' for help" in wrong.stderr
 
 
 def test_the_version_is_that_of_the_package() -> None:
