@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import httpcore
 import httpx
 import pytest
 
@@ -263,6 +264,21 @@ async def test_a_handshake_that_fails_is_a_connect_error_that_says_why(
         (note,) = caught.value.__notes__
         assert f": {attempts} attempt" in note
         assert ("verify= to HttpConfig" in note) == name.startswith("a certificate")
+        await world.close(mine)
+
+
+@pytest.mark.worlds("asyncio")
+async def test_a_break_that_anyio_does_not_explain_is_an_error_with_a_message(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read(*_: object) -> bytes:
+        raise httpcore.ReadError from anyio.BrokenResourceError()
+
+    monkeypatch.setattr("httpcore._backends.anyio.AnyIOStream.read", read)
+    with listening(closes) as port:
+        mine = client(world, HttpConfig(), retry=None)
+        with pytest.raises(httpx.ReadError, match="the connection broke"):
+            await mine.get(f"http://127.0.0.1:{port}/")
         await world.close(mine)
 
 

@@ -172,7 +172,9 @@ class AsyncStream(_JoiningStream):
             except Exception as error:
                 if _is_closed_here(error):
                     error.args = (CLOSED_IN_USE,)
-                explain(error, self._broken_by)
+                # An older anyio gives no cause.
+                broke = "the connection broke" if isinstance(error, self._errors.ReadError) else ""
+                explain(error, self._broken_by or broke)
                 raise
             if not data or self.frames is None or (data := self.frames.arrived(data)):
                 return data
