@@ -357,6 +357,13 @@ def test_tokens_and_their_price_come_from_the_usage(job: Job, counting: Server) 
     assert "3.0M tokens $0.90" in result.stderr
 
 
+@pytest.mark.parametrize(("name", "form"), [("--price", "dollars per million"), ("--shard", "I/N")])
+def test_the_error_for_a_wrong_value_says_what_the_option_takes(job: Job, name: str, form: str) -> None:
+    result = job.run("--dry-run", name, "4")
+    assert result.returncode == 2
+    assert f"'{name}': {name} must be {form}" in result.stderr
+
+
 def test_a_dry_run_checks_every_line_and_sends_and_writes_nothing(job: Job, counting: Server) -> None:
     lines(
         job, {"custom_id": "a", "url": "/x", "body": {}}, {"custom_id": "a", "url": "/x", "body": {}}, "oops"

@@ -152,6 +152,8 @@ def test_the_scripts_for_schedulers_run_their_shards_and_merge_them(tmp_path: Pa
                 timeout=HANGS,
             ).returncode
 
+        assert run_script(page["shard.sh"], SHARD="3") == 0
+        assert list(entries(folder / "answers-3.jsonl")) == [4]
         # Each shard is done, with an invalid line; for a pod, that is no failure.
         assert run_script(page["shards.sbatch"], SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_TASK_COUNT="2") == 1
         assert run_script(pod_script(server.url), JOB_COMPLETION_INDEX="1") == 0

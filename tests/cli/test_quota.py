@@ -69,7 +69,7 @@ def test_quota_shows_one_snapshot_without_a_terminal(store: FileStore) -> None:
 def test_the_queue_is_put_into_words(store: FileStore, waiting: int, queue: float, words: str) -> None:
     seen = store.look("team-key")
     assert seen is not None
-    shown = as_table("team-key", seen._replace(waiting=waiting, queue=queue))
+    shown = as_table("team-key", seen._replace(waiting=waiting, queue=queue), store)
     console = Console(width=120)
     with console.capture() as captured:
         console.print(shown)
@@ -113,7 +113,7 @@ def test_quota_shows_units_and_how_long_a_new_request_waits(costly: FileStore) -
 def test_a_reset_of_a_quota_that_was_never_used_says_so(store: FileStore) -> None:
     result = run("quota", "team-kex", "--store", f"file://{store.path}", "--reset")
     assert result.exit_code == 0
-    assert "No process has used the quota 'team-kex'" in result.output
+    assert f"No process has used the quota 'team-kex' in {store!r} recently; --store names" in result.output
     assert "is reset" not in result.output
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,16 @@ def _count(text: str, least: int = 1) -> Any:
     return typer.Option(metavar="N", min=least, help=text)
 
 
+def _parsed_by(parse: Callable[[str], Any], metavar: str, text: str) -> Any:
+    def parser(value: str) -> Any:
+        try:
+            return parse(value)
+        except ConfigurationError as error:  # Typer puts its own words before those of a ValueError.
+            raise typer.BadParameter(str(error)) from error
+
+    return typer.Option(metavar=metavar, parser=parser, help=text)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """The options of `stkai batch`, as Typer reads them."""
@@ -47,7 +58,7 @@ class Options:
     ] = None
     shard: Annotated[
         Shard | None,
-        typer.Option(metavar="I/N", parser=Shard.parse, help="Send only every Nth line; I is from 0 to N-1."),
+        _parsed_by(Shard.parse, "I/N", "Send only every Nth line; I is from 0 to N-1."),
     ] = None
     max_in_flight: Annotated[int, _count("Lines worked on at once, waiting or being sent.")] = 32
     rpm: Annotated[int | None, _count("Send at most this many requests per minute.")] = None
@@ -69,9 +80,7 @@ class Options:
     ] = None
     price: Annotated[
         Price | None,
-        typer.Option(
-            metavar="PRICE", parser=Price.parse, help="Dollars per million tokens: input=0.15,output=0.6."
-        ),
+        _parsed_by(Price.parse, "PRICE", "Dollars per million tokens: input=0.15,output=0.6."),
     ] = None
     sync: Annotated[
         Literal["1s", "always", "never"], typer.Option(help="How often to flush files to disk.")
@@ -109,12 +118,12 @@ class Options:
     def _check_base_url(self) -> None:
         if self.base_url is None:
             if self.body is not None and self.quick_command is None:
-                raise ConfigurationError("--body needs a url: pass --base-url")
+                raise ConfigurationError("--body needs a URL: pass --base-url")
             return
         try:
             parse_url(self.base_url)
         except ValueError as error:
-            raise ConfigurationError(f"--base-url is not a url: {error}") from error
+            raise ConfigurationError(f"--base-url is not a URL: {error}") from error
         unwanted = _UNWANTED.search(self.base_url)
         if unwanted is not None:
             raise ConfigurationError(

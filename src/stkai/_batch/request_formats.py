@@ -242,7 +242,7 @@ class Format:
         try:
             return parse_url(url)
         except ValueError as error:
-            raise InvalidLineError(f'"url" is not a url: {error}') from None
+            raise InvalidLineError(f'"url" is not a URL: {error}') from None
 
 
 def is_absolute(url: str) -> bool:

@@ -51,12 +51,12 @@ def quota(
         Console(stderr=True).print(Text(message), soft_wrap=True)
         raise typer.Exit(1) from error
     if reset:
-        done = f"The quota {share!r} is reset; its members start over." if is_known else _unused(share)
+        done = f"The quota {share!r} is reset; its members start over." if is_known else _unused(share, found)
         console.print(Text(done), soft_wrap=True)
     elif as_json:
         typer.echo(json.dumps(as_dict(share, seen)))
     elif once or not console.is_terminal:
-        console.print(as_table(share, seen))
+        console.print(as_table(share, seen, found))
     else:
         _show_live(console, share, found)
 
@@ -69,9 +69,9 @@ def as_dict(share: str, seen: Snapshot | None) -> dict[str, Any]:
     return {"share": share, "known": True, **seen._asdict(), "quota": quota.pop("rate"), **quota}
 
 
-def as_table(share: str, seen: Snapshot | None) -> Table | Text:
+def as_table(share: str, seen: Snapshot | None, store: FileStore | RedisStore) -> Table | Text:
     if seen is None:
-        return Text(_unused(share))
+        return Text(_unused(share, store))
     quota = seen.quota
     refused = "none" if seen.refused is None else f"{seen.refused:.0f} s ago"
     wait = f"wait for {digits(seen.queue)} s" if seen.queue >= _UNNOTICEABLE else "not have to wait"
@@ -101,8 +101,8 @@ def as_table(share: str, seen: Snapshot | None) -> Table | Text:
     return table
 
 
-def _unused(share: str) -> str:
-    return f"No process has used the quota {share!r} recently."
+def _unused(share: str, store: FileStore | RedisStore) -> str:
+    return f"No process has used the quota {share!r} in {store!r} recently; --store names another store."
 
 
 def _show_live(console: Console, share: str, store: FileStore | RedisStore) -> None:
@@ -111,7 +111,7 @@ def _show_live(console: Console, share: str, store: FileStore | RedisStore) -> N
     with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while True:
             try:
-                shown = as_table(share, store.look(share))
+                shown = as_table(share, store.look(share), store)
             except Exception as error:  # noqa: BLE001 - any error of a store
                 shown = Text(f"{store!r} cannot be reached: {error}")
             live.update(shown, refresh=True)
