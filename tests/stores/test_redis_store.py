@@ -390,6 +390,19 @@ def test_a_server_that_cannot_be_reached_is_no_error_before_the_first_lease() ->
     assert "127.0.0.1" in repr(store)
 
 
+def test_a_client_may_raise_errors_of_its_own_package(server: Server) -> None:
+    """As valkey-py does."""
+
+    class NoScriptError(Exception): ...
+
+    class Client(redis.Redis):
+        def evalsha(self, *given: Any, **options: Any) -> Any:
+            raise NoScriptError
+
+    with Client(port=server.port) as client:
+        assert RedisStore(client).look("team") is None
+
+
 @pytest.mark.parametrize("given", [redis.asyncio.Redis(), object(), 7, None])
 def test_a_client_that_does_not_fit_is_a_configuration_error(given: Any) -> None:
     with pytest.raises(ConfigurationError, match="a synchronous redis-py client"):

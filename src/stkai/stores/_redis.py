@@ -30,14 +30,14 @@ class RedisStore(StaysInProcess):
     """Redis, Valkey, a cluster of either, or a Sentinel master; keys begin with `stkai:{NAME}:` and expire.
 
     Args:
-        url_or_client: a URL (`redis://`, `rediss://` or `unix://`), or a synchronous redis-py client: a
+        url_or_client: a URL (`redis://`, `rediss://` or `unix://`), or a synchronous client of redis-py or valkey-py: a
             `redis.Redis`, a `redis.RedisCluster`, or the result of `Sentinel.master_for`. Stores with the same URL use
             the same connections.
         timeout: seconds for a whole call: looking up the host, connecting and the answer. A client's own timeouts and
             retries may end it earlier, but cannot extend it.
 
     Raises:
-        ConfigurationError: redis-py is not installed, the URL is invalid, or the client is async.
+        ConfigurationError: redis-py is not installed (for a URL), the URL is invalid, or the client is async.
     """
 
     def __init__(self, url_or_client: Any, *, timeout: float = 0.25) -> None:
@@ -112,7 +112,9 @@ class RedisStore(StaysInProcess):
         given = (3, *_keys(share), verb, "", *arguments)  # By the server's own time.
         try:
             return self._server.run("EVALSHA", digest, *given)
-        except self._server.errors.NoScriptError:
+        except Exception as error:
+            if type(error).__name__ != "NoScriptError":  # Of redis-py, or of valkey-py.
+                raise
             return self._server.run("EVAL", source, *given)
 
 
@@ -140,7 +142,6 @@ class Server:
     """A Redis server, reached through the user's client, which may have its own retries and timeouts."""
 
     def __init__(self, client: Any, timeout: float) -> None:
-        self.errors = _import_redis().exceptions
         asynchronous = any(".asyncio" in kind.__module__ for kind in type(client).__mro__)
         if asynchronous or not all(callable(getattr(client, name, None)) for name in ("evalsha", "eval")):
             raise ConfigurationError(
@@ -168,6 +169,10 @@ class Connections(Server):
     A command on an open connection runs in the caller's thread, under the socket's timeout. Looking up the host,
     connecting and authenticating have no common timeout, so they run in another thread. The client only connects.
     """
+
+    def __init__(self, client: Any, timeout: float) -> None:
+        self.errors = _import_redis().exceptions
+        super().__init__(client, timeout)
 
     def run(self, command: str, *words: Any) -> Any:
         until = SystemClock.monotonic() + self._limit.seconds
