@@ -72,7 +72,7 @@ def send(policy: AimdLimiter, clock: FakeClock, status: int | None = None) -> No
 def a_group_that_ended(store: Store, clock: FakeClock) -> float:
     """Members send for a while, are refused once, and end; returns the group's rate."""
     members = [a_member(store) for _ in range(2)]
-    for number in range(100):
+    for number in range(50):
         send(members[number % 2], clock)
     send(members[0], clock, 429)
     for member in members:

@@ -15,7 +15,7 @@ from stkai.stores._step import amend, forget, look, step
 from ..support.redis_servers import Server
 from .clients import OnClock
 
-SEQUENCES = int(os.environ.get("STKAI_TEST_SEQUENCES", "12"))
+SEQUENCES = int(os.environ.get("STKAI_TEST_SEQUENCES", "8"))
 """How many sequences to try, of up to 200 steps each."""
 
 
