@@ -55,7 +55,7 @@ async def test_at_the_limit_an_idle_wire_serves_another_host(world: World) -> No
 
 @pytest.mark.no_cover
 @pytest.mark.worlds("sync")
-async def test_two_thousand_hosts_leave_at_most_the_idle_limit_behind(world: World) -> None:
+async def test_thousands_of_hosts_leave_at_most_the_idle_limit_behind(world: World) -> None:
     pool = Pool(world, 100, 20)
     for number in range(2_000):
         await pool.get(f"http://host-{number}/")
