@@ -97,7 +97,7 @@ class Holding:
         due, count, late = self.due, 0, self.late
         if due and due[0] < now - late:
             if member.turns and (starts := lease_time(member, member.turns[0])) < math.inf:
-                late += max(0.0, min(starts + LATE - due[0], patience(member, member.turns[0])))
+                late += max(0.0, min(starts + LATE - due[0], grace(member, member.turns[0])))
             count = bisect_right(due, now - late - CLOCK_ROUNDING)
             del due[:count]
             self.lapsed += count
@@ -249,7 +249,7 @@ def lease_time(member: Any, turn: Turn) -> float:
     return instant
 
 
-def patience(member: Any, turn: Turn) -> float:
+def grace(member: Any, turn: Turn) -> float:
     """For how many seconds a permit that the turn has waits for one of another share.
 
     That one may come later because another member has units of its share, and waits for some of this one: each would

@@ -12,7 +12,7 @@ from typing import Any, Final
 from ....stores._protocol import AHEAD, LATE, Ask, Lease, Quota, Refusal
 from ..limiter import Turn
 from . import ROUNDING, Limits, Source
-from .holding import CALL_LIFETIME, Demand, GroupStatus, Holding, StoreCall, lease_time, patience, shares_of
+from .holding import CALL_LIFETIME, Demand, GroupStatus, Holding, StoreCall, grace, lease_time, shares_of
 from .outage import PROBE_INTERVAL, Outage, window_of
 from .request_limits import Window
 
@@ -86,7 +86,7 @@ class Member(Source):
         """Whether the turn could use a permit that is leased now; a guess suffices if no other turn could use it."""
         starts, by, until = lease_time(self, turn), turn.held_by, now + AHEAD
         if starts > -math.inf:
-            return now >= starts - patience(self, turn)
+            return now >= starts - grace(self, turn)
         if self.comes_later(turn, now + 2 * AHEAD) and by.is_remote and not by.outage.is_on:
             return bool(by.group.leases(now))  # After the permit of this share, however late.
         if by is not None and by.is_exact:  # A permit that is leased too early would lapse.
