@@ -33,7 +33,6 @@ def cluster(tmp_path: Path) -> Iterator[list[Server]]:
         servers = [Server("redis", tmp_path / str(number), "--cluster-enabled", "yes") for number in range(3)]
         clients = []
         for server in servers:
-            server.options = (*server.options, "--cluster-port", str(server.port - 1000))
             stack.enter_context(server)
             clients.append(stack.enter_context(server.client()))
         for number, client in enumerate(clients):
@@ -41,7 +40,7 @@ def cluster(tmp_path: Path) -> Iterator[list[Server]]:
             first, last = number * 16384 // 3, (number + 1) * 16384 // 3 - 1
             client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
         for server in servers[1:]:
-            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", server.port, server.port - 1000)
+            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", server.port, server.cluster_port)
         eventually(lambda: all("cluster_state:ok" in _info(client) for client in clients))
         yield servers
 

@@ -6,11 +6,13 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 KINDS = ("redis", "valkey")
 
@@ -34,7 +36,7 @@ class Server:
 
     def __init__(self, kind: str, directory: Path, *options: str, sentinel: str = "") -> None:
         self.kind, self.directory, self.options, self.sentinel = kind, directory, options, sentinel
-        self.port = free_port()
+        self.port, self.cluster_port = free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -52,18 +54,22 @@ class Server:
         command += ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)]
         if not self.sentinel:
             command += ["--save", "", "--appendonly", "no"]
-        self._process = subprocess.Popen(
-            [*command, *self.options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        with self.client() as client:
-            for _ in range(500):
-                try:
+        if "--cluster-enabled" in self.options:
+            command += ["--cluster-port", str(self.cluster_port)]
+        log = self.directory / "log"
+        with log.open("wb") as file:
+            self._process = subprocess.Popen([*command, *self.options], stdout=file, stderr=subprocess.STDOUT)
+        end = time.monotonic() + 10
+        probe = self.client(retry=Retry(ConstantBackoff(0.01), 5), socket_timeout=1)
+        with probe as client, ExitStack() as failed:
+            failed.callback(self.kill)
+            while self._process.poll() is None and time.monotonic() < end:
+                with suppress(redis.RedisError):
                     found = client.info("server")["process_id"]
                     assert found == self._process.pid, f"another server has the port {self.port}"
+                    failed.pop_all()
                     return
-                except redis.RedisError:
-                    time.sleep(0.01)
-        raise RuntimeError(f"{command[0]} did not start within 5 s")
+        raise RuntimeError(f"{command[0]} did not start: {log.read_text()}")
 
     def client(self, **options: Any) -> "redis.Redis":
         """A separate client for the test."""
@@ -81,7 +87,11 @@ class Server:
             self._process = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except RuntimeError:  # Another process has taken one of its ports in the meantime.
+            self.port, self.cluster_port = free_port(), free_port()
+            self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
