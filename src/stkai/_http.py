@@ -35,13 +35,8 @@ class _SendingHttpClient(HttpClient):
 
     def _send(self, verb: str, *args: Any) -> httpx.Response:
         response = super()._send(verb, *args)
-        if verb == "get":
-            wire: Any = self.transport
-            while isinstance(wire, LayerBase):
-                wire = wire.inner
-            # StackSpot CLI follows redirects itself, and would sign a request to any origin.
-            if not isinstance(wire, StkCLITransport):
-                response = _follow(self.transport, response)
+        if verb == "get" and response.has_redirect_location:
+            response = _follow(self.transport, response)
         if type(response) in {httpx.Response, StreamedResponse}:
             response.__class__ = ReferenceResponse
         return response
@@ -155,7 +150,11 @@ class ReferenceResponse(StreamedResponse):
 
 def _follow(transport: httpx.BaseTransport, response: httpx.Response) -> httpx.Response:
     """Follow the redirects from `response`; as in an httpx client, with one deadline for all hops."""
-    if not response.has_redirect_location:
+    # StackSpot CLI follows redirects itself, and would sign a request to any origin.
+    wire: Any = transport
+    while isinstance(wire, LayerBase):
+        wire = wire.inner
+    if isinstance(wire, StkCLITransport):
         return response
     known = [response]
 
