@@ -24,6 +24,15 @@ def wait_for(policy: Any, clock: Clock = REAL, turn: Turn | None = None) -> floa
     return clock.monotonic() - start
 
 
+def wait_at(now: float, policy: Any, clock: FakeClock, turn: Turn) -> float:
+    """Move the clock to `now`, and ask once as a flow does, after all calls to a store; returns the limiter's wait."""
+    clock.advance(now - clock.monotonic())
+    while isinstance(wait := policy.ask(turn, now), Run):
+        wait.sync(60.0)
+    assert isinstance(wait, float)
+    return wait
+
+
 def answer(clock: FakeClock, status: int = 200, **headers: str) -> Answer:
     """An answer that arrives now, to a request that was sent just before."""
     now = clock.monotonic()

@@ -36,7 +36,7 @@ from stkai.transports._limits.sources.units import Units
 
 from ...support.crowd import Waiter, drive, took
 from ...support.heard import Heard
-from ...support.shares import answer
+from ...support.shares import answer, wait_at
 from ...support.world import World
 
 URL = "https://api.example.com/v1"
@@ -136,10 +136,7 @@ def test_a_request_that_another_limit_holds_up_does_not_ask_a_share_all_the_time
     both = AllOf(TokenBucket(100, 1, share="team", store=store), OTHERS[other](store))
 
     def seconds_until_next(turn: Turn) -> float:
-        while isinstance(wait := both.ask(turn, clock.monotonic()), Run):
-            wait.sync(1.0)
-        assert isinstance(wait, float)
-        return min(wait, turn.nap)
+        return min(wait_at(clock.monotonic(), both, clock, turn), turn.nap)
 
     first, waiters, asks = Turn(), [Turn() for _ in range(5)], 0
     while wait := seconds_until_next(first):
@@ -163,11 +160,7 @@ def test_a_share_leases_no_permit_that_lapses_before_another_share_admits_the_re
     both = AllOf(*(TokenBucket(most, 10, share=f"{most}", store=store) for most in (2, 50)))
 
     def ask(turn: Turn, now: float) -> float:
-        clock.advance(now - clock.monotonic())
-        while isinstance(wait := both.ask(turn, now), Run):
-            wait.sync(1.0)
-        assert isinstance(wait, float)
-        return wait
+        return wait_at(now, both, clock, turn)
 
     def leased() -> float:
         seen = store.look("50")
@@ -192,11 +185,7 @@ def test_a_request_that_slept_for_a_guess_makes_no_permit_of_its_share_last_long
     both = AllOf(bucket, slot)
 
     def ask(policy: Any, turn: Turn, now: float) -> float:
-        clock.advance(now - clock.monotonic())
-        while isinstance(wait := policy.ask(turn, now), Run):
-            wait.sync(1.0)
-        assert isinstance(wait, float)
-        return wait
+        return wait_at(now, policy, clock, turn)
 
     assert ask(other, Turn(cost=10.0), 0.0) == 0
     clock.advance(2.0)

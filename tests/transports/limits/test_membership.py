@@ -32,7 +32,7 @@ from stkai.transports import Run, Turn, limiter
 
 from ...support.forked import Forked
 from ...support.interrupts import Interrupt, needs_opcodes
-from ...support.shares import answer, wait_for
+from ...support.shares import answer, wait_at, wait_for
 from ...support.threads import together
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -143,8 +143,7 @@ def test_those_who_wait_for_a_slow_quota_notice_that_it_became_fast(
     wait_for(policy, clock, Turn(cost=10))
     turns = [Turn(cost=10) for _ in range(3)]
     for turn in turns:
-        while isinstance(asked := policy.ask(turn, clock.monotonic()), Run):
-            asked.sync(1.0)
+        wait_at(clock.monotonic(), policy, clock, turn)
     policy.update(**faster)
     assert policy._leased is not None
     for _ in range(2):  # It reports the new quota, and exchanges the permit.
@@ -234,9 +233,7 @@ def test_a_cost_above_all_that_there_is_goes_sooner_when_units_come_back(
     policy = TokenBucket(1000, 10.0, max_cost=50, share="team", store=store)
     whole, above = Turn(cost=50), Turn(cost=99)
     wait_for(policy, clock, whole)
-    while isinstance(wait := policy.ask(above, clock.monotonic()), Run):
-        wait.sync(60.0)
-    assert wait == pytest.approx(10.0)
+    assert wait_at(clock.monotonic(), policy, clock, above) == pytest.approx(10.0)
     policy.leave(whole, clock.monotonic())
     assert wait_for(policy, clock, above) < 2.5
 
@@ -248,11 +245,7 @@ def test_a_request_that_sleeps_is_woken_for_units_that_came_back_early(
     policy = TokenBucket(20, 10.0, max_cost=50, share="team", store=store)
 
     def ask(turn: Turn, at: float) -> float:
-        clock.advance(at - clock.monotonic())
-        while isinstance(wait := policy.ask(turn, at), Run):
-            wait.sync(60.0)
-        assert isinstance(wait, float)
-        return wait
+        return wait_at(at, policy, clock, turn)
 
     start, first, free, large, other = (
         clock.monotonic(),
