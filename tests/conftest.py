@@ -25,7 +25,7 @@ import trio
 import trio.testing
 from hypothesis import HealthCheck
 
-from stkai import STKAI, SystemClock, _clock
+from stkai import STKAI, SystemClock, _abandonable, _clock
 from stkai.testing import QuotaServer
 
 from .support.world import NAMES, World
@@ -278,6 +278,7 @@ def no_real_sleep(
     sleep_guard.is_on = request.node.get_closest_marker("real_time") is None
     if not sleep_guard.is_on:  # What ends some sleeps early must recognise the system's clock.
         monkeypatch.setattr(_clock, "_SLEEPS", (SystemClock.sleep, SystemClock.asleep))
+    _abandonable.idle_workers.drop()  # Threads that this test uses are its own.
     sleep_guard.earlier = set(threading.enumerate()) - {threading.main_thread()}
     yield
     sleep_guard.is_on = False

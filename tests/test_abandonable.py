@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from stkai._abandonable import AbandonableWork, Latch, do_within
+from stkai import _abandonable
+from stkai._abandonable import AbandonableWork, GivenUpError, Latch, do_within, idle_workers
 from stkai.transports._limits.limiter import Turn
 
 from .support.interrupts import Interrupt, needs_opcodes
@@ -83,3 +84,35 @@ def test_no_thread_is_left_after_an_interrupt_at_any_point() -> None:
     for thread in filter(threading.Thread.is_alive, set(threading.enumerate()) - before):
         thread.join(10)
         assert not thread.is_alive()
+
+
+def threads_of(calls: int) -> list[threading.Thread]:
+    """The threads in which these calls did their work, one after another."""
+    used = list[threading.Thread]()
+    for number in range(calls):
+        do_within(10.0, lambda: used.append(threading.current_thread()))
+        while number + 1 < calls and not idle_workers.workers:
+            time.sleep(0)  # The thread is about to be idle.
+    return used
+
+
+@pytest.mark.real_time
+def test_calls_in_quick_succession_use_one_thread_which_ends_when_there_are_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_abandonable, "IDLE_TIMEOUT", 0.3)
+    first, *others = threads_of(5)
+    assert set(others) == {first}
+    first.join(10)
+    assert not first.is_alive()
+    assert idle_workers.workers == []
+
+
+@pytest.mark.real_time
+def test_a_thread_that_hangs_is_not_used_again() -> None:
+    go = threading.Event()
+    with pytest.raises(GivenUpError):
+        do_within(0.01, lambda: go.wait(30))
+    (used,) = threads_of(1)
+    assert used.is_alive()
+    go.set()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 from weakref import ref
 
@@ -21,9 +21,15 @@ import httpx
 from ._clock import SystemClock
 from ._errors import RetryableError
 from ._event_loops import anyio, asyncio_loop, run_soon, running_loop
+from ._process import begin_in_each_process
 
 _ENDING: Final = 0.1
 """How long to wait, in seconds, for work to end after its connection was shut down."""
+
+IDLE_TIMEOUT: Final = 0.1
+"""Seconds after which a thread without work ends: only frequent calls notice what it takes to start one."""
+
+_IDLE: Final = "stkai-idle"
 
 
 class _Current(threading.local):
@@ -189,87 +195,96 @@ def _resolve(done: Any) -> None:
         done.set_result(None)
 
 
-class Worker:
-    """Daemon threads that each do one piece of work at a time; usually one thread, for the work of one call.
+class _Worker:
+    """A daemon thread that does one piece of work at a time, until nothing refers to this object any more.
 
     Unlike a `ThreadPoolExecutor`, it starts work after the end of the main thread, and a program need not wait for it.
     """
 
-    def __init__(self, name: str = "stkai-call") -> None:
-        self._name = name
-        self._queue: SimpleQueue[Any] | None = None
-        self._threads: list[threading.Thread] = []
+    def __init__(self, idle: "_IdleWorkers") -> None:
+        queue = self._queue = SimpleQueue[Any]()
+        # An interrupt may cut off a call that has taken an idle worker, but not the callback, a method of a C type.
+        known = ref(self, queue.put)
+        threading.Thread(target=_serve, args=(queue, known, idle), name=_IDLE, daemon=True).start()
 
-    def start(self, work: Callable[[], object], running: int = 0) -> None:
-        """Start the work while `running` pieces are being done, or raise a NoThreadError if there is no thread."""
-        if self._queue is None:
-            queue = SimpleQueue[Any]()
-            # An interrupt may cut off `release`, but not a weak reference's callback, a method of a C type.
-            self._ends = ref(self, queue.put)
-            self._queue = queue
-        if running >= len(self._threads):
-            try:
-                if sys.is_finalizing():  # Python 3.11 would wait forever for the thread to start.
-                    raise RuntimeError("the interpreter is shutting down")
-                arguments = self._queue, self._ends
-                thread = threading.Thread(target=_serve, args=arguments, name=self._name, daemon=True)
-                thread.start()
-                self._threads.append(thread)
-            except RuntimeError as error:
-                if not self._threads:
-                    self._queue = None
-                    raise NoThreadError(f"nothing was sent: no thread could be started ({error})") from error
-        self._queue.put(work)
+    def do(self, name: str, work: Callable[[], object]) -> None:
+        self._queue.put((self, name, work))
 
-    def do(self, work: Callable[[], Any], left: Callable[[], float]) -> Any:
-        """Return the result of `work`, or raise a GivenUpError once `left()` is 0 seconds or less."""
-        pending = AbandonableWork(work)
+
+class _IdleWorkers:
+    """The workers without work; those that get none for a while end."""
+
+    def __init__(self) -> None:
+        begin_in_each_process(self, _IdleWorkers.drop)
+
+    def drop(self) -> None:
+        self.workers: list[_Worker] = []
+
+    def take(self) -> _Worker:
+        if sys.is_finalizing():  # Threads no longer run, and Python 3.11 would wait forever for one to start.
+            raise RuntimeError("the interpreter is shutting down")
+        while self.workers:
+            with suppress(IndexError):  # Another thread was faster.
+                return self.workers.pop()
+        return _Worker(self)
+
+
+def _serve(queue: "SimpleQueue[Any]", known: "ref[_Worker]", idle: _IdleWorkers) -> None:
+    thread = threading.current_thread()
+    while True:
         try:
-            self.start(pending.run)
-            # The call's clock may differ from the system's, so it is read again, at most every millisecond.
-            while not pending.is_done and (seconds := left()) > 0:
-                pending.wait(max(seconds, 0.001))
-            if not pending.is_done:
-                raise GivenUpError
-            return pending.result()
-        finally:
-            if not pending.is_done:
-                self.release()
-            if pending.abandon():
-                # The work closes its connection. The caller may close it too, but httpcore cannot handle both at once.
-                pending.wait(_ENDING)
-
-    def release(self) -> None:
-        """Let the threads end once they have done their work."""
-        queue, self._queue, self._threads = self._queue, None, []
-        if queue is not None:
-            queue.put(self._ends)
-
-    def join(self) -> None:
-        """Let the threads end, and wait until they have."""
-        threads = self._threads
-        self.release()
-        for thread in threads:
-            if not sys.is_finalizing():  # By then, daemon threads have stopped running.
-                thread.join()
-
-
-def _serve(queue: "SimpleQueue[Any]", ends: object) -> None:
-    while (work := queue.get()) is not ends:
+            item = queue.get(timeout=IDLE_TIMEOUT)
+        except Empty:
+            try:
+                idle.workers.remove(known())  # type: ignore[arg-type]
+            except ValueError:  # It was taken, or was never idle.
+                continue
+            return
+        if item is known:
+            return
+        worker, thread.name, work = item
         work()
-        del work
-    queue.put(ends)  # For the next thread.
+        idle.workers.append(worker)
+        del item, work, worker
+        thread.name = _IDLE
+
+
+idle_workers: Final = _IdleWorkers()
+
+
+def start(work: Callable[[], object], name: str = "stkai-call") -> None:
+    """Start work in a thread of this name, or raise a NoThreadError."""
+    try:
+        worker = idle_workers.take()
+    except RuntimeError as error:
+        raise NoThreadError(f"nothing was sent: no thread could be started ({error})") from error
+    worker.do(name, work)
+
+
+def do(work: Callable[[], Any], left: Callable[[], float]) -> Any:
+    """Return the result of `work` in another thread, or raise a GivenUpError once `left()` is 0 seconds or less."""
+    pending = AbandonableWork(work)
+    try:
+        start(pending.run)
+        # The call's clock may differ from the system's, so it is read again, at most every millisecond.
+        while not pending.is_done and (seconds := left()) > 0:
+            pending.wait(max(seconds, 0.001))
+        if not pending.is_done:
+            raise GivenUpError
+        return pending.result()
+    finally:
+        if pending.abandon():
+            # The work closes its connection. The caller may close it too, but httpcore cannot handle both at once.
+            pending.wait(_ENDING)
 
 
 def do_within(seconds: float, work: Callable[[], Any]) -> Any:
     """Run `work` in another thread, or in this one if none can start; raises a GivenUpError when time is up."""
-    worker, end = Worker(), SystemClock.monotonic() + seconds
+    end = SystemClock.monotonic() + seconds
     try:
-        return worker.do(work, lambda: end - SystemClock.monotonic())
+        return do(work, lambda: end - SystemClock.monotonic())
     except NoThreadError:
         return work()
-    finally:
-        worker.release()
 
 
 def current_work() -> AbandonableWork | None:

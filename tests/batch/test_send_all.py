@@ -26,6 +26,7 @@ import pytest
 import trio
 
 import stkai
+from stkai._abandonable import idle_workers
 from stkai._batch.append_file import WriteError
 from stkai._batch.journal import Journal
 from stkai.testing import FakeClock
@@ -417,6 +418,7 @@ def test_calls_that_end_at_once_share_a_few_threads() -> None:
     assert most < 100  # Usually one or two.
 
 
+@pytest.mark.real_time
 def test_a_loop_goes_on_with_the_threads_that_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     start, threads, together = threading.Thread.start, itertools.count(), threading.Barrier(3)
 
@@ -432,6 +434,9 @@ def test_a_loop_goes_on_with_the_threads_that_the_system_allows(monkeypatch: pyt
     monkeypatch.setattr(threading.Thread, "start", start_three)
     sent = stkai.send_all(client(World("sync"), answer), requests(21), max_in_flight=5)
     assert [outcome.error for outcome in sent] == [None] * 21
+    while threads_of_loops():
+        time.sleep(0.001)
+    idle_workers.drop()
     with pytest.raises(stkai.StkaiError, match="can't start new thread"):
         next(stkai.send_all(client(World("sync")), requests(1)))
 
@@ -439,7 +444,7 @@ def test_a_loop_goes_on_with_the_threads_that_the_system_allows(monkeypatch: pyt
 def test_an_interrupted_end_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     sent = stkai.send_all(client(World("sync")), requests(5), max_in_flight=2)
     next(sent)
-    monkeypatch.setattr("stkai._abandonable.Worker.join", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("stkai._abandonable.AbandonableWork.wait", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         sent.close()
     del sent

@@ -14,7 +14,7 @@ from typing import Any, Self
 import anyio
 import httpx
 
-from .._abandonable import Worker
+from .._abandonable import AbandonableWork, NoThreadError, start
 from .._errors import ConfigurationError
 from .._event_loops import asyncio_loop
 
@@ -140,6 +140,54 @@ class OutcomesInTasks:
         self._arrivals.release()
 
 
+class _CallsInThreads:
+    """The calls in progress of one loop, each in a thread."""
+
+    def __init__(self, send: Callable[[int, httpx.Request], httpx.Response]) -> None:
+        self._send, self._process = send, os.getpid()
+        self._finished: SimpleQueue[Outcome | BaseException] = SimpleQueue()
+        self.begun: dict[int, AbandonableWork] = {}  # Without those whose outcome was returned.
+
+    def start(self, index: int, request: httpx.Request) -> bool:
+        """Start a call; False if the system allows no more threads, and others must end first."""
+        work = AbandonableWork(partial(self._call, index, request))
+        try:
+            start(work.run, "stkai.send_all")
+        except NoThreadError:
+            if not self.begun:
+                raise
+            return False
+        self.begun[index] = work
+        return True
+
+    def _call(self, index: int, request: httpx.Request) -> None:
+        try:
+            self._finished.put(Outcome(index, request, self._send(index, request), None))
+        except Exception as error:  # noqa: BLE001 - what the call raises is its outcome
+            self._finished.put(Outcome(index, request, None, error))
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            self._finished.put(error)
+
+    def outcome(self) -> Outcome:
+        """Wait for the outcome of any call."""
+        if os.getpid() != self._process:  # The threads were not forked: nothing would ever arrive.
+            raise ConfigurationError(
+                "a forked process cannot continue its parent's send_all loop:"
+                " leave it there, or fork outside the loop"
+            )
+        outcome = self._finished.get()
+        if isinstance(outcome, BaseException):
+            raise outcome
+        del self.begun[outcome.index]
+        return outcome
+
+    def join(self) -> None:
+        """Wait until all calls have ended, unless their threads do not run in this process, or no more."""
+        if os.getpid() == self._process and not sys.is_finalizing():
+            for work in self.begun.values():
+                work.wait()
+
+
 def outcomes_in_threads(
     send: Callable[[int, httpx.Request], httpx.Response],
     requests: Iterator[tuple[int, httpx.Request]],
@@ -147,45 +195,26 @@ def outcomes_in_threads(
     end: Callable[[], object],
 ) -> Generator[Outcome, None, None]:
     """Like `OutcomesInTasks`, in threads; the caller's thread reads the requests. `end` drops those not sent yet."""
-    finished: SimpleQueue[Outcome | BaseException] = SimpleQueue()
-    threads, pending, has_ended, failure = Worker("stkai.send_all"), 0, False, None
-    process = os.getpid()
-
-    def finish(index: int, request: httpx.Request) -> None:
-        try:
-            finished.put(Outcome(index, request, send(index, request), None))
-        except Exception as error:  # noqa: BLE001 - what the call raises is its outcome
-            finished.put(Outcome(index, request, None, error))
-        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
-            finished.put(error)
-
+    calls, has_ended, failure = _CallsInThreads(send), False, None
+    held: list[tuple[int, httpx.Request]] = []  # The next request, if no thread could be started for it.
     try:
         while True:
-            while pending < limit and not has_ended:
+            while len(calls.begun) < limit and not has_ended:
                 try:
-                    index, request = next(requests)
+                    item = held.pop() if held else next(requests)
                 except StopIteration:
                     has_ended = True
                 except Exception as error:  # noqa: BLE001 - the caller's iterable; raised after the outcomes
                     has_ended, failure = True, error
                 else:
-                    work = partial(copy_context().run, finish, index, request)
-                    threads.start(work, pending - finished.qsize())
-                    pending += 1
-            if not pending:
+                    if not calls.start(*item):
+                        held.append(item)
+                        break
+            if not calls.begun:
                 break
-            if os.getpid() != process:  # The threads were not forked: nothing would ever arrive.
-                raise ConfigurationError(
-                    "a forked process cannot continue its parent's send_all loop:"
-                    " leave it there, or fork outside the loop"
-                )
-            outcome = finished.get()
-            pending -= 1
-            if isinstance(outcome, BaseException):
-                raise outcome
-            yield outcome
+            yield calls.outcome()
         if failure is not None:
             raise failure
     finally:
         end()
-        threads.join()
+        calls.join()

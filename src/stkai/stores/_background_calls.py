@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from .._abandonable import AbandonableWork, Worker
+from .._abandonable import AbandonableWork, start
 from .._clock import SystemClock
 from .._log import logger
 from .._process import begin_in_each_process
@@ -47,9 +47,8 @@ class TimeLimit:
         if self._stuck is not None and not self._stuck.is_done:
             raise TimeoutError(f"{self._who} has not answered an earlier call yet")
         self._stuck = None
-        pending, worker = AbandonableWork(work), Worker()
-        worker.start(pending.run)
-        worker.release()
+        pending = AbandonableWork(work)
+        start(pending.run)
         if not pending.wait(self.seconds if seconds is None else max(0.0, seconds)):
             self._stuck = pending
             raise TimeoutError(f"{self._who} did not answer within {self.seconds:.3g} s")

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import httpx
 
-from .._abandonable import GivenUpError, Latch, NoThreadError, Worker, do_within
+from .._abandonable import GivenUpError, Latch, NoThreadError, do, do_within
 from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._families import alike
@@ -50,7 +50,7 @@ NAP: Final = 0.5
 """Seconds; a shorter sleep without a sleeper does not end early, which halves its processor time."""
 
 
-def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:  # noqa: PLR0912 - every call costs
+def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
     """Run a flow in this thread until it ends, and return its response."""
     deadline = attempt.deadline
     bounded: _Bounded | None = None
@@ -87,9 +87,6 @@ def drive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:  # noqa
         if getattr(flow, "gi_frame", None) is not None:
             _clean_up(flow, error)
         raise
-    finally:
-        if bounded is not None:
-            bounded.worker.release()
 
 
 def _sleep(operation: Sleep, seconds: float, attempt: Attempt, clock: Clock) -> None:
@@ -123,7 +120,6 @@ class _Bounded:
 
     def __init__(self, attempt: Attempt, clock: Clock) -> None:
         self.deadline = math.inf  # When operations must have ended, in seconds of the clock.
-        self.worker = Worker()
         self._attempt, self._clock = attempt, clock
 
     def left(self) -> float:
@@ -172,7 +168,7 @@ class _Bounded:
         request = limited(operation.request, left, sending)
         send = partial(operation.wire.handle_request, request)
         with self._in_time():
-            response: httpx.Response = self.worker.do(partial(sending.do, send), self.left)
+            response: httpx.Response = do(partial(sending.do, send), self.left)
         if self.left() <= 0:  # The call's clock may have been moved in the meantime.
             close_response(response)
             raise self._attempt.too_late(self.deadline)
@@ -193,7 +189,7 @@ class _Bounded:
         try:
             with self._in_time():
                 try:
-                    self.worker.do(work, left)
+                    do(work, left)
                 except NoThreadError:
                     if not is_wanted:
                         raise
