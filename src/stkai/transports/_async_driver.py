@@ -157,9 +157,7 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
                 unlimited(operation.request, request)
             return value
         case Read():
-            await _by_scope(partial(aload, operation.response, math.inf, left), left, deadline, attempt)
-            await aread(operation.response)
-            return None
+            return await _by_scope(partial(aread, operation.response, left), left, deadline, attempt)
         case _:
             return await _by_scope(partial(_aperform, operation, left), left, deadline, attempt)
 

@@ -204,12 +204,16 @@ def exceeds(response: httpx.Response, limit: int) -> bool:
     return length.isdecimal() and (len(length) > _DIGITS or int(length) > limit)
 
 
-async def aread(response: httpx.Response) -> None:
+async def aread(response: httpx.Response, left: Callable[[], float] | None = None) -> None:
+    """Read and decode the body; give up once `left()` is 0 or less."""
     body: Any = response.stream
     try:
         if _is_plain(response):
-            set_body(response, [chunk async for chunk in body])
+            set_body(response, await _achunks(body, left))
         else:
+            if left is not None and not is_there(response):
+                keep(response, await _achunks(body, left))
+                await body.aclose()
             await response.aread()
         await response.aclose()
     except BaseException:
@@ -218,6 +222,24 @@ async def aread(response: httpx.Response) -> None:
             # httpx2 marks the response as closed even if it is cancelled while it closes the body.
             await body.aclose()
         raise
+
+
+async def _achunks(body: Any, left: Callable[[], float] | None) -> list[bytes]:
+    if left is None:
+        return [chunk async for chunk in body]
+    chunks, kept = aiter(body), []
+    async for chunk in chunks:
+        kept.append(chunk)
+        if left() <= 0:  # A body that never waits cannot be cancelled.
+            with anyio.CancelScope(shield=True):
+                await _aclose(chunks)
+            raise GivenUpError
+    return kept
+
+
+async def _aclose(chunks: Any) -> None:
+    if hasattr(chunks, "aclose"):  # trio warns about generators left to the garbage collector.
+        await chunks.aclose()
 
 
 async def aload(
@@ -252,8 +274,7 @@ async def aload(
                     enough.cancel()
     finally:
         with anyio.CancelScope(shield=True):
-            if hasattr(chunks, "aclose"):  # trio warns about generators left to the garbage collector.
-                await chunks.aclose()
+            await _aclose(chunks)
             await body.aclose()
     if late:
         raise GivenUpError
