@@ -15,6 +15,7 @@ from benchmarks._original import NAME, original
 
 BARE = "bare httpx client"
 LEAN = "**stkai**'s own client over that stack"
+DEADLINE = "the same, each call with a deadline"
 _Calls = dict[str, Callable[[], float]]
 
 
@@ -106,6 +107,7 @@ def _sync(count: int) -> _Calls:
         calls[name] = over(mount(subjects.answer()))
     lean = stkai.HttpClient(subjects.standard(subjects.answer()))
     calls[LEAN] = lambda: lean.post(url, data=data)
+    calls[DEADLINE] = lambda: lean.post(url, data=data, deadline=60)
     import httpx2
 
     client2 = httpx2.Client(transport=subjects.answer(httpx2))
@@ -125,6 +127,7 @@ def _async(runner: asyncio.Runner, count: int) -> _Calls:
         calls[name] = over(mount(subjects.answer()))
     lean = stkai.AsyncHttpClient(subjects.async_standard(subjects.answer()))
     calls[LEAN] = lambda: lean.post(url, data=data)
+    calls[DEADLINE] = lambda: lean.post(url, data=data, deadline=60)
     import httpx2
 
     client2 = httpx2.AsyncClient(transport=subjects.answer(httpx2))
