@@ -25,12 +25,10 @@ from ._families import alike, as_httpx, httpx_kind
 from ._log import logger
 from ._process import raise_interrupt
 from .transports._context import Context
-from .transports._failures import Failure
+from .transports._failures import TRANSIENT, Failure
 from .transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 
 __all__ = ["MaxRetriesExceededError", "RetryableError", "Retrying"]
-
-_TRANSIENT: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
 
 _DEFAULTS: Final = RetryPolicy()
 
@@ -72,7 +70,7 @@ class Retrying:
         max_retries: int = _DEFAULTS.max_retries,
         initial_delay: float = _DEFAULTS.initial_delay,
         retry_on_status_codes: tuple[int, ...] = RETRY_ON_STATUS_CODES,
-        retry_on_exceptions: tuple[type[Exception], ...] = _TRANSIENT,
+        retry_on_exceptions: tuple[type[Exception], ...] = TRANSIENT,
         skip_retry_on_exceptions: tuple[type[Exception], ...] = (),
         logger_prefix: str = "",
         *,

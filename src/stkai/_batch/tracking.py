@@ -15,7 +15,7 @@ from .._families import alike
 from .._headers import copy_request
 from ..transports import AsyncLayerTransport, LayerTransport
 from ..transports._call import ATTEMPT, Attempt, Enter, ending_with
-from ..transports._failures import NOT_SENT
+from ..transports._failures import is_unsent
 from ..transports._layer_checks import is_sound
 from ..transports._operations import Flow, Operation, Run, Send, Sleep, Steps
 from ..transports._retry.policy import REFUSED_STATUS
@@ -210,7 +210,8 @@ def _carry_out(tracker: Tracker, operation: Operation) -> Steps[Any]:
             yield first
         response: httpx.Response = yield operation
     except BaseException as error:
-        tracker.may_have_acted = tracker.may_have_acted or not _is_unsent(error, operation.wire)
+        is_sent = not is_unsent(error, sound_wire=is_sound(operation.wire))
+        tracker.may_have_acted = tracker.may_have_acted or is_sent
         raise
     else:
         tracker.may_have_acted = tracker.may_have_acted or response.status_code not in _REFUSED
@@ -218,10 +219,3 @@ def _carry_out(tracker: Tracker, operation: Operation) -> Steps[Any]:
     finally:
         if not tracker.may_have_acted:
             tracker.not_sent()
-
-
-def _is_unsent(error: BaseException, wire: object) -> bool:
-    """Whether an error proves that nothing was sent; other people's wires may raise a ConnectError after sending."""
-    return isinstance(error, alike(*NOT_SENT)) and (
-        isinstance(error, alike(httpx.PoolTimeout)) or is_sound(wire)
-    )

@@ -24,10 +24,9 @@ from ._retry_after import retry_after
 
 CONNECT_ERRORS: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
 """The errors of connecting. A proxy error occurs before the tunnel is open, so the server has seen nothing."""
-NOT_SENT: Final = (*CONNECT_ERRORS, httpx.PoolTimeout)
-"""The errors of a request that was not sent, on a sound wire."""
 
-_UNKNOWN: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
+TRANSIENT: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
+"""The errors of a network that may be gone at the next attempt."""
 
 _PROXY_REFUSES: Final = r"4(?!08|29)\d\d\b|.*(username|password|credential|auth|rules)"
 """Matches httpx's ProxyError if the proxy rejects the credentials or the client. 408 and 429 are temporary."""
@@ -80,12 +79,15 @@ def failure_of_error(error: BaseException, now: datetime, *, sound_wire: bool) -
     # Our own limiter knows best, and a caller who limits the wait wants to get this error.
     if isinstance(error, ClientSideRateLimitError | DeadlineExceededError) or is_hopeless(error):
         return None
-    if isinstance(error, alike(RetryableError, httpx.PoolTimeout)):
+    if isinstance(error, RetryableError) or is_unsent(error, sound_wire=sound_wire):
         return Failure(cause, acted=False)
-    if isinstance(error, alike(*CONNECT_ERRORS)):
-        return Failure(cause, acted=not sound_wire)
-    is_unknown = isinstance(error, alike(*_UNKNOWN)) or breaks_http2(error) or is_unreadable(error)
-    return Failure(cause, acted=True) if is_unknown else None
+    is_transient = isinstance(error, alike(*TRANSIENT)) or breaks_http2(error) or is_unreadable(error)
+    return Failure(cause, acted=True) if is_transient else None
+
+
+def is_unsent(error: BaseException | None, *, sound_wire: bool) -> bool:
+    """Whether an error proves that nothing was sent; other people's wires may raise a ConnectError after sending."""
+    return isinstance(error, alike(*(CONNECT_ERRORS if sound_wire else ()), httpx.PoolTimeout))
 
 
 def forbids_retry(headers: httpx.Headers) -> bool:

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_chec
 import httpx
 
 from ..._errors import ClientSideRateLimitError
-from ..._families import alike
 from ..._log import logger
 from ..._process import raise_interrupt
 from ...events import CallInfo
-from .._failures import NOT_SENT
+from .._failures import is_unsent
 from .._operations import Operation
 from .._options import Priority
 
@@ -251,7 +250,7 @@ class Plan:
 
 def was_never_sent(error: BaseException | None) -> bool:
     """Whether a request that ended with this error did not reach the server."""
-    return isinstance(error, alike(ClientSideRateLimitError, *NOT_SENT))
+    return isinstance(error, ClientSideRateLimitError) or is_unsent(error, sound_wire=True)
 
 
 def note_failure(limiter: object, error: Exception) -> None:
