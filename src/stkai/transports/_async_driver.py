@@ -10,11 +10,9 @@ from typing import Any
 
 import httpx
 
-from .._abandonable import GivenUpError, Latch
+from .._abandonable import Latch
 from .._clock import Clock, is_system_clock
-from .._errors import DeadlineExceededError
 from .._event_loops import anyio, run_soon, running_loop
-from .._families import alike
 from .._log import logger
 from .._process import raise_interrupt
 from ._bodies import adrain, aload, aread, drain_time, limited, unlimited
@@ -165,15 +163,8 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
 async def _by_scope(
     work: Callable[[], Awaitable[Any]], left: Callable[[], float], deadline: float, attempt: Attempt
 ) -> Any:
-    try:
-        with anyio.move_on_after(left()):
-            return await work()
-    except GivenUpError:
-        raise attempt.too_late(deadline) from None
-    except alike(httpx.TimeoutException) as error:
-        if left() > 0 or isinstance(error, DeadlineExceededError):
-            raise
-        raise attempt.too_late(deadline) from error
+    with attempt.deadline_errors(deadline, left), anyio.move_on_after(left()):
+        return await work()
     raise attempt.too_late(deadline)
 
 

@@ -6,13 +6,15 @@ A `Call` never changes. Each pass of its request through the stack is an `Attemp
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import httpx
 
-from .._abandonable import Latch
+from .._abandonable import GivenUpError, Latch
 from .._errors import ConfigurationError, DeadlineExceededError
+from .._families import alike
 from .._log import events
 from .._urls import DEFAULT_PORTS
 from ._operations import Flow
@@ -234,6 +236,18 @@ class Attempt:
         allowed, number = deadline - self.call.began, max(self.number, self.record.attempts)
         msg = f"no answer within the deadline of {allowed:g} s, at attempt number {number}"
         return DeadlineExceededError(msg)
+
+    @contextmanager
+    def deadline_errors(self, deadline: float, left: Callable[[], float]) -> Iterator[None]:
+        """Turn a GivenUpError, and a timeout when no time is `left()`, into the error of the deadline."""
+        try:
+            yield
+        except GivenUpError:
+            raise self.too_late(deadline) from None
+        except alike(httpx.TimeoutException) as error:
+            if left() > 0 or isinstance(error, DeadlineExceededError):
+                raise
+            raise self.too_late(deadline) from error
 
     def forget_places(self) -> None:
         """Drop references to limiters: a wire may keep the requests that it has sent, which refer to their attempts."""

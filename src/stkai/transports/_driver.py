@@ -10,8 +10,7 @@ operation except clean-up. The async driver does the same for tasks.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, Final
 
@@ -20,7 +19,6 @@ import httpx
 from .._abandonable import GivenUpError, Latch, NoThreadError, do, do_within
 from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
-from .._families import alike
 from .._log import logger
 from .._process import raise_interrupt
 from ._bodies import SHORT, Sending, drain_time, fetch, is_short, is_there, keep, limited, read, unlimited
@@ -206,17 +204,8 @@ class _Bounded:
                 self._fetch(response, SHORT, self._clock.monotonic() + seconds, is_wanted=False)
         close_response(response)
 
-    @contextmanager
-    def _in_time(self) -> Iterator[None]:
-        """Turn a GivenUpError, and a timeout at the deadline, into the deadline's error."""
-        try:
-            yield
-        except GivenUpError:
-            raise self._attempt.too_late(self.deadline) from None
-        except alike(httpx.TimeoutException) as error:
-            if self.left() > 0 or isinstance(error, DeadlineExceededError):
-                raise
-            raise self._attempt.too_late(self.deadline) from error
+    def _in_time(self) -> AbstractContextManager[None]:
+        return self._attempt.deadline_errors(self.deadline, self.left)
 
 
 def _clean_up(flow: Flow, error: BaseException) -> None:
