@@ -31,15 +31,16 @@ def running_loop() -> Any:
     return asyncio.get_running_loop()
 
 
-def loop_has_ended() -> Callable[[], bool] | None:
-    """A function that tells whether the event loop of this task has ended.
+def loop_has_ended() -> Callable[[], bool]:
+    """A function that tells whether the event loop of this task has ended: never for trio, which ends all tasks."""
+    with suppress(RuntimeError):  # A flow that is run by hand.
+        return end_of(running_loop())
+    return bool
 
-    None for trio, which ends all its tasks, and for a flow that is run by hand.
-    """
-    try:
-        end: Callable[[], bool] | None = getattr(running_loop(), "is_closed", None)
-    except RuntimeError:
-        return None
+
+def end_of(loop: Any) -> Callable[[], bool]:
+    """A function that tells whether that loop has ended; `bool`, which returns False, for trio's."""
+    end: Callable[[], bool] = getattr(loop, "is_closed", bool)
     return end
 
 

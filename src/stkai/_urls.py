@@ -81,9 +81,12 @@ def is_origin(url: httpx.URL) -> bool:
 
 def origin_of(url: httpx.URL) -> Origin:
     """The origin of a URL; the host is in its IDNA form, so look-alikes differ."""
-    # httpx drops a default port, but not after a scheme in upper case.
-    scheme, port = url.scheme, url.port
-    return scheme, url.raw_host.lower(), DEFAULT_PORTS.get(scheme) if port is None else port
+    return url.scheme, url.raw_host.lower(), port_of(url)
+
+
+def port_of(url: httpx.URL) -> int | None:
+    """The port of a URL, even if it is the scheme's default, which httpx drops unless the scheme is in upper case."""
+    return DEFAULT_PORTS.get(url.scheme) if url.port is None else url.port
 
 
 def is_private(origin: Origin) -> bool:

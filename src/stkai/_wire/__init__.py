@@ -20,7 +20,7 @@ import httpx
 
 from .._config import STKAI
 from .._errors import ConfigurationError, causes, hide_frames, missing_extra
-from .._event_loops import anyio, running_loop
+from .._event_loops import anyio, end_of, running_loop
 from .._families import HTTPX, Family, alike, error_for, family_of
 from .._process import begin_in_each_process, never_finalize
 from .._urls import PROXIES, absolute_url, show_origin
@@ -226,7 +226,7 @@ class WirePerLoop(httpx.AsyncBaseTransport):
 
     def _forget_ended_loops(self) -> None:
         with self._lock:
-            ended = [loop for loop in self._closers if loop not in self._by_loop or _has_ended(loop)]
+            ended = [loop for loop in self._closers if loop not in self._by_loop or end_of(loop)()]
             forgotten = [(self._by_loop.pop(loop, None), self._closers.pop(loop)) for loop in ended]
         with warnings.catch_warnings():
             # Dropping the sockets closes them; they can no longer be closed in an orderly way.
@@ -240,10 +240,6 @@ class WirePerLoop(httpx.AsyncBaseTransport):
         here = closers.get(running_loop())
         if here is not None:
             await here.aclose()
-
-
-def _has_ended(loop: Any) -> bool:
-    return hasattr(loop, "is_closed") and bool(loop.is_closed())
 
 
 async def _close_with_the_loop(

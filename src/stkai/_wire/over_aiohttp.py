@@ -23,7 +23,7 @@ from .._event_loops import anyio, running_loop
 from .._families import Family, alike, error_for, of_family
 from .._process import after_fork, never_finalize
 from .._secrets import Secret
-from .._urls import DEFAULT_PORTS, WEB
+from .._urls import WEB, port_of
 from . import AsyncDefaultWire, WirePerLoop
 from .aiohttp_connection import BUFFER_SIZE, MAX_HEAD, Connection, is_interim, parser_limits
 from .aiohttp_exchange import READ_ERRORS, Body, NetworkStream, RequestWriter, require_readable, unreadable
@@ -112,8 +112,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
 
     async def _open(self, request: httpx.Request, seconds: float | None) -> Connection:
         url, sni = request.url, request.extensions.get("sni_hostname")
-        port = DEFAULT_PORTS[url.scheme] if url.port is None else url.port
-        host = url.raw_host.decode("ascii")
+        host, port = url.raw_host.decode("ascii"), port_of(url)
         # Not asyncio.timeout: if the deadline, an anyio scope, expires in the same step, neither may catch the cancel.
         name = sni.decode("ascii") if isinstance(sni, bytes) else sni
         with _connect_errors(request), anyio.fail_after(seconds):

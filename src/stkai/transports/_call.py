@@ -16,7 +16,7 @@ from .._abandonable import GivenUpError, Latch
 from .._errors import ConfigurationError, DeadlineExceededError
 from .._families import alike
 from .._log import events
-from .._urls import DEFAULT_PORTS
+from .._urls import port_of
 from ._operations import Flow
 from ._options import ENTERED, NO_OPTIONS, OPTIONS, UNSET, CallRecord, Priority, RequestOptions
 from ._redirect_chain import CHAIN, CONTINUED, Chain, chain_before
@@ -224,10 +224,9 @@ class Attempt:
         """Its description in events."""
         if self._info is None:
             call = self.call
-            url = call.request.url
-            port = url.port or DEFAULT_PORTS.get(url.scheme)
+            port = port_of(call.request.url)
             self._info = events.CallInfo(
-                id=call.id, method=call.method, host=url.host, attempt=self.number, port=port
+                id=call.id, method=call.method, host=call.host, attempt=self.number, port=port
             )
         return self._info
 

@@ -121,7 +121,7 @@ class Slots(Source):
 def _has_ended(taken: "ref[Turn] | Turn") -> bool:
     """Whether the event loop of a slot's turn was closed."""
     turn = taken() if isinstance(taken, ref) else taken
-    return turn is not None and turn.loop_has_ended is not None and turn.loop_has_ended()
+    return turn is not None and turn.loop_has_ended()
 
 
 class InFlight(QueueLimiter):

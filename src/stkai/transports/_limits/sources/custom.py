@@ -52,8 +52,7 @@ class CustomSource(Source):
 
     def _is_stuck(self, asking: Turn, now: float) -> bool:
         """Whether the turn has not woken up, as its event loop is stuck or closed: it no longer delays the others."""
-        has_ended = asking.loop_has_ended is not None and asking.loop_has_ended()
-        return has_ended or (not self._is_running and asking.due_at + MAX_OVERSLEEP < now)
+        return asking.loop_has_ended() or (not self._is_running and asking.due_at + MAX_OVERSLEEP < now)
 
     def reserve(self, turn: Turn) -> None:
         """Record that all other sources have a permit for the turn, so that the limiter is asked about it next."""
