@@ -14,7 +14,7 @@ from ._errors import DeadlineExceededError, InvalidArgumentError, ServerSideRate
 from ._families import alike
 from ._headers import copy_request, headers_of
 from ._urls import request_url
-from .transports._bodies import is_there, set_body, timeouts
+from .transports._bodies import is_read, set_body, timeouts
 from .transports._call import ATTEMPT, Attempt, Beginning, Enter, begin
 from .transports._layer_transport import LayerBase
 from .transports._operations import Close, Flow, Load, Read, Steps
@@ -101,10 +101,10 @@ def exchange(layer: LayerBase, request: httpx.Request, attempt: Attempt) -> Flow
     try:
         response.request = attempt.request
         if refused:
-            yield from _fetch_refusal(response)
-        elif attempt.buffered and not is_there(response):
+            yield from _load_refusal(response)
+        elif attempt.buffered and not is_read(response):
             yield Read(response)
-            response.read()  # Under a deadline, the body has already been fetched, still encoded.
+            response.read()  # Under a deadline, the body has already been loaded, still encoded.
         now = layer.context.now()
         response.elapsed = timedelta(seconds=now - attempt.started)
         if refused:
@@ -123,8 +123,8 @@ def _streamed(response: httpx.Response) -> StreamedResponse:
     return streamed
 
 
-def _fetch_refusal(response: httpx.Response) -> Steps[None]:
-    """Fetch as much of a refusal's body as arrives in time; the refusal is reported even if that cannot be read."""
+def _load_refusal(response: httpx.Response) -> Steps[None]:
+    """Load as much of a refusal's body as arrives in time; the refusal is reported even if that cannot be read."""
     try:
         yield Load(response, math.inf, brief=True)
         response.read()

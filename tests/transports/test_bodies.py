@@ -11,7 +11,7 @@ import pytest
 
 from stkai.testing import FakeClock
 from stkai.transports import Attempt, Call, Drain, Flow, drive
-from stkai.transports._bodies import adrain, aload, aread, fetch, is_short, keep, read
+from stkai.transports._bodies import adrain, aload, aread, is_short, keep, load, read
 
 from ..support.world import World
 
@@ -45,7 +45,7 @@ async def test_a_body_that_never_ends_is_loaded_up_to_the_limit(world: World) ->
         await aload(response, 3000, forever)
     else:
         chunks: list[bytes] = []
-        fetch(response, 3000, chunks, forever)
+        load(response, 3000, chunks, forever)
         keep(response, chunks)
     assert await world.read(response) == b"." * 3000
 

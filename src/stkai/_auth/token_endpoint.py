@@ -14,7 +14,7 @@ from .._client import HttpClient
 from .._clock import Clock
 from ..transports import Attempt, Context, Flow, LayerTransport, Load, RetryTransport
 from ..transports._auth import is_sendable
-from ..transports._bodies import is_there, json_of
+from ..transports._bodies import is_read, json_of
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from ..transports._retry_after import retry_after
 
@@ -121,7 +121,7 @@ def _read_limited(layer: LayerTransport, request: httpx.Request, attempt: Attemp
     """Read no more of an answer than a token can need, and a refusal for at most a second."""
     response = yield from layer.forward(request, attempt)
     yield Load(response, _MAX_SIZE, brief=response.status_code in RETRY_ON_STATUS_CODES)
-    if not is_there(response) and response.headers.pop("content-encoding", ""):
+    if not is_read(response) and response.headers.pop("content-encoding", ""):
         # We did not ask for compression, and a short body may decompress to gigabytes.
         with suppress(zlib.error):
             body = b"".join(cast(Any, response.stream))

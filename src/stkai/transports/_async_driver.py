@@ -76,7 +76,7 @@ async def adrive(flow: Flow, attempt: Attempt, clock: Clock) -> httpx.Response:
 
 
 async def _load_redirect(response: httpx.Response, deadline: float, attempt: Attempt, clock: Clock) -> None:
-    """Fetch the body of a redirect or a challenge, which an httpx client reads before it sends the next request."""
+    """Load the body of a redirect or a challenge, which an httpx client reads before it sends the next request."""
     try:
         await _ain_time(Load(response, math.inf), deadline, attempt, clock)
     except BaseException:

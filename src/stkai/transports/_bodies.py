@@ -123,7 +123,7 @@ def can_resend(request: httpx.Request) -> bool:
     return request.method in ("GET", "HEAD") and not framed
 
 
-def is_there(response: httpx.Response) -> bool:
+def is_read(response: httpx.Response) -> bool:
     """Whether the body has been read."""
     return hasattr(response, "_content")
 
@@ -142,7 +142,7 @@ def read(response: httpx.Response) -> None:
 def _is_plain(response: httpx.Response) -> bool:
     """Whether the body is unread and needs no decoding: reading it here then is much faster than in httpx."""
     kind: Any = type(response)
-    is_unread = not (is_there(response) or response.is_stream_consumed or response.is_closed)
+    is_unread = not (is_read(response) or response.is_stream_consumed or response.is_closed)
     return is_unread and not has_field(response.headers, b"content-encoding") and _is_known(kind)
 
 
@@ -160,11 +160,11 @@ def set_body(response: Any, chunks: list[bytes]) -> None:
     response._num_bytes_downloaded, response._content = len(content), content  # noqa: SLF001 - see `_is_known`
 
 
-def fetch(response: httpx.Response, limit: float, chunks: list[bytes], left: Callable[[], float]) -> None:
-    """Fetch up to `limit` bytes, still encoded, into `chunks`, and close the stream; the rest is dropped.
+def load(response: httpx.Response, limit: float, chunks: list[bytes], left: Callable[[], float]) -> None:
+    """Load up to `limit` bytes, still encoded, into `chunks`, and close the stream; the rest is dropped.
 
-    If the work that fetches is given up, its read fails, so that it returns the connection at once and not after the
-    read timeout. Once `left()` is 0 or less, the fetch gives up by itself.
+    If the work that loads is given up, its read fails, so that it returns the connection at once and not after the
+    read timeout. Once `left()` is 0 or less, it gives up by itself.
     """
     body: Any = response.stream
     reading = Sending()
@@ -194,7 +194,7 @@ def keep(response: httpx.Response, chunks: list[bytes]) -> None:
 
 def is_short(response: httpx.Response) -> bool:
     """Whether a body is still to be received, and not known to be long."""
-    is_received = is_there(response) or isinstance(response.stream, alike(httpx.ByteStream))
+    is_received = is_read(response) or isinstance(response.stream, alike(httpx.ByteStream))
     return not (response.is_closed or is_received or exceeds(response, SHORT))
 
 
@@ -211,7 +211,7 @@ async def aread(response: httpx.Response, left: Callable[[], float] | None = Non
         if _is_plain(response):
             set_body(response, await _achunks(body, left))
         else:
-            if left is not None and not is_there(response):
+            if left is not None and not is_read(response):
                 keep(response, await _achunks(body, left))
                 await body.aclose()
             await response.aread()
@@ -245,11 +245,11 @@ async def _aclose(chunks: Any) -> None:
 async def aload(
     response: httpx.Response, limit: float, left: Callable[[], float], seconds: float = math.inf
 ) -> None:
-    """Fetch up to `limit` bytes, still encoded, and close the stream; the response can be read as before.
+    """Load up to `limit` bytes, still encoded, and close the stream; the response can be read as before.
 
     Drop what has not arrived within `seconds`; give up once `left()` is 0 or less.
     """
-    if is_there(response):
+    if is_read(response):
         return
 
     body: Any = response.stream

@@ -21,7 +21,7 @@ from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._log import logger
 from .._process import raise_interrupt
-from ._bodies import SHORT, Sending, drain_time, fetch, is_short, is_there, keep, limited, read, unlimited
+from ._bodies import SHORT, Sending, drain_time, is_read, is_short, keep, limited, load, read, unlimited
 from ._body_end import CLEAN_UP_LIMIT, give_up
 from ._call import Attempt, require_open
 from ._operations import (
@@ -141,19 +141,19 @@ class _Bounded:
             case Send():
                 return self._send(operation, left)
             case Read():
-                self._fetch(operation.response, math.inf, self.deadline)
+                self._load(operation.response, math.inf, self.deadline)
                 read(operation.response)
                 return None
             case Load():
                 until = self._clock.monotonic() + drain_time(left) if operation.brief else self.deadline
-                self._fetch(operation.response, operation.limit, until)
+                self._load(operation.response, operation.limit, until)
                 return None
             case _:
                 with self._in_time():
                     return _perform(operation, left)
 
     def load_redirect(self, response: httpx.Response, deadline: float) -> None:
-        """Fetch the body of a redirect or a challenge, which an httpx client reads before it sends the next request."""
+        """Load the body of a redirect or a challenge, which an httpx client reads before it sends the next request."""
         self.deadline = deadline
         try:
             self.perform(Load(response, math.inf))
@@ -174,16 +174,16 @@ class _Bounded:
             unlimited(operation.request, request)
         return response
 
-    def _fetch(self, response: httpx.Response, limit: float, until: float, *, is_wanted: bool = True) -> None:
+    def _load(self, response: httpx.Response, limit: float, until: float, *, is_wanted: bool = True) -> None:
         """Make what arrives before `until` the body of the response; giving up the rest closes the connection."""
-        if is_there(response):
+        if is_read(response):
             return
         chunks: list[bytes] = []
 
         def left() -> float:
             return until - self._clock.monotonic()
 
-        work = partial(fetch, response, limit, chunks, left)
+        work = partial(load, response, limit, chunks, left)
         try:
             with self._in_time():
                 try:
@@ -201,7 +201,7 @@ class _Bounded:
         response = operation.response
         if seconds > 0 and is_short(response):
             with suppress(Exception):  # The response is no longer needed.
-                self._fetch(response, SHORT, self._clock.monotonic() + seconds, is_wanted=False)
+                self._load(response, SHORT, self._clock.monotonic() + seconds, is_wanted=False)
         close_response(response)
 
     def _in_time(self) -> AbstractContextManager[None]:

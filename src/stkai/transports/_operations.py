@@ -66,7 +66,7 @@ class Read(Operation):
 
 
 class Load(Operation):
-    """Fetch at most `limit` bytes of the body, still encoded, and return the connection; the rest is dropped.
+    """Load at most `limit` bytes of the body, still encoded, and return the connection; the rest is dropped.
 
     The response can be read or streamed as before.
 

@@ -2,18 +2,17 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import cast
 
 from ..._abandonable import AbandonableWork, Latch
-from ..._errors import AuthenticationError, ConfigurationError, DeadlineExceededError
+from ..._errors import ConfigurationError, DeadlineExceededError
 from ..._event_loops import anyio, run_soon, running_loop
 from ..._secrets import MASK, HoldsSecret, Secret
 from .._call import cannot_send
 from .._layer_checks import signature_of
-from .single_flight import FETCHING, Fetch, join, key_of, share_in_loop
+from .single_flight import Fetch, fetching, join, key_of, share_in_loop
 from .single_flight import named_errors as named_errors
 
 
@@ -130,7 +129,7 @@ def get_token(provider: AuthProvider, seconds: float, closing: Latch | None = No
     """
     if seconds <= 0:
         raise _too_late()
-    with _fetching(provider):
+    with fetching(provider):
         if seconds == math.inf and not provider.token_is_for_all:
             with named_errors(provider):
                 return _work(provider)()
@@ -158,7 +157,7 @@ async def aget_token(provider: AuthProvider, seconds: float, closing: Latch | No
     if seconds <= 0:
         raise _too_late()
     closing = closing or Latch()
-    with _fetching(provider):
+    with fetching(provider):
         for wait in _waits(provider, seconds):
             with anyio.move_on_after(wait) as scope:
                 leaving = AbandonableWork(partial(run_soon, running_loop(), scope.cancel))
@@ -208,27 +207,6 @@ def _spare(provider: AuthProvider) -> Signature | None:
         return token
     with named_errors(provider):
         return provider.get_auth_headers()
-
-
-@contextmanager
-def _fetching(provider: AuthProvider) -> Iterator[None]:
-    """Refuse to wait for a token that this very code is fetching."""
-    outer = tuple(filter(None, FETCHING.get()))  # Those that are still in progress.
-    if any(each is provider for fetching in outer for each in fetching):
-        raise AuthenticationError(
-            f"{type(provider).__name__} is asked for a token while it gets one: it sends its request through a client"
-            " that it signs for (give it another one, without auth), or a signal handler uses the client that it"
-            " interrupted"
-        )
-    mine = list[object]()
-    token = FETCHING.set((*outer, mine))
-    try:
-        mine.append(provider)  # Not before the `try`, where an interrupt would leave it in the list for good.
-        yield
-    finally:
-        mine.clear()  # A task that the fetch has started still has a copy of the context.
-        with suppress(ValueError):  # The coroutine is closed in another context.
-            FETCHING.reset(token)
 
 
 def _too_late() -> DeadlineExceededError:

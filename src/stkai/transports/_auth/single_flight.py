@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -32,7 +32,7 @@ class Fetch(AbandonableWork):
 
     def _fetch(self) -> Any:
         mine: list[Any] = [getattr(self._fetches, "__self__", None)]
-        FETCHING.set((*FETCHING.get(), mine))
+        _FETCHING.set((*_FETCHING.get(), mine))
         try:
             with named_errors(getattr(self._fetches, "__self__", self._fetches)):
                 return self._fetches()
@@ -50,7 +50,7 @@ class Fetch(AbandonableWork):
         return self._results[0]
 
 
-FETCHING: Final[ContextVar[tuple[list[object], ...]]] = ContextVar("stkai.fetching", default=())
+_FETCHING: Final[ContextVar[tuple[list[object], ...]]] = ContextVar("stkai.fetching", default=())
 """The fetches that this code is part of: each is a list with its provider, emptied when the fetch ends."""
 
 _running: Final[dict[Hashable, Fetch]] = {}
@@ -108,7 +108,7 @@ def _context_key() -> Hashable:
 
     OpenTelemetry's variable is left out, since it contains the span of each call.
     """
-    ours = {var for var in (ENTERED, FETCHING, _library_variable()) if var is not None}
+    ours = {var for var in (ENTERED, _FETCHING, _library_variable()) if var is not None}
     each = ((var, value) for var, value in copy_context().items() if var not in ours)
     return frozenset(
         (var, id(value)) for var, value in each if not type(value).__module__.startswith("opentelemetry.")
@@ -142,6 +142,27 @@ def named_errors(provider: object) -> Iterator[None]:
         raise_interrupt(error)
         text = f"{type(provider).__name__} could not get a token: {describe(error)}"
         raise AuthenticationError(text, error) from error
+
+
+@contextmanager
+def fetching(provider: object) -> Iterator[None]:
+    """Refuse to wait for a token that this very code is fetching."""
+    outer = tuple(filter(None, _FETCHING.get()))  # Those that are still in progress.
+    if any(each is provider for fetching in outer for each in fetching):
+        raise AuthenticationError(
+            f"{type(provider).__name__} is asked for a token while it gets one: it sends its request through a client"
+            " that it signs for (give it another one, without auth), or a signal handler uses the client that it"
+            " interrupted"
+        )
+    mine = list[object]()
+    token = _FETCHING.set((*outer, mine))
+    try:
+        mine.append(provider)  # Not before the `try`, where an interrupt would leave it in the list for good.
+        yield
+    finally:
+        mine.clear()  # A task that the fetch has started still has a copy of the context.
+        with suppress(ValueError):  # The coroutine is closed in another context.
+            _FETCHING.reset(token)
 
 
 class _Shared(Latch):

@@ -10,7 +10,7 @@ from ..._errors import InvalidArgumentError
 from ..._log import logger
 from ..._process import raise_interrupt
 from ...costs import CountedFromText
-from .._bodies import is_there
+from .._bodies import is_read
 from .._body_end import BodyEnd
 from .._options import UNSET, check_cost
 from .limiter import Plan, Pricing, Turn
@@ -98,7 +98,7 @@ class Bill:
         self._meter, self._turn, self._settles, self._request = meter, turn, settles, request
         # Not the response: its body references this object.
         self._kind, self._status, self._headers = type(response), response.status_code, response.headers
-        self._read = response if is_there(response) else None
+        self._read = response if is_read(response) else None
         self.kept = _Chunks(MAX_BODY)
 
     def settle(self, how: BodyEnd, now: float) -> None:
