@@ -164,7 +164,7 @@ class StackBuilder:
                 f"{caller}(settings) takes settings, such as STKAI.config, not a {type(settings).__name__};"
                 " pass everything else by name, such as rate_limit='adaptive'"
             )
-        layers, by_cli = _standard.standard_layers(settings, options, own_wire=own_wire)
+        layers, by_cli = _standard.standard_layers(settings, {**DEFAULTS, **options}, own_wire=own_wire)
         # If there are no others, a layer that does nothing enforces deadlines, attaches records and reports calls.
         stack = cls(
             layers or (_PLAIN,),

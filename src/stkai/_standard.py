@@ -112,14 +112,12 @@ def standard_layers(
     settings: Settings, options: Mapping[str, Any], *, own_wire: bool = False
 ) -> tuple[list[Layer], bool]:
     """The layers of a standard stack, outermost first, and whether StackSpot CLI is the wire and signs the requests."""
-    policy = options.get("retry", UNSET)
-    if policy is UNSET:
-        policy = settings.retry.policy()
+    policy = settings.retry.policy() if options["retry"] is UNSET else options["retry"]
     retry = None if policy is None else retry_layer(policy)
-    limiter = _limiter(options.get("rate_limit", UNSET), settings)
+    limiter = _limiter(options["rate_limit"], settings)
     cost, settle = options.get("cost"), options.get("settle")
     _check_counted(limiter, cost, settle)
-    bearer, by_cli = _bearer(options.get("auth", "auto"), settings, options.get("clock"), own_wire=own_wire)
+    bearer, by_cli = _bearer(options["auth"], settings, options.get("clock"), own_wire=own_wire)
     kinds = ((TokenBucket, limit.token_bucket), (AimdLimiter, limit.adaptive))
     factory = next((factory for kind, factory in kinds if isinstance(limiter, kind)), limit.limiter)
     layers = [

@@ -71,6 +71,11 @@ def _only_if(accepts: Callable[[Any], object]) -> AfterValidator:
     return AfterValidator(accepted)
 
 
+def _within(allowed: _checks.Numbers) -> Any:
+    least, more_than = (None, allowed.low) if allowed.above else (allowed.low, None)
+    return Field(ge=least, gt=more_than, le=allowed.high, description=allowed.words)
+
+
 def _origin(value: str) -> str:
     url = absolute_url(value)
     if not is_origin(url):
@@ -106,12 +111,12 @@ _Origin = Annotated[str, AfterValidator(_origin)]
 _Status = Annotated[int, _Number, Field(ge=100, le=599)]
 
 Flag = Annotated[bool, Field(description="true or false")]
-Count = Annotated[int, _Number, Field(ge=0, description=_checks.COUNT.words)]
-Positive = Annotated[int, _Number, Field(ge=1, description=_checks.POSITIVE_COUNT.words)]
-SomeCost = Annotated[float, _Number, Field(gt=0, description=_checks.POSITIVE.words)]
-Seconds = Annotated[float, _Number, Field(ge=0, description=_checks.SECONDS.words)]
-SomeSeconds = Annotated[float, _Number, Field(gt=0, description=_checks.POSITIVE_SECONDS.words)]
-Fraction = Annotated[float, _Number, Field(gt=0, le=1, description=_checks.FRACTION.words)]
+Count = Annotated[int, _Number, _within(_checks.COUNT)]
+Positive = Annotated[int, _Number, _within(_checks.POSITIVE_COUNT)]
+SomeCost = Annotated[float, _Number, _within(_checks.POSITIVE)]
+Seconds = Annotated[float, _Number, _within(_checks.SECONDS)]
+SomeSeconds = Annotated[float, _Number, _within(_checks.POSITIVE_SECONDS)]
+Fraction = Annotated[float, _Number, _within(_checks.FRACTION)]
 Text = Annotated[str, _Stripped, _NotEmpty]
 SecretText = Annotated[_Hidden, _Stripped, _NotEmpty]
 AccessToken = Annotated[
