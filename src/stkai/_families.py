@@ -191,7 +191,7 @@ def as_httpx(answer: Any) -> httpx.Response:
         headers = httpx.Headers(dict(answer.headers), encoding=encoding)
     except (AttributeError, LookupError, TypeError, ValueError):
         headers = httpx.Headers()
-    return httpx.Response(status, headers=headers, stream=_Elsewhere(answer), extensions={_ORIGINAL: answer})
+    return httpx.Response(status, headers=headers, stream=_OtherBody(answer), extensions={_ORIGINAL: answer})
 
 
 def original(response: httpx.Response) -> Any:
@@ -199,7 +199,7 @@ def original(response: httpx.Response) -> Any:
     return response.extensions.get(_ORIGINAL, response)
 
 
-class _Elsewhere(httpx.SyncByteStream):
+class _OtherBody(httpx.SyncByteStream):
     """The body of a response that is read from another object."""
 
     def __init__(self, answer: Any) -> None:

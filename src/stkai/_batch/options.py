@@ -16,7 +16,7 @@ from .._checks import POSITIVE_SECONDS, SAFE_RANGE, check_number
 from .._errors import ConfigurationError
 from .input_lines import ALL_LINES, Lines, Shard, Survey, csv_columns, csv_records, json_lines
 from .progress import Price
-from .request_formats import Format, InvalidLineError, Template, Values, is_absolute, join_url, parse_url
+from .request_formats import Format, InvalidLineError, Template, Values, is_absolute, join_url, url_of
 
 QUICK_COMMANDS: Final = "https://genai-code-buddy-api.stackspot.com"
 """Where StackSpot runs quick commands."""
@@ -121,7 +121,7 @@ class Options:
                 raise ConfigurationError("--body needs a URL: pass --base-url")
             return
         try:
-            parse_url(self.base_url)
+            url_of(self.base_url)
         except ValueError as error:
             raise ConfigurationError(f"--base-url is not a URL: {error}") from error
         unwanted = _UNWANTED.search(self.base_url)
@@ -192,7 +192,7 @@ def format_of(options: Options) -> Format:
     to = None if template is None else options.base_url
     if options.quick_command is not None:
         to = options.url_of_commands(f"create-execution/{options.quick_command}")
-    url = None if to is None else parse_url(to)
+    url = None if to is None else url_of(to)
     relative = first["url"].value if "url" in first else None
     if isinstance(relative, str) and not is_absolute(relative) and not (options.base_url or url):
         raise ConfigurationError(

@@ -240,7 +240,7 @@ class Format:
                 raise InvalidLineError(f'"url" is relative ({url}): pass --base-url')
             url = join_url(self.base_url, url)
         try:
-            return parse_url(url)
+            return url_of(url)
         except ValueError as error:
             raise InvalidLineError(f'"url" is not a URL: {error}') from None
 
@@ -274,4 +274,4 @@ def join_url(base: str, path: str) -> str:
 
 
 # Parsing is slow, and most inputs use a single url.
-parse_url: Final = lru_cache(maxsize=1000)(absolute_url)
+url_of: Final = lru_cache(maxsize=1000)(absolute_url)

@@ -101,7 +101,7 @@ def run_batch(given: Mapping[str, Any]) -> int:
             shown = display(quiet=options.quiet, to_stdout=options.to_stdout)
             stack.callback(shown.close)
             job.outputs.before_stderr = shown.close
-            return _JobRun(job, client, shown).run()
+            return _CommandRun(job, client, shown).run()
     except WriteError as error:
         complain(f"{error}. Nothing was sent; free some disk space and run the command again")
         return HALTED
@@ -136,8 +136,8 @@ def _interrupt_at_signals() -> None:
         signal.signal(each, signal.default_int_handler)
 
 
-class _JobRun:
-    """One run of a job: shows its progress, keeps its files up to date, and reports how it ended."""
+class _CommandRun:
+    """One run of the command: shows its progress, keeps its files up to date, and reports how it ended."""
 
     def __init__(self, job: BatchJob, client: BatchClient, shown: Display) -> None:
         self._job, self._client, self._display = job, client, shown

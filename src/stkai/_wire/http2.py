@@ -119,7 +119,7 @@ def _split_frames(data: bytes) -> tuple[list[tuple[int, int, int, bytes]], bytes
     return frames, data[offset:]
 
 
-class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
+class CheckedBody(httpx.SyncByteStream, httpx.AsyncByteStream):
     """The body of an answer over HTTP/2, sync or async: its errors are httpx's, and it is as long as announced."""
 
     def __init__(self, response: httpx.Response, request: httpx.Request) -> None:

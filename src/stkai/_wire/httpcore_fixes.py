@@ -174,7 +174,7 @@ class AsyncStream(_JoiningStream):
                     error.args = (CLOSED_IN_USE,)
                 # An older anyio gives no cause.
                 broke = "the connection broke" if isinstance(error, self._errors.ReadError) else ""
-                explain(error, self._broken_by or broke)
+                add_message(error, self._broken_by or broke)
                 raise
             if not data or self.frames is None or (data := self.frames.arrived(data)):
                 return data
@@ -186,7 +186,7 @@ class AsyncStream(_JoiningStream):
             for piece in pieces:
                 await self._stream.write(piece, timeout)
         except Exception as error:
-            explain(error)
+            add_message(error)
             self._broken_by = str(error)
             if isinstance(error, SSLError | anyio.EndOfStream):
                 raise self._errors.WriteError(str(error)) from error
@@ -206,7 +206,7 @@ class AsyncStream(_JoiningStream):
         try:
             stream = AsyncStream(await self._stream.start_tls(*args, **options), self._network)
         except self._errors.ConnectError as error:
-            explain(error, "the server closed the connection during the TLS handshake")
+            add_message(error, "the server closed the connection during the TLS handshake")
             raise
         except Exception as error:
             if not _is_closed_here(error):
@@ -221,7 +221,7 @@ def _is_closed_here(error: BaseException) -> bool:
     return any(type(each).__name__ == "ClosedResourceError" for each in causes(error))
 
 
-def explain(error: BaseException, otherwise: str = "") -> None:
+def add_message(error: BaseException, otherwise: str = "") -> None:
     """Give an error without a message, such as anyio's and trio's, the message of its cause, or else `otherwise`."""
     if not str(error):
         known = (text for below in causes(error) if (text := str(below)))

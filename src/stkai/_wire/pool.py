@@ -108,7 +108,7 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
             self._sweep()
             raise
         if response.extensions.get("http_version") == b"HTTP/2":
-            response.stream = http2.Body(response, request)
+            response.stream = http2.CheckedBody(response, request)
         ended = partial(self._ended, loan, response.stream, _is_persistent(response))
         response.stream = self._body(response.stream, ended)
         return response
@@ -208,7 +208,7 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
             await self.sweep()
             raise
         if response.extensions.get("http_version") == b"HTTP/2":
-            response.stream = http2.Body(response, request)
+            response.stream = http2.CheckedBody(response, request)
         ended = partial(_give_back, loan, response.stream, _is_persistent(response))
         body = response.stream = self._body(response.stream, ended)
         body.pool = self

@@ -267,7 +267,7 @@ def check_share(share: object) -> str:
 _MAX_SURPLUS: Final = 1000  # Permits beyond those requested; with more, a user's store counts as broken.
 
 
-def checked(lease: Any, want: int) -> Lease:
+def check_lease(lease: Any, want: int) -> Lease:
     """The store's answer to a request for `want` permits, if a limiter can use it; otherwise raises ValueError."""
     try:
         law, quota, ranges = lease.law, lease.quota, lease.ranges

@@ -117,7 +117,7 @@ def check_flow(name: str, flow: FlowFunction) -> FlowFunction:
     return flow
 
 
-def checked(flow: FlowFunction) -> FlowFunction:
+def with_clear_errors(flow: FlowFunction) -> FlowFunction:
     """The same flow, which raises ConfigurationErrors that name the layer and the fix."""
 
     @wraps(flow)

@@ -23,12 +23,12 @@ from ._layer_checks import (
     OfOtherKind,
     check_flow,
     check_inner,
-    checked,
     foreign,
     is_leaf,
     is_sound,
     not_initialised,
     of_other_kind,
+    with_clear_errors,
 )
 from ._operations import Close, Flow, Send
 
@@ -88,7 +88,7 @@ class LayerBase(StaysInProcess):
             self.name = name
         check_inner(self, inner, self._kind)
         self._inner = inner
-        self._function = None if flow is None else checked(check_flow(self.name, flow))
+        self._function = None if flow is None else with_clear_errors(check_flow(self.name, flow))
         self.context = context or Context()
         joins, is_ours = self._joins(inner), type(self).forward is LayerBase.forward
         is_direct = not joins and is_leaf(inner)
@@ -125,7 +125,7 @@ class LayerBase(StaysInProcess):
             setattr(cls, "_onward", cls.forward)  # noqa: B010 - as below
         module = getattr(cls.flow, "__module__", None) or ""
         if not module.startswith("stkai.") and not hasattr(cls.flow, "__wrapped__"):
-            setattr(cls, "flow", checked(cls.flow))  # noqa: B010 - a method, to type checkers
+            setattr(cls, "flow", with_clear_errors(cls.flow))  # noqa: B010 - a method, to type checkers
 
     def flow(self, request: httpx.Request, attempt: Attempt) -> Flow:
         """This layer's work for one pass of a request; by default the function given to the constructor."""

@@ -135,15 +135,15 @@ def get_token(provider: AuthProvider, seconds: float, closing: Latch | None = No
                 return _work(provider)()
         fetch = join(_work(provider))
         for wait in _waits(provider, seconds):
-            if _has_ended(fetch, wait, closing or Latch()):
+            if _wait_for(fetch, wait, closing or Latch()):
                 return cast("Signature", fetch.result())
-            spare = _spare(provider)
+            spare = _old_signature(provider)
             if spare is not None:
                 return spare
     raise _too_late()
 
 
-def _has_ended(fetch: Fetch, seconds: float, closing: Latch) -> bool:
+def _wait_for(fetch: Fetch, seconds: float, closing: Latch) -> bool:
     either = Latch()
     with fetch.ending_also(either), closing.ending_also(either):
         either.wait(seconds)
@@ -166,7 +166,7 @@ async def aget_token(provider: AuthProvider, seconds: float, closing: Latch | No
                     return cast("Signature", await share_in_loop(key, work))
             if closing.is_done:
                 raise cannot_send()
-            spare = _spare(provider)
+            spare = _old_signature(provider)
             if spare is not None:
                 return spare
     raise _too_late()
@@ -200,7 +200,7 @@ def _old_token(provider: AuthProvider) -> str | None:
         return provider.cached_access_token(renewing=True)
 
 
-def _spare(provider: AuthProvider) -> Signature | None:
+def _old_signature(provider: AuthProvider) -> Signature | None:
     """The old token, or headers with it. Call this only during a renewal: asking for headers would start one here."""
     token = _old_token(provider)
     if token is None or not has_own_headers(provider):

@@ -25,7 +25,7 @@ _EXPOSED: Final = (
     " or STKAI_AUTH_ALLOW_HTTP=true"
 )
 
-_KEPT: Final = 100
+_MAX_TOKENS: Final = 100
 """The number of tokens to keep: a provider may have several at once, such as one for each tenant."""
 
 _PLAIN_METHODS: Final = {
@@ -55,13 +55,13 @@ class Token(HoldsSecret):
             self.fields = Fields.of(given)
         self._claims = itertools.count()
 
-    def claim_news(self) -> bool:
-        """True the first time it is called."""
+    def claim_event(self) -> bool:
+        """Whether to report it as a new token: True the first time this is called."""
         return next(self._claims) == 0
 
     def __call__(self) -> bool:
         """Whether it is still the token to sign with; called as `Attempt.is_signed`."""
-        return self._auth.kept() is self
+        return self._auth.cached() is self
 
     def __repr__(self) -> str:
         return "<access token>"
@@ -145,11 +145,11 @@ class BearerAuth(HoldsSecret):
         token = self._tokens.get(key)
         if token is None:
             token = self._tokens.setdefault(key, Token(given, self))
-            for old in list(self._tokens)[:-_KEPT]:
+            for old in list(self._tokens)[:-_MAX_TOKENS]:
                 self._tokens.pop(old, None)
         return token
 
-    def kept(self) -> Token | None:
+    def cached(self) -> Token | None:
         """The token that is available without waiting, or None; raises a provider's error as an AuthenticationError."""
         try:
             token = self._tokens.get(self.provider.cached_access_token())

@@ -46,7 +46,7 @@ class _AuthFlow(LayerBase):
         policy = self.policy
         if not policy.may_sign(request.url, attempt):
             return (yield from self._onward(request, attempt))
-        token = policy.kept()
+        token = policy.cached()
         if token is None:
             token = yield from self.fetch(attempt, _NONE)
         renewed, checks, queued, took = False, True, 0.0, 0.0
@@ -59,7 +59,7 @@ class _AuthFlow(LayerBase):
                 # fetching a token takes longer than it is valid, the request might never be sent.
                 record = attempt.record
                 checks, queued, before = record.queued - queued > took, record.queued, record.authenticating
-                token = policy.kept() or (yield from self.fetch(attempt, _NONE))
+                token = policy.cached() or (yield from self.fetch(attempt, _NONE))
                 took = record.authenticating - before
                 continue
             except BaseException as error:
@@ -90,7 +90,7 @@ class _AuthFlow(LayerBase):
         self.policy.forget(refused)
         if not can_resend(request):
             return None
-        token, broken = self.policy.kept(), None
+        token, broken = self.policy.cached(), None
         if token is None:
             try:
                 # First return the connection, which the renewal may need.
@@ -117,7 +117,7 @@ class _AuthFlow(LayerBase):
         finally:
             seconds = self.context.now() - start
             attempt.record.authenticating += seconds
-        if token.claim_news():
+        if token.claim_event():
             self.context.emit(TokenRenewed(call=attempt.info, seconds=seconds, reason=reason))
         return token
 

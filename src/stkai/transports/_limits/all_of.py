@@ -17,7 +17,7 @@ from .queue_limiter import QueueLimiter, checked_methods, is_ours
 from .sources import Source, listens_of
 from .sources.custom import CustomSource
 
-_MEMBERS: Final = ("methods", "max_wait_time", "ask", "leave", "learn", "settle")
+_REQUIRED: Final = ("methods", "max_wait_time", "ask", "leave", "learn", "settle")
 
 _MAX_METHODS: Final = 100  # Plans to cache: a gateway may forward arbitrary methods.
 
@@ -97,7 +97,7 @@ class AllOf(QueueLimiter):
                     turn.due_at, turn.held_by = now + float(wait), source
                     turn.is_guess, turn.certain = source.inner(turn).is_guess, math.inf
                 for earlier in turn.custom[:number]:
-                    earlier.tell("leave", turn, now)
+                    earlier.notify("leave", turn, now)
                 return wait
         return 0.0
 
@@ -114,7 +114,7 @@ class AllOf(QueueLimiter):
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         changes = [super().learn(turn, answer)]
         for source in turn.custom:
-            changes.append(source.tell("learn", turn, answer))
+            changes.append(source.notify("learn", turn, answer))
             inner = source.inner(turn)
             turn.paced, turn.excused = turn.paced or inner.paced, turn.excused or inner.excused
             # Our own errand, which saves a rate, will be due again.
@@ -125,7 +125,7 @@ class AllOf(QueueLimiter):
     def end(self, turn: Turn, now: float) -> None:
         super().end(turn, now)
         for source in turn.custom:
-            source.tell("end", turn, now)
+            source.notify("end", turn, now)
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         self._settle([source for source in turn.sources if source not in turn.custom], turn, cost, now)
@@ -152,7 +152,7 @@ def checked_limiter(policy: Any, wanted: str = WANTED) -> Any:
     if isinstance(policy, type) or not isinstance(policy, Limiter | Chooser):
         hint = ""
         if hasattr(policy, "ask") and not isinstance(policy, type):
-            missing = [f"no `{name}`" for name in _MEMBERS if not hasattr(policy, name)]
+            missing = [f"no `{name}`" for name in _REQUIRED if not hasattr(policy, name)]
             hint = f"; {kind} has {' and '.join(missing)}: derive it from stkai.Limiter, which has defaults"
         raise ConfigurationError(f"{wanted}{policy!r}{hint}")
     given = None if isinstance(policy, Chooser) else policy.methods

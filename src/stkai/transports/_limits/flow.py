@@ -18,7 +18,7 @@ from .._operations import Close, Flow, Run, Send, Steps
 from .._options import NO_OPTIONS
 from .._recipe import Layer, recipe
 from .all_of import checked_limiter, plan_of
-from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, note_failure, subscribe, tell
+from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, log_failure, notify, subscribe
 from .metering import Bill, Estimate, Meter, Settle
 from .permit import wait_for_permit
 from .queue_limiter import QueueLimiter, is_ours
@@ -82,7 +82,7 @@ class _LimitFlow(LayerBase):
                     context, self.name, limiter, turn, plan, attempt, wait, sent, reserved=reserved
                 )
         except BaseException:  # An interrupt, a wait that takes too long, or a limiter of the user's own.
-            tell(limiter, "leave", turn, context.now())
+            notify(limiter, "leave", turn, context.now())
             raise
         if self.full_pools:
             request, sent = yield from self._connected(limiter, turn, plan, attempt, request, sent)
@@ -95,12 +95,12 @@ class _LimitFlow(LayerBase):
         except BaseException as error:
             for loan in request.extensions.get(RESERVED, ()):  # A layer further inside did not send it.
                 loan.unused()
-            self._note_error(limiter, turn, plan, error, sent)
+            self._handle_error(limiter, turn, plan, error, sent)
             raise
-        notes = plan.notes
+        handles = plan.handles
         # While a success teaches nothing, create no answer and do not take the limiter's lock.
-        if response.status_code == TOO_MANY_REQUESTS or (notes is not None and notes(sent)):
-            yield from self._take_note(limiter, turn, plan, attempt, response, sent)
+        if response.status_code == TOO_MANY_REQUESTS or (handles is not None and handles(sent)):
+            yield from self._handle_answer(limiter, turn, plan, attempt, response, sent)
         return response
 
     def _connected(
@@ -118,7 +118,7 @@ class _LimitFlow(LayerBase):
         wait_for = partial(wait_for_permit, context, self.name, limiter, turn, plan, attempt)
         again = partial(self._reserve, reserved, request, "first")
         while self.full_pools:
-            tell(limiter, "leave", turn, context.now())
+            notify(limiter, "leave", turn, context.now())
             yield from self._reserve(reserved, request, priority)
             priority = "first"
             try:
@@ -130,7 +130,7 @@ class _LimitFlow(LayerBase):
             except BaseException:
                 for loan in reserved:
                     loan.unused()
-                tell(limiter, "leave", turn, context.now())
+                notify(limiter, "leave", turn, context.now())
                 raise
         return request, sent
 
@@ -155,17 +155,17 @@ class _LimitFlow(LayerBase):
         if plan.priced:
             self._meter.price(turn, plan, request, options.cost)
 
-    def _note_error(self, limiter: Any, turn: Turn, plan: Plan, error: BaseException, sent: float) -> None:
+    def _handle_error(self, limiter: Any, turn: Turn, plan: Plan, error: BaseException, sent: float) -> None:
         now = self.context.now()
         if isinstance(error, SignatureExpired):  # An inner limiter has not admitted it.
-            tell(limiter, "leave", turn, now)
+            notify(limiter, "leave", turn, now)
             return
         try:
-            tell(limiter, "learn", turn, Answer(sent, now, None, error, self.context.clock.utcnow, 0.5))
+            notify(limiter, "learn", turn, Answer(sent, now, None, error, self.context.clock.utcnow, 0.5))
         finally:
-            self._note_end(limiter, turn, plan)
+            self._handle_end(limiter, turn, plan)
 
-    def _take_note(
+    def _handle_answer(
         self, limiter: Any, turn: Turn, plan: Plan, attempt: Attempt, response: httpx.Response, sent: float
     ) -> Steps[None]:
         """Pass the answer to the limiter; when the body has ended, settle the cost and notify the limiter."""
@@ -178,26 +178,26 @@ class _LimitFlow(LayerBase):
                     if change is not None:
                         context.emit(RateChanged(call=attempt.info, **change._asdict()))
                 except Exception as error:  # noqa: BLE001 - user code
-                    note_failure(limiter, error)
+                    log_failure(limiter, error)
                 attempt.paced = attempt.paced or turn.paced
                 attempt.excused = attempt.excused or turn.excused
                 if turn.errand is not None:
                     yield turn.errand
             bill = None if is_refused else self._meter.bill(turn, plan, attempt.request, response)
             if plan.ends or bill is not None:
-                ended = partial(self._note_end, limiter, turn, plan, bill)
+                ended = partial(self._handle_end, limiter, turn, plan, bill)
                 when_body_ends(response, ended, None if bill is None else bill.kept.add)
         except BaseException:  # An interrupt while the limiter or the listener was being called.
-            self._note_end(limiter, turn, plan)
+            self._handle_end(limiter, turn, plan)
             yield Close(response)
             raise
 
-    def _note_end(
+    def _handle_end(
         self, limiter: Any, turn: Turn, plan: Plan, bill: Bill | None = None, how: BodyEnd = BodyEnd.CLOSED
     ) -> None:
         now = self.context.now()
         if plan.ends:
-            tell(limiter, "end", turn, now)
+            notify(limiter, "end", turn, now)
         if bill is not None:
             bill.settle(how, now)
 

@@ -240,12 +240,12 @@ class Plan:
     parts: tuple[Any, ...] = ()  # The limiters of a list: a `PerKey` keeps those that are referenced.
     is_plain: bool = field(init=False)  # Whether an answer that teaches nothing needs no handling.
     # Whether a success needs handling, depending on when it arrives; None if none ever does.
-    notes: Callable[[float], bool] | None = field(init=False)
+    handles: Callable[[float], bool] | None = field(init=False)
 
     def __post_init__(self) -> None:
         is_plain = not (self.custom or self.priced or self.ends)
         object.__setattr__(self, "is_plain", is_plain)
-        object.__setattr__(self, "notes", self.listens if is_plain else lambda _: True)
+        object.__setattr__(self, "handles", self.listens if is_plain else lambda _: True)
 
 
 def was_never_sent(error: BaseException | None) -> bool:
@@ -253,18 +253,18 @@ def was_never_sent(error: BaseException | None) -> bool:
     return isinstance(error, ClientSideRateLimitError) or is_unsent(error, sound_wire=True)
 
 
-def note_failure(limiter: object, error: Exception) -> None:
+def log_failure(limiter: object, error: Exception) -> None:
     """Log an exception of `learn`, `end` or `leave`, which must not replace the outcome; an interrupt is raised."""
     raise_interrupt(error)
     logger.error("%s failed on an answer, or when a request left", type(limiter).__name__, exc_info=error)
 
 
-def tell(limiter: object, method: str, turn: Turn, *news: Any) -> Any:
+def notify(limiter: object, method: str, turn: Turn, *news: Any) -> Any:
     """Call any method but `ask`, if the limiter has it, and log its exceptions."""
     try:
         return getattr(limiter, method, lambda *_: None)(turn, *news)
     except Exception as error:  # noqa: BLE001 - user code
-        note_failure(limiter, error)
+        log_failure(limiter, error)
 
 
 class Chooser:

@@ -15,7 +15,7 @@ from ...events import CallInfo, Event, QuotaDisagreement, StoreLost, StoreRestor
 from ...stores import Ask, FileStore, Lease, Quota, RedisStore, store_from
 from ...stores._background_calls import LAST_REPORT, STUCK_AFTER, TimeLimit, background, close_at_exit
 from ...stores._file import InUseError
-from ...stores._protocol import check_share, checked
+from ...stores._protocol import check_lease, check_share
 from .._operations import Run
 from .queue import Queue
 from .sources import Limits, Source
@@ -159,7 +159,7 @@ class StoreClient:
     def _send(self, call: StoreCall, ask: Ask) -> None:
         member = self.member
         try:
-            answer = checked(self._call(self.store.lease, ask), ask.want)
+            answer = check_lease(self._call(self.store.lease, ask), ask.want)
         except BaseException as error:
             ends_call, reason = is_interrupt(error), describe(error)
             with Queue.lock:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from ...._checks import REAL
 from ..._operations import Operation
-from ..limiter import Limiter, Turn, tell
+from ..limiter import Limiter, Turn, notify
 from . import ASK_INTERVAL, MAX_OVERSLEEP, Source
 
 # While the limiter is asked about one turn, a turn with n others ahead polls every n + 1 times this many seconds.
@@ -75,7 +75,7 @@ class CustomSource(Source):
     def ask(self, turn: Turn, now: float) -> float | Operation:
         """Ask the limiter; sets `turn.nap`, the seconds after which to ask again."""
         while self._stuck:
-            tell(self.limiter, "leave", self._stuck.popleft(), now)
+            notify(self.limiter, "leave", self._stuck.popleft(), now)
         inner = self.inner(turn)
         inner.nap, inner.call = math.inf, turn.call
         wait = self.limiter.ask(inner, now)
@@ -89,14 +89,14 @@ class CustomSource(Source):
         try:
             if inner is not None:
                 turn.note(self, None)
-                tell(self.limiter, "leave", inner, now)
+                notify(self.limiter, "leave", inner, now)
         finally:  # Even if interrupted.
             if self._asking is turn:
                 self._asking = None
 
-    def tell(self, method: str, turn: Turn, *news: Any) -> Any:
+    def notify(self, method: str, turn: Turn, *news: Any) -> Any:
         """Call any method but `ask`, if the limiter has it."""
-        return tell(self.limiter, method, self.inner(turn), *news)
+        return notify(self.limiter, method, self.inner(turn), *news)
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
-        self.tell("settle", turn, cost, now)
+        self.notify("settle", turn, cost, now)
