@@ -1,6 +1,6 @@
 """Notifies once when the body of a response has ended: read to its end, closed early, broken, or collected unread.
 
-This is when a limiter frees a place, costs are settled, and a pool gets its connection back. For sync and async bodies.
+This is when a limiter frees a slot, costs are settled, and a pool gets its connection back. For sync and async bodies.
 The end is reported when the body is closed, which its reader does at the end.
 """
 

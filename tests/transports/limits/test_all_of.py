@@ -105,7 +105,7 @@ def test_an_adaptive_limit_grows_while_a_request_before_waits_for_another_one(co
 
 
 @pytest.mark.no_cover
-def test_an_adaptive_limit_does_not_grow_while_all_wait_for_places() -> None:
+def test_an_adaptive_limit_does_not_grow_while_all_wait_for_slots() -> None:
     adaptive, places, date = AimdLimiter(), InFlight(1), FakeClock().utcnow
     both, now, rates = AllOf(adaptive, places), 0.0, list[float]()
     turns = [Turn() for _ in range(5)]
@@ -341,7 +341,7 @@ def test_a_request_that_waits_for_one_limit_holds_no_permit_of_another() -> None
     assert both.ask(waiting, 61.0) == 0
 
 
-def test_requests_that_wait_for_a_place_hold_no_permit_of_a_limit_that_they_share_with_others() -> None:
+def test_requests_that_wait_for_a_slot_hold_no_permit_of_a_limit_that_they_share_with_others() -> None:
     total = TokenBucket(10, 60)
     full, free = AllOf(InFlight(1), total), AllOf(InFlight(9), total)
     assert took(full, 0.0)

@@ -1,4 +1,4 @@
-"""A limit of the requests that are on their way: no place is ever lost, and none is taken twice."""
+"""A limit of the requests that are on their way: no slot is ever lost, and none is taken twice."""
 
 import asyncio
 import gc
@@ -45,7 +45,7 @@ def stack_of(world: World, policy: InFlight, *answers: Any, clock: FakeClock | N
     return world.build(stack, world.wire(*answers))
 
 
-async def test_a_place_is_taken_until_the_body_has_been_read(world: World) -> None:
+async def test_a_slot_is_taken_until_the_body_has_been_read(world: World) -> None:
     policy = InFlight(2)
     transport = stack_of(world, policy, streamed(), 200)
     response = await world.send(transport, post())
@@ -58,7 +58,7 @@ async def test_a_place_is_taken_until_the_body_has_been_read(world: World) -> No
     assert policy.busy == 0
 
 
-async def test_a_body_in_memory_that_was_not_read_yet_keeps_its_place_until_it_is_closed(
+async def test_a_body_in_memory_that_was_not_read_yet_keeps_its_slot_until_it_is_closed(
     world: World,
 ) -> None:
     policy = InFlight(1)
@@ -70,7 +70,7 @@ async def test_a_body_in_memory_that_was_not_read_yet_keeps_its_place_until_it_i
     assert policy.busy == 0
 
 
-async def test_an_answer_that_is_complete_in_memory_when_it_arrives_holds_no_place(world: World) -> None:
+async def test_an_answer_that_is_complete_in_memory_when_it_arrives_holds_no_slot(world: World) -> None:
     policy = InFlight(1)
     transport = world.build(
         StackBuilder([limiter(policy)]), httpx.MockTransport(lambda _: httpx.Response(200, text="x"))
@@ -79,7 +79,7 @@ async def test_an_answer_that_is_complete_in_memory_when_it_arrives_holds_no_pla
     assert (policy.busy, response.text) == (0, "x")
 
 
-async def test_a_place_is_free_when_the_body_is_closed_early_and_only_once(world: World) -> None:
+async def test_a_slot_is_free_when_the_body_is_closed_early_and_only_once(world: World) -> None:
     policy = InFlight(3)
     transport = stack_of(world, policy, streamed(), streamed())
     first, second = [await world.send(transport, post()) for _ in range(2)]
@@ -90,7 +90,7 @@ async def test_a_place_is_free_when_the_body_is_closed_early_and_only_once(world
     assert policy.busy == 0
 
 
-async def test_a_place_is_free_when_the_body_breaks(world: World) -> None:
+async def test_a_slot_is_free_when_the_body_breaks(world: World) -> None:
     policy = InFlight(1)
     transport = stack_of(world, policy, streamed(200, httpx.ReadError("reset")))
     response = await world.send(transport, post())
@@ -122,7 +122,7 @@ def test_the_number_in_flight_is_never_negative_although_other_threads_send_and_
     assert policy.busy == 0
 
 
-async def test_a_place_is_free_when_the_response_is_dropped_unread(world: World) -> None:
+async def test_a_slot_is_free_when_the_response_is_dropped_unread(world: World) -> None:
     policy = InFlight(1)
     transport = stack_of(world, policy, streamed())
     response = await world.send(transport, post())
@@ -132,7 +132,7 @@ async def test_a_place_is_free_when_the_response_is_dropped_unread(world: World)
     assert took(policy, 0.0)
 
 
-def test_a_place_is_free_when_a_permit_is_dropped_beside_an_adaptive_limiter() -> None:
+def test_a_slot_is_free_when_a_permit_is_dropped_beside_an_adaptive_limiter() -> None:
     clock, policy = FakeClock(), InFlight(1)
     limits = AllOf(AimdLimiter(100, 1), policy)
     with limits.permit(clock=clock) as refused:
@@ -145,7 +145,7 @@ def test_a_place_is_free_when_a_permit_is_dropped_beside_an_adaptive_limiter() -
     assert policy.busy == 0
 
 
-async def test_a_place_is_free_when_nothing_came_back(world: World) -> None:
+async def test_a_slot_is_free_when_nothing_came_back(world: World) -> None:
     policy = InFlight(1)
     errors = [httpx.ConnectError("no"), httpx.ReadTimeout("slow"), RuntimeError("a bug"), KeyError("a bug")]
     for error in errors:
@@ -155,7 +155,7 @@ async def test_a_place_is_free_when_nothing_came_back(world: World) -> None:
         assert policy.busy == 0
 
 
-async def test_a_refused_attempt_gives_its_place_back_before_the_next_one(world: World) -> None:
+async def test_a_refused_attempt_gives_its_slot_back_before_the_next_one(world: World) -> None:
     policy = InFlight(1)
     transport = stack_of(world, policy, streamed(503), streamed(429), streamed())
     response = await world.send(transport, post())
@@ -194,7 +194,7 @@ async def test_no_more_than_n_are_on_their_way_at_once_and_all_get_their_turn(wo
     assert (policy.busy, policy.waiting) == (0, 0)
 
 
-async def test_cancelled_requests_lose_no_place(event_loop: World) -> None:
+async def test_cancelled_requests_lose_no_slot(event_loop: World) -> None:
     clock, policy = FakeClock(), InFlight(2)
     held = [streamed() for _ in range(40)]
     transport = event_loop.build(StackBuilder([limiter(policy)], clock=clock), event_loop.wire(*held))
@@ -214,7 +214,7 @@ async def test_cancelled_requests_lose_no_place(event_loop: World) -> None:
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_places_of_a_loop_that_was_closed_with_calls_pending_are_free(by_hand: bool) -> None:
+def test_slots_of_a_loop_that_was_closed_with_calls_pending_are_free(by_hand: bool) -> None:
     clock, policy = FakeClock(), InFlight(2)
 
     async def never(_: httpx.Request) -> httpx.Response:
@@ -251,7 +251,7 @@ def test_places_of_a_loop_that_was_closed_with_calls_pending_are_free(by_hand: b
         task._log_destroy_pending = False  # type: ignore[attr-defined] # Nobody can end them.
 
 
-async def test_a_flow_that_is_played_by_hand_takes_a_place(world: World) -> None:
+async def test_a_flow_that_is_played_by_hand_takes_a_slot(world: World) -> None:
     policy = InFlight(1)
     stack = world.build(StackBuilder([limiter(policy)]), world.wire())
     request = post()
@@ -264,7 +264,7 @@ async def test_a_flow_that_is_played_by_hand_takes_a_place(world: World) -> None
     assert policy.busy == 0
 
 
-async def test_the_wait_for_a_place_ends_when_the_time_is_up_and_not_before(world: World) -> None:
+async def test_the_wait_for_a_slot_ends_when_the_time_is_up_and_not_before(world: World) -> None:
     clock, policy = FakeClock(), InFlight(1, max_wait_time=7.0)
     transport = world.build(StackBuilder([limiter(policy)], clock=clock), world.wire(streamed()))
     response = await world.send(transport, post())
@@ -275,10 +275,10 @@ async def test_the_wait_for_a_place_ends_when_the_time_is_up_and_not_before(worl
     assert (policy.busy, policy.waiting) == (0, 0)
 
 
-def test_a_place_is_free_when_an_interrupt_cuts_off_what_was_to_free_it(
+def test_a_slot_is_free_when_an_interrupt_cuts_off_what_was_to_free_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In the finalizer of a body, or after the place was taken."""
+    """In the finalizer of a body, or after the slot was taken."""
     policy = InFlight(1)
     stack = StackBuilder([limiter(policy)])
     client = httpx.Client(transport=stack.build(httpx.MockTransport(lambda _: streamed())))
@@ -331,7 +331,7 @@ def test_n_is_a_whole_number_of_at_least_one(n: Any) -> None:
     assert policy.n == 2
 
 
-def test_more_places_are_used_at_once_and_fewer_as_requests_end() -> None:
+def test_more_slots_are_used_at_once_and_fewer_as_requests_end() -> None:
     policy, turns = InFlight(1), [Turn() for _ in range(4)]
     assert [policy.ask(turn, 0.0) == 0 for turn in turns] == [True, False, False, False]
     policy.update(n=3)

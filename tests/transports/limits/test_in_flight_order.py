@@ -1,4 +1,4 @@
-"""A free place in flight goes to the first that waits for it, and at once, whoever gave up before it."""
+"""A free slot in flight goes to the first that waits for it, and at once, whoever gave up before it."""
 
 import random
 import threading
@@ -20,7 +20,7 @@ from ...support.world import World
 
 
 class Office:
-    """Notes who came in which order, and for how long a place was free while somebody waited."""
+    """Notes who came in which order, and for how long a slot was free while somebody waited."""
 
     def __init__(self, limiter: Any, n: int, clock: Any) -> None:
         self.limiter, self.n, self.clock = limiter, n, clock
@@ -50,7 +50,7 @@ class Office:
 
 
 @pytest.mark.no_cover
-async def test_places_go_in_order_of_arrival_and_at_once_also_when_the_front_of_the_line_gives_up(
+async def test_slots_go_in_order_of_arrival_and_at_once_also_when_the_front_of_the_line_gives_up(
     event_loop: World,
 ) -> None:
     chance, clock = random.Random(0), FakeClock()  # noqa: S311
@@ -71,10 +71,10 @@ async def test_places_go_in_order_of_arrival_and_at_once_also_when_the_front_of_
 
 @pytest.mark.no_cover
 @pytest.mark.parametrize("is_first", [True, False])
-async def test_a_place_is_used_at_once_beside_another_limit(event_loop: World, is_first: bool) -> None:
+async def test_a_slot_is_used_at_once_beside_another_limit(event_loop: World, is_first: bool) -> None:
     clock = FakeClock()
-    places, bucket = InFlight(2), TokenBucket(200, 1)
-    office = Office(AllOf(*((places, bucket) if is_first else (bucket, places))), 2, clock)
+    slots, bucket = InFlight(2), TokenBucket(200, 1)
+    office = Office(AllOf(*((slots, bucket) if is_first else (bucket, slots))), 2, clock)
     async with anyio.create_task_group() as everybody, anyio.create_task_group() as front:
         for number in range(420):
             group = front if 50 <= number < 400 else everybody
@@ -86,7 +86,7 @@ async def test_a_place_is_used_at_once_beside_another_limit(event_loop: World, i
     assert office.longest < 1e-6
 
 
-def test_the_first_is_woken_and_the_next_when_that_one_has_its_place_or_gives_up() -> None:
+def test_the_first_is_woken_and_the_next_when_that_one_has_its_slot_or_gives_up() -> None:
     policy = InFlight(2)
     holders, waiters = [Turn() for _ in range(2)], [Turn() for _ in range(4)]
     woken: list[int] = []
@@ -106,9 +106,9 @@ def test_the_first_is_woken_and_the_next_when_that_one_has_its_place_or_gives_up
     assert policy.ask(waiters[2], 5.1) == 0.0
 
 
-def test_a_place_goes_to_the_first_also_behind_a_crowd_that_waits_for_another_limit() -> None:
-    places, slow, whole = InFlight(1), TokenBucket(1, 60), TokenBucket(999, 60)
-    mine, others = AllOf(places, whole), AllOf(slow, whole)
+def test_a_slot_goes_to_the_first_also_behind_a_crowd_that_waits_for_another_limit() -> None:
+    slots, slow, whole = InFlight(1), TokenBucket(1, 60), TokenBucket(999, 60)
+    mine, others = AllOf(slots, whole), AllOf(slow, whole)
     holder, waiter, woken = Turn(), Turn(), list[Turn]()
     assert mine.ask(holder, 0.0) == 0.0
     assert [others.ask(Turn(), 0.0) for _ in range(99)][:2] == [0.0, 60.0]
@@ -120,7 +120,7 @@ def test_a_place_goes_to_the_first_also_behind_a_crowd_that_waits_for_another_li
     assert mine.ask(waiter, 5.0) == 0.0
 
 
-def test_more_places_wake_the_first_and_that_one_the_next() -> None:
+def test_more_slots_wake_the_first_and_that_one_the_next() -> None:
     policy, waiters = InFlight(1), [Turn() for _ in range(3)]
     woken: list[int] = []
     assert policy.ask(Turn(), 0.0) == 0.0
@@ -143,7 +143,7 @@ def test_who_does_not_wake_holds_up_nobody_else() -> None:
         policy.end(turn, 5.0)
     assert policy.ask(other, 5.01) != 0.0
     assert policy.ask(other, 5.06) == 0.0
-    assert policy.ask(stuck, 60.0) == 0.0, "its own place was kept for it"
+    assert policy.ask(stuck, 60.0) == 0.0, "its own slot was kept for it"
 
 
 def test_who_does_not_wake_when_a_crowd_before_it_has_left_holds_up_nobody_else() -> None:
@@ -163,15 +163,15 @@ def test_who_does_not_wake_when_a_crowd_before_it_has_left_holds_up_nobody_else(
     assert now < end
 
 
-def test_a_place_that_its_first_cannot_use_for_another_limit_wakes_the_first_of_another_list() -> None:
-    places = InFlight(1)
-    slow, fast = AllOf(TokenBucket(1, 60), places), AllOf(TokenBucket(100, 60), places)
+def test_a_slot_that_its_first_cannot_use_for_another_limit_wakes_the_first_of_another_list() -> None:
+    slots = InFlight(1)
+    slow, fast = AllOf(TokenBucket(1, 60), slots), AllOf(TokenBucket(100, 60), slots)
     holder, first, second = Turn(), Turn(), Turn()
     woken: list[str] = []
     assert slow.ask(holder, 0.0) == 0.0
     assert slow.ask(first, 0.0) != 0.0
     assert fast.ask(second, 0.0) != 0.0
-    first.held_by, first.wake = places.sources[0], lambda: woken.append("first")
+    first.held_by, first.wake = slots.sources[0], lambda: woken.append("first")
     second.wake = lambda: woken.append("second")
     slow.end(holder, 1.0)
     assert woken == ["first"]
@@ -190,7 +190,7 @@ def long_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.real_time
 @pytest.mark.usefixtures("long_sleeps")
-def test_threads_get_a_place_at_once_and_in_order() -> None:
+def test_threads_get_a_slot_at_once_and_in_order() -> None:
     policy = InFlight(2)
     started: list[int] = []
     release = threading.Semaphore(0)
@@ -223,7 +223,7 @@ def test_threads_get_a_place_at_once_and_in_order() -> None:
 
 @pytest.mark.real_time
 @pytest.mark.usefixtures("long_sleeps")
-async def test_tasks_get_a_place_at_once_also_from_a_thread(event_loop: World) -> None:
+async def test_tasks_get_a_slot_at_once_also_from_a_thread(event_loop: World) -> None:
     policy = InFlight(1)
     held = policy.permit()
     held.__enter__()
@@ -253,7 +253,7 @@ async def test_who_will_be_woken_does_not_ask_again_and_again_when_requests_take
         asks += 1
         return ask(self, turn, now)
 
-    for _ in range(100):  # Short ones, so that a place seems to be free soon.
+    for _ in range(100):  # Short ones, so that a slot seems to be free soon.
         async with policy.permit():
             pass
     monkeypatch.setattr(InFlight, "ask", count)

@@ -288,7 +288,7 @@ def test_permits_that_are_waited_for_when_the_program_ends_leave_no_traceback() 
     assert "Traceback" not in ended.stderr
 
 
-def test_threads_share_the_places() -> None:
+def test_threads_share_the_slots() -> None:
     policy, most, lock, now = InFlight(3), 0, threading.Lock(), 0
 
     def work() -> None:

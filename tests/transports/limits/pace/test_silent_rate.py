@@ -330,7 +330,7 @@ def test_collisions_are_named_as_the_reason() -> None:
 
 
 @pytest.mark.no_cover
-def test_a_limit_of_requests_in_flight_is_named_with_its_places() -> None:
+def test_a_limit_of_requests_in_flight_is_named_with_its_slots() -> None:
     world = run(Places(8), 1, workers=32, service=0.2, until=90.0)
     assert str(world.senders[0].source) == "found: in flight: 8"
     reasons = {change.reason for change in world.changes}

@@ -49,7 +49,7 @@ _SUSPICION: Final = 3  # Evidence from which on retries do not go early, since a
 _CONTRARY_EVIDENCE: Final = 6
 _MAX_EVIDENCE: Final = 30  # More is not counted.
 _MIN_IN_FLIGHT: Final = 2  # Requests in flight besides a refused one; with fewer, its retry is not evidence.
-_PLACES_WEIGHT: Final = 0.2  # Weight of the latest refusal in the average number of requests in flight.
+_SLOTS_WEIGHT: Final = 0.2  # Weight of the latest refusal in the average number of requests in flight.
 
 
 class Refill:
@@ -213,7 +213,7 @@ class Unanswered:
 
 
 class InFlightLimit:
-    """Finds out whether a server limits the requests in flight, and how many places this sender then has.
+    """Finds out whether a server limits the requests in flight, and how many slots this sender then has.
 
     Such a server accepts another request only once it has answered one. A bucket is refilled all the time, so sooner or
     later, it accepts a request between two answers. Requests sent before the start do not count.
@@ -221,16 +221,16 @@ class InFlightLimit:
 
     def __init__(self, now: float) -> None:
         self._since, self._in_flight = now, 0
-        self._places = 0.0
+        self._slots = 0.0
         self._refused_at = self._retried_at = math.inf
         self._answered_at = now  # When the last success arrived.
         self._waited = False  # Whether one arrived between the refusal and the retry.
         self._evidence = 0
 
     @property
-    def places(self) -> int:
+    def slots(self) -> int:
         """How many of this sender's requests may be in flight; 0 if no limit was found."""
-        return round(self._places) if self._evidence >= _ENOUGH_EVIDENCE else 0
+        return round(self._slots) if self._evidence >= _ENOUGH_EVIDENCE else 0
 
     @property
     def is_suspected(self) -> bool:
@@ -264,5 +264,5 @@ class InFlightLimit:
         if self._in_flight < _MIN_IN_FLIGHT:  # It can hardly be due to a limit.
             self._refused_at = math.inf
             return
-        self._places += (self._in_flight - self._places) * (_PLACES_WEIGHT if self._places else 1.0)
+        self._slots += (self._in_flight - self._slots) * (_SLOTS_WEIGHT if self._slots else 1.0)
         self._refused_at = now

@@ -120,8 +120,8 @@ class SilentServerRate:
             return "collisions, rate kept"
         if seconds := self._window.seconds:
             return f"window of about {round(seconds, -1 if seconds > 20 else 0):.0f} s"
-        places = self._in_flight.places
-        return f"in flight: {places}" if places else ""
+        slots = self._in_flight.slots
+        return f"in flight: {slots}" if slots else ""
 
     @property
     def least_change(self) -> float:
