@@ -174,9 +174,9 @@ def event_loop(request: pytest.FixtureRequest) -> World:
 
 
 @pytest.fixture
-def server() -> Iterator[QuotaServer]:
-    """A server with a quota and a token endpoint."""
-    with QuotaServer() as server:
+def server(request: pytest.FixtureRequest) -> Iterator[QuotaServer]:
+    """A server with a quota and a token endpoint; for tests that are marked `without_auth`, it wants no token."""
+    with QuotaServer(auth_required=request.node.get_closest_marker("without_auth") is None) as server:
         yield server
 
 

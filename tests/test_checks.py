@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 from fractions import Fraction
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import AsyncMock, MagicMock, Mock, create_autospec
@@ -139,8 +140,10 @@ CLOCKS: list[Callable[[Any], object]] = [
 ]
 
 
-@pytest.mark.parametrize("make", CLOCKS)
-@pytest.mark.parametrize("clock", [3, 0, "now", time.monotonic, datetime.now, stkai.testing.FakeClock])
+@pytest.mark.parametrize(
+    ("make", "clock"),
+    [*zip(CLOCKS, cycle([3, 0, "now", time.monotonic, datetime.now, stkai.testing.FakeClock]), strict=False)],
+)
 def test_what_is_no_clock_is_refused_with_what_a_clock_needs(
     make: Callable[[Any], object], clock: Any
 ) -> None:

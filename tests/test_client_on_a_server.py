@@ -1,7 +1,6 @@
 """The clients over real sockets, against the embedded server: connections, streaming, broken bodies."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -13,13 +12,9 @@ from stkai.testing import QuotaServer, Reset
 
 from .support.world import World
 
+pytestmark = pytest.mark.without_auth
+
 ONE_CONNECTION = httpx.Limits(max_connections=1)
-
-
-@pytest.fixture
-def server() -> Iterator[QuotaServer]:
-    with QuotaServer(auth_required=False) as server:
-        yield server
 
 
 def build(world: World, *, retry: Any = None, **options: Any) -> Any:

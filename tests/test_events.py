@@ -32,7 +32,7 @@ from stkai import (
 from stkai.testing import FakeClock
 from stkai.transports import Context, adaptive, auth, retry, token_bucket
 
-from .support.heard import CALL, Heard
+from .support.event_log import CALL, EventLog
 from .support.wire import Answer, Foreign
 from .support.world import World
 
@@ -73,8 +73,8 @@ def test_an_event_is_a_frozen_dataclass_with_named_fields_only(event: Event) -> 
     assert hash(event) == hash(dataclasses.replace(event))
 
 
-async def test_a_listener_hears_every_event_with_its_reason(world: World) -> None:
-    clock, heard = FakeClock(), Heard()
+async def test_a_listener_gets_every_event_with_its_reason(world: World) -> None:
+    clock, heard = FakeClock(), EventLog()
     bucket = TokenBucket(1, 10.0, burst=1)
     limiter = AimdLimiter(60, 60.0, penalty_factor=0.5)
     layers = [
@@ -110,7 +110,7 @@ def nth(attempt: int) -> CallInfo:
 
 
 async def test_events_report_a_call_from_start_to_end_with_each_attempt(world: World) -> None:
-    clock, heard = FakeClock(), Heard()
+    clock, heard = FakeClock(), EventLog()
 
     async def wire(_: httpx.Request) -> Answer:
         await world.sleep(clock, 2.0)
@@ -136,7 +136,7 @@ async def test_events_report_a_call_from_start_to_end_with_each_attempt(world: W
     "outcome", [200, 503, httpx.ReadError("reset"), KeyboardInterrupt(), SystemExit()], ids=repr
 )
 async def test_every_call_has_exactly_one_start_and_one_end(world: World, outcome: Any) -> None:
-    heard = Heard()
+    heard = EventLog()
 
     def wire(_: httpx.Request) -> Answer:
         if isinstance(outcome, BaseException):
@@ -165,7 +165,7 @@ async def test_every_call_has_exactly_one_start_and_one_end(world: World, outcom
 
 @pytest.mark.worlds("asyncio", "trio")
 async def test_a_cancelled_call_also_reports_its_end(world: World) -> None:
-    heard = Heard()
+    heard = EventLog()
 
     async def wire(_: httpx.Request) -> Answer:
         group.cancel_scope.cancel()
@@ -186,7 +186,7 @@ async def test_a_cancelled_call_also_reports_its_end(world: World) -> None:
 
 
 async def test_layers_on_both_sides_of_another_transport_report_one_call(world: World) -> None:
-    heard = Heard()
+    heard = EventLog()
     context = Context(clock=FakeClock(), listener=heard)
     inner = world.layer(token_bucket(TokenBucket(1, 2.0)), world.wire(503, 200), context=context)
     transport = world.layer(retry(), Foreign(inner), context=context)
@@ -200,7 +200,7 @@ async def test_layers_on_both_sides_of_another_transport_report_one_call(world: 
 async def test_tokens_and_query_strings_appear_in_no_event_and_no_log(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock, heard = FakeClock(), Heard()
+    clock, heard = FakeClock(), EventLog()
     wire_script = (httpx.ConnectError("refused"), 401, 503, 429, 200)
     for listener in (heard, None):
         layers = [
@@ -240,7 +240,7 @@ async def test_the_words_of_a_server_are_one_short_line_that_no_terminal_interpr
 
 
 async def test_an_uneventful_call_reports_only_its_start_attempt_and_end(world: World) -> None:
-    heard = Heard()
+    heard = EventLog()
     layers = [retry(), token_bucket(TokenBucket(10, 1.0)), adaptive(AimdLimiter(100, 1.0))]
     transport = world.build(StackBuilder(layers, clock=FakeClock(), listener=heard), world.wire(200))
     await world.send(transport, httpx.Request("POST", URL))
@@ -286,7 +286,7 @@ async def test_a_header_of_a_listener_that_cannot_be_sent_is_logged_and_left_out
 async def test_an_interrupt_in_a_listener_leaves_nothing_open_and_every_start_has_an_end(
     world: World, kind: type[Event]
 ) -> None:
-    heard = Heard()
+    heard = EventLog()
 
     def interrupt(event: Event) -> None:
         if isinstance(event, kind):
@@ -309,7 +309,7 @@ async def test_a_call_has_an_end_if_an_interrupt_comes_while_its_error_is_descri
         raise KeyboardInterrupt
 
     monkeypatch.setattr("stkai.transports._context.cure_of", interrupt)
-    heard = Heard()
+    heard = EventLog()
     layer = world.build(
         StackBuilder([retry(RetryPolicy(0))], listener=[heard]), world.wire(httpx.ReadError(""))
     )

@@ -1,7 +1,7 @@
 """Clients around other clients, including requests: the options of a call, and what they refuse."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +26,8 @@ from stkai.testing import Answer, QuotaServer
 
 from ..reliability.hostile import hostile
 from ..support.ids import spelled
+
+pytestmark = pytest.mark.without_auth
 
 URL = "https://api.example/a"
 DECORATORS: list[Callable[..., HttpClient]] = [
@@ -74,12 +76,6 @@ def theirs(status: int, **headers: str) -> requests.Response:
     answer.status_code, answer._content = status, b"body"
     answer.headers.update(headers)
     return answer
-
-
-@pytest.fixture
-def server() -> Iterator[QuotaServer]:
-    with QuotaServer(auth_required=False) as server:
-        yield server
 
 
 # Responses from requests

@@ -21,14 +21,10 @@ from ..support.world import World
 from .hostile import hostile
 from .stacks import NO_DELAY, busy_connections, client_of, transport_of, wire_of
 
+pytestmark = pytest.mark.without_auth
+
 MANY_BYTES = b"x" * 100_000
 """More than a socket buffers, so that an unread body stays where it is."""
-
-
-@pytest.fixture
-def server() -> Iterator[QuotaServer]:
-    with QuotaServer(auth_required=False) as server:
-        yield server
 
 
 async def test_faulty_calls_on_a_pool_of_one_leave_it_free_and_nothing_open(

@@ -10,11 +10,7 @@ import pytest
 from stkai import ConfigurationError
 from stkai.testing import Answer, Edit, Hang, HangUp, QuotaServer, Reset, Slow
 
-
-@pytest.fixture
-def server() -> Iterator[QuotaServer]:
-    with QuotaServer(auth_required=False) as server:
-        yield server
+pytestmark = pytest.mark.without_auth
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def test_settings_are_isolated_and_a_server_is_new_for_each_test(pytester: pytes
         from stkai.testing import QuotaServer
 
         @pytest.mark.parametrize("number", [1, 2])
-        def test_one_after_the_other(stkai_settings, number):
+        def test_each_test_has_its_own_settings(stkai_settings, number):
             assert stkai_settings is stkai.STKAI
             assert stkai.STKAI.config == stkai.Settings()
             stkai.STKAI.configure(retry={"max_retries": number})
@@ -64,7 +64,7 @@ def test_settings_are_isolated_and_a_server_is_new_for_each_test(pytester: pytes
             import oscli.core.http
 
         @pytest.mark.parametrize("number", [1, 2])
-        def test_one_server_after_the_other(stkai_settings, stkai_server, monkeypatch, number):
+        def test_each_test_has_its_own_server(stkai_settings, stkai_server, monkeypatch, number):
             assert isinstance(stkai_server, QuotaServer)
             for name, value in stkai_server.env().items():
                 monkeypatch.setenv(name, value)

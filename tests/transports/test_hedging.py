@@ -24,7 +24,7 @@ from stkai import (
 from stkai.transports import auth, retry, token_bucket
 
 from ..support.crowd import took
-from ..support.heard import Heard
+from ..support.event_log import EventLog
 from ..support.wire import Answer
 from ..support.world import World
 from . import hedge as hedging
@@ -42,7 +42,7 @@ class Bench:
         self.answers = list(answers)
         self.stopped = threading.Event()
         self.policy = TokenBucket(burst, 1000.0)
-        self.heard = Heard()
+        self.heard = EventLog()
         self.wire = world.wire(self._answer)
         stack = StackBuilder(
             (

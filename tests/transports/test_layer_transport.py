@@ -35,7 +35,7 @@ from stkai.transports import (
 from stkai.transports._call import ATTEMPT
 from stkai.transports._options import OPTIONS
 
-from ..support.heard import CALL, Heard
+from ..support.event_log import CALL, EventLog
 from ..support.ids import spelled
 from ..support.wire import Foreign, Wire
 from ..support.world import World
@@ -187,7 +187,7 @@ async def test_each_call_through_a_stack_is_a_new_one(world: World) -> None:
 
 
 async def test_an_attempt_continues_in_a_stack_below_another_transport(world: World) -> None:
-    heard = Heard()
+    heard = EventLog()
     request = httpx.Request("GET", URL)
     attempt = request.extensions[ATTEMPT] = Attempt(Call.start(request, 0.0, buffered=True))
     transport = world.layer(LAYER, world.wire(200), context=Context(listener=heard))

@@ -23,7 +23,7 @@ from stkai.testing import FakeClock
 from stkai.transports import AsyncAuthTransport, AuthTransport, Context, auth, limiter, retry
 
 from ...support.clients import Body
-from ...support.heard import CALL, Heard
+from ...support.event_log import CALL, EventLog
 from ...support.tokens import Issuer, provider_over
 from ...support.wire import Answer, Wire
 from ...support.world import World
@@ -62,7 +62,7 @@ async def test_a_provider_without_a_cached_token_is_asked_for_each_request(world
 
 
 async def test_a_fetched_token_is_reported_once(world: World) -> None:
-    clock, heard = FakeClock(), Heard()
+    clock, heard = FakeClock(), EventLog()
     context = Context(clock=clock, listener=heard)
     issuer = Issuer(lambda _: clock.sleep(0.25))
     transport = layer(world, world.wire(200, 401, 200), provider_over(issuer, clock), context=context)
@@ -75,7 +75,7 @@ async def test_a_fetched_token_is_reported_once(world: World) -> None:
 
 
 async def test_a_token_that_has_not_changed_is_not_reported(world: World) -> None:
-    heard = Heard()
+    heard = EventLog()
     context = Context(listener=heard)
     transport = layer(world, world.wire(200, 200, 200), Static("same"), context=context)
     for _ in range(3):
@@ -84,7 +84,7 @@ async def test_a_token_that_has_not_changed_is_not_reported(world: World) -> Non
 
 
 async def test_each_of_several_tokens_in_turn_is_reported_once(world: World) -> None:
-    heard, tokens = Heard(), cycle(f"of-tenant-{number}" for number in range(5))
+    heard, tokens = EventLog(), cycle(f"of-tenant-{number}" for number in range(5))
 
     class PerTenant(AuthProvider):
         def get_access_token(self) -> str:

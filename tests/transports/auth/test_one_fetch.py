@@ -14,7 +14,7 @@ from stkai import AuthenticationError, BearerAuth, TokenRenewed
 from stkai.testing import FakeClock
 from stkai.transports import AsyncAuthTransport, AuthTransport, Context
 
-from ...support.heard import Heard
+from ...support.event_log import EventLog
 from ...support.tokens import LIFETIME, MARGIN, Crowd, Issuer, provider_over
 from ...support.wire import Wire
 from ...support.world import NAMES, World
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.both_packages, pytest.mark.worlds(*NAMES)]
 @pytest.mark.no_cover
 async def test_callers_that_start_together_fetch_one_token(world: World) -> None:
     count = 64
-    crowd, heard = Crowd(count), Heard()
+    crowd, heard = Crowd(count), EventLog()
     issuer, wire = Issuer(lambda _: crowd.wait()), Wire(lambda _: 200)
     transport = layer(world, wire, provider_over(issuer), context=Context(listener=heard))
 

@@ -35,7 +35,7 @@ from stkai.transports._limits.sources.request_limits import Rate, Window
 from stkai.transports._limits.sources.units import Units
 
 from ...support.crowd import Waiter, drive, took
-from ...support.heard import Heard
+from ...support.event_log import EventLog
 from ...support.shares import answer, wait_at
 from ...support.world import World
 
@@ -379,7 +379,7 @@ async def test_the_smallest_max_wait_time_counts(world: World) -> None:
 
 
 async def test_the_listener_learns_which_limit_held_a_request_up(world: World) -> None:
-    clock, heard = FakeClock(), Heard()
+    clock, heard = FakeClock(), EventLog()
     policy = [TokenBucket(1, 10), TokenBucket(None, 60, max_cost=600, cost=lambda _: 600.0), InFlight(9)]
     transport = world.build(
         StackBuilder([limiter(policy)], clock=clock, listener=heard), world.wire(*[200] * 2)
@@ -547,7 +547,7 @@ def test_ones_own_limiter_can_excuse_a_refusal_and_sees_that_in_the_next_attempt
 
 
 async def test_ones_own_limiter_learns_and_settles_as_alone(world: World) -> None:
-    gate, heard, places = Gate(), Heard(), InFlight(1)
+    gate, heard, places = Gate(), EventLog(), InFlight(1)
     gate.max_cost = 100.0  # type: ignore[attr-defined]
     stack = StackBuilder(
         [limiter([gate, places], cost=lambda _: 7.0, settle=lambda answer: float(answer.content))],

@@ -153,7 +153,7 @@ def test_a_vacant_place_goes_only_to_a_request_that_takes_no_more_units() -> Non
     queue = bucket()
     assert took(queue, 0.0, cost=100.0)
     left, sleeper = Turn(cost=30.0), Turn(cost=10.0)
-    assert [queue.ask(ticket, 0.0) for ticket in (left, sleeper)] == [3.0, 4.0]
+    assert [queue.ask(turn, 0.0) for turn in (left, sleeper)] == [3.0, 4.0]
     queue.leave(left, 1.0)
     small = Turn(cost=20.0)
     assert queue.ask(small, 1.0) == 1.0
@@ -218,11 +218,11 @@ def test_without_corrections_everybody_sleeps_a_few_times() -> None:
 def test_a_queue_without_max_cost_ignores_costs() -> None:
     queue = TokenBucket(10, 1.0)
     assert queue.max_cost is None
-    ticket = Turn(cost=1e9)
+    turn = Turn(cost=1e9)
     assert took(queue, 0.0, cost=1e9)
-    assert queue.ask(ticket, 0.0) == 0.0
-    queue.settle(ticket, 5.0, 0.0)
-    queue.leave(ticket, 0.0)
+    assert queue.ask(turn, 0.0) == 0.0
+    queue.settle(turn, 5.0, 0.0)
+    queue.leave(turn, 0.0)
 
 
 def test_a_forked_child_has_no_waiters_for_units() -> None:

@@ -23,8 +23,8 @@ from stkai import (
 from stkai.testing import FakeClock
 from stkai.transports import Answer, AsyncLimiterTransport, LimiterTransport, Turn, limiter, retry
 
+from ...support.event_log import CALL, EventLog
 from ...support.gap_limiter import Gap
-from ...support.heard import CALL, Heard
 from ...support.ids import spelled
 from ...support.wire import Wire
 from ...support.world import World
@@ -105,8 +105,8 @@ def test_something_other_than_a_limiter_is_refused_with_what_is_accepted(other: 
             make(other)
 
 
-async def test_the_listener_hears_what_it_learns(world: World) -> None:
-    heard, policy = Heard(), Gap(1.0)
+async def test_the_listener_gets_what_it_learns(world: World) -> None:
+    heard, policy = EventLog(), Gap(1.0)
     stack = StackBuilder(
         (retry(RetryPolicy(initial_delay=0)), limiter(policy)), clock=FakeClock(), listener=heard
     )

@@ -1,4 +1,4 @@
-"""The queue of tickets: which request may go when; numbers only."""
+"""The queue of turns: which request may go when; numbers only."""
 
 import gc
 import math
@@ -142,7 +142,7 @@ def test_the_place_of_a_waiter_that_left_goes_to_the_next_arrival_while_others_s
     queue = bucket()
     assert took(queue, 0.0)
     sleepers = [Turn() for _ in range(3)]
-    assert [queue.ask(ticket, 0.0) for ticket in sleepers] == [1.0, 2.0, 3.0]
+    assert [queue.ask(turn, 0.0) for turn in sleepers] == [1.0, 2.0, 3.0]
     queue.leave(sleepers[1], 0.5)
     new, last = Turn(), Turn()
     assert queue.ask(new, 0.5) == 1.5
@@ -219,7 +219,7 @@ def test_a_turn_that_comes_back_with_its_number_goes_first() -> None:
     assert queue.ask(waiting, 2.0) == 0.0
 
 
-def test_an_unknown_ticket_is_neither_stranded_nor_served_in_place_of_another() -> None:
+def test_an_unknown_turn_is_neither_stranded_nor_served_in_place_of_another() -> None:
     queue = bucket()
     stale, other = Turn(), Turn()
     assert took(queue, 0.0)
@@ -261,8 +261,8 @@ def test_two_attempts_of_one_call_may_wait_at_once() -> None:
     number = took(queue, 0.0)
     pair = [Turn(number=number), Turn(number=number)]
     behind = Turn()
-    assert [queue.ask(ticket, 0.0) for ticket in [*pair, behind]] == [1.0, 2.0, 3.0]
-    assert [queue.ask(ticket, 0.5) for ticket in [*pair, behind]] == [0.5, 1.5, 2.5]
+    assert [queue.ask(turn, 0.0) for turn in [*pair, behind]] == [1.0, 2.0, 3.0]
+    assert [queue.ask(turn, 0.5) for turn in [*pair, behind]] == [0.5, 1.5, 2.5]
     queue.leave(pair[1], 0.5)
     assert queue.waiting == 2
     assert queue.ask(behind, 0.5) == 1.5
@@ -274,9 +274,9 @@ def test_two_attempts_of_one_call_may_leave_together() -> None:
     number = took(queue, 0.0)
     pair = [Turn(number=number), Turn(number=number)]
     behind = Turn()
-    assert [queue.ask(ticket, 0.0) for ticket in [*pair, behind]] == [1.0, 2.0, 3.0]
-    for ticket in pair:
-        queue.leave(ticket, 0.5)
+    assert [queue.ask(turn, 0.0) for turn in [*pair, behind]] == [1.0, 2.0, 3.0]
+    for turn in pair:
+        queue.leave(turn, 0.5)
     assert queue.ask(behind, 1.0) == 0.0
 
 
@@ -351,27 +351,27 @@ def test_a_clock_that_jumps_neither_bursts_beyond_a_quarter_second_nor_stalls(
     rate: float, burst: float, count: int, jump: float
 ) -> None:
     queue = bucket(rate, burst)
-    tickets = [Turn() for _ in range(count)]
-    waiting = [ticket for ticket in tickets if queue.ask(ticket, 0.0)]
-    at_once = [ticket for ticket in waiting if queue.ask(ticket, jump) == 0.0]
+    turns = [Turn() for _ in range(count)]
+    waiting = [turn for turn in turns if queue.ask(turn, 0.0)]
+    at_once = [turn for turn in waiting if queue.ask(turn, jump) == 0.0]
     assert len(at_once) <= burst + 0.25 * rate + rounding(rate)
-    late = [ticket for ticket in waiting if ticket not in at_once]
+    late = [turn for turn in waiting if turn not in at_once]
     assert drive_on(queue, late, jump) <= jump + (len(late) + rounding(rate)) / rate + 1e-6
 
 
-def drive_on(queue: Queue, tickets: list[Turn], now: float) -> float:
-    for ticket in tickets:
-        while wait := seconds(queue, ticket, now):
+def drive_on(queue: Queue, turns: list[Turn], now: float) -> float:
+    for turn in turns:
+        while wait := seconds(queue, turn, now):
             now += wait
     return now
 
 
 def test_a_clock_that_goes_back_counts_as_standing_still() -> None:
     queue = bucket()
-    ticket = Turn()
+    turn = Turn()
     assert took(queue, 10.0)
-    assert queue.ask(ticket, 9.0) == 1.0
-    assert queue.ask(ticket, 11.0) == 0.0
+    assert queue.ask(turn, 9.0) == 1.0
+    assert queue.ask(turn, 11.0) == 0.0
 
 
 def test_a_sleep_is_never_too_short_to_move_a_clock_that_has_run_for_years() -> None:
@@ -418,8 +418,8 @@ def in_a_child(function: Callable[[], str]) -> str:
 def test_a_child_forked_while_a_thread_holds_the_lock_is_not_stuck_and_has_an_empty_queue() -> None:
     queue = bucket(burst=2.0)
     waiting = [Turn() for _ in range(10)]
-    for ticket in waiting:
-        queue.ask(ticket, 0.0)
+    for turn in waiting:
+        queue.ask(turn, 0.0)
     locked, done = threading.Event(), threading.Event()
 
     def hold() -> None:

@@ -43,7 +43,9 @@ def on(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         ("none", None),
     ],
 )
-def test_methods(on: pytest.MonkeyPatch, text: str, methods: set[str] | None) -> None:
+def test_a_variable_names_the_methods_that_count(
+    on: pytest.MonkeyPatch, text: str, methods: set[str] | None
+) -> None:
     assert policy_of().methods is None
     STKAI.reset()
     on.setenv("STKAI_RATE_LIMIT_METHODS", text)

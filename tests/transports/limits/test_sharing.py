@@ -379,7 +379,7 @@ def test_a_bucket_that_joins_an_adaptive_group_has_no_window_of_its_own(
     assert sum(wait_for(first, clock) for _ in range(20)) < 3
 
 
-def test_the_listener_hears_of_a_loss_once_and_of_the_return_once(clock: FakeClock, store: Scripted) -> None:
+def test_the_listener_gets_one_loss_and_one_return(clock: FakeClock, store: Scripted) -> None:
     events: list[Event] = []
 
     def also_hear(event: Event) -> None:

@@ -33,7 +33,7 @@ from stkai.transports import (
 )
 
 from ...support.crowd import took
-from ...support.heard import CALL, Heard
+from ...support.event_log import CALL, EventLog
 from ...support.wire import Wire
 from ...support.world import World
 
@@ -53,7 +53,7 @@ class Bench:
     def __init__(self, world: World, policy: TokenBucket, clock: FakeClock | None = None) -> None:
         self.world, self.policy = world, policy
         self.clock = clock or FakeClock()
-        self.heard = Heard()
+        self.heard = EventLog()
         self.sent: list[tuple[float, int]] = []
         self.wire = world.wire(self._answer)
         context = Context(clock=self.clock, listener=self.heard)
@@ -71,7 +71,7 @@ class Bench:
         return [instant for instant, _ in self.sent]
 
 
-async def test_the_caller_learns_how_long_it_queued_and_the_listener_hears_of_waits_only(
+async def test_the_caller_learns_how_long_it_queued_and_the_listener_is_notified_of_waits_only(
     world: World,
 ) -> None:
     bench = Bench(world, TokenBucket(1, 2.0))
@@ -240,7 +240,7 @@ async def test_a_retried_call_keeps_its_place_before_later_calls(event_loop: Wor
 
 
 async def test_a_retried_call_does_not_wait_if_a_permit_is_free_while_others_sleep(world: World) -> None:
-    clock, policy, heard = FakeClock(), TokenBucket(10, 10.0, burst=5), Heard()
+    clock, policy, heard = FakeClock(), TokenBucket(10, 10.0, burst=5), EventLog()
 
     def answer(request: httpx.Request) -> int:
         if clock.monotonic():

@@ -10,7 +10,7 @@ from stkai.transports import Attempt, Call, Context, retry
 from stkai.transports._call import ATTEMPT
 
 from ...support.clients import Body
-from ...support.heard import Heard
+from ...support.event_log import EventLog
 from ...support.wire import Answer, Handler
 from ...support.world import World
 
@@ -26,7 +26,7 @@ class Bench:
         self.world = world
         self.wire = world.wire(*script)
         self.clock = FakeClock()
-        self.heard = Heard()
+        self.heard = EventLog()
         given: dict[str, Any] = {"clock": self.clock, "listener": self.heard, "random": lambda: 0.0}
         self.transport = world.layer(retry(policy), self.wire, context=Context(**given | context))
 

@@ -17,7 +17,7 @@ from stkai import ConfigurationError, RequestOptions, RetryPolicy, RetrySchedule
 from stkai.testing import FakeClock
 from stkai.transports import AsyncRetryTransport, RetryTransport, retry
 
-from ...support.heard import CALL
+from ...support.event_log import CALL
 from ...support.wire import Answer, Wire
 from ...support.world import World
 from .bench import URL, Bench, broken, busy

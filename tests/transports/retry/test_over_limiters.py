@@ -14,7 +14,7 @@ from stkai import (
 from stkai.testing import FakeClock
 from stkai.transports import Attempt, Flow, Layer, LayerTransport, adaptive, retry, token_bucket
 
-from ...support.heard import CALL, Heard
+from ...support.event_log import CALL, EventLog
 from ...support.world import World
 from .bench import URL, busy
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.both_packages
 
 
 async def test_a_paced_response_needs_no_separate_sleep(world: World) -> None:
-    heard = Heard()
+    heard = EventLog()
     clock = FakeClock()
     limiter = AimdLimiter(60, 60)
     stack = StackBuilder((retry(), adaptive(limiter)), clock=clock, listener=heard, random=lambda: 0.0)

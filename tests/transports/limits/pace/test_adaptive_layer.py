@@ -23,7 +23,7 @@ from stkai import (
 from stkai.testing import FakeClock
 from stkai.transports import Turn, adaptive, retry, token_bucket
 
-from ....support.heard import CALL, Heard
+from ....support.event_log import CALL, EventLog
 from ....support.sender import QUOTA, answered
 from ....support.wire import Wire
 from ....support.world import World
@@ -133,7 +133,7 @@ class Bench:
     ) -> None:
         self.world, self.policy = world, policy
         self.clock = FakeClock(options.get("start", 0.0))
-        self.heard = Heard()
+        self.heard = EventLog()
         self.sent: list[tuple[float, int]] = []
         self._answers = list(answers)
         self.wire = Wire(self._answer)
@@ -165,7 +165,7 @@ async def test_a_refusal_is_a_response_and_holds_back_the_next_request(world: Wo
     assert response.extensions["stkai"].queued == 7.0
 
 
-async def test_the_listener_hears_of_cuts_and_waits(world: World) -> None:
+async def test_the_listener_is_notified_of_cuts_and_waits(world: World) -> None:
     bench = Bench(world, plain(), [refusal("7")])
     await bench.send()
     await bench.send()
@@ -174,7 +174,7 @@ async def test_the_listener_hears_of_cuts_and_waits(world: World) -> None:
     assert sum(event.seconds for event in bench.heard.of(Waited)) == 7.0
 
 
-async def test_the_listener_hears_of_growth(world: World) -> None:
+async def test_the_listener_is_notified_of_growth(world: World) -> None:
     bench = Bench(world, AimdLimiter(60, 60), [])
     for _ in range(30):
         await bench.send()
@@ -283,7 +283,7 @@ async def test_a_refused_call_comes_back_at_the_head_of_the_queue(event_loop: Wo
 
 async def test_eight_refusals_at_once_cut_once_and_come_back_in_their_order(event_loop: World) -> None:
     policy, clock = plain(), FakeClock()
-    heard = Heard()
+    heard = EventLog()
     sent: list[tuple[float, int]] = []
 
     async def answer(request: httpx.Request) -> int | httpx.Response:
@@ -310,7 +310,7 @@ async def test_eight_refusals_at_once_cut_once_and_come_back_in_their_order(even
     assert all(instant >= 10.0 for instant, _ in sent[8:])
 
 
-async def test_a_ticket_of_one_limiter_is_no_place_in_the_queue_of_another(world: World) -> None:
+async def test_a_turn_of_one_limiter_is_no_place_in_the_queue_of_another(world: World) -> None:
     clock, inner = FakeClock(start=100.0), TokenBucket(1, 5.0)
     for number in range(21):
         assert inner.ask(Turn(), 5.0 * number) == 0.0

@@ -95,7 +95,7 @@ def test_a_group_uses_a_described_window_without_a_refusal(clock: FakeClock) -> 
     assert sent >= 0.95 * 4 * LIMIT
 
 
-def test_what_one_member_hears_slows_the_others(clock: FakeClock) -> None:
+def test_what_one_member_learns_slows_the_others(clock: FakeClock) -> None:
     team = Team(clock)
     team.post_for(WINDOW)
     before = team.members[1].rate

@@ -1,4 +1,4 @@
-"""A listener that keeps the events it hears, and a stand-in for their calls, so that events can be compared."""
+"""A listener that keeps its events, and a stand-in for their calls, so that events can be compared."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ CALL = CallInfo(id=0, method="POST", host="api.example.com")
 """Replaces the call of an event, whose id differs in every run."""
 
 
-class Heard:
-    """A listener.
+class EventLog:
+    """A listener that keeps its events.
 
     Attributes:
-        events: the events it heard, in order.
+        events: in the order in which they happened.
     """
 
     def __init__(self) -> None:
