@@ -47,6 +47,7 @@ SAFE_RANGE: Final = Numbers("between 1e-9 and 1e20", low=1e-9, high=1e20)
 """The range in which no rate overflows or is 0."""
 
 FRACTION: Final = Numbers("a number above 0 and at most 1", high=1, above=True)
+STATUS: Final = Numbers("a status code from 100 to 599", low=100, high=599, whole=True)
 
 
 def check_number(

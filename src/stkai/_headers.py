@@ -27,6 +27,9 @@ _new: Final = object.__new__
 VALUE: Final = rb"(?:[^\x00\s](?:[^\x00\n\r\v\f]*[^\x00\s])?)?"
 """RFC 9110, sections 5.1 and 5.5, as h11 implements them."""
 
+SET_BY_CLIENTS: Final = frozenset({"host", "content-length", "transfer-encoding"})
+"""Headers that the API reference's clients set themselves."""
+
 
 def headers_of(
     method: str, url: httpx.URL, given: Mapping[str, str] | None, content: bytes | None

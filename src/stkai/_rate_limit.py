@@ -22,7 +22,7 @@ from ._errors import (
     TokenAcquisitionTimeoutError,
 )
 from ._families import HTTPX, alike, as_httpx, httpx_errors, original
-from ._headers import check_headers, copy_request
+from ._headers import SET_BY_CLIENTS, check_headers, copy_request
 from ._process import raise_interrupt
 from ._urls import absolute_url, request_url
 from .transports._bodies import set_body, timeouts
@@ -50,9 +50,6 @@ _MAX_WAIT_TIME: Final = 45.0  # Seconds that these clients let a request wait fo
 _SEND: Final = "stkai.send"  # The extension of a request that holds the function to call.
 
 _ONCE: Final = RequestOptions(retry=None)  # Retries are made only if the call asks for them.
-
-_SET_BY_DELEGATE: Final = frozenset({"host", "content-length"})
-"""Headers that a request gets here, but that the other client sets itself."""
 
 
 class _RateLimitedHttpClient(HttpClient):
@@ -97,7 +94,7 @@ class _RateLimitedHttpClient(HttpClient):
         raised: list[Exception] = []  # What the last call of the other client raised.
 
         def send(changed: httpx.Request) -> Any:
-            known = {*httpx.Headers(headers), *_SET_BY_DELEGATE}
+            known = {*httpx.Headers(headers), *SET_BY_CLIENTS}
             added = {name: value for name, value in changed.headers.items() if name not in known}
             left = changed.extensions.get("timeout", {}).get("read", timeout)
             all_headers = {**(headers or {}), **added} if added else headers

@@ -5,7 +5,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
@@ -14,6 +14,7 @@ from .._client import AsyncHttpClient, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError, OutcomeUnknownError
 from .._exchange import TIMEOUT
 from .._families import alike
+from .._headers import SET_BY_CLIENTS
 from .._urls import full_path
 from .append_file import WriteError
 from .concurrency import Outcome, OutcomesInTasks, outcomes_in_threads
@@ -25,9 +26,6 @@ T = TypeVar("T")
 Requests = Iterable[httpx.Request] | AsyncIterable[httpx.Request]
 
 JournalPath = str | os.PathLike[str]
-
-_OWN_HEADERS: Final = frozenset({"host", "content-length", "transfer-encoding"})
-"""Headers that the API reference's clients set themselves."""
 
 
 def send_all(
@@ -190,7 +188,7 @@ def _send_by_verb(client: HttpClient, request: httpx.Request, tracker: Tracker) 
     The client may pass the request to the wire at any time, so from now on it counts as sent.
     """
     tracker.about_to_send()
-    headers = {name: value for name, value in request.headers.items() if name not in _OWN_HEADERS}
+    headers = {name: value for name, value in request.headers.items() if name not in SET_BY_CLIENTS}
     timeout = request.extensions.get("timeout", {}).get("read") or TIMEOUT
     if request.method == "GET":
         return client.get(str(request.url), headers, timeout)

@@ -108,7 +108,7 @@ _Distinct = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
 _NotEmpty = Field(min_length=1, description="a non-empty string")
 _Method = Annotated[str, StringConstraints(to_upper=True), _only_if(is_method_name)]
 _Origin = Annotated[str, AfterValidator(_origin)]
-_Status = Annotated[int, _Number, Field(ge=100, le=599)]
+_Status = Annotated[int, _Number, _within(_checks.STATUS)]
 
 Flag = Annotated[bool, Field(description="true or false")]
 Count = Annotated[int, _Number, _within(_checks.COUNT)]

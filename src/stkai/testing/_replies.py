@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from http.client import responses
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
-from .._checks import COUNT, POSITIVE_COUNT, SECONDS, Numbers, check_choice, check_number
+from .._checks import COUNT, POSITIVE_COUNT, SECONDS, STATUS, check_choice, check_number
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -144,9 +144,6 @@ def event_stream(events: Iterable[dict[str, Any]], *, last: str = "") -> Reply:
     )
 
 
-_STATUS: Final = Numbers("a status code from 100 to 599", low=100, high=599, whole=True)
-
-
 class Fault:
     """Base class of faults; changes nothing by itself."""
 
@@ -164,7 +161,7 @@ class Answer(Fault):
     body: bytes | str | None = None
 
     def __post_init__(self) -> None:
-        check_number("status", self.status, _STATUS)
+        check_number("status", self.status, STATUS)
 
     def reply(self) -> Reply:
         given = self.headers.items() if isinstance(self.headers, Mapping) else self.headers

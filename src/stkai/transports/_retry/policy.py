@@ -26,6 +26,7 @@ from ..._checks import (
     AT_LEAST_ZERO,
     COUNT,
     POSITIVE_SECONDS,
+    STATUS,
     Numbers,
     can_carry_key,
     check_flag,
@@ -264,7 +265,7 @@ class RetryPolicy:
 def _status_codes(given: Collection[int]) -> tuple[int, ...]:
     try:
         codes = tuple(sorted(set(given)))
-        valid = all(100 <= code <= 599 for code in codes)
+        valid = all(STATUS.low <= code <= STATUS.high for code in codes)
     except TypeError:
         valid = False
     if not valid:
