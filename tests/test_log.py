@@ -113,7 +113,7 @@ LINES = [
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     clock = FakeClock()
     monkeypatch.setattr(SystemClock, "monotonic", clock.monotonic)
-    monkeypatch.setattr(_log, "_refusals", {})
+    monkeypatch.setattr(_log, "_rejections", {})
     return clock
 
 

@@ -123,7 +123,7 @@ class ReferenceResponse(StreamedResponse):
 
     @property
     def content(self) -> bytes:
-        """The body; a stream that nobody has begun to read is read now, also for `text` and `json()`."""
+        """The body; a stream that is still unread is read now, also for `text` and `json()`."""
         return self.read()
 
     def iter_lines(self, chunk_size: int | None = None, decode_unicode: bool = True) -> Iterator[Any]:

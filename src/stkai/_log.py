@@ -25,8 +25,8 @@ logger.addHandler(logging.NullHandler())
 LONG_WAIT: Final = 1.0
 """Seconds; a longer wait for a permit is logged at INFO."""
 
-REFUSAL_INTERVAL: Final = 10.0
-"""Seconds between warnings that a layer refuses requests."""
+REJECTION_INTERVAL: Final = 10.0
+"""Seconds between warnings that a layer rejects requests."""
 
 _LEVELS: Final = {
     "CallStarted": logging.DEBUG,
@@ -41,10 +41,10 @@ _LEVELS: Final = {
 }
 """Levels by the name of the event's class; any other event is INFO."""
 
-_refusals: Final[dict[str, tuple[float, int]]] = {}
-"""By layer: until when its refusals are logged at DEBUG, and how many were: a full queue refuses hundreds.
+_rejections: Final[dict[str, tuple[float, int]]] = {}
+"""By layer: until when its rejections are logged at DEBUG, and how many were: a full queue rejects hundreds.
 
-There is no lock: threads that refuse at the same moment may count one too few, or warn twice.
+There is no lock: threads that reject at the same moment may count one too few, or warn twice.
 """
 
 
@@ -52,7 +52,7 @@ def log_events(event: "events.Event") -> None:
     """Write an event to the logger `stkai`: the default listener.
 
     A call produces one line at INFO when it ends, plus one for each retry and each wait of more than a second; the rest
-    is DEBUG. Refusals by the stack's own limiter produce one WARNING per layer in 10 s, which counts the others.
+    is DEBUG. Rejections by the stack's own limiter produce one WARNING per layer in 10 s, which counts the others.
     """
     kind = type(event).__name__
     level = _LEVELS.get(kind, logging.INFO)
@@ -62,11 +62,11 @@ def log_events(event: "events.Event") -> None:
         return
     if kind == "Rejected":
         layer, now = getattr(event, "layer", ""), SystemClock.monotonic()
-        silent_until, left_out = _refusals.get(layer, (now, 0))
+        silent_until, left_out = _rejections.get(layer, (now, 0))
         if now < silent_until:
-            _refusals[layer], level = (silent_until, left_out + 1), logging.DEBUG
+            _rejections[layer], level = (silent_until, left_out + 1), logging.DEBUG
         else:
-            _refusals[layer] = now + REFUSAL_INTERVAL, 0
+            _rejections[layer] = now + REJECTION_INTERVAL, 0
             if left_out:
                 logger.log(level, "%s; %d more were refused before it", event, left_out)
                 return

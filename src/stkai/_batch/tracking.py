@@ -136,7 +136,7 @@ async def asend_tracked(
 def _begins_in(handle: Callable[..., object], client: Any, request: httpx.Request) -> bool:
     """Whether the client passes the request to this method of our layers, which may wait before they send anything.
 
-    A client that overrides `send` may pass on a request of its own making.
+    A client that overrides `send` may pass on another request.
     """
     send = getattr(type(client), "send", None)
     clients_of_httpx: Any = alike(httpx.Client, httpx.AsyncClient)

@@ -175,12 +175,12 @@ class Recorder:
         for metric, measure in _BY_EVENT.get(type(event), ()):
             value = measure(event)
             if value is not None:
-                labels = labels_of(event, *metric.labels)
-                for name, label in labels.items():
-                    known = self._known[name]
-                    if label not in known:
-                        if len(known) < _MAX_VALUES:
-                            known.add(label)
-                        else:
-                            labels[name] = OTHER
-                self._record[metric](value, labels)
+                labels = labels_of(event, *metric.labels).items()
+                self._record[metric](value, {name: self._limited(name, label) for name, label in labels})
+
+    def _limited(self, name: str, label: str | int) -> str | int:
+        known = self._known[name]
+        if label not in known and len(known) >= _MAX_VALUES:
+            return OTHER
+        known.add(label)
+        return label

@@ -29,7 +29,7 @@ class Chain:
     __slots__ = ("_is_challenged", "_is_redirected", "_request", "_signed", "queued", "started", "url")
 
     def __init__(self, request: httpx.Request, started: float) -> None:
-        self.started, self.url = started, home_of(request)  # Of the first request; in seconds of the clock.
+        self.started, self.url = started, first_url(request)  # Of the first request; in seconds of the clock.
         self.queued = 0.0  # Seconds that the earlier requests spent waiting for permits.
         self._request = weakref.ref(request)
         self._is_redirected = self._is_challenged = False
@@ -71,13 +71,13 @@ def chain_before(request: httpx.Request) -> Chain | None:
     return chain if isinstance(chain, Chain) and chain.includes(request) else None
 
 
-def home_of(request: httpx.Request) -> httpx.URL:
+def first_url(request: httpx.Request) -> httpx.URL:
     """The URL of the call's first request, even if `request` is sent again, for example by a retrying transport."""
     chain = request.extensions.get(CHAIN)
     return chain.url if isinstance(chain, Chain) else request.url
 
 
-def is_home(url: httpx.URL, request: httpx.Request) -> bool:
+def is_first_origin(url: httpx.URL, request: httpx.Request) -> bool:
     """Whether `url` has the same origin as the first request of the call that `request` belongs to."""
-    first = home_of(request)
+    first = first_url(request)
     return url is first or origin_of(url) == origin_of(first)

@@ -17,7 +17,7 @@ from ..._headers import Fields, copy_request, with_fields
 from ..._secrets import HoldsSecret, Secret, reveal
 from ..._urls import is_private, origin_of, parse_origin, show_origin
 from .._call import Attempt
-from .._redirect_chain import CHAIN, is_home
+from .._redirect_chain import CHAIN, is_first_origin
 from . import AuthProvider, has_own_headers, is_sendable, named_errors
 
 _EXPOSED: Final = (
@@ -125,7 +125,7 @@ class BearerAuth(HoldsSecret):
         if self.origins is not None:
             return origin_of(url) in self.origins
         first = attempt.request
-        if (url is not first.url or CHAIN in first.extensions) and not is_home(url, first):
+        if (url is not first.url or CHAIN in first.extensions) and not is_first_origin(url, first):
             return False
         if url.scheme != "https":
             self.require_private(url)

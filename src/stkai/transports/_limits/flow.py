@@ -106,7 +106,7 @@ class _LimitFlow(LayerBase):
     def _connected(
         self, limiter: Any, turn: Turn, plan: Plan, attempt: Attempt, request: httpx.Request, sent: float
     ) -> Steps[tuple[httpx.Request, float]]:
-        """Give the permit back and wait for a connection first: held meanwhile, it would be used late, with later ones.
+        """Return the permit and wait for a connection: held meanwhile, it would be used late, together with later ones.
 
         Returns the request with its connection, and when it got its permit. If it waits long for the permit, others may
         use the connection in the meantime. It keeps its place in the limiter's queue, and is the next to get a

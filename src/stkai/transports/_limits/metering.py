@@ -106,7 +106,7 @@ class Bill:
 
         A partially read body is settled only if it is an event stream, or if the request was refused (4xx).
 
-        After None, an invalid number, an exception or too long a body, the estimate stays; the caller gets the answer.
+        After None, an invalid number, an exception or too long a body, the call keeps its estimate.
         """
         content_type = self._headers.get("content-type", "").lower()
         is_known = content_type.startswith("text/event-stream") or httpx.codes.is_client_error(self._status)

@@ -69,7 +69,7 @@ def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
             if isinstance(wait, REAL) and wait > 0:
                 left = end - now
                 if wait > left + TICK and (left <= TICK or not (turn.is_guess or turn.certain <= left)):
-                    raise _refused(context, layer, attempt, most, wait, now - start, now)
+                    raise _rejection(context, layer, attempt, most, wait, now - start, now)
                 if reserved and now - held_since + wait > _MAX_IDLE:
                     reserved.pop().unused()
                 if again is not None and not reserved and not turn.is_guess:
@@ -123,7 +123,7 @@ def _sleep(context: Context, turn: Turn, wait: float, left: float) -> Sleep:
     return Sleep(seconds, turn if wakes or (is_long and seconds >= NAP) else None)
 
 
-def _refused(
+def _rejection(
     context: Context, layer: str, attempt: Attempt, most: float | None, wait: float, waited: float, now: float
 ) -> Exception:
     """Report that the wait would be too long; returns the error to raise."""

@@ -57,7 +57,7 @@ class StoreClient:
             self._limit = _time_limits.setdefault(id(self.store), TimeLimit(_STORE_TIMEOUT, "the store"))
         self.loss = ""  # Why the store was lost, until listeners are notified: never while the lock is held.
         # By id, not a WeakSet: threads may add to it while another one iterates over it.
-        self._audience: WeakValueDictionary[int, Any] = WeakValueDictionary()
+        self._layers: WeakValueDictionary[int, Any] = WeakValueDictionary()
         self._last_call = _NO_CALL
         self._disagreed: Quota | None = None
         self._noted, self._ahead = _clock.monotonic(), 0.0
@@ -214,7 +214,7 @@ class StoreClient:
 
     def subscribe(self, layer: Any) -> None:
         """Also notify the listener in this layer's `context`; each listener is notified once."""
-        self._audience[id(layer)] = layer
+        self._layers[id(layer)] = layer
 
     def _announce_loss(self) -> None:
         with Queue.lock:
@@ -225,7 +225,7 @@ class StoreClient:
 
     def _emit(self, kind: Callable[..., Event], **facts: Any) -> None:
         listeners: dict[int, Any] = {}
-        for layer in filter(None, [known() for known in self._audience.valuerefs()]):
+        for layer in filter(None, [known() for known in self._layers.valuerefs()]):
             listener = layer.context.listener
             each = listener.each if isinstance(listener, Listeners) else (listener,)
             listeners.update((id(one), one) for one in each)

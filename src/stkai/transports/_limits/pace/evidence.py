@@ -32,8 +32,8 @@ _MAX_ALLOWED: Final = 4.0  # With a larger C, the rate grows fast anyway, and a 
 
 # The evidence for a window is the logarithm of how much less likely the outcomes of the tests are with a bucket.
 _WINDOW_EVIDENCE: Final = 4.0
-_EVIDENCE_PER_ROW: Final = 1.5  # At most, from one row of refusals: everybody may have been silent before.
-_TESTED_AFTER: Final = 20.0  # Seconds. In the cold start, everybody is silent for long.
+_EVIDENCE_PER_ROW: Final = 1.5  # At most, from one row of refusals: all senders may have been idle before.
+_TESTED_AFTER: Final = 20.0  # Seconds. In the cold start, all senders are idle for long.
 _FEWER_TESTS: Final = 4  # Factor by which tests become rarer with each that is refused.
 _MAX_ROWS: Final = 64  # Rows of refusals per test, at most.
 
@@ -110,8 +110,8 @@ class Refill:
 class WindowTest:
     """Finds out whether a server counts in windows: the end of a window makes room for many requests at once.
 
-    A bucket makes room for one request after the other. So when a row of refusals has ended, another request goes at
-    once. While it is accepted, so does the next one, until this row has shown enough.
+    A bucket makes room for one request after the other. So when a row of refusals has ended, another request is sent at
+    once, as a test. After each test that is accepted, the next one follows, until this row has shown enough.
     """
 
     def __init__(self, since: float) -> None:

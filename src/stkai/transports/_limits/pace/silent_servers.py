@@ -55,7 +55,7 @@ _STRICT_STEP: Final = 0.08  # b.
 _STRICT_PATIENCE: Final = 40.0
 _MIN_STRICT_PATIENCE: Final = 0.4  # Gaps: the lower bound of T.
 
-# A strict server that refuses a larger fraction than this may be an emptied bucket: the rate stays.
+# A strict server that refuses a larger fraction than this may be an emptied bucket: the rate does not grow.
 _MAX_COLLISIONS: Final = 0.7
 
 _USUAL_REFUSALS: Final = 0.05  # The usual value of p.

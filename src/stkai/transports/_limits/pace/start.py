@@ -18,7 +18,7 @@ _BURST: Final = 3.0  # Requests that may be sent at once before the first answer
 # Fraction of a window's quota that may be released early, one permit per success.
 _EARLY_FRACTION: Final = 0.25
 _DOUBLING_TIME: Final = 1 / 4  # Windows in which the rate doubles while requests are held back.
-_MIN_DOUBLING_TIME: Final = 1.0  # Seconds, a few round trips: nothing is learned before an answer comes back.
+_MIN_DOUBLING_TIME: Final = 1.0  # Seconds, a few round trips: nothing is learned before an answer arrives.
 
 # The first refusal is due to a burst, not to the rate, if requests were sent faster than this multiple of the rate, and
 # either they used less than this fraction of a window's quota, or the server asks for a wait of less than this fraction
