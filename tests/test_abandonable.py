@@ -12,6 +12,7 @@ from stkai._abandonable import AbandonableWork, GivenUpError, Latch, do_within, 
 from stkai.transports._limits.limiter import Turn
 
 from .support.interrupts import Interrupt, needs_opcodes
+from .support.threads import wait_until
 
 
 @pytest.mark.real_time
@@ -62,8 +63,8 @@ def test_a_sleeper_may_be_woken_more_than_once() -> None:
     latch, turn = Latch(), Turn()
     waiter = threading.Thread(target=latch.wait, args=(30.0, turn), daemon=True)
     waiter.start()
-    while turn.wake is None:
-        time.sleep(0.001)
+    wait_until(lambda: turn.wake is not None)
+    assert turn.wake is not None
     for _ in range(3):
         turn.wake()
     waiter.join(10.0)

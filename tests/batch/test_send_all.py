@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
 import weakref
 from collections import Counter
@@ -31,6 +30,7 @@ from stkai._batch.append_file import WriteError
 from stkai._batch.journal import Journal
 from stkai.testing import FakeClock
 
+from ..support.threads import wait_until
 from ..support.world import World
 
 URL = "https://api.test/{}"
@@ -434,8 +434,7 @@ def test_a_loop_goes_on_with_the_threads_that_the_system_allows(monkeypatch: pyt
     monkeypatch.setattr(threading.Thread, "start", start_three)
     sent = stkai.send_all(client(World("sync"), answer), requests(21), max_in_flight=5)
     assert [outcome.error for outcome in sent] == [None] * 21
-    while threads_of_loops():
-        time.sleep(0.001)
+    wait_until(lambda: not threads_of_loops())
     idle_workers.drop()
     with pytest.raises(stkai.StkaiError, match="can't start new thread"):
         next(stkai.send_all(client(World("sync")), requests(1)))
@@ -465,8 +464,7 @@ def test_an_interrupt_drops_what_waits_for_a_permit() -> None:
 
     def interrupted() -> Iterator[httpx.Request]:
         yield from requests(2)
-        while not bucket.waiting:
-            stkai.SystemClock().sleep(0.001)
+        wait_until(lambda: bucket.waiting > 0)
         raise KeyboardInterrupt
 
     limited = client(World("sync"), answer, rate_limit=bucket)
@@ -491,8 +489,7 @@ def test_close_ends_the_waits_of_a_client_of_httpx_over_a_stack() -> None:
         response = next(outcomes).response
         assert response is not None
         assert response.request is mine[sent[0]]
-        while not bucket.waiting:
-            time.sleep(0.001)
+        wait_until(lambda: bucket.waiting > 0)
         outcomes.close()
         assert len(sent) == 1
         assert mounted.send(mine[0]).status_code == 200, "the client and the request are as before"
@@ -506,8 +503,7 @@ async def test_closing_the_client_wakes_what_waits_for_a_permit(world: World) ->
     loop: Any = send(limited, requests(2))
     following = loop.__anext__ if world.is_async else loop.__next__
     assert (await world.call(following)).response is not None
-    while not bucket.waiting:
-        await world.sleep(stkai.SystemClock(), 0.001)
+    await world.until(lambda: bucket.waiting > 0)
     await world.close(limited)
     late = await world.call(following)
     assert isinstance(late.error, RuntimeError)

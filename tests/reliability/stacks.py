@@ -1,10 +1,7 @@
 """Helpers of the tests in this folder: clients over real sockets or a script, and what they leave open."""
 
-import time
-from collections.abc import Callable
 from typing import Any
 
-import anyio.lowlevel
 import httpx
 
 import stkai
@@ -44,11 +41,3 @@ def provider_of(server: QuotaServer, **options: Any) -> stkai.ClientCredentialsA
 def busy_connections(wire: Any) -> list[str]:
     """The connections of an httpx transport that are still in use; httpx itself does not say."""
     return [str(connection) for connection in wire._pool.connections if not connection.is_idle()]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the other tasks run until a condition holds."""
-    end = time.monotonic() + 30.0
-    while not condition():
-        assert time.monotonic() < end, "it never came to be"
-        await anyio.lowlevel.checkpoint()

@@ -17,7 +17,7 @@ import stkai
 from stkai import RetryPolicy, TokenBucket
 from stkai.testing import Answer, Hang, QuotaServer
 
-from ..support.threads import own_threads
+from ..support.threads import own_threads, wait_until
 from ..support.world import NAMES, World
 from .hostile import drip, hostile
 from .stacks import busy_connections, client_of, provider_of, wire_of
@@ -185,14 +185,6 @@ def test_threads_that_wait_for_a_slow_server_end_when_it_answers() -> None:
             assert len(running()) <= 8 + 4 + 1
         client.close()
         wait_until(lambda: running() == [], running)
-
-
-def wait_until(condition: Callable[[], bool], found: Callable[[], object] = lambda: None) -> None:
-    """Wait for other threads to finish; `found` tells what is there if they don't."""
-    end = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < end, found()
-        time.sleep(0.005)
 
 
 async def no_connection_is_busy(world: World, wire: Any) -> None:

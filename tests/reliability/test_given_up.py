@@ -52,13 +52,6 @@ def wires(world: World) -> dict[str, Callable[[], Any]]:
     return {"stkai's": lambda: make(config), "httpx's": lambda: wire_of(world)}
 
 
-async def wait_for(condition: Callable[[], bool], world: World) -> None:
-    end = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < end, "it never came to be"
-        await world.sleep(stkai.SystemClock(), 0.01)
-
-
 # Nothing is sent
 
 
@@ -105,7 +98,7 @@ async def test_a_post_whose_host_is_found_too_late_is_not_sent(
         with pytest.raises(DeadlineExceededError):
             client.send(request)
         found.set()
-        await wait_for(lambda: calls() == [], world)
+        await world.until(lambda: calls() == [])
     assert server.requests == 0
     assert not any("send_request" in name for name in traced)
     assert "connection.connect_tcp.started" in traced, "the caller's own trace is called as well"
@@ -130,7 +123,7 @@ async def test_ctrl_c_during_a_wait_for_a_full_pool_sends_nothing_later(
         with ctrl_c(calls):
             client.post(server.url, deadline=30)
         held.close()
-        await wait_for(lambda: calls() == [], world)
+        await world.until(lambda: calls() == [])
     assert server.requests == 1
     client.close()
 
@@ -244,7 +237,7 @@ async def test_a_head_that_arrives_byte_by_byte_holds_no_connection_after_the_de
             assert (await world.call(client.get, url)).content == b"body"
         with pytest.raises(DeadlineExceededError):
             await world.call(client.get, url, deadline=SHORT)
-        await wait_for(lambda: calls() == [], world)
+        await world.until(lambda: calls() == [])
         assert (await world.call(client.get, url)).content == b"body", "the only connection is free"
         assert connections == 2
         await world.close(client)
@@ -287,7 +280,7 @@ async def test_a_final_429_whose_body_stalls_is_raised_at_once_with_what_has_arr
         assert time.monotonic() - start < SOON
         response = caught.value.response
         assert (response.headers["retry-after"], response.content) == ("7", b"half")
-        await wait_for(lambda: not busy_connections(wire), world)
+        await world.until(lambda: not busy_connections(wire))
         await world.close(client)
 
 
@@ -457,7 +450,7 @@ async def test_closing_a_client_wakes_the_calls_that_wait_for_a_permit(world: Wo
     await world.call(client.post, "http://a.example/")
 
     async def close() -> None:
-        await wait_for(lambda: limiter.waiting == 2, world)
+        await world.until(lambda: limiter.waiting == 2)
         await world.close(client)
 
     post = lambda: world.call(client.post, "http://a.example/")  # noqa: E731
@@ -484,7 +477,7 @@ async def test_closing_a_client_ends_the_calls_that_wait_for_a_token(
         client = client_of(world, auth=provider, retry=RetryPolicy(), transport=wires(world)["stkai's"]())
 
         async def close() -> None:
-            await wait_for(asked.is_set, world)
+            await world.until(asked.is_set)
             await world.close(client)
 
         get = lambda: world.call(client.get, url, timeout=30, deadline=deadline)  # noqa: E731

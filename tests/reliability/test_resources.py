@@ -19,7 +19,7 @@ from ..support.forked import forkserver
 from ..support.threads import own_threads
 from ..support.wire import Wire
 from ..support.world import World
-from .stacks import client_of, provider_of, until, wire_of
+from .stacks import client_of, provider_of, wire_of
 
 
 @pytest.mark.real_time
@@ -78,7 +78,7 @@ def test_calls_cancelled_on_the_wire_release_their_connections(server: QuotaServ
         for _ in range(20):
             expected = len(server.requests) + 5
             tasks = [asyncio.create_task(client.post(f"{server.url}/v1/none")) for _ in range(5)]
-            await until(lambda: len(server.requests) == expected)  # noqa: B023 - awaited right here
+            await world.until(lambda: len(server.requests) == expected)  # noqa: B023 - awaited right here
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

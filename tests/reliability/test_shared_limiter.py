@@ -19,7 +19,7 @@ from stkai.transports import Turn
 from ..support.interrupts import ctrl_c
 from ..support.wire import Wire
 from ..support.world import World
-from .stacks import busy_connections, client_of, provider_of, until, wire_of
+from .stacks import busy_connections, client_of, provider_of, wire_of
 
 URL = "https://api.example.com/v1"
 
@@ -70,11 +70,11 @@ async def test_permits_of_cancelled_requests_go_to_later_ones(event_loop: World,
         scopes = [anyio.CancelScope() for _ in range(20)]
         for scope in scopes:
             group.start_soon(post_within, scope)
-        await until(lambda: policy.waiting == 20)
+        await event_loop.until(lambda: policy.waiting == 20)
         await clock.asleep(0.05)
         for scope in scopes[::2]:
             scope.cancel()
-        await until(lambda: policy.waiting == 10)
+        await event_loop.until(lambda: policy.waiting == 10)
         for _ in range(10):
             group.start_soon(client.post, URL)
     assert len(arrivals.instants) == burst + 20
@@ -136,7 +136,7 @@ def test_a_timeout_around_a_call_waiting_for_a_permit_leaves_nothing_behind(how:
                     await asyncio.wait_for(call(), 0.05)
             elif how == "Task.cancel":
                 task = asyncio.create_task(call())
-                await until(lambda: policy.waiting == 1)
+                await world.until(lambda: policy.waiting == 1)
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
@@ -235,7 +235,7 @@ async def test_after_a_suspend_waiters_neither_burst_nor_stall(event_loop: World
     async with anyio.create_task_group() as group:
         for _ in range(40):
             group.start_soon(client.post, URL)
-        await until(lambda: policy.waiting == 38)
+        await event_loop.until(lambda: policy.waiting == 38)
         clock.advance(jump)
     assert len(arrivals.instants) == 40
     at_once = [instant for instant in arrivals.instants if instant == jump]
@@ -296,7 +296,7 @@ def test_two_thousand_cancelled_tasks_leave_an_empty_queue() -> None:
 
     async def main() -> None:
         tasks = [asyncio.create_task(client.post(URL)) for _ in range(2_000)]
-        await until(lambda: policy.waiting == 1_999)
+        await world.until(lambda: policy.waiting == 1_999)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

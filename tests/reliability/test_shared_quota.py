@@ -28,9 +28,9 @@ from stkai import TokenBucket
 from stkai.stores import FileStore
 from stkai.transports import TokenBucketTransport
 
+from ..support import world
 from ..support.forked import Forked
 from ..support.redis_servers import Server, installed
-from .stacks import until
 
 pytestmark = pytest.mark.real_time
 
@@ -175,7 +175,7 @@ def test_a_service_whose_clients_disconnect_keeps_to_its_quota_and_leaves_nobody
                 port = server.sockets[0].getsockname()[1]
                 end = time.monotonic() + 1.5
                 await asyncio.gather(*(visit(port, patience, end) for patience in [0.1] * 60 + [10.0] * 5))
-                await until(lambda: visits["closed"] == visits["accepted"])
+                await world.World("asyncio").until(lambda: visits["closed"] == visits["accepted"])
 
     asyncio.run(main())
     assert_within_the_quota(sent)

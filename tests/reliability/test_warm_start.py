@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from stkai import AimdLimiter
 
 from ..support.forked import Forked
+from ..support.threads import wait_until
 
 pytestmark = pytest.mark.real_time
 
@@ -99,9 +99,7 @@ def test_a_killed_program_has_already_saved_its_rate(
     process = start(tmp_path, "wait")
     assert process.stdout is not None
     _, found = (float(process.stdout.readline()) for _ in range(2))
-    until = time.monotonic() + 30
-    while not [path for path in saved(tmp_path) if path.suffix == ".json"] and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_until(lambda: any(path.suffix == ".json" for path in saved(tmp_path)))
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == -number

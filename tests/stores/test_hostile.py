@@ -22,6 +22,7 @@ from stkai.transports import limiter
 from stkai.transports._limits.queue import Queue
 
 from ..support.redis_servers import KINDS, Server, installed
+from ..support.threads import wait_until
 from .clients import Client, ask, patient_store
 
 
@@ -219,10 +220,7 @@ def test_a_store_whose_directory_is_replaced_again_and_again_is_still_shared(tmp
         first.lease(ask())
         shutil.rmtree(directory)
         directory.mkdir(mode=0o700)
-        until = time.monotonic() + 10
-        while first.lease(ask("a")).members + second.lease(ask("b")).members < 4:
-            assert time.monotonic() < until, "they never met again"
-            time.sleep(0.01)
+        wait_until(lambda: first.lease(ask("a")).members + second.lease(ask("b")).members == 4)
 
 
 @pytest.mark.real_time

@@ -44,6 +44,11 @@ class Waiter:
         self.turn = Turn(cost=self.cost, priority=self.priority)
 
 
+def arrivals(gaps: Iterable[float], rate: float = 1.0) -> list[Waiter]:
+    """Waiters that arrive one after the other, at these intervals, counted in permits at this rate."""
+    return [Waiter(now) for now in itertools.accumulate(gap / rate for gap in gaps)]
+
+
 def drive(queue: Queue, waiters: Iterable[Waiter], chance: Callable[[], float] = lambda: 0.5) -> list[Waiter]:
     """Let everybody arrive, wait, and go or leave; returns those who went, in order."""
     order = itertools.count()

@@ -1,8 +1,10 @@
 """Threads that do something at the same time, and those that a test has started."""
 
 import gc
+import select
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +36,14 @@ def together(*work: Callable[[], T], switching: float | None = None) -> list[T]:
             return [future.result() for future in [pool.submit(run, one) for one in work]]
     finally:
         sys.setswitchinterval(interval)
+
+
+def wait_until(condition: Callable[[], bool], found: Callable[[], object] = lambda: "never happened") -> None:
+    """Wait for what another thread or process brings about; `found` says what there is instead after half a minute."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, found()
+        select.select((), (), (), 0.001)  # Unlike time.sleep, this may be used in all tests.
 
 
 @contextmanager

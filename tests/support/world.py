@@ -108,8 +108,8 @@ class World:
     # Time and concurrency
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for what a server or another thread brings about."""
-        end = time.monotonic() + 10
+        """Wait for what a server, another thread or another task brings about."""
+        end = time.monotonic() + 30
         while not condition():
             assert time.monotonic() < end, "it never came to be"
             if self.is_async:

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from stkai.transports import auth, retry, token_bucket
 
 from ..support.crowd import took
 from ..support.event_log import EventLog
+from ..support.threads import wait_until
 from ..support.wire import Answer
 from ..support.world import World
 from . import hedge as hedging
@@ -97,14 +97,6 @@ class Bench:
         self.stopped.set()
         if not self.world.is_async:
             wait_until(lambda: self.wire.open <= 1)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for other threads to finish."""
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def never() -> Answer:

@@ -22,7 +22,7 @@ from stkai import HttpConfig
 from stkai._wire import AsyncDefaultWire, DefaultWire, WirePerLoop
 
 from ..support.listening import listening
-from ..support.threads import together
+from ..support.threads import together, wait_until
 from ..support.world import NAMES, World
 from .raw import ENDLESS, WHOLE, RawServer, raw_server
 
@@ -366,7 +366,7 @@ def test_one_client_serves_successive_event_loops(server: RawServer, held: bool)
     streams.clear()
     gc.collect()
     assert server.connections == 6
-    World("sync").run(World("sync").until(lambda: server.open == 0))
+    wait_until(lambda: server.open == 0)
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -405,7 +405,7 @@ def test_two_concurrent_event_loops_do_not_interfere(server: RawServer) -> None:
     together(*[partial(World(name).run, use()) for name in ("asyncio", "trio")])
     assert answers == [b"body"] * 42
     assert server.connections == 2
-    World("sync").run(World("sync").until(lambda: server.open == 0))
+    wait_until(lambda: server.open == 0)
 
 
 @pytest.mark.no_cover

@@ -2,7 +2,6 @@
 
 import random
 import threading
-import time
 from typing import Any
 
 import anyio
@@ -16,6 +15,7 @@ from stkai.testing import FakeClock
 from stkai.transports import Turn
 from stkai.transports._limits import in_flight, queue
 
+from ...support.threads import wait_until
 from ...support.world import World
 
 
@@ -201,10 +201,7 @@ def test_threads_get_a_slot_at_once_and_in_order() -> None:
             release.acquire()
 
     def expect(count: int, waiting: int) -> None:
-        until = time.monotonic() + 10
-        while (len(started), policy.waiting) != (count, waiting) and time.monotonic() < until:
-            time.sleep(0.001)
-        assert (len(started), policy.waiting) == (count, waiting)
+        wait_until(lambda: (len(started), policy.waiting) == (count, waiting))
 
     threads = [threading.Thread(target=visit, args=(number,)) for number in range(8)]
     for number, thread in enumerate(threads):

@@ -21,7 +21,7 @@ from stkai.transports._limits.sources import TICK, Source
 from stkai.transports._limits.sources.request_limits import Rate
 from stkai.transports._limits.sources.units import Units
 
-from ...support.crowd import Waiter, drive, most_in_excess, took
+from ...support.crowd import Waiter, arrivals, drive, most_in_excess, took
 from ...support.threads import together
 
 rates = st.floats(0.01, 10_000)
@@ -48,15 +48,6 @@ def seconds(queue: Queue, turn: Turn, now: float) -> float:
 def periodic_asks(waiter: Waiter) -> float:
     """How often it may look whether something has changed: once a second."""
     return 1.001 * (waiter.went - waiter.arrives)
-
-
-def arrivals(gaps: list[float], rate: float) -> list[Waiter]:
-    """Waiters that arrive one after the other, at these intervals, counted in permits."""
-    now, waiters = 0.0, []
-    for gap in gaps:
-        now += gap / rate
-        waiters.append(Waiter(now))
-    return waiters
 
 
 gap_lists = st.lists(

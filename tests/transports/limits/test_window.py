@@ -15,19 +15,11 @@ from stkai.stores import MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Attempt, Call, Context, Sleep, Turn, token_bucket
 
-from ...support.crowd import Waiter, drive, took
+from ...support.crowd import arrivals, drive, took
 from ...support.shares import wait_for
 from ...support.world import World
 
 gaps = st.lists(st.sampled_from([0.0, 0.0, 0.01, 1.0, 7.0]) | st.floats(0, 20), min_size=1, max_size=30)
-
-
-def arrivals(given: list[float]) -> list[Waiter]:
-    now, waiters = 0.0, []
-    for gap in given:
-        now += gap
-        waiters.append(Waiter(now))
-    return waiters
 
 
 def most_in(instants: list[float], window: float) -> int:
