@@ -31,7 +31,7 @@ def test_asyncio_is_found_beside_a_trio_from_before_2024(monkeypatch: pytest.Mon
     assert trio.run(find) is None
 
 
-def test_a_loop_that_was_broken_off_is_not_woken_and_disturbs_nobody() -> None:
+def test_a_loop_that_was_broken_off_is_not_woken_and_disturbs_no_other() -> None:
     """A trio run that ends like this (an exception inside trio, a guest whose host has ended) counts as running."""
 
     class Abandoned:

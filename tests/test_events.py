@@ -74,7 +74,7 @@ def test_an_event_is_a_frozen_dataclass_with_named_fields_only(event: Event) -> 
 
 
 async def test_a_listener_gets_every_event_with_its_reason(world: World) -> None:
-    clock, heard = FakeClock(), EventLog()
+    clock, log = FakeClock(), EventLog()
     bucket = TokenBucket(1, 10.0, burst=1)
     limiter = AimdLimiter(60, 60.0, penalty_factor=0.5)
     layers = [
@@ -83,24 +83,24 @@ async def test_a_listener_gets_every_event_with_its_reason(world: World) -> None
         token_bucket(bucket),
         adaptive(limiter),
     ]
-    stack = StackBuilder(layers, clock=clock, listener=heard, random=lambda: 0.0)
+    stack = StackBuilder(layers, clock=clock, listener=log, random=lambda: 0.0)
     transport = world.build(stack, world.wire(503, 429, 200))
     await world.read(await world.send(transport, httpx.Request("POST", URL)))
     options = {"stkai": RequestOptions(retry=None, max_wait_time=1.0)}
     with pytest.raises(stkai.TokenAcquisitionTimeoutError):
         await world.send(transport, httpx.Request("POST", URL, extensions=options))
 
-    assert heard.of(TokenRenewed) == [TokenRenewed(call=CALL, seconds=0.0, reason="none was valid")]
-    assert heard.of(RetryScheduled) == [
+    assert log.of(TokenRenewed) == [TokenRenewed(call=CALL, seconds=0.0, reason="none was valid")]
+    assert log.of(RetryScheduled) == [
         RetryScheduled(call=CALL, attempt=1, delay=1.0, cause="503 Service Unavailable"),
         RetryScheduled(call=nth(2), attempt=2, delay=0.0, cause="429 Too Many Requests"),
     ]
-    assert heard.of(RateChanged)[0] == RateChanged(
+    assert log.of(RateChanged)[0] == RateChanged(
         call=nth(2), old=1.0, new=0.5, reason="429 Too Many Requests"
     )
-    first = heard.of(Waited)[0]
+    first = log.of(Waited)[0]
     assert (first.layer, first.seconds, first.call) == ("token_bucket", pytest.approx(9.0), nth(2))
-    (rejected,) = heard.of(Rejected)
+    (rejected,) = log.of(Rejected)
     assert (rejected.layer, rejected.limit) == ("token_bucket", 1.0)
     assert rejected.wait > 1.0
 
@@ -110,17 +110,17 @@ def nth(attempt: int) -> CallInfo:
 
 
 async def test_events_report_a_call_from_start_to_end_with_each_attempt(world: World) -> None:
-    clock, heard = FakeClock(), EventLog()
+    clock, log = FakeClock(), EventLog()
 
     async def wire(_: httpx.Request) -> Answer:
         await world.sleep(clock, 2.0)
         return httpx.ConnectError("refused") if clock.monotonic() < 3 else 200
 
     stack = StackBuilder(
-        [retry(RetryPolicy(initial_delay=1.0))], clock=clock, listener=heard, random=lambda: 0.0
+        [retry(RetryPolicy(initial_delay=1.0))], clock=clock, listener=log, random=lambda: 0.0
     )
     await world.send(world.build(stack, world.wire(wire)), httpx.Request("POST", URL))
-    assert heard.of(Event) == [
+    assert log.of(Event) == [
         CallStarted(call=CALL),
         AttemptStarted(call=CALL, resend_count=0),
         AttemptFinished(call=CALL, error="ConnectError", seconds=2.0),
@@ -129,14 +129,14 @@ async def test_events_report_a_call_from_start_to_end_with_each_attempt(world: W
         AttemptFinished(call=nth(2), status=200, seconds=2.0),
         CallFinished(call=nth(2), status=200, attempts=2, seconds=5.0),
     ]
-    assert len({event.call.id for event in heard.events}) == 1
+    assert len({event.call.id for event in log.events}) == 1
 
 
 @pytest.mark.parametrize(
     "outcome", [200, 503, httpx.ReadError("reset"), KeyboardInterrupt(), SystemExit()], ids=repr
 )
 async def test_every_call_has_exactly_one_start_and_one_end(world: World, outcome: Any) -> None:
-    heard = EventLog()
+    log = EventLog()
 
     def wire(_: httpx.Request) -> Answer:
         if isinstance(outcome, BaseException):
@@ -144,7 +144,7 @@ async def test_every_call_has_exactly_one_start_and_one_end(world: World, outcom
         return int(outcome)
 
     stack = StackBuilder(
-        [retry(), auth(Provider()), token_bucket(TokenBucket(10, 1.0))], clock=FakeClock(), listener=heard
+        [retry(), auth(Provider()), token_bucket(TokenBucket(10, 1.0))], clock=FakeClock(), listener=log
     )
     transport = world.build(stack, world.wire(wire))
     if isinstance(outcome, BaseException):
@@ -153,10 +153,10 @@ async def test_every_call_has_exactly_one_start_and_one_end(world: World, outcom
         assert caught.value is outcome
     else:
         await world.send(transport, httpx.Request("POST", URL))
-    (start,) = heard.of(CallStarted)
-    (end,) = heard.of(CallFinished)
+    (start,) = log.of(CallStarted)
+    (end,) = log.of(CallFinished)
     assert start == CallStarted(call=CALL)
-    assert heard.events[-1].call.id == heard.events[0].call.id
+    assert log.events[-1].call.id == log.events[0].call.id
     if isinstance(outcome, int):
         assert (end.status, end.error) == (outcome, None)
     else:
@@ -165,44 +165,44 @@ async def test_every_call_has_exactly_one_start_and_one_end(world: World, outcom
 
 @pytest.mark.worlds("asyncio", "trio")
 async def test_a_cancelled_call_also_reports_its_end(world: World) -> None:
-    heard = EventLog()
+    log = EventLog()
 
     async def wire(_: httpx.Request) -> Answer:
         group.cancel_scope.cancel()
         await anyio.Event().wait()
         return 200
 
-    transport = world.build(StackBuilder([retry()], clock=FakeClock(), listener=heard), world.wire(wire))
+    transport = world.build(StackBuilder([retry()], clock=FakeClock(), listener=log), world.wire(wire))
     async with anyio.create_task_group() as group:
         group.start_soon(world.send, transport, httpx.Request("POST", URL))
     name = anyio.get_cancelled_exc_class().__name__
-    assert [type(event) for event in heard.events] == [
+    assert [type(event) for event in log.events] == [
         CallStarted,
         AttemptStarted,
         AttemptFinished,
         CallFinished,
     ]
-    assert heard.events[-1].error == name
+    assert log.events[-1].error == name
 
 
 async def test_layers_on_both_sides_of_another_transport_report_one_call(world: World) -> None:
-    heard = EventLog()
-    context = Context(clock=FakeClock(), listener=heard)
+    log = EventLog()
+    context = Context(clock=FakeClock(), listener=log)
     inner = world.layer(token_bucket(TokenBucket(1, 2.0)), world.wire(503, 200), context=context)
     transport = world.layer(retry(), Foreign(inner), context=context)
     response = await world.send(transport, httpx.Request("POST", URL))
     assert response.extensions["stkai"].attempts == 2
     assert response.extensions["stkai"].queued == pytest.approx(1.5, abs=0.2)
-    assert len(heard.of(CallStarted)) == len(heard.of(CallFinished)) == 1
-    assert len({event.call.id for event in heard.events}) == 1
+    assert len(log.of(CallStarted)) == len(log.of(CallFinished)) == 1
+    assert len({event.call.id for event in log.events}) == 1
 
 
 async def test_tokens_and_query_strings_appear_in_no_event_and_no_log(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock, heard = FakeClock(), EventLog()
+    clock, log = FakeClock(), EventLog()
     wire_script = (httpx.ConnectError("refused"), 401, 503, 429, 200)
-    for listener in (heard, None):
+    for listener in (log, None):
         layers = [
             retry(RetryPolicy(5)),
             auth(Provider()),
@@ -214,9 +214,9 @@ async def test_tokens_and_query_strings_appear_in_no_event_and_no_log(
         with caplog.at_level(logging.DEBUG, "stkai"):
             for _ in range(2):
                 await world.read(await world.send(transport, httpx.Request("POST", URL)))
-    assert len(heard.events) >= 4
+    assert len(log.events) >= 4
     assert len(caplog.records) >= 4
-    assert "secret" not in caplog.text + repr(heard.events)
+    assert "secret" not in caplog.text + repr(log.events)
 
 
 @pytest.mark.parametrize(
@@ -240,11 +240,11 @@ async def test_the_words_of_a_server_are_one_short_line_that_no_terminal_interpr
 
 
 async def test_an_uneventful_call_reports_only_its_start_attempt_and_end(world: World) -> None:
-    heard = EventLog()
+    log = EventLog()
     layers = [retry(), token_bucket(TokenBucket(10, 1.0)), adaptive(AimdLimiter(100, 1.0))]
-    transport = world.build(StackBuilder(layers, clock=FakeClock(), listener=heard), world.wire(200))
+    transport = world.build(StackBuilder(layers, clock=FakeClock(), listener=log), world.wire(200))
     await world.send(transport, httpx.Request("POST", URL))
-    assert heard.of(Event) == [
+    assert log.of(Event) == [
         CallStarted(call=CALL),
         AttemptStarted(call=CALL),
         AttemptFinished(call=CALL, status=200, seconds=0.0),
@@ -286,19 +286,19 @@ async def test_a_header_of_a_listener_that_cannot_be_sent_is_logged_and_left_out
 async def test_an_interrupt_in_a_listener_leaves_nothing_open_and_every_start_has_an_end(
     world: World, kind: type[Event]
 ) -> None:
-    heard = EventLog()
+    log = EventLog()
 
     def interrupt(event: Event) -> None:
         if isinstance(event, kind):
             raise KeyboardInterrupt
 
     wire = world.wire(503, 200)
-    stack = StackBuilder([retry()], clock=FakeClock(), listener=[heard, interrupt])
+    stack = StackBuilder([retry()], clock=FakeClock(), listener=[log, interrupt])
     with pytest.raises(KeyboardInterrupt):
         await world.send(world.build(stack, wire), httpx.Request("GET", URL))
     assert wire.open == 0
-    assert len(heard.of(CallStarted)) == len(heard.of(CallFinished)) == 1
-    assert len(heard.of(AttemptStarted)) == len(heard.of(AttemptFinished))
+    assert len(log.of(CallStarted)) == len(log.of(CallFinished)) == 1
+    assert len(log.of(AttemptStarted)) == len(log.of(AttemptFinished))
 
 
 @pytest.mark.worlds("sync", "asyncio")
@@ -309,13 +309,13 @@ async def test_a_call_has_an_end_if_an_interrupt_comes_while_its_error_is_descri
         raise KeyboardInterrupt
 
     monkeypatch.setattr("stkai.transports._context.cure_of", interrupt)
-    heard = EventLog()
+    log = EventLog()
     layer = world.build(
-        StackBuilder([retry(RetryPolicy(0))], listener=[heard]), world.wire(httpx.ReadError(""))
+        StackBuilder([retry(RetryPolicy(0))], listener=[log]), world.wire(httpx.ReadError(""))
     )
     with pytest.raises(KeyboardInterrupt):
         await world.send(layer, httpx.Request("GET", URL))
-    assert [event.error for event in heard.of(CallFinished)] == ["ReadError"]
+    assert [event.error for event in log.of(CallFinished)] == ["ReadError"]
 
 
 async def test_a_listener_runs_in_the_thread_of_its_request(world: World) -> None:

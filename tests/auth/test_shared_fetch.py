@@ -16,7 +16,7 @@ from ..support.wire import Wire
 
 def test_a_caller_that_arrives_just_after_a_renewal_does_not_renew_again() -> None:
     class Interleaved(FakeClock):
-        """On its first reading, somebody else fetches a token between the cache check and the fetch."""
+        """On its first reading, another caller fetches a token between the cache check and the fetch."""
 
         armed = True
 

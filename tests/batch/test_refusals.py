@@ -81,7 +81,7 @@ def test_relative_urls_and_templates_need_a_base_url(job: Job) -> None:
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.failed.jsonl"])
-def test_an_output_without_a_journal_is_left_alone_unless_told_to_restart(name: str, job: Job) -> None:
+def test_an_output_without_a_journal_is_left_alone_without_restart(name: str, job: Job) -> None:
     (job.folder / name).write_text("mine\n")
     before = job.snapshot()
     result = job.run()

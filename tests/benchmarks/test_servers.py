@@ -83,7 +83,9 @@ def test_a_real_server_refuses_without_saying_when_to_come_back(gateway: Gateway
 
 @pytest.mark.real_time
 @pytest.mark.parametrize("name", ["burst", "strict", "slots"])
-def test_on_real_nginx_nothing_fails_and_nobody_starves(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_real_nginx_nothing_fails_and_no_program_starves(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("multiprocessing.get_context", forkserver)
     row = replace(ROW[name], processes=2, threads=2, seconds=2.5)
     if row.gateway.missing:

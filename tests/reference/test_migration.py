@@ -197,9 +197,7 @@ def test_iter_lines_takes_the_arguments_of_requests(
     assert len(lines(chunk_size=1, decode_unicode=True)) == 4
 
 
-def test_a_stream_that_nobody_has_begun_to_read_has_its_body_as_text(
-    server: QuotaServer, client: StandaloneHttpClient
-) -> None:
+def test_an_unread_stream_has_its_body_as_text(server: QuotaServer, client: StandaloneHttpClient) -> None:
     server.fail_with(Answer(400, body='{"error": "no such agent"}'), path="/v1/agent/")
     refused = client.post_stream(server.chat_url("none"), {})
     assert refused.text == '{"error": "no such agent"}'

@@ -14,13 +14,13 @@ NO_DELAY = stkai.RetryPolicy(initial_delay=0)
 
 
 def wire_of(world: World, **options: Any) -> Any:
-    """httpx's own transport, over sockets; with one connection unless told otherwise."""
+    """httpx's own transport, over sockets; with one connection by default."""
     kind: Any = httpx.AsyncHTTPTransport if world.is_async else httpx.HTTPTransport
     return kind(**{"limits": ONE_CONNECTION, **options})
 
 
 def client_of(world: World, **options: Any) -> Any:
-    """stkai's client in this world over the standard stack; bare unless told otherwise."""
+    """stkai's client in this world over the standard stack; bare by default."""
     build: Any = stkai.build_async_client if world.is_async else stkai.build_client
     return build(**{"auth": None, "rate_limit": None, "retry": None, **options})
 

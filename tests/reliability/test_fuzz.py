@@ -237,7 +237,7 @@ def test_the_promises_hold_for_concurrent_calls_and_cancellations(
         check_attempts(own, policy)
         check_patience(own, policy, queue)
         assert number in outcomes or seconds is not None, (
-            "every call ends in an answer, an error, or as it was told"
+            "every call ends in an answer, an error, or as was asked"
         )
         if number in outcomes:
             check_outcome(outcomes[number], own)

@@ -107,7 +107,7 @@ async def test_a_post_whose_host_is_found_too_late_is_not_sent(
 
 @contextmanager
 def calls_in_progress() -> Iterator[Callable[[], list[str]]]:
-    """Yields what tells which threads still make calls that this test has begun."""
+    """Yields a function that names the threads that still make calls that this test has begun."""
     with own_threads() as running:
         yield lambda: [thread for thread in running() if thread.startswith("stkai-call: ")]
 
@@ -533,11 +533,11 @@ async def test_an_exception_of_a_signal_handler_ends_a_call_and_is_not_retried(
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 def test_an_exception_of_a_signal_handler_is_not_lost_in_a_listener() -> None:
-    heard: list[object] = []
+    events: list[object] = []
 
     def listen(event: object) -> None:
-        heard.append(event)
-        if len(heard) == 1:
+        events.append(event)
+        if len(events) == 1:
             time.sleep(SOON)
 
     client = client_of(

@@ -303,4 +303,4 @@ def test_two_thousand_cancelled_tasks_leave_an_empty_queue() -> None:
 
     world.run(main())
     assert policy.waiting == 0
-    assert policy.ask(Turn(), clock.monotonic() + 1.0) == 0, "the next permit is for whoever comes next"
+    assert policy.ask(Turn(), clock.monotonic() + 1.0) == 0, "the next permit is for the next turn"

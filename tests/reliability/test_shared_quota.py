@@ -102,14 +102,14 @@ def test_when_a_member_dies_the_others_get_its_quota(store: str) -> None:
 
 
 @in_redis
-def test_a_crowd_that_is_cancelled_together_stops_nobody(store: str) -> None:
+def test_a_crowd_that_is_cancelled_together_stops_no_other_request(store: str) -> None:
     group = Group(processes=3, store=store, rate=RATE, seconds=2.0, world="asyncio", crowd=200, cancel_at=0.8)
     report = served(group, members=3)
     assert report.after(1.2).all
 
 
 @in_a_file
-def test_waiters_that_soon_give_up_stop_nobody(store: str) -> None:
+def test_waiters_that_soon_give_up_stop_no_other(store: str) -> None:
     group = Group(processes=3, store=store, rate=RATE, seconds=2.0, world="asyncio", crowd=100, patience=0.3)
     report = served(group, members=3)
     assert report.after(1.0).all
@@ -141,7 +141,7 @@ async def visit(port: int, patience: float, end: float) -> None:
 
 
 @in_a_file
-def test_a_service_whose_clients_disconnect_keeps_to_its_quota_and_leaves_nobody_waiting(store: str) -> None:
+def test_a_service_whose_clients_disconnect_keeps_to_its_quota_and_leaves_none_waiting(store: str) -> None:
     sent: list[float] = []
     start = time.monotonic()
     visits: Counter[str] = Counter()

@@ -213,7 +213,7 @@ def test_a_state_that_is_lost_begins_anew_without_a_burst(simulate: Any) -> None
     sim.finish(1, 6, goal=0.6, excess=0.1)
 
 
-def test_a_clock_that_jumps_holds_nobody_up(simulate: Any) -> None:
+def test_a_clock_that_jumps_holds_up_no_sleeper(simulate: Any) -> None:
     sim = simulate(processes=3, burst=1.0)
     for process in sim.processes:
         process.loops(8, 9)

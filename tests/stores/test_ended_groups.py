@@ -60,7 +60,7 @@ def a_member(store: Store, *, warm: bool = False) -> AimdLimiter:
 
 
 def send(policy: AimdLimiter, clock: FakeClock, status: int | None = None) -> None:
-    """Take a permit and hear an answer, as a flow does."""
+    """Take a permit and learn from an answer, as a flow does."""
     turn = Turn()
     wait_for(policy, clock, turn)
     now = clock.monotonic()

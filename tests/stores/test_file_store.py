@@ -271,7 +271,7 @@ def test_a_lock_that_others_hold_is_given_up_after_a_quarter_of_a_second(tmp_pat
 
 
 @pytest.mark.real_time
-def test_it_is_told_whether_others_use_the_file_or_hold_its_lock_without_using_it(
+def test_the_error_says_whether_others_use_the_file_or_hold_its_lock_without_using_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, writes = FileStore(tmp_path), True

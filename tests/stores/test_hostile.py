@@ -1,4 +1,4 @@
-"""Stores that answer nonsense, refuse, or belong to somebody else: a limiter goes on with its own part of the quota."""
+"""Stores that answer nonsense, refuse, or belong to another user: a limiter goes on with its own part of the quota."""
 
 import math
 import os
@@ -224,7 +224,7 @@ def test_a_store_whose_directory_is_replaced_again_and_again_is_still_shared(tmp
 
 
 @pytest.mark.real_time
-def test_a_holder_of_the_lock_that_is_killed_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_killed_holder_of_the_lock_blocks_no_other_process(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     epoch = store.lease(ask()).epoch
     reading, writing = os.pipe()

@@ -179,7 +179,7 @@ def test_shares_on_one_server_use_the_same_connections(server: Server) -> None:
 @pytest.mark.real_time
 @pytest.mark.parametrize("kind", [TokenBucket, AimdLimiter])
 @pytest.mark.parametrize("is_closed", [False, True])
-def test_a_limiter_that_nobody_uses_any_more_leaves_no_connection_to_the_garbage_collector(
+def test_an_unused_limiter_leaves_no_connection_to_the_garbage_collector(
     server: Server, kind: Any, is_closed: bool
 ) -> None:
     with server.client() as client:

@@ -64,7 +64,7 @@ class Client:
         self.last = Ask(**fields)
         return self.last
 
-    def hear(self, lease: Lease, now: float) -> None:
+    def apply(self, lease: Lease, now: float) -> None:
         if lease.void:
             self.due, self.units = [], 0.0
         self.lease_id = lease.id
@@ -132,7 +132,7 @@ def test_books_balance_whatever_members_send(seed: int) -> None:
             check_books(state)
         if chance.random() < 0.05 or answer is None:
             continue  # The answer is lost.
-        client.hear(answer, now)
+        client.apply(answer, now)
         if ask.leaving:
             clients[place] = Client(f"l{number}")
     assert look(state, now) is not None
@@ -151,7 +151,7 @@ def test_no_window_has_more_permits_than_promised(
     quota = {"rate": float(rate), "burst": float(burst), "window": float(window)}
     state = State.new(100.0)
     clients = [Client(f"m{number}") for number in range(5)]
-    clients[0].hear(step(state, clients[0].ask(quota, 0, 0), 100.0), 100.0)
+    clients[0].apply(step(state, clients[0].ask(quota, 0, 0), 100.0), 100.0)
     now = started = 100 + 3 * window  # After a quiet time, the burst is full.
     uses: list[float] = []
     is_busy = seed % 2 > 0
@@ -169,7 +169,7 @@ def test_no_window_has_more_permits_than_promised(
                         client.lapsed += 1
         client, now = chance.choice(clients), then
         keep = 0 if chance.random() < (0.02 if is_busy else 0.1) else 99
-        client.hear(step(state, client.ask(quota, keep, chance.choice([1, 8, 40])), now), now)
+        client.apply(step(state, client.ask(quota, keep, chance.choice([1, 8, 40])), now), now)
         if number % 10 == 0:  # What does not balance once, stays so.
             check_books(state)
     uses.sort()
@@ -183,8 +183,8 @@ def test_a_permit_that_was_used_late_stays_in_the_window_for_as_much_longer() ->
     firsts = []
     for late in (0.0, 0.04):
         state, client, other = State.new(100.0), Client("a"), Client("b")
-        client.hear(step(state, client.ask(quota, 0, 0), 100.0), 100.0)
-        client.hear(step(state, client.ask(quota, 0, 5), 103.0), 103.0)
+        client.apply(step(state, client.ask(quota, 0, 0), 100.0), 100.0)
+        client.apply(step(state, client.ask(quota, 0, 5), 103.0), 103.0)
         client.used += len(client.due)
         step(state, client.ask(quota, 0, 0, delay=late), 103.1)
         (first, *_), *_ = step(state, other.ask(quota, 0, 5), 103.9).ranges
@@ -214,7 +214,7 @@ def test_a_message_that_arrives_twice_changes_nothing() -> None:
     again = step(state, ask, 1.0)
     assert (again.id, again.count, again.void) == (first.id, 0, True)
     assert (state.leased, state.returned) == (3, 0)
-    client.hear(first, 1.0)
+    client.apply(first, 1.0)
     client.use(1.0, random.Random(1), 1.0)  # noqa: S311
     later = step(state, client.ask({"rate": 10.0, "burst": 5.0}, 9, 1), 1.1)
     assert not later.void
@@ -225,7 +225,7 @@ def test_a_message_that_a_later_one_overtook_changes_nothing() -> None:
     state = State.new(0.0)
     client = Client("a")
     quota = {"rate": 50.0, "burst": 20.0}
-    client.hear(step(state, client.ask(quota, 0, 9), 1.0), 1.0)
+    client.apply(step(state, client.ask(quota, 0, 9), 1.0), 1.0)
     stale = client.ask(quota, 7, 0)._replace(used=2, held=7)
     client.used, client.due = 9, []
     step(state, client.ask(quota, 0, 0), 1.3)
@@ -238,11 +238,11 @@ def test_what_was_sent_in_an_outage_is_charged_once_though_an_answer_is_lost() -
     state = State.new(0.0)
     client = Client("a")
     quota = {"rate": 50.0, "burst": 20.0}
-    client.hear(step(state, client.ask(quota, 0, 0), 1.0), 1.0)
+    client.apply(step(state, client.ask(quota, 0, 0), 1.0), 1.0)
     step(state, client.ask(quota, 0, 0, own=5), 2.0)  # Its answer is lost.
-    client.hear(step(state, client.ask(quota, 0, 0, own=7), 2.1), 2.1)
+    client.apply(step(state, client.ask(quota, 0, 0, own=7), 2.1), 2.1)
     assert (state.leased, state.used) == (7, 7)
-    client.hear(step(state, client.ask(quota, 0, 0, own=2), 3.0), 3.0)
+    client.apply(step(state, client.ask(quota, 0, 0, own=2), 3.0), 3.0)
     assert (state.leased, state.used) == (9, 9)
 
 
@@ -250,7 +250,7 @@ def test_a_long_outage_does_not_make_the_state_large() -> None:
     state = State.new(0.0)
     client = Client("a")
     quota = {"rate": 5.0, "burst": 1.0, "window": 10.0}
-    client.hear(step(state, client.ask(quota, 0, 0), 1.0), 1.0)
+    client.apply(step(state, client.ask(quota, 0, 0), 1.0), 1.0)
     lease = step(state, client.ask(quota, 0, 1, own=100_000, own_seconds=20_000.0), 20_001.0)
     assert state.used == 100_000
     assert 50 <= sum(places for _, places in state.window) <= 55

@@ -13,16 +13,16 @@ from stkai.transports._limits.queue import Queue
 
 @dataclass(eq=False)
 class Waiter:
-    """Somebody who asks for a permit at time `arrives`.
+    """A request for a permit at time `arrives`.
 
     Attributes:
-        limit: the longest wait that it accepts, in seconds; told of a longer one, it leaves at once.
+        limit: the longest wait that it accepts, in seconds; given a longer one, it leaves at once.
         patience: seconds after which it leaves without a permit.
         lateness: seconds by which it wakes late from each sleep.
         cost: units that it takes.
         used: units that it really took, known `serving` seconds after it went; None if that stays unknown.
         priority: "normal" or "low".
-        told: the time that it was first given.
+        promised: the time that it was first given for its permit.
         went: when it got its permit.
         sleeps: how often it slept.
     """
@@ -35,7 +35,7 @@ class Waiter:
     used: float | None = None
     serving: float = 0.0
     priority: Literal["normal", "low"] = "normal"
-    told: float = math.nan
+    promised: float = math.nan
     went: float = math.nan
     sleeps: int = 0
     turn: Turn = field(init=False)
@@ -71,13 +71,13 @@ def drive(queue: Queue, waiters: Iterable[Waiter], chance: Callable[[], float] =
             queue.leave(waiter.turn, now)
             left.add(waiter)
             continue
-        new = math.isnan(waiter.told)
+        new = math.isnan(waiter.promised)
         turn = waiter.turn
         turn.chance = chance()
         seconds = queue.ask(turn, now)
         assert isinstance(seconds, float)
         if new:
-            waiter.told = now + seconds
+            waiter.promised = now + seconds
         if now + seconds - waiter.arrives > waiter.limit:
             queue.leave(waiter.turn, now)
             left.add(waiter)

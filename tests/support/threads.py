@@ -48,7 +48,7 @@ def wait_until(condition: Callable[[], bool], found: Callable[[], object] = lamb
 
 @contextmanager
 def own_threads() -> Iterator[Callable[[], list[str]]]:
-    """Yields what tells which threads still run that this one, or one of them, has started since, and where they are.
+    """Yields a function that names and places the running threads that this one, or one of them, has started since.
 
     Those that other tests have left may start others at any time. Nor does this thread collect what they have left,
     which makes its last calls in threads.

@@ -30,7 +30,7 @@ def sleep_often(clock: FakeClock, seconds: float, times: int) -> None:
         clock.sleep(seconds)
 
 
-def test_a_fake_clock_starts_where_told_and_stands_still() -> None:
+def test_a_fake_clock_starts_at_the_given_instant_and_stands_still() -> None:
     clock: Clock = FakeClock(5.0)
     assert clock.monotonic() == clock.monotonic() == 5.0
     assert clock.utcnow() == datetime(2030, 1, 1, tzinfo=UTC)
@@ -296,7 +296,7 @@ def test_an_interrupted_thread_does_not_count_as_asleep(monkeypatch: pytest.Monk
     assert clock.sleepers == 0
 
 
-def test_there_is_no_next_instant_when_nobody_sleeps() -> None:
+def test_there_is_no_next_instant_without_sleepers() -> None:
     with pytest.raises(RuntimeError, match="there is no sleeper"):
         FakeClock(autojump=False).advance_to_next()
 

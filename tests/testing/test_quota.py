@@ -46,13 +46,13 @@ def test_a_bucket_starts_full_and_refills_at_the_quotas_rate() -> None:
     assert [quota.admit(100.0) for _ in range(4)] == [0, 0, 0, 1.0]
 
 
-def test_a_bucket_is_ten_deep_unless_told_otherwise() -> None:
+def test_a_bucket_is_ten_deep_by_default() -> None:
     assert len(accepted(Bucket(100, 60.0), [0.0] * 20)) == 10
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(max_requests=st.integers(1, 20), time_window=st.floats(0.1, 100), at=st.floats(0, 1e6))
-def test_a_request_that_waits_as_long_as_told_is_admitted(
+def test_a_request_that_waits_as_long_as_required_is_admitted(
     kind: type[Any], max_requests: int, time_window: float, at: float
 ) -> None:
     quota = kind(max_requests, time_window)

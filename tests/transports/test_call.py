@@ -163,7 +163,7 @@ def test_parallel_attempts_share_nothing_until_the_answer_of_one_is_used() -> No
     attempt.absorb(second)
     assert attempt.record == CallRecord(attempts=3, queued=3.0, authenticating=0.5)
     first.record.queued += 99.0
-    assert attempt.record.queued == 3.0, "who lost goes on by itself"
+    assert attempt.record.queued == 3.0, "the attempt that lost goes on by itself"
     following = attempt.again()
     assert (following.number, following.place) == (4, second.place)
 

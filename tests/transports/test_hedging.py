@@ -42,7 +42,7 @@ class Bench:
         self.answers = list(answers)
         self.stopped = threading.Event()
         self.policy = TokenBucket(burst, 1000.0)
-        self.heard = EventLog()
+        self.log = EventLog()
         self.wire = world.wire(self._answer)
         stack = StackBuilder(
             (
@@ -51,7 +51,7 @@ class Bench:
                 hedge(0.05),
                 token_bucket(self.policy),
             ),
-            listener=self.heard,
+            listener=self.log,
         )
         assert str(stack) == "retry > auth > hedge > token_bucket > wire"
         self.transport = world.build(stack, self.wire)
@@ -129,7 +129,7 @@ async def test_the_second_attempt_wins_if_the_first_is_late(world: World) -> Non
     assert bench.wire.bodies == [b"body"] * 2
     assert bench.permits() == 8, "both were sent, so both have paid"
     assert bench.policy.waiting == 0
-    (end,) = bench.heard.of(CallFinished)
+    (end,) = bench.log.of(CallFinished)
     assert (end.status, end.attempts) == (200, 2)
 
 
@@ -150,7 +150,7 @@ async def test_retry_goes_on_after_a_hedge_and_counts_all_attempts(world: World)
     assert (response.status_code, record.attempts) == (200, 3)
     await world.close(response)
     bench.assert_closed()
-    numbers = [event.call.attempt for event in bench.heard.events if type(event).__name__ == "AttemptStarted"]
+    numbers = [event.call.attempt for event in bench.log.events if type(event).__name__ == "AttemptStarted"]
     assert sorted(numbers) == [1, 2, 3], "no two attempts have one number"
 
 
@@ -159,7 +159,7 @@ async def test_an_error_of_one_attempt_leaves_the_answer_to_the_other(world: Wor
 
     def has_failed() -> bool:
         """Whether the second attempt has."""
-        return len(bench.heard.of(AttemptFinished)) > 0
+        return len(bench.log.of(AttemptFinished)) > 0
 
     if world.is_async:
 

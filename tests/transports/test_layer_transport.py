@@ -187,14 +187,14 @@ async def test_each_call_through_a_stack_is_a_new_one(world: World) -> None:
 
 
 async def test_an_attempt_continues_in_a_stack_below_another_transport(world: World) -> None:
-    heard = EventLog()
+    log = EventLog()
     request = httpx.Request("GET", URL)
     attempt = request.extensions[ATTEMPT] = Attempt(Call.start(request, 0.0, buffered=True))
-    transport = world.layer(LAYER, world.wire(200), context=Context(listener=heard))
+    transport = world.layer(LAYER, world.wire(200), context=Context(listener=log))
     response = await world.send(transport, request)
     assert seen == [attempt]
-    assert OPTIONS not in response.extensions, "whoever began the call finishes it"
-    assert [type(event).__name__ for event in heard.events] == ["AttemptStarted", "AttemptFinished"]
+    assert OPTIONS not in response.extensions, "the layer that began the call finishes it"
+    assert [type(event).__name__ for event in log.events] == ["AttemptStarted", "AttemptFinished"]
 
 
 async def test_a_subclass_of_any_layer_that_overrides_forward_sees_every_request(world: World) -> None:
@@ -251,15 +251,15 @@ async def test_the_inner_transport_of_a_layer_cannot_be_replaced(world: World) -
 
 
 async def test_a_stack_enters_and_leaves_its_wire(world: World) -> None:
-    told: list[str] = []
+    calls: list[str] = []
 
     class Own(Wire):
         def __enter__(self) -> Self:
-            told.append("enter")
+            calls.append("enter")
             return self
 
         def __exit__(self, *exc_info: object) -> None:
-            told.append(f"exit {exc_info[0]}")
+            calls.append(f"exit {exc_info[0]}")
 
         async def __aenter__(self) -> Self:
             return self.__enter__()
@@ -273,7 +273,7 @@ async def test_a_stack_enters_and_leaves_its_wire(world: World) -> None:
     await world.call(getattr(client, enter))
     assert (await world.call(client.get, URL)).status_code == 200
     await world.call(getattr(client, leave), None, None, None)
-    assert told == ["enter", "exit None"]
+    assert calls == ["enter", "exit None"]
 
 
 @pytest.mark.parametrize(

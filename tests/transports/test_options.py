@@ -101,7 +101,7 @@ def test_a_block_ends_with_an_exception_too() -> None:
     assert options_of() == RequestOptions()
 
 
-def test_the_priority_is_normal_unless_somebody_says_otherwise() -> None:
+def test_the_priority_is_normal_by_default() -> None:
     def priority(**own: Any) -> str:
         request = httpx.Request("POST", URL, extensions={"stkai": RequestOptions(**own)})
         return Call.start(request, 0.0).priority

@@ -339,7 +339,7 @@ def test_a_response_like_a_request_carries_it() -> None:
         response.raise_for_status()
 
 
-def test_a_layer_that_does_not_call_the_base_constructor_is_told_to() -> None:
+def test_the_error_about_a_layer_that_does_not_call_the_base_constructor_says_so() -> None:
     class Forgetful(LayerTransport):
         def __init__(self, inner: Any) -> None:
             self.mine = inner

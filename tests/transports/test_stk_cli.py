@@ -393,7 +393,7 @@ def test_a_post_is_not_repeated_if_the_redirect_in_its_answer_leads_nowhere(
     assert server.count(method="POST") == 1
 
 
-def test_a_port_where_nobody_listens_is_a_connect_error(cli: Any, client: HttpClient) -> None:
+def test_a_closed_port_is_a_connect_error(cli: Any, client: HttpClient) -> None:
     with pytest.raises(httpx.ConnectError):
         client.get("http://127.0.0.1:1/")
 

@@ -585,7 +585,7 @@ async def test_requests_to_this_machine_use_no_proxy(world: World) -> None:
         ({"verify": __file__ + ".missing"}, "verify"),
     ],
 )
-def test_what_aiohttp_cannot_do_is_told_when_the_wire_is_made(config: dict[str, Any], word: str) -> None:
+def test_a_config_that_aiohttp_cannot_follow_makes_no_wire(config: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigurationError, match=word):
         stkai.wires.aiohttp(HttpConfig.model_construct(**{**HttpConfig().model_dump(), **config}))
 

@@ -181,7 +181,7 @@ async def test_a_response_not_read_to_its_end_loses_its_connection_but_frees_its
     assert [wire.closed for wire in pool.made] == [1, 0]
 
 
-async def test_a_body_that_breaks_returns_its_wire_even_if_nobody_closes_it(world: World) -> None:
+async def test_a_body_that_breaks_returns_its_wire_even_if_it_is_never_closed(world: World) -> None:
     pool = Pool(world, 1, 1)
     body = Body(b"bo", httpx.ReadError("broken"))
     pool.answer = lambda _: httpx.Response(200, stream=body)

@@ -31,14 +31,14 @@ class Scripted:
 
     Attributes:
         url: where it listens, with credentials.
-        heard: all that it was told.
+        received: all that it has received.
         open: how many connections are open.
     """
 
     def __init__(self, *answers: bytes) -> None:
         self._answers = answers
         self.url = ""
-        self.heard: list[bytes] = []
+        self.received: list[bytes] = []
         self.open = self.connections = 0
 
     def serve(self, client: socket.socket) -> None:
@@ -46,7 +46,7 @@ class Scripted:
         self.connections += 1
         with client, suppress(OSError):
             for answer in self._answers:
-                self.heard.append(client.recv(65_536))
+                self.received.append(client.recv(65_536))
                 if answer == CLOSES:
                     break
                 client.sendall(answer)
@@ -95,8 +95,8 @@ async def test_a_proxy_that_connects_serves_several_requests_and_no_log_shows_it
     client = client_of(world, scripted)
     for _ in range(2):
         assert (await world.call(client.get, "http://upstream.example:81/")).content == b"body"
-    assert scripted.heard[1] == b"\x01\x02me\x06secret"
-    assert scripted.heard[2] == b"\x05\x01\x00\x03\x10upstream.example\x00\x51"
+    assert scripted.received[1] == b"\x01\x02me\x06secret"
+    assert scripted.received[2] == b"\x05\x01\x00\x03\x10upstream.example\x00\x51"
     assert scripted.connections == 1
     assert "auth=" in caplog.text
     assert "secret" not in caplog.text
@@ -153,7 +153,7 @@ async def test_a_task_cancelled_while_it_waits_for_the_proxy_leaves_nothing_open
     client = client_of(world, scripted)
     async with anyio.create_task_group() as group:
         group.start_soon(client.get, "http://upstream.example/")
-        await world.until(lambda: bool(scripted.heard))
+        await world.until(lambda: bool(scripted.received))
         group.cancel_scope.cancel()
     await world.until(lambda: scripted.open == 0)
     await world.close(client)

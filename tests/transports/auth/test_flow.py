@@ -62,38 +62,38 @@ async def test_a_provider_without_a_cached_token_is_asked_for_each_request(world
 
 
 async def test_a_fetched_token_is_reported_once(world: World) -> None:
-    clock, heard = FakeClock(), EventLog()
-    context = Context(clock=clock, listener=heard)
+    clock, log = FakeClock(), EventLog()
+    context = Context(clock=clock, listener=log)
     issuer = Issuer(lambda _: clock.sleep(0.25))
     transport = layer(world, world.wire(200, 401, 200), provider_over(issuer, clock), context=context)
     await world.send(transport, post())
     await world.send(transport, post())
-    assert heard.of(TokenRenewed) == [
+    assert log.of(TokenRenewed) == [
         TokenRenewed(call=CALL, seconds=0.25, reason="none was valid"),
         TokenRenewed(call=CALL, seconds=0.25, reason="the server refused the old one"),
     ]
 
 
 async def test_a_token_that_has_not_changed_is_not_reported(world: World) -> None:
-    heard = EventLog()
-    context = Context(listener=heard)
+    log = EventLog()
+    context = Context(listener=log)
     transport = layer(world, world.wire(200, 200, 200), Static("same"), context=context)
     for _ in range(3):
         await world.send(transport, post())
-    assert len(heard.of(TokenRenewed)) == 1
+    assert len(log.of(TokenRenewed)) == 1
 
 
 async def test_each_of_several_tokens_in_turn_is_reported_once(world: World) -> None:
-    heard, tokens = EventLog(), cycle(f"of-tenant-{number}" for number in range(5))
+    log, tokens = EventLog(), cycle(f"of-tenant-{number}" for number in range(5))
 
     class PerTenant(AuthProvider):
         def get_access_token(self) -> str:
             return next(tokens)
 
-    transport = layer(world, world.wire(*[200] * 20), PerTenant(), context=Context(listener=heard))
+    transport = layer(world, world.wire(*[200] * 20), PerTenant(), context=Context(listener=log))
     for _ in range(20):
         await world.send(transport, post())
-    assert len(heard.of(TokenRenewed)) == 5
+    assert len(log.of(TokenRenewed)) == 5
 
 
 # After a 401

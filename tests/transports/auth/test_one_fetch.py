@@ -26,9 +26,9 @@ pytestmark = [pytest.mark.both_packages, pytest.mark.worlds(*NAMES)]
 @pytest.mark.no_cover
 async def test_callers_that_start_together_fetch_one_token(world: World) -> None:
     count = 64
-    crowd, heard = Crowd(count), EventLog()
+    crowd, log = Crowd(count), EventLog()
     issuer, wire = Issuer(lambda _: crowd.wait()), Wire(lambda _: 200)
-    transport = layer(world, wire, provider_over(issuer), context=Context(listener=heard))
+    transport = layer(world, wire, provider_over(issuer), context=Context(listener=log))
 
     async def call() -> None:
         crowd.arrive()
@@ -38,7 +38,7 @@ async def test_callers_that_start_together_fetch_one_token(world: World) -> None
     assert issuer.fetches == 1
     assert {bearer(request) for request in wire.requests} == {"Bearer token-1"}
     assert len(wire.requests) == count
-    assert len(heard.of(TokenRenewed)) == 1
+    assert len(log.of(TokenRenewed)) == 1
 
 
 @pytest.mark.worlds("asyncio", "trio")
@@ -183,7 +183,7 @@ async def cancel_the_leader(
 
 
 @pytest.mark.worlds("asyncio", "trio")
-async def test_when_the_leading_task_is_cancelled_another_takes_over_and_nobody_is_stranded(
+async def test_when_the_leading_task_is_cancelled_another_takes_over_and_all_get_the_token(
     world: World,
 ) -> None:
     provider, wire = Native(), Wire(lambda _: 200)

@@ -32,7 +32,7 @@ def test_a_provider_without_get_access_token_cannot_be_created() -> None:
         AuthProvider()  # type: ignore[abstract]
 
 
-def test_an_async_get_access_token_is_refused_since_nobody_awaits_it() -> None:
+def test_an_async_get_access_token_is_refused_since_it_is_never_awaited() -> None:
     class Async(AuthProvider):
         async def get_access_token(self) -> str:  # type: ignore[override]
             return "mine"

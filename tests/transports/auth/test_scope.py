@@ -275,7 +275,7 @@ def test_the_settings_say_whether_token_and_secret_may_travel_unencrypted() -> N
 REDIRECTS = [301, 302, 303, 307, 308]
 
 
-class Everybody(BearerAuth):
+class AllOrigins(BearerAuth):
     """The same without a scope: signs every request."""
 
     def may_sign(self, url: httpx.URL, attempt: Attempt) -> bool:
@@ -333,7 +333,7 @@ async def test_without_a_scope_the_token_would_leak_to_other_origins(world: Worl
     """What the tests above would see without the scope: httpx alone does not keep the token from other origins."""
     for status in REDIRECTS:
         web = Web(status, START, "https://evil.example.net/")
-        await world.call(client_over(world, web, Everybody(Fixed())).post, START, json={})
+        await world.call(client_over(world, web, AllOrigins(Fixed())).post, START, json={})
         assert web.seen == [TOKEN, TOKEN]
 
 

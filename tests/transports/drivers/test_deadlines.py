@@ -26,7 +26,7 @@ async def test_at_the_deadline_any_operation_is_abandoned_and_the_flow_cleans_up
     bench = Bench(world, kind)
     bench.clock = FakeClock() if kind == "sleep" else SystemClock()
     if kind == "run" and not world.is_async:
-        # A thread cannot be cancelled: work in a thread is told how long it may take.
+        # A thread cannot be cancelled: work in a thread gets its deadline as an argument.
         bench.stall.sync = too_late  # type: ignore[method-assign]
     try:
         with pytest.raises(DeadlineExceededError) as caught:

@@ -207,7 +207,7 @@ def test_a_request_that_slept_for_a_guess_makes_no_permit_of_its_share_last_long
 
 
 class Watched(Turn):
-    """Counts how often somebody asks for the sources or the costs of any of these turns."""
+    """Counts the questions for the sources or the costs of any of these turns."""
 
     looks = 0
 
@@ -379,20 +379,20 @@ async def test_the_smallest_max_wait_time_counts(world: World) -> None:
 
 
 async def test_the_listener_learns_which_limit_held_a_request_up(world: World) -> None:
-    clock, heard = FakeClock(), EventLog()
+    clock, log = FakeClock(), EventLog()
     policy = [TokenBucket(1, 10), TokenBucket(None, 60, max_cost=600, cost=lambda _: 600.0), InFlight(9)]
     transport = world.build(
-        StackBuilder([limiter(policy)], clock=clock, listener=heard), world.wire(*[200] * 2)
+        StackBuilder([limiter(policy)], clock=clock, listener=log), world.wire(*[200] * 2)
     )
     for _ in range(2):
         await world.send(transport, post())
-    (waited,) = heard.of(Waited)
+    (waited,) = log.of(Waited)
     assert (round(waited.seconds), waited.limit) == (60, "600 units per 60 s")
     assert "waited 60 s for a permit of limiter (600 units per 60 s)" in str(waited)
 
 
 class Gate:
-    """A limiter of a user's own: lets each request go after its second question, and records what it is told."""
+    """A limiter of a user's own: lets each request go after its second question, and records what it learns."""
 
     methods = None
     max_wait_time = None
@@ -412,7 +412,7 @@ class Gate:
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         self.seen.append(("learn", turn))
-        return RateChange(1.0, 2.0, "told")
+        return RateChange(1.0, 2.0, "learned")
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         self.seen.append(("settle", cost))
@@ -476,7 +476,7 @@ def test_a_request_whose_loop_is_stuck_leaves_ones_own_limiter_to_the_next(has_e
     assert policy.ask(first, 10.0) == 2.0, "if it wakes up after all, it is asked about anew"
 
 
-def test_nobody_is_asked_about_while_an_operation_of_ones_own_limiter_runs() -> None:
+def test_no_limiter_is_asked_while_an_operation_of_ones_own_limiter_runs() -> None:
     class Remote(Gate):
         is_there = False
 
@@ -547,12 +547,12 @@ def test_ones_own_limiter_can_excuse_a_refusal_and_sees_that_in_the_next_attempt
 
 
 async def test_ones_own_limiter_learns_and_settles_as_alone(world: World) -> None:
-    gate, heard, places = Gate(), EventLog(), InFlight(1)
+    gate, log, places = Gate(), EventLog(), InFlight(1)
     gate.max_cost = 100.0  # type: ignore[attr-defined]
     stack = StackBuilder(
         [limiter([gate, places], cost=lambda _: 7.0, settle=lambda answer: float(answer.content))],
         clock=FakeClock(),
-        listener=heard,
+        listener=log,
     )
     transport = world.build(stack, world.wire(httpx.Response(200, content=b"12")))
     await world.read(await world.send(transport, post()))
@@ -560,8 +560,8 @@ async def test_ones_own_limiter_learns_and_settles_as_alone(world: World) -> Non
     assert (inner.cost, inner.request is not None) == (7.0, True)
     assert [what for what, _ in gate.seen] == ["ask", "ask", "learn", "settle"]
     assert gate.seen[-1] == ("settle", 12.0)
-    assert [(change.old, change.new, change.reason) for change in heard.of(stkai.RateChanged)] == [
-        (1.0, 2.0, "told")
+    assert [(change.old, change.new, change.reason) for change in log.of(stkai.RateChanged)] == [
+        (1.0, 2.0, "learned")
     ]
     assert places.busy == 0
 
@@ -645,7 +645,7 @@ def test_limits_of_a_list_have_shares_of_their_own(tmp_path: Path) -> None:
     assert AllOf(minute, other, [minute], elsewhere).parts == (minute, other, elsewhere)
 
 
-def test_an_incomplete_limiter_is_told_what_it_lacks() -> None:
+def test_the_error_about_an_incomplete_limiter_says_what_it_lacks() -> None:
     class Half:
         def ask(self, turn: Turn, now: float) -> float:
             return 0.0
@@ -882,7 +882,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert -1e-6 <= self.rate.credit <= self.rate.burst + 1.1
 
     def teardown(self) -> None:
-        """Everybody who stays gets a permit in a bounded time."""
+        """Every turn that stays gets a permit in a bounded time."""
         if not hasattr(self, "slots"):
             return
         for turn, _ in self.out:
@@ -913,7 +913,7 @@ TestAnyOrder = pytest.mark.no_cover(AnyOrder.TestCase)
     ),
     st.sampled_from([1.0, 4.0]),
 )
-def test_impatient_crowds_before_several_limits_delay_nobody_for_ever(
+def test_impatient_crowds_before_several_limits_delay_no_request_for_ever(
     coming: list[tuple[float, float, float]], burst: float
 ) -> None:
     now, waiters = 0.0, list[Waiter]()

@@ -60,7 +60,7 @@ def earliest(waiters: list[Waiter], burst: float, rate: float) -> list[float]:
 
 
 @given(arrivals, st.sampled_from([3.0, 10.0, 200.0, 1e6]), st.floats(1, 20))
-def test_everybody_goes_in_order_as_soon_as_both_are_available(
+def test_all_go_in_order_as_soon_as_both_are_available(
     coming: list[tuple[float, float]], max_requests: float, burst: float
 ) -> None:
     waiters = crowd(coming)
@@ -195,7 +195,7 @@ def test_an_unused_permit_is_returned_with_its_units() -> None:
 
 @pytest.mark.no_cover
 @pytest.mark.parametrize("share", [0.9, 0.1])
-def test_waiters_use_returned_units_although_nobody_wakes_them(share: float) -> None:
+def test_waiters_use_returned_units_without_being_woken(share: float) -> None:
     """Estimates are far too high, but the units actually used still reach the limit."""
     queue = TokenBucket(1e6, 1.0, max_cost=10_000.0)
     waiters = [Waiter(0.0, cost=400.0, used=400.0 * share, serving=0.2) for _ in range(int(200 / share))]
@@ -209,7 +209,7 @@ def test_waiters_use_returned_units_although_nobody_wakes_them(share: float) -> 
 
 
 @pytest.mark.no_cover
-def test_without_corrections_everybody_sleeps_a_few_times() -> None:
+def test_without_corrections_each_waiter_sleeps_a_few_times() -> None:
     waiters = [Waiter(0.0, cost=10.0) for _ in range(250)]
     drive(bucket(), waiters)
     assert max(waiter.sleeps - waiter.went for waiter in waiters) <= 30, "besides asking once per second"

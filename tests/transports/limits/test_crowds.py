@@ -116,7 +116,7 @@ async def test_after_a_crowd_has_given_up_those_behind_it_go_at_once(event_loop:
             crowd.cancel_scope.cancel()
         await anyio.sleep(0.8)
         others.cancel_scope.cancel()
-    # They were told to wait for three seconds, and look again after one.
+    # Their first wait was three seconds; they look again after one.
     assert sum(number >= 300 for number in sent) >= 5
 
 
@@ -183,7 +183,7 @@ REFUSED = Answer(0.0, 1.0, httpx.Response(429), None, lambda: datetime.now(UTC),
     ],
     ids=["unsent", "unsent, adaptive", "unsent, list", "units", "refused", "quota", "quota of units"],
 )
-def test_what_comes_back_wakes_the_first_and_whoever_goes_early_the_next(
+def test_returned_units_wake_the_first_turn_and_a_turn_that_goes_early_wakes_the_next(
     make: Any, give: Any, goes: int
 ) -> None:
     policy, holder, turns, woken = make(), Turn(cost=2.0), [Turn() for _ in range(4)], list[int]()

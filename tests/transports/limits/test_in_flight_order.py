@@ -1,4 +1,4 @@
-"""A free slot in flight goes to the first that waits for it, and at once, whoever gave up before it."""
+"""A free slot in flight goes to the first that waits for it, and at once, whatever gave up before it."""
 
 import random
 import threading
@@ -20,7 +20,7 @@ from ...support.world import World
 
 
 class Office:
-    """Notes who came in which order, and for how long a slot was free while somebody waited."""
+    """Notes who came in which order, and for how long a slot was free while a turn waited."""
 
     def __init__(self, limiter: Any, n: int, clock: Any) -> None:
         self.limiter, self.n, self.clock = limiter, n, clock
@@ -134,7 +134,7 @@ def test_more_slots_wake_the_first_and_that_one_the_next() -> None:
     assert woken == [0, 1]
 
 
-def test_who_does_not_wake_holds_up_nobody_else() -> None:
+def test_a_turn_that_does_not_wake_delays_no_other() -> None:
     policy = InFlight(2)
     holders, stuck, other = [Turn() for _ in range(2)], Turn(), Turn()
     for turn in [*holders, stuck, other]:
@@ -146,13 +146,13 @@ def test_who_does_not_wake_holds_up_nobody_else() -> None:
     assert policy.ask(stuck, 60.0) == 0.0, "its own slot was kept for it"
 
 
-def test_who_does_not_wake_when_a_crowd_before_it_has_left_holds_up_nobody_else() -> None:
+def test_a_turn_that_does_not_wake_after_a_crowd_has_left_delays_no_other() -> None:
     policy, turns, now = InFlight(1), [Turn() for _ in range(53)], 0.0
     for _ in range(30):
         turn = Turn()
         assert policy.ask(turn, now) == 0
         policy.end(turn, now := now + 10.0)
-    for turn in turns:  # All but the first are told to wait for minutes.
+    for turn in turns:  # All but the first would have to wait for minutes.
         policy.ask(turn, now)
     for turn in turns[1:51]:
         policy.leave(turn, now)
@@ -240,7 +240,7 @@ async def test_tasks_get_a_slot_at_once_also_from_a_thread(event_loop: World) ->
 
 
 @pytest.mark.real_time
-async def test_who_will_be_woken_does_not_ask_again_and_again_when_requests_take_longer_than_before(
+async def test_a_turn_that_will_be_woken_does_not_ask_again_and_again_when_requests_take_longer_than_before(
     event_loop: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, asks, ask = InFlight(20), 0, InFlight.ask

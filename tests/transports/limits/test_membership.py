@@ -170,7 +170,7 @@ def test_the_last_update_applies_whichever_member_makes_it(clock: FakeClock, sto
         ({}, {"methods": ["POST"]}, ("methods",)),
     ],
 )
-def test_members_that_disagree_about_anything_are_told_about_what(
+def test_a_disagreement_between_members_is_reported_with_all_that_differs(
     clock: FakeClock, store: Noted, mine: dict[str, Any], theirs: dict[str, Any], differences: tuple[str, ...]
 ) -> None:
     events: list[Event] = []

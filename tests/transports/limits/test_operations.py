@@ -18,30 +18,30 @@ URL = "https://api.example.com/v1"
 
 
 class Scripted:
-    """A limiter that answers from a script, and records what it is told."""
+    """A limiter that answers from a script, and records its calls."""
 
     methods: Collection[str] = frozenset({"POST"})
     max_wait_time: float | None = None
 
     def __init__(self, *waits: Any) -> None:
         self.waits = list(waits)
-        self.told: list[str] = []
+        self.calls: list[str] = []
         self.on_learn: Callable[[Turn, Answer], RateChange | None] = lambda turn, answer: None
 
     def ask(self, turn: Turn, now: float) -> Any:
-        self.told.append(f"ask at {now:g}")
+        self.calls.append(f"ask at {now:g}")
         return self.waits.pop(0) if self.waits else 0.0
 
     def leave(self, turn: Turn, now: float) -> None:
-        self.told.append(f"leave at {now:g}")
+        self.calls.append(f"leave at {now:g}")
 
     def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         came = answer.response.status_code if answer.response else type(answer.error).__name__
-        self.told.append(f"learn {came}")
+        self.calls.append(f"learn {came}")
         return self.on_learn(turn, answer)
 
     def settle(self, turn: Turn, cost: float, now: float) -> None:
-        self.told.append(f"settle {cost:g}")
+        self.calls.append(f"settle {cost:g}")
 
 
 def run(
@@ -62,14 +62,14 @@ def test_an_available_permit_needs_no_operation() -> None:
     limiter = Scripted()
     played = run(limiter, httpx.Response(200))
     assert played.asked == ["send"]
-    assert limiter.told == ["ask at 0", "learn 200"]
+    assert limiter.calls == ["ask at 0", "learn 200"]
 
 
 def test_the_limiter_is_asked_again_after_each_wait() -> None:
     limiter = Scripted(2.0, 0.5)
     played = run(limiter, httpx.Response(200))
     assert played.asked == ["sleep 2", "sleep 0.5", "send"]
-    assert limiter.told == ["ask at 0", "ask at 2", "ask at 2.5", "learn 200"]
+    assert limiter.calls == ["ask at 0", "ask at 2", "ask at 2.5", "learn 200"]
 
 
 def test_an_operation_of_the_limiter_is_carried_out_before_it_is_asked_again() -> None:
@@ -105,7 +105,7 @@ def test_a_wait_beyond_the_shorter_limit_is_refused_and_gives_up_its_place(
     played = run(limiter, **options)
     assert played.asked == ["sleep 1"]
     assert type(played.error) is error
-    assert limiter.told == ["ask at 0", "ask at 1", "leave at 1"]
+    assert limiter.calls == ["ask at 0", "ask at 1", "leave at 1"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("closing")], ids=repr)
@@ -116,7 +116,7 @@ def test_an_interrupted_wait_gives_up_its_place(error: BaseException) -> None:
     limiter = Scripted(2.0)
     played = run(limiter, at=at)
     assert played.error is error
-    assert limiter.told == ["ask at 0", "leave at 0"]
+    assert limiter.calls == ["ask at 0", "leave at 0"]
 
 
 @pytest.mark.parametrize("error", [httpx.ConnectError("refused"), KeyboardInterrupt()], ids=repr)
@@ -124,14 +124,14 @@ def test_the_limiter_also_learns_from_errors_and_interrupts(error: BaseException
     limiter = Scripted()
     played = run(limiter, error)
     assert played.error is error
-    assert limiter.told == ["ask at 0", f"learn {type(error).__name__}"]
+    assert limiter.calls == ["ask at 0", f"learn {type(error).__name__}"]
 
 
 def test_a_request_whose_token_expired_while_it_waited_gives_its_permit_back() -> None:
     limiter = Scripted(1.0)
     played = run(limiter, is_signed=lambda: False)
     assert isinstance(played.error, SignatureExpired)
-    assert limiter.told == ["ask at 0", "ask at 1", "leave at 1"]
+    assert limiter.calls == ["ask at 0", "ask at 1", "leave at 1"]
 
 
 def test_a_request_that_did_not_wait_or_whose_token_is_valid_is_sent() -> None:

@@ -106,12 +106,12 @@ def test_something_other_than_a_limiter_is_refused_with_what_is_accepted(other: 
 
 
 async def test_the_listener_gets_what_it_learns(world: World) -> None:
-    heard, policy = EventLog(), Gap(1.0)
+    log, policy = EventLog(), Gap(1.0)
     stack = StackBuilder(
-        (retry(RetryPolicy(initial_delay=0)), limiter(policy)), clock=FakeClock(), listener=heard
+        (retry(RetryPolicy(initial_delay=0)), limiter(policy)), clock=FakeClock(), listener=log
     )
     await world.send(world.build(stack, Wire(429, 200)), httpx.Request("POST", URL))
-    assert heard.of(RateChanged) == [RateChanged(call=CALL, old=1.0, new=0.5, reason="too many requests")]
+    assert log.of(RateChanged) == [RateChanged(call=CALL, old=1.0, new=0.5, reason="too many requests")]
     assert policy.seconds == 2.0
 
 
@@ -211,7 +211,7 @@ async def test_an_own_limiter_that_raises_holds_up_no_other_request(
     assert places.busy == 0
 
 
-async def test_an_own_limiter_that_raises_at_the_end_of_an_answer_costs_nobody_that_answer(
+async def test_an_own_limiter_that_raises_at_the_end_of_an_answer_does_not_lose_that_answer(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Raising(Limiter):
@@ -260,13 +260,13 @@ async def test_an_own_limiter_that_fails_on_an_answer_keeps_it_from_no_other(
 ) -> None:
     class Noting(Derived):
         def __init__(self) -> None:
-            self.told: list[str] = []
+            self.calls: list[str] = []
 
         def learn(self, turn: Turn, answer: Answer) -> None:
-            self.told.append("learn")
+            self.calls.append("learn")
 
         def end(self, turn: Turn, now: float) -> None:
-            self.told.append("end")
+            self.calls.append("end")
 
     class Raising(Noting):
         def __getattribute__(self, name: str) -> Any:
@@ -281,14 +281,14 @@ async def test_an_own_limiter_that_fails_on_an_answer_keeps_it_from_no_other(
         sending = world.send(world.build(stack, world.wire(outcome)), httpx.Request("POST", URL))
         with suppress(httpx.ReadError):
             await world.close(await sending)
-        assert [other.told for other in others] == [["learn", "end"]] * 2
+        assert [other.calls for other in others] == [["learn", "end"]] * 2
         for other in others:
-            other.told.clear()
+            other.calls.clear()
     assert "Raising failed on an answer" in caplog.text
 
 
 @pytest.mark.parametrize("kind", [TokenBucket, AimdLimiter, InFlight])
-def test_a_subclass_that_does_not_call_its_base_class_is_told_so(kind: type) -> None:
+def test_the_error_about_a_subclass_that_does_not_call_its_base_class_says_so(kind: type) -> None:
     derived = type("Derived", (kind,), {"__init__": lambda self: None})()
     for policy in (derived, [derived]):
         with pytest.raises(ConfigurationError, match=r"not initialised: its __init__ must call super\(\)"):

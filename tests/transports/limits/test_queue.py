@@ -64,12 +64,12 @@ def test_no_window_of_time_gets_more_than_the_rate_plus_one_burst(
 
 
 @given(rates, bursts, gap_lists)
-def test_everybody_goes_in_order_of_arrival_at_the_time_first_given_after_one_sleep(
+def test_all_go_in_order_of_arrival_at_the_time_first_given_after_one_sleep(
     rate: float, burst: float, gaps: list[float]
 ) -> None:
     waiters = arrivals(gaps, rate)
     assert drive(bucket(rate, burst), waiters) == waiters
-    assert all(waiter.went == pytest.approx(waiter.told, abs=1e-6) for waiter in waiters)
+    assert all(waiter.went == pytest.approx(waiter.promised, abs=1e-6) for waiter in waiters)
     assert all(waiter.sleeps <= 1 + periodic_asks(waiter) for waiter in waiters)
 
 
@@ -97,7 +97,7 @@ def test_waiters_that_wake_up_to_fifty_milliseconds_late_lose_no_permit(
 
 
 @given(rates, bursts, gap_lists, st.data())
-def test_requests_told_to_wait_too_long_take_nothing(
+def test_requests_that_would_wait_too_long_take_nothing(
     rate: float, burst: float, gaps: list[float], data: st.DataObject
 ) -> None:
     crowd = arrivals(gaps, rate)
@@ -112,7 +112,7 @@ def test_requests_told_to_wait_too_long_take_nothing(
 
 
 @given(rates, bursts, st.integers(1, 20), gap_lists, st.data())
-def test_sleepers_go_when_they_were_told_or_before_whatever_others_do(
+def test_sleepers_go_at_the_time_given_or_before_whatever_others_do(
     rate: float, burst: float, count: int, gaps: list[float], data: st.DataObject
 ) -> None:
     patience = st.just(math.inf) | st.floats(0, 20).map(lambda permits: permits / rate)
@@ -126,7 +126,7 @@ def test_sleepers_go_when_they_were_told_or_before_whatever_others_do(
     assert queue.waiting == 0
     assert most_in_excess([waiter.went for waiter in gone], rate) <= burst + 0.25 * rate + rounding(rate)
     for waiter in set(crowd) & set(gone):
-        assert waiter.went <= waiter.told + rounding(rate) / rate
+        assert waiter.went <= waiter.promised + rounding(rate) / rate
 
 
 def test_the_place_of_a_waiter_that_left_goes_to_the_next_arrival_while_others_sleep() -> None:
@@ -153,7 +153,7 @@ def test_a_permit_that_the_next_sleeper_will_need_is_not_given_to_another() -> N
     assert queue.ask(sleeper, 2.0) == 0.0
 
 
-def test_a_permit_that_nobody_claims_goes_to_the_turn_that_asks() -> None:
+def test_an_unclaimed_permit_goes_to_the_turn_that_asks() -> None:
     queue = bucket(burst=5.0)
     for _ in range(5):
         assert took(queue, 0.0)
@@ -164,7 +164,7 @@ def test_a_permit_that_nobody_claims_goes_to_the_turn_that_asks() -> None:
     assert queue.ask(sleeper, 2.0) == 0.0
 
 
-def test_a_place_is_not_reused_once_somebody_behind_has_moved_up() -> None:
+def test_a_place_is_not_reused_once_a_turn_behind_it_has_moved_up() -> None:
     queue = bucket()
     assert took(queue, 0.0)
     left, sleeper, new = Turn(), Turn(), Turn()

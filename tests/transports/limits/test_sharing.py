@@ -35,7 +35,7 @@ TIMES = 12
 
 
 class Scripted(MemoryStore):
-    """A store that counts its calls and fails when told to."""
+    """A store that counts its calls and fails on demand."""
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock)
@@ -382,11 +382,11 @@ def test_a_bucket_that_joins_an_adaptive_group_has_no_window_of_its_own(
 def test_the_listener_gets_one_loss_and_one_return(clock: FakeClock, store: Scripted) -> None:
     events: list[Event] = []
 
-    def also_hear(event: Event) -> None:
+    def listen(event: Event) -> None:
         events.append(event)
 
     policy = bucket(store)
-    transports = [stack(policy, clock, heard) for heard in (events.append, also_hear)]
+    transports = [stack(policy, clock, listener) for listener in (events.append, listen)]
     store.fails = True
     for transport in transports:
         for _ in range(3):
@@ -415,12 +415,12 @@ def test_a_listener_that_sends_when_the_store_is_lost_waits_like_anybody_else(
         sent.append(clock.monotonic())
         return httpx.Response(200)
 
-    def hear(event: Event) -> None:
+    def listen(event: Event) -> None:
         if isinstance(event, StoreLost):
             for _ in range(4):
                 transport.handle_request(httpx.Request("POST", "https://api.test/"))
 
-    context = Context(clock=clock, listener=hear)
+    context = Context(clock=clock, listener=listen)
     transport = limiter(policy).sync(httpx.MockTransport(serve), context=context)
     transport.handle_request(httpx.Request("POST", "https://api.test/"))
     store.fails = True
@@ -452,10 +452,10 @@ def test_a_store_that_fails_again_while_it_returns_is_in_the_same_outage(
     events: list[str] = []
     policy = bucket(store)
 
-    def hear(event: Event) -> None:
+    def listen(event: Event) -> None:
         events.append(type(event).__name__)
 
-    transport = stack(policy, clock, hear)
+    transport = stack(policy, clock, listen)
 
     def fail(*, times: int) -> None:
         store.fails = True
@@ -954,22 +954,22 @@ def test_an_interrupt_while_the_store_is_asked_leaves_the_queue_as_it_was(
 
 
 @pytest.mark.real_time
-def test_a_thread_tells_a_blocking_store_what_no_request_will(clock: FakeClock) -> None:
-    told = threading.Event()
+def test_a_thread_reports_to_a_blocking_store_what_no_request_will(clock: FakeClock) -> None:
+    reported = threading.Event()
 
     class Blocking(MemoryStore):
         blocks = True
 
         def lease(self, ask: Ask) -> Lease:
             if ask.refused is not None:
-                told.set()
+                reported.set()
             return super().lease(ask)
 
     policy = AimdLimiter(600, 60, share="team", store=Blocking(clock))
     turn = Turn()
     wait_for(policy, clock, turn)
     policy.learn(turn, answer(clock, 429))
-    assert told.wait(5)
+    assert reported.wait(5)
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ class Group:
                 self.recover()
 
     def drain(self) -> None:
-        """Let everybody who waits ask when it is time to, for at most 5,000 s."""
+        """Let all turns that wait ask when it is time to, for at most 5,000 s."""
         asleep = [(self.clock.monotonic(), number, *who) for number, who in enumerate(self.waiting)]
         until = self.clock.monotonic() + 5000
         while asleep and asleep[0][0] < until:

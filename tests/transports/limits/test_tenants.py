@@ -1,4 +1,4 @@
-"""One limit for all beside limits of each key's own: those who wait for their own hold up nobody else."""
+"""One limit for all beside limits of each key's own: turns that wait for their own hold up no other."""
 
 import heapq
 from collections.abc import Callable
@@ -57,7 +57,7 @@ class Line:
             self._push(self.clock.monotonic(), limiter, turn)
 
     def run(self, seconds: float, *, follow: Any = None) -> None:
-        """Let these seconds pass; whoever goes by the limiter `follow` comes again."""
+        """Let these seconds pass; a turn that the limiter `follow` lets go comes again."""
         end = self.clock.monotonic() + seconds
         while self._coming and self._coming[0][0] < end:
             now, _, limiter, turn = heapq.heappop(self._coming)
@@ -90,7 +90,7 @@ class Line:
 
 
 @pytest.mark.parametrize(("whole", "own"), PAIRS)
-def test_who_waits_for_a_limit_of_its_own_does_not_hold_up_the_others(whole: str, own: str) -> None:
+def test_a_turn_that_waits_for_a_limit_of_its_own_does_not_hold_up_the_others(whole: str, own: str) -> None:
     clock = FakeClock()
     store, line = MemoryStore(clock), Line(clock)
     common = WHOLE[whole](store)

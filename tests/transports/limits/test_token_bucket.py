@@ -53,10 +53,10 @@ class Bench:
     def __init__(self, world: World, policy: TokenBucket, clock: FakeClock | None = None) -> None:
         self.world, self.policy = world, policy
         self.clock = clock or FakeClock()
-        self.heard = EventLog()
+        self.log = EventLog()
         self.sent: list[tuple[float, int]] = []
         self.wire = world.wire(self._answer)
-        context = Context(clock=self.clock, listener=self.heard)
+        context = Context(clock=self.clock, listener=self.log)
         self.transport = world.layer(token_bucket(policy), self.wire, context=context)
 
     def _answer(self, request: httpx.Request) -> int:
@@ -78,7 +78,7 @@ async def test_the_caller_learns_how_long_it_queued_and_the_listener_is_notified
     records = [(await bench.send()).extensions["stkai"] for _ in range(2)]
     assert [record.queued for record in records] == [0.0, 2.0]
     waited = Waited(call=CALL, layer="token_bucket", seconds=2.0)
-    assert bench.heard.of(Waited, Rejected) == [waited]
+    assert bench.log.of(Waited, Rejected) == [waited]
 
 
 async def test_only_the_methods_of_the_policy_need_a_permit(world: World) -> None:
@@ -101,7 +101,7 @@ async def test_a_wait_beyond_the_limit_is_refused_at_once_and_takes_nothing(worl
     assert "no permit within 4 s: it would have taken 10 s (waited 0 s); try again in 6 s" in str(error)
     assert bench.clock.sleeps == []
     refusal = Rejected(call=CALL, layer="token_bucket", wait=10.0, limit=4.0)
-    assert bench.heard.of(Waited, Rejected) == [refusal] * 5
+    assert bench.log.of(Waited, Rejected) == [refusal] * 5
     bench.clock.advance(error.retry_after)
     await bench.send()
     assert bench.instants == [0, 10.0]
@@ -138,7 +138,7 @@ async def test_the_deadline_of_the_call_bounds_the_wait_whatever_the_limit(
     ):
         await bench.send(deadline=3.0, max_wait_time=own)
     assert bench.clock.sleeps == []
-    assert bench.heard.of(Rejected) == [Rejected(call=CALL, layer="token_bucket", wait=10.0, limit=3.0)]
+    assert bench.log.of(Rejected) == [Rejected(call=CALL, layer="token_bucket", wait=10.0, limit=3.0)]
     await bench.send(deadline=10.5)
     assert bench.instants == [0, 10.0]
 
@@ -175,7 +175,7 @@ async def test_a_call_whose_deadline_is_over_may_wait_no_negative_time(world: Wo
     await bench.send()
     with pytest.raises(DeadlineExceededError, match="the call's deadline leaves 0 s"):
         await bench.send(deadline=0.001)
-    assert [refusal.limit for refusal in bench.heard.of(Rejected)] == [0.0]
+    assert [refusal.limit for refusal in bench.log.of(Rejected)] == [0.0]
 
 
 class InterruptedOnce(FakeClock):
@@ -240,7 +240,7 @@ async def test_a_retried_call_keeps_its_place_before_later_calls(event_loop: Wor
 
 
 async def test_a_retried_call_does_not_wait_if_a_permit_is_free_while_others_sleep(world: World) -> None:
-    clock, policy, heard = FakeClock(), TokenBucket(10, 10.0, burst=5), EventLog()
+    clock, policy, log = FakeClock(), TokenBucket(10, 10.0, burst=5), EventLog()
 
     def answer(request: httpx.Request) -> int:
         if clock.monotonic():
@@ -252,10 +252,10 @@ async def test_a_retried_call_does_not_wait_if_a_permit_is_free_while_others_sle
         return 503
 
     layers = (retry(RetryPolicy(initial_delay=0)), token_bucket(policy))
-    stack = StackBuilder(layers, clock=clock, listener=heard)
+    stack = StackBuilder(layers, clock=clock, listener=log)
     response = await world.send(world.build(stack, Wire(answer)), post())
     assert (response.status_code, response.extensions["stkai"].queued) == (200, 0.0)
-    assert not heard.of(Waited)
+    assert not log.of(Waited)
     assert policy.waiting == 1
 
 

@@ -37,7 +37,7 @@ def test_no_window_has_more_than_its_quota(
     waiters = arrivals(gaps)
     drive(TokenBucket(quota, window, burst=burst), waiters)
     instants = [waiter.went for waiter in waiters]
-    assert instants == sorted(instants), "nobody goes before one that came earlier"
+    assert instants == sorted(instants), "no turn goes before one that came earlier"
     assert most_in(instants, window) <= math.floor(quota)
 
 
@@ -47,7 +47,7 @@ def test_no_request_waits_longer_than_the_promise_needs(gaps: list[float], quota
     for waiter in drive(TokenBucket(quota, window), arrivals(gaps)):
         due = waiter.arrives if len(sent) < quota else max(waiter.arrives, sent[-quota] + window)
         assert waiter.went == pytest.approx(due, abs=1e-3)
-        assert waiter.told == pytest.approx(due, abs=1e-3), "it is told so when it comes"
+        assert waiter.promised == pytest.approx(due, abs=1e-3), "as announced when it comes"
         sent.append(waiter.went)
 
 
@@ -120,7 +120,7 @@ def test_a_window_may_be_shorter_than_a_tick_of_the_clock(window: float) -> None
     assert all(took(bucket, 100.0 + number * 1e-10) for number in range(10))
 
 
-def test_those_far_back_in_the_line_are_told_windows_that_are_still_to_come() -> None:
+def test_turns_far_back_in_the_line_wait_for_later_windows() -> None:
     queue = TokenBucket(2, 10)
     turns = [Turn() for _ in range(7)]
     assert [queue.ask(turn, 0.0) for turn in turns] == [0, 0, 10, 10, 20, 20, 30]

@@ -26,8 +26,8 @@ class Bench:
         self.world = world
         self.wire = world.wire(*script)
         self.clock = FakeClock()
-        self.heard = EventLog()
-        given: dict[str, Any] = {"clock": self.clock, "listener": self.heard, "random": lambda: 0.0}
+        self.log = EventLog()
+        given: dict[str, Any] = {"clock": self.clock, "listener": self.log, "random": lambda: 0.0}
         self.transport = world.layer(retry(policy), self.wire, context=Context(**given | context))
 
     async def send(self, request: httpx.Request | None = None, **options: Any) -> httpx.Response:

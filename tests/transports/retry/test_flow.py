@@ -92,7 +92,7 @@ async def test_the_record_separates_waits_from_time_on_the_wire(world: World) ->
 async def test_each_retry_is_reported_with_its_delay_and_cause(world: World) -> None:
     bench = Bench(world, busy(429, 7), httpx.ReadError("reset"), 200)
     await bench.send()
-    assert bench.heard.of(RetryScheduled) == [
+    assert bench.log.of(RetryScheduled) == [
         RetryScheduled(call=CALL, attempt=1, delay=7.0, cause="429 Too Many Requests"),
         RetryScheduled(
             call=dataclasses.replace(CALL, attempt=2), attempt=2, delay=1.0, cause="ReadError: reset"

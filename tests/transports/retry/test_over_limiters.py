@@ -22,14 +22,14 @@ pytestmark = pytest.mark.both_packages
 
 
 async def test_a_paced_response_needs_no_separate_sleep(world: World) -> None:
-    heard = EventLog()
+    log = EventLog()
     clock = FakeClock()
     limiter = AimdLimiter(60, 60)
-    stack = StackBuilder((retry(), adaptive(limiter)), clock=clock, listener=heard, random=lambda: 0.0)
+    stack = StackBuilder((retry(), adaptive(limiter)), clock=clock, listener=log, random=lambda: 0.0)
     wire = world.wire(busy(429, 5), 200)
     response = await world.send(world.build(stack, wire), httpx.Request("POST", URL))
     assert response.status_code == 200
-    assert heard.of(RetryScheduled) == [
+    assert log.of(RetryScheduled) == [
         RetryScheduled(call=CALL, attempt=1, delay=0.0, cause="429 Too Many Requests")
     ]
     record = response.extensions["stkai"]

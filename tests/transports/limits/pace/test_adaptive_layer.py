@@ -133,14 +133,14 @@ class Bench:
     ) -> None:
         self.world, self.policy = world, policy
         self.clock = FakeClock(options.get("start", 0.0))
-        self.heard = EventLog()
+        self.log = EventLog()
         self.sent: list[tuple[float, int]] = []
         self._answers = list(answers)
         self.wire = Wire(self._answer)
         layers = [adaptive(policy)]
         if options.get("retry"):
             layers.insert(0, retry(options["retry"]))
-        stack = StackBuilder(layers, clock=self.clock, listener=self.heard, random=lambda: 0.0)
+        stack = StackBuilder(layers, clock=self.clock, listener=self.log, random=lambda: 0.0)
         self.transport = world.build(stack, self.wire)
 
     def _answer(self, request: httpx.Request) -> int | httpx.Response:
@@ -170,15 +170,15 @@ async def test_the_listener_is_notified_of_cuts_and_waits(world: World) -> None:
     await bench.send()
     await bench.send()
     cut = RateChanged(call=CALL, old=QUOTA, new=QUOTA * (1 - 0.3), reason="429 Too Many Requests")
-    assert bench.heard.of(RateChanged) == [cut]
-    assert sum(event.seconds for event in bench.heard.of(Waited)) == 7.0
+    assert bench.log.of(RateChanged) == [cut]
+    assert sum(event.seconds for event in bench.log.of(Waited)) == 7.0
 
 
 async def test_the_listener_is_notified_of_growth(world: World) -> None:
     bench = Bench(world, AimdLimiter(60, 60), [])
     for _ in range(30):
         await bench.send()
-    changes = bench.heard.of(RateChanged)
+    changes = bench.log.of(RateChanged)
     assert changes
     assert all(event.new > 1.1 * event.old and event.reason == "no refusal since" for event in changes)
     assert [event.old for event in changes[1:]] == [event.new for event in changes[:-1]]
@@ -228,13 +228,13 @@ async def test_many_503s_without_any_429_are_warned_about_once(
 
 
 @pytest.mark.parametrize(
-    "told",
+    "answer",
     [refusal("1"), refusal(), httpx.Response(200, headers={"RateLimit": "limit=10, remaining=5, reset=1"})],
 )
 async def test_a_server_that_refuses_otherwise_may_answer_503(
-    world: World, told: httpx.Response, caplog: pytest.LogCaptureFixture
+    world: World, answer: httpx.Response, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench = Bench(world, AimdLimiter(), [503] * 19 + [told] + [503] * 30)
+    bench = Bench(world, AimdLimiter(), [503] * 19 + [answer] + [503] * 30)
     for _ in range(50):
         bench.clock.advance(0.05)
         await bench.send()
@@ -283,7 +283,7 @@ async def test_a_refused_call_comes_back_at_the_head_of_the_queue(event_loop: Wo
 
 async def test_eight_refusals_at_once_cut_once_and_come_back_in_their_order(event_loop: World) -> None:
     policy, clock = plain(), FakeClock()
-    heard = EventLog()
+    log = EventLog()
     sent: list[tuple[float, int]] = []
 
     async def answer(request: httpx.Request) -> int | httpx.Response:
@@ -295,7 +295,7 @@ async def test_eight_refusals_at_once_cut_once_and_come_back_in_their_order(even
         return refusal("10")
 
     stack = StackBuilder(
-        (retry(RetryPolicy()), adaptive(policy)), clock=clock, listener=heard, random=lambda: 0.0
+        (retry(RetryPolicy()), adaptive(policy)), clock=clock, listener=log, random=lambda: 0.0
     )
     transport = event_loop.build(stack, Wire(answer))
 
@@ -304,7 +304,7 @@ async def test_eight_refusals_at_once_cut_once_and_come_back_in_their_order(even
             group.start_soon(event_loop.send, transport, httpx.Request("POST", f"{URL}{number}"))
             while len(sent) <= number:
                 await anyio.lowlevel.checkpoint()
-    assert len(heard.of(RateChanged)) == 1
+    assert len(log.of(RateChanged)) == 1
     assert [number for _, number in sorted(sent[8:])] == list(range(8))
     assert sent[8][0] == pytest.approx(10.0)
     assert all(instant >= 10.0 for instant, _ in sent[8:])

@@ -52,7 +52,7 @@ def test_the_pace_follows_the_window_and_its_base_after_its_end() -> None:
     one.accept(30.0, reading=reading(30.0, on_line(30.0, 0.5)))
     assert one.rate == near(base / 2)
     one.hold_back(30.0)
-    # No growth by the law, though somebody waits.
+    # No growth by the law, though a turn waits.
     assert one.look(59.0) == near(base / 2)
     assert one.look(61.0) > base / 2
 

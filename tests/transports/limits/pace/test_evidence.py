@@ -252,7 +252,7 @@ def test_a_request_that_was_given_up_does_not_count_as_accepted() -> None:
     ("rate", "burst", "service", "seeds"),
     [(20.0, 5, 0.001, [1]), (10.0, 3, 0.001, [1, 2]), (100 / 60, 10, 0.001, [1, 2]), (10.0, 3, 2.0, [1, 2])],
 )
-def test_whoever_has_a_tenth_of_its_share_is_soon_back(
+def test_a_sender_with_a_tenth_of_its_share_is_soon_back(
     rate: float, burst: int, service: float, seeds: list[int]
 ) -> None:
     least = []

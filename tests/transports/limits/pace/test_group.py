@@ -61,9 +61,9 @@ class Team:
         turn, now = self.go(member), self.clock.monotonic()
         wait = self.window.admit(now)
         self.refused += bool(wait)
-        told = rate_headers("ietf", self.window, now, self.clock.utcnow()) if headers is None else headers
+        given = rate_headers("ietf", self.window, now, self.clock.utcnow()) if headers is None else headers
         extra = [(b"retry-after", b"%d" % math.ceil(wait))] if wait else []
-        self.learn(member, turn, 429 if wait else 200, [*httpx.Headers(told).raw, *extra])
+        self.learn(member, turn, 429 if wait else 200, [*httpx.Headers(given).raw, *extra])
 
     def post_for(self, seconds: float) -> int:
         """All members in turn; returns how many requests they sent."""
@@ -239,7 +239,7 @@ numbers = st.floats(0, LIMIT)
 def test_a_guide_resumes_from_its_state_as_if_it_had_never_stopped(
     readings: list[tuple[float, float, bool]], more: list[tuple[float, float, bool]], shift: float
 ) -> None:
-    def hear(guide: WindowGuide, answers: list[tuple[float, float, bool]], now: float, zero: float) -> float:
+    def take(guide: WindowGuide, answers: list[tuple[float, float, bool]], now: float, zero: float) -> float:
         for gap, remaining, refused in answers:
             now += gap
             reset = WINDOW - (now - zero) % WINDOW
@@ -247,11 +247,11 @@ def test_a_guide_resumes_from_its_state_as_if_it_had_never_stopped(
         return now
 
     guide, other = WindowGuide(KnownQuota(LIMIT, WINDOW)), WindowGuide(KnownQuota(LIMIT, WINDOW))
-    now = hear(guide, readings, 0.0, 0.0)
+    now = take(guide, readings, 0.0, 0.0)
     other.resume(tuple(json.loads(json.dumps(guide.state(now)))), now + shift)
     assert other.in_force == guide.in_force
-    hear(guide, more, now, 0.0)
-    hear(other, more, now + shift, shift)
+    take(guide, more, now, 0.0)
+    take(other, more, now + shift, shift)
     assert (other.in_force, other.listening) == (guide.in_force, guide.listening)
     assert other.rate == pytest.approx(guide.rate, rel=1e-3)
 

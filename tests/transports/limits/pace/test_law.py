@@ -203,11 +203,11 @@ def test_the_floor_lets_fifty_share_a_quota_however_small(quota: float) -> None:
     assert Sender(quota, 60).source.quota.floor == pytest.approx(quota / 50 / 60)
 
 
-# What the law is told
+# What the law gets
 
 
 class Recorder:
-    """A law that records what it is told, and leaves the rate alone."""
+    """A law that records what it gets, and leaves the rate alone."""
 
     history = HISTORY * 60.0
 
@@ -229,7 +229,7 @@ def recorded(**options: Any) -> tuple[Sender, Recorder]:
     return one, law
 
 
-def test_the_law_is_told_what_was_sent_in_the_last_windows_and_not_refused() -> None:
+def test_the_law_gets_what_was_sent_in_the_last_windows_and_not_refused() -> None:
     one, law = recorded()
     for number in range(200):
         one.force(float(number))
@@ -260,7 +260,7 @@ def test_a_request_that_was_not_sent_does_not_count() -> None:
     assert law.pasts[0].successes == 5
 
 
-def test_the_law_is_told_how_short_the_past_is() -> None:
+def test_the_law_gets_the_length_of_a_short_past() -> None:
     one, law = recorded()
     one.force(4.0)
     one.accept(5.0, sent=4.0)
@@ -281,7 +281,7 @@ def test_a_million_requests_take_no_more_memory_than_one() -> None:
     assert len(pickle.dumps(one.source._windowed.history)) <= before + 100
 
 
-def test_the_law_is_told_the_share_of_the_last_time_that_was_spent_holding_back() -> None:
+def test_the_law_gets_the_share_of_the_last_time_that_was_spent_holding_back() -> None:
     one, law = recorded()
     source = one.source
     source.mode.take(Turn(), 0.0)

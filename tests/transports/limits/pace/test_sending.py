@@ -27,8 +27,8 @@ def test_each_gap_varies_by_a_tenth_and_never_more(chance: float) -> None:
     wait = one.wait(now, first)
     assert one.wait(now + wait, first) == 0.0
     gap = 1 / one.rate
-    told = one.wait(now + wait, second)
-    assert told == pytest.approx(gap * (1 + 0.1 * (2 * chance - 1)), rel=0.01)
+    later = one.wait(now + wait, second)
+    assert later == pytest.approx(gap * (1 + 0.1 * (2 * chance - 1)), rel=0.01)
 
 
 def test_a_permit_that_is_free_at_once_costs_a_gap_of_the_same_kind() -> None:
@@ -41,13 +41,13 @@ def test_a_permit_that_is_free_at_once_costs_a_gap_of_the_same_kind() -> None:
 
 
 @given(SEEDED, st.integers(2, 60))
-def test_at_the_whole_quota_each_request_sleeps_once_and_goes_when_told(random: Random, count: int) -> None:
+def test_at_the_whole_quota_each_request_sleeps_once(random: Random, count: int) -> None:
     one = plain()
     while one.take(0.0):
         pass
     crowd = [Waiter(0.0) for _ in range(count)]
     assert drive(one.queue, crowd, random.random) == crowd
-    assert all(waiter.went == pytest.approx(waiter.told, abs=1e-5) for waiter in crowd)
+    assert all(waiter.went == pytest.approx(waiter.promised, abs=1e-5) for waiter in crowd)
     gaps = [(later.went - earlier.went) * QUOTA for earlier, later in pairwise(crowd)]
     assert all(gap == pytest.approx(1.0, abs=1e-3) for gap in gaps)
 
@@ -146,10 +146,10 @@ def test_while_nothing_can_be_learned_successes_need_not_be_reported() -> None:
 
 def test_a_success_is_read_for_quota_headers_once_a_second() -> None:
     one = sender().settle()
-    heard = []
+    times = []
     for tenth in range(25):
         now = 10 + tenth / 10
         if one.source.listens(now):
-            heard.append(now)
+            times.append(now)
             one.accept(now)
-    assert heard == [10.0, 11.0, 12.0]
+    assert times == [10.0, 11.0, 12.0]

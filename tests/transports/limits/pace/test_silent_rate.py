@@ -181,7 +181,7 @@ def test_a_refusal_without_a_word_brings_the_blind_law_and_one_with_retry_after_
     assert one.wait(1.1) >= 5.0
 
 
-def test_successes_are_heard_until_two_requests_at_one_instant_were_accepted() -> None:
+def test_successes_are_observed_until_two_requests_at_one_instant_were_accepted() -> None:
     one = Sender()
     for now in (0.0, 1.0):
         one.accept(now + 0.1, sent=now)
@@ -256,7 +256,7 @@ def test_a_server_that_has_accepted_nothing_is_given_up_by_who_knows_the_quota(
         assert not turn.excused
 
 
-def test_who_does_not_know_the_quota_waits_for_a_window_that_others_have_used_up() -> None:
+def test_a_program_that_does_not_know_the_quota_waits_for_a_window_that_others_have_used_up() -> None:
     """Only its first refusal counts, although the server has accepted nothing from it."""
     one, excused = Sender(), []
     for second in range(1, 5):
@@ -360,7 +360,7 @@ def test_alone_a_server_that_spaces_requests_out_and_takes_a_second_to_answer_is
 
 @pytest.mark.no_cover
 @pytest.mark.parametrize("seed", [1, 2])
-def test_who_starts_a_second_later_gets_a_part_of_a_minutes_window_although_answers_take_time(
+def test_a_program_that_starts_a_second_later_gets_a_part_of_a_minutes_window_although_answers_take_time(
     seed: int,
 ) -> None:
     world = World(FixedWindow(100, 60.0), service=0.1, seed=seed)

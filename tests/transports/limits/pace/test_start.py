@@ -63,11 +63,11 @@ def test_the_permits_of_the_start_are_the_integral_of_its_rate_however_often_the
 
 
 @pytest.mark.no_cover
-def test_requests_that_wait_through_the_start_are_told_how_long_it_takes() -> None:
+def test_requests_that_wait_through_the_start_know_how_long_it_takes() -> None:
     waiters = [Waiter(0.0) for _ in range(200)]
     gone = drive(Sender(600, 60).queue, waiters)
     assert gone == waiters
-    assert all(waiter.went == pytest.approx(waiter.told, abs=0.2) for waiter in waiters)
+    assert all(waiter.went == pytest.approx(waiter.promised, abs=0.2) for waiter in waiters)
 
 
 def test_the_first_refusal_ends_the_start() -> None:
@@ -197,7 +197,7 @@ def test_a_start_whose_rate_brings_its_burst_back_at_once_need_not_hear_of_succe
 
 
 @pytest.mark.parametrize(("asked", "rate"), [(3, 1 / 3.1), (4, 1 / 4.1)])
-def test_who_is_refused_at_once_still_gets_a_request_in_the_time_asked_for(asked: float, rate: float) -> None:
+def test_a_refusal_at_once_still_leaves_a_request_in_the_time_asked_for(asked: float, rate: float) -> None:
     one = Sender()
     one.refuse(0.1, sent=0.0, asked=asked, turn=one.force(0.0))
     assert one.rate == pytest.approx(rate, rel=0.01)
