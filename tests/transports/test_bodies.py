@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator, Iterator
 from importlib import import_module
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 
+from stkai._abandonable import GivenUpError
 from stkai.testing import FakeClock
 from stkai.transports import Attempt, Call, Drain, Flow, drive
 from stkai.transports._bodies import adrain, aload, aread, is_short, keep, load, read
@@ -57,6 +59,30 @@ async def test_an_unwanted_body_that_never_ends_is_closed(world: World) -> None:
     else:
         drain_in_thread(response)
     assert response.is_closed
+
+
+class Dripping(httpx.AsyncByteStream):
+    """A chunk, and a wait for more; two generators, as in httpx over httpcore."""
+
+    has_ended = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._received():
+            yield chunk
+
+    async def _received(self) -> AsyncIterator[bytes]:
+        try:
+            yield b"drip"
+            await anyio.sleep_forever()
+        finally:
+            self.has_ended = True
+
+
+async def test_a_read_that_is_given_up_after_a_chunk_leaves_no_generator_behind(event_loop: World) -> None:
+    body = Dripping()
+    with pytest.raises(GivenUpError):
+        await aread(httpx.Response(200, stream=body), lambda: 0.0)
+    assert body.has_ended
 
 
 @pytest.mark.parametrize(

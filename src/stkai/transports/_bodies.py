@@ -230,7 +230,11 @@ async def _achunks(body: Any, left: Callable[[], float] | None) -> list[bytes]:
     chunks, kept = aiter(body), []
     async for chunk in chunks:
         kept.append(chunk)
-        if left() <= 0:  # A body that never waits cannot be cancelled.
+        if left() <= 0:
+            # Leaving now would strand the wire's generators: cancel the next read, unless the body never waits.
+            with anyio.CancelScope(shield=True) as reading:
+                reading.cancel()
+                await anext(chunks, None)
             with anyio.CancelScope(shield=True):
                 await _aclose(chunks)
             raise GivenUpError
