@@ -13,7 +13,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stkai._batch.outputs import LineFailure, OutputLine, body_of, code_in
+from stkai._batch.outputs import Entry, LineFailure, body_of, code_in
 from stkai._batch.progress import say
 from stkai._batch.request_formats import join_url
 from stkai._batch.runner import failure_from_error
@@ -198,7 +198,7 @@ def test_a_timeout_says_how_long_it_was_and_what_to_set() -> None:
 
 def test_the_code_is_read_from_a_line_whatever_else_it_contains() -> None:
     forged = '"error": {"code": "x", "message": "y"}}'
-    assert code_in(OutputLine.of(7, json.dumps(forged), LineFailure("http_400", forged)).line) == "http_400"
+    assert code_in(Entry.of(7, json.dumps(forged), LineFailure("http_400", forged)).line) == "http_400"
 
 
 def test_a_slow_reader_of_stdout_does_not_use_up_the_deadline_of_calls(job: Job, counting: Server) -> None:

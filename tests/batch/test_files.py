@@ -15,7 +15,7 @@ from stkai import ConfigurationError
 from stkai._batch.append_file import AppendFile, WriteError
 from stkai._batch.input_lines import StdinCopy
 from stkai._batch.journal import Journal
-from stkai._batch.outputs import LineFailure, OutputLine, StdoutOutputs
+from stkai._batch.outputs import Entry, LineFailure, StdoutOutputs
 
 from .job import Job, Server, echo, summary
 
@@ -231,14 +231,14 @@ def test_stdout_keeps_the_order_and_counts_what_was_written(capfd: pytest.Captur
     reading, writing = os.pipe()
     outputs = StdoutOutputs(in_order=True, descriptor=writing)
 
-    async def write(*entries: OutputLine) -> None:
+    async def write(*entries: Entry) -> None:
         for entry in entries:
             await outputs.write_outcome(entry.number, entry)
 
     for number in (1, 2, 3, 4):
         outputs.expect(number)
-    failure = OutputLine(2, b"two\n", LineFailure("http_400", "no"))
-    anyio.run(write, OutputLine(3, b"three\n", None), failure)
+    failure = Entry(2, b"two\n", LineFailure("http_400", "no"))
+    anyio.run(write, Entry(3, b"three\n", None), failure)
     assert (outputs.held, outputs.done) == (2, 0)
     anyio.run(outputs.write_outcome, 1, None)
     assert os.read(reading, 100) == b"two\nthree\n"
@@ -246,7 +246,7 @@ def test_stdout_keeps_the_order_and_counts_what_was_written(capfd: pytest.Captur
     os.close(reading)
     for number in (5, 6):
         outputs.expect(number)
-    anyio.run(write, *(OutputLine(number, b"lost %d\n" % number, None) for number in (6, 5, 4)))
+    anyio.run(write, *(Entry(number, b"lost %d\n" % number, None) for number in (6, 5, 4)))
     assert capfd.readouterr().err == "lost 4\nlost 5\nlost 6\n"
     assert (outputs.held, outputs.done, str(outputs.error)) == (0, 1, "stdout cannot be written: Broken pipe")
     os.close(writing)
@@ -264,7 +264,7 @@ def test_a_full_stdout_is_waited_for_also_if_it_does_not_block() -> None:
 
     reader = threading.Timer(0.05, read_all)
     reader.start()
-    anyio.run(outputs.write_outcome, 1, OutputLine(1, line, None))
+    anyio.run(outputs.write_outcome, 1, Entry(1, line, None))
     os.close(writing)
     reader.join()
     os.close(reading)

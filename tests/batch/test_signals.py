@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from stkai._batch.outputs import OutputLine, Outputs
+from stkai._batch.outputs import Entry, Outputs
 
 from .job import HANGS, Job, RefusalError, Server, echo, summary, until
 
@@ -189,7 +189,7 @@ def test_what_waited_is_written_once_although_the_earlier_line_ends_meanwhile() 
     written: list[int] = []
 
     class Slow(Outputs):
-        async def _append(self, entry: OutputLine) -> None:
+        async def _append(self, entry: Entry) -> None:
             await asyncio.sleep(0.001)
             written.append(entry.number)
 
@@ -197,7 +197,7 @@ def test_what_waited_is_written_once_although_the_earlier_line_ends_meanwhile() 
         outputs = Slow(in_order=True)
         for number in range(1, 6):
             outputs.expect(number)
-        entries = [OutputLine.of(number, "null", None) for number in range(1, 6)]
+        entries = [Entry.of(number, "null", None) for number in range(1, 6)]
         for entry in entries[1:]:
             await outputs.write_outcome(entry.number, entry)
         await asyncio.gather(outputs.write_held(), outputs.write_outcome(1, entries[0]))

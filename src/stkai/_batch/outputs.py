@@ -69,7 +69,7 @@ class LineFailure(NamedTuple):
     message: str
 
 
-class OutputLine(NamedTuple):
+class Entry(NamedTuple):
     """The outcome of a line, as written to an output; an answer has no failure."""
 
     number: int
@@ -88,7 +88,7 @@ class OutputLine(NamedTuple):
         failure: LineFailure | None,
         response: httpx.Response | None = None,
         body: JsonValue | None = None,
-    ) -> "OutputLine":
+    ) -> "Entry":
         """The entry for an answer, or for a failure, with its answer if there was one; the id is JSON."""
         answer = "null"
         if response is not None and body is not None:
@@ -135,7 +135,7 @@ class Outputs:
         self.unwritten = 0  # Outcomes that went to stderr instead.
         self.before_stderr: Callable[[], None] = lambda: None  # Called before an outcome goes to stderr.
         self._in_order = in_order
-        self._waiting: dict[int, OutputLine | None] = {}
+        self._waiting: dict[int, Entry | None] = {}
         """Outcomes to be written, by line; None for an outcome still expected, for which later ones have to wait."""
 
     @property
@@ -148,7 +148,7 @@ class Outputs:
         if self._in_order:
             self._waiting[number] = None
 
-    async def write_outcome(self, number: int, entry: OutputLine | None) -> None:
+    async def write_outcome(self, number: int, entry: Entry | None) -> None:
         """Write the outcome of a line, unless it has none in this run. If that fails, write it to stderr."""
         if entry is None:
             self._waiting.pop(number, None)
@@ -168,10 +168,10 @@ class Outputs:
     def sync(self) -> None:
         """Return once everything written would survive a power failure."""
 
-    async def _append(self, entry: OutputLine) -> None:
+    async def _append(self, entry: Entry) -> None:
         raise NotImplementedError
 
-    async def _write(self, entry: OutputLine) -> None:
+    async def _write(self, entry: Entry) -> None:
         try:
             await self._append(entry)
         except WriteError as error:
@@ -214,7 +214,7 @@ class FileOutputs(Outputs):
                     self.done += 1
         return states
 
-    async def _append(self, entry: OutputLine) -> None:
+    async def _append(self, entry: Entry) -> None:
         (self.answers if entry.code is None else self.failures).append(entry.line)
 
     def sync(self) -> None:
@@ -253,7 +253,7 @@ class StdoutOutputs(Outputs):
         super().__init__(in_order=in_order)
         self._descriptor, self._appending = descriptor, anyio.Lock()
 
-    async def _append(self, entry: OutputLine) -> None:
+    async def _append(self, entry: Entry) -> None:
         async with self._appending:
             await anyio.to_thread.run_sync(self._print, entry.line, abandon_on_cancel=True)
 

@@ -19,7 +19,7 @@ from .concurrency import Outcome, OutcomesInTasks
 from .input_lines import ReadLine
 from .job import BatchJob
 from .journal import LineState
-from .outputs import UNKNOWN, LineFailure, OutputLine, body_of
+from .outputs import UNKNOWN, Entry, LineFailure, body_of
 from .request_formats import InvalidLineError, JsonValue
 from .tracking import DroppedError, LineInFlight, track
 
@@ -112,7 +112,7 @@ class Runner:
 
     # From an outcome to its line in the outputs
 
-    def _entry(self, outcome: Outcome) -> OutputLine | None:
+    def _entry(self, outcome: Outcome) -> Entry | None:
         """The entry for a line; None if it was not sent, so that a resumed job sends it."""
         line, error, response = self.in_flight.pop(outcome.index), outcome.error, outcome.response
         if response is None:
@@ -143,7 +143,7 @@ class Runner:
             " STKAI_AUTH_TOKEN; nothing more is sent",
         )
 
-    def _answer(self, line: LineInFlight, response: httpx.Response, error: Exception | None) -> OutputLine:
+    def _answer(self, line: LineInFlight, response: httpx.Response, error: Exception | None) -> Entry:
         failure = None
         try:
             body = body_of(response)
@@ -162,19 +162,19 @@ class Runner:
                 )
             elif error is not None:
                 failure = _may_have_acted(line, failure_from_error(error, self._client.timeouts))
-            return OutputLine.of(line.number, line.custom_id, failure, response, body)
+            return Entry.of(line.number, line.custom_id, failure, response, body)
         except Exception as unreadable:  # noqa: BLE001 - whatever the server sends, the run continues
             return self._failure(line, unreadable)
 
-    def _failure(self, line: LineInFlight, error: Exception) -> OutputLine:
+    def _failure(self, line: LineInFlight, error: Exception) -> Entry:
         code = _CODES.get(type(error))
         if code is None:
             failure = failure_from_error(error, self._client.timeouts)
         else:
             failure = LineFailure(code, f"{self._options.source}, line {line.number}: {error}")
-        return OutputLine.of(line.number, line.custom_id, _may_have_acted(line, failure))
+        return Entry.of(line.number, line.custom_id, _may_have_acted(line, failure))
 
-    async def _write_outcome(self, number: int, entry: OutputLine | None) -> None:
+    async def _write_outcome(self, number: int, entry: Entry | None) -> None:
         """Write the outcome of a line, and halt after too many equal failures in a row."""
         await self._outputs.write_outcome(number, entry)
         if self._outputs.error is not None:
