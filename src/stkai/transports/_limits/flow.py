@@ -20,8 +20,8 @@ from .._recipe import Layer, recipe
 from .all_of import checked_limiter, plan_of
 from .limiter import TOO_MANY_REQUESTS, Answer, Chooser, Limiter, Plan, Turn, log_failure, notify, subscribe
 from .metering import Bill, Estimate, Meter, Settle
+from .permit import wait_for_permit
 from .queue_limiter import QueueLimiter, is_ours
-from .wait_for_permit import wait_for_permit
 
 # A limiter, one per host or key, or a list of limiters that all have to admit a request.
 AnyLimiter = Any
