@@ -19,6 +19,7 @@ from stkai import HttpConfig
 from stkai._wire import AsyncDefaultWire, DefaultWire
 
 from ..support.listening import listening
+from ..support.wire import finish
 from ..support.world import NAMES, World
 from .raw import Http2Server
 
@@ -260,6 +261,22 @@ async def test_closing_a_client_ends_a_call_that_waits_for_an_answer(world: Worl
     error, _ = await world.outcomes(partial(world.call, client.get, server.url), close)
     assert isinstance(error, httpx.ReadError)
     assert "the connection was closed on this side" in str(error)
+
+
+async def test_closing_a_client_before_its_connection_has_begun_is_an_error_that_says_so(
+    world: World, server: Any
+) -> None:
+    client = client_of(world, None)
+
+    async def aclose(step: str, info: Any) -> None:
+        if step == "http2.send_connection_init.started":
+            await world.close(client)
+
+    def close(step: str, info: Any) -> None:
+        finish(aclose(step, info))
+
+    with pytest.raises(httpx.ReadError, match="the connection was closed on this side"):
+        await world.call(client.get, server.url, extensions={"trace": world.pick(close, aclose)})
 
 
 async def test_an_upload_fails_if_the_server_allows_less_than_was_already_sent(

@@ -118,20 +118,23 @@ class _Router:
         """Show an answer that is not HTTP, and name the proxy, without its password, if the connection used one.
 
         httpcore passes on some errors that are not its own: socksio's, if a proxy does not speak SOCKS; h11's, if a
-        body does not have the announced length; a ValueError for a status that is not a number, in HTTP/2.
+        body does not have the announced length; h2's, if the client is closed before a connection has begun; a
+        ValueError for a status that is not a number, in HTTP/2.
         """
-        if self._is_closed and isinstance(error, alike(httpx.WriteError, httpx.ProtocolError)):
+        package = type(error).__module__.partition(".")[0]
+        ended = alike(httpx.WriteError, httpx.ProtocolError)
+        if self._is_closed and (package == "h2" or isinstance(error, ended)):
             raise error_for(httpx.ReadError, CLOSED_IN_USE, request) from error
         *_, (frame, _) = walk_tb(error.__traceback__)
         if isinstance(error, ValueError) and frame.f_code.co_name == "_receive_response":
             raise malformed(f"illegal status: {error}", request)
-        if type(error).__module__.startswith("h11."):
+        if package == "h11":
             raise error_for(httpx.LocalProtocolError, str(error), request) from error
         _show_unparsed(error)
         name = self._names.get(self._proxies.proxy_for(request.url))
         if name is None:
             return
-        if type(error).__module__.startswith("socksio"):
+        if package == "socksio":
             raise error_for(httpx.ProxyError, f"{error} (through the proxy {name})", request) from None
         hide_frames(error)
         if isinstance(error, alike(*CONNECT_ERRORS)):
