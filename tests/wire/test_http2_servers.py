@@ -279,6 +279,18 @@ async def test_closing_a_client_before_its_connection_has_begun_is_an_error_that
         await world.call(client.get, server.url, extensions={"trace": world.pick(close, aclose)})
 
 
+async def test_a_server_that_allows_no_more_requests_on_a_connection_gets_the_next_one_on_another(
+    world: World, server: Any
+) -> None:
+    client = client_of(world, None)
+    none = SettingsFrame(settings={SettingsFrame.MAX_CONCURRENT_STREAMS: 0}).serialize()
+    server.answers.append(lambda stream: [head(stream) + none + end(stream)])
+    for connections in (1, 2, 2):
+        assert (await world.call(client.post, server.url)).content == b"by HTTP/2"
+        assert server.connections == connections
+    await world.close(client)
+
+
 async def test_an_upload_fails_if_the_server_allows_less_than_was_already_sent(
     world: World, server: Any
 ) -> None:

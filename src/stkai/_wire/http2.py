@@ -19,8 +19,9 @@ _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEAD: Final = 9  # Bytes in front of a frame's body; RFC 9113, section 4.1.
 _MAX_BODY: Final = 16_384  # Bytes of a body; h2 refuses longer ones.
 _STREAM: Final = 0x7FFFFFFF  # The bits of a stream's number.
-_DATA, _HEADERS, _RST_STREAM, _GOAWAY, _CONTINUATION = 0, 1, 3, 7, 9  # Types of frames.
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _GOAWAY, _CONTINUATION = 0, 1, 3, 4, 7, 9  # Types of frames.
 _END_STREAM, _END_HEADERS = 1, 4  # Their flags.
+_MAX_STREAMS: Final = b"\0\3"  # The setting SETTINGS_MAX_CONCURRENT_STREAMS.
 _REFUSED_STREAM: Final = b"\0\0\0\7"  # "Not processed": RFC 9113, section 8.7.
 _WITHOUT_BODY: Final = {httpx.codes.NO_CONTENT, httpx.codes.NOT_MODIFIED}
 
@@ -40,6 +41,9 @@ class FrameFilter:
     A request that the server rejects, by a GOAWAY or by REFUSED_STREAM, fails with a ConnectError. After a GOAWAY,
     httpcore would send it again with whatever is left of its body: nothing, if that is a file.
     """
+
+    is_full = False
+    """Whether the server allows no more requests: httpcore fails if it is asked to send one."""
 
     def __init__(self, errors: Any) -> None:
         self._errors = errors  # httpcore, or the version of it that httpx2 uses.
@@ -93,6 +97,10 @@ class FrameFilter:
                 )
             self._goaway, self._is_over = b"", True
             return frame
+        if kind == _SETTINGS:
+            for offset in range(_HEAD, len(frame), 6):
+                if frame[offset : offset + 2] == _MAX_STREAMS:
+                    self.is_full = not any(frame[offset + 2 : offset + 6])
         if kind in {_HEADERS, _CONTINUATION}:
             self._has_begun, self._is_open = True, not flags & _END_HEADERS
         ends = kind == _RST_STREAM or (kind in {_DATA, _HEADERS} and flags & _END_STREAM)

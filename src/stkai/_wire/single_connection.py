@@ -57,7 +57,7 @@ class SingleConnection:
         stream = self.network.stream
         if stream.frames is not None:
             # On an idle connection, nothing should arrive but its end; httpcore checks this only for HTTP/1.1.
-            if stream.get_extra_info("is_readable"):
+            if stream.frames.is_full or stream.get_extra_info("is_readable"):
                 return None
         elif type(request.stream) in self._in_memory:
             stream.join_body()
