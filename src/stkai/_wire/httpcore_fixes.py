@@ -14,7 +14,7 @@ from typing import Any, Final
 from .._abandonable import GivenUpError, abandoned
 from .._errors import causes
 from .._event_loops import anyio
-from ..transports._bodies import shut_down
+from ..transports._bodies import MAX_TIMEOUT, shut_down
 from .http2 import FrameFilter
 from .proxies import AsyncProxyStream, ProxyStream
 
@@ -40,8 +40,9 @@ class Network:
 
     def connect_tcp(self, *args: Any, **options: Any) -> Any:
         with _connect_errors(self.errors):
+            options["timeout"] = _bounded(seconds := options.get("timeout"))
             stream = self.opened(Stream(self._backend.connect_tcp(*args, **options), self))
-        return ProxyStream(stream, self.errors, options.get("timeout")) if self._has_proxy else stream
+        return ProxyStream(stream, self.errors, seconds) if self._has_proxy else stream
 
     def opened(self, stream: "Stream") -> "Stream":
         """The connection, unless another thread has closed the client in the meantime."""
@@ -72,6 +73,11 @@ class AsyncNetwork(Network):
     async def aclose(self) -> None:
         if self.stream is not None:
             await self.stream.aclose()
+
+
+def _bounded(seconds: float | None) -> float | None:
+    """The timeout, or the longest one that sockets accept."""
+    return None if seconds is None else min(seconds, MAX_TIMEOUT)
 
 
 @contextmanager
@@ -130,7 +136,7 @@ class Stream(_JoiningStream):
             if self.frames is not None and abandoned():
                 raise GivenUpError
             try:
-                data: bytes = self._stream.read(max_bytes, timeout)
+                data: bytes = self._stream.read(max_bytes, _bounded(timeout))
             except self._network.errors.ReadError as error:
                 if self._network.is_closed:
                     error.args = (CLOSED_IN_USE,)
@@ -142,11 +148,14 @@ class Stream(_JoiningStream):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         for piece in self._pieces(buffer):
-            self._stream.write(piece, timeout)
+            self._stream.write(piece, _bounded(timeout))
 
-    def start_tls(self, *args: Any, **options: Any) -> "Stream":
+    def start_tls(
+        self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
+    ) -> "Stream":
         """The same connection over TLS, unless the client has been closed in the meantime."""
-        return self._network.opened(Stream(self._stream.start_tls(*args, **options), self._network))
+        stream = self._stream.start_tls(ssl_context, server_hostname, _bounded(timeout))
+        return self._network.opened(Stream(stream, self._network))
 
 
 class AsyncStream(_JoiningStream):

@@ -22,7 +22,7 @@ _MAX_DRAIN_TIME: Final = 1.0  # Seconds; an unwanted body is read for at most th
 
 _KEYS: Final = ("connect", "read", "write", "pool")
 
-_MAX_TIMEOUT: Final = 1e9  # Seconds; sockets do not accept longer timeouts.
+MAX_TIMEOUT: Final = 1e9  # Seconds; sockets do not accept longer timeouts.
 
 
 def drain_time(left: float) -> float:
@@ -40,7 +40,7 @@ def json_of(response: httpx.Response) -> Any:
 
 def timeouts(seconds: float) -> dict[str, float]:
     """A timeout in the form that wires take."""
-    return dict.fromkeys(_KEYS, min(seconds, _MAX_TIMEOUT))
+    return dict.fromkeys(_KEYS, min(seconds, MAX_TIMEOUT))
 
 
 class Sending:
@@ -99,7 +99,7 @@ def shut_down(stream: Any) -> bool:
 
 def limited(request: httpx.Request, seconds: float, sending: Sending | None = None) -> httpx.Request:
     """The request, with timeouts of at most `seconds`; `sending`, if given, becomes its `trace`."""
-    seconds = min(seconds, _MAX_TIMEOUT)
+    seconds = min(seconds, MAX_TIMEOUT)
     given = request.extensions.get("timeout", {})
     timeout = {key: seconds if given.get(key) is None else min(seconds, given[key]) for key in _KEYS}
     extensions = {**request.extensions, "timeout": timeout}
