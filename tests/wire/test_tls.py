@@ -343,6 +343,30 @@ async def test_a_connection_whose_tls_has_ended_is_not_used_again(world: World, 
         await world.close(mine)
 
 
+def answers_nonsense(ended: threading.Event, connection: socket.socket) -> None:
+    """What follows the nonsense may arrive while the client closes TLS, which the server does not answer."""
+    with context().wrap_socket(connection, server_side=True) as secure:
+        secure.recv(65_536)
+        secure.sendall(b"SSH-2.0-x\r\n\r\nmore\r\n\r\nand more")
+        with suppress(ConnectionError):
+            while socket.socket.recv(secure, 65_536):
+                pass
+        ended.set()
+
+
+@pytest.mark.parametrize("kind", ["default", "aiohttp"])
+async def test_an_answer_that_is_not_http_closes_the_connection_at_once(world: World, kind: str) -> None:
+    if kind == "aiohttp" and world.name != "asyncio":
+        pytest.skip("aiohttp works on asyncio only")
+    ended = threading.Event()
+    with server(partial(answers_nonsense, ended)) as url:
+        mine = client(world, HttpConfig(verify=False), kind, retry=None)
+        with pytest.raises(httpx.RemoteProtocolError):
+            await world.call(mine.get, url)
+        await world.until(ended.is_set)
+        await world.close(mine)
+
+
 class Unknown:
     """A transport of a later httpx, whose private parts have other names."""
 

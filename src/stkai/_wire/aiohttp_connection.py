@@ -104,6 +104,8 @@ class Connection(ResponseHandler):
             self.timeout = None
 
     def _parse(self, data: bytes) -> None:
+        if self._exception is not None:  # aiohttp would close TLS twice; asyncio then ignores `abort`.
+            return
         super().data_received(data)
         if self.head_left is not None:
             self.head_left = None if self._buffer else self.head_left - len(data)
