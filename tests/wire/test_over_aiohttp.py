@@ -159,6 +159,9 @@ SAME = {
         answers(b"HTTP/1.1 103 Early\r\n\r\n" + OK), method="HEAD"
     ),
     "more after the last chunk": Case(answers(CHUNKED + b"4\r\nbody\r\n0\r\n\r\nmore")),
+    "a part of another answer behind the last chunk": Case(
+        answers(CHUNKED + b"4\r\nbody\r\n0\r\n\r\nHTTP/1.1 2", end="keep"), times=2
+    ),
     "100, then the end": Case(answers(b"HTTP/1.1 100 Continue\r\n\r\n")),
     "another protocol": Case(answers(b"HTTP/1.1 101 S\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")),
     "line feeds alone": Case(answers(b"HTTP/1.1 200 OK\nContent-Length: 4\n\nbody")),

@@ -119,6 +119,12 @@ class Connection(ResponseHandler):
         if isinstance(error, HttpProcessingError) and payload is not None and not payload.is_eof():
             payload.set_exception(error)  # aiohttp would leave the reader of the body waiting.
 
+    def has_leftovers(self) -> bool:
+        """Whether a part of another answer has arrived behind the one that is complete."""
+        with suppress(HttpProcessingError):  # Older versions of aiohttp expect a body after HEAD, too.
+            return self._parser is None or self._parser.feed_eof() is not None
+        return False
+
     def connection_lost(self, exc: BaseException | None) -> None:
         self.broken_by = exc
         super().connection_lost(exc)

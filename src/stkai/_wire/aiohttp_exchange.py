@@ -213,7 +213,7 @@ class Body(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         connection = self._connection
         can_go_on = connection.is_connected() and not (connection.is_last or connection.should_close)
-        if not self._whole or not can_go_on:
+        if not self._whole or not can_go_on or connection.has_leftovers():
             connection.drop()
         elif connection.idle_since is None:
             connection.idle_since = asyncio.get_running_loop().time()
