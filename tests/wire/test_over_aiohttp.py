@@ -162,6 +162,9 @@ SAME = {
     "a part of another answer behind the last chunk": Case(
         answers(CHUNKED + b"4\r\nbody\r\n0\r\n\r\nHTTP/1.1 2", end="keep"), times=2
     ),
+    "informational answers that are together too long for a head": Case(
+        answers((b"HTTP/1.1 103 Early\r\nLink: " + b"x" * 60_000 + b"\r\n\r\n") * 3 + OK, end="keep"), times=2
+    ),
     "100, then the end": Case(answers(b"HTTP/1.1 100 Continue\r\n\r\n")),
     "another protocol": Case(answers(b"HTTP/1.1 101 S\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")),
     "line feeds alone": Case(answers(b"HTTP/1.1 200 OK\nContent-Length: 4\n\nbody")),

@@ -82,25 +82,28 @@ class Connection(ResponseHandler):
             self.drop()
             return
         # In steps, so that the answer is not lost if something that is not HTTP follows it.
-        while self.awaits_head and data:
-            end = _END_OF_HEAD.search(self._last + data)
-            size = len(data) if end is None else end.end() - len(self._last)
-            chunk, data = data[:size], data[size:]
-            self._last = b"" if end else (self._last + chunk)[-2:]
-            self._parse(chunk)
-            if self.awaits_head and end and self.exception() is None:
+        begin, start = 0, len(self._last)
+        data = self._last + data
+        while self.awaits_head and start < len(data):
+            found = _END_OF_HEAD.search(data, begin)
+            end = len(data) if found is None else found.end()
+            self._last = b"" if found else data[max(begin, end - 2) :]
+            self._parse(data[start:end])
+            if self.awaits_head and found and self.exception() is None:
                 # The parser would refuse an answer that follows an informational one with "Connection: close".
-                self._should_close = False
+                self._should_close, self.head_left = False, MAX_HEAD
                 self.set_response_params(**self._parameters)
-            if not data:
+            if end == len(data):
                 return
-        self._parse(data)  # May be empty: aiohttp calls this without data to parse what it has buffered.
+            begin = start = end
+        # May be empty: aiohttp calls this without data to parse what it has buffered.
+        self._parse(data[start:])
 
     def feed_data(self, data: Any, *size: int) -> None:
-        """Called by aiohttp with a head, and the body that follows it."""
-        super().feed_data(data, *size)
-        self.awaits_head = is_interim(data[0].code)
+        """Called by aiohttp with a head, and the body that follows it. Informational answers are dropped here."""
+        self.awaits_head = _is_interim(data[0].code)
         if not self.awaits_head:
+            super().feed_data(data, *size)
             self.timeout = None
 
     def _parse(self, data: bytes) -> None:
@@ -130,7 +133,7 @@ class Connection(ResponseHandler):
         super().connection_lost(exc)
 
 
-def is_interim(status: int) -> bool:
+def _is_interim(status: int) -> bool:
     """Whether the final answer is still to come (RFC 9110, section 15.2)."""
     return httpx.codes.is_informational(status) and status != httpx.codes.SWITCHING_PROTOCOLS
 

@@ -25,7 +25,7 @@ from .._process import after_fork, never_finalize
 from .._secrets import Secret
 from .._urls import WEB, port_of
 from . import AsyncDefaultWire, WirePerLoop
-from .aiohttp_connection import BUFFER_SIZE, MAX_HEAD, Connection, is_interim, parser_limits
+from .aiohttp_connection import BUFFER_SIZE, MAX_HEAD, Connection, parser_limits
 from .aiohttp_exchange import READ_ERRORS, Body, NetworkStream, RequestWriter, require_readable, unreadable
 from .httpcore_fixes import CLOSED
 from .pool import AsyncConnectionPool
@@ -165,17 +165,13 @@ class OverAiohttp(httpx.AsyncBaseTransport):
     async def _receive(
         self, connection: Connection, request: httpx.Request, seconds: float | None
     ) -> httpx.Response:
-        connection.seconds = seconds
-        while True:
-            connection.head_left = MAX_HEAD
-            try:
-                async with asyncio.timeout(seconds) as connection.timeout:
-                    message, payload = await connection.read()
-                require_readable(message)
-            except READ_ERRORS as error:
-                raise unreadable(error, connection, request) from error
-            if not is_interim(message.code):
-                break
+        connection.seconds, connection.head_left = seconds, MAX_HEAD
+        try:
+            async with asyncio.timeout(seconds) as connection.timeout:
+                message, payload = await connection.read()
+            require_readable(message)
+        except READ_ERRORS as error:
+            raise unreadable(error, connection, request) from error
         connection.head_left = None
         if request.method in _WITHOUT_BODY:  # Without a length, aiohttp would not reuse the connection.
             connection._should_close = False  # noqa: SLF001
