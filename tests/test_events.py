@@ -1,6 +1,7 @@
 """What a stack tells its listener: for which call, when, and why."""
 
 import dataclasses
+import itertools
 import logging
 import pickle
 import threading
@@ -33,6 +34,7 @@ from stkai.testing import FakeClock
 from stkai.transports import Context, adaptive, auth, retry, token_bucket
 
 from .support.event_log import CALL, EventLog
+from .support.interrupts import Interrupt, needs_opcodes
 from .support.wire import Answer, Foreign
 from .support.world import World
 
@@ -282,9 +284,10 @@ async def test_a_header_of_a_listener_that_cannot_be_sent_is_logged_and_left_out
 
 
 @pytest.mark.worlds("sync", "asyncio")
+@pytest.mark.parametrize("is_first", [False, True])
 @pytest.mark.parametrize("kind", [CallStarted, AttemptStarted, AttemptFinished, RetryScheduled, CallFinished])
 async def test_an_interrupt_in_a_listener_leaves_nothing_open_and_every_start_has_an_end(
-    world: World, kind: type[Event]
+    world: World, kind: type[Event], is_first: bool
 ) -> None:
     log = EventLog()
 
@@ -293,7 +296,9 @@ async def test_an_interrupt_in_a_listener_leaves_nothing_open_and_every_start_ha
             raise KeyboardInterrupt
 
     wire = world.wire(503, 200)
-    stack = StackBuilder([retry()], clock=FakeClock(), listener=[log, interrupt])
+    stack = StackBuilder(
+        [retry()], clock=FakeClock(), listener=[interrupt, log] if is_first else [log, interrupt]
+    )
     with pytest.raises(KeyboardInterrupt):
         await world.send(world.build(stack, wire), httpx.Request("GET", URL))
     assert wire.open == 0
@@ -316,6 +321,22 @@ async def test_a_call_has_an_end_if_an_interrupt_comes_while_its_error_is_descri
     with pytest.raises(KeyboardInterrupt):
         await world.send(layer, httpx.Request("GET", URL))
     assert [event.error for event in log.of(CallFinished)] == ["ReadError"]
+
+
+@needs_opcodes
+@pytest.mark.no_cover
+@pytest.mark.worlds("sync")
+async def test_every_start_has_an_end_after_an_interrupt_before_or_after_the_flow(world: World) -> None:
+    for number in itertools.count(1):
+        log, wire = EventLog(), world.wire(503, 200)
+        layer = world.build(StackBuilder([retry()], clock=FakeClock(), listener=log), wire)
+        interrupt = Interrupt(number, "_layer_transport.py", "_context.py", "_call.py")
+        with interrupt.during():
+            await world.send(layer, httpx.Request("GET", URL))
+        assert len(log.of(CallStarted)) == len(log.of(CallFinished)), number
+        if interrupt.left > 0:
+            break
+    assert number > 50, "there were interrupts"
 
 
 async def test_a_listener_runs_in_the_thread_of_its_request(world: World) -> None:

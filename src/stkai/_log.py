@@ -104,11 +104,15 @@ def notify(listener: Listener, event: "events.Event") -> None:
 
 
 class Listeners:
-    """Several listeners as one: if one of them raises an exception, the others still get the event."""
+    """Several listeners as one: if one of them raises an exception, even an interrupt, the others get the event."""
 
     def __init__(self, each: tuple[Listener, ...]) -> None:
         self.each = each
 
     def __call__(self, event: "events.Event") -> None:
-        for listener in self.each:
-            notify(listener, event)
+        for place, listener in enumerate(self.each, 1):
+            try:
+                notify(listener, event)
+            except BaseException:  # Otherwise, metrics would count a call as active for good.
+                Listeners(self.each[place:])(event)
+                raise

@@ -127,7 +127,7 @@ class Attempt:
         excused: whether the refusal of this attempt does not use up a retry. Set by the limiter layer.
         is_signed: returns whether the token that signed it is still valid; None if that does not matter. Set by the
             auth layer. After a wait, a limiter layer raises `SignatureExpired` if it is not.
-        is_observed: whether a listener receives the events of this call. Set where the call begins.
+        is_observed: whether a listener receives the events of this call. Set where the call begins and ends.
         closing: set when the stack is closed, which ends all waits. Set where the call begins.
     """
 

@@ -73,8 +73,10 @@ def attempt_finished(
 
 
 def call_started(context: Context, attempt: Attempt) -> None:
-    if context.observes(DEBUG):
-        context.emit(events.CallStarted(call=attempt.info))
+    started = events.CallStarted(call=attempt.info) if context.observes(DEBUG) else None
+    attempt.is_observed = True  # An interrupt before this leaves neither a start nor an end.
+    if started is not None:
+        context.emit(started)
 
 
 def call_failed(context: Context, attempt: Attempt, error: BaseException) -> None:
@@ -108,6 +110,6 @@ def call_finished(
     if attempts != info.attempt:  # Some attempts were parallel.
         info = replace(info, attempt=attempts)
     seconds = context.now() - attempt.call.started
-    context.emit(
-        events.CallFinished(call=info, status=status, error=error, attempts=attempts, seconds=seconds)
-    )
+    finished = events.CallFinished(call=info, status=status, error=error, attempts=attempts, seconds=seconds)
+    attempt.is_observed = False  # After an interrupt, it does not end a second time.
+    context.emit(finished)

@@ -194,30 +194,29 @@ class LayerTransport(LayerBase, httpx.BaseTransport):
     def carry_out(self, call: Call | Beginning, flow: Enter | None = None) -> httpx.Response:
         """Carry out a call with a flow, by default the layer's own: report its start and end, and attach its record."""
         context = self.context
-        attempt = Attempt(call, self._closed_latch, is_observed := context.observes(INFO))
+        attempt, is_observed = Attempt(call, self._closed_latch, False), context.observes(INFO)
         is_main, is_nested = get_ident() == _MAIN, self._is_in_main_thread
         if is_main:
             if is_nested:
                 refuse_in_handler()
             self._is_in_main_thread = True
+        response: httpx.Response | None = None
         try:
             if is_observed:
                 call_started(context, attempt)
             steps = self.flow(attempt.request, attempt) if flow is None else flow(attempt.request, attempt)
             response = drive(steps, attempt, context.clock)
+            attempt.finish(response, context.now())
+            if is_observed:
+                call_finished(context, attempt, status=response.status_code)
         except BaseException as error:
+            if response is not None:  # An interrupt, perhaps while a listener was notified.
+                close_response(response)
             call_failed(context, attempt, error)
             raise
         finally:
             if is_main:
                 self._is_in_main_thread = is_nested
-        try:
-            attempt.finish(response, context.now())
-            if is_observed:
-                call_finished(context, attempt, status=response.status_code)
-        except BaseException:  # An interrupt while a listener was notified.
-            close_response(response)
-            raise
         return response
 
     def close(self) -> None:
@@ -258,21 +257,20 @@ class AsyncLayerTransport(LayerBase, httpx.AsyncBaseTransport):
     async def carry_out(self, call: Call | Beginning, flow: Enter | None = None) -> httpx.Response:
         """Carry out a call with a flow, by default the layer's own: report its start and end, and attach its record."""
         context = self.context
-        attempt = Attempt(call, self._closed_latch, is_observed := context.observes(INFO))
+        attempt, is_observed = Attempt(call, self._closed_latch, False), context.observes(INFO)
+        response: httpx.Response | None = None
         try:
             if is_observed:
                 call_started(context, attempt)
             steps = self.flow(attempt.request, attempt) if flow is None else flow(attempt.request, attempt)
             response = await adrive(steps, attempt, context.clock)
-        except BaseException as error:
-            call_failed(context, attempt, error)
-            raise
-        try:
             attempt.finish(response, context.now())
             if is_observed:
                 call_finished(context, attempt, status=response.status_code)
-        except BaseException:  # An interrupt while a listener was notified.
-            await aclose_response(response)
+        except BaseException as error:
+            if response is not None:  # An interrupt, perhaps while a listener was notified.
+                await aclose_response(response)
+            call_failed(context, attempt, error)
             raise
         return response
 
