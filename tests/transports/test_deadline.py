@@ -1,6 +1,6 @@
 """The deadline of a call: every wait counts, and none exceeds it."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Self
 
 import httpx
@@ -121,6 +121,24 @@ async def test_an_answer_that_comes_after_the_deadline_is_closed_and_refused(wor
 
 
 # Timeouts
+
+
+@pytest.mark.worlds("sync")
+async def test_a_request_whose_thread_begins_after_the_deadline_is_not_sent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, late = Bench(world, PLAIN), list[Callable[[], object]]()
+    bench.script(200)
+
+    def start(work: Callable[[], object]) -> None:
+        late.append(work)
+        bench.clock.advance(5.0)
+
+    monkeypatch.setattr("stkai._abandonable.start", start)
+    with pytest.raises(DeadlineExceededError):
+        await bench.send(deadline=1.0)
+    late.pop()()
+    assert bench.wire.requests == []
 
 
 async def test_timeouts_are_cut_to_the_time_left(world: World) -> None:

@@ -77,6 +77,8 @@ class Sending:
         outer = current_work()
         if outer is not None:
             outer.sends(self.break_off)
+            if outer.is_abandoned:  # Before its thread began; not every wire looks for that.
+                raise GivenUpError
         try:
             return work()
         finally:
