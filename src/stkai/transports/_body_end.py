@@ -131,6 +131,9 @@ class AsyncWatchedBody(_Watched, httpx.AsyncByteStream):
         try:
             await self._body.aclose()
             how = BodyEnd.WHOLE if self._is_whole else how
+        except BaseException:  # Such as a cancellation: the driver closes it once more, under a shield.
+            self._is_closed = False
+            raise
         finally:
             self._end(how)
 

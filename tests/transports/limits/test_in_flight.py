@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 
@@ -211,6 +212,31 @@ async def test_cancelled_requests_lose_no_slot(event_loop: World) -> None:
     response = await event_loop.send(transport, post())
     await response.aclose()
     assert policy.busy == 0
+
+
+class SlowToClose(Body):
+    closed = False
+
+    async def __anext__(self) -> bytes:
+        await anyio.lowlevel.checkpoint()
+        return await super().__anext__()
+
+    async def aclose(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.closed = True
+
+
+@pytest.mark.parametrize("status", [200, 503])
+async def test_a_body_is_closed_if_its_call_is_cancelled_while_it_is_read(
+    event_loop: World, status: int
+) -> None:
+    with anyio.CancelScope() as scope:
+        body = SlowToClose(b"x", b"x", before=scope.cancel)
+        wire = httpx.MockTransport(lambda _: httpx.Response(status, stream=body))
+        stack = StackBuilder([retry(), limiter(InFlight(1))], clock=FakeClock())
+        await stkai.AsyncHttpClient(event_loop.build(stack, wire)).post(URL)
+    assert scope.cancelled_caught
+    assert body.closed
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
