@@ -28,7 +28,7 @@ from stkai import (
 )
 from stkai.stores import FileStore, MemoryStore
 from stkai.testing import FakeClock
-from stkai.transports import Answer, RateChange, Run, Turn, limiter
+from stkai.transports import Answer, RateChange, Run, Turn, limiter, retry
 from stkai.transports._limits.in_flight import Slots
 from stkai.transports._limits.queue import Queue
 from stkai.transports._limits.sources.request_limits import Rate, Window
@@ -458,6 +458,24 @@ def test_a_cancelled_request_leaves_ones_own_limiter_to_the_next() -> None:
     assert [what for what, _ in gate.seen] == ["ask", "leave"]
     assert policy.ask(second, 1.0) == 2.0
     assert policy.ask(second, 3.0) == 0.0
+
+
+async def test_ones_own_limiter_is_not_left_by_an_attempt_that_it_was_never_asked_about(world: World) -> None:
+    gate = Gate()
+    layers = [retry(), limiter([TokenBucket(1, 60), gate])]
+    transport = world.build(StackBuilder(layers, clock=FakeClock()), world.wire(503, 200))
+    await world.send(transport, httpx.Request("POST", URL))
+    assert [what for what, _ in gate.seen] == ["ask", "ask", "learn"] * 2
+
+
+def test_a_cancelled_request_leaves_each_of_several_limiters_of_ones_own_once() -> None:
+    first, second, turn = Gate(), Gate(), Turn()
+    policy, first.wait = AllOf(first, second), 0.0
+    assert policy.ask(turn, 0.0) == 2.0
+    assert [what for what, _ in first.seen] == ["ask", "leave"], "while the second one holds it up"
+    policy.leave(turn, 1.0)
+    assert [what for what, _ in first.seen] == ["ask", "leave"]
+    assert [what for what, _ in second.seen] == ["ask", "leave"]
 
 
 @pytest.mark.parametrize("has_ended", [False, True])

@@ -97,7 +97,7 @@ class AllOf(QueueLimiter):
                     turn.due_at, turn.held_by = now + float(wait), source
                     turn.is_guess, turn.certain = source.inner(turn).is_guess, math.inf
                 for earlier in turn.custom[:number]:
-                    earlier.notify("leave", turn, now)
+                    earlier.leave(turn, now)
                 return wait
         return 0.0
 

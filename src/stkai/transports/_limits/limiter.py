@@ -74,6 +74,7 @@ class Turn:
     notes: dict[Any, Any] | None = None  # What sources and paces noted about its permits.
     custom: tuple[Any, ...] = ()  # Those of its sources that are custom limiters.
     is_admitted: bool = False  # Whether all custom limiters have admitted it.
+    is_known: bool = False  # Whether a custom limiter was asked about it since it last left.
     loop_has_ended: Callable[[], bool] = bool  # If so, its task will never run again; `bool` returns False.
     is_by_hand: bool = False  # Whether user code asks with it: no layer or permit keeps it alive.
     parts: tuple[Any, ...] = ()  # The limiters of its plan, in that case.

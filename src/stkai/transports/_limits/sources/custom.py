@@ -77,19 +77,26 @@ class CustomSource(Source):
         while self._stuck:
             notify(self.limiter, "leave", self._stuck.popleft(), now)
         inner = self.inner(turn)
-        inner.nap, inner.call = math.inf, turn.call
+        inner.nap, inner.call, inner.is_known = math.inf, turn.call, True
         wait = self.limiter.ask(inner, now)
         turn.nap = min(inner.nap, ASK_INTERVAL)
         self._is_running = not isinstance(wait, REAL)
         return wait
 
-    def give_up(self, turn: Turn, now: float) -> None:
-        """Leave the limiter's queue or return its permit, and let the limiter be asked about another turn."""
+    def leave(self, turn: Turn, now: float) -> bool:
+        """Leave the limiter's queue or return its permit, if the limiter knows the turn; returns whether it does."""
         inner: Turn | None = turn.noted(self)
+        if inner is None or not inner.is_known:
+            return False
+        inner.is_known = False
+        notify(self.limiter, "leave", inner, now)
+        return True
+
+    def give_up(self, turn: Turn, now: float) -> None:
+        """Leave the limiter, and let it be asked about another turn."""
         try:
-            if inner is not None:
+            if self.leave(turn, now):
                 turn.note(self, None)
-                notify(self.limiter, "leave", inner, now)
         finally:  # Even if interrupted.
             if self._asking is turn:
                 self._asking = None
