@@ -23,6 +23,7 @@ from stkai.stores import Ask, Lease, MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Attempt, Flow, LayerBase, LayerTransport, Load
 
+from ..support.clients import Body
 from ..support.interrupts import ctrl_c
 from ..support.threads import own_threads
 from ..support.world import NAMES, World
@@ -529,6 +530,55 @@ async def test_an_exception_of_a_signal_handler_ends_a_call_and_is_not_retried(
         assert type(caught.value) is error
         assert len(arrived) == 1
         client.close()
+
+
+class _AskedEachTime(stkai.AuthProvider):
+    def get_access_token(self) -> str:
+        return "token"
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
+@pytest.mark.parametrize("status", [401, 503])
+def test_an_exception_of_a_signal_handler_is_not_lost_while_a_refused_body_is_read(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    arrived: list[int] = []
+
+    def talk(connection: socket.socket, stopped: threading.Event) -> None:
+        arrived.append(1)
+        connection.sendall(b"HTTP/1.1 %d No\r\nContent-Length: 9\r\n\r\n" % status)
+        stopped.wait(30)
+
+    with hostile(talk) as url:
+        client = client_of(World("sync"), auth=_AskedEachTime(), retry=RetryPolicy(initial_delay=1))
+        with alarm(0.3, SoftTimeLimit), pytest.raises(SoftTimeLimit):
+            client.get(url)
+        assert len(arrived) == 1
+        assert "a layer answered" not in caplog.text
+        client.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
+@pytest.mark.worlds("sync", "asyncio")
+async def test_an_exception_of_a_signal_handler_is_not_lost_while_a_response_is_closed(world: World) -> None:
+    bodies: list[object] = []
+
+    class Ringing(Body):
+        def close(self) -> None:
+            ring()
+
+        async def aclose(self) -> None:
+            ring()
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        bodies.append(body := Ringing())
+        return httpx.Response(503, headers={"Content-Length": "99999"}, stream=body)
+
+    client = client_of(world, retry=NO_DELAY, transport=httpx.MockTransport(answer))
+    with alarm(SOON, SoftTimeLimit), pytest.raises(SoftTimeLimit):
+        await world.call(client.get, "http://a.example/")
+    assert len(bodies) == 1
+    await world.close(client)
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")

@@ -195,5 +195,6 @@ async def aclose_response(response: httpx.Response) -> None:
     with anyio.CancelScope(shield=True):
         try:
             await response.aclose()
-        except Exception:
+        except Exception as error:
+            raise_interrupt(error)
             logger.debug("a response could not be closed", exc_info=True)

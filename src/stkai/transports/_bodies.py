@@ -14,6 +14,7 @@ from .._abandonable import GivenUpError, abandoned, current_work
 from .._event_loops import anyio
 from .._families import alike, family_of
 from .._headers import copy_request, has_field
+from .._process import raise_interrupt
 
 SHORT: Final = 65_536  # Bytes; an unwanted body is read up to this size.
 
@@ -290,9 +291,11 @@ async def aload(
 async def adrain(response: httpx.Response, seconds: float) -> None:
     """Close the response, after reading a short body if it arrives quickly, so that the connection stays open."""
     try:
-        if seconds > 0 and is_short(response):
-            with suppress(Exception):  # The response is no longer needed.
+        try:
+            if seconds > 0 and is_short(response):
                 await aload(response, SHORT, lambda: math.inf, seconds)
-    finally:
-        with anyio.CancelScope(shield=True), suppress(Exception):
-            await response.aclose()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await response.aclose()
+    except Exception as error:  # noqa: BLE001 - the response is no longer needed
+        raise_interrupt(error)

@@ -10,7 +10,7 @@ operation except clean-up. The async driver does the same for tasks.
 """
 
 import math
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Final
 
@@ -200,8 +200,10 @@ class _Bounded:
     def _drain(self, operation: Drain, seconds: float) -> None:
         response = operation.response
         if seconds > 0 and is_short(response):
-            with suppress(Exception):  # The response is no longer needed.
+            try:
                 self._load(response, SHORT, self._clock.monotonic() + seconds, is_wanted=False)
+            except Exception as error:  # noqa: BLE001 - the response is no longer needed
+                raise_interrupt(error)
         close_response(response)
 
     def _in_time(self) -> AbstractContextManager[None]:
@@ -234,5 +236,6 @@ def close_response(response: httpx.Response) -> None:
     """Close a response; log errors instead of raising them."""
     try:
         response.close()
-    except Exception:
+    except Exception as error:
+        raise_interrupt(error)
         logger.debug("a response could not be closed", exc_info=True)

@@ -12,6 +12,7 @@ import httpx
 
 from ..._errors import DeadlineExceededError, hide_frames
 from ..._families import alike
+from ..._process import raise_interrupt
 from ...events import TokenRenewed
 from .._bodies import can_resend, exceeds
 from .._call import Attempt, SignatureExpired
@@ -97,6 +98,7 @@ class _AuthFlow(LayerBase):
                 if not exceeds(response, _MAX_BODY):
                     yield Load(response, _MAX_BODY, brief=True)
             except Exception as error:
+                raise_interrupt(error)
                 if isinstance(error, DeadlineExceededError):
                     raise
                 broken = error  # The body is not needed if there is another token.
