@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -117,3 +118,22 @@ def test_a_thread_that_hangs_is_not_used_again() -> None:
     (used,) = threads_of(1)
     assert used.is_alive()
     go.set()
+
+
+@pytest.mark.parametrize(
+    "clean_up", [lambda _: threading.Lock().release(), {}.pop], ids=["a lock", "a table"]
+)
+def test_an_interrupt_that_breaks_the_start_of_a_thread_is_raised(
+    clean_up: Callable[[threading.Thread], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        """Fail as CPython does if its lock is not taken any more, or if the thread has already begun."""
+        try:
+            raise KeyboardInterrupt
+        finally:
+            clean_up(thread)
+
+    monkeypatch.setattr(idle_workers, "workers", [])
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(KeyboardInterrupt):
+        do_within(1.0, lambda: None)

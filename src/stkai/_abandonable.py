@@ -21,7 +21,7 @@ import httpx
 from ._clock import SystemClock
 from ._errors import RetryableError
 from ._event_loops import anyio, asyncio_loop, run_soon, running_loop
-from ._process import begin_in_each_process
+from ._process import begin_in_each_process, is_interrupt
 
 _ENDING: Final = 0.1
 """How long to wait, in seconds, for work to end after its connection was shut down."""
@@ -254,9 +254,12 @@ idle_workers: Final = _IdleWorkers()
 
 def start(work: Callable[[], object], name: str = "stkai-call") -> None:
     """Start work in a thread of this name, or raise a NoThreadError."""
+    handled = sys.exc_info()[1]
     try:
         worker = idle_workers.take()
-    except RuntimeError as error:
+    except (RuntimeError, KeyError) as error:
+        if (cause := error.__context__) is not None and cause is not handled and is_interrupt(cause):
+            raise cause from None  # It broke `Thread.start`, whose own clean-up failed then.
         raise NoThreadError(f"nothing was sent: no thread could be started ({error})") from error
     worker.do(name, work)
 
