@@ -17,10 +17,12 @@ from stkai import (
     AimdLimiter,
     AllOf,
     ConfigurationError,
+    DeadlineExceededError,
     InFlight,
     RetryPolicy,
     StackBuilder,
     TokenAcquisitionTimeoutError,
+    TokenBucket,
 )
 from stkai.testing import FakeClock
 from stkai.transports import Attempt, Call, Turn, limiter, play, retry
@@ -41,7 +43,7 @@ def post() -> httpx.Request:
     return httpx.Request("POST", URL)
 
 
-def stack_of(world: World, policy: InFlight, *answers: Any, clock: FakeClock | None = None) -> Any:
+def stack_of(world: World, policy: stkai.Limiter, *answers: Any, clock: FakeClock | None = None) -> Any:
     stack = StackBuilder([retry(RetryPolicy(initial_delay=0)), limiter(policy)], clock=clock or FakeClock())
     return world.build(stack, world.wire(*answers))
 
@@ -57,6 +59,17 @@ async def test_a_slot_is_taken_until_the_body_has_been_read(world: World) -> Non
     assert policy.busy == 1, "a body that is known to be empty is still to be read"
     await world.close(second)
     assert policy.busy == 0
+
+
+async def test_an_error_of_the_deadline_says_what_was_not_sent(world: World) -> None:
+    transport = stack_of(world, InFlight(1), streamed(), 200)
+    held = await world.send(transport, post())
+    with stkai.options(deadline=2.0), pytest.raises(DeadlineExceededError, match="of 2 s: nothing was sent"):
+        await world.send(transport, post())
+    await world.close(held)
+    transport = stack_of(world, TokenBucket(1, 10.0), 503)
+    with stkai.options(deadline=3.0), pytest.raises(DeadlineExceededError, match="number 2 was not sent"):
+        await world.send(transport, post())
 
 
 async def test_a_body_in_memory_that_was_not_read_yet_keeps_its_slot_until_it_is_closed(

@@ -82,7 +82,10 @@ def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
                         start, end, held_since = start + now - before, min(end + now - before, latest), now
                         wait = limiter.ask(turn, now)
                         continue
-                yield _sleep(context, turn, wait, left)
+                try:
+                    yield _sleep(context, turn, wait, left)
+                except DeadlineExceededError:  # The driver's, whose words are about an answer.
+                    raise _overdue(attempt, latest) from None
             elif isinstance(wait, Operation):
                 yield wait
             else:
@@ -132,7 +135,7 @@ def _rejection(
     if most is None or left < allowed - waited:
         limit = max(0.0, left)
         error = DeadlineExceededError(
-            f"a permit takes {digits(wait)} s, and the call's deadline leaves {digits(limit)} s: nothing was sent"
+            f"a permit takes {digits(wait)} s, and the call's deadline leaves {digits(limit)} s: {_unsent(attempt)}"
         )
     else:
         waited += most - allowed  # Including earlier redirects.
@@ -140,6 +143,16 @@ def _rejection(
         error = TokenAcquisitionTimeoutError(waited, most, required=wait)
     context.emit(Rejected(call=attempt.info, layer=layer, wait=wait, limit=limit))
     return error
+
+
+def _overdue(attempt: Attempt, deadline: float) -> DeadlineExceededError:
+    seconds = deadline - attempt.call.began
+    return DeadlineExceededError(f"no permit within the deadline of {seconds:g} s: {_unsent(attempt)}")
+
+
+def _unsent(attempt: Attempt) -> str:
+    number = attempt.number
+    return "nothing was sent" if number == 1 else f"attempt number {number} was not sent"
 
 
 def _report(context: Context, layer: str, attempt: Attempt, turn: Turn, waited: float, held: _Held) -> None:
