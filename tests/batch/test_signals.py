@@ -431,7 +431,7 @@ def test_a_token_endpoint_that_refuses_halts_at_once(job: Job, counting: Server)
 
 def test_a_deadline_bounds_each_call(job: Job, gate: Gate) -> None:
     job.write(2)
-    result = job.run("--deadline", "0.3")
+    result = job.run("--deadline", "0.3", env={"STKAI_RETRY_DEADLINE": "60"})
     assert result.returncode == 1
     assert set(job.codes().values()) == {"DeadlineExceededError"}
 
@@ -452,6 +452,13 @@ def test_report_mode_never_retries_what_the_server_may_have_executed(job: Job, c
 
 def test_refusals_are_retried_in_report_mode_too(job: Job, counting: Server) -> None:
     refused: set[str] = set()
+def test_a_failure_says_that_the_deadline_is_that_of_the_settings(job: Job, gate: Gate) -> None:
+    job.write(1)
+    job.run(env={"STKAI_RETRY_DEADLINE": "0.3"})
+    hint = " (STKAI_RETRY_DEADLINE; to wait longer, pass --deadline SECONDS)"
+    assert f"at attempt number 1{hint}; the server may" in job.failures()[1]["error"]["message"]
+
+
 
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
         key = json.dumps(body)

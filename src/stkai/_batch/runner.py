@@ -9,7 +9,7 @@ from uuid import uuid5
 import httpx
 
 from .._clock import SystemClock
-from .._errors import AuthenticationError, OutcomeUnknownError, visible
+from .._errors import AuthenticationError, DeadlineExceededError, OutcomeUnknownError, visible
 from .._families import alike
 from ..transports._auth.bearer import ExposedTokenError
 from ..transports._call import ATTEMPT
@@ -35,6 +35,8 @@ _CODES: Final[dict[type, str]] = {InvalidLineError: "invalid_line", OutcomeUnkno
 """The codes of lines that are not sent; other errors have the names of their classes."""
 
 _HAS_EXECUTION: Final = "; the execution {} has been created, and --retry-failed creates another one"
+
+_DEADLINE_OF_SETTINGS: Final = " (STKAI_RETRY_DEADLINE; to wait longer, pass --deadline SECONDS)"
 
 _MAY_HAVE_ACTED: Final = "; the server may have executed it: to send it again, pass --retry-failed"
 
@@ -170,6 +172,9 @@ class Runner:
         code = _CODES.get(type(error))
         if code is None:
             failure = failure_from_error(error, self._client.timeouts)
+            is_from_settings = self._options.deadline is None and line.execution is None
+            if is_from_settings and isinstance(error, DeadlineExceededError):
+                failure = failure._replace(message=failure.message + _DEADLINE_OF_SETTINGS)
         else:
             failure = LineFailure(code, f"{self._options.source}, line {line.number}: {error}")
         return Entry.of(line.number, line.custom_id, _may_have_acted(line, failure))
