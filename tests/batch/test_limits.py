@@ -74,8 +74,9 @@ def test_numbers_make_limits_and_the_limiter_of_the_settings_stays_in_force() ->
     assert (bucket.max_requests, bucket.max_cost) == (30, 1000)
 
 
-def test_a_share_without_a_limiter_is_refused(job: Job) -> None:
-    result = job.run(env={**NO_LIMIT, "STKAI_RATE_LIMIT_SHARE": "team"})
+@pytest.mark.parametrize("options", [(), ("--rpm", "9"), ("--in-flight", "9")])
+def test_a_share_without_a_limiter_is_refused(job: Job, options: tuple[str, ...]) -> None:
+    result = job.run(*options, env={**NO_LIMIT, "STKAI_RATE_LIMIT_SHARE": "team"})
     assert (result.returncode, "STKAI_RATE_LIMIT_ENABLED" in result.stderr) == (2, True)
 
 

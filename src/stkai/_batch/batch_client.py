@@ -139,6 +139,8 @@ class BatchClient:
 def limits(options: Options, settings: Settings) -> Any:
     """The limiters of the settings and of `--rpm`, `--tpm` and `--in-flight`; without these, an adaptive one."""
     config, limiters = settings.rate_limit, list[Limiter]()
+    if config.share is not None and not config.enabled:
+        return UNSET  # The builder reports it as an error, since nothing would be shared.
     if config.enabled:
         limiters.append(limiter_from(config))
     if options.rpm is not None or options.tpm is not None:
@@ -146,8 +148,7 @@ def limits(options: Options, settings: Settings) -> Any:
         limiters.append(TokenBucket(options.rpm, 60.0, max_cost=options.tpm, cost=cost))
     if options.in_flight is not None:
         limiters.append(InFlight(options.in_flight))
-    # With `UNSET`, the builder reports a share without a limiter as an error in the settings.
-    return limiters or ("adaptive" if config.share is None else UNSET)
+    return limiters or "adaptive"
 
 
 def _settings(options: Options) -> Settings:
