@@ -24,6 +24,8 @@ JSON = st.recursive(
     max_leaves=8,
 )
 
+LINE = '{"url": "/x", "body": {}}\n'
+
 pytestmark = pytest.mark.real_time
 
 
@@ -132,15 +134,16 @@ def test_a_csv_becomes_requests_and_its_cells_need_no_escaping(
 
 
 def test_rows_that_do_not_fit_fail_alone(job: Job, tmp_path: Path) -> None:
-    (tmp_path / "prompts.csv").write_bytes(b'a,b\n1,2\nonly\n1,2,3\n"x"y,2\nbad \xff,2\n5,6\n')
+    (tmp_path / "prompts.csv").write_bytes(b'a,b\n1,2\nonly\n1,2,3\n"x"y,2\nbad \xff,2\n5,6\n"\n\n7')
     (tmp_path / "body.json").write_text('{"text": "{a}{b}"}')
     assert job.run("prompts.csv", "--body", "body.json").returncode == 1
     assert sorted(job.done()) == [1, 6]
     messages = {number: entry["error"]["message"] for number, entry in job.failures().items()}
     assert "'b'" in messages[2]
     assert "3 cells" in messages[3]
-    assert "prompts.csv, line 4" in messages[4]
+    assert "prompts.csv, row 4: ',' expected after '\"', in line 5 of the file" in messages[4]
     assert "UTF-8" in messages[5]
+    assert "in lines 8 to 10 of the file" in messages[7]
     assert set(job.codes().values()) == {"invalid_line"}
 
 
@@ -296,7 +299,7 @@ def test_a_placeholder_in_the_base_url_is_refused(job: Job, tmp_path: Path) -> N
 def test_a_file_in_utf_16_is_refused_with_the_remedy(
     name: str, job: Job, counting: Server, tmp_path: Path
 ) -> None:
-    texts = {"in.jsonl": '{"url": "/x", "body": {}}\n', "in.csv": "a\n1\n", "body.json": '{"a": "{a}"}'}
+    texts = {"in.jsonl": LINE, "in.csv": "a\n1\n", "body.json": '{"a": "{a}"}'}
     for file, text in texts.items():
         (tmp_path / file).write_bytes(text.encode("utf-16" if file == name else "utf-8"))
     source = "in.jsonl" if name == "in.jsonl" else "in.csv"
@@ -307,16 +310,21 @@ def test_a_file_in_utf_16_is_refused_with_the_remedy(
 
 def test_a_compressed_file_is_refused_with_the_remedy(job: Job, counting: Server) -> None:
     (job.folder / "body.json").write_text('{"a": "{a}"}')
-    for name, text in {"in.jsonl.gz": b'{"url": "/x", "body": {}}\n', "in.csv": b"a\n1\n"}.items():
+    for name, text in {"in.jsonl.gz": LINE.encode(), "in.csv": b"a\n1\n"}.items():
         (job.folder / name).write_bytes(gzip.compress(text))
         result = job.run(name, "--body", "body.json")
         assert (result.returncode, f"{name} is compressed" in result.stderr) == (2, True)
     assert counting.seen == []
 
 
-def test_stdin_in_utf_16_fails_with_the_remedy(job: Job, counting: Server) -> None:
-    job.run("-", stdin='{"url": "/x", "body": {}}\n'.encode("utf-16"))
-    assert "save the file as UTF-8" in job.failures()[1]["error"]["message"]
+@pytest.mark.parametrize(
+    "stdin", [LINE.encode("utf-16"), gzip.compress(LINE.encode(), mtime=0)], ids=["utf-16", "gzip"]
+)
+def test_stdin_in_utf_16_or_compressed_fails_with_the_remedy(
+    stdin: bytes, job: Job, counting: Server
+) -> None:
+    job.run("-", stdin=stdin)
+    assert "save the file as UTF-8, not compressed" in job.failures()[1]["error"]["message"]
     assert counting.seen == []
 
 

@@ -90,12 +90,15 @@ def csv_records(path: Path, size: int | None = None) -> Lines:
         rows = csv.reader(_texts(_up_to(size, file)), strict=True)
         next(rows, None)
         while True:
+            begin = rows.line_num + 1
             try:
                 row = next(rows)
             except StopIteration:
                 return
             except csv.Error as error:
-                row = f"{error}, at line {rows.line_num} of the file: double the quotes inside a cell"
+                end = rows.line_num
+                lines = f"line {end}" if begin == end else f"lines {begin} to {end}"
+                row = f"{error}, in {lines} of the file: double the quotes inside a cell"
             if row:
                 number += 1
                 yield number, partial(_row, names, row)

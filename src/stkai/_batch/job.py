@@ -224,7 +224,7 @@ def dry_run(job: BatchJob) -> bool:
         if item is None or not job.wants(item[0]):
             continue
         number, read = item
-        where = f"{options.source}, line {number}"
+        where = options.place(number)
         try:
             values = read()
             own_id, target = form.custom_id(values), form.target(values)

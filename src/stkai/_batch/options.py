@@ -146,6 +146,10 @@ class Options:
     def continues_job(self) -> bool:
         return self.resume or self.retry_failed
 
+    def place(self, number: int) -> str:
+        """Where the line with this number is, for messages."""
+        return f"{self.source}, {'row' if self.is_csv else 'line'} {number}"
+
     def url_of_commands(self, path: str) -> str:
         """The URL of quick commands: `path` follows `/v1/quick-commands/`."""
         return join_url(self.base_url or QUICK_COMMANDS, f"/v1/quick-commands/{path}")

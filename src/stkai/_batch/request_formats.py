@@ -177,7 +177,7 @@ def values_of(raw: bytes) -> Values | None:
     try:
         text = raw.decode().rstrip("\r\n")
     except UnicodeDecodeError as error:
-        msg = f"this is not UTF-8, from byte {error.start + 1} on: save the file as UTF-8"
+        msg = f"this is not UTF-8, from byte {error.start + 1} on: save the file as UTF-8, not compressed"
         raise InvalidLineError(msg) from error
     try:
         return members(text)

@@ -176,7 +176,7 @@ class Runner:
             if is_from_settings and isinstance(error, DeadlineExceededError):
                 failure = failure._replace(message=failure.message + _DEADLINE_OF_SETTINGS)
         else:
-            failure = LineFailure(code, f"{self._options.source}, line {line.number}: {error}")
+            failure = LineFailure(code, f"{self._options.place(line.number)}: {error}")
         return Entry.of(line.number, line.custom_id, _may_have_acted(line, failure))
 
     async def _write_outcome(self, number: int, entry: Entry | None) -> None:
