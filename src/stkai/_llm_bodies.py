@@ -141,9 +141,9 @@ def reported_in(messages: Iterable[dict[str, Any]]) -> dict[str, float]:
     return reported
 
 
-def used_tokens(body: object) -> tuple[int, int]:
-    """The input and output tokens that the body of an answer reports; 0 where it reports none."""
-    reported = reported_in([body]) if isinstance(body, dict) else {}
+def used_tokens(body: object, content: bytes = b"") -> tuple[int, int]:
+    """The input and output tokens that an answer reports: its body, or a stream, by its content; 0 for none."""
+    reported = reported_in([body] if isinstance(body, dict) else messages_in(content))
     return int(used_of(reported, "input") or 0), int(used_of(reported, "output") or 0)
 
 

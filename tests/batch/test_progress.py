@@ -108,6 +108,7 @@ def test_counts_and_dollars_are_short() -> None:
         {"usage": {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14}},
         {"usage": {"input_tokens": 10, "output_tokens": 4}},
         {"tokens": {"user": 7, "enrichment": 3, "output": 4}},
+        'data: {"choices": []}\n\ndata: {"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 4}}\n',
     ],
 )
 def test_usage_is_read_from_the_answers_of_several_services(body: object) -> None:
@@ -119,7 +120,7 @@ def test_usage_is_read_from_the_answers_of_several_services(body: object) -> Non
         {"usage": None},
         {"usage": {"prompt_tokens": "many", "completion_tokens": True}},
     ):
-        usage = usage.plus(other)
+        usage = usage.plus(other, other.encode() if isinstance(other, str) else b"")
     assert usage == (10, 4)
     assert usage.text(Price(1.0, 2.0)) == "14 tokens $0.0000"
     assert usage.text(None) == "14 tokens"

@@ -185,6 +185,22 @@ def test_an_aborted_run_writes_what_waited_for_an_earlier_line_and_sums_up(
     assert summary(stderr.decode()) == "9 done, 0 failed (0 unknown)"
 
 
+def test_an_aborted_run_records_the_tokens_of_its_last_second(job: Job, counting: Server) -> None:
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        if body["n"] == 2:
+            await asyncio.sleep(30)
+        return web.json_response({"usage": {"prompt_tokens": 7, "completion_tokens": 1}})
+
+    counting.answer = answer
+    process = job.start("--max-in-flight", "2")
+    until(lambda: job.out.exists() and len(job.out.read_bytes().splitlines()) == 9, process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert b"72 tokens" in process.communicate(timeout=HANGS)[1]
+    assert "72 tokens" in job.run("--resume").stderr
+
+
 def test_what_waited_is_written_once_although_the_earlier_line_ends_meanwhile() -> None:
     written: list[int] = []
 
@@ -436,6 +452,13 @@ def test_a_deadline_bounds_each_call(job: Job, gate: Gate) -> None:
     assert set(job.codes().values()) == {"DeadlineExceededError"}
 
 
+def test_a_failure_says_that_the_deadline_is_that_of_the_settings(job: Job, gate: Gate) -> None:
+    job.write(1)
+    job.run(env={"STKAI_RETRY_DEADLINE": "0.3"})
+    hint = " (STKAI_RETRY_DEADLINE; to wait longer, pass --deadline SECONDS)"
+    assert f"at attempt number 1{hint}; the server may" in job.failures()[1]["error"]["message"]
+
+
 def test_report_mode_never_retries_what_the_server_may_have_executed(job: Job, counting: Server) -> None:
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
         counting.execute(body)
@@ -452,13 +475,6 @@ def test_report_mode_never_retries_what_the_server_may_have_executed(job: Job, c
 
 def test_refusals_are_retried_in_report_mode_too(job: Job, counting: Server) -> None:
     refused: set[str] = set()
-def test_a_failure_says_that_the_deadline_is_that_of_the_settings(job: Job, gate: Gate) -> None:
-    job.write(1)
-    job.run(env={"STKAI_RETRY_DEADLINE": "0.3"})
-    hint = " (STKAI_RETRY_DEADLINE; to wait longer, pass --deadline SECONDS)"
-    assert f"at attempt number 1{hint}; the server may" in job.failures()[1]["error"]["message"]
-
-
 
     async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
         key = json.dumps(body)

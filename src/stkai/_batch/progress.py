@@ -88,8 +88,8 @@ class Usage(NamedTuple):
     input_tokens: int = 0
     output_tokens: int = 0
 
-    def plus(self, body: Any) -> "Usage":
-        input_tokens, output_tokens = used_tokens(body)
+    def plus(self, body: Any, content: bytes = b"") -> "Usage":
+        input_tokens, output_tokens = used_tokens(body, content)
         return Usage(self.input_tokens + input_tokens, self.output_tokens + output_tokens)
 
     def text(self, price: Price | None) -> str:

@@ -149,7 +149,7 @@ class Runner:
         failure = None
         try:
             body = body_of(response)
-            self._job.usage = self._job.usage.plus(body.value)
+            self._job.usage = self._job.usage.plus(body.value, response.content)
             if response.status_code >= 300:
                 failure = failure_from_answer(response, body)
                 if response.status_code >= 500:

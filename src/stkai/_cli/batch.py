@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, suppress
 from shutil import rmtree
 from typing import Annotated, Any, Final
 
@@ -178,6 +178,8 @@ class _CommandRun:
                 self._display.close()
                 with anyio.move_on_after(_LAST_WRITES):
                     await self._job.outputs.write_held()
+                with suppress(WriteError):
+                    self._job.note()
                 self._conclude()
                 if stdin is not None and self._options.to_stdout:
                     rmtree(stdin.path.parent, ignore_errors=True)  # It holds the requests.
