@@ -151,6 +151,12 @@ def test_reset_forgets_the_quota(store: FileStore) -> None:
     assert run("quota", "never-used", "--store", url, "--reset").exit_code == 0
 
 
+def test_a_reset_tells_scripts_in_json_whether_there_was_a_quota(store: FileStore) -> None:
+    for known in (True, False):
+        result = run("quota", "team-key", "--store", f"file://{store.path}", "--reset", "--json")
+        assert json.loads(result.output) == {"share": "team-key", "reset": known}
+
+
 def test_a_store_that_cannot_be_reached_is_named_without_its_password() -> None:
     result = run("quota", "team-key", "--store", f"redis://me:hunter2@127.0.0.1:{free_port()}")
     assert result.exit_code == 1

@@ -50,11 +50,12 @@ def quota(
         message = f"{found!r} cannot be reached: {error}"
         Console(stderr=True).print(Text(message), soft_wrap=True)
         raise typer.Exit(1) from error
-    if reset:
+    if as_json:
+        state = {"share": share, "reset": is_known} if reset else as_dict(share, seen)
+        typer.echo(json.dumps(state))
+    elif reset:
         done = f"The quota {share!r} is reset; its members start over." if is_known else _unused(share, found)
         console.print(Text(done), soft_wrap=True)
-    elif as_json:
-        typer.echo(json.dumps(as_dict(share, seen)))
     elif once or not console.is_terminal:
         console.print(as_table(share, seen, found))
     else:
