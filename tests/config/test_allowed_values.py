@@ -83,6 +83,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("STKAI_AUTH_ORIGINS", "https://a:port", "origins"),
     ("STKAI_AUTH_ORIGINS", "ftp://a", "https://host"),
     ("STKAI_AUTH_ORIGINS", '["https://a"', "separated by commas"),
+    ("STKAI_AUTH_ORIGINS", "[" * 5000, "separated by commas"),
     ("STKAI_AUTH_ORIGINS", ",", "origins"),
     ("STKAI_AUTH_TOKEN_URL", "/token", "a URL (http:// or https://)"),
     ("STKAI_AUTH_CLIENT_AUTH", "header", "'body' or 'basic'"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stkai._config import GlobalSettings
-from stkai._config.models import AuthConfig, RateLimitConfig, RetryConfig, Settings
+from stkai._config.models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
 from stkai._config.names import masked
 from stkai._config.sources import load
 from stkai._errors import ConfigurationError
@@ -29,7 +29,9 @@ def test_secrets_are_shown_nowhere(stkai: GlobalSettings) -> None:
         rate_limit={"share": "s", "store": f"redis://:{SECRET}@host/0"},
         http={"proxy": f"http://user:{SECRET}@proxy:3128"},
     )
-    assert SECRET not in everything_said(stkai)
+    config = stkai.config
+    assert SECRET not in f"{everything_said(stkai)} {config.model_dump()} {config.model_dump_json()}"
+    assert HttpConfig(**config.http.model_dump()) == config.http
     assert row(stkai, "STKAI_AUTH_CLIENT_SECRET").value == MASK
     assert row(stkai, "STKAI_HTTP_PROXY").value == f"http://{MASK}@proxy:3128"
     assert row(stkai, "STKAI_RATE_LIMIT_STORE").value == f"redis://{MASK}@host/0"

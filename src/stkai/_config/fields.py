@@ -14,6 +14,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     SecretStr,
     StringConstraints,
     ValidationError,
@@ -45,7 +46,10 @@ def _listed(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
-        return json.loads(value)
+        try:
+            return json.loads(value)
+        except RecursionError:
+            raise ValueError from None
     return [item.strip() for item in value.split(",") if item.strip()] or value
 
 
@@ -83,6 +87,15 @@ def _origin(value: str) -> str:
     return show_origin(url)
 
 
+class _Url(str):
+    """A URL that shows no password where a repr or JSON may end up in a log."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(masked(self))
+
+
 class _Or(NamedTuple):
     """The word for None, where a field allows it."""
 
@@ -97,6 +110,11 @@ else:
 T = TypeVar("T")
 OrNone = Annotated[T | None, BeforeValidator(none_from_word), _Or("none")]
 OrUnlimited = Annotated[T | None, BeforeValidator(none_from_word), _Or("unlimited")]
+
+_Masked = (
+    AfterValidator(lambda value: _Url(value) if isinstance(value, str) else value),
+    PlainSerializer(lambda value: masked(str(value)), when_used="json-unless-none"),
+)
 
 # To Python, and so to pydantic, a bool is an int; "max_requests": True is a mistake, not a 1.
 _Number = BeforeValidator(lambda value: str(value) if isinstance(value, bool) else value)
@@ -134,6 +152,7 @@ TokenAddress = Annotated[
 ProxyAddress = Annotated[
     str,
     _only_if(lambda text: absolute_url(text, PROXIES)),
+    *_Masked,
     Field(description="a URL (http://, https:// or socks5://)"),
 ]
 Origins = Annotated[
@@ -164,6 +183,7 @@ StorePlace = Annotated[
     Any,
     BeforeValidator(none_from_word),
     _only_if(lambda store: problem_of(store) is None),
+    *_Masked,
     Field(description=ALLOWED),
 ]
 Verification = Annotated[

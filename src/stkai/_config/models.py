@@ -78,7 +78,7 @@ class RateLimitConfig(fields.Section):
     penalty_factor: fields.OrNone[fields.Fraction] = None
     recovery_factor: fields.OrNone[fields.Fraction] = None
     share: fields.Name | None = None
-    store: Annotated[fields.StorePlace, Field(repr=False)] = None  # It may contain a password.
+    store: fields.StorePlace = None
     store_timeout: fields.SomeSeconds = 0.25
     warm_start: fields.Name | None = None
 
@@ -196,9 +196,7 @@ class HttpConfig(fields.Section):
     max_keepalive_connections: fields.OrUnlimited[fields.Count] = 20
     keepalive_expiry: fields.OrUnlimited[fields.Seconds] = 5.0
     http2: fields.Flag = False
-    proxy: Annotated[fields.OrNone[fields.ProxyAddress], Field(repr=False)] = (
-        None  # It may contain a password.
-    )
+    proxy: fields.OrNone[fields.ProxyAddress] = None
     trust_env: fields.Flag = True
 
 
