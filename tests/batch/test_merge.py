@@ -51,6 +51,22 @@ def merge(job: Job, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return job.run_here([sys.executable, "-m", "stkai", "batch", "merge", *arguments], job.environment())
 
 
+def test_a_merge_shows_what_all_shards_have_used_if_their_journals_are_there(
+    job: Job, counting: Server
+) -> None:
+    async def answer(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        return web.json_response({"usage": {"prompt_tokens": 1_000_000, "completion_tokens": body["n"]}})
+
+    counting.answer = answer
+    job.write(2)
+    for number in range(2):
+        job.run("--shard", f"{number}/2", "-o", f"part-{number}")
+    merged = merge(job, "part-0", "part-1", "-o", "all", "--price", "input=2")
+    assert merged.stderr == "2.0M tokens $4.00\n2 done, 0 failed\n"
+    (job.folder / "part-0.journal").unlink()
+    assert merge(job, "part-0", "part-1", "-o", "other").stderr == "2 done, 0 failed\n"
+
+
 def test_a_merge_that_cannot_be_finished_leaves_nothing_behind(job: Job) -> None:
     lines(job, {"url": "/x", "body": {}}, "oops")
     job.run()

@@ -14,7 +14,7 @@ from .append_file import WriteError
 from .input_lines import ALL_LINES, Shard, Survey
 from .journal import read_header, records
 from .outputs import SUFFIX, Paths, entries_in
-from .progress import count, listed
+from .progress import Usage, count, listed
 
 _OPEN_FILES: Final = 64  # Maximum number of outputs that are open at the same time.
 
@@ -95,8 +95,11 @@ def sort_file(path: Path) -> None:
         _write({path: entries})
 
 
-def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int, int]:
-    """Join the answers and the failures of all outputs, each in input order; returns both counts."""
+def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int, int, Usage]:
+    """Join the answers and the failures of all outputs, each in input order.
+
+    Returns both counts, and the tokens that the jobs have used; none if that is not known of all.
+    """
     # `part-*.jsonl` also matches the failure outputs, which are read anyway, and the copies of stdin.
     copies = {paths.stdin for paths in map(Paths.of, names) if not paths.has_other_stdin}
     outputs = [Paths.of(name) for name in names if not name.endswith(f".failed{SUFFIX}")]
@@ -121,14 +124,13 @@ def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int,
         if number == following:
             msg = f"line {number} is in two outputs, {path} and {other}: pass each shard of one input once"
             raise ConfigurationError(msg)
-    if not partial:
-        _check_complete(outputs, answers, failures)
+    usage = Usage() if partial else _check_complete(outputs, answers, failures)
     _write({merged.failed: failures, merged.out: answers})
-    return answers.counts.total(), failures.counts.total()
+    return answers.counts.total(), failures.counts.total(), usage
 
 
-def _check_complete(outputs: list[Paths], answers: Entries, failures: Entries) -> None:
-    """Refuse outputs of different inputs, and outputs in which lines of the input are missing.
+def _check_complete(outputs: list[Paths], answers: Entries, failures: Entries) -> Usage:
+    """Refuse outputs of different inputs, and outputs in which lines of the input are missing; returns their tokens.
 
     Without a journal, which may be deleted once a job is done, only line numbers are known; blanks count as missing.
     """
@@ -136,9 +138,11 @@ def _check_complete(outputs: list[Paths], answers: Entries, failures: Entries) -
     last = max(present, default=0)
     complete: list[Shard] = []
     inputs: dict[str, Path] = {}
+    used: list[Usage] = []
     for output in outputs:
-        shard, survey = _input_of(output.journal)
+        shard, survey, usage = _contents_of(output.journal)
         if survey is not None:
+            used.append(usage)
             last = max(last, survey.last)
             inputs[survey.sha256] = output.out
             if answers.counts[output.out] + failures.counts[output.failed] >= survey.lines:
@@ -160,18 +164,21 @@ def _check_complete(outputs: list[Paths], answers: Entries, failures: Entries) -
             f"the input has {count(len(missing), 'line')} without an outcome ({shown}): resume the jobs that halted,"
             " pass all shards, or pass --partial to join what there is"
         )
+    return Usage(*map(sum, zip(*used, strict=True))) if len(used) == len(outputs) else Usage()
 
 
-def _input_of(journal: Path) -> tuple[Shard, Survey | None]:
-    """The shard of a job, and the survey of its input if the journal contains one."""
-    survey = None
+def _contents_of(journal: Path) -> tuple[Shard, Survey | None, Usage]:
+    """The shard of a job, the survey of its input if the journal contains one, and its tokens."""
+    survey, usage = None, Usage()
     header = read_header(journal) if journal.is_file() else None
     if header is None:
-        return ALL_LINES, None
+        return ALL_LINES, None, usage
     for kind, number, rest in records(journal, header):
         if kind == "i":
             survey = Survey.of_record(number, rest)
+        elif kind == "u":
+            usage = Usage(number, int(rest))
     if survey is None and header.facts.get("input") == "stdin":
         msg = f"stdin had not ended when the last run of {journal} did: resume it with all of stdin, or pass --partial"
         raise ConfigurationError(msg)
-    return Shard.parse(header.facts.get("options", {}).get("--shard") or "0/1"), survey
+    return Shard.parse(header.facts.get("options", {}).get("--shard") or "0/1"), survey, usage

@@ -38,6 +38,12 @@ def _parsed_by(parse: Callable[[str], Any], metavar: str, text: str) -> Any:
     return typer.Option(metavar=metavar, parser=parser, help=text)
 
 
+PriceOption = Annotated[
+    Price | None,
+    _parsed_by(Price.parse, "PRICE", "Dollars per million tokens: input=0.15,output=0.6."),
+]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """The options of `stkai batch`, as Typer reads them."""
@@ -78,10 +84,7 @@ class Options:
     deadline: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Limit for each call, waits included.")
     ] = None
-    price: Annotated[
-        Price | None,
-        _parsed_by(Price.parse, "PRICE", "Dollars per million tokens: input=0.15,output=0.6."),
-    ] = None
+    price: PriceOption = None
     sync: Annotated[
         Literal["1s", "always", "never"], typer.Option(help="How often to flush files to disk.")
     ] = "1s"

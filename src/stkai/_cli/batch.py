@@ -18,7 +18,7 @@ from .._batch.append_file import WriteError
 from .._batch.batch_client import BatchClient
 from .._batch.job import BatchJob, dry_run
 from .._batch.merge import merge
-from .._batch.options import Options, format_of
+from .._batch.options import Options, PriceOption, format_of
 from .._batch.outputs import FileOutputs
 from .._batch.progress import Display, Progress, count, display, listed, say
 from .._batch.runner import HALTED, INTERRUPTED, Runner
@@ -60,6 +60,7 @@ def merge_outputs(
         bool,
         typer.Option("--partial", help="Join what there is, even if lines are missing or the inputs differ."),
     ] = False,
+    price: PriceOption = None,
 ) -> None:
     """Join the outputs of shards, both answers and failures, in input order.
 
@@ -67,9 +68,11 @@ def merge_outputs(
     inputs differ.
     """
     try:
-        done, failed = merge(outs, out, partial=partial)
+        done, failed, usage = merge(outs, out, partial=partial)
     except (StkaiError, OSError) as error:
         raise typer.Exit(_refused(error)) from error
+    if tokens := usage.text(price):
+        say(tokens)
     say(f"{done} done, {failed} failed")
     raise typer.Exit(SOME_FAILED if failed else 0)
 
