@@ -1,13 +1,19 @@
 """Quick commands as a batch: created once, polled until they end, even by a resumed job."""
 
+import errno
+import json
 import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from aiohttp import web
+
+from stkai import AsyncHttpClient
+from stkai._batch.append_file import AppendFile, WriteError
 
 from .job import HANGS, Job, RefusalError, Server, broken, server, summary, until
 
@@ -115,6 +121,21 @@ def test_a_poll_that_fails_is_polled_again(job: Job, executions: Executions) -> 
     assert set(executions.counting.executed.values()) == {1}
 
 
+def test_a_poll_that_a_proxy_does_not_let_through_is_polled_again(
+    job: Job, executions: Executions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get, refused = AsyncHttpClient.get, iter([httpx.ProxyError("502 Bad Gateway")])
+
+    async def through_a_proxy(self: AsyncHttpClient, *args: Any) -> httpx.Response:
+        for error in refused:
+            raise error
+        return await get(self, *args)
+
+    monkeypatch.setattr(AsyncHttpClient, "get", through_a_proxy)
+    assert job.run().returncode == 0
+    assert set(executions.counting.executed.values()) == {1}
+
+
 def test_a_poll_that_is_refused_says_that_there_is_an_execution(job: Job, executions: Executions) -> None:
     async def poll(request: web.BaseRequest, name: str) -> web.StreamResponse:
         raise RefusalError(404)
@@ -176,6 +197,25 @@ def test_a_creation_that_is_refused_or_names_no_execution_is_a_failure(
         for number, entry in job.failures().items()
     }
     assert said == {1: False, 2: True, 3: True}
+
+
+def test_an_execution_whose_id_cannot_be_recorded_is_polled_to_its_end(
+    job: Job, executions: Executions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, fullness = AppendFile.append, [False]
+
+    def fill(self: AppendFile, record: bytes) -> None:
+        fullness[0] = fullness[0] or record.startswith(b"x 1 ")
+        if fullness[0]:
+            raise WriteError(self.path, OSError(errno.ENOSPC, ""))
+        append(self, record)
+
+    monkeypatch.setattr(AppendFile, "append", fill)
+    result = job.run("--max-in-flight", "1")
+    assert (result.returncode, "No space left on device" in result.stderr) == (3, True)
+    (outcome,) = (json.loads(line) for line in result.stderr.splitlines() if line.startswith("{"))
+    assert outcome["response"]["body"]["execution_id"] == "execution-1"
+    assert len(executions.bodies) == 1
 
 
 def test_a_deadline_bounds_the_whole_execution(job: Job, executions: Executions) -> None:

@@ -13,7 +13,7 @@ from .._client import AsyncHttpClient
 from .._clock import SystemClock
 from .._config import STKAI
 from .._config.models import Settings
-from .._errors import ConfigurationError, DeadlineExceededError, StkaiError
+from .._errors import AuthenticationError, ConfigurationError, DeadlineExceededError, StkaiError
 from .._families import alike
 from .._standard import limiter_from
 from .._wire import AsyncDefaultWire
@@ -122,9 +122,9 @@ class BatchClient:
             pause = min(pause * _GROWTH, _MAX_PAUSE)
             try:
                 response = await self._unlimited.get(url)
-            except alike(
-                httpx.TimeoutException, httpx.NetworkError, httpx.ProtocolError, httpx.DecodingError
-            ):
+            except AuthenticationError:
+                raise
+            except alike(httpx.TransportError, httpx.DecodingError):
                 continue
             if response.status_code in RETRY_ON_STATUS_CODES or response.status_code >= 500:
                 asked = retry_after(response.headers, self._clock.utcnow()) or 0.0
