@@ -10,12 +10,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
 
+from stkai._abandonable import Latch
+from stkai._batch.batch_client import BatchClient
+from stkai._batch.job import BatchJob
+from stkai._batch.options import Options
 from stkai._batch.outputs import Entry, Outputs
+from stkai._batch.runner import Runner
 
 from .job import HANGS, Job, RefusalError, Server, echo, summary, until
 
@@ -267,6 +273,26 @@ def test_a_signal_that_comes_when_all_is_sent_interrupts_the_sorting(name: str, 
     assert (code, stderr.splitlines()[-1]) == (130, "stkai batch: interrupted")
     assert job.run("--resume", "--order", "input").returncode == 0
     assert list(job.done()) == list(range(1, 11))
+
+
+def test_a_run_hears_signals_while_it_passes_over_finished_lines() -> None:
+    lines = ((number, dict) for number in range(1, 30_001))
+    state = SimpleNamespace(
+        options=Options(source="in.jsonl", out="out"),
+        outputs=SimpleNamespace(held=0),
+        lines=lines,
+        ending=Latch(),
+        wants=lambda _: False,
+    )
+
+    async def run() -> None:
+        runner = Runner(cast("BatchJob", state), cast("BatchClient", None))
+        asyncio.get_running_loop().call_soon(runner.stop, 130, "interrupted")
+        async for _ in runner._lines():
+            raise AssertionError
+        assert runner.stop_reason == (130, "interrupted")
+
+    asyncio.run(run())
 
 
 def test_ignored_signals_stay_ignored(job: Job, gate: Gate) -> None:

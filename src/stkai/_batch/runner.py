@@ -28,6 +28,9 @@ INTERRUPTED: Final = 130
 """Exit codes of runs that ended early."""
 
 _POLL_INTERVAL: Final = 0.05  # Seconds between checks of an input that is still being copied.
+_DONE_AT_ONCE: Final = (
+    10_000  # Finished lines that are passed over before signals and the progress get a turn.
+)
 _MAX_HELD: Final = 4  # Outcomes that may wait for an earlier line, per request in flight.
 
 _SHOWS_URL: Final = frozenset({404, 405, 410})
@@ -85,6 +88,8 @@ class Runner:
                         self._outputs.expect(item[0])
                         self.in_flight[item[0]] = LineInFlight(self._job, item[0])
                         yield item
+                    elif item[0] % _DONE_AT_ONCE == 0:
+                        await self._clock.asleep(0)
         except OSError as error:
             what = f"{self._options.source} cannot be read: {error.strerror}"
             self.stop(HALTED, f"{what}; nothing more is sent")
