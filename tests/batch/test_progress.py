@@ -32,6 +32,11 @@ def test_a_line_of_progress_says_how_far_how_fast_and_how_long() -> None:
     )
 
 
+def test_progress_says_after_which_refusals_lines_wait() -> None:
+    progress = Progress(0, 100, waiting=32, refusals={503: 1, 429: 5})
+    assert progress.text(0.0) == "0 % 0/100 | 32 waiting, 5 after 429, 1 after 503 | 0 failed"
+
+
 def test_unknown_figures_are_left_out() -> None:
     assert Progress(7).text(0.0) == "7 | 0 failed"
 

@@ -3,9 +3,9 @@
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from rich.console import Console
@@ -107,17 +107,21 @@ class Progress:
     total: int | None = None  # All lines of the job; None until all of stdin has arrived.
     failed: int = 0  # Finished lines that failed.
     waiting: int = 0  # Lines in flight that wait for a permit or another attempt.
+    refusals: Mapping[int, int] = field(
+        default_factory=dict
+    )  # How many of these the server refused, by status.
     tokens: str = ""  # Tokens and their price.
 
     def text(self, rate: float) -> str:
-        """One line: `41 % 872/3,000 | 812/s | 9 waiting | 3 failed | 12.4M tokens $1.86 | ETA 12:04`."""
+        """One line: `41 % 872/3,000 | 812/s | 9 waiting, 2 after 429 | 3 failed | 12.4M tokens $1.86 | ETA 12:04`."""
         total = self.total
         share = "" if total is None else f"{100 * self.finished // total if total else 100} % "
         columns = [f"{share}{self.finished:,}{'' if total is None else f'/{total:,}'}"]
         if rate:
             columns.append(f"{rate:.1f}/s" if rate < 10 else f"{show_count(rate)}/s")
         if self.waiting:
-            columns.append(f"{self.waiting} waiting")
+            why = "".join(f", {count} after {status}" for status, count in sorted(self.refusals.items()))
+            columns.append(f"{self.waiting} waiting{why}")
         columns.append(f"{self.failed:,} failed")
         if self.tokens:
             columns.append(self.tokens)

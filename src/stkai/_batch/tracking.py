@@ -60,6 +60,7 @@ class Tracker:
         self.run, self.number = run, number
         self.may_drop, self.may_have_acted = True, False
         self.is_waiting = False  # Between two attempts, or for a permit.
+        self.refusal: int | None = None  # The status of the last attempt that was refused.
 
     def about_to_send(self) -> Operation | None:
         """Called just before an attempt is sent. May return an operation to carry out first, or raise to prevent it."""
@@ -216,7 +217,10 @@ def _carry_out(tracker: Tracker, operation: Operation) -> Steps[Any]:
         tracker.may_have_acted = tracker.may_have_acted or is_sent
         raise
     else:
-        tracker.may_have_acted = tracker.may_have_acted or response.status_code not in _REFUSED
+        if response.status_code in _REFUSED:
+            tracker.refusal = response.status_code
+        else:
+            tracker.may_have_acted = True
         return response
     finally:
         if not tracker.may_have_acted:

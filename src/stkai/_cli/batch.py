@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, aclosing, suppress
 from shutil import rmtree
@@ -208,11 +209,13 @@ class _CommandRun:
         job = self._job
         failed = job.outputs.codes.total()
         in_flight = self._runner.in_flight.values()
+        waiting = [line for line in in_flight if line.may_drop and line.execution is None]
         return Progress(
             finished=job.outputs.done + failed,
             total=None if job.survey is None else job.survey.lines,
             failed=failed,
-            waiting=sum(line.may_drop and line.execution is None for line in in_flight),
+            waiting=len(waiting),
+            refusals=Counter(line.refusal for line in waiting if line.refusal is not None),
             tokens=job.usage.text(self._options.price),
         )
 
