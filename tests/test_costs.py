@@ -91,6 +91,14 @@ def test_text_that_looks_like_base64_counts_as_text() -> None:
     assert COST(request(chat("A" * 40_000))) == 10_000
 
 
+def test_line_breaks_that_follow_base64_and_text_that_follows_these_are_read_once() -> None:
+    """Twice as many took four times as long, in the stream of a server too: hours, for a megabyte."""
+    text = "A" * 64 + "\n" * 1_000_000 + "!"
+    assert COST(request({"data": text})) == len(text) / 4
+    event = json.dumps({"choices": [{"delta": {"data": text}}]})
+    assert SETTLE(httpx.Response(200, content=f"data: {event}\n\n")) == len(text) / 4
+
+
 def unread() -> Iterator[bytes]:
     yield b"{}"
 

@@ -21,7 +21,7 @@ _DATA_URL: Final = re.compile(
 _PIECE: Final = re.compile(
     r"response\.(?:created|.+(?<!audio)\.delta)|(?:content_block_|content-|step\.)delta"
 )
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}={0,2}[\r\n]*")
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}+={0,2}+[\r\n]*+")
 _EVENT: Final = re.compile(rb"(?:[^\r\n]++(?:\r\n?+|\n)?+)++")
 """An event of a stream: lines up to an empty one."""
 
