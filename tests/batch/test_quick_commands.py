@@ -224,6 +224,14 @@ def test_a_deadline_bounds_the_whole_execution(job: Job, executions: Executions)
     assert set(job.codes().values()) == {"DeadlineExceededError"}
 
 
+def test_an_execution_that_ended_before_its_deadline_is_found_although_no_poll_was_due(
+    job: Job, executions: Executions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stkai._batch.batch_client._FIRST_PAUSE", 60.0)
+    assert job.run("--deadline", "0.5").returncode == 0
+    assert set(executions.polls.values()) == {1}
+
+
 def test_an_execution_that_never_ends_is_a_failure_that_says_how_to_wait_longer(
     job: Job, executions: Executions, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,31 +106,42 @@ class BatchClient:
             await line.created(execution)
         if deadline is None:  # Time spent waiting for a permit does not count.
             start, deadline = self._clock.monotonic(), _EXECUTION_TIMEOUT
+        url = self._options.url_of_commands(f"callback/{quote(execution, safe='')}")
         with anyio.move_on_after(start + deadline - self._clock.monotonic()):
-            return await self._poll(execution)
+            return await self._poll(url)
+        with anyio.move_on_after(
+            _MAX_PAUSE
+        ):  # It may have ended since the last poll, or while this process was stopped.
+            ended, _ = await self._ask(url)
+            if ended is not None:
+                return ended
         raise DeadlineExceededError(
             f"the execution {execution} did not end within {deadline:g} s: to wait longer, pass --deadline SECONDS"
             " (it may still end; --retry-failed creates another one)"
         )
 
-    async def _poll(self, execution: str) -> httpx.Response:
+    async def _poll(self, url: str) -> httpx.Response:
         """Poll until the execution ends; return the last callback. Polls need no permit; failed ones are repeated."""
-        url = self._options.url_of_commands(f"callback/{quote(execution, safe='')}")
         pause = _FIRST_PAUSE
         while True:
             await self._clock.asleep(pause)
-            pause = min(pause * _GROWTH, _MAX_PAUSE)
-            try:
-                response = await self._unlimited.get(url)
-            except AuthenticationError:
-                raise
-            except alike(httpx.TransportError, httpx.DecodingError):
-                continue
-            if response.status_code in RETRY_ON_STATUS_CODES or response.status_code >= 500:
-                asked = retry_after(response.headers, self._clock.utcnow()) or 0.0
-                pause = max(pause, min(asked, _MAX_RETRY_AFTER))
-            elif response.status_code >= 300 or status_of(response) in {COMPLETED, FAILURE}:
-                return response
+            ended, asked = await self._ask(url)
+            if ended is not None:
+                return ended
+            pause = max(min(pause * _GROWTH, _MAX_PAUSE), min(asked, _MAX_RETRY_AFTER))
+
+    async def _ask(self, url: str) -> tuple[httpx.Response | None, float]:
+        """The callback if the execution has ended, and the seconds for which a server in trouble asks to wait."""
+        try:
+            response = await self._unlimited.get(url)
+        except AuthenticationError:
+            raise
+        except alike(httpx.TransportError, httpx.DecodingError):
+            return None, 0.0
+        if response.status_code in RETRY_ON_STATUS_CODES or response.status_code >= 500:
+            return None, retry_after(response.headers, self._clock.utcnow()) or 0.0
+        has_ended = response.status_code >= 300 or status_of(response) in {COMPLETED, FAILURE}
+        return response if has_ended else None, 0.0
 
     async def aclose(self) -> None:
         await self._client.close()
