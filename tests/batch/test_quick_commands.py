@@ -3,6 +3,7 @@
 import errno
 import json
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,6 +161,19 @@ def test_a_signal_does_not_wait_for_executions_and_a_resume_polls_on(
     result = job.run("--resume")
     assert (result.returncode, summary(result.stderr)) == (0, "3 done, 0 failed (0 unknown)")
     assert set(executions.counting.executed.values()) == {1}
+
+
+def test_a_signal_waits_for_executions_that_no_resume_could_poll(job: Job, executions: Executions) -> None:
+    executions.needed = 10_000
+    process = job.start("-o", "-")
+    until(lambda: len(executions.polls) >= 3, process)
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    executions.needed = 1
+    stdout, stderr = process.communicate(timeout=HANGS)
+    assert (process.returncode, len(stdout.splitlines())) == (130, 3)
+    assert summary(stderr.decode()) == "3 done, 0 failed (0 unknown)"
 
 
 def test_after_kill_9_a_resume_polls_on_and_only_an_id_that_was_lost_is_unknown(

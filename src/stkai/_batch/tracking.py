@@ -98,12 +98,13 @@ class LineInFlight(Tracker):
 
     async def created(self, execution: str) -> None:
         """Record that the line has created an execution, which a resumed job continues to poll."""
-        self.execution = execution
-        # If that fails, only this run can tell the outcome, so it polls to the end. The next line is not sent.
-        with suppress(WriteError):
-            self.run.record("x", self.number, execution)
-            if self.run.journal is not None and self.run.commit is not None:
-                await self.run.journal.commit()
+        self.execution, journal = execution, self.run.journal
+        if journal is None:  # Only this run can tell the outcome, so it polls to the end.
+            return
+        with suppress(WriteError):  # The same; the next line is not sent.
+            journal.write("x", self.number, execution)
+            if self.run.commit is not None:
+                await journal.commit()
             self.may_drop = True
             self.end_with_run()
 
