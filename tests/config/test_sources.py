@@ -64,15 +64,6 @@ def test_the_environment_can_name_the_file(
     assert row(stkai, "STKAI_ENV_FILE") == Explained("STKAI_ENV_FILE", str(tmp_path / "a.env"), "environment")
 
 
-def test_a_line_of_a_file_that_cannot_be_read_is_named_with_the_file(
-    stkai: GlobalSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    file = tmp_path / "100%s.env"
-    file.write_text("STKAI_HTTP_MAX_CONNECTIONS=7\nSTKAI_HTTP_PROXY='http://\n")
-    stkai.configure(env_file=file)
-    assert f"{file}: python-dotenv could not parse statement starting at line 2" in caplog.messages
-
-
 def test_configures_env_file_beats_the_environments_and_survives_a_change_of_directory(
     stkai: GlobalSettings, env: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

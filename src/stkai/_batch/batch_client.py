@@ -109,9 +109,8 @@ class BatchClient:
         url = self._options.url_of_commands(f"callback/{quote(execution, safe='')}")
         with anyio.move_on_after(start + deadline - self._clock.monotonic()):
             return await self._poll(url)
-        with anyio.move_on_after(
-            _MAX_PAUSE
-        ):  # It may have ended since the last poll, or while this process was stopped.
+        # It may have ended since the last poll, or while this process was stopped.
+        with anyio.move_on_after(_MAX_PAUSE):
             ended, _ = await self._ask(url)
             if ended is not None:
                 return ended

@@ -107,9 +107,7 @@ class Progress:
     total: int | None = None  # All lines of the job; None until all of stdin has arrived.
     failed: int = 0  # Finished lines that failed.
     waiting: int = 0  # Lines in flight that wait for a permit or another attempt.
-    refusals: Mapping[int, int] = field(
-        default_factory=dict
-    )  # How many of these the server refused, by status.
+    refusals: Mapping[int, int] = field(default_factory=dict)  # How many of these were refused, by status.
     tokens: str = ""  # Tokens and their price.
 
     def text(self, rate: float) -> str:

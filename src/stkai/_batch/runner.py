@@ -28,9 +28,7 @@ INTERRUPTED: Final = 130
 """Exit codes of runs that ended early."""
 
 _POLL_INTERVAL: Final = 0.05  # Seconds between checks of an input that is still being copied.
-_DONE_AT_ONCE: Final = (
-    10_000  # Finished lines that are passed over before signals and the progress get a turn.
-)
+_DONE_AT_ONCE: Final = 10_000  # Finished lines to pass over before signals and the progress get a turn.
 _MAX_HELD: Final = 4  # Outcomes that may wait for an earlier line, per request in flight.
 
 _SHOWS_URL: Final = frozenset({404, 405, 410})

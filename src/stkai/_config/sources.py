@@ -1,8 +1,6 @@
 """Reads the settings from all their sources, checks them, and records which source each value came from."""
 
-import logging
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
@@ -130,30 +128,12 @@ def _read(source: EnvSettingsSource) -> Variables:
     return {name: Secret(value) for name, value in there.items() if value and name.startswith(PREFIX)}
 
 
-@contextmanager
-def _named_in_warnings(path: Path) -> Iterator[None]:
-    """Add the file's name to what python-dotenv says of lines that it ignores."""
-
-    def add(record: logging.LogRecord) -> bool:
-        record.msg = f"{path}: {record.getMessage()}"
-        record.args = ()
-        return True
-
-    source = logging.getLogger("dotenv.main")
-    source.addFilter(add)
-    try:
-        yield
-    finally:
-        source.removeFilter(add)
-
-
 def _read_file(path: Path, named_by: str) -> Variables:
     where = f"{_ENV_FILE if named_by == 'environment' else 'configure(env_file=...)'} names {str(path)!r}"
     try:
         if not path.is_file():
             raise ConfigurationError(f"{where}, and there is no such file; correct or unset it")
-        with _named_in_warnings(path):
-            variables = _read(DotEnvSettingsSource(BaseSettings, env_file=path, env_file_encoding="utf-8"))
+        variables = _read(DotEnvSettingsSource(BaseSettings, env_file=path, env_file_encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         advice = "; save the file as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
         # Not `from error`, which contains the whole file.
