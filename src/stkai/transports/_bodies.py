@@ -258,7 +258,6 @@ async def aload(
     """
     if is_read(response):
         return
-
     body: Any = response.stream
     chunks = aiter(body)
     kept: list[bytes] = []

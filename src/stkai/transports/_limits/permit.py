@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable
-from functools import cache
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -36,6 +35,8 @@ from .sources import TICK, Source
 _MAX_SLEEP: Final = 3600.0
 _MAX_IDLE: Final = 0.1  # Seconds for which a request that has a connection may wait for a permit.
 _RESERVE_LEAD: Final = 0.05  # Seconds before its permit is due at which it reserves another connection.
+
+_PLACEHOLDER: Final = httpx.Request("POST", "permit:")  # For calls that have no request.
 
 _Held = dict[Source | None, float]  # Seconds for which each source held a turn up.
 
@@ -85,7 +86,8 @@ def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
                 try:
                     yield _sleep(context, turn, wait, left)
                 except DeadlineExceededError:  # The driver's, whose words are about an answer.
-                    raise _overdue(attempt, latest) from None
+                    allowed = latest - attempt.call.began
+                    raise _too_late(attempt, f"no permit within the deadline of {allowed:g} s") from None
             elif isinstance(wait, Operation):
                 yield wait
             else:
@@ -131,12 +133,10 @@ def _rejection(
 ) -> Exception:
     """Report that the wait would be too long; returns the error to raise."""
     left, allowed = attempt.call.time_left(now), attempt.allowance(most)
-    error: Exception
     if most is None or left < allowed - waited:
         limit = max(0.0, left)
-        error = DeadlineExceededError(
-            f"a permit takes {digits(wait)} s, and the call's deadline leaves {digits(limit)} s: {_unsent(attempt)}"
-        )
+        leaves = f"the call's deadline leaves {digits(limit)} s"
+        error = _too_late(attempt, f"a permit takes {digits(wait)} s, and {leaves}")
     else:
         waited += most - allowed  # Including earlier redirects.
         limit, wait = most, waited + wait
@@ -145,14 +145,10 @@ def _rejection(
     return error
 
 
-def _overdue(attempt: Attempt, deadline: float) -> DeadlineExceededError:
-    seconds = deadline - attempt.call.began
-    return DeadlineExceededError(f"no permit within the deadline of {seconds:g} s: {_unsent(attempt)}")
-
-
-def _unsent(attempt: Attempt) -> str:
+def _too_late(attempt: Attempt, why: str) -> Exception:
     number = attempt.number
-    return "nothing was sent" if number == 1 else f"attempt number {number} was not sent"
+    unsent = "nothing was sent" if number == 1 else f"attempt number {number} was not sent"
+    return DeadlineExceededError(f"{why}: {unsent}")
 
 
 def _report(context: Context, layer: str, attempt: Attempt, turn: Turn, waited: float, held: _Held) -> None:
@@ -270,7 +266,7 @@ class Permit:
         wait = self._limiter.ask(turn, now)
         if wait == 0:
             return None
-        call = Call.start(_request(), now)._replace(options=self._options, deadline=None)
+        call = Call.start(_PLACEHOLDER, now)._replace(options=self._options, deadline=None)
         attempt = Attempt(call, None, False)
         turn.call = attempt.info
         return self._wait(turn, wait, attempt), attempt
@@ -302,9 +298,3 @@ class Permit:
     @safe_repr
     def __repr__(self) -> str:
         return f"<Permit of {self._limiter!r}>"
-
-
-@cache
-def _request() -> httpx.Request:
-    """A placeholder request, which appears only in events."""
-    return httpx.Request("POST", "permit:")
