@@ -201,7 +201,7 @@ class _Worker:
     Unlike a `ThreadPoolExecutor`, it starts work after the end of the main thread, and a program need not wait for it.
     """
 
-    def __init__(self, idle: "_IdleWorkers") -> None:
+    def __init__(self, idle: "list[_Worker]") -> None:
         queue = self._queue = SimpleQueue[Any]()
         # An interrupt may cut off a call that has taken an idle worker, but not the callback, a method of a C type.
         known = ref(self, queue.put)
@@ -226,17 +226,17 @@ class _IdleWorkers:
         while self.workers:
             with suppress(IndexError):  # Another thread was faster.
                 return self.workers.pop()
-        return _Worker(self)
+        return _Worker(self.workers)
 
 
-def _serve(queue: "SimpleQueue[Any]", known: "ref[_Worker]", idle: _IdleWorkers) -> None:
+def _serve(queue: "SimpleQueue[Any]", known: "ref[_Worker]", idle: list[_Worker]) -> None:
     thread = threading.current_thread()
     while True:
         try:
             item = queue.get(timeout=IDLE_TIMEOUT)
         except Empty:
             try:
-                idle.workers.remove(known())  # type: ignore[arg-type]
+                idle.remove(known())  # type: ignore[arg-type]
             except ValueError:  # It was taken, or was never idle.
                 continue
             return
@@ -244,7 +244,7 @@ def _serve(queue: "SimpleQueue[Any]", known: "ref[_Worker]", idle: _IdleWorkers)
             return
         worker, thread.name, work = item
         work()
-        idle.workers.append(worker)
+        idle.append(worker)
         del item, work, worker
         thread.name = _IDLE
 
