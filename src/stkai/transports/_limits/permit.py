@@ -31,8 +31,7 @@ from .limiter import TOO_MANY_REQUESTS, Answer, Plan, Turn, was_never_sent
 from .queue import Queue
 from .sources import TICK, Source
 
-# Seconds; longer waits are split, because every system limits the length of a sleep.
-_MAX_SLEEP: Final = 3600.0
+_MAX_SLEEP: Final = 3600.0  # Seconds; every system limits the length of a sleep.
 _MAX_IDLE: Final = 0.1  # Seconds for which a request that has a connection may wait for a permit.
 _RESERVE_LEAD: Final = 0.05  # Seconds before its permit is due at which it reserves another connection.
 
@@ -135,8 +134,8 @@ def _rejection(
     left, allowed = attempt.call.time_left(now), attempt.allowance(most)
     if most is None or left < allowed - waited:
         limit = max(0.0, left)
-        leaves = f"the call's deadline leaves {digits(limit)} s"
-        error = _too_late(attempt, f"a permit takes {digits(wait)} s, and {leaves}")
+        why = f"a permit takes {digits(wait)} s, and the call's deadline leaves {digits(limit)} s"
+        error = _too_late(attempt, why)
     else:
         waited += most - allowed  # Including earlier redirects.
         limit, wait = most, waited + wait
