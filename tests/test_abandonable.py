@@ -1,7 +1,6 @@
 """Work in another thread, and those who wait for it."""
 
 import threading
-import time
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -89,12 +88,11 @@ def test_no_thread_is_left_after_an_interrupt_at_any_point() -> None:
 
 
 def threads_of(calls: int) -> list[threading.Thread]:
-    """The threads in which these calls did their work, one after another."""
+    """The threads in which these calls did their work, one after another; the last one is idle afterwards."""
     used = list[threading.Thread]()
-    for number in range(calls):
+    for _ in range(calls):
         do_within(10.0, lambda: used.append(threading.current_thread()))
-        while number + 1 < calls and not idle_workers.workers:
-            time.sleep(0)  # The thread is about to be idle.
+        wait_until(lambda: bool(idle_workers.workers))
     return used
 
 
@@ -102,22 +100,31 @@ def threads_of(calls: int) -> list[threading.Thread]:
 def test_calls_in_quick_succession_use_one_thread_which_ends_when_there_are_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_abandonable, "IDLE_TIMEOUT", 0.3)
+    monkeypatch.setattr(_abandonable, "IDLE_TIMEOUT", 30.0)
     first, *others = threads_of(5)
     assert set(others) == {first}
+    monkeypatch.setattr(_abandonable, "IDLE_TIMEOUT", 0.01)
+    do_within(10.0, lambda: None)
     first.join(10)
     assert not first.is_alive()
     assert idle_workers.workers == []
 
 
 @pytest.mark.real_time
-def test_a_thread_that_hangs_is_not_used_again() -> None:
-    go = threading.Event()
+def test_a_thread_that_hangs_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_abandonable, "IDLE_TIMEOUT", 30.0)
+    go, hanging = threading.Event(), list[threading.Thread]()
+
+    def hang() -> None:
+        hanging.append(threading.current_thread())
+        go.wait(30)
+
     with pytest.raises(GivenUpError):
-        do_within(0.01, lambda: go.wait(30))
-    (used,) = threads_of(1)
-    assert used.is_alive()
+        do_within(0.05, hang)
+    wait_until(lambda: bool(hanging))
+    assert threads_of(1) != hanging
     go.set()
+    idle_workers.workers.clear()
 
 
 @pytest.mark.parametrize(

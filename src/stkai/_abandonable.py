@@ -207,7 +207,7 @@ class _Worker:
         known = ref(self, queue.put)
         threading.Thread(target=_serve, args=(queue, known, idle), name=_IDLE, daemon=True).start()
 
-    def do(self, name: str, work: Callable[[], object]) -> None:
+    def begin(self, name: str, work: Callable[[], object]) -> None:
         self._queue.put((self, name, work))
 
 
@@ -252,7 +252,7 @@ def _serve(queue: "SimpleQueue[Any]", known: "ref[_Worker]", idle: list[_Worker]
 idle_workers: Final = _IdleWorkers()
 
 
-def start(work: Callable[[], object], name: str = "stkai-call") -> None:
+def start_in_thread(work: Callable[[], object], name: str = "stkai-call") -> None:
     """Start work in a thread of this name, or raise a NoThreadError."""
     handled = sys.exc_info()[1]
     try:
@@ -261,14 +261,14 @@ def start(work: Callable[[], object], name: str = "stkai-call") -> None:
         if (cause := error.__context__) is not None and cause is not handled and is_interrupt(cause):
             raise cause from None  # It broke `Thread.start`, whose own clean-up failed then.
         raise NoThreadError(f"nothing was sent: no thread could be started ({error})") from error
-    worker.do(name, work)
+    worker.begin(name, work)
 
 
-def do(work: Callable[[], Any], left: Callable[[], float]) -> Any:
-    """Return the result of `work` in another thread, or raise a GivenUpError once `left()` is 0 seconds or less."""
+def do_in_thread(work: Callable[[], Any], left: Callable[[], float]) -> Any:
+    """Return the result of `work`, or raise a GivenUpError once `left()` is 0 seconds or less."""
     pending = AbandonableWork(work)
     try:
-        start(pending.run)
+        start_in_thread(pending.run)
         # The call's clock may differ from the system's, so it is read again, at most every millisecond.
         while not pending.is_done and (seconds := left()) > 0:
             pending.wait(max(seconds, 0.001))
@@ -285,7 +285,7 @@ def do_within(seconds: float, work: Callable[[], Any]) -> Any:
     """Run `work` in another thread, or in this one if none can start; raises a GivenUpError when time is up."""
     end = SystemClock.monotonic() + seconds
     try:
-        return do(work, lambda: end - SystemClock.monotonic())
+        return do_in_thread(work, lambda: end - SystemClock.monotonic())
     except NoThreadError:
         return work()
 

@@ -16,12 +16,14 @@ import httpx
 import pytest
 
 import stkai
-from stkai import AimdLimiter, AllOf, InFlight, PerKey, TokenBucket
+from stkai import AimdLimiter, AllOf, InFlight, PerKey, TokenBucket, _abandonable
+from stkai._abandonable import do_within, idle_workers
 from stkai.testing import FakeClock, QuotaServer
 from stkai.transports import Turn
 from stkai.transports._limits.sources.request_limits import Window
 
 from ..support.crowd import took
+from ..support.threads import wait_until
 from ..support.wire import Wire
 from ..support.world import World
 from .stacks import client_of, provider_of
@@ -65,6 +67,16 @@ def untraced_threads() -> Iterator[None]:
     threading.settrace(None)
     yield
     threading.settrace(tracer)
+
+
+def test_a_child_does_not_wait_for_an_idle_thread_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_abandonable, "IDLE_TIMEOUT", 30.0)
+    children, answer = Children(), partial(do_within, 30.0, lambda: "answer")
+    answer()
+    wait_until(lambda: bool(idle_workers.workers))
+    children.fork(answer)
+    assert children.wait() == [0]
+    idle_workers.workers.clear()
 
 
 @pytest.mark.parametrize("limiter", [TokenBucket, AimdLimiter])

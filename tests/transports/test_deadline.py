@@ -134,7 +134,7 @@ async def test_a_request_whose_thread_begins_after_the_deadline_is_not_sent(
         late.append(work)
         bench.clock.advance(5.0)
 
-    monkeypatch.setattr("stkai._abandonable.start", start)
+    monkeypatch.setattr("stkai._abandonable.start_in_thread", start)
     with pytest.raises(DeadlineExceededError):
         await bench.send(deadline=1.0)
     late.pop()()

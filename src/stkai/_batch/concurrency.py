@@ -14,7 +14,7 @@ from typing import Any, Self
 import anyio
 import httpx
 
-from .._abandonable import AbandonableWork, NoThreadError, start
+from .._abandonable import AbandonableWork, NoThreadError, start_in_thread
 from .._errors import ConfigurationError
 from .._event_loops import asyncio_loop
 
@@ -152,7 +152,7 @@ class _CallsInThreads:
         """Start a call; False if the system allows no more threads, and others must end first."""
         work = AbandonableWork(partial(self._call, index, request))
         try:
-            start(work.run, "stkai.send_all")
+            start_in_thread(work.run, "stkai.send_all")
         except NoThreadError:
             if not self.begun:
                 raise

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from .._abandonable import AbandonableWork, start
+from .._abandonable import AbandonableWork, start_in_thread
 from .._clock import SystemClock
 from .._log import logger
 from .._process import begin_in_each_process
@@ -48,7 +48,7 @@ class TimeLimit:
             raise TimeoutError(f"{self._who} has not answered an earlier call yet")
         self._stuck = None
         pending = AbandonableWork(work)
-        start(pending.run)
+        start_in_thread(pending.run)
         if not pending.wait(self.seconds if seconds is None else max(0.0, seconds)):
             self._stuck = pending
             raise TimeoutError(f"{self._who} did not answer within {self.seconds:.3g} s")

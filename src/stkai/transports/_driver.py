@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import httpx
 
-from .._abandonable import GivenUpError, Latch, NoThreadError, do, do_within
+from .._abandonable import GivenUpError, Latch, NoThreadError, do_in_thread, do_within
 from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._log import logger
@@ -166,7 +166,7 @@ class _Bounded:
         request = limited(operation.request, left, sending)
         send = partial(operation.wire.handle_request, request)
         with self._in_time():
-            response: httpx.Response = do(partial(sending.do, send), self.left)
+            response: httpx.Response = do_in_thread(partial(sending.do, send), self.left)
         if self.left() <= 0:  # The call's clock may have been moved in the meantime.
             close_response(response)
             raise self._attempt.too_late(self.deadline)
@@ -187,7 +187,7 @@ class _Bounded:
         try:
             with self._in_time():
                 try:
-                    do(work, left)
+                    do_in_thread(work, left)
                 except NoThreadError:
                     if not is_wanted:
                         raise

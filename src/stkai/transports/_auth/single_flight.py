@@ -14,7 +14,7 @@ from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from ..._abandonable import AbandonableWork, Latch, NoThreadError, current_work, start
+from ..._abandonable import AbandonableWork, Latch, NoThreadError, current_work, start_in_thread
 from ..._errors import AuthenticationError, describe
 from ..._event_loops import running_loop
 from ..._process import raise_interrupt
@@ -88,7 +88,7 @@ def _start(fetch: Fetch) -> None:
         if in_background():  # If a provider asks another one, one thread is enough.
             fetch.run()
         else:
-            start(fetch.run, "stkai-token")
+            start_in_thread(fetch.run, "stkai-token")
     except NoThreadError:  # For example during interpreter shutdown.
         fetch.run()
     fetch.starter = None
