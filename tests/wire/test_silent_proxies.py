@@ -20,6 +20,7 @@ from ..support.world import NAMES, World
 pytestmark = [pytest.mark.worlds(*NAMES), pytest.mark.real_time]
 
 SHORT = httpx.Timeout(0.2)
+SHORT_READ = httpx.Timeout(10, read=0.2)
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
@@ -170,7 +171,7 @@ async def test_a_silent_server_behind_a_proxy_may_have_acted(
     world: World, proxies: Proxies, url: str, talk: Callable[[socket.socket], None]
 ) -> None:
     wire = wire_of(world, f"http://127.0.0.1:{proxies.start(talk)}")
-    assert type(await error_of(world, proxies, wire, url)) is httpx.ReadTimeout
+    assert type(await error_of(world, proxies, wire, url, timeout=SHORT_READ)) is httpx.ReadTimeout
     assert proxies.connections == 1
 
 
@@ -179,7 +180,9 @@ async def test_a_body_that_looks_like_a_question_to_the_proxy_is_none(
     world: World, proxies: Proxies, content: bytes
 ) -> None:
     wire = wire_of(world, f"http://127.0.0.1:{proxies.start(silent)}")
-    error = await error_of(world, proxies, wire, "http://upstream.example/", content=content)
+    error = await error_of(
+        world, proxies, wire, "http://upstream.example/", content=content, timeout=SHORT_READ
+    )
     assert type(error) is httpx.ReadTimeout
     assert proxies.connections == 1
 
