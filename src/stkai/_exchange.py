@@ -110,17 +110,13 @@ def exchange(layer: LayerBase, request: httpx.Request, attempt: Attempt) -> Flow
         if refused:
             attempt.finish(response, now)
             raise ServerSideRateLimitError(response, request=attempt.request)
-        return response if attempt.buffered else _streamed(response)
+        if not attempt.buffered:
+            response.__class__ = StreamedResponse
+        return response
     except BaseException as error:
         yield Close(response)
         _name_timeout(error, request)
         raise
-
-
-def _streamed(response: httpx.Response) -> StreamedResponse:
-    streamed = object.__new__(StreamedResponse)
-    streamed.__dict__.update(response.__dict__)
-    return streamed
 
 
 def _load_refusal(response: httpx.Response) -> Steps[None]:
