@@ -236,7 +236,10 @@ class PoolState(Generic[Pooled]):
             self._waiting.remove(number)
             if loan is not None and loan.connection is not None:
                 connection, loan.connection = loan.connection, None
-                self._take_back_unlent(connection)
+                # An unknown one was lent before a fork, or before the pool was closed. A known one has already come
+                # back, because two threads closed the same response.
+                if connection not in self.connections:
+                    self.trash.append(connection)
             return
         connection = lent.connection
         idle_since = None if loan is None else loan.idle_since
@@ -258,12 +261,6 @@ class PoolState(Generic[Pooled]):
             surplus = self._idle.surplus(idle_since, self._max_idle, self._expiry)
             if surplus is not None:  # One is enough, since connections come back one at a time.
                 self._discard(surplus)
-
-    def _take_back_unlent(self, connection: Pooled) -> None:
-        # An unknown connection was lent before a fork, or before the pool was closed. A known one has already come
-        # back, because two threads closed the same response.
-        if connection not in self.connections:
-            self.trash.append(connection)
 
     def _wake(self, loan: Loan[Pooled]) -> None:
         wake, loan.wake = loan.wake, None
