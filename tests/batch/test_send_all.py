@@ -432,6 +432,7 @@ def test_a_loop_goes_on_with_the_threads_that_the_system_allows(monkeypatch: pyt
         return number
 
     monkeypatch.setattr(threading.Thread, "start", start_three)
+    monkeypatch.setattr("stkai._abandonable.IDLE_TIMEOUT", 30)  # None ends between two calls.
     sent = stkai.send_all(client(World("sync"), answer), requests(21), max_in_flight=5)
     assert [outcome.error for outcome in sent] == [None] * 21
     wait_until(lambda: not threads_of_loops())
