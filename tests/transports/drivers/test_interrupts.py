@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from stkai import StackBuilder
 from stkai.testing import FakeClock
 from stkai.transports import Attempt, Close, Context, Flow, Layer, Run, Sleep
+from stkai.transports._body_end import BodyEnd, when_body_ends
 
 from ...support.wire import of_streams
 from ...support.world import NAMES, World
@@ -282,3 +284,36 @@ async def test_an_error_in_the_clean_up_does_not_hide_the_interrupt(world: World
     with pytest.raises(KeyboardInterrupt):
         await world.send(transport, httpx.Request("GET", URL))
     assert kept.is_closed
+
+
+@pytest.mark.worlds("sync")
+async def test_a_body_that_cannot_be_closed_after_an_interrupt_is_given_up_so_that_its_end_is_reported(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_over, ends = threading.Event(), list[BodyEnd]()
+
+    class Stuck(Body):
+        def close(self) -> None:
+            is_over.wait(30)
+
+    def flow(layer: Any, request: httpx.Request, attempt: Attempt) -> Flow:
+        try:
+            response: httpx.Response = yield from layer.forward(request, attempt)
+        except BaseException:
+            yield Close(kept)
+            raise
+        return response
+
+    def wire(_: httpx.Request) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stkai.transports._driver.CLEAN_UP_LIMIT", 0.01)
+    kept = httpx.Response(200, stream=of_streams(Stuck)())
+    when_body_ends(kept, ends.append)
+    transport = world.layer(Layer("own", flow), world.wire(wire), context=Context(clock=FakeClock()))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            await world.send(transport, httpx.Request("GET", URL))
+        assert ends == [BodyEnd.CLOSED]
+    finally:
+        is_over.set()

@@ -352,6 +352,14 @@ async def test_a_packed_answer_is_unpacked_for_settle(world: World) -> None:
     ]
 
 
+async def test_an_answer_that_cannot_be_unpacked_keeps_its_estimate_and_warns(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = {"content-encoding": "gzip"}
+    assert await settled(world, httpx.Response(200, headers=headers, stream=Body(b"this is no gzip"))) == []
+    assert "a call keeps its estimated cost: the body cannot be read: DecodingError" in caplog.text
+
+
 @cache
 def bomb() -> bytes:
     return gzip.compress(bytes(MAX_DECODED_BODY + 1), 1)
@@ -374,19 +382,27 @@ async def test_a_long_answer_is_not_kept_for_settle(world: World) -> None:
     assert peak < 3 * MAX_BODY
 
 
-async def test_a_settle_that_always_fails_warns_once_for_each_stack(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    def broken(response: httpx.Response) -> float:
-        raise KeyError("usage")
+def broken(response: httpx.Response) -> float:
+    raise KeyError("usage")
 
-    layer = token_bucket(bucket(), cost=lambda _: 1.0, settle=broken)
+
+@pytest.mark.parametrize(
+    ("settle", "reason"),
+    [
+        (broken, "settle raised KeyError('usage')"),
+        (lambda _: -1.0, "cost must be a finite number of at least 0, not -1.0"),
+    ],
+)
+async def test_a_settle_that_always_fails_warns_once_for_each_stack(
+    world: World, caplog: pytest.LogCaptureFixture, settle: Any, reason: str
+) -> None:
+    layer = token_bucket(bucket(), cost=lambda _: 1.0, settle=settle)
     transport = world.build(StackBuilder([layer], clock=FakeClock()), world.wire(*[200] * 5))
     for _ in range(5):
         response = await world.send(transport, httpx.Request("POST", URL))
         await world.read(response)
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert warnings == ["a call keeps its estimated cost: settle raised KeyError('usage')"]
+    assert warnings == [f"a call keeps its estimated cost: {reason}"]
 
 
 def test_a_long_line_is_not_asked_for_its_costs_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
