@@ -584,6 +584,14 @@ async def test_ones_own_limiter_learns_and_settles_as_alone(world: World) -> Non
     assert places.busy == 0
 
 
+def test_a_permit_of_a_list_is_settled_in_ones_own_limiter_too() -> None:
+    gate, bucket, clock = Gate(), TokenBucket(None, 60, max_cost=1000), FakeClock()
+    with AllOf(gate, bucket).permit(cost=1000, clock=clock) as permit:
+        permit.settle(400)
+    assert ("settle", 400) in gate.seen
+    assert bucket.ask(Turn(cost=600.0), clock.monotonic()) == 0
+
+
 def test_a_limiter_that_fails_to_settle_leaves_the_others_their_correction() -> None:
     class Broken(stkai.Limiter):
         max_cost = 100.0

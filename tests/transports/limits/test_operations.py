@@ -134,6 +134,12 @@ def test_a_request_whose_token_expired_while_it_waited_gives_its_permit_back() -
     assert limiter.calls == ["ask at 0", "ask at 1", "leave at 1"]
 
 
+def test_a_request_whose_token_expired_in_a_limiter_further_inside_gives_its_permit_back() -> None:
+    limiter = Scripted()
+    assert isinstance(run(limiter, SignatureExpired()).error, SignatureExpired)
+    assert limiter.calls == ["ask at 0", "leave at 0"]
+
+
 def test_a_request_that_did_not_wait_or_whose_token_is_valid_is_sent() -> None:
     assert run(Scripted(), httpx.Response(200), is_signed=lambda: False).asked == ["send"]
     assert run(Scripted(1.0), httpx.Response(200), is_signed=lambda: True).asked == ["sleep 1", "send"]
