@@ -351,6 +351,21 @@ def test_after_a_reboot_the_state_restarts_and_another_machine_is_refused(
     assert second.epoch > first.epoch
 
 
+def test_a_process_without_a_free_descriptor_is_not_taken_for_another_machine(tmp_path: Path) -> None:
+    FileStore(tmp_path).lease(ask())
+    _file._boot_id.cache_clear()
+    free = os.dup(0)  # All below it are in use.
+    os.close(free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            FileStore(tmp_path).lease(ask("b"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert FileStore(tmp_path).lease(ask("b")).members == 2
+
+
 @pytest.mark.real_time
 def test_a_child_that_is_forked_during_a_step_does_not_share_the_lock(tmp_path: Path) -> None:
     store = FileStore(tmp_path)

@@ -169,7 +169,7 @@ def _boot_id() -> str:
     """Identifies the current boot of this machine; a constant if the system has no boot id."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    except OSError:
+    except (FileNotFoundError, PermissionError):  # Not other errors, which others may not have.
         return ""
 
 
