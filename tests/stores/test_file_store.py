@@ -127,6 +127,22 @@ def test_the_default_directory_is_the_users_own_and_no_other_is_trusted(
         FileStore()
 
 
+def test_a_full_disk_neither_moves_the_default_directory_nor_is_an_error_before_the_first_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        store = FileStore()
+        with pytest.raises(OSError, match="File too large"):
+            store.lease(ask())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store.path == tmp_path / f"stkai-{os.getuid()}"
+
+
 @pytest.mark.usefixtures("_time_stands_still")
 def test_permits_that_are_given_back_are_leased_to_the_next_that_asks(tmp_path: Path) -> None:
     store = FileStore(tmp_path)

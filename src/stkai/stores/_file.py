@@ -66,7 +66,7 @@ class FileStore(LocalStore):
         self._private = path is None
         if path is None:  # The same for all processes with the same TMPDIR.
             user = getuser() if sys.platform == "win32" else str(os.getuid())
-            path = Path(tempfile.gettempdir()) / f"stkai-{user}"
+            path = Path(_temporary_directory()) / f"stkai-{user}"
         self.path = full_path(path)
         with suppress(OSError):  # The directory is not available yet; every lease tries again.
             _make_directory(self.path, private=self._private)
@@ -171,6 +171,14 @@ def _boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except (FileNotFoundError, PermissionError):  # Not other errors, which others may not have.
         return ""
+
+
+def _temporary_directory() -> str:
+    """The one of `tempfile`, which writes to it first, and chooses another directory, or none, if the disk is full."""
+    if sys.platform == "win32":
+        return tempfile.gettempdir()
+    names = tempfile.tempdir, *map(os.environ.get, ("TMPDIR", "TEMP", "TMP")), "/tmp", "/var/tmp"  # noqa: S108
+    return next((name for name in names if name and os.access(name, os.W_OK | os.X_OK)), "/tmp")  # noqa: S108
 
 
 def _open_state(path: Path, *, private: bool) -> FileIO:
