@@ -357,6 +357,17 @@ def test_slow_answers_together_take_no_longer_than_the_timeout(slow_server: str,
 
 
 @pytest.mark.real_time
+def test_a_timeout_in_the_url_does_not_prolong_the_call(server: Server) -> None:
+    store = RedisStore(f"{server.url}?socket_timeout={2 * SOON}")
+    eventually(lambda: store.lease(ask()))  # The connection stays open.
+    server.send_signal(signal.SIGSTOP)
+    try:
+        assert seconds_of(store) < SOON
+    finally:
+        server.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.real_time
 @pytest.mark.parametrize("given", [str, patient])
 def test_looking_up_the_host_takes_no_longer_than_the_timeout(
     given: Any, monkeypatch: pytest.MonkeyPatch

@@ -249,6 +249,8 @@ def connections(url: Secret, timeout: float) -> Connections:
         raise ConfigurationError(
             "the store's URL is invalid; it must look like redis://user:password@host:6379/0"
         )
+    given = client.connection_pool.connection_kwargs
+    given["socket_timeout"] = min(given["socket_timeout"], timeout)  # A URL's own options replace these.
     return _shared.setdefault((url.reveal(), timeout), Connections(client, timeout))
 
 
