@@ -173,8 +173,9 @@ def test_the_commands_that_the_documentation_allows_are_enough(server: Server) -
     lease = store.lease(ask())
     assert store.amend(lease.epoch, GroupRate("team", 5.0, 1.0, "x", lease.law.version))
     one = Client(store, "b")
-    for _ in range(3):
-        assert one.lease(waiting=2).members == 2
+    units: dict[str, Any] = {"max_cost": 10.0, "cost_rate": 1.0, "age": -2.0}
+    for spent, cost in ((0.0, 1.0), (1.0, 9.0), (10.0, 5.0)):  # The last has to wait for its units.
+        assert one.lease(waiting=2, units_used=spent, costs=(cost,), **units).members == 2
     one.lease(0, leaving=True)
     assert store.look("team") is not None
     store.reset("team")

@@ -304,6 +304,17 @@ local function due(m)
   return m.seen + (m.counted == 1 and WAITING_LIFETIME or MEMBER_LIFETIME)
 end
 
+-- All members but this one, by value: users need not allow HGETALL. Equal values are interchangeable.
+local function others(name)
+  local found, own = {}, redis.call("HGET", MEMBERS, name)
+  for _, text in ipairs(redis.call("HVALS", MEMBERS)) do
+    local other = text ~= own and unpacked(text)
+    if other then insert(found, other) end
+    if text == own then own = nil end
+  end
+  return found
+end
+
 local function void_old(s, m)
   if m.epoch == s.epoch then return false end
   m.old, m.fresh, m.id, m.before, m.epoch = {}, {}, -1, -1, s.epoch
@@ -403,11 +414,7 @@ local function reserved(s, m, name, now)
     add(other.old, other.units, other.epoch ~= s.epoch)
     add(other.fresh, other.units_fresh, other.epoch ~= s.epoch)
   end
-  local packed = redis.call("HGETALL", MEMBERS)
-  for index = 1, #packed, 2 do
-    local other = packed[index] ~= name and unpacked(packed[index + 1])
-    if other then add_both(other) end
-  end
+  for _, other in ipairs(others(name)) do add_both(other) end
   add_both(m)
   table.sort(firsts, in_order)
   table.sort(lasts, in_order)
