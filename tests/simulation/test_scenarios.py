@@ -141,6 +141,25 @@ def test_low_priority_beside_another_processs_normal_calls_gets_a_tenth(simulate
     assert 0.05 < sum(sent) / len(sent) < 0.2
 
 
+@pytest.mark.parametrize("rate", [50.0, 5.0])
+@pytest.mark.parametrize("latency", [FILE, FAR])
+def test_low_priority_uses_what_another_processs_normal_calls_leave(
+    simulate: Any, rate: float, latency: float
+) -> None:
+    sim = simulate(rate=rate, burst=1.0, latency=latency)
+    normal, low = sim.processes
+
+    async def now_and_then() -> None:
+        for _ in range(20):
+            await normal.request()
+            await sleep(0.97)
+
+    normal.spawn(now_and_then())
+    low.loops(8, 20, priority="low")
+    sim.run(24)
+    sim.finish(2, 17, goal=0.8)
+
+
 def test_a_process_that_is_killed_leaves_its_part_to_the_others(simulate: Any) -> None:
     sim = simulate(processes=5, burst=1.0)
     for process in sim.processes:

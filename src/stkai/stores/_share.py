@@ -28,7 +28,7 @@ from ._calendar import (
     past,
     release,
 )
-from ._protocol import Ask, Quota
+from ._protocol import LATE, Ask, Quota
 
 # Seconds of silence after which a member is forgotten; others get the permits that it held for later.
 MEMBER_LIFETIME: Final = 10.0
@@ -168,6 +168,17 @@ def uncount(s: State, m: MemberState) -> None:
     s.active -= m.counted
     s.normal -= m.normal
     m.counted = m.normal = False
+
+
+def wait_until(s: State, but: str) -> float:
+    """Until when requests of normal priority wait in other members; those that have permits, until these are due."""
+    until = NEVER
+    for name, packed in s.members.items():
+        m = MemberState.unpack(packed)
+        if name != but and m.normal:
+            held = [*m.old, *m.fresh] if m.epoch == s.epoch else []
+            until = max(until, m.seen + WAITING_LIFETIME if m.waiting > count(held) else end(held) + LATE)
+    return until
 
 
 def void(s: State, now: float) -> None:

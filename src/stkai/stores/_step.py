@@ -43,6 +43,7 @@ from ._share import (
     uncount,
     void,
     void_old,
+    wait_until,
 )
 
 T = TypeVar("T")
@@ -198,9 +199,9 @@ def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
     want = min(ask.want, portion + 1 - held)
     if max(s.next, opening(s)) - now > 1.5 * AHEAD:
         want = min(want, 1)  # Keep the calendar short, even while the group grows.
-    if ask.low and s.normal > m.normal:
+    if ask.low and s.normal > m.normal and (until := wait_until(s, ask.member)) > now:
         if s.low_next > now:
-            return s.low_next - now
+            return min(s.low_next, until) - now
         want = min(want, 1)
         s.low_next = max(s.low_next, now - 1 / (_LOW_FRACTION * s.rate)) + 1 / (_LOW_FRACTION * s.rate)
     costs = ask.costs if s.quota.max_cost else ()

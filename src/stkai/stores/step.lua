@@ -375,6 +375,17 @@ local function note_presence(s, m, ask, now)
   s.active, s.normal = s.active + m.counted, s.normal + m.normal
 end
 
+local function wait_until(s, but)
+  local till = NEVER
+  for _, m in ipairs(others(but)) do
+    if m.normal == 1 then
+      local held = m.epoch == s.epoch and count(m.old) + count(m.fresh) or 0
+      till = max(till, m.waiting > held and m.seen + WAITING_LIFETIME or max(last(m.old), last(m.fresh)) + LATE)
+    end
+  end
+  return till
+end
+
 local function sweep(s, now)
   if now < s.sweep_at then return end
   if redis.call("EXISTS", MEMBERS) == 0 then s.active, s.normal, s.units_held = 0, 0, 0 end  -- All were evicted.
@@ -508,8 +519,9 @@ local function grant(s, m, ask, now)
   for _, r in ipairs(m.old) do held = held + r[3] - past(r[1], r[2], r[3], now) end
   local want = min(ask.want, portion + 1 - held)
   if max(s.next, opening(s)) - now > 1.5 * AHEAD then want = min(want, 1) end
-  if ask.low and s.normal > m.normal then
-    if s.low_next > now then return s.low_next - now end
+  local till = ask.low and s.normal > m.normal and wait_until(s, ask.member) or now
+  if till > now then
+    if s.low_next > now then return min(s.low_next, till) - now end
     want = min(want, 1)
     s.low_next = max(s.low_next, now - 1 / (LOW_FRACTION * s.rate)) + 1 / (LOW_FRACTION * s.rate)
   end
