@@ -313,16 +313,21 @@ def test_members_that_fell_silent_are_forgotten_a_few_at_a_time(server: Server) 
         assert client.hlen("stkai:{team}:v6:members") == client.zcard("stkai:{team}:v6:dues") == 1
 
 
-def test_members_that_the_server_evicted_are_not_counted(server: Server) -> None:
+@pytest.mark.parametrize("key", ["state", "members", "dues"])
+def test_whichever_key_the_server_evicts_no_member_from_before_counts(server: Server, key: str) -> None:
     with server.client() as client:
         now = 1000.0
         store = patient_store(OnClock(client, lambda: now))
-        clients = [Client(store, name) for name in "abc"]
-        assert [each.lease().members for each in clients] == [1, 2, 3]
-        client.delete("stkai:{team}:v6:members")
+        clients = [Client(store, name, max_cost=10.0, cost_rate=1.0) for name in "abc"]
+        assert [each.lease(costs=(2.0,)).members for each in clients] == [1, 2, 3]
+        client.delete(f"stkai:{{team}}:v6:{key}")
         now += 1
-        lease = clients[0].lease()
+        lease = clients[0].lease(costs=(2.0,))
         assert (lease.members, lease.active) == (1, 1)
+        now += 20
+        lease = clients[1].lease(costs=(2.0,))
+        assert (lease.members, lease.active) == (1, 1)
+        assert lease.units_left == 6.0  # Two of ten were held until now.
 
 
 SOON = 2.0

@@ -388,7 +388,11 @@ end
 
 local function sweep(s, now)
   if now < s.sweep_at then return end
-  if redis.call("EXISTS", MEMBERS) == 0 then s.active, s.normal, s.units_held = 0, 0, 0 end  -- All were evicted.
+  local known = redis.call("HLEN", MEMBERS)
+  if redis.call("ZCOUNT", DUES, "-inf", "+inf") ~= known or s.is_new and known > 0 then  -- The server evicted a key.
+    redis.call("DEL", MEMBERS, DUES)
+    s.active, s.normal, s.units_held = 0, 0, 0
+  end
   local names = redis.call("ZRANGEBYSCORE", DUES, "-inf", precise(now), "LIMIT", 0, SWEEP_SIZE)
   s.sweep_at = #names == SWEEP_SIZE and now or now + SWEEP_INTERVAL
   for _, name in ipairs(names) do
