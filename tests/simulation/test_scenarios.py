@@ -130,6 +130,22 @@ def test_a_process_that_needs_little_leaves_the_rest_to_others(simulate: Any) ->
     sim.finish(2, 3, goal=0.97)
 
 
+def test_a_busy_process_uses_what_many_others_leave_that_send_now_and_then(simulate: Any) -> None:
+    sim = simulate(processes=21, rate=200.0, burst=1.0, latency=FAR)
+    busy, *others = sim.processes
+
+    async def now_and_then(process: Process) -> None:
+        for _ in range(8):
+            await sleep(sim.chance.uniform(0.5, 1.5))
+            await process.request()
+
+    for process in others:
+        process.spawn(now_and_then(process))
+    busy.loops(30, 8)
+    sim.run(12)
+    sim.finish(2, 5, goal=0.8)
+
+
 def test_low_priority_beside_another_processs_normal_calls_gets_a_tenth(simulate: Any) -> None:
     sim = simulate(burst=1.0)
     normal, low = sim.processes

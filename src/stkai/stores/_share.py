@@ -199,7 +199,7 @@ def void_old(s: State, m: MemberState) -> bool:
 
 
 def sweep(s: State, now: float) -> None:
-    """Take permits away from silent members; later, forget these members."""
+    """Stop counting silent members as active, then take their permits away; later, forget them."""
     if now < s.sweep_at:
         return
     dues = [(float(packed[1 : packed.index(",")]), name) for name, packed in s.members.items()]
@@ -208,21 +208,27 @@ def sweep(s: State, now: float) -> None:
     for _, name in overdue:
         m = MemberState.unpack(s.members[name])
         uncount(s, m)
-        units = m.units + m.units_fresh
-        s.units_held -= units
-        if m.epoch == s.epoch:
-            ranges = merged(m.old, m.fresh)
-            passed = sum(past(*each, now) for each in ranges)
-            s.expired += passed
-            release(s, cut(ranges, passed)[1], now)
-            if not passed:  # Permits that are due may have been used, and the units with them.
-                s.units += units
-        m.old, m.fresh, m.units, m.units_fresh, m.waiting = [], [], 0.0, 0.0, 0
-        m.due = m.seen + MEMBER_LIFETIME
+        m.waiting, m.due = 0, due(m)
+        if m.due <= now:
+            _take_away(s, m, now)
+            m.due = m.seen + MEMBER_LIFETIME
         if m.due > now:
             s.members[name] = m.pack()
         else:
             del s.members[name]
+
+
+def _take_away(s: State, m: MemberState, now: float) -> None:
+    units = m.units + m.units_fresh
+    s.units_held -= units
+    if m.epoch == s.epoch:
+        ranges = merged(m.old, m.fresh)
+        passed = sum(past(*each, now) for each in ranges)
+        s.expired += passed
+        release(s, cut(ranges, passed)[1], now)
+        if not passed:  # Permits that are due may have been used, and the units with them.
+            s.units += units
+    m.old, m.fresh, m.units, m.units_fresh = [], [], 0.0, 0.0
 
 
 def affordable(s: State, costs: tuple[float, ...]) -> int:
@@ -280,7 +286,8 @@ def _uses(s: State, m: MemberState, now: float) -> list[tuple[float, float, floa
 
 
 def due(m: MemberState) -> float:
-    """When the member loses its permits, stops counting as waiting, or is forgotten, if it stays silent."""
-    if m.old or m.fresh:
-        return min(m.seen + MEMBER_LIFETIME, max(end(m.old), end(m.fresh)) + _LEASE_GRACE)
+    """When the member stops counting as active, loses its permits, or is forgotten, if it stays silent."""
+    if held := [*m.old, *m.fresh]:
+        is_served = m.counted and m.waiting <= count(held)
+        return min(m.seen + MEMBER_LIFETIME, end(held) + (LATE if is_served else _LEASE_GRACE))
     return m.seen + (WAITING_LIFETIME if m.counted else MEMBER_LIFETIME)

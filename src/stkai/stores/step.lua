@@ -300,7 +300,11 @@ end
 
 -- The members.
 local function due(m)
-  if #m.old > 0 or #m.fresh > 0 then return min(m.seen + MEMBER_LIFETIME, max(last(m.old), last(m.fresh)) + LEASE_GRACE) end
+  local held = count(m.old) + count(m.fresh)
+  if held > 0 then
+    local is_served = m.counted == 1 and m.waiting <= held
+    return min(m.seen + MEMBER_LIFETIME, max(last(m.old), last(m.fresh)) + (is_served and LATE or LEASE_GRACE))
+  end
   return m.seen + (m.counted == 1 and WAITING_LIFETIME or MEMBER_LIFETIME)
 end
 
@@ -386,6 +390,20 @@ local function wait_until(s, but)
   return till
 end
 
+local function take_away(s, m, now)
+  local units = m.units + m.units_fresh
+  s.units_held = s.units_held - units
+  if m.epoch == s.epoch then
+    local ranges, passed = merged(m.old, m.fresh), 0
+    for _, r in ipairs(ranges) do passed = passed + past(r[1], r[2], r[3], now) end
+    s.expired = s.expired + passed
+    local _, later = cut(ranges, passed)
+    release(s, later, now)
+    if passed == 0 then s.units = s.units + units end
+  end
+  m.old, m.fresh, m.units, m.units_fresh = {}, {}, 0, 0
+end
+
 local function sweep(s, now)
   if now < s.sweep_at then return end
   local known = redis.call("HLEN", MEMBERS)
@@ -399,18 +417,11 @@ local function sweep(s, now)
     local m = unpacked(redis.call("HGET", MEMBERS, name))
     if m then
       uncount(s, m)
-      local units = m.units + m.units_fresh
-      s.units_held = s.units_held - units
-      if m.epoch == s.epoch then
-        local ranges, passed = merged(m.old, m.fresh), 0
-        for _, r in ipairs(ranges) do passed = passed + past(r[1], r[2], r[3], now) end
-        s.expired = s.expired + passed
-        local _, later = cut(ranges, passed)
-        release(s, later, now)
-        if passed == 0 then s.units = s.units + units end
+      m.waiting, m.due = 0, due(m)
+      if m.due <= now then
+        take_away(s, m, now)
+        m.due = m.seen + MEMBER_LIFETIME
       end
-      m.old, m.fresh, m.units, m.units_fresh, m.waiting = {}, {}, 0, 0, 0
-      m.due = m.seen + MEMBER_LIFETIME
     end
     if m and m.due > now then save_member(name, m) else delete_member(name) end
   end
