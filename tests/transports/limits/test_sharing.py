@@ -16,6 +16,7 @@ from stkai import (
     PerHost,
     QuotaDisagreement,
     RateChanged,
+    RequestOptions,
     RetryPolicy,
     StackBuilder,
     StoreLost,
@@ -25,10 +26,22 @@ from stkai import (
 from stkai.stores import Ask, FileStore, Lease, MemoryStore
 from stkai.stores._file import InUseError
 from stkai.testing import FakeClock
-from stkai.transports import Answer, Context, Run, Turn, limiter, retry
+from stkai.transports import (
+    Answer,
+    Attempt,
+    Call,
+    Context,
+    LimiterTransport,
+    Run,
+    Sleep,
+    Turn,
+    limiter,
+    retry,
+)
 from stkai.transports._limits.store_client import StoreClient
 
 from ...support.shares import answer, wait_for
+from ...support.wire import Wire
 from ...support.world import World
 
 TIMES = 12
@@ -109,6 +122,24 @@ def test_a_member_serves_first_come_first_served(clock: FakeClock, store: Script
                 waiting.remove(turn)
         clock.sleep(0.01)
     assert order == turns
+
+
+@pytest.mark.parametrize(
+    "options",
+    [RequestOptions(deadline=5.0), RequestOptions(max_wait_time=5.0), RequestOptions(max_wait_time=0.001)],
+    ids=["deadline", "max_wait_time", "short"],
+)
+def test_calls_that_start_together_are_not_refused_before_the_store_has_answered(
+    options: RequestOptions, clock: FakeClock, store: Scripted
+) -> None:
+    policy = TokenBucket(100, 60.0, share="team", store=store)
+    first = policy.ask(Turn(), clock.monotonic())
+    assert isinstance(first, Run)  # It has yet to call the store.
+    request = httpx.Request("POST", "https://api.test/", extensions={"stkai": options})
+    layer = LimiterTransport(Wire(), policy, context=Context(clock=clock))
+    flow = layer.flow(request, Attempt(Call.start(request, clock.monotonic())))
+    assert isinstance(flow.send(None), Sleep)
+    flow.close()
 
 
 def test_the_group_shares_its_burst_and_a_new_state_has_none(clock: FakeClock, store: Scripted) -> None:

@@ -51,6 +51,10 @@ class Leased(Member):
         return f"{' and '.join(limits)}, shared as {self.share!r}"
 
     @property
+    def is_exact(self) -> bool:  # type: ignore[override]
+        return self.group.lease is not None or self.outage.is_on
+
+    @property
     def counts_units(self) -> bool:  # type: ignore[override]
         return self.max_cost > 0
 
