@@ -68,6 +68,14 @@ async def test_an_sdk_that_retries_above_the_stack_is_a_warning_once_if_the_stac
     await bench.send(httpx.Request("POST", URL, headers={"x-stainless-retry-count": "1"}))
 
 
+async def test_an_sdk_may_retry_what_the_stack_sends_once_without_a_warning(
+    world: World, recwarn: pytest.WarningsRecorder
+) -> None:
+    headers = {"x-stainless-retry-count": "1"}
+    await Bench(world, 200).send(httpx.Request("POST", URL, headers=headers, files={"file": b"audio"}))
+    assert len(recwarn) == 0
+
+
 async def test_threads_that_look_for_an_sdk_at_the_same_moment_do_not_look_for_ever(world: World) -> None:
     bench = Bench(world, 200)
     bench.transport._searches_left = 1

@@ -130,12 +130,12 @@ class _RetryFlow(LayerBase):
         return copy_request(request, headers=type(request.headers)(headers))
 
     def _detect_sdk_retries(self, request: httpx.Request, policy: RetryPolicy) -> None:
-        """Warn once if an SDK above this stack retries as well."""
+        """Warn once if an SDK above this stack retries as well; only the SDK repeats an upload."""
         self._searches_left -= 1
         count = request.headers.get(_RETRIED_ABOVE)
         if count is not None:
             self._searches_left = _SEARCHED  # There is an SDK: keep searching.
-        if count in {None, "", "0"} or not policy.max_retries:
+        if count in {None, "", "0"} or not policy.max_retries or not can_resend(request):
             return
         self._searches_left = 0
         warnings.warn(
