@@ -202,6 +202,6 @@ def record(response: Any) -> CallRecord:
         # Without its repr: an object of an SDK may hold a long answer.
         raise InvalidArgumentError(
             f"a value of type {type(response).__name__} has no CallRecord: it did not pass through a stack of stkai,"
-            " or is no response; of an SDK, record() takes a stream, or what with_raw_response returns"
+            " or is not a response; from an SDK, record() takes a stream, or what with_raw_response returns"
         )
     return found
