@@ -17,6 +17,7 @@ from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame, Rs
 import stkai
 from stkai import HttpConfig
 from stkai._wire import AsyncDefaultWire, DefaultWire
+from stkai.limiters import InFlight
 
 from ..support.listening import listening
 from ..support.wire import finish
@@ -94,10 +95,10 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def client_of(world: World, retry: stkai.RetryPolicy | None) -> Any:
+def client_of(world: World, retry: stkai.RetryPolicy | None, limiter: InFlight | None = None) -> Any:
     """An httpx client over the default wire."""
     build: Any = stkai.build_async_transport if world.is_async else stkai.build_transport
-    return world.client(build(**_stack(world, retry)))
+    return world.client(build(**_stack(world, retry) | {"rate_limit": limiter}))
 
 
 def own_client_of(world: World, retry: stkai.RetryPolicy | None) -> Any:
@@ -247,6 +248,21 @@ async def test_frames_that_go_on_arriving_hold_no_connection_after_the_deadline(
     with pytest.raises(stkai.DeadlineExceededError):
         await world.call(client.get, server.url, deadline=0.1)
     await world.until(lambda: server.open == 0)
+    await world.close(client)
+
+
+@pytest.mark.real_time
+@pytest.mark.both_packages
+async def test_a_refusal_whose_body_stalls_leaves_its_slot_to_the_next_attempt(
+    world: World, server: Any
+) -> None:
+    client = client_of(world, CAREFUL, InFlight(1))
+    half = DataFrame(1, data=b"half").serialize()
+    server.answers.append(lambda stream: [head(stream, status="503") + half])
+    patient = {"stkai": stkai.RequestOptions(deadline=10)}
+    answer = await world.call(client.post, server.url, content=b"x", timeout=None, extensions=patient)
+    assert answer.content == b"by HTTP/2"
+    assert server.bodies == [b"x", b"x"]
     await world.close(client)
 
 

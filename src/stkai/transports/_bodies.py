@@ -170,9 +170,9 @@ def load(response: httpx.Response, limit: float, chunks: list[bytes], left: Call
     read timeout. Once `left()` is 0 or less, it gives up by itself.
     """
     body: Any = response.stream
-    reading = Sending()
-    if response.extensions.get("http_version") != b"HTTP/2":  # There, a connection carries other answers too.
-        reading.uses(response.extensions.get("network_stream"))
+    reading, stream = Sending(), response.extensions.get("network_stream")
+    if response.extensions.get("http_version") != b"HTTP/2" or hasattr(stream, "frames"):
+        reading.uses(stream)  # Without `frames`, it is not ours, and over HTTP/2 carries other answers too.
 
     def read() -> None:
         size = 0
