@@ -16,12 +16,14 @@ import anyio
 import pytest
 import trio
 
-from stkai import AuthenticationError, AuthProvider, DeadlineExceededError
+from stkai import AuthenticationError, AuthProvider, DeadlineExceededError, RequestOptions
 from stkai.transports._auth import aget_token, get_token, single_flight
 from stkai.transports._auth.single_flight import Fetch, in_background, is_running, join
 
 from ...support.interrupts import Interrupt, needs_opcodes
+from ...support.wire import Wire
 from ...support.world import NAMES, World
+from .bench import layer, post
 
 pytestmark = [pytest.mark.real_time, pytest.mark.worlds(*NAMES)]
 
@@ -65,6 +67,14 @@ async def test_200_calls_with_a_deadline_leave_one_thread_while_the_endpoint_han
             await ask(world, hanging, 0.0005)
         assert len(background()) <= 1
     assert hanging.asked == 1
+
+
+async def test_the_error_of_a_call_whose_token_comes_too_late_blames_the_token_and_not_the_server(
+    world: World, hanging: Hanging
+) -> None:
+    request = post(extensions={"stkai": RequestOptions(deadline=0.05)})
+    with pytest.raises(DeadlineExceededError, match="while it waited for an access token"):
+        await world.send(layer(world, Wire(200), hanging), request)
 
 
 async def test_later_callers_get_the_token_that_earlier_callers_stopped_waiting_for(

@@ -128,7 +128,7 @@ def get_token(provider: AuthProvider, seconds: float, closing: Latch | None = No
     later callers. A provider called in the caller's own thread cannot be timed out.
     """
     if seconds <= 0:
-        raise _too_late()
+        raise too_late()
     with fetching(provider):
         if seconds == math.inf and not provider.token_is_for_all:
             with named_errors(provider):
@@ -140,7 +140,7 @@ def get_token(provider: AuthProvider, seconds: float, closing: Latch | None = No
             spare = _old_signature(provider)
             if spare is not None:
                 return spare
-    raise _too_late()
+    raise too_late()
 
 
 def _wait_for(fetch: Fetch, seconds: float, closing: Latch) -> bool:
@@ -155,7 +155,7 @@ def _wait_for(fetch: Fetch, seconds: float, closing: Latch) -> bool:
 async def aget_token(provider: AuthProvider, seconds: float, closing: Latch | None = None) -> Signature:
     """Like `get_token`, for a task; the tasks of one event loop share one fetch."""
     if seconds <= 0:
-        raise _too_late()
+        raise too_late()
     closing = closing or Latch()
     with fetching(provider):
         for wait in _waits(provider, seconds):
@@ -169,7 +169,7 @@ async def aget_token(provider: AuthProvider, seconds: float, closing: Latch | No
             spare = _old_signature(provider)
             if spare is not None:
                 return spare
-    raise _too_late()
+    raise too_late()
 
 
 def _work(provider: AuthProvider) -> Callable[[], Signature]:
@@ -209,5 +209,6 @@ def _old_signature(provider: AuthProvider) -> Signature | None:
         return provider.get_auth_headers()
 
 
-def _too_late() -> DeadlineExceededError:
+def too_late() -> DeadlineExceededError:
+    """The error to raise when the deadline passes before there is a token."""
     return DeadlineExceededError("the call's deadline passed while it waited for an access token")

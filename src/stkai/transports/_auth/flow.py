@@ -21,7 +21,7 @@ from .._layer_transport import AsyncLayerTransport, LayerBase, LayerTransport
 from .._operations import Close, Drain, Flow, Load, Run, Steps
 from .._recipe import Layer, recipe
 from .._redirect_chain import UNAUTHORIZED
-from . import AuthProvider, aget_token, get_token
+from . import AuthProvider, aget_token, get_token, too_late
 from .bearer import BearerAuth, Token
 
 _NONE: Final = "none was valid"
@@ -116,6 +116,8 @@ class _AuthFlow(LayerBase):
             token: Token = yield Run(
                 partial(_get, self.policy, attempt), partial(_aget, self.policy, attempt)
             )
+        except DeadlineExceededError:  # On an event loop it is the driver's, which blames the server.
+            raise too_late() from None
         finally:
             seconds = self.context.now() - start
             attempt.record.authenticating += seconds
