@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from .. import _checks
-from .._checks import can_carry_key, is_method_name
+from .._checks import can_carry_key, is_method_name, is_slip
 from .._errors import ConfigurationError
 from .._secrets import HoldsSecret, reveal, sealed
 from .._urls import PROXIES, absolute_url, is_origin, show_origin
@@ -178,7 +178,15 @@ KeyHeader = Annotated[
     _only_if(can_carry_key),
     Field(description="a header name that carries nothing else, such as Idempotency-Key"),
 ]
-Name = Annotated[str, Field(strict=True, pattern=r"\S", description="a name, a non-empty string")]
+Name = Annotated[
+    str,
+    Field(
+        strict=True,
+        pattern=r"\S",
+        description="a name without quotes, other than true, false, yes, no, on and off",
+    ),
+    _only_if(lambda name: not is_slip(name)),
+]
 StorePlace = Annotated[
     Any,
     BeforeValidator(none_from_word),

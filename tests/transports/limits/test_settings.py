@@ -52,7 +52,7 @@ def test_a_variable_names_the_methods_that_count(
     assert policy_of().methods == methods
 
 
-@pytest.mark.parametrize("methods", [[], "POST GET", ["P T"], [1], "", "all", ["*"]])
+@pytest.mark.parametrize("methods", [[], "POST GET", ["P T"], [1], "", "all", ["*"], ["'POST'"], ["true"]])
 def test_a_config_with_bad_methods_is_refused_by_name(methods: Any) -> None:
     with pytest.raises(ConfigurationError, match="methods"):
         RateLimitConfig(methods=methods)

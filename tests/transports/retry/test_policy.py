@@ -417,6 +417,8 @@ def test_unknown_outcomes_are_not_retried_if_the_policy_says_so() -> None:
         ({"idempotency_header": "two words"}, "idempotency_header"),
         ({"idempotency_header": "a:\r\nb"}, "idempotency_header"),
         ({"idempotency_header": True}, "idempotency_header"),
+        ({"idempotency_header": "'Idempotency-Key'"}, "idempotency_header"),
+        ({"idempotency_header": "false"}, "idempotency_header"),
         ({"idempotency_header": "host"}, "carries nothing else"),
         ({"idempotency_header": "Authorization"}, "carries nothing else"),
         ({"idempotency_header": "Content-Type"}, "carries nothing else"),
