@@ -260,3 +260,9 @@ async def test_a_layer_of_the_other_kind_is_an_error_that_names_the_layer(world:
     wire: Any = httpx.AsyncHTTPTransport() if world.is_async else httpx.HTTPTransport()
     with pytest.raises(stkai.ConfigurationError, match=r"LayerTransport needs an httpx\.\w+ inside"):
         world.build(StackBuilder([layer]), wire)
+
+
+async def test_a_context_of_another_kind_is_refused(world: World) -> None:
+    make: Any = world.pick(LayerTransport, AsyncLayerTransport)
+    with pytest.raises(stkai.ConfigurationError, match=r"context must be a stkai\.Context"):
+        make(world.wire(), context=stkai.SystemClock())

@@ -42,6 +42,14 @@ async def test_an_invalid_argument_is_named_in_the_error_and_nothing_is_sent(
     assert wire.requests == []
 
 
+@pytest.mark.parametrize("thing", [None, URL, ("GET", URL)], ids=repr)
+async def test_send_refuses_what_is_not_a_request(world: World, thing: object) -> None:
+    wire = world.wire()
+    with pytest.raises(stkai.InvalidArgumentError, match=r"a request must be an httpx\.Request, not "):
+        await world.call(client_of(world, wire).send, thing)
+    assert wire.requests == []
+
+
 SECRET = "hunter2"
 
 

@@ -72,11 +72,18 @@ def request_of(
     return request
 
 
+def check_request(request: object) -> None:
+    """Refuse what is not a request of httpx or httpx2."""
+    if not isinstance(request, alike(httpx.Request)):
+        raise InvalidArgumentError(f"a request must be an httpx.Request, not {request!r}")
+
+
 def call_of(layer: LayerBase, request: httpx.Request) -> tuple[Beginning, Enter]:
     """The call of a caller's complete request, and its flow.
 
     Its extensions may hold `RequestOptions`, a timeout, and a function to carry out around the flow; see `ATTEMPT`.
     """
+    check_request(request)
     if request.url.userinfo:
         request_url(request.url)
     layer.check_body(request)

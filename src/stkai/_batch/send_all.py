@@ -12,7 +12,7 @@ import httpx
 from .._checks import POSITIVE_COUNT, check_number
 from .._client import AsyncHttpClient, HttpClient
 from .._errors import ConfigurationError, InvalidArgumentError, OutcomeUnknownError
-from .._exchange import TIMEOUT
+from .._exchange import TIMEOUT, check_request
 from .._families import alike
 from .._headers import SET_BY_CLIENTS
 from .._urls import full_path
@@ -109,10 +109,7 @@ class _OutcomeLog(RunState):
                 f"request {index} was in flight when an earlier run ended: the server may have acted on it."
                 " It was not sent again; to send it, use a new journal"
             )
-        if not isinstance(request, alike(httpx.Request)):
-            raise InvalidArgumentError(
-                f"requests must be httpx.Request objects, as from client.build_request(...), not {request!r}"
-            )
+        check_request(request)
         return send(request, Tracker(self, index))
 
     @contextmanager

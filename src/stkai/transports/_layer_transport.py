@@ -10,6 +10,7 @@ import httpx
 
 from .._abandonable import Latch
 from .._checks import safe_repr
+from .._errors import ConfigurationError
 from .._families import alike, family_of_wire
 from .._headers import copy_request, with_fields
 from .._process import refuse_in_handler
@@ -87,6 +88,8 @@ class LayerBase(StaysInProcess):
         if name is not None:
             self.name = name
         check_inner(self, inner, self._kind)
+        if not isinstance(context, Context | None):
+            raise ConfigurationError(f"context must be a stkai.Context or None, not {context!r}")
         self._inner = inner
         self._function = None if flow is None else with_clear_errors(check_flow(self.name, flow))
         self.context = context or Context()
