@@ -86,6 +86,8 @@ class _Client(Generic[L]):
 class HttpClient(_Client[LayerTransport]):
     """GET, POST and streamed POST over a transport; safe to share between threads. Close it, or use a `with` block.
 
+    It returns redirects instead of following them; the clients of StackSpot's API reference follow those of a GET.
+
     A subclass may instead override `get` and `post`, and `post_stream` if it can stream; it then needs no transport.
 
     Args:

@@ -190,11 +190,13 @@ class RetryableError(TransportError):
 
 
 class ClientSideRateLimitError(RetryableError):
-    """A limiter in this process rejected the request; nothing was sent."""
+    """A limiter in this process rejected the request, so this attempt was not sent."""
 
 
 class TokenAcquisitionTimeoutError(ClientSideRateLimitError):
-    """The wait for a permit was, or would have been, longer than allowed. Nothing was sent, and no permit was taken.
+    """The wait for a permit was, or would be, longer than allowed. The attempt was not sent, and took no permit.
+
+    Earlier attempts of the call may have been sent; the note of the error counts them, and this one.
 
     Attributes:
         waited: seconds waited before giving up (0 if refused at once).

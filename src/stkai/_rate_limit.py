@@ -179,7 +179,8 @@ class TokenBucketRateLimitedHttpClient(_RateLimitedHttpClient):
 class AdaptiveRateLimitedHttpClient(_RateLimitedHttpClient):
     """Adapts its rate to the server's 429s: plain AIMD with the given factors, with one cut per congestion event.
 
-    A 429 is raised as a ServerSideRateLimitError; the next request waits as long as the server asked.
+    A 429 is raised as a ServerSideRateLimitError; the next request waits as long as the server asked. In windows of up
+    to two seconds, a short wait holds it up only after a second 429.
 
     Args:
         delegate: the client that sends; any `HttpClient`, also one whose methods return a `requests.Response`. You get

@@ -219,8 +219,8 @@ class LimiterTransport(_LimitFlow, LayerTransport):
 
     Raises:
         ConfigurationError: `policy` is not a limiter.
-        TokenAcquisitionTimeoutError: (per request) the wait would exceed `max_wait_time`; nothing was sent.
-        DeadlineExceededError: (per request) the wait would exceed the call's deadline; nothing was sent.
+        TokenAcquisitionTimeoutError: (per request) the wait would exceed `max_wait_time`; the request was not sent.
+        DeadlineExceededError: (per request) the wait would exceed the call's deadline; the request was not sent.
         InvalidArgumentError: (per request) a limiter counts units, but the request has no cost; nothing was sent.
     """
 
