@@ -97,7 +97,7 @@ def _described(limiter: QuotaLimiter) -> str:
     except Exception as error:  # noqa: BLE001 - any error: show the rest anyway
         return f"{heading}, which cannot be reached: {error}"
     older = "\nmembers of stkai 2 also use it; they do not share with these" if has_older else ""
-    return f"{heading}\nmembers seen: {1 + (0 if seen is None else seen.members)}{older}"
+    return f"{heading}\nmembers seen: {0 if seen is None else seen.members}{older}"
 
 
 def _print(console: Console, heading: str, text: str) -> None:
