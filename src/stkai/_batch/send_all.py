@@ -47,9 +47,10 @@ def send_all(
         client: any sync stkai or httpx client; it is not closed.
         requests: from `client.build_request(...)`, or `httpx.Request` objects.
         max_in_flight: the most requests in flight at once.
-        journal: a file that records which requests were sent, so that a second run over the same requests skips
-            those whose outcomes were yielded. A request that was in flight when the first run ended is not sent
-            again: its outcome is an `OutcomeUnknownError`.
+        journal: a file that records which requests were sent, so that a second run over the same requests, in the
+            same order, skips those whose outcomes were yielded. It knows a request only by its number: other
+            requests need another journal. A request that was in flight when the first run ended is not sent again:
+            its outcome is an `OutcomeUnknownError`.
 
     Raises:
         ConfigurationError: the client is not a sync client, the journal is in use or not a journal, or a forked process
