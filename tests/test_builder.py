@@ -197,6 +197,8 @@ def test_a_wire_of_the_other_kind_is_an_error_that_says_what_to_call() -> None:
         stack.build(httpx.AsyncHTTPTransport())  # type: ignore[arg-type]
     with pytest.raises(stkai.ConfigurationError, match=r"httpx\.AsyncBaseTransport.*build\(\)"):
         stack.build_async(httpx.HTTPTransport())  # type: ignore[arg-type]
+    with pytest.raises(stkai.ConfigurationError, match=r"or build_async_client\(\)"):
+        stkai.build_client(auth=None, transport=httpx.AsyncHTTPTransport())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wire", [httpx.Client(), httpx.HTTPTransport, "https://example.com"], ids=spelled)

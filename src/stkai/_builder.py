@@ -42,9 +42,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _PLAIN: Final = Layer("call", lambda layer, request, attempt: layer.forward(request, attempt))
 
-_SYNC: Final = httpx.BaseTransport, "httpx.HTTPTransport(), or call build_async()", "a LayerTransport"
+_SYNC: Final = (
+    httpx.BaseTransport, "httpx.HTTPTransport(), or call build_async() or build_async_client()", "a LayerTransport",
+)  # fmt: skip
 _ASYNC: Final = (
-    httpx.AsyncBaseTransport, "httpx.AsyncHTTPTransport(), or call build()", "an AsyncLayerTransport",
+    httpx.AsyncBaseTransport, "httpx.AsyncHTTPTransport(), or call build() or build_client()", "an AsyncLayerTransport",
 )  # fmt: skip
 """The base class of a stack's transports, and examples of a wire and of a layer's transport."""
 
