@@ -108,6 +108,21 @@ def test_a_wait_beyond_the_shorter_limit_is_refused_and_gives_up_its_place(
     assert limiter.calls == ["ask at 0", "ask at 1", "leave at 1"]
 
 
+async def _no_lease(_: float) -> None:
+    raise AssertionError
+
+
+@pytest.mark.parametrize("wait", [2.0, Run(lambda _: None, _no_lease)], ids=["a sleep", "an operation"])
+def test_a_deadline_that_passes_in_a_wait_does_not_blame_the_server(wait: Any) -> None:
+    def at(_: str) -> None:
+        raise DeadlineExceededError("no answer")
+
+    limiter = Scripted(wait)
+    played = run(limiter, at=at, deadline=3.0)
+    assert str(played.error) == "no permit within the deadline of 3 s: nothing was sent"
+    assert limiter.calls == ["ask at 0", "leave at 0"]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("closing")], ids=repr)
 def test_an_interrupted_wait_gives_up_its_place(error: BaseException) -> None:
     def at(_: str) -> None:

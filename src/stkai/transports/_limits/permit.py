@@ -82,20 +82,19 @@ def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
                         start, end, held_since = start + now - before, min(end + now - before, latest), now
                         wait = limiter.ask(turn, now)
                         continue
-                try:
-                    yield _sleep(context, turn, wait, left)
-                except DeadlineExceededError:  # The driver's, whose words are about an answer.
-                    allowed = latest - attempt.call.began
-                    raise _too_late(attempt, f"no permit within the deadline of {allowed:g} s") from None
-            elif isinstance(wait, Operation):
-                yield wait
-            else:
+                wait = _sleep(context, turn, wait, left)
+            elif not isinstance(wait, Operation):
                 # A limiter that returns None would admit everything.
                 names = [source.limit for source in turn.custom] or [type(limiter).__name__]
                 raise ConfigurationError(
                     f"{' or '.join(names)}.ask must return 0.0 to let a request go, the seconds that it must wait,"
                     f" or an operation; not {wait!r}"
                 )
+            try:
+                yield wait
+            except DeadlineExceededError:  # The driver's, whose words are about an answer.
+                allowed = latest - attempt.call.began
+                raise _too_late(attempt, f"no permit within the deadline of {allowed:g} s") from None
             before, now = now, context.now()
             if held is not None:
                 held[turn.held_by] = held.get(turn.held_by, 0.0) + now - before
