@@ -326,6 +326,15 @@ async def test_a_wait_longer_than_the_pool_timeout_is_a_pool_timeout_and_leaves_
     assert await pool.hurry() == b"body"
 
 
+async def test_the_error_of_a_wait_that_a_deadline_ended_says_how_long_it_was(world: World) -> None:
+    pool = Pool(world, 1, 1)
+    response = await pool.open()
+    request = httpx.Request("GET", "https://a.example/", extensions={"timeout": {"pool": 30}})
+    with pytest.raises(httpx.PoolTimeout, match=r"in use for 0\.001 s"):
+        await world.call(pool.state.reserve, request, 0.001)
+    await world.close(response)
+
+
 @pytest.mark.parametrize("patience", [0, -1, 0.0])
 async def test_a_pool_timeout_of_zero_does_not_wait(world: World, patience: float) -> None:
     pool = Pool(world, 1, 1)

@@ -16,6 +16,7 @@ import httpx
 
 from .._abandonable import GivenUpError, abandoned
 from .._clock import SystemClock
+from .._errors import digits
 from .._event_loops import anyio, run_soon, running_loop
 from .._families import Family
 from .._headers import has_field
@@ -33,9 +34,10 @@ def _pool_timeout(request: httpx.Request) -> float:
     return math.inf if seconds is None else seconds
 
 
-def _none_free(request: httpx.Request, family: Family) -> httpx.PoolTimeout:
+def _none_free(request: httpx.Request, left: float | None, family: Family) -> httpx.PoolTimeout:
+    seconds = min(_pool_timeout(request), math.inf if left is None else left)
     return family.PoolTimeout(
-        f"all connections were in use for {_pool_timeout(request)} s: close responses that you do not read to the end,"
+        f"all connections were in use for {digits(seconds)} s: close responses that you do not read to the end,"
         " or raise max_connections (STKAI_HTTP_MAX_CONNECTIONS) or the timeout",
         request=request,
     )
@@ -90,7 +92,7 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
             if self.trash:
                 self._sweep()
             if loan.connection is None:
-                raise _none_free(request, self.family)
+                raise _none_free(request, left, self.family)
         except BaseException:
             loan.end()
             self._sweep()
@@ -190,7 +192,7 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
             if self.trash:
                 await self.sweep()
             if loan.connection is None:
-                raise _none_free(request, self.family)
+                raise _none_free(request, left, self.family)
         except BaseException:
             loan.end()
             await self.sweep()
