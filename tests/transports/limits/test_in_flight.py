@@ -146,6 +146,17 @@ async def test_a_slot_is_free_when_the_response_is_dropped_unread(world: World) 
     assert took(policy, 0.0)
 
 
+async def test_a_slot_is_free_when_the_response_after_an_error_is_dropped_unread(world: World) -> None:
+    """Even if the wire keeps the error, whose traceback refers to the frames of the call."""
+    policy, kept = InFlight(1), httpx.ReadError("reset")
+    transport = stack_of(world, policy, kept, streamed())
+    response = await world.send(transport, post())
+    assert policy.busy == 1
+    del response
+    gc.collect()
+    assert took(policy, 0.0)
+
+
 def test_a_slot_is_free_when_a_permit_is_dropped_beside_an_adaptive_limiter() -> None:
     clock, policy = FakeClock(), InFlight(1)
     limits = AllOf(AimdLimiter(100, 1), policy)

@@ -189,6 +189,8 @@ class _Loop:
     def wait(self, seconds: float) -> Steps[Attempt]:
         """Discard the response, wait, and return the next attempt."""
         since, refused, self.response = self.context.now(), self.response, None
+        if self._error is not None:  # A wire may keep it, and its frames would keep the next response.
+            self._error.__traceback__ = None
         if refused is not None:
             yield Drain(refused, seconds)
         if seconds:
