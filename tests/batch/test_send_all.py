@@ -554,6 +554,20 @@ async def test_a_journal_skips_returned_outcomes_and_reports_what_was_in_flight(
     assert header["stkai"] == "send_all"
 
 
+def test_requests_that_a_journal_skips_are_counted_in_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, world = tmp_path / "calls.journal", World("sync")
+    assert len(list(stkai.send_all(client(world), requests(3), journal=path))) == 3
+    assert not caplog.records
+    assert [outcome.index for outcome in stkai.send_all(client(world), requests(4), journal=path)] == [3]
+    (warning,) = caplog.records
+    assert (
+        f"not sent again: 3 requests whose outcomes an earlier run with the journal {path}"
+        in warning.getMessage()
+    )
+
+
 def test_the_path_of_a_journal_may_begin_with_a_tilde(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

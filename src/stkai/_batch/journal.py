@@ -70,6 +70,9 @@ class LineStates:
             self._bytes.extend(bytes(missing))
         self._bytes[number] = state
 
+    def count(self, state: LineState) -> int:
+        return self._bytes.count(state)
+
 
 @dataclass(slots=True)
 class Recovered:

@@ -15,6 +15,7 @@ from .._errors import ConfigurationError, InvalidArgumentError, OutcomeUnknownEr
 from .._exchange import TIMEOUT, check_request
 from .._families import alike
 from .._headers import SET_BY_CLIENTS
+from .._log import logger
 from .._urls import full_path
 from .append_file import WriteError
 from .concurrency import Outcome, OutcomesInTasks, outcomes_in_threads
@@ -102,6 +103,13 @@ class _OutcomeLog(RunState):
                 msg = f"{path} is the journal of `stkai batch`; choose another file for send_all"
                 raise ConfigurationError(msg)
             self.recovered = self.journal.recover(LineStates())
+            if done := self.recovered.states.count(LineState.DONE):
+                logger.warning(
+                    "not sent again: %d requests whose outcomes an earlier run with the journal %s has returned;"
+                    " other requests need another journal",
+                    done,
+                    path,
+                )
 
     def send(self, send: Callable[[httpx.Request, Tracker], T], index: int, request: httpx.Request) -> T:
         """Send a request; refuse one that may have been sent before, and anything that is not a request."""
