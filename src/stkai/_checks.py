@@ -120,7 +120,7 @@ _TAKEN: Final = (
 """Headers that httpx or a layer sends for another purpose."""
 
 
-def is_slip(name: str) -> bool:
+def is_unlikely_name(name: str) -> bool:
     """Whether a name begins with a quote, as `docker run --env-file` keeps them, or is a flag such as true."""
     return name[:1] in {"'", '"'} or name.lower() in {"true", "false", "yes", "no", "on", "off"}
 
@@ -128,13 +128,19 @@ def is_slip(name: str) -> bool:
 def can_carry_key(header: object) -> bool:
     """Whether it is the name of a header that can carry an idempotency key."""
     return (
-        is_http_name(header) and not is_slip(name := str(header)) and not re.fullmatch(_TAKEN, name.lower())
+        is_http_name(header)
+        and not is_unlikely_name(name := str(header))
+        and not re.fullmatch(_TAKEN, name.lower())
     )
 
 
 def is_method_name(text: object) -> bool:
     """Whether it can be the name of a method. Wildcards such as ALL are not: a limiter for them would limit nothing."""
-    return is_http_name(text) and not is_slip(name := str(text)) and name.upper() not in {"*", "ALL", "ANY"}
+    return (
+        is_http_name(text)
+        and not is_unlikely_name(name := str(text))
+        and name.upper() not in {"*", "ALL", "ANY"}
+    )
 
 
 def safe_repr(show: Callable[[T], str]) -> Callable[[T], str]:

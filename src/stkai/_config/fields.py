@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from .. import _checks
-from .._checks import can_carry_key, is_method_name, is_slip
+from .._checks import can_carry_key, is_method_name, is_unlikely_name
 from .._errors import ConfigurationError
 from .._secrets import HoldsSecret, reveal, sealed
 from .._urls import PROXIES, absolute_url, is_origin, show_origin
@@ -185,7 +185,7 @@ Name = Annotated[
         pattern=r"\S",
         description="a name without quotes, other than true, false, yes, no, on and off",
     ),
-    _only_if(lambda name: not is_slip(name)),
+    _only_if(lambda name: not is_unlikely_name(name)),
 ]
 StorePlace = Annotated[
     Any,

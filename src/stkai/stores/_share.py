@@ -170,7 +170,7 @@ def uncount(s: State, m: MemberState) -> None:
     m.counted = m.normal = False
 
 
-def wait_until(s: State, but: str) -> float:
+def normal_until(s: State, but: str) -> float:
     """Until when requests of normal priority wait in other members; those that have permits, until these are due."""
     until = NEVER
     for name, packed in s.members.items():

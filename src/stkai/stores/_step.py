@@ -36,6 +36,7 @@ from ._share import (
     State,
     affordable,
     due,
+    normal_until,
     note_presence,
     payment,
     reconcile,
@@ -43,7 +44,6 @@ from ._share import (
     uncount,
     void,
     void_old,
-    wait_until,
 )
 
 T = TypeVar("T")
@@ -199,7 +199,7 @@ def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
     want = min(ask.want, portion + 1 - held)
     if max(s.next, opening(s)) - now > 1.5 * AHEAD:
         want = min(want, 1)  # Keep the calendar short, even while the group grows.
-    if ask.low and s.normal > m.normal and (until := wait_until(s, ask.member)) > now:
+    if ask.low and s.normal > m.normal and (until := normal_until(s, ask.member)) > now:
         if s.low_next > now:
             return min(s.low_next, until) - now
         want = min(want, 1)

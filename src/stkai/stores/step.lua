@@ -379,7 +379,7 @@ local function note_presence(s, m, ask, now)
   s.active, s.normal = s.active + m.counted, s.normal + m.normal
 end
 
-local function wait_until(s, but)
+local function normal_until(s, but)
   local till = NEVER
   for _, m in ipairs(others(but)) do
     if m.normal == 1 then
@@ -534,7 +534,7 @@ local function grant(s, m, ask, now)
   for _, r in ipairs(m.old) do held = held + r[3] - past(r[1], r[2], r[3], now) end
   local want = min(ask.want, portion + 1 - held)
   if max(s.next, opening(s)) - now > 1.5 * AHEAD then want = min(want, 1) end
-  local till = ask.low and s.normal > m.normal and wait_until(s, ask.member) or now
+  local till = ask.low and s.normal > m.normal and normal_until(s, ask.member) or now
   if till > now then
     if s.low_next > now then return min(s.low_next, till) - now end
     want = min(want, 1)

@@ -52,6 +52,7 @@ class Leased(Member):
 
     @property
     def is_exact(self) -> bool:  # type: ignore[override]
+        # Until the store answers, waits are guesses, for which no call is refused.
         return self.group.lease is not None or self.outage.is_on
 
     @property
