@@ -208,7 +208,8 @@ def _limiter(given: Any, settings: Settings) -> Limiter | PerKey | None:
         _warn_of_settings(config)
         given = config if config.enabled else None
     elif isinstance(given, str) and given in ("token_bucket", "adaptive"):
-        given = config.model_copy(update={"strategy": given})
+        given = config.model_copy(update={"strategy": given, "enabled": True})
+        _warn_of_settings(given)
     if isinstance(given, RateLimitConfig):
         return limiter_from(given)
     return None if given is None else checked_limiter(given)

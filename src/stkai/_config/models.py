@@ -130,8 +130,13 @@ class RateLimitConfig(fields.Section):
         return self.max_requests or DEFAULT_QUOTA[0], self.time_window or DEFAULT_QUOTA[1]
 
     def without_effect(self) -> str | None:
-        """The warning about settings of a limiter that is off; None without settings, or if it is off on purpose."""
+        """The warning about a time window without requests, or about settings of a limiter that is off unawares."""
         given = self.model_fields_set
+        if self.enabled and "time_window" in given and self.time_window and self.quota() == (None, None):
+            return (
+                "the adaptive limiter finds the quota by itself, so STKAI_RATE_LIMIT_TIME_WINDOW has no effect; set"
+                " STKAI_RATE_LIMIT_MAX_REQUESTS as well, or neither"
+            )
         if self.enabled or "enabled" in given or not given:
             return None
         names = ", ".join(sorted(variable("rate_limit", name) for name in given))

@@ -153,10 +153,26 @@ def test_settings_of_a_limiter_that_is_off_are_warned_of_once(
     assert "METHODS have no effect" in STKAI.explain(list[str]().append)
 
 
+@pytest.mark.parametrize("build", [{}, {"rate_limit": "adaptive"}], ids=["settings", "named"])
+def test_a_time_window_without_requests_is_warned_of_if_the_quota_is_to_be_found(
+    on: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, build: dict[str, Any]
+) -> None:
+    on.setenv("STKAI_RATE_LIMIT_STRATEGY", "adaptive")
+    on.setenv("STKAI_RATE_LIMIT_TIME_WINDOW", "1")
+    if build:
+        on.delenv("STKAI_RATE_LIMIT_ENABLED")
+    assert policy_of(**build).max_requests is None
+    (warning,) = warnings(caplog)
+    assert "STKAI_RATE_LIMIT_TIME_WINDOW has no effect; set STKAI_RATE_LIMIT_MAX_REQUESTS as well" in warning
+
+
 @pytest.mark.parametrize(
     ("variables", "build"),
     [
         ({}, {}),
+        ({"TIME_WINDOW": "1", "MAX_REQUESTS": "5"}, {"rate_limit": "adaptive"}),
+        ({"TIME_WINDOW": "1", "SHARE": "team"}, {"rate_limit": "adaptive"}),
+        ({"TIME_WINDOW": "1", "MAX_COST": "5"}, {"rate_limit": "adaptive"}),
         ({"MAX_REQUESTS": "5", "ENABLED": "false"}, {}),
         ({"MAX_REQUESTS": "5", "ENABLED": "true"}, {}),
         ({"MAX_REQUESTS": "5"}, {"rate_limit": None}),
