@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .._harness import Table
 from .crowd import MINE, NEED_NUMBERS, OTHERS, Report, run
+from .distance import Distant
 from .metrics import jain_index
 from .rows import ROWS, Goal, Row
 
@@ -110,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _adjusted(row: Row, arguments: argparse.Namespace) -> Row:
+    if arguments.distance:
+        row = replace(row, gateway=Distant(row.gateway, *arguments.distance))
     processes, threads = arguments.crowd or (row.processes, row.threads)
     seconds = arguments.seconds or row.seconds
     return replace(
@@ -129,6 +132,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument(
         "--crowd", type=_crowd, metavar="4x4", help="processes x threads, instead of each row's own"
+    )
+    parser.add_argument(
+        "--distance",
+        type=float,
+        nargs=2,
+        metavar=("LEAST", "MOST"),
+        help="seconds that the network takes each way",
     )
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     return parser.parse_args(argv)

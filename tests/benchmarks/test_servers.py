@@ -7,6 +7,7 @@ from dataclasses import replace
 import httpx
 import pytest
 from benchmarks.adaptive.crowd import Report, run
+from benchmarks.adaptive.distance import Distant
 from benchmarks.adaptive.gateways import Apache, Envoy, Express, Gateway, HaProxy, Limits, Nginx, Varnish
 from benchmarks.adaptive.models import CountingWindow, LeakyBucket
 from benchmarks.adaptive.rows import ROWS, Goal, Row
@@ -107,6 +108,17 @@ def refusals(layer: LayerTransport, request: httpx.Request, attempt: Attempt) ->
     if response.status_code == 503:
         response.status_code = 429
     return response
+
+
+@pytest.mark.real_time
+def test_a_distant_server_answers_as_a_near_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multiprocessing.get_context", forkserver)
+    gateway = Distant(Nginx(1, "m", burst=2), 0.001, 0.01)
+    if gateway.missing:
+        pytest.skip(f"{gateway.missing} is not installed")
+    with gateway.serving() as url, httpx.Client() as client:
+        answers = [client.post(url, json={}) for _ in range(8)]
+    assert [answer.status_code for answer in answers] == [200] * 3 + [429] * 5
 
 
 @pytest.mark.real_time
