@@ -177,9 +177,10 @@ class Queue(StaysInProcess):
                 may_be_sooner, nap, turn.nap = True, turn.nap, math.inf
             if seconds > longest:
                 turn.held_by, longest, held = source, seconds, nap
-            if source.is_exact:
-                exact = seconds if seconds > exact else exact  # noqa: FURB136 - a call takes longer
-                latest = nap if nap > latest else latest  # noqa: FURB136
+            is_exact = source.is_exact
+            least = seconds if is_exact else source.least_wait(ahead, now)
+            exact = least if least > exact else exact  # noqa: FURB136 - a call takes longer
+            latest = nap if is_exact and nap > latest else latest
         if may_be_sooner:
             turn.nap = max(latest, held)  # At least one source has no permit before then.
         if before is not None and before is not turn.held_by:

@@ -266,6 +266,34 @@ async def test_a_pause_as_long_as_the_limit_is_waited_for(world: World, start: f
     assert bench.sent[1][0] == pytest.approx(start + 33.3)
 
 
+async def test_at_a_start_a_call_is_rejected_once_successes_cannot_release_its_permit_in_time(
+    event_loop: World,
+) -> None:
+    clock, sent, rejected = FakeClock(), list[float](), list[float]()
+
+    async def answer(_: httpx.Request) -> int:
+        sent.append(clock.monotonic())
+        await clock.asleep(0.1)
+        return 200
+
+    transport = event_loop.build(
+        StackBuilder([adaptive(limiter(max_wait_time=5.0))], clock=clock), Wire(answer)
+    )
+
+    async def call() -> None:
+        try:
+            await event_loop.send(transport, httpx.Request("POST", URL))
+        except TokenAcquisitionTimeoutError:
+            rejected.append(clock.monotonic())
+
+    async with anyio.create_task_group() as group:
+        for _ in range(60):
+            group.start_soon(call)
+    assert len(sent) >= 15
+    assert rejected.count(0.0) >= 25
+    assert max(sent + rejected) <= 5.0
+
+
 async def test_a_refused_call_comes_back_at_the_head_of_the_queue(event_loop: World) -> None:
     policy = plain(max_wait_time=None)
     bench = Bench(event_loop, policy, [refusal("10")], retry=RetryPolicy())

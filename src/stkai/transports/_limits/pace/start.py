@@ -50,7 +50,8 @@ class ColdStart:
     def __init__(self, quota: KnownQuota) -> None:
         self.over = False
         self._quota, self._window = quota.requests, quota.window
-        self._early = 0.0 if quota.requests == math.inf else _EARLY_FRACTION * quota.requests
+        # Permits that successes may still release.
+        self.early = 0.0 if quota.requests == math.inf else _EARLY_FRACTION * quota.requests
         self._excused = False
         self._sent, self.is_bursty = -math.inf, False
         self._together = seconds_together(quota.ceiling)
@@ -67,12 +68,12 @@ class ColdStart:
 
     @property
     def releases(self) -> bool:
-        return not self.over and self._early >= 1
+        return not self.over and self.early >= 1
 
     def released_by_success(self) -> float:
         if not self.releases:
             return 0.0
-        self._early -= 1
+        self.early -= 1
         return 1.0
 
     def excuses(self, past: Past, rate: float, asked: float = 0.0) -> bool:
@@ -80,7 +81,7 @@ class ColdStart:
 
         It asks for a wait of `asked` seconds, or for none. It ends the bursts; if excused, the rate keeps doubling.
         """
-        self._early = 0.0
+        self.early = 0.0
         sent, is_known = past.successes, self._quota < math.inf
         is_short = asked < _EXCUSED_WAIT * self._window
         is_small = sent < _EXCUSED_USAGE * self._quota or (asked > 0 and is_short)

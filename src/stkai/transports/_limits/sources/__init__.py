@@ -150,6 +150,10 @@ class Source:
         """
         raise NotImplementedError
 
+    def least_wait(self, ahead: int, now: float) -> float:
+        """A lower bound of what `when` has just returned, for a source that is not exact."""
+        return 0.0
+
     def until_spare(self, turn: Turn, rank: int, asleep: Sequence[Turn], now: float) -> float:
         """Seconds until the turn can take a permit that no sleeping turn before it will need; 0.0 for now.
 

@@ -72,6 +72,11 @@ class AdaptiveRate(Rate):
     def burst(self) -> float:  # type: ignore[override]
         return self.mode.burst
 
+    @property
+    def is_exact(self) -> bool:  # type: ignore[override]
+        """False while each success releases a permit, which makes waits shorter than the rate says."""
+        return self.mode is not self._windowed or not self._windowed.start.releases
+
     def _advance(self, now: float) -> None:
         start, mode = self._at, self.mode
         self._at, self._is_quiet = now, False
@@ -123,6 +128,10 @@ class AdaptiveRate(Rate):
         wait = wait if wait > TICK else TICK  # noqa: FURB136
         turn.nap = min(turn.nap, mode.nap(wait))
         return wait
+
+    def least_wait(self, ahead: int, now: float) -> float:
+        missing = ahead + 1 - self.credit - self._windowed.start.early
+        return self._windowed.time_for(missing, now) if missing > 0.0 else 0.0
 
     def take(self, turn: Turn, now: float) -> None:
         self.credit -= self.mode.take(turn, now)
