@@ -1,6 +1,7 @@
 """URLs: which are accepted, their origin (RFC 6454), and whether their connection is private. Also safe file names."""
 
 import os
+import re
 from collections.abc import Collection
 from functools import lru_cache
 from hashlib import blake2b
@@ -12,6 +13,7 @@ from urllib.parse import quote
 import httpx
 
 from ._errors import ConfigurationError, InvalidArgumentError, StkaiError
+from ._secrets import MASK
 
 Origin = tuple[str, bytes, int | None]  # Scheme, host and port.
 
@@ -25,6 +27,11 @@ _MAX_PORT: Final = 65_535  # Some resolvers take higher port numbers modulo 65,5
 _MAX_LABEL: Final = 63  # Characters between two dots of a host name (RFC 1035, section 2.3.4).
 
 _ENCRYPTED: Final = frozenset({"https", "wss"})
+
+_CREDENTIALS: Final = r"(?s)\A([a-z][a-z0-9+.-]{0,15}://)?.*@"
+_IN_QUERY: Final = r"(?i)([?&][^=&#]*(?:auth|key|pass|pwd|secret|token)[^=&#]*=)[^&#]+"
+_NO_PORT: Final = r"(rediss?://[^/?#:\[]*:)(?!\d*(?:[/?#,]|$))[^/?#,]+"
+"""Text in the place of a store's port: it may be a password, if the host was forgotten."""
 
 
 def absolute_url(text: str | httpx.URL, schemes: Collection[str] = WEB) -> httpx.URL:
@@ -138,6 +145,14 @@ def parse_origin(name: str) -> httpx.URL:
     if not is_origin(url):
         raise ConfigurationError(f"{rule}, without path, query or wildcard, not {_shown(name)}")
     return url
+
+
+def mask_credentials(text: str) -> str:
+    """The text, with the user name and password of a URL masked."""
+    text = re.sub(_IN_QUERY, rf"\1{MASK}", text)
+    if "@" in text:
+        return re.sub(_CREDENTIALS, rf"\1{MASK}@", text)
+    return re.sub(_NO_PORT, rf"\1{MASK}", text)
 
 
 def show_origin(url: httpx.URL) -> str:

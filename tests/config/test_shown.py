@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from stkai._config import GlobalSettings
 from stkai._config.models import AuthConfig, HttpConfig, RateLimitConfig, RetryConfig, Settings
-from stkai._config.names import masked
 from stkai._config.sources import load
 from stkai._errors import ConfigurationError
 from stkai._secrets import MASK
+from stkai._urls import mask_credentials
 
 from ..support.settings import SECRET, row
 
@@ -51,9 +51,9 @@ def test_a_password_in_the_url_of_the_token_endpoint_is_refused_and_not_shown() 
 
 @given(st.text(), st.text(), st.sampled_from(["http", "socks5"]))
 def test_masking_hides_everything_before_the_host(user: str, password: str, scheme: str) -> None:
-    assert masked(f"{scheme}://{user}:{password}@host:1") == f"{scheme}://{MASK}@host:1"
-    assert masked(f"_{user}:{password}@host:1") == f"{MASK}@host:1"
-    assert masked("https://host/path") == "https://host/path"
+    assert mask_credentials(f"{scheme}://{user}:{password}@host:1") == f"{scheme}://{MASK}@host:1"
+    assert mask_credentials(f"_{user}:{password}@host:1") == f"{MASK}@host:1"
+    assert mask_credentials("https://host/path") == "https://host/path"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_masking_hides_everything_before_the_host(user: str, password: str, sche
     ],
 )
 def test_masking_hides_passwords_in_the_query_and_where_a_port_should_be(url: str, shown: str) -> None:
-    assert masked(url) == shown
+    assert mask_credentials(url) == shown
 
 
 def test_explain_is_a_table_of_all_rows(stkai: GlobalSettings, env: pytest.MonkeyPatch) -> None:

@@ -26,10 +26,10 @@ from .. import _checks
 from .._checks import can_carry_key, is_method_name, is_unlikely_name
 from .._errors import ConfigurationError
 from .._secrets import HoldsSecret, reveal, sealed
-from .._urls import PROXIES, absolute_url, is_origin, show_origin
+from .._urls import PROXIES, absolute_url, is_origin, mask_credentials, show_origin
 from ..stores import ALLOWED, problem_of
 from ..transports._auth import is_sendable
-from .names import SECRETS, as_given, configuration_error, masked, not_a_setting
+from .names import SECRETS, as_given, configuration_error, not_a_setting
 
 
 def none_from_word(value: Any) -> Any:
@@ -93,7 +93,7 @@ class _Url(str):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return repr(masked(self))
+        return repr(mask_credentials(self))
 
 
 class _Or(NamedTuple):
@@ -113,7 +113,7 @@ OrUnlimited = Annotated[T | None, BeforeValidator(none_from_word), _Or("unlimite
 
 _Masked = (
     AfterValidator(lambda value: _Url(value) if isinstance(value, str) else value),
-    PlainSerializer(lambda value: masked(str(value)), when_used="json-unless-none"),
+    PlainSerializer(lambda value: mask_credentials(str(value)), when_used="json-unless-none"),
 )
 
 # To Python, and so to pydantic, a bool is an int; "max_requests": True is a mistake, not a 1.
@@ -270,6 +270,6 @@ class Section(BaseModel):
         return any(
             value.holds_secret()
             if isinstance(value, Section)
-            else isinstance(value, SecretStr) or (isinstance(value, str) and masked(value) != value)
+            else isinstance(value, SecretStr) or (isinstance(value, str) and mask_credentials(value) != value)
             for _, value in self
         )

@@ -1,12 +1,12 @@
 """The names and defaults of settings, and how their values are shown: as text, with secrets masked."""
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 from .._errors import ConfigurationError
 from .._lazy import LateModule
 from .._secrets import MASK, reveal
+from .._urls import mask_credentials
 
 _difflib: Final = LateModule("difflib")
 
@@ -31,23 +31,10 @@ SECRETS: Final = frozenset({"auth", "client_secret", "token"})
 _MAX_SHOWN: Final = 200
 """Characters of a rejected value that errors show."""
 
-_CREDENTIALS: Final = r"(?s)\A([a-z][a-z0-9+.-]{0,15}://)?.*@"
-_IN_QUERY: Final = r"(?i)([?&][^=&#]*(?:auth|key|pass|pwd|secret|token)[^=&#]*=)[^&#]+"
-_NO_PORT: Final = r"(rediss?://[^/?#:\[]*:)(?!\d*(?:[/?#,]|$))[^/?#,]+"
-"""Text in the place of a store's port: it may be a password, if the host was forgotten."""
-
 
 def variable(section: str, field: str) -> str:
     """The environment variable that sets a field, such as `STKAI_RETRY_DEADLINE`."""
     return f"{PREFIX}{section}_{field}".upper()
-
-
-def masked(text: str) -> str:
-    """The text, with the user name and password of a URL masked."""
-    text = re.sub(_IN_QUERY, rf"\1{MASK}", text)
-    if "@" in text:
-        return re.sub(_CREDENTIALS, rf"\1{MASK}@", text)
-    return re.sub(_NO_PORT, rf"\1{MASK}", text)
 
 
 def as_text(field: str, value: Any) -> str:
@@ -60,14 +47,14 @@ def as_text(field: str, value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "[]"
-    return masked(str(value))
+    return mask_credentials(str(value))
 
 
 def as_given(value: Any) -> str:
     """A rejected value as given, shortened if it is long; only its type if it could contain a secret."""
     value = reveal(value)
     if isinstance(value, str):
-        text = repr(masked(value))
+        text = repr(mask_credentials(value))
     elif isinstance(value, (list, tuple)):
         text = f"[{', '.join(map(as_given, value))}]"
     else:
