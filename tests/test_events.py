@@ -313,7 +313,7 @@ async def test_a_call_has_an_end_if_an_interrupt_comes_while_its_error_is_descri
     def interrupt(_: BaseException) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stkai.transports._context.cure_of", interrupt)
+    monkeypatch.setattr("stkai.transports._context.advice_on", interrupt)
     log = EventLog()
     layer = world.build(
         StackBuilder([retry(RetryPolicy(0))], listener=[log]), world.wire(httpx.ReadError(""))

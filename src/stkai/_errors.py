@@ -15,15 +15,6 @@ E = TypeVar("E", bound=Exception)
 
 _pickle: Final = LateModule("pickle")
 
-_NO_AUTHORITY: Final = (
-    "this machine does not know the authority that signed the certificate of the server, or of a proxy that decrypts:"
-    " name a file with the authority's certificate in STKAI_HTTP_VERIFY or SSL_CERT_FILE, or pass it as verify= to"
-    " HttpConfig or to a wire of your own"
-)
-
-_UNTRUSTED: Final = frozenset({18, 19, 20, 21})
-"""OpenSSL's X509_V_ERR_* codes for certificates of an unknown authority."""
-
 _WRAPPERS: Final = ("httpcore", "requests", "urllib3")
 """Packages that raise errors again without a cause, so that only the context is left."""
 
@@ -121,12 +112,6 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         # These packages' own errors, such as for bad URLs, are ValueErrors.
         is_raised_again = type(below).__module__.startswith(_WRAPPERS) and not isinstance(below, ValueError)
         below = below.__cause__ or (below.__context__ if is_raised_again else None)
-
-
-def cure_of(error: BaseException) -> str:
-    """What the user can do about a network error; empty if there is no general advice."""
-    codes = {getattr(below, "verify_code", None) for below in causes(error)}
-    return _NO_AUTHORITY if codes & _UNTRUSTED else ""
 
 
 def _forget_contents(error: BaseException) -> None:

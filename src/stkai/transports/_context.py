@@ -8,11 +8,12 @@ from typing import Final
 import httpx
 
 from .._clock import Clock, clock_or_system, uniform
-from .._errors import ConfigurationError, InvalidArgumentError, cure_of
+from .._errors import ConfigurationError, InvalidArgumentError
 from .._families import adopt, alike
 from .._headers import Fields
 from .._log import Listener, Listeners, events, log_events, logger, notify
 from ._call import Attempt
+from ._failures import advice_on
 
 _NOTE: Final = "stkai: "
 
@@ -97,9 +98,9 @@ def call_failed(context: Context, attempt: Attempt, error: BaseException) -> Non
 def add_note(error: Exception, method: str, host: str, attempts: int) -> None:
     """Add a note to the error that ends a call, unless it has one: about the request, and what to do."""
     if not any(note.startswith(_NOTE) for note in getattr(error, "__notes__", ())):
-        cure = cure_of(error)
+        advice = advice_on(error)
         error.add_note(
-            f"{_NOTE}{method} {host}: {attempts} attempt{'s' * (attempts != 1)}{'; ' * bool(cure)}{cure}"
+            f"{_NOTE}{method} {host}: {attempts} attempt{'s' * (attempts != 1)}{'; ' * bool(advice)}{advice}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Classifies errors for retries: would they recur, and may the server have acted?"""
+"""What an error means: would it recur, may the server have acted, and what can the user do about it?"""
 
 import re
 import socket
@@ -44,6 +44,15 @@ _NO_CLIENT_CERTIFICATE: Final = (
 )
 """OpenSSL's reason if the server requires a client certificate, or a different one; RFC 8446, section 6.2."""
 
+_UNTRUSTED: Final = frozenset({18, 19, 20, 21})
+"""OpenSSL's X509_V_ERR_* codes for certificates of an unknown authority."""
+
+_NO_AUTHORITY: Final = (
+    "this machine does not know the authority that signed the certificate of the server, or of a proxy that decrypts:"
+    " name a file with the authority's certificate in STKAI_HTTP_VERIFY or SSL_CERT_FILE, or pass it as verify= to"
+    " HttpConfig or to a wire of your own"
+)
+
 _PARSERS: Final = frozenset({"h11", "h2", "hpack", "hyperframe", "aiohttp"})
 """The packages whose errors mean that an answer cannot be parsed or, if they contain a part of `_BREAKS`, broke off."""
 
@@ -77,11 +86,11 @@ def failure_of_error(error: BaseException, now: datetime, *, sound_wire: bool) -
             return None
         return Failure(cause, acted=False, requested_wait=retry_after(headers, now))
     # Our own limiter knows best, and a caller who limits the wait wants to get this error.
-    if isinstance(error, ClientSideRateLimitError | DeadlineExceededError) or is_hopeless(error):
+    if isinstance(error, ClientSideRateLimitError | DeadlineExceededError) or _is_permanent(error):
         return None
     if isinstance(error, RetryableError) or is_unsent(error, sound_wire=sound_wire):
         return Failure(cause, acted=False)
-    is_transient = isinstance(error, alike(*TRANSIENT)) or breaks_http2(error) or is_unreadable(error)
+    is_transient = isinstance(error, alike(*TRANSIENT)) or _breaks_http2(error) or is_unreadable(error)
     return Failure(cause, acted=True) if is_transient else None
 
 
@@ -97,7 +106,7 @@ def forbids_retry(headers: httpx.Headers) -> bool:
     return headers[_VERDICT.decode()].strip().lower() == "false"
 
 
-def is_hopeless(error: BaseException) -> bool:
+def _is_permanent(error: BaseException) -> bool:
     """Whether a retry would fail in the same way.
 
     The cause is a bad certificate on either side, credentials that a proxy rejects, a host or port that does not exist
@@ -118,7 +127,13 @@ def is_hopeless(error: BaseException) -> bool:
     return False
 
 
-def breaks_http2(error: BaseException) -> bool:
+def advice_on(error: BaseException) -> str:
+    """What the user can do about an error; empty if there is no general advice."""
+    codes = {getattr(below, "verify_code", None) for below in causes(error)}
+    return _NO_AUTHORITY if codes & _UNTRUSTED else ""
+
+
+def _breaks_http2(error: BaseException) -> bool:
     """Whether an HTTP/2 connection, or its stream, was closed in the middle of a request, or has no room for one more.
 
     After a GOAWAY, h2 refuses what still arrives, and what others send: httpcore reports that as a local protocol
@@ -143,7 +158,7 @@ def is_unreadable(error: BaseException) -> bool:
     if found := _errors_of_h2(error):
         # Errors from h2's `receive_data` are about the answer, all others about the request.
         frames = [frame for reason in found for frame, _ in walk_tb(reason.__traceback__)]
-        return any(frame.f_code.co_name == "receive_data" for frame in frames) and not breaks_http2(error)
+        return any(frame.f_code.co_name == "receive_data" for frame in frames) and not _breaks_http2(error)
     if not isinstance(error, alike(httpx.RemoteProtocolError)) or any(part in str(error) for part in _BREAKS):
         return False
     return any(type(below).__module__.partition(".")[0] in _PARSERS for below in causes(error))

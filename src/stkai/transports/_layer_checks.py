@@ -78,13 +78,13 @@ class OfOtherKind:
     """
 
     def __init__(self, client: str, builder: str) -> None:
-        self._cure = f"an {client} needs the other kind of stack, such as stkai.{builder}"
+        self._advice = f"an {client} needs the other kind of stack, such as stkai.{builder}"
 
     def __set_name__(self, _owner: type, name: str) -> None:
         self._name = name
 
     def __get__(self, layer: object, kind: type) -> Any:
-        msg = f"{kind.__name__!r} object has no attribute {self._name!r}: {self._cure}"
+        msg = f"{kind.__name__!r} object has no attribute {self._name!r}: {self._advice}"
         raise AttributeError(msg, name=self._name, obj=layer)
 
 

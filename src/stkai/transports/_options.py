@@ -109,11 +109,11 @@ def options_of(verb: str, given: CallOptions) -> RequestOptions:
     """The options of one call, checked."""
     for name in given:
         if name not in CallOptions.__annotations__:
-            raise TypeError(f"{verb}() got an unexpected keyword argument {name!r}{_cure(verb, name)}")
+            raise TypeError(f"{verb}() got an unexpected keyword argument {name!r}{_advice(verb, name)}")
     return RequestOptions(**given)
 
 
-def _cure(verb: str, name: str) -> str:
+def _advice(verb: str, name: str) -> str:
     """What to do instead of passing an argument of httpx."""
     if name == "params":
         return "; put it into the URL"

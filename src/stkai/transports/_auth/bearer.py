@@ -28,7 +28,7 @@ _EXPOSED: Final = (
 _MAX_TOKENS: Final = 100
 """The number of tokens to keep: a provider may have several at once, such as one for each tenant."""
 
-_PLAIN_METHODS: Final = {
+_SYNC_METHODS: Final = {
     "get_access_token": "rename the async one to aget_access_token",
     "get_auth_headers": "get its token in get_access_token or aget_access_token",
 }
@@ -98,11 +98,11 @@ class BearerAuth(HoldsSecret):
                 "the provider must be an AuthProvider, such as ClientCredentialsAuthProvider(...) or"
                 f' StaticToken(token), not {kind}; auth= of a stack may also be a BearerAuth, "auto" or None'
             )
-        for name, cure in _PLAIN_METHODS.items():
+        for name, advice in _SYNC_METHODS.items():
             if is_async(getattr(provider, name, None)):
                 method = f"{type(provider).__name__}.{name}"
                 raise ConfigurationError(
-                    f"{method} must be a plain method, since it is called without await: {cure}"
+                    f"{method} must be a plain method, since it is called without await: {advice}"
                 )
         check_flag("allow_http", allow_http)
         self.provider = provider
