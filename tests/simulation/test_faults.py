@@ -32,7 +32,7 @@ def lease_each_place_twice(patch: Patch) -> None:
         return found
 
     patch.setattr(_step, "allocate", allocate)
-    patch.setattr("stkai.stores._step.note", lambda *_: None)
+    patch.setattr("stkai.stores._step.add_to_window", lambda *_: None)
 
 
 def forget_units(patch: Patch) -> None:

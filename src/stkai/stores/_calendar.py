@@ -89,7 +89,7 @@ def release(s: Calendar, ranges: list[Range], now: float) -> None:
     """Take unused permits back."""
     for first, gap, places in ranges:
         s.returned += places
-        forgive(s, first, gap, places)
+        remove_from_window(s, first, gap, places)
     _offer(s, ranges, now)
 
 
@@ -153,7 +153,7 @@ def opening(s: Calendar) -> float:
     return NEVER
 
 
-def note(s: Calendar, first: float, gap: float, places: int) -> None:
+def add_to_window(s: Calendar, first: float, gap: float, places: int) -> None:
     """Add permits to the window."""
     while s.most and places > 0:
         instant, together = _entry(s, first, gap, places)
@@ -167,14 +167,14 @@ def note(s: Calendar, first: float, gap: float, places: int) -> None:
         first, places = first + together * gap, places - together
 
 
-def note_past(s: Calendar, seconds: float, places: int, now: float) -> None:
+def add_past_to_window(s: Calendar, seconds: float, places: int, now: float) -> None:
     """Add permits that were used evenly over the last `seconds`, but only those that the window may still contain."""
     first, gap = now - seconds, seconds / places
     over = past(first, gap, places, now - _length(s) - s.quota.window / _MAX_EXACT)
-    note(s, first + over * gap, gap, places - over)
+    add_to_window(s, first + over * gap, gap, places - over)
 
 
-def forgive(s: Calendar, first: float, gap: float, places: int) -> None:
+def remove_from_window(s: Calendar, first: float, gap: float, places: int) -> None:
     """Remove permits from the window: for each place, the latest permit that is not after it."""
     while s.most and places > 0:
         instant, together = _entry(s, first, gap, places)
@@ -190,8 +190,8 @@ def forgive(s: Calendar, first: float, gap: float, places: int) -> None:
 def note_delay(s: Calendar, ranges: list[Range], seconds: float) -> None:
     """Record that permits were used up to so many seconds late, unless the window's margin covers that."""
     for first, gap, places in ranges if seconds > _margin(s) else ():
-        forgive(s, first, gap, places)
-        note(s, first + seconds, gap, places)
+        remove_from_window(s, first, gap, places)
+        add_to_window(s, first + seconds, gap, places)
 
 
 def _entry(s: Calendar, first: float, gap: float, places: int) -> tuple[float, int]:

@@ -21,12 +21,12 @@ from ._calendar import (
     count,
     cut,
     end,
-    forgive,
     give,
     merged,
     note_delay,
     past,
     release,
+    remove_from_window,
 )
 from ._protocol import LATE, Ask, Quota
 
@@ -141,7 +141,7 @@ def reconcile(s: State, m: MemberState, ask: Ask, now: float) -> bool:
         give(s, min(unused, max(0, lapsed)) if front else max(0, -used))
         # Which of them were unused is unknown. To be safe, the earlier ones leave the window.
         for first, gap, places in [*cut(front, unused)[0], (s.at, 0.0, unused - ended)]:
-            forgive(s, min(first, s.at - ask.unsent), gap, places)
+            remove_from_window(s, min(first, s.at - ask.unsent), gap, places)
     note_delay(s, cut(front, unused)[1], ask.delay)
     kept, tail = cut(rest, held)
     release(s, tail, now)

@@ -18,13 +18,13 @@ from ._calendar import (
     NEVER,
     ROUNDING,
     USAGE_SPAN,
+    add_past_to_window,
+    add_to_window,
     advance,
     allocate,
     end,
     fit,
     merged,
-    note,
-    note_past,
     opening,
     past,
     spare,
@@ -78,7 +78,7 @@ def step(s: State, ask: Ask, now: float) -> Lease:
         s.leased += own
         s.used += own
         s.credit = max(0.0, s.credit - own)
-        note_past(s, ask.own_seconds, own, now)
+        add_past_to_window(s, ask.own_seconds, own, now)
     m.seq, m.own = ask.seq, ask.own
     _agree(s, ask, now)
     if s.is_new:
@@ -229,7 +229,7 @@ def _grant(s: State, m: MemberState, ask: Ask, now: float) -> float:
         m.fresh = merged(m.fresh, [(first, gap, found)])
         s.leased += found
         granted += found
-        note(s, first, gap, found)
+        add_to_window(s, first, gap, found)
     return 0.0
 
 

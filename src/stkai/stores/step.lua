@@ -93,7 +93,7 @@ local function entry_for(s, first, gap, places)
   return instant, max(1, past(first, gap, places, instant))
 end
 
-local function note(s, first, gap, places)
+local function add_to_window(s, first, gap, places)
   while s.most > 0 and places > 0 do
     local instant, together = entry_for(s, first, gap, places)
     local index = #s.window
@@ -107,13 +107,13 @@ local function note(s, first, gap, places)
   end
 end
 
-local function note_past(s, seconds, places, now)
+local function add_past_to_window(s, seconds, places, now)
   local first, gap = now - seconds, seconds / places
   local over = past(first, gap, places, now - length(s) - s.window_seconds / MAX_EXACT)
-  note(s, first + over * gap, gap, places - over)
+  add_to_window(s, first + over * gap, gap, places - over)
 end
 
-local function forgive(s, first, gap, places)
+local function remove_from_window(s, first, gap, places)
   while s.most > 0 and places > 0 do
     local instant, together = entry_for(s, first, gap, places)
     first, places = first + together * gap, places - together
@@ -131,8 +131,8 @@ end
 local function note_delay(s, ranges, seconds)
   if seconds <= margin(s) then return end
   for _, r in ipairs(ranges) do
-    forgive(s, r[1], r[2], r[3])
-    note(s, r[1] + seconds, r[2], r[3])
+    remove_from_window(s, r[1], r[2], r[3])
+    add_to_window(s, r[1] + seconds, r[2], r[3])
   end
 end
 
@@ -208,7 +208,7 @@ end
 local function release(s, ranges, now)
   for _, r in ipairs(ranges) do
     s.returned = s.returned + r[3]
-    forgive(s, r[1], r[2], r[3])
+    remove_from_window(s, r[1], r[2], r[3])
   end
   offer(s, ranges, now)
 end
@@ -352,7 +352,7 @@ local function reconcile(s, m, ask, now)
     give(s, #front > 0 and min(unused, max(0, lapsed)) or max(0, -used))
     local early = cut(front, unused)
     insert(early, {s.at, 0, unused - ended})
-    for _, r in ipairs(early) do forgive(s, min(r[1], s.at - ask.unsent), r[2], r[3]) end
+    for _, r in ipairs(early) do remove_from_window(s, min(r[1], s.at - ask.unsent), r[2], r[3]) end
   end
   local _, late = cut(front, unused)
   note_delay(s, late, ask.delay)
@@ -561,7 +561,7 @@ local function grant(s, m, ask, now)
     s.units, s.units_held, m.units_fresh = s.units - paid, s.units_held + paid, m.units_fresh + paid
     m.fresh = merged(m.fresh, {{first, gap, found}})
     s.leased, granted = s.leased + found, granted + found
-    note(s, first, gap, found)
+    add_to_window(s, first, gap, found)
   end
   return 0
 end
@@ -601,7 +601,7 @@ local function step(s, ask, now)
   local own = ask.lease_id == m.id and ask.own or max(0, ask.own - m.own)
   if own > 0 then
     s.leased, s.used, s.credit = s.leased + own, s.used + own, max(0, s.credit - own)
-    note_past(s, ask.own_seconds, own, now)
+    add_past_to_window(s, ask.own_seconds, own, now)
   end
   m.seq, m.own = ask.seq, ask.own
   agree(s, ask, now)
