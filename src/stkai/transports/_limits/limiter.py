@@ -19,6 +19,7 @@ from .._operations import Operation
 from .._options import Priority
 
 TOO_MANY_REQUESTS: Final = int(httpx.codes.TOO_MANY_REQUESTS)
+_UNRELATED_STATUSES: Final = frozenset({401, 403, 407, 408, 425})  # Refusals before the quota is checked.
 
 
 class RateChange(NamedTuple):
@@ -252,6 +253,11 @@ class Plan:
 def was_never_sent(error: BaseException | None) -> bool:
     """Whether a request that ended with this error did not reach the server."""
     return isinstance(error, ClientSideRateLimitError) or is_unsent(error, sound_wire=True)
+
+
+def was_admitted(response: httpx.Response) -> bool:
+    """Whether the quota admitted the request, if this is not a 429; a server error does not show that."""
+    return response.status_code < 500 and response.status_code not in _UNRELATED_STATUSES
 
 
 def log_failure(limiter: object, error: Exception) -> None:

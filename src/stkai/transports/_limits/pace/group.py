@@ -11,8 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from ....stores._protocol import GroupRate, Lease
 from ..._retry_after import retry_after
-from ..limiter import Answer, RateChange, Turn
-from .headers import is_accepted
+from ..limiter import Answer, RateChange, Turn, was_admitted
 from .law import BURST, HISTORY, LEAST_CHANGE, LEAST_PAUSE, Past, full_pause
 from .quota import MAX_RATE_AGE, KnownQuota
 from .start import START_FRACTION
@@ -110,7 +109,7 @@ class GroupPace:
         Returns the seconds for which the group must pause, and the change of its rate if that is worth reporting.
         """
         response, turn.paced = answer.response, answer.is_refusal
-        if response is None or not (turn.paced or is_accepted(response)):
+        if response is None or not (turn.paced or was_admitted(response)):
             return 0.0, None
         used_up = self._guided.note(response, answer)
         if not turn.paced:

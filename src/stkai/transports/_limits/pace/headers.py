@@ -1,4 +1,4 @@
-"""Reads what an answer says about a quota: whether it accepted the request, and what the headers describe.
+"""Reads what the headers of an answer say about a quota.
 
 `RateLimit` is read in all versions of its draft (draft-ietf-httpapi-ratelimit-headers), and so are services' own
 headers. The draft's fields are structured fields (RFC 9651), so a malformed field is ignored as a whole. Quotas of
@@ -17,12 +17,6 @@ from ..._retry_after import MOST_VALUES, seconds_until
 
 # Seconds by which readings of one instant may differ, because of rounding and latency.
 TOLERANCE: Final = 1.6
-_UNRELATED_STATUSES: Final = frozenset({401, 403, 407, 408, 425})  # Refusals before the quota is checked.
-
-
-def is_accepted(response: httpx.Response) -> bool:
-    """Whether the quota admitted the request, if this is not a 429; a server error does not show that."""
-    return response.status_code < 500 and response.status_code not in _UNRELATED_STATUSES
 
 
 class Reading(NamedTuple):

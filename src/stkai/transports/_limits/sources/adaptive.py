@@ -12,8 +12,8 @@ from typing import Any, Final
 from ...._log import logger
 from ..._operations import Operation, Run
 from ..._retry_after import retry_after
-from ..limiter import Answer, RateChange, Turn
-from ..pace.headers import Reading, is_accepted
+from ..limiter import Answer, RateChange, Turn, was_admitted
+from ..pace.headers import Reading
 from ..pace.law import SHORT_WAIT, is_soft
 from ..pace.quota import KnownQuota, LearnedRate
 from ..pace.silent_rate import SilentServerRate
@@ -172,7 +172,7 @@ class AdaptiveRate(Rate):
     def _learn(self, turn: Turn, answer: Answer) -> RateChange | None:
         """Adjust the rate to the answer: a 429 slows all requests down, and a success shows what the server accepts."""
         response, turn.paced = answer.response, answer.is_refusal
-        if response is None or not (turn.paced or is_accepted(response)):
+        if response is None or not (turn.paced or was_admitted(response)):
             self.mode.ignore(turn)
             if response is not None and response.status_code == _UNAVAILABLE:
                 self._unavailable += 1
