@@ -81,10 +81,10 @@ def texts_in(body: object) -> Iterator[str | None]:
             stack += value
             yield from (None for item in value if type(item) is int)
         elif isinstance(value, dict):
-            stack += (item for key, item in value.items() if _is_read(key, item))
+            stack += (item for key, item in value.items() if _is_input(key, item))
 
 
-def _is_read(key: str, value: object) -> bool:
+def _is_input(key: str, value: object) -> bool:
     """Whether the model reads a value under that key."""
     if key in _NO_TEXT or key == "id" or key.endswith(("_id", "_ids")):
         return False

@@ -22,7 +22,7 @@ from stkai.transports import (
     retry,
     token_bucket,
 )
-from stkai.transports._bodies import limited, unlimited
+from stkai.transports._bodies import limited, reset_timeouts
 from stkai.transports._call import ATTEMPT
 
 from ..support.wire import Answer, Handler, Wire, of_streams
@@ -163,7 +163,7 @@ def test_a_disabled_timeout_is_cut_as_well_and_the_request_is_unchanged() -> Non
     sent = limited(request, 4.0)
     assert sent.extensions == {"timeout": {"connect": 3.0, "read": 4.0, "write": 4.0, "pool": 4.0}, "x": 1}
     assert request.extensions == {"timeout": {"connect": 3.0, "read": None}, "x": 1}
-    unlimited(request, sent)
+    reset_timeouts(request, sent)
     assert sent.extensions["timeout"] == {"connect": 3.0, "read": None, "write": None, "pool": None}
     assert request.extensions == {"timeout": {"connect": 3.0, "read": None}, "x": 1}
 

@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -51,6 +52,14 @@ def json_lines(path: Path, size: int | None = None, copy: "StdinCopy | None" = N
             if ends_here:
                 return
             yield None
+
+
+def first_object(path: Path) -> tuple[int, Values]:
+    """The number and the members of the first line of a JSONL file that is not blank; no members if it has none."""
+    with suppress(InvalidLineError):
+        for item in json_lines(path):
+            return (0, {}) if item is None else (item[0], item[1]() or {})
+    return 0, {}
 
 
 def _up_to(size: int | None, file: BinaryIO) -> Iterator[bytes]:

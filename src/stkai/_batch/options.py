@@ -4,7 +4,6 @@ import hashlib
 import re
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -14,9 +13,9 @@ import typer
 
 from .._checks import POSITIVE_SECONDS, SAFE_RANGE, check_number
 from .._errors import ConfigurationError
-from .input_lines import ALL_LINES, Lines, Shard, Survey, csv_columns, csv_records, json_lines
+from .input_lines import ALL_LINES, Lines, Shard, Survey, csv_columns, csv_records, first_object, json_lines
 from .progress import Price
-from .request_formats import Format, InvalidLineError, Template, Values, is_absolute, join_url, url_of
+from .request_formats import Format, Template, Values, is_absolute, join_url, url_of
 
 QUICK_COMMANDS: Final = "https://genai-code-buddy-api.stackspot.com"
 """Where StackSpot runs quick commands."""
@@ -193,7 +192,7 @@ def format_of(options: Options) -> Format:
         path = Path(options.source)
         _check_file(path)
         if not options.is_csv:
-            number, first = _first_object(path)
+            number, first = first_object(path)
         elif template is not None:  # Always: the options require one.
             _check_columns(path, options, template)
     to = None if template is None else options.base_url
@@ -234,14 +233,6 @@ def _check_columns(path: Path, options: Options, template: Template) -> None:
             raise ConfigurationError(
                 f"{what}, but {path} has no such column; it has: {', '.join(columns)}{hint}"
             )
-
-
-def _first_object(path: Path) -> tuple[int, Values]:
-    """The number and the members of the first line that is not blank; no members if it has none."""
-    with suppress(InvalidLineError):
-        for item in json_lines(path):
-            return (0, {}) if item is None else (item[0], item[1]() or {})
-    return 0, {}
 
 
 def _digest(text: str) -> str:

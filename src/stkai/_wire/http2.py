@@ -23,7 +23,7 @@ _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _GOAWAY, _CONTINUATION = 0, 1, 3, 4, 7,
 _END_STREAM, _END_HEADERS = 1, 4  # Their flags.
 _MAX_STREAMS: Final = b"\0\3"  # The setting SETTINGS_MAX_CONCURRENT_STREAMS.
 _REFUSED_STREAM: Final = b"\0\0\0\7"  # "Not processed": RFC 9113, section 8.7.
-_WITHOUT_BODY: Final = {httpx.codes.NO_CONTENT, httpx.codes.NOT_MODIFIED}
+_BODILESS_STATUSES: Final = {httpx.codes.NO_CONTENT, httpx.codes.NOT_MODIFIED}
 
 _SHRUNK: Final = (
     "the server allows less data than was already sent (its flow control window shrank): use HTTP/1.1"
@@ -134,7 +134,7 @@ class CheckedBody(httpx.SyncByteStream, httpx.AsyncByteStream):
         self._body: Any = response.stream
         self._request, self._length = request, 0
         length = response.headers.get("content-length", "")
-        has_body = request.method != "HEAD" and response.status_code not in _WITHOUT_BODY
+        has_body = request.method != "HEAD" and response.status_code not in _BODILESS_STATUSES
         self._expected = int(length) if has_body and length.isdecimal() else None
 
     def __iter__(self) -> Iterator[bytes]:

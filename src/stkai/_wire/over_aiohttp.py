@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .._config.models import HttpConfig
 
 
-_WITHOUT_BODY: Final = {"HEAD", "CONNECT"}
+_BODILESS_METHODS: Final = {"HEAD", "CONNECT"}
 """Methods whose answers have no body, whatever they announce."""
 
 
@@ -82,7 +82,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         try:
             connection.awaits_head = True
             connection.set_response_params(
-                skip_payload=request.method in _WITHOUT_BODY,
+                skip_payload=request.method in _BODILESS_METHODS,
                 read_until_eof=True,
                 auto_decompress=False,
                 read_bufsize=BUFFER_SIZE,
@@ -173,7 +173,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         except READ_ERRORS as error:
             raise unreadable(error, connection, request) from error
         connection.head_left = None
-        if request.method in _WITHOUT_BODY:  # Without a length, aiohttp would not reuse the connection.
+        if request.method in _BODILESS_METHODS:  # Without a length, aiohttp would not reuse the connection.
             connection._should_close = False  # noqa: SLF001
         has_body = payload is not aiohttp.EMPTY_PAYLOAD
         body = self._body(connection, payload if has_body else None, request)

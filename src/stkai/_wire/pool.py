@@ -89,13 +89,13 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
         try:
             if not self.take(loan):
                 self._wait(request, loan, left)
-            if self.trash:
-                self._sweep()
+            if self.discarded:
+                self._close_discarded()
             if loan.connection is None:
                 raise _none_free(request, left, self.family)
         except BaseException:
             loan.end()
-            self._sweep()
+            self._close_discarded()
             raise
         return loan
 
@@ -107,7 +107,7 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
             response: httpx.Response = wire.handle_request(request)
         except BaseException:
             loan.end()
-            self._sweep()
+            self._close_discarded()
             raise
         if response.extensions.get("http_version") == b"HTTP/2":
             response.stream = http2.CheckedBody(response, request)
@@ -137,22 +137,22 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
 
     def _ended(self, loan: Loan[Any], body: Any, is_persistent: bool, how: BodyEnd) -> None:
         _give_back(loan, body, is_persistent, how)
-        if self.trash:
-            self._sweep()
+        if self.discarded:
+            self._close_discarded()
 
     def give_from_finalizer(self, loan: Loan[httpx.BaseTransport]) -> None:
         super().give_from_finalizer(loan)
-        self._sweep()
+        self._close_discarded()
 
-    def _sweep(self) -> None:
+    def _close_discarded(self) -> None:
         """Close discarded connections."""
-        while self.trash:
+        while self.discarded:
             with suppress(IndexError):  # Another thread was faster.
-                self.trash.popleft().close()
+                self.discarded.popleft().close()
 
     def close(self) -> None:
         self.discard_all()
-        self._sweep()
+        self._close_discarded()
 
 
 class _AsyncBody(AsyncWatchedBody):
@@ -167,8 +167,8 @@ class _AsyncBody(AsyncWatchedBody):
         try:
             await super().aclose()  # httpx completes this even in a cancelled task
         finally:
-            if self.pool.trash:
-                await self.pool.sweep()
+            if self.pool.discarded:
+                await self.pool.close_discarded()
 
 
 class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTransport):
@@ -189,13 +189,13 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
         try:
             if not self.take(loan):
                 await self._wait(request, loan, left)
-            if self.trash:
-                await self.sweep()
+            if self.discarded:
+                await self.close_discarded()
             if loan.connection is None:
                 raise _none_free(request, left, self.family)
         except BaseException:
             loan.end()
-            await self.sweep()
+            await self.close_discarded()
             raise
         return loan
 
@@ -207,7 +207,7 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
             response: httpx.Response = await wire.handle_async_request(request)
         except BaseException:
             loan.end()
-            await self.sweep()
+            await self.close_discarded()
             raise
         if response.extensions.get("http_version") == b"HTTP/2":
             response.stream = http2.CheckedBody(response, request)
@@ -237,11 +237,11 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
         self._back.append(loan)
         run_soon(self.loop, self.catch_up)
 
-    async def sweep(self) -> None:
-        while self.trash:
+    async def close_discarded(self) -> None:
+        while self.discarded:
             with anyio.CancelScope(shield=True):
-                await self.trash.popleft().aclose()
+                await self.discarded.popleft().aclose()
 
     async def aclose(self) -> None:
         self.discard_all()
-        await self.sweep()
+        await self.close_discarded()

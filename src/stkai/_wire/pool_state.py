@@ -114,7 +114,7 @@ class PoolState(Generic[Pooled]):
         self._back: deque[Loan[Pooled]] = deque()
         self._dropped: deque[_Lent] = deque()
         self._note_dropped = self._dropped.append
-        self.trash: deque[Pooled] = deque()  # Connections to close; any user of the pool may do so.
+        self.discarded: deque[Pooled] = deque()  # Connections to close; any user of the pool may do so.
 
     @property
     def connections(self) -> list[Pooled]:
@@ -182,7 +182,7 @@ class PoolState(Generic[Pooled]):
                     self._busy = False
 
     def discard_all(self) -> None:
-        """Move all connections to the trash, even those in use."""
+        """Discard all connections, even those in use."""
         self._closed = True
         self.catch_up()
 
@@ -239,7 +239,7 @@ class PoolState(Generic[Pooled]):
                 # An unknown one was lent before a fork, or before the pool was closed. A known one has already come
                 # back, because two threads closed the same response.
                 if connection not in self.connections:
-                    self.trash.append(connection)
+                    self.discarded.append(connection)
             return
         connection = lent.connection
         idle_since = None if loan is None else loan.idle_since
@@ -269,7 +269,7 @@ class PoolState(Generic[Pooled]):
         self._waiting.remove(loan.number)
 
     def _discard(self, connection: Pooled) -> None:
-        self.trash.append(connection)
+        self.discarded.append(connection)
         self._idle.pop(connection, None)
 
     def _clear(self) -> None:

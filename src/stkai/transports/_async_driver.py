@@ -15,7 +15,7 @@ from .._clock import Clock, is_system_clock
 from .._event_loops import anyio, run_soon, running_loop
 from .._log import logger
 from .._process import raise_interrupt
-from ._bodies import adrain, aload, aread, drain_time, limited, unlimited
+from ._bodies import adrain, aload, aread, drain_time, limited, reset_timeouts
 from ._call import Attempt, require_open
 from ._operations import (
     Close,
@@ -152,7 +152,7 @@ async def _ain_time(operation: Operation, deadline: float, attempt: Attempt, clo
                 await aclose_response(value)
                 raise attempt.too_late(deadline)
             if not attempt.buffered:
-                unlimited(operation.request, request)
+                reset_timeouts(operation.request, request)
             return value
         case Read():
             return await _by_scope(partial(aread, operation.response, left), left, deadline, attempt)

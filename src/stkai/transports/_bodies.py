@@ -111,7 +111,7 @@ def limited(request: httpx.Request, seconds: float, sending: Sending | None = No
     return copy_request(request, extensions=extensions)
 
 
-def unlimited(request: httpx.Request, sent: httpx.Request) -> None:
+def reset_timeouts(request: httpx.Request, sent: httpx.Request) -> None:
     """Restore the caller's timeouts for the body: the wire looks them up when the body is read."""
     given = request.extensions.get("timeout", {})
     sent.extensions["timeout"].update({key: given.get(key) for key in _KEYS})

@@ -21,7 +21,7 @@ from .._clock import Clock, is_system_clock
 from .._errors import DeadlineExceededError
 from .._log import logger
 from .._process import raise_interrupt
-from ._bodies import SHORT, Sending, drain_time, is_read, is_short, keep, limited, load, read, unlimited
+from ._bodies import SHORT, Sending, drain_time, is_read, is_short, keep, limited, load, read, reset_timeouts
 from ._body_end import CLEAN_UP_LIMIT, give_up
 from ._call import Attempt, require_open
 from ._operations import (
@@ -171,7 +171,7 @@ class _Bounded:
             close_response(response)
             raise self._attempt.too_late(self.deadline)
         if not self._attempt.buffered:
-            unlimited(operation.request, request)
+            reset_timeouts(operation.request, request)
         return response
 
     def _load(self, response: httpx.Response, limit: float, until: float, *, is_wanted: bool = True) -> None:

@@ -153,7 +153,7 @@ def _text(value: str) -> str:
 _DIGITS: Final = re.compile(r"[0-9]{1,15}(?:\.[0-9]+)?")
 _DURATION: Final = re.compile(r"(?:[0-9]{1,15}(?:\.[0-9]+)?(?:ms|[dhms]))+")
 _PART: Final = re.compile(r"([0-9.]+)(ms|[dhms])")
-_UNITS: Final = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_SECONDS_PER: Final = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 # From here on, a number is an instant, in seconds since 1970: no reset is thirty years away.
 _FIRST_INSTANT: Final = 1e9
 
@@ -169,7 +169,7 @@ def _seconds_until(text: str, headers: httpx.Headers, now: datetime) -> float:
     if number < _FIRST_INSTANT:
         return number
     if _DURATION.fullmatch(text):
-        return sum(float(amount) * _UNITS[unit] for amount, unit in _PART.findall(text))
+        return sum(float(amount) * _SECONDS_PER[unit] for amount, unit in _PART.findall(text))
     try:
         instant = (
             datetime.fromtimestamp(number, UTC) if number >= _FIRST_INSTANT else datetime.fromisoformat(text)

@@ -21,7 +21,7 @@ from ..pace.windowed import WindowedRate
 from . import ROUNDING, TICK, Limits, Source
 from .request_limits import NEVER, Rate
 
-_FIRST_ESTIMATE: Final = "429 Too Many Requests: a first estimate of the quota"
+_FIRST_REASON: Final = "429 Too Many Requests: a first estimate of the quota"
 
 # Seconds after the first of consecutive refusals, and refusals per call, that use up no attempt: a window of a minute
 # may be used up.
@@ -233,7 +233,7 @@ class AdaptiveRate(Rate):
         if not is_news:
             return None
         found = first and windowed.start.over and not self.quota.is_given
-        return self._report(self.rate, _FIRST_ESTIMATE if found else "")
+        return self._report(self.rate, _FIRST_REASON if found else "")
 
     def _is_coarse(self, asked: float, now: float) -> bool:
         """Whether whole seconds are too coarse for this wait: 0 means a fraction, and 1 may span many gaps."""

@@ -37,8 +37,8 @@ _RETRY_DELAY: Final = 0.05  # Seconds after which a member that got no permit as
 # Seconds for which the previous size of a group applies: after an outage, its members return one by one.
 _GROUP_MEMORY: Final = 10.0
 
-_STEADY_USAGE: Final = 10  # Requests are steady if they used more permits in the last `_USAGE_SPAN` seconds.
-_USAGE_SPAN: Final = 0.25
+_STEADY_USAGE: Final = 10  # Requests are steady if they used more permits in the last `_STEADY_SPAN` seconds.
+_STEADY_SPAN: Final = 0.25
 
 
 class Holding:
@@ -134,7 +134,7 @@ class Demand:
         """
         used, lapsed = held.used - self._counted[0], held.lapsed - self._counted[1]
         self._counted = held.used, held.lapsed
-        fading = max(0.0, 1 - (now - self._asked_at) / _USAGE_SPAN)
+        fading = max(0.0, 1 - (now - self._asked_at) / _STEADY_SPAN)
         self._usage, self._asked_at = self._usage * fading + used, now
         least, recent = _STEADY_USAGE, LATE
         if group.is_far:
