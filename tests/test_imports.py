@@ -62,7 +62,7 @@ def loaded_by(code: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-ROOMS = """
+WITHOUT_LAYERS = """
 import stkai
 assert not {"stkai.transports", "stkai._builder", "stkai._client"} & set(sys.modules)
 import stkai.transports, stkai.wires, stkai._config
@@ -71,7 +71,7 @@ stkai.STKAI
 
 
 def test_import_stkai_loads_no_layer_and_nothing_heavy_beyond_httpx() -> None:
-    loaded = loaded_by(ROOMS)
+    loaded = loaded_by(WITHOUT_LAYERS)
     assert "stkai" in loaded
     assert loaded & HEAVY == set()
 

@@ -32,14 +32,14 @@ def running_loop() -> Any:
 
 
 def loop_has_ended() -> Callable[[], bool]:
-    """A function that tells whether the event loop of this task has ended: never for trio, which ends all tasks."""
+    """A function that returns whether the event loop of this task has ended: never for trio, which ends all tasks."""
     with suppress(RuntimeError):  # A flow that is run by hand.
         return end_of(running_loop())
     return bool
 
 
 def end_of(loop: Any) -> Callable[[], bool]:
-    """A function that tells whether that loop has ended; `bool`, which returns False, for trio's."""
+    """A function that returns whether that loop has ended; `bool`, which returns False, for trio's."""
     end: Callable[[], bool] = getattr(loop, "is_closed", bool)
     return end
 

@@ -8,7 +8,7 @@ from weakref import ref
 Pooled = TypeVar("Pooled")
 
 Destination = tuple[str, bytes]
-"""Where a connection leads: scheme, and host with port."""
+"""What a connection connects to: scheme, and host with port."""
 
 
 class Idle(NamedTuple):

@@ -55,7 +55,7 @@ class Loan(Generic[Pooled]):
             self._state.give(self)
             self._over = True
 
-    def leads(self, state: "PoolState[Pooled]", destination: Destination) -> bool:
+    def is_for(self, state: "PoolState[Pooled]", destination: Destination) -> bool:
         """Whether its connection belongs to this pool, and was lent for this destination."""
         return self._state is state and self.destination == destination
 
@@ -145,10 +145,10 @@ class PoolState(Generic[Pooled]):
         return is_lent
 
     def reserved(self, request: httpx.Request, loans: list[Loan[Pooled]]) -> Loan[Pooled] | None:
-        """The loan that the request carries, unless another copy of the request took it, or it leads elsewhere."""
+        """The loan that the request carries, unless another copy took it, or it is for another destination."""
         with suppress(IndexError):
             loan = loans.pop()
-            if loan.leads(self, (request.url.scheme, request.url.netloc)) and not self._closed:
+            if loan.is_for(self, (request.url.scheme, request.url.netloc)) and not self._closed:
                 return loan
             loan.unused()
         return None
@@ -211,7 +211,7 @@ class PoolState(Generic[Pooled]):
             if len(self._lent) + len(self._idle) < self._max_connections:
                 connection = self._make()
             elif self._idle:
-                # It leads elsewhere. The transport has room for one, so it closes that one and connects anew.
+                # It is to another destination. The transport has room for one, so it closes that one and opens another.
                 connection = next(iter(self._idle))
             else:
                 if loan.wake is not None:

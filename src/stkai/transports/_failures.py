@@ -26,7 +26,7 @@ CONNECT_ERRORS: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyEr
 """The errors of connecting. A proxy error occurs before the tunnel is open, so the server has seen nothing."""
 
 TRANSIENT: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
-"""The errors of a network that may be gone at the next attempt."""
+"""Network errors that may not recur at the next attempt."""
 
 _PROXY_REFUSES: Final = r"4(?!08|29)\d\d\b|.*(username|password|credential|auth|rules)"
 """Matches httpx's ProxyError if the proxy rejects the credentials or the client. 408 and 429 are temporary."""

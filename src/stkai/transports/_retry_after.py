@@ -57,7 +57,7 @@ def seconds_until(instant: datetime, headers: httpx.Headers, now: datetime) -> f
 
     It is measured against the response's own `Date`, so that a wrong clock on this side does no harm, or against `now`
     if there is none. If the two are more than a day apart, one of them is wrong, and the one that makes the wait at
-    most a day is believed: a server that thinks it is 1970 would otherwise make every client wait for decades.
+    most a day is used: a server whose clock says 1970 would otherwise make every client wait for decades.
     """
     by_clock = (instant - now).total_seconds()
     sent = parse_date(headers.get("date", ""))

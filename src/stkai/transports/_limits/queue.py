@@ -25,9 +25,9 @@ from .waiting_turns import MIN_GAIN, NORMAL_STEP, WaitingTurns
 # Seconds before its time at which a sleeper begins to claim its permit; otherwise, awake turns would win ties.
 _CLAIM_LEAD: Final = 0.0005
 
-# Some waiters ask less often than every ASK_INTERVAL seconds. Beyond _FREQUENT_PLACES in a fast queue, where nearly all
-# would ask in vain, turns sleep through waits of up to _QUIET_NAP seconds. Elsewhere, naps grow by a second for every
-# _PLACES_PER_S places, so that 10,000 waiters ask about 3,300 times per second.
+# Some waiters ask less often than every ASK_INTERVAL seconds. Beyond _FREQUENT_PLACES in a fast queue, where asking
+# again rarely changes anything, turns sleep through waits of up to _QUIET_NAP seconds. Elsewhere, naps grow by a second
+# for every _PLACES_PER_S places, so that 10,000 waiters ask about 3,300 times per second.
 _FREQUENT_PLACES: Final = 200
 _QUIET_NAP: Final = 4.0
 _PLACES_PER_S: Final = 1000

@@ -1,7 +1,7 @@
 """The rate for silent servers, which refuse without saying how long to wait, as nginx does.
 
 Permits are evenly spaced, `EqualRefusals` moves the rate, and `PairTest` finds out whether refusals are collisions.
-This room decides when to send a refused request again, when to hold all requests back, and how to end an outage.
+This module decides when to send a refused request again, when to hold all requests back, and how to end an outage.
 """
 
 import math

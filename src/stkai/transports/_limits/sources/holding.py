@@ -88,7 +88,7 @@ class Holding:
     def owes_report(self, bucket: float) -> bool:
         """Whether so much was spent of a bucket of units that the store must know immediately.
 
-        It believes that all of it is still in the bucket, which does not fill while it is full.
+        Until then, it counts all of it as still in the bucket, which does not fill while it is full.
         """
         return self.spent - self.reported > _LARGE_COST * bucket > 0
 
