@@ -68,6 +68,10 @@ class LineFailure(NamedTuple):
     code: str
     message: str
 
+    def plus(self, hint: str) -> "LineFailure":
+        """The same failure with a hint at the end of its message."""
+        return self._replace(message=self.message.rstrip(".") + hint)
+
 
 class Entry(NamedTuple):
     """The outcome of a line, as written to an output; an answer has no failure."""

@@ -158,9 +158,7 @@ class Runner:
                 if response.status_code >= 500:
                     failure = _may_have_acted(line, failure)
                 if line.execution is not None:
-                    failure = failure._replace(
-                        message=failure.message + _HAS_EXECUTION.format(line.execution)
-                    )
+                    failure = failure.plus(_HAS_EXECUTION.format(line.execution))
             elif self._options.quick_command is not None and status_of(response) == FAILURE:
                 failure = LineFailure(
                     "execution_failed", "the execution of the quick command ended with FAILURE"
@@ -177,7 +175,7 @@ class Runner:
             failure = failure_from_error(error, self._client.timeouts)
             is_from_settings = self._options.deadline is None and line.execution is None
             if is_from_settings and isinstance(error, DeadlineExceededError):
-                failure = failure._replace(message=failure.message + _DEADLINE_OF_SETTINGS)
+                failure = failure.plus(_DEADLINE_OF_SETTINGS)
         else:
             failure = LineFailure(code, f"{self._options.place(line.number)}: {error}")
         return Entry.of(line.number, line.custom_id, _may_have_acted(line, failure))
@@ -200,9 +198,7 @@ class Runner:
 
 def _may_have_acted(line: LineInFlight, failure: LineFailure) -> LineFailure:
     """The failure, with a hint if the server may have executed the line."""
-    return (
-        failure if line.may_drop else failure._replace(message=failure.message.rstrip(".") + _MAY_HAVE_ACTED)
-    )
+    return failure if line.may_drop else failure.plus(_MAY_HAVE_ACTED)
 
 
 def failure_from_answer(response: httpx.Response, body: JsonValue) -> LineFailure:
