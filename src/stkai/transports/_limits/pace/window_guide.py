@@ -139,7 +139,7 @@ class WindowGuide:
         self._name, self.listening, self._doubted = str(name), bool(listening), bool(doubted)
         self.in_force, self._over = bool(in_force), bool(over)
         self._window, self._tightness, base, *sums, readings = map(float, numbers[:7])
-        self.base, self._readings = self._bounded(base), int(readings)
+        self.base, self._readings = self._quota.bounded(base), int(readings)
         self._factor, self._sum, self._weight = sums
         self.paused_until, self.seen_at, self._accounted, *end = (float(each) + now for each in numbers[7:])
         self._end = _End(*end)
@@ -177,7 +177,7 @@ class WindowGuide:
         self.seen_at = now
         if not self.in_force and self.listening and now - self._end.since >= _STABLE_FOR:
             self.in_force = True
-            self.base = self._bounded(min(rate, self._tightness))
+            self.base = self._quota.bounded(min(rate, self._tightness))
             self._account_from(now)
         if self.in_force:
             self._learn(reading, now)
@@ -214,16 +214,15 @@ class WindowGuide:
             mean = max(_MIN_MEAN, self._sum / self._weight)
             # The fewer answers a sender received, the more they depend on chance.
             gain = _MEAN_POWER * self._readings / (self._readings + 1)
-            self.base = self._bounded(self.base * mean**gain + self.senders * _INCREASE * self._quota.ceiling)
+            self.base = self._quota.bounded(
+                self.base * mean**gain + self.senders * _INCREASE * self._quota.ceiling
+            )
         self._account_from(self._end.latest)
 
     def _doubt(self) -> None:
         if self._doubted:
             self.listening = self.in_force = False
         self._doubted = True
-
-    def _bounded(self, rate: float) -> float:
-        return self._quota.bounded(rate)
 
 
 class _Described(NamedTuple):
