@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from .._checks import SAFE_RANGE, check_number
 from .._errors import ConfigurationError
+from ..stores import DEFAULT_TIMEOUT
 from ..transports._limits.saved_rate import check_warm_start
 from ..transports._retry.policy import RETRY_ON_STATUS_CODES, RetryPolicy
 from . import fields
@@ -79,7 +80,7 @@ class RateLimitConfig(fields.Section):
     recovery_factor: fields.OrNone[fields.Fraction] = None
     share: fields.Name | None = None
     store: fields.StorePlace = None
-    store_timeout: fields.SomeSeconds = 0.25
+    store_timeout: fields.SomeSeconds = DEFAULT_TIMEOUT
     warm_start: fields.Name | None = None
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from .._errors import ConfigurationError
 from .._secrets import Secret, reveal
 from ._file import FileStore
 from ._protocol import Ask, GroupRate, Lease, Quota, Refusal, Snapshot, Store
+from ._redis import DEFAULT_TIMEOUT as DEFAULT_TIMEOUT
 from ._redis import SCHEMES, RedisStore
 from ._step import MemoryStore
 
@@ -47,7 +48,7 @@ def problem_of(store: object) -> str | None:
     return None
 
 
-def store_from(store: "str | Store | Secret | None", timeout: float = 0.25) -> Store:
+def store_from(store: "str | Store | Secret | None", timeout: float = DEFAULT_TIMEOUT) -> Store:
     """The store that a value of `store=` describes; `timeout`, in seconds, applies to Redis URLs."""
     given = Secret(reveal(store))  # Tracebacks show variables, and a URL may contain a password.
     del store

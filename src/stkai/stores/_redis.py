@@ -25,6 +25,9 @@ from ._share import MEMBER_LIFETIME
 
 SCHEMES: Final = ("redis", "rediss", "unix")
 
+DEFAULT_TIMEOUT: Final = 0.25
+"""Seconds for a call to a server, unless the argument or the settings say otherwise."""
+
 
 class RedisStore(StaysInProcess):
     """Redis, Valkey, a cluster of either, or a Sentinel master; keys begin with `stkai:{NAME}:` and expire.
@@ -40,7 +43,7 @@ class RedisStore(StaysInProcess):
         ConfigurationError: redis-py is not installed (for a URL), the URL is invalid, or the client is async.
     """
 
-    def __init__(self, url_or_client: Any, *, timeout: float = 0.25) -> None:
+    def __init__(self, url_or_client: Any, *, timeout: float = DEFAULT_TIMEOUT) -> None:
         url_or_client = sealed(url_or_client)  # Tracebacks show variables.
         self.timeout = float(check_number("timeout", timeout, POSITIVE_SECONDS))
         make = connections if isinstance(url_or_client, Secret) else Server
