@@ -162,9 +162,7 @@ class BatchJob(RunState):
 
 def _check_paths(options: Options, paths: Paths) -> None:
     """Refuse outputs that cannot be written, or would overwrite the input."""
-    folder = paths.out.parent
-    if not folder.is_dir():
-        raise ConfigurationError(f"{folder} is not a directory: create it, or choose another name with -o")
+    paths.check_folder()
     for path in paths:
         if path.exists() and not path.is_file():
             raise ConfigurationError(f"{path} is not a file: choose another name with -o")

@@ -109,9 +109,7 @@ def merge(names: list[str], target: str, *, partial: bool = False) -> tuple[int,
         raise ConfigurationError("a merge writes two files: name one with -o, such as all.jsonl")
     if not outputs:
         raise ConfigurationError("pass the answer outputs: the failure outputs are read along with them")
-    if not merged.out.parent.is_dir():
-        msg = f"{merged.out.parent} is not a directory: create it, or choose another name with -o"
-        raise ConfigurationError(msg)
+    merged.check_folder()
     for path in (merged.out, merged.failed):
         if path.exists():
             raise ConfigurationError(f"{path} exists: remove it, or choose another name with -o")

@@ -36,6 +36,9 @@ _FAILURE_END: Final = b'"}}'
 UNKNOWN: Final = "unknown"
 """The code of lines that were in flight when an earlier run ended."""
 
+INVALID_LINE: Final = "invalid_line"
+"""The code of lines that are not valid requests."""
+
 
 class Paths(NamedTuple):
     """The files of a job, derived from the name passed to `-o`."""
@@ -55,6 +58,13 @@ class Paths(NamedTuple):
             raise ConfigurationError(f"{name} is not a file: name one with -o, or pass - for stdout")
         stem = name.removesuffix(SUFFIX)
         return cls(*(Path(stem + end) for end in (SUFFIX, f".failed{SUFFIX}", ".journal", f".stdin{SUFFIX}")))
+
+    def check_folder(self) -> None:
+        folder = self.out.parent
+        if not folder.is_dir():
+            raise ConfigurationError(
+                f"{folder} is not a directory: create it, or choose another name with -o"
+            )
 
     @property
     def has_other_stdin(self) -> bool:

@@ -19,7 +19,7 @@ from .concurrency import Outcome, OutcomesInTasks
 from .input_lines import ReadLine
 from .job import BatchJob
 from .journal import LineState
-from .outputs import UNKNOWN, Entry, LineFailure, body_of
+from .outputs import INVALID_LINE, UNKNOWN, Entry, LineFailure, body_of
 from .request_formats import InvalidLineError, JsonValue
 from .tracking import DroppedError, LineInFlight, track
 
@@ -32,7 +32,7 @@ _DONE_AT_ONCE: Final = 10_000  # Finished lines to pass over before signals and 
 _MAX_HELD: Final = 4  # Outcomes that may wait for an earlier line, per request in flight.
 
 _SHOWS_URL: Final = frozenset({404, 405, 410})
-_CODES: Final[dict[type, str]] = {InvalidLineError: "invalid_line", OutcomeUnknownError: UNKNOWN}
+_CODES: Final[dict[type, str]] = {InvalidLineError: INVALID_LINE, OutcomeUnknownError: UNKNOWN}
 """The codes of lines that are not sent; other errors have the names of their classes."""
 
 _HAS_EXECUTION: Final = "; the execution {} has been created, and --retry-failed creates another one"

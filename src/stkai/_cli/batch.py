@@ -20,7 +20,7 @@ from .._batch.batch_client import BatchClient
 from .._batch.job import BatchJob, dry_run
 from .._batch.merge import merge
 from .._batch.options import Options, PriceOption, format_of
-from .._batch.outputs import FileOutputs
+from .._batch.outputs import INVALID_LINE, FileOutputs
 from .._batch.progress import Display, Progress, count, display, listed, say
 from .._batch.runner import HALTED, INTERRUPTED, Runner
 from .._clock import SystemClock
@@ -287,7 +287,7 @@ class _CommandRun:
             say(f"failed: {shown}")
             return
         say(f"failed, in {outputs.failures.path}: {shown}")
-        if set(codes) == {"invalid_line"}:
+        if set(codes) == {INVALID_LINE}:
             say("to send them, correct these lines in a file of their own, and run that as another job")
         else:
             say("to send them again: run the same command with --retry-failed")
