@@ -113,7 +113,7 @@ class OutcomesInTasks:
                 except Exception as error:  # noqa: BLE001 - the caller's iterable; raised after the outcomes
                     failure = error
                 except BaseException as error:  # noqa: BLE001 - raised in the caller's task
-                    self._crash(error)
+                    self._raise_in_caller(error)
         finally:
             for work in self._new.values():
                 # The loop has ended, and cancelled these tasks before they started.
@@ -127,9 +127,9 @@ class OutcomesInTasks:
         except Exception as error:  # noqa: BLE001 - what the call raises is its outcome
             self._put(Outcome(index, request, None, error))
         except BaseException as error:  # noqa: BLE001 - raised in the caller's task
-            self._crash(error)
+            self._raise_in_caller(error)
 
-    def _crash(self, error: BaseException) -> None:
+    def _raise_in_caller(self, error: BaseException) -> None:
         """Raise the error in the caller's task; a cancellation ends this task too."""
         self._put(error)
         if isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit)):

@@ -78,7 +78,7 @@ def merge_outputs(
     raise typer.Exit(SOME_FAILED if failed else 0)
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     say(f"stkai batch: {message}")
 
 
@@ -86,7 +86,7 @@ class _Warnings(logging.Handler):
     """Shows the warnings of the stack, such as a store that cannot be reached."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        complain(escaped(record.getMessage()))
+        print_error(escaped(record.getMessage()))
 
 
 def run_batch(given: Mapping[str, Any]) -> int:
@@ -107,12 +107,12 @@ def run_batch(given: Mapping[str, Any]) -> int:
             job.outputs.before_stderr = shown.close
             return _CommandRun(job, client, shown).run()
     except WriteError as error:
-        complain(f"{error}. Nothing was sent; free some disk space and run the command again")
+        print_error(f"{error}. Nothing was sent; free some disk space and run the command again")
         return HALTED
     except (StkaiError, OSError) as error:
         return _refused(error)
     except KeyboardInterrupt:
-        complain("interrupted")
+        print_error("interrupted")
         return INTERRUPTED
     finally:
         logger.removeHandler(warnings)
@@ -122,7 +122,7 @@ def _refused(error: StkaiError | OSError) -> int:
     """Report why the command cannot run; returns the exit code."""
     if isinstance(error, OSError) and error.filename is not None:
         error = ConfigurationError(f"{error.filename} cannot be used: {error.strerror}")
-    complain(str(error))
+    print_error(str(error))
     return REFUSED if isinstance(error, (ConfigurationError, ExposedTokenError)) else HALTED
 
 
@@ -155,7 +155,7 @@ class _CommandRun:
         self._display.close()
         self._copy_rest()
         self._finish_files()
-        return self._conclude()
+        return self._print_summary()
 
     async def _work(self) -> None:
         with anyio.open_signal_receiver(*_signals()) as signals:
@@ -184,7 +184,7 @@ class _CommandRun:
                     await self._job.outputs.write_held()
                 with suppress(WriteError):
                     self._job.note()
-                self._conclude()
+                self._print_summary()
                 if stdin is not None and self._options.to_stdout:
                     rmtree(stdin.path.parent, ignore_errors=True)  # It holds the requests.
                 os._exit(INTERRUPTED)
@@ -248,14 +248,14 @@ class _CommandRun:
         except (WriteError, OSError) as error:
             runner.stop(HALTED, str(error))
 
-    def _conclude(self) -> int:
+    def _print_summary(self) -> int:
         """Report what happened and what to do next; returns the exit code."""
         job, runner = self._job, self._runner
         reason, codes = runner.stop_reason, job.outputs.codes
         code = SOME_FAILED if codes else 0
         if reason is not None:
             code, message = reason
-            complain(message)
+            print_error(message)
             if not self._options.to_stdout:
                 self._explain_unwritten()
                 say("to continue: run the same command with --resume")

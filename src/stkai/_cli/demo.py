@@ -89,9 +89,9 @@ class Batch:
                     process.kill()
                 raise
             reports = [worker.result() for worker in workers if worker.exception() is None]
-            return self._judge(strategy, reports, server)
+            return self._result_of(strategy, reports, server)
 
-    def _judge(self, strategy: str, reports: list["_Report"], server: QuotaServer) -> StrategyRun:
+    def _result_of(self, strategy: str, reports: list["_Report"], server: QuotaServer) -> StrategyRun:
         rates = [rate for _, rate in reports if rate is not None]
         records = [record for record in server.requests if record.path.startswith(_PATH)]
         records.sort(key=lambda record: record.time)

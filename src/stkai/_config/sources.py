@@ -55,25 +55,25 @@ def load(configured: Mapping[str, Mapping[str, Any]], env_file: Path | None = No
         sources = {f".env file {path}": _read_file(path, named_by), **sources}
         rows.append(Explained(_ENV_FILE, str(path), named_by))
 
-    complaints: list[str] = []
+    errors: list[str] = []
     sections: dict[str, Any] = {}
     for section in MODELS:
         try:
             sections[section], found = _section(section, sources, configured.get(section, {}))
             rows += found
         except ConfigurationError as error:
-            complaints += error.args
+            errors += error.args
     ignored = [row for source, names in sources.items() for row in _ignored(source, names)]
     warnings = tuple(f"{row.variable} is ignored ({row.source})" for row in ignored)
-    if complaints:  # A misspelled variable may be the cause.
-        raise configuration_error(complaints, [each for each in warnings if "did you mean" in each])
+    if errors:  # A misspelled variable may be the cause.
+        raise configuration_error(errors, [each for each in warnings if "did you mean" in each])
     return Loaded(Settings(**sections), (*rows, *ignored), warnings)
 
 
 def _section(
     section: str, sources: Mapping[str, Variables], configured: Mapping[str, Any]
 ) -> tuple[BaseModel, list[Explained]]:
-    """One section from all sources; later ones take precedence. The arguments of the error are the complaints."""
+    """One section from all sources; later ones take precedence. The arguments of the error are what is wrong."""
     model = MODELS[section]
     given = {
         field: (source, _as_none(field, variables[variable(section, field)]))

@@ -1,7 +1,7 @@
 """Fixes for httpcore's connections.
 
 httpcore leaves a connection open if its handshake, with a server or a SOCKS proxy, is cancelled or given up. It
-mistakes a proxy that does not connect for a server that does not answer. It raises some errors that are not httpx
+reports a proxy that does not connect as a server that does not answer. It raises some errors that are not httpx
 errors, and drops the message of others. It sends the head of a request and its body in two packets.
 """
 

@@ -3,7 +3,7 @@
 Requests to this machine use no proxy, as in browsers: secrets for a server on localhost would leave the machine, and
 the proxy would look for that server on its own machine.
 
-Also the connection to a proxy: httpcore mistakes a proxy that does not connect for a server that does not answer.
+Also the connection to a proxy: httpcore reports a proxy that does not connect as a server that does not answer.
 """
 
 import math

@@ -60,7 +60,7 @@ _STREAM_ERRORS: Final = frozenset({"StreamClosedError", "NoSuchStreamError", "To
 _CONNECTION_CLOSED: Final = "ConnectionState.CLOSED"
 """h2's errors for a stream that is closed or that the server has no room for, and its words for a closed connection."""
 
-_VERDICT: Final = b"x-should-retry"
+_SHOULD_RETRY: Final = b"x-should-retry"
 """The header in which OpenAI and Anthropic say "false" if another attempt would fail as well, such as for a quota that
 is used up for good. Their "true" adds no retry: the policy decides which statuses are safe to repeat."""
 
@@ -101,9 +101,9 @@ def is_unsent(error: BaseException | None, *, sound_wire: bool) -> bool:
 
 def forbids_retry(headers: httpx.Headers) -> bool:
     """Whether the server says that another attempt would fail as well."""
-    if not has_field(headers, _VERDICT):
+    if not has_field(headers, _SHOULD_RETRY):
         return False
-    return headers[_VERDICT.decode()].strip().lower() == "false"
+    return headers[_SHOULD_RETRY.decode()].strip().lower() == "false"
 
 
 def _is_permanent(error: BaseException) -> bool:

@@ -283,8 +283,8 @@ class Permit:
     def _leave(self, turn: Turn) -> None:
         self._is_open = False
         self._limiter.leave(turn, self._clock.monotonic())
-        # Its units are returned too, so a later `settle` charges all. A copy, since a postponed `leave` needs the cost;
-        # without `copy`, which imports, and may be too late for that when the program ends.
+        # Its units are returned too, so a later `settle` charges all. A postponed `leave` still needs the turn with its
+        # cost, so this is another one; not made by `copy`, whose imports fail when the program ends.
         self._turn = Turn.__new__(Turn)
         vars(self._turn).update(vars(turn), cost=0.0, costs=None)
 

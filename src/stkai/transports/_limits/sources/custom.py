@@ -9,7 +9,7 @@ from ..._operations import Operation
 from ..limiter import Limiter, Turn, notify
 from . import ASK_INTERVAL, MAX_OVERSLEEP, Source
 
-# While the limiter is asked about one turn, a turn with n others ahead polls every n + 1 times this many seconds.
+# Seconds. While the limiter is asked about another turn, a turn with n others ahead polls every n + 1 intervals.
 _POLL_INTERVAL: Final = 0.005
 
 

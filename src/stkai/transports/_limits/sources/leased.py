@@ -44,7 +44,7 @@ class Leased(Member):
     @property
     def limit(self) -> str:  # type: ignore[override]
         quota = self.quota if self.group.lease is None else self.group.lease.quota
-        limits = [f"{quota.rate:g} requests/s" if self.pace is None else "adaptive rate"]
+        limits = [f"{quota.rate:g} requests/s" if self.pace is None else AdaptiveRate.limit]
         if quota.max_cost:
             units = f"{quota.max_cost:g} units per {quota.max_cost / quota.cost_rate:g} s"
             limits = [units] if quota.rate >= UNLIMITED else [*limits, units]
