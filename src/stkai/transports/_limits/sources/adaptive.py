@@ -163,9 +163,8 @@ class AdaptiveRate(Rate):
             return
         before = self.quota.ceiling
         self.quota.update(limits.max_requests, limits.time_window)
-        self._windowed.update(self.quota.ceiling / before)
-        if isinstance(self.mode, SilentServerRate):
-            self.mode.update(self.quota.ceiling / before)
+        for mode in {self._windowed, self.mode}:
+            mode.update(self.quota.ceiling / before)
 
     # Answers of the server
 
