@@ -79,7 +79,6 @@ class ConnectionPool(PoolState[httpx.BaseTransport], httpx.BaseTransport):
     """Sends each request through one of many connections, and never two at a time through the same one."""
 
     _body_class = WatchedBody
-    now = _CLOCK.monotonic
 
     def reserve(
         self, request: httpx.Request, left: float | None = None, priority: str = "normal"
@@ -175,7 +174,6 @@ class AsyncConnectionPool(PoolState[httpx.AsyncBaseTransport], httpx.AsyncBaseTr
     """A pool for one event loop, asyncio's or trio's, which must be running already. Finalizers leave work to it."""
 
     _body_class = _AsyncBody
-    now = _CLOCK.monotonic
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

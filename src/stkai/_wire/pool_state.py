@@ -17,6 +17,7 @@ from weakref import ref
 
 import httpx
 
+from .._clock import SystemClock
 from .._families import HTTPX, Family, of_family
 from .._process import IN_HANDLER, begin_in_each_process
 from ..transports._call import cannot_send
@@ -84,7 +85,7 @@ class PoolState(Generic[Pooled]):
     """A limited number of connections. Lends the most recently used idle one to the destination, if there is any."""
 
     _body_class: type  # Of response bodies; it notifies the pool when one ends.
-    now: Callable[[], float]  # The time, in seconds of the clock by which connections are idle.
+    now = staticmethod(SystemClock.monotonic)  # In seconds of the clock by which connections are idle.
 
     def __init__(
         self,
