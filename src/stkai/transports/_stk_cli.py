@@ -136,7 +136,7 @@ def _convert(answer: "requests.Response", family: Family) -> httpx.Response:
         extensions={"reason_phrase": reason.encode("latin-1", "replace") if isinstance(reason, str) else b""},
     )
     if isinstance(raw, urllib3.HTTPResponse) and not getattr(answer, "_content_consumed", False):
-        return make(headers=headers, stream=of_family(_RawStream, family)(answer, family))
+        return make(headers=headers, stream=of_family(_CliBody, family)(answer, family))
     # requests has already read and decoded the body.
     decoded = {b"content-encoding", b"content-length", b"transfer-encoding"}
     headers = [(name, value) for name, value in headers if name.lower() not in decoded]
@@ -145,7 +145,7 @@ def _convert(answer: "requests.Response", family: Family) -> httpx.Response:
     return make(headers=headers, content=content if isinstance(content, bytes) else b"")
 
 
-class _RawStream(httpx.SyncByteStream):
+class _CliBody(httpx.SyncByteStream):
     """The body as it arrives, still in its content coding: httpx decodes it."""
 
     def __init__(self, answer: "requests.Response", family: Family) -> None:

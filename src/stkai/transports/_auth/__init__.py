@@ -132,8 +132,8 @@ def get_token(provider: AuthProvider, seconds: float, closing: Latch | None = No
     with fetching(provider):
         if seconds == math.inf and not provider.token_is_for_all:
             with named_errors(provider):
-                return _work(provider)()
-        fetch = join(_work(provider))
+                return _getter_of(provider)()
+        fetch = join(_getter_of(provider))
         for wait in _waits(provider, seconds):
             if _wait_for(fetch, wait, closing or Latch()):
                 return cast("Signature", fetch.result())
@@ -162,7 +162,7 @@ async def aget_token(provider: AuthProvider, seconds: float, closing: Latch | No
             with anyio.move_on_after(wait) as scope:
                 leaving = AbandonableWork(partial(run_soon, running_loop(), scope.cancel))
                 with closing.ending_also(leaving):
-                    key, work = key_of(provider.aget_access_token), partial(_awork, provider)
+                    key, work = key_of(provider.aget_access_token), partial(_aget_signature, provider)
                     return cast("Signature", await share_in_loop(key, work))
             if closing.is_done:
                 raise cannot_send()
@@ -172,11 +172,11 @@ async def aget_token(provider: AuthProvider, seconds: float, closing: Latch | No
     raise too_late()
 
 
-def _work(provider: AuthProvider) -> Callable[[], Signature]:
+def _getter_of(provider: AuthProvider) -> Callable[[], Signature]:
     return provider.get_auth_headers if has_own_headers(provider) else provider.get_access_token
 
 
-async def _awork(provider: AuthProvider) -> Signature:
+async def _aget_signature(provider: AuthProvider) -> Signature:
     with named_errors(provider):
         if not has_own_headers(provider):
             return await provider.aget_access_token()
