@@ -116,9 +116,7 @@ class _AuthFlow(LayerBase):
             token: Token = yield Run(
                 partial(_get, self.policy, attempt), partial(_aget, self.policy, attempt)
             )
-        except (
-            DeadlineExceededError
-        ):  # On an event loop it is the driver's, whose message is about the server.
+        except DeadlineExceededError:  # On an event loop it is the driver's, about the server.
             raise too_late() from None
         finally:
             seconds = self.context.now() - start
