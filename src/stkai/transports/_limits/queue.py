@@ -166,21 +166,22 @@ class Queue(StaysInProcess):
         """Record when a waiting turn is due and when it asks again; returns the seconds that it has to wait."""
         sources, before = turn.sources, turn.held_by
         first = turn.held_by = sources[0]
-        turn.slack = exact = longest = latest = held = 0.0
+        turn.slack = exact = certain = longest = latest = held = 0.0
         turn.nap, may_be_sooner, is_mixed = math.inf, False, first.order.is_mixed
         for source in sources:
             ahead = place
             if is_mixed and (ahead := source.count(place)):
                 ahead -= source.later_ones(ahead, now)
-            seconds = nap = source.when(turn, ahead, now)
+            seconds = nap = least = source.when(turn, ahead, now)
             if turn.nap < math.inf:
                 may_be_sooner, nap, turn.nap = True, turn.nap, math.inf
+                least = source.least_wait(seconds, ahead, now)
             if seconds > longest:
                 turn.held_by, longest, held = source, seconds, nap
-            is_exact = source.is_exact
-            least = seconds if is_exact else source.least_wait(ahead, now)
-            exact = least if least > exact else exact  # noqa: FURB136 - a call takes longer
-            latest = nap if is_exact and nap > latest else latest
+            if source.is_exact:
+                exact = seconds if seconds > exact else exact  # noqa: FURB136 - a call takes longer
+                latest = nap if nap > latest else latest  # noqa: FURB136
+                certain = least if least > certain else certain  # noqa: FURB136
         if may_be_sooner:
             turn.nap = max(latest, held)  # At least one source has no permit before then.
         if before is not None and before is not turn.held_by:
@@ -193,7 +194,7 @@ class Queue(StaysInProcess):
                 turn.moves_up = False
                 first.order.move_up(turn, place + 1)
         turn.due_at = now + wait
-        turn.certain = exact if may_be_sooner else math.inf
+        turn.certain = certain if may_be_sooner else math.inf
         turn.is_guess = may_be_sooner and exact <= TICK
         if turn.is_guess and wait <= TICK:
             # It claims its permit immediately, although it does not ask until the source expects one.

@@ -24,6 +24,7 @@ from stkai.testing import FakeClock
 from stkai.transports import Turn, adaptive, retry, token_bucket
 
 from ....support.event_log import CALL, EventLog
+from ....support.gateways import LeakyBucket
 from ....support.sender import QUOTA, answered
 from ....support.wire import Wire
 from ....support.world import World
@@ -292,6 +293,30 @@ async def test_at_a_start_a_call_is_rejected_once_successes_cannot_release_its_p
     assert len(sent) >= 15
     assert rejected.count(0.0) >= 25
     assert max(sent + rejected) <= 5.0
+
+
+@pytest.mark.parametrize(("burst", "most"), [(0, 20.0), (5, 10.0)])
+async def test_while_the_rate_of_a_silent_server_is_to_be_found_no_call_is_rejected_for_it(
+    event_loop: World, burst: int, most: float
+) -> None:
+    clock, bucket = FakeClock(), LeakyBucket(20.0, burst)
+
+    async def answer(_: httpx.Request) -> int:
+        status = 200 if bucket.admits(clock.monotonic()) else 429
+        await clock.asleep(0.1 if status == 200 else 0.001)
+        return status
+
+    layers = [retry(RetryPolicy()), adaptive(AimdLimiter(max_wait_time=most))]
+    transport = event_loop.build(StackBuilder(layers, clock=clock), Wire(answer))
+    answers = []
+
+    async def call() -> None:
+        answers.append((await event_loop.send(transport, httpx.Request("POST", URL))).status_code)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(60):
+            group.start_soon(call)
+    assert answers == [200] * 60
 
 
 async def test_a_refused_call_comes_back_at_the_head_of_the_queue(event_loop: World) -> None:

@@ -31,6 +31,14 @@ def test_the_rate_grows_with_the_integral_of_the_law_while_requests_wait() -> No
         assert pace.rate == pytest.approx(start + sum(slopes) * seconds / 1000, rel=1e-5)
 
 
+@pytest.mark.parametrize("permits", [1.0, 10.0, 200.0])
+def test_the_least_time_for_permits_counts_on_all_growth_until_then(permits: float) -> None:
+    mode = sender().settle(10.0).source.mode
+    least = mode.least_time_for(permits, 10.0)
+    assert permits / QUOTA <= least < mode.time_for(permits, 10.0)
+    assert mode.release(10.0, 10.0 + least, waiting=True) <= permits
+
+
 @pytest.mark.parametrize(("asked", "factor"), [(None, 2.0), (0.0, 1.0), (5.0, 1.0)])
 def test_the_rate_regains_a_quota_twice_as_fast_where_refusals_ask_for_no_wait(
     asked: float | None, factor: float

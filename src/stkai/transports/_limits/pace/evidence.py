@@ -233,6 +233,11 @@ class InFlightLimit:
         return round(self._slots) if self._evidence >= _ENOUGH_EVIDENCE else 0
 
     @property
+    def finding(self) -> str:
+        """The limit, in words; empty if none was found."""
+        return f"in flight: {self.slots}" if self.slots else ""
+
+    @property
     def is_suspected(self) -> bool:
         """Whether some retries have been evidence of a limit, and none since then contrary."""
         return self._evidence >= _SUSPICION

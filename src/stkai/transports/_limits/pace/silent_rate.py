@@ -45,13 +45,11 @@ _MAX_LONG_HOLD: Final = 4.2  # Seconds, after more than `_LONG_ROW` refusals in 
 # Requests per second below which the rate never falls; less if this fraction of the quota is less.
 _MIN_RATE: Final = 0.1
 _MIN_RATE_FRACTION: Final = 0.05
-
 _STRICT_CHANGE: Final = 0.3  # Replaces `LEAST_CHANGE` if refusals are collisions: the rate keeps moving.
 
 # Seconds by which a request may be late and still keep its schedule, up to half a gap. Not for strict servers, which
 # would refuse the shorter gap.
 _MAX_LATENESS: Final = 0.05
-
 _MAX_SILENCE: Final = 20.0  # Seconds without a success, after which the rate stops growing.
 _MAX_STRICT_GROWTH: Final = 1.5  # Growth factor between successes of a strict server: patience may be short.
 _MAX_GROWTH_STEP: Final = 1.0  # Seconds of growth at a time: in a longer step, the process was suspended.
@@ -63,7 +61,6 @@ _MIN_COVERED_RATE: Final = 6.0
 # A sender is slow if fewer requests per second than this were accepted, over at least these seconds.
 _SLOW_RATE: Final = 1.5
 _JUDGED_AFTER: Final = 10.0
-
 _PAIR_NAP: Final = 0.002  # Seconds after which the second of a pair asks again if it woke before the first.
 _MIN_NAP: Final = 0.25  # Seconds that a waiter sleeps before it asks again: the rate may have grown.
 
@@ -118,10 +115,7 @@ class SilentServerRate:
         """What the server's refusals mean, if that was found out."""
         if self._test.is_strict:
             return "collisions, rate kept"
-        if seconds := self._window.seconds:
-            return f"window of about {round(seconds, -1 if seconds > 20 else 0):.0f} s"
-        slots = self._in_flight.slots
-        return f"in flight: {slots}" if slots else ""
+        return self._window.finding or self._in_flight.finding
 
     @property
     def least_change(self) -> float:
@@ -161,6 +155,12 @@ class SilentServerRate:
         if permits > 1.5 - self.credit and self._test.is_due(now, self.row > 0):
             return max(_PAIR_NAP, self._test.distance, (permits - 1) / self.rate)
         return permits / self.rate
+
+    def least_time_for(self, permits: float, now: float) -> float:
+        """A lower bound of `time_for`: the rate may grow, and by any factor while it is to be found or regained."""
+        if self._starting or self._back < math.inf:
+            return 0.0
+        return permits / self.law.grown(self.rate, permits / self.rate)
 
     def take(self, turn: Turn, now: float) -> float:
         """Take the permit. Returns the credit it uses; for the first of a pair, that of the time until the second."""

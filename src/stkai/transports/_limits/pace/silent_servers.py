@@ -92,6 +92,12 @@ class SilentWindow:
         self.growth = _GROWTH_PER_WINDOW  # Requests per window, in a window.
         self.seconds = 0.0  # The length of the window; 0 while none is known.
 
+    @property
+    def finding(self) -> str:
+        """The window, in words; empty if none is known."""
+        seconds = self.seconds
+        return f"window of about {round(seconds, -1 if seconds > 20 else 0):.0f} s" if seconds else ""
+
     def average(self, now: float) -> float:
         """Requests per second that were accepted since the last outage ended; 0.0 if too few were."""
         return self._accepted / max(1.0, now - self._since) if self._accepted >= _MIN_AVERAGED else 0.0

@@ -123,6 +123,15 @@ class WindowedRate:
             return permits / self._quota.most
         return permits / self.rate if self.start.over else self.start.time_for(permits, self.rate)
 
+    def least_time_for(self, permits: float, now: float) -> float:
+        """A lower bound of `time_for`: successes may release permits, and the rate may grow."""
+        if self.start.releases:
+            permits = max(0.0, permits - self.start.early)
+        seconds, ceiling = self.time_for(permits, now), self._quota.ceiling
+        if not self.start.over or self.guide.in_force or not self.rate < ceiling < math.inf:
+            return seconds
+        return permits / min(ceiling, self.law.grown(self.rate, self._quiet, seconds))
+
     def take(self, turn: Turn, now: float) -> float:
         """Count a request that is admitted now; returns the permits that it takes: one, plus or minus some jitter."""
         history = self.history

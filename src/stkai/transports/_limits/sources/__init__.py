@@ -150,9 +150,9 @@ class Source:
         """
         raise NotImplementedError
 
-    def least_wait(self, ahead: int, now: float) -> float:
-        """A lower bound of what `when` has just returned, for a source that is not exact."""
-        return 0.0
+    def least_wait(self, seconds: float, ahead: int, now: float) -> float:
+        """A lower bound of the wait of `seconds` that `when` has just returned; called if it lowered the nap."""
+        return seconds
 
     def until_spare(self, turn: Turn, rank: int, asleep: Sequence[Turn], now: float) -> float:
         """Seconds until the turn can take a permit that no sleeping turn before it will need; 0.0 for now.

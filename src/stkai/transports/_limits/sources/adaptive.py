@@ -72,11 +72,6 @@ class AdaptiveRate(Rate):
     def burst(self) -> float:  # type: ignore[override]
         return self.mode.burst
 
-    @property
-    def is_exact(self) -> bool:  # type: ignore[override]
-        """False while each success releases a permit, which makes waits shorter than the rate says."""
-        return self.mode is not self._windowed or not self._windowed.start.releases
-
     def _advance(self, now: float) -> None:
         start, mode = self._at, self.mode
         self._at, self._is_quiet = now, False
@@ -129,9 +124,9 @@ class AdaptiveRate(Rate):
         turn.nap = min(turn.nap, mode.nap(wait))
         return wait
 
-    def least_wait(self, ahead: int, now: float) -> float:
-        missing = ahead + 1 - self.credit - self._windowed.start.early
-        return self._windowed.time_for(missing, now) if missing > 0.0 else 0.0
+    def least_wait(self, seconds: float, ahead: int, now: float) -> float:
+        pause = max(0.0, self.paused_until - now, self.mode.paused_until - now)
+        return pause + self.mode.least_time_for(max(0.0, ahead + 1 - self.credit), now)
 
     def take(self, turn: Turn, now: float) -> None:
         self.credit -= self.mode.take(turn, now)
