@@ -154,10 +154,11 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch: py
         assert type(display(quiet=False)) is kind
 
 
-def test_a_bar_is_ascii_where_the_terminal_takes_nothing_else() -> None:
+@pytest.mark.parametrize("width", [20, 100])
+def test_a_bar_is_ascii_where_the_terminal_takes_nothing_else(width: int) -> None:
     terminal = Terminal("latin-1")
-    bar = Bar(Console(file=terminal, force_terminal=True))
-    bar.show(0.0, Progress(finished=1, total=2))
+    bar = Bar(Console(file=terminal, force_terminal=True, width=width))
+    bar.show(0.0, Progress(finished=1, total=2, failed=1_000_000))
     bar.close()
     terminal.flush()
     assert b"\\u" not in terminal.buffer.getvalue()  # type: ignore[attr-defined]

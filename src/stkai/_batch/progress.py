@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 from .._errors import ConfigurationError, escaped
 from .._llm_bodies import used_tokens
@@ -160,8 +161,12 @@ class Bar(Display):
 
     def __init__(self, console: Console) -> None:
         super().__init__()
-        spinner = SpinnerColumn("line" if console.options.ascii_only else "dots")
-        columns = (spinner, BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
+        is_ascii = console.options.ascii_only
+        spinner = SpinnerColumn("line" if is_ascii else "dots")
+        # rich marks a cut by an ellipsis, which would be escaped, and make the line wider than the terminal.
+        column = Column(no_wrap=True, overflow="crop" if is_ascii else "ellipsis")
+        text = TextColumn("{task.description}", markup=False, table_column=column)
+        columns = (spinner, BarColumn(bar_width=24), text)
         # Refresh by hand: a thread that draws ten times a second would use more time than everything else.
         self._bars = Bars(*columns, console=console, auto_refresh=False, redirect_stdout=False)
         self._task = self._bars.add_task("", total=None)
