@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -213,6 +214,39 @@ def test_stdin_that_cannot_be_read_to_its_end_is_no_complete_input(option: str, 
     os.close(writing)
     assert process.returncode == 3
     assert "stkai batch: stdin cannot be read: Resource temporarily unavailable" in stderr.decode()
+
+
+@pytest.fixture
+def resolvers_only(counting: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system allows no threads but those in which asyncio resolves hosts."""
+    start = threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if not thread.name.startswith("asyncio_"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+
+
+@pytest.mark.usefixtures("resolvers_only")
+@pytest.mark.parametrize("more", [(), ("--sync", "always"), ("-o", "-")], ids=["files", "sync", "stdout"])
+def test_a_run_goes_on_if_the_system_allows_no_more_threads(
+    more: tuple[str, ...], job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stkai._cli.batch._SYNC_EVERY", 0.0)
+    monkeypatch.setattr("stkai._batch.progress.Display.pause", 0.001)
+    job.write(30)
+    result = job.run(*more, "--base-url", job.url.replace("127.0.0.1", "localhost"))
+    assert (result.returncode, summary(result.stderr)) == (0, "30 done, 0 failed (0 unknown)")
+
+
+@pytest.mark.usefixtures("resolvers_only")
+def test_stdin_for_which_there_is_no_thread_halts_the_run(job: Job, counting: Server) -> None:
+    result = job.run("-", stdin=job.input.read_bytes())
+    assert result.returncode == 3
+    assert "stdin cannot be read: no thread could be started (can't start new thread)" in result.stderr
+    assert not counting.seen
 
 
 def test_outputs_that_are_gone_when_they_are_to_be_sorted_halt_the_run(job: Job, counting: Server) -> None:

@@ -3,6 +3,7 @@
 import os
 import stat
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,23 @@ class WriteError(StkaiError):
     def __init__(self, path: Path | str, error: OSError) -> None:
         reason = os.strerror(error.errno) if error.errno else str(error)
         super().__init__(f"{path} cannot be written: {reason}")
+
+
+async def in_thread(work: Callable[[], object], *, abandon_on_cancel: bool = False) -> None:
+    """Do blocking work in a thread, or in this one if the system allows no more threads."""
+    has_begun = False
+
+    def begin() -> None:
+        nonlocal has_begun
+        has_begun = True
+        work()
+
+    try:
+        await anyio.to_thread.run_sync(begin, abandon_on_cancel=abandon_on_cancel)
+    except RuntimeError:
+        if has_begun:
+            raise
+        work()
 
 
 class AppendFile:
@@ -106,7 +124,7 @@ class AppendFile:
         wanted = self._changes
         async with self._committing:
             if self._safe_changes < wanted:
-                await anyio.to_thread.run_sync(self.sync)
+                await in_thread(self.sync)
 
     def close(self) -> None:
         with self._appending:

@@ -194,6 +194,12 @@ class StdinCopy(threading.Thread):
         self._file, self._shard, self._descriptor = AppendFile(path), shard, descriptor
         self._resumes = resumes  # Whether an earlier run has begun the copy.
 
+    def start(self) -> None:
+        try:
+            super().start()
+        except RuntimeError as error:
+            raise StkaiError(f"stdin cannot be read: no thread could be started ({error})") from error
+
     def _can_be_read(self) -> bool:
         """Whether stdin can be read and is not a terminal; nohup replaces a terminal by a file that cannot be read."""
         try:

@@ -12,15 +12,15 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import anyio
-import anyio.to_thread
 import httpx
 
 from .._errors import ConfigurationError
-from .append_file import AppendFile, WriteError
+from .append_file import AppendFile, WriteError, in_thread
 from .journal import LineState, LineStates
 from .request_formats import STRICT, JsonValue, one_line
 
@@ -269,7 +269,7 @@ class StdoutOutputs(Outputs):
 
     async def _append(self, entry: Entry) -> None:
         async with self._appending:
-            await anyio.to_thread.run_sync(self._print, entry.line, abandon_on_cancel=True)
+            await in_thread(partial(self._print, entry.line), abandon_on_cancel=True)
 
     def _print(self, line: bytes) -> None:
         try:

@@ -12,10 +12,9 @@ from shutil import rmtree
 from typing import Annotated, Any, Final
 
 import anyio
-import anyio.to_thread
 import typer
 
-from .._batch.append_file import WriteError
+from .._batch.append_file import WriteError, in_thread
 from .._batch.batch_client import BatchClient
 from .._batch.job import BatchJob, dry_run
 from .._batch.merge import merge
@@ -146,10 +145,14 @@ class _CommandRun:
     def __init__(self, job: BatchJob, client: BatchClient, shown: Display) -> None:
         self._job, self._client, self._display = job, client, shown
         self._options, self._runner = job.options, Runner(job, client)
-        self._clock = SystemClock()
+        self._clock, self._has_ended = SystemClock(), False
 
     def run(self) -> int:
-        anyio.run(self._work)
+        try:
+            anyio.run(self._work)
+        except RuntimeError:
+            if not self._has_ended:  # Otherwise, asyncio could not start the thread that ends its others.
+                raise
         _interrupt_at_signals()  # The event loop has restored the system's handlers.
         self._display.show(self._clock.monotonic(), self._progress())
         self._display.close()
@@ -164,6 +167,7 @@ class _CommandRun:
                 group.start_soon(self._end_at_signals, signals)
                 await self._runner.run()
                 group.cancel_scope.cancel()
+        self._has_ended = True
 
     async def _end_at_signals(self, signals: AsyncIterator[signal.Signals]) -> None:
         """Stop the run at the first signal, and the process at the second.
@@ -201,7 +205,7 @@ class _CommandRun:
                 try:
                     self._job.note()
                     if self._options.sync == "1s":
-                        await anyio.to_thread.run_sync(self._job.sync)
+                        await in_thread(self._job.sync)
                 except WriteError as error:
                     self._runner.stop(HALTED, str(error))
 
