@@ -5,11 +5,13 @@ import contextlib
 import gc
 import os
 import ssl
+import threading
 import time
 import warnings
 from collections.abc import AsyncIterator
 from itertools import product
 from typing import Any
+from unittest.mock import Mock
 
 import aiohttp
 import h11
@@ -482,6 +484,26 @@ async def test_a_server_that_is_not_there_is_a_connect_error_that_names_it(world
         error = await error_of(str(unreachable), HttpConfig(), retry=None)
         assert isinstance(error, httpx.ConnectError)
         assert str(error).startswith(f"cannot connect to {place}: ")
+
+
+@pytest.mark.parametrize("make", [AsyncDefaultWire, stkai.wires.aiohttp], ids=["httpx", "aiohttp"])
+async def test_a_host_for_whose_lookup_there_is_no_thread_is_a_connect_error_and_is_tried_again(
+    make: Any, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = stkai.RetryPolicy(1, initial_delay=0, retry_unknown=False)
+    client = stkai.build_async_client(auth=None, retry=policy, transport=make(HttpConfig()))
+    with raw_server() as server:
+        url = server.url.replace("127.0.0.1", "localhost")
+        monkeypatch.setattr(
+            threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread"))
+        )
+        with pytest.raises(
+            httpx.ConnectError, match="the host was not looked up: can't start new thread"
+        ) as caught:
+            await client.post(url)
+        monkeypatch.undo()
+    assert "2 attempts" in caught.value.__notes__[0]
+    await client.close()
 
 
 async def body_of_a_request(url: str, config: HttpConfig) -> bytes:

@@ -20,6 +20,9 @@ from .proxies import AsyncProxyStream, ProxyStream
 
 _SHORT: Final = 65_536  # Bytes; a longer body is not copied in order to be joined with its head.
 
+NO_THREAD: Final = "can't start new thread"
+"""What Python says where the system allows no more threads: event loops look hosts up in threads."""
+
 CLOSED: Final = "the client was closed while it connected: nothing was sent"
 CLOSED_IN_USE: Final = "the connection was closed on this side"
 """The messages of the errors if another thread or task closes the client during a request."""
@@ -89,6 +92,10 @@ def _connect_errors(errors: Any) -> Iterator[None]:
         raise errors.ConnectError(str(group.exceptions[0])) from group.exceptions[0]
     except (ValueError, OverflowError) as error:
         raise errors.ConnectError(str(error)) from error
+    except RuntimeError as error:
+        if NO_THREAD not in str(error):
+            raise
+        raise errors.ConnectError(f"the host was not looked up: {error}") from error
     except Exception as error:
         *_, root = causes(error)
         while isinstance(root, BaseExceptionGroup):  # Of several addresses, report the first.

@@ -27,7 +27,7 @@ from .._urls import WEB, port_of
 from . import AsyncDefaultWire, WirePerLoop
 from .aiohttp_connection import BUFFER_SIZE, MAX_HEAD, Connection, parser_limits
 from .aiohttp_exchange import READ_ERRORS, Body, NetworkStream, RequestWriter, require_readable, unreadable
-from .httpcore_fixes import CLOSED
+from .httpcore_fixes import CLOSED, NO_THREAD
 from .pool import AsyncConnectionPool
 from .proxies import ProxyMap
 
@@ -219,6 +219,10 @@ def _connect_errors(request: httpx.Request) -> Iterator[None]:
     except (aiohttp.ClientError, OSError, ValueError, TypeError) as error:  # uvloop has no TLS within TLS.
         text = str(error) or "the connection was closed during the TLS handshake"
         raise error_for(httpx.ConnectError, text, request) from error
+    except RuntimeError as error:
+        if NO_THREAD not in str(error):
+            raise
+        raise error_for(httpx.ConnectError, f"the host was not looked up: {error}", request) from error
 
 
 async def _connected(url: URL, context: ssl.SSLContext, name: str | None) -> Connection:
