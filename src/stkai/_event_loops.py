@@ -66,3 +66,20 @@ def asyncio_loop() -> Any:
     except RuntimeError:  # No loop runs in this thread.
         return None
     return None if task is None else task.get_loop()
+
+
+async def in_thread(work: Callable[[], object], *, abandon_on_cancel: bool = False) -> None:
+    """Do blocking work in a thread, or in this one if the system allows no more threads."""
+    has_begun = False
+
+    def begin() -> None:
+        nonlocal has_begun
+        has_begun = True
+        work()
+
+    try:
+        await anyio.to_thread.run_sync(begin, abandon_on_cancel=abandon_on_cancel)
+    except RuntimeError:
+        if has_begun:
+            raise
+        work()

@@ -3,15 +3,14 @@
 import os
 import stat
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import anyio
-import anyio.to_thread
 
 from .._errors import ConfigurationError, StkaiError
+from .._event_loops import in_thread
 from .._process import begin_in_each_process
 
 _BLOCK: Final = 1 << 16
@@ -23,23 +22,6 @@ class WriteError(StkaiError):
     def __init__(self, path: Path | str, error: OSError) -> None:
         reason = os.strerror(error.errno) if error.errno else str(error)
         super().__init__(f"{path} cannot be written: {reason}")
-
-
-async def in_thread(work: Callable[[], object], *, abandon_on_cancel: bool = False) -> None:
-    """Do blocking work in a thread, or in this one if the system allows no more threads."""
-    has_begun = False
-
-    def begin() -> None:
-        nonlocal has_begun
-        has_begun = True
-        work()
-
-    try:
-        await anyio.to_thread.run_sync(begin, abandon_on_cancel=abandon_on_cancel)
-    except RuntimeError:
-        if has_begun:
-            raise
-        work()
 
 
 class AppendFile:

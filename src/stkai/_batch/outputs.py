@@ -20,7 +20,8 @@ import anyio
 import httpx
 
 from .._errors import ConfigurationError
-from .append_file import AppendFile, WriteError, in_thread
+from .._event_loops import in_thread
+from .append_file import AppendFile, WriteError
 from .journal import LineState, LineStates
 from .request_formats import STRICT, JsonValue, one_line
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 import anyio
 import typer
 
-from .._batch.append_file import WriteError, in_thread
+from .._batch.append_file import WriteError
 from .._batch.batch_client import BatchClient
 from .._batch.job import BatchJob, dry_run
 from .._batch.merge import merge
@@ -24,6 +24,7 @@ from .._batch.progress import Display, Progress, count, display, listed, say
 from .._batch.runner import HALTED, INTERRUPTED, Runner
 from .._clock import SystemClock
 from .._errors import ConfigurationError, StkaiError, escaped
+from .._event_loops import in_thread
 from .._log import logger
 from ..transports._auth.bearer import ExposedTokenError
 

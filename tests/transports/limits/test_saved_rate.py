@@ -7,6 +7,7 @@ import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -318,6 +319,20 @@ async def test_the_first_refusal_is_saved_before_its_answer_is_returned(world: W
     assert found.rate == policy.rate
     assert found.window == policy.window
     assert found.refused
+
+
+@pytest.mark.worlds("asyncio")
+async def test_an_answer_is_returned_and_its_rate_saved_where_there_is_no_thread_to_save_it_in(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, clock = AimdLimiter(warm_start="key"), FakeClock()
+    wire = Wire(httpx.Response(429, headers={"Retry-After": "30"}))
+    transport = world.layer(adaptive(policy), wire, context=Context(clock=clock))
+    no_thread = Mock(side_effect=RuntimeError("can't start new thread"))
+    monkeypatch.setattr("threading.Thread.start", no_thread)
+    response = await world.send(transport, httpx.Request("POST", "https://api.example.com/"))
+    assert (response.status_code, no_thread.called) == (429, True)
+    assert SavedRate("key", clock).read() is not None
 
 
 async def test_two_limiters_in_a_list_both_save_what_one_refusal_has_shown(world: World) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ..._clock import Clock, SystemClock, unique_key
 from ..._errors import ConfigurationError
-from ..._event_loops import anyio
+from ..._event_loops import in_thread
 from ..._log import logger
 from ..._urls import file_name
 from .._operations import Run
@@ -115,7 +115,7 @@ class SavedRate:
         self.save()
 
     async def _asave(self, before: Run | None, left: float) -> None:
-        await anyio.to_thread.run_sync(self._save, before, left, abandon_on_cancel=True)
+        await in_thread(partial(self._save, before, left), abandon_on_cancel=True)
 
     def _warn(self, reason: str) -> None:
         if not self._has_warned:
