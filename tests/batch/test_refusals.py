@@ -103,6 +103,27 @@ def test_a_link_into_a_folder_that_is_missing_is_refused_before_anything_is_writ
     assert (sorted(job.folder.iterdir()), counting.seen) == (before, [])
 
 
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [("out.failed.jsonl", "out.jsonl"), ("out.jsonl", "out.failed.jsonl"), ("out.journal", "out.jsonl")],
+)
+def test_links_that_make_one_file_of_two_are_refused_before_anything_is_written(
+    link: str, target: str, job: Job, counting: Server
+) -> None:
+    (job.folder / link).symlink_to(target)
+    before = sorted(job.folder.iterdir())
+    result = job.run()
+    assert result.returncode == 2
+    assert f"{job.folder / link} is a link to another file of the job" in result.stderr
+    assert (sorted(job.folder.iterdir()), counting.seen) == (before, [])
+
+
+def test_a_link_to_itself_is_refused(job: Job) -> None:
+    job.out.symlink_to(job.out.name)
+    result = job.run()
+    assert (result.returncode, f"{job.out} " in result.stderr) == (2, True)
+
+
 def test_an_existing_journal_needs_resume_or_restart(job: Job) -> None:
     job.run()
     before = job.snapshot()

@@ -163,10 +163,15 @@ class BatchJob(RunState):
 def _check_paths(options: Options, paths: Paths) -> None:
     """Refuse outputs that cannot be written, or would overwrite the input."""
     paths.check_folder()
-    for path in paths:
+    places = [Path(os.path.realpath(path)) for path in paths]
+    for path, place in zip(paths, places, strict=True):
         if path.exists() and not path.is_file():
             raise ConfigurationError(f"{path} is not a file: choose another name with -o")
-        if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
+        if path.is_symlink() and places.count(place) > 1:
+            raise ConfigurationError(
+                f"{path} is a link to another file of the job: remove it, or choose another name with -o"
+            )
+        if not os.access(path if path.exists() else place.parent, os.W_OK):
             raise ConfigurationError(
                 f"{path} cannot be written: choose another name with -o, or change its permissions"
             )
