@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
+from unittest.mock import Mock
 
 import pytest
 from aiohttp import web
@@ -214,6 +215,21 @@ def test_stdin_that_cannot_be_read_to_its_end_is_no_complete_input(option: str, 
     os.close(writing)
     assert process.returncode == 3
     assert "stkai batch: stdin cannot be read: Resource temporarily unavailable" in stderr.decode()
+
+
+def test_a_fault_of_the_command_itself_does_not_end_it_as_if_the_job_were_done(
+    job: Job, counting: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("stkai._batch.runner.Runner._entry", Mock(side_effect=MemoryError))
+        result = job.run("--max-in-flight", "1")
+    assert result.returncode == 3
+    assert "if a job has begun, --resume continues it\n" in result.stderr
+    assert "MemoryError" in result.stderr
+    assert job.run("--resume").returncode == 1
+    assert "unknown" in job.codes().values()
+    assert len(job.done()) + len(job.failures()) == 5
+    assert len(counting.seen) == 5
 
 
 @pytest.fixture

@@ -55,6 +55,10 @@ def say(message: str) -> None:
         sys.stderr.flush()
 
 
+def print_error(message: str) -> None:
+    say(f"stkai batch: {message}")
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """Dollars per million tokens, of input and of output."""

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, aclosing, suppress
@@ -20,7 +21,7 @@ from .._batch.job import BatchJob, dry_run
 from .._batch.merge import merge
 from .._batch.options import Options, PriceOption, format_of
 from .._batch.outputs import INVALID_LINE, FileOutputs
-from .._batch.progress import Display, Progress, count, display, listed, say
+from .._batch.progress import Display, Progress, count, display, listed, print_error, say
 from .._batch.runner import HALTED, INTERRUPTED, Runner
 from .._clock import SystemClock
 from .._errors import ConfigurationError, StkaiError, escaped
@@ -78,10 +79,6 @@ def merge_outputs(
     raise typer.Exit(SOME_FAILED if failed else 0)
 
 
-def print_error(message: str) -> None:
-    say(f"stkai batch: {message}")
-
-
 class _Warnings(logging.Handler):
     """Shows the warnings of the stack, such as a store that cannot be reached."""
 
@@ -114,6 +111,11 @@ def run_batch(given: Mapping[str, Any]) -> int:
     except KeyboardInterrupt:
         print_error("interrupted")
         return INTERRUPTED
+    except Exception:  # noqa: BLE001 - Python's exit code for it, 1, would say that the job is done
+        print_error(
+            f"this should not happen; if a job has begun, --resume continues it\n{traceback.format_exc()}"
+        )
+        return HALTED
     finally:
         logger.removeHandler(warnings)
 
