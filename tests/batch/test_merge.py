@@ -147,7 +147,7 @@ def test_merge_reports_failures_and_refuses_to_lose_or_duplicate_lines(job: Job)
         (("a", "b", "-o", "all"), "exists"),
         (("a", "missing", "-o", "other"), "does not exist"),
         (("a", "b", "a", "-o", "other"), "line 1 is in two outputs"),
-        (("in", "-o", "other"), "not an output line"),
+        (("in", "-o", "other"), "or not one of this file: pass another file"),
         (("a", "-o", "nowhere/other"), "not a directory"),
     ):
         before = job.snapshot()

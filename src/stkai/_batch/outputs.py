@@ -253,7 +253,7 @@ def entries_in(path: Path, end: bytes = b"}") -> Iterator[tuple[int, bytes]]:
             if found is None or not line.rstrip().endswith(end):
                 raise ConfigurationError(
                     f"{path}, line {lineno}: this is not an output line of `stkai batch`, or not one of this file:"
-                    " restore the file, or remove the line, whose request then counts as unknown"
+                    " pass another file, restore this one, or remove the line, whose request then counts as unknown"
                 )
             yield int(found[1]), line
 
