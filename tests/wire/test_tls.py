@@ -1,5 +1,6 @@
 """What goes wrong with TLS: no connection stays open, and the error is one of httpx's that says what happened."""
 
+import asyncio
 import errno
 import gc
 import os
@@ -265,6 +266,64 @@ async def test_a_handshake_that_fails_is_a_connect_error_that_says_why(
         assert f": {attempts} attempt" in note
         assert ("verify= to HttpConfig" in note) == name.startswith("a certificate")
         await world.close(mine)
+
+
+def tunnel(talk: Serve, secure: bool) -> Serve:
+    """A proxy, reached over TLS if it is `secure`, that opens a tunnel to `talk`."""
+
+    def serve(connection: socket.socket) -> None:
+        outer = context().wrap_socket(connection, server_side=True) if secure else connection
+        outer.recv(65_536)
+        outer.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        near, far = socket.socketpair()
+        with outer, near, far:
+            ways = [
+                threading.Thread(target=pump, args=way, daemon=True) for way in ((outer, near), (near, outer))
+            ]
+            for way in ways:
+                way.start()
+            with suppress(OSError):
+                talk(far)
+            far.close()
+            for way in ways:
+                way.join(10)
+
+    return serve
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65_536):
+            sink.sendall(data)
+    with suppress(OSError):
+        sink.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "over TLS"])
+@pytest.mark.parametrize("name", HANDSHAKES)
+def test_a_handshake_that_fails_in_a_tunnel_over_aiohttp_is_a_connect_error_that_says_why(
+    name: str, secure: bool, loop: str
+) -> None:
+    talk, why, attempts = HANDSHAKES[name]
+    complaints: list[dict[str, Any]] = []
+
+    async def call(proxy: str) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, complaint: complaints.append(complaint))
+        verify = str(CERTIFICATE) if name.startswith("a certificate") else False  # It is not for this host.
+        config = HttpConfig(verify=verify, proxy=proxy)
+        stack = stkai.build_async_transport(
+            auth=None, rate_limit=None, retry=AGAIN, listener=[], transport=stkai.wires.aiohttp(config)
+        )
+        async with httpx.AsyncClient(transport=stack, timeout=5) as mine:
+            with pytest.raises(httpx.ConnectError, match=why) as caught:
+                await mine.get("https://service.example/")
+        assert f": {attempts} attempt" in caught.value.__notes__[0]
+
+    factory = pytest.importorskip("uvloop").new_event_loop if loop == "uvloop" else None
+    with listening(tunnel(talk, secure)) as port, asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(call(f"http{'s' * secure}://127.0.0.1:{port}"))
+    assert complaints == []
 
 
 @pytest.mark.worlds("asyncio")

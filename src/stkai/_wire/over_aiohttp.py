@@ -8,6 +8,8 @@ its parser, written in C, reads the answers. The requests are those that httpx's
 import asyncio
 import math
 import ssl
+import sys
+from asyncio import sslproto
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -153,8 +155,12 @@ class OverAiohttp(httpx.AsyncBaseTransport):
             if not answer.is_success:
                 reason = answer.extensions["reason_phrase"].decode("ascii", errors="ignore")
                 raise error_for(httpx.ProxyError, f"{answer.status_code} {reason}", request)
-            upgraded = await loop.start_tls(transport, secure, self._context, server_hostname=name)  # type: ignore[arg-type]
-            if upgraded is None:  # The connection was already closing: asyncio reports no error.
+            if transport is None or transport.is_closing():
+                raise ConnectionResetError
+            _let_errors_through(transport)
+            upgraded = await loop.start_tls(transport, secure, self._context, server_hostname=name)
+            # asyncio and uvloop do not always raise an error if the connection was closed in the handshake.
+            if upgraded is None or upgraded.is_closing():
                 raise ConnectionResetError
             secure.connection_made(upgraded)
         except BaseException:
@@ -242,6 +248,21 @@ async def _connected(url: URL, context: ssl.SSLContext, name: str | None) -> Con
         raise
     assert isinstance(connection, Connection)
     return connection
+
+
+def _let_errors_through(transport: Any) -> None:
+    """Let an error of TLS within this TLS end both: asyncio in Python 3.11, and first in 3.12, raises a TypeError."""
+    if sys.version_info >= (3, 13) or not isinstance(transport, sslproto._SSLProtocolTransport):  # noqa: SLF001
+        return
+    close: Any = transport._force_close  # type: ignore[attr-defined]  # noqa: SLF001
+
+    def close_or_abort(error: BaseException | None) -> None:
+        try:
+            close(error)
+        except TypeError:
+            transport.abort()
+
+    transport._force_close = close_or_abort  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def _headers_for(proxy: httpx.Proxy) -> dict[str, str]:
