@@ -1,5 +1,6 @@
 """QuotaServer with faults: what a client sees of each one, over a real socket."""
 
+import asyncio
 import gzip
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -126,6 +127,18 @@ def test_a_reset_is_not_a_clean_close(http: httpx.Client, server: QuotaServer, a
     assert ask(http, server).status_code == 200
     assert server.connections == 2
     assert server.requests[0].status == (200 if at == "body" else None)
+
+
+def test_a_program_that_runs_on_uvloop_is_answered_and_cut_off_like_any_other(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`uvloop.install()` makes `asyncio.run` use it."""
+    monkeypatch.setattr(asyncio, "run", pytest.importorskip("uvloop").run)
+    with QuotaServer() as server:
+        server.fail_with(Reset("headers"))
+        with pytest.raises(httpx.ReadError, match="reset by peer"):
+            ask(http, server)
+        assert ask_for_token(http, server).status_code == 200
 
 
 @pytest.mark.parametrize("after", [0, 5, 10_000])

@@ -106,8 +106,8 @@ def _reset(request: web.Request) -> web.StreamResponse:
     return web.Response()
 
 
-def _transport(request: web.Request) -> asyncio.WriteTransport:
+def _transport(request: web.Request) -> asyncio.Transport:
     """The connection; never None, because aiohttp cancels the handler when its client disconnects."""
     transport = request.transport
-    assert isinstance(transport, asyncio.WriteTransport)
+    assert transport is not None
     return transport
