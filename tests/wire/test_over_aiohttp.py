@@ -448,6 +448,28 @@ async def test_a_cancelled_upload_is_not_completed_later(world: World, secure: b
     assert read < len(body)
 
 
+async def test_other_tasks_run_while_a_body_is_sent_that_never_waits(world: World) -> None:
+    turns, seen = 0, list[int]()
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(50):
+            seen.append(turns)
+            yield b"x"
+
+    other = asyncio.create_task(take_turns())
+    with raw_server() as server:
+        async with over_aiohttp() as wire:
+            await (await wire.handle_async_request(httpx.Request("POST", server.url, content=body()))).aread()
+    other.cancel()
+    assert len(set(seen)) == len(seen)
+
+
 @contextlib.asynccontextmanager
 async def over_aiohttp(**config: Any) -> AsyncIterator[Any]:
     wire: Any = stkai.wires.aiohttp(HttpConfig(**config))

@@ -106,6 +106,7 @@ class RequestWriter:
                     async for chunk in stream:
                         self._add(h11.Data(data=chunk))
                         await self._write(connection, seconds)
+                        await asyncio.sleep(0)  # A body that never waits would keep other tasks from running.
                 self._add(h11.EndOfMessage())
                 await self._write(connection, seconds)
         except _NotReadingError:
