@@ -113,7 +113,6 @@ REFUSALS = {
         2,
     ),
     "another protocol": ((b"HTTP/1.1 400 Bad Request\r\n\r\n",), "Malformed", 2),
-    "an end": ((CLOSES,), "Malformed", 2),
 }
 
 
@@ -129,6 +128,18 @@ async def test_a_refusal_is_a_proxy_error_that_says_why_and_leaves_nothing_open(
     assert "secret" not in shown_by(caught.value, own=__file__)
     assert scripted.connections == attempts
     await world.until(lambda: scripted.open == 0)
+    await world.close(client)
+
+
+@pytest.mark.parametrize("answers", [(CLOSES,), (b"\x05\x02", CLOSES), (b"\x05\x02", b"\x01\x00", CLOSES)])
+async def test_a_proxy_that_closes_instead_of_answering_is_a_connect_error_that_says_so(
+    world: World, proxy: Start, answers: tuple[bytes, ...]
+) -> None:
+    scripted = proxy(*answers)
+    client = client_of(world, scripted)
+    with pytest.raises(httpx.ConnectError, match="the proxy closed the connection instead of answering"):
+        await world.call(client.get, "https://upstream.example/")
+    assert scripted.connections == 2
     await world.close(client)
 
 

@@ -97,7 +97,7 @@ def _network(text: str) -> IPv4Network | IPv6Network | None:
         return None
 
 
-_ASKS: Final = re.compile(rb"[\x01\x05]|(CONNECT [^/ ]+:[0-9]+ HTTP/)")
+_ASKS: Final = re.compile(rb"[\x01\x05]|CONNECT [^/ ]+:[0-9]+ HTTP/")
 """The start of a SOCKS message (RFC 1928 and 1929), or of a request for a tunnel (RFC 9110, section 9.3.6). A request
 that a proxy forwards contains a whole URL instead."""
 
@@ -151,7 +151,7 @@ class ProxyStream:
         return max(0.001, self._end - SystemClock.monotonic())
 
     def _arrived(self, data: bytes) -> bytes:
-        if not data and self._asks and self._asks[1]:
+        if not data and self._asks:
             raise self._errors.ConnectError("the proxy closed the connection instead of answering")
         return data
 
