@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import ssl
@@ -494,18 +495,19 @@ async def error_of(url: str, config: HttpConfig, **options: Any) -> httpx.HTTPEr
     return caught.value
 
 
-async def test_a_server_that_is_not_there_is_a_connect_error_that_names_it(world: World) -> None:
+async def test_a_server_that_is_not_there_is_a_connect_error_that_names_it_and_says_why(world: World) -> None:
+    refused = os.strerror(errno.ECONNREFUSED)
     with raw_server() as server:
         url = httpx.URL(server.url)
-    for unreachable, place in (
-        (url, url.netloc.decode()),
-        ("http://no-such.invalid/", "no-such.invalid:80"),
-        ("http://[::1]:1/", "[::1]:1"),
-        ("http://127.0.0.1:0/", "127.0.0.1:0"),
+    for unreachable, place, why in (
+        (url, url.netloc.decode(), refused),
+        ("http://no-such.invalid/", "no-such.invalid:80", ""),
+        ("http://[::1]:1/", "[::1]:1", ""),
+        ("http://127.0.0.1:0/", "127.0.0.1:0", ""),
     ):
         error = await error_of(str(unreachable), HttpConfig(), retry=None)
         assert isinstance(error, httpx.ConnectError)
-        assert str(error).startswith(f"cannot connect to {place}: ")
+        assert str(error).startswith(f"cannot connect to {place}: {why}")
 
 
 @pytest.mark.parametrize("make", [AsyncDefaultWire, stkai.wires.aiohttp], ids=["httpx", "aiohttp"])

@@ -7,6 +7,7 @@ its parser, written in C, reads the answers. The requests are those that httpx's
 
 import asyncio
 import math
+import os
 import ssl
 import sys
 from asyncio import sslproto
@@ -218,9 +219,12 @@ def _connect_errors(request: httpx.Request) -> Iterator[None]:
         raise error_for(httpx.ConnectTimeout, "", request) from error
     except aiohttp.ClientConnectorError as error:
         # Omit aiohttp's "ssl:default", shown even for http, and "None". Before 3.14, certificate errors lack os_error.
-        cause, host = getattr(error, "os_error", None), error.host
-        address = f"[{host}]:{error.port}" if ":" in host else f"{host}:{error.port}"
-        text = f"cannot connect to {address}: {error.strerror or describe(cause)}" if cause else str(error)
+        text, host, cause = str(error), error.host, getattr(error, "os_error", None)
+        if cause is not None:
+            reason = error.strerror or describe(cause)
+            if reason.startswith("Connect call failed"):  # asyncio's words, which do not say why.
+                reason = os.strerror(cause.errno)
+            text = f"cannot connect to {f'[{host}]' if ':' in host else host}:{error.port}: {reason}"
         raise error_for(httpx.ConnectError, text, request) from error
     except (aiohttp.ClientError, OSError, ValueError, TypeError) as error:  # uvloop has no TLS within TLS.
         text = str(error) or "the connection was closed during the TLS handshake"
