@@ -782,6 +782,33 @@ async def test_a_body_that_a_task_reads_ends_when_another_task_closes_the_wire(w
             await asyncio.wait_for(reading, 10)
 
 
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("body", [pieces(b"x" * 20_000_000), pieces(*[b"x" * 100_000] * 200)])
+async def test_an_upload_ends_when_another_task_closes_the_wire(
+    world: World, body: Any, secure: bool
+) -> None:
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        began.set()
+        await ended.wait()
+        writer.close()
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE, KEY)
+    server = await asyncio.start_server(stall, "127.0.0.1", 0, ssl=context if secure else None)
+    url = f"http{'s' * secure}://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with over_aiohttp(verify=False) as wire:
+        sending = asyncio.create_task(wire.handle_async_request(httpx.Request("POST", url, content=body())))
+        await began.wait()
+        await asyncio.sleep(0.05)  # The body fills the buffers.
+    with pytest.raises(httpx.ReadError, match="closed"):
+        await asyncio.wait_for(sending, 10)
+    ended.set()
+    server.close()
+
+
 async def test_a_request_that_waits_for_its_answer_ends_when_another_task_closes_the_wire(
     world: World,
 ) -> None:

@@ -56,11 +56,11 @@ class Connection(ResponseHandler):
         """Close at once. aiohttp's `close` would first send the rest of a request, however long the server takes."""
         payload = self._payload
         error = aiohttp.ClientConnectionError(CLOSED_IN_USE)
-        if self.awaits_head and self.exception() is None:
-            self.set_exception(error)
         if self.transport is not None:
             self.transport.abort()
         self.close()
+        if self.awaits_head and self.exception() is None:  # `close` would have forgotten the error.
+            self.set_exception(error)
         if payload is not None and not payload.is_eof():  # aiohttp does not wake a task that is reading it.
             payload.set_exception(error)
 
