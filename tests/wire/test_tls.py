@@ -137,9 +137,10 @@ async def test_a_request_whose_client_is_closed_in_its_tls_handshake_is_not_sent
     assert b"".join(arrived) == b""
 
 
+@pytest.mark.parametrize("body", [b"", b"x" * 20_000_000], ids=["waits", "writes"])
 @pytest.mark.parametrize("kind", ["default", "aiohttp"])
-async def test_closing_a_client_ends_a_call_that_waits_for_an_answer_over_tls(
-    world: World, kind: str
+async def test_closing_a_client_ends_a_call_that_waits_for_an_answer_or_is_written_over_tls(
+    world: World, kind: str, body: bytes
 ) -> None:
     if kind == "aiohttp" and world.name != "asyncio":
         return
@@ -157,7 +158,7 @@ async def test_closing_a_client_ends_a_call_that_waits_for_an_answer_over_tls(
 
     with server(talk) as url:
         mine = client(world, HttpConfig(verify=False), kind)
-        error, _ = await world.outcomes(partial(world.call, mine.get, url), close)
+        error, _ = await world.outcomes(partial(world.call, mine.post, url, content=body), close)
         over.set()
     assert isinstance(error, httpx.ReadError)
     assert "the connection was closed on this side" in str(error)

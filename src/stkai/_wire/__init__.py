@@ -122,7 +122,7 @@ class _Router:
         ValueError for a status that is not a number, in HTTP/2.
         """
         package = type(error).__module__.partition(".")[0]
-        ended = alike(httpx.WriteError, httpx.ProtocolError)
+        ended = alike(httpx.ReadError, httpx.WriteError, httpx.ProtocolError)
         if self._is_closed and (package == "h2" or isinstance(error, ended)):
             raise error_for(httpx.ReadError, CLOSED_IN_USE, request) from error
         *_, (frame, _) = walk_tb(error.__traceback__)
