@@ -167,6 +167,24 @@ def test_bedrock_counts_what_is_written_to_its_cache_as_input() -> None:
     assert llm_tokens("output").settle(answer(BEDROCK)) == 7
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"cache_creation_input_tokens": 100, "cache_read_input_tokens": 5000},
+        {"input_tokens": 0, "output_tokens": 0, "input_tokens_details": None},
+    ],
+    ids=["parts", "zeros"],
+)
+def test_the_names_of_anthropic_that_a_proxy_adds_to_those_of_openai_are_not_the_usage(
+    more: dict[str, Any],
+) -> None:
+    usage = {"completion_tokens": 503, "prompt_tokens": 7195, "total_tokens": 7698, **more}
+    for response in (answer({"usage": usage}), stream({"choices": [], "usage": usage})):
+        assert llm_tokens("input").settle(response) == 7195
+        assert llm_tokens("output").settle(response) == 503
+        assert SETTLE(response) == 7698
+
+
 def test_gemini_counts_its_reasoning_as_output() -> None:
     assert llm_tokens("input").settle(answer(GEMINI)) == 11
     assert llm_tokens("output").settle(answer(GEMINI)) == 7 + 5

@@ -29,10 +29,11 @@ _MAX_EVENTS: Final = 100_000
 """Only the last events are read, which report the usage: a server may send millions in a few kilobytes."""
 
 _FORMATS: Final = (
+    # First, since proxies such as LiteLLM's add Anthropic's names, for the parts or with zeros.
+    ("usage", ("prompt_tokens",), ("completion_tokens",), "total_tokens"),
     # Anthropic and Bedrock count cache writes against the limit, but do not include them in the input tokens.
     ("usage", ("input_tokens", "cache_creation_input_tokens"), ("output_tokens",), "total_tokens"),
     ("usage", ("inputTokens", "cacheWriteInputTokens"), ("outputTokens",), ""),  # The total has cache reads.
-    ("usage", ("prompt_tokens",), ("completion_tokens",), "total_tokens"),
     ("tokens", ("user", "enrichment"), ("output",), "total_tokens"),
     (
         "usageMetadata",  # Gemini's, which reports its reasoning separately.
