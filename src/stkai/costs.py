@@ -27,6 +27,7 @@ __dir__ = __all__.copy
 CHARACTERS_PER_TOKEN: Final = 4  # OpenAI's rule of thumb: https://help.openai.com/en/articles/4936856
 
 _MOST_OUTPUT: Final = re.compile("max(?:_completion|_output)?_tokens|max(?:Output)?Tokens")
+_ANSWERS: Final = frozenset({"n", "best_of", "candidateCount"})  # How many answers to one prompt.
 _OPTIONS: Final = ("generationConfig", "generation_config", "inferenceConfig")  # Gemini's, and Bedrock's.
 
 _TEXTUAL: Final = re.compile(r"text/|application/(?:[\w.+-]*json|x-www-form-urlencoded)", re.IGNORECASE)
@@ -57,9 +58,14 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
             tokens += sum(1.0 if text is None else self._tokens(text) for text in texts_in(body))
         if self._count != "input" and isinstance(body, dict):
             places = [body, *(body.get(name) for name in _OPTIONS)]
-            options = chain.from_iterable(place.items() for place in places if isinstance(place, dict))
-            most = [number_of(value) or 0.0 for name, value in options if _MOST_OUTPUT.fullmatch(name)]
-            tokens += max(most, default=0.0)
+            items = chain.from_iterable(place.items() for place in places if isinstance(place, dict))
+            numbers = {name: number_of(value) or 0.0 for name, value in items}
+            most = [value for name, value in numbers.items() if _MOST_OUTPUT.fullmatch(name)]
+            answers = max(1.0, *(numbers.get(name, 0.0) for name in _ANSWERS))
+            prompts = body.get("prompt")
+            if isinstance(prompts, list) and not all(isinstance(part, int) for part in prompts):
+                answers *= len(prompts)  # A list of numbers is one prompt.
+            tokens += max(most, default=0.0) * answers
         return tokens
 
     def settle(self, response: httpx.Response) -> float | None:
@@ -109,9 +115,10 @@ def llm_tokens(count: Count = "total", tokenizer: Callable[[str], Sized | float]
     """Count the tokens of language models: `TokenBucket(500, 60, max_cost=200_000, cost=llm_tokens())`.
 
     The estimate is one token for every four characters of text in the body, plus the longest possible answer:
-    `max_tokens`, `max_completion_tokens`, `max_output_tokens`, Gemini's `maxOutputTokens` or Bedrock's `maxTokens`. It
-    leaves out images and other attachments. The real cost is the `usage` of the answer (StackSpot's `tokens`, Gemini's
-    `usageMetadata`), streamed or not. A stream that reports none is settled by the text that arrived.
+    `max_tokens`, `max_completion_tokens`, `max_output_tokens`, Gemini's `maxOutputTokens` or Bedrock's `maxTokens`, as
+    many times as there may be answers (`n`, `best_of`, `candidateCount`, several prompts). It leaves out images and
+    other attachments. The real cost is the `usage` of the answer (StackSpot's `tokens`, Gemini's `usageMetadata`),
+    streamed or not. A stream that reports none is settled by the text that arrived.
 
     Args:
         count: "total", or "input" or "output" alone, for services that limit them separately.
