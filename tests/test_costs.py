@@ -80,6 +80,29 @@ def test_the_estimate_is_the_text_of_the_body_plus_the_most_tokens_of_the_answer
 
 
 @pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/batches",
+        "/v1/responses/input_tokens",
+        "/openai/batches",
+        "/v1/messages/batches",
+        "/v1/messages/count_tokens",
+        "/v1beta/models/g-1:countTokens",
+        "/v1beta/models/g-1:batchGenerateContent",
+        "/v1/batch/jobs",
+    ],
+)
+def test_a_batch_of_the_provider_and_a_count_of_tokens_cost_nothing(path: str) -> None:
+    """They have limits of their own; a batch with all of its requests in its body cost the whole limit."""
+    body = {"requests": [{"params": chat("x" * 4000, max_tokens=500)}] * 100, "max_tokens": 500}
+    for count in ("total", "input", "output"):
+        kind: Any = count
+        assert (
+            llm_tokens(kind).estimate(httpx.Request("POST", f"https://api.example.com{path}", json=body)) == 0
+        )
+
+
+@pytest.mark.parametrize(
     "part",
     [
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}},

@@ -136,6 +136,7 @@ def test_the_usage_in_an_answer_is_the_real_cost(response: httpx.Response, token
         httpx.Response(200, content=b'{"usage": {"total_tokens": 21}'),
         httpx.Response(200, content=b'data: {"usage": \n\n'),
         answer([{"usage": {"total_tokens": 21}}]),
+        answer({"object": "batch", "status": "completed", "usage": {"total_tokens": 20_000_000}}),
         answer({"usage": {}}),
         answer({"usage": 21}),
         answer({"usage": {"total_tokens": "21"}}),

@@ -119,6 +119,8 @@ def _usages(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
     # Anthropic, OpenAI's responses and Gemini's interactions start or end a stream with the whole message; Cohere and
     # Groq with a part of it.
     names = ("message", "response", "interaction", "delta", "x_groq")
+    if message.get("object") == "batch":
+        return  # OpenAI's: the usage of all requests in it, which each poll repeats and another limit counts.
     for place in [message, *(message.get(name) for name in names)]:
         if not isinstance(place, dict):
             continue

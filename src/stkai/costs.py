@@ -30,6 +30,11 @@ _MOST_OUTPUT: Final = re.compile("max(?:_completion|_output)?_tokens|max(?:Outpu
 _ANSWERS: Final = frozenset({"n", "best_of", "candidateCount"})  # How many answers to one prompt.
 _OPTIONS: Final = ("generationConfig", "generation_config", "inferenceConfig")  # Gemini's, and Bedrock's.
 
+_OTHER_LIMITS: Final = re.compile(
+    r"(?:/batches|/batch/jobs|:batchGenerateContent|[/:]count_?[tT]okens|/responses/input_tokens)/?$"
+)
+"""Paths that start a batch or only count tokens: OpenAI, Anthropic, Gemini and Mistral limit these on their own."""
+
 _TEXTUAL: Final = re.compile(r"text/|application/(?:[\w.+-]*json|x-www-form-urlencoded)", re.IGNORECASE)
 
 
@@ -49,6 +54,8 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
 
     def estimate(self, request: httpx.Request) -> float:
         """The tokens that a request may use; if its body cannot be inspected, an estimate by its length."""
+        if _OTHER_LIMITS.search(request.url.path):
+            return 0.0
         content = _content(request)
         bodies = parsed(content or b"")
         if not bodies:
