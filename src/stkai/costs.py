@@ -35,6 +35,7 @@ _OTHER_LIMITS: Final = re.compile(
 )
 """Paths that start a batch or only count tokens: OpenAI, Anthropic, Gemini and Mistral limit these on their own."""
 
+_FINISHED: Final = re.compile(rb'"finish_reason": ?"')
 _TEXTUAL: Final = re.compile(r"text/|application/(?:[\w.+-]*json|x-www-form-urlencoded)", re.IGNORECASE)
 
 
@@ -101,9 +102,9 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         arrived = 0.0 if self._count == "input" else self._tokens(text)
         if self._count != "output" and request is not None:
             arrived += LlmTokens("input", self._tokenizer).estimate(request)
-        # Streams of OpenAI's Responses API always report a usage at the end; this one was closed before.
-        is_chat = any("choices" in message for message in messages)
-        return CountedFromText(arrived) if is_chat and not _asks_for_usage(request) else arrived
+        # One that was closed early might have reported it unasked at its end, as Mistral's streams do.
+        is_whole = _FINISHED.search(response.content)
+        return CountedFromText(arrived) if is_whole and not _asks_for_usage(request) else arrived
 
     def _tokens(self, text: str) -> float:
         if self._tokenizer is not None:
@@ -171,6 +172,6 @@ def _tokens_of_length(request: httpx.Request, content: bytes | None) -> float:
 
 
 def _asks_for_usage(request: httpx.Request | None) -> bool:
-    """Whether a request asked for the usage of its stream: if that is missing, the stream was closed early."""
+    """Whether a request asked for the usage of its stream, which some servers do not report."""
     options = None if request is None else _body_of(request).get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True

@@ -191,13 +191,15 @@ async def test_one_warning_per_stack_says_how_a_stream_reports_its_usage(
 ) -> None:
     for _ in range(2):
         caplog.clear()
-        await sent(world, bucket(llm_tokens()), *[events(*deltas("hello")) for _ in range(3)])
+        end = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+        await sent(world, bucket(llm_tokens()), *[events(*deltas("hello"), end) for _ in range(3)])
         warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
         assert len(warnings) == 1
         assert 'stream_options={"include_usage": True}' in warnings[0]
     caplog.clear()
     asked = post(CHAT | {"stream": True, "stream_options": {"include_usage": True}})
     await sent(world, bucket(llm_tokens()), events(*deltas("closed early")), request=asked)
+    await sent(world, bucket(llm_tokens()), events(*deltas("closed early by Mistral's SDK")))
     unasked = {"type": "response.output_text.delta", "delta": "closed early"}
     await sent(world, bucket(llm_tokens()), events({"type": "response.created"}, unasked))
     assert not caplog.records
