@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from stkai._llm_bodies import used_tokens
 from stkai.costs import llm_tokens
 
 SETTLE = llm_tokens()["settle"]
@@ -184,6 +185,16 @@ def test_the_names_of_anthropic_that_a_proxy_adds_to_those_of_openai_are_not_the
         assert llm_tokens("input").settle(response) == 7195
         assert llm_tokens("output").settle(response) == 503
         assert SETTLE(response) == 7698
+
+
+@pytest.mark.parametrize("details", [{"reasoning_tokens": 94}, None])
+def test_reasoning_that_only_the_total_contains_is_output(details: object) -> None:
+    """xAI, and Gemini in OpenAI's format: the price of a batch had a tenth of the tokens written."""
+    usage = {"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 135, "details": details}
+    for response in (answer({"usage": usage}), stream({"choices": [], "usage": usage})):
+        assert used_tokens(None, response.content) == (32, 9 + 94)
+        assert llm_tokens("output").settle(response) == 9 + 94
+    assert llm_tokens("output").settle(answer({"usage": {"prompt_tokens": 8, "total_tokens": 8}})) == 0
 
 
 def test_gemini_counts_its_reasoning_as_output() -> None:

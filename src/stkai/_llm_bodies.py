@@ -155,6 +155,10 @@ def used_of(reported: dict[str, float], count: Count) -> float | None:
     for *_, total in _FORMATS:
         if count == "total" and total in reported:
             return reported[total]
+    if count == "output" and {"prompt_tokens", "total_tokens"} <= reported.keys():
+        # xAI, and Gemini in OpenAI's format, count reasoning in the total only.
+        rest = reported["total_tokens"] - reported["prompt_tokens"]
+        return max(reported.get("completion_tokens", 0.0), rest)
     for _, into, out, _ in _FORMATS:
         names = into if count == "input" else out if count == "output" else (*into, *out)
         numbers = [reported[name] for name in names if name in reported]
