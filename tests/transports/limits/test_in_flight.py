@@ -146,6 +146,24 @@ async def test_a_slot_is_free_when_the_response_is_dropped_unread(world: World) 
     assert took(policy, 0.0)
 
 
+async def test_a_request_that_waits_finds_the_slot_of_a_response_that_was_dropped_in_a_cycle(
+    world: World,
+) -> None:
+    """As is an SDK's stream that is left early; a program whose requests all wait collects no garbage by itself."""
+    clock = FakeClock()
+    transport = stack_of(world, InFlight(1), streamed(), streamed(), clock=clock)
+    gc.disable()
+    try:
+        cycle: list[Any] = [await world.send(transport, post())]
+        cycle.append(cycle)
+        del cycle
+        with stkai.options(max_wait_time=60.0):
+            await world.send(transport, post())
+    finally:
+        gc.enable()
+    assert clock.monotonic() < 10.0
+
+
 async def test_a_slot_is_free_when_the_response_after_an_error_is_dropped_unread(world: World) -> None:
     """Even if the wire keeps the error, whose traceback refers to the frames of the call."""
     policy, kept = InFlight(1), httpx.ReadError("reset")

@@ -1,5 +1,6 @@
 """A limit on the number of requests in flight."""
 
+import gc
 import math
 from collections import deque
 from collections.abc import Iterable
@@ -20,6 +21,9 @@ _MIN_NAP: Final = 0.001  # Seconds.
 _SEARCH_INTERVAL: Final = 1.0
 # Seconds for which a free slot is reserved for the turn that was woken to take it.
 _RESERVED_FOR: Final = 0.05
+# Seconds for which no slot was taken or freed, after which responses that were dropped in cycles are looked for; a
+# second time when these seconds have doubled, and so on.
+_STALLED: Final = 5.0
 # Turns to search for one that waits for a slot: in a long queue, nearly all may wait for other sources.
 _SEARCH_LIMIT: Final = 30
 
@@ -44,7 +48,8 @@ class Slots(Source):
         self._lost: deque[ref[Turn]] = deque()
         self._note_lost = self._lost.append
         self._mean = _FIRST_ESTIMATE
-        self.freed_at, self._looked_at = 0.0, -math.inf
+        self.freed_at, self._taken_at = 0.0, 0.0
+        self._looked_at = self._collected_at = -math.inf
         self._woken: Turn | None = None
 
     @property
@@ -77,7 +82,15 @@ class Slots(Source):
         turn.nap = min(turn.nap, max(shortest, each * (ahead or 0.5) / 2, idle / 4))
         return max(TICK, each * (self.busy + ahead - self.most + 1))
 
+    def relieve(self, now: float) -> None:
+        """Collect garbage: an SDK's stream is part of a cycle, and a program that waits collects none by itself."""
+        idle = now - max(self.freed_at, self._taken_at)
+        if idle >= _STALLED and now - self._collected_at >= idle / 2:
+            self._collected_at = now
+            gc.collect()
+
     def take(self, turn: Turn, now: float) -> None:
+        self._taken_at = now
         self._taken.add(turn if turn.is_by_hand else ref(turn, self._note_lost))
         if self.waiting:
             self.pass_on(turn, now)

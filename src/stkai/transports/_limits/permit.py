@@ -40,7 +40,7 @@ _PLACEHOLDER: Final = httpx.Request("POST", "permit:")  # For calls that have no
 _Held = dict[Source | None, float]  # Seconds for which each source held a turn up.
 
 
-def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
+def wait_for_permit(  # noqa: C901, PLR0912, PLR0915 - one loop, which reads in order
     context: Context,
     layer: str,
     limiter: Any,
@@ -98,6 +98,8 @@ def wait_for_permit(  # noqa: C901, PLR0912 - one loop, which reads in order
             before, now = now, context.now()
             if held is not None:
                 held[turn.held_by] = held.get(turn.held_by, 0.0) + now - before
+            if turn.held_by is not None:
+                turn.held_by.relieve(now)
             wait = limiter.ask(turn, now)
     except BaseException:
         now = context.now()

@@ -207,6 +207,9 @@ class Source:
                 first.moves_up = True
                 self.order.wake_soon([first])
 
+    def relieve(self, now: float) -> None:
+        """Free what is lost, for a turn that waits for this source; called without the queue's lock."""
+
     def settle(self, turn: Turn, cost: float, now: float) -> None:
         """Correct the units that the turn took to its actual cost."""
 
