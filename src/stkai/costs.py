@@ -51,7 +51,7 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
 
     def __init__(self, count: Count, tokenizer: Callable[[str], Sized | float] | None) -> None:
         super().__init__(cost=self.estimate, settle=self.settle)
-        self._count, self._tokenizer = count, tokenizer
+        self.count, self._tokenizer = count, tokenizer
 
     def estimate(self, request: httpx.Request) -> float:
         """The tokens that a request may use; if its body cannot be inspected, an estimate by its length."""
@@ -60,11 +60,11 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         content = _content(request)
         bodies = parsed(content or b"")
         if not bodies:
-            return 0.0 if self._count == "output" else _tokens_of_length(request, content)
+            return 0.0 if self.count == "output" else _tokens_of_length(request, content)
         body, tokens = bodies[0], 0.0
-        if self._count != "output":
+        if self.count != "output":
             tokens += sum(1.0 if text is None else self._tokens(text) for text in texts_in(body))
-        if self._count != "input" and isinstance(body, dict):
+        if self.count != "input" and isinstance(body, dict):
             places = [body, *(body.get(name) for name in _OPTIONS)]
             items = chain.from_iterable(place.items() for place in places if isinstance(place, dict))
             numbers = {name: number_of(value) or 0.0 for name, value in items}
@@ -91,7 +91,7 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         if "message_start" in types and "message_delta" not in types:
             # Anthropic's streams report the input first and the output last; this one was closed before its end.
             reported["output_tokens"] = max(reported.get("output_tokens", 0.0), self._tokens(text))
-        used = used_of(reported, self._count)
+        used = used_of(reported, self.count)
         if used is not None:
             return used
         if not pieces:
@@ -99,8 +99,8 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         request = None
         with suppress(RuntimeError):  # A response that was constructed by hand may have none.
             request = response.request
-        arrived = 0.0 if self._count == "input" else self._tokens(text)
-        if self._count != "output" and request is not None:
+        arrived = 0.0 if self.count == "input" else self._tokens(text)
+        if self.count != "output" and request is not None:
             arrived += LlmTokens("input", self._tokenizer).estimate(request)
         # One that was closed early might have reported it unasked at its end, as Mistral's streams do.
         is_whole = _FINISHED.search(response.content)
@@ -116,7 +116,7 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         return len(text) / CHARACTERS_PER_TOKEN
 
     def __repr__(self) -> str:
-        return f"llm_tokens({self._count!r})"
+        return f"llm_tokens({self.count!r})"
 
 
 def llm_tokens(count: Count = "total", tokenizer: Callable[[str], Sized | float] | None = None) -> LlmTokens:

@@ -7,6 +7,7 @@ from typing import Any
 from ..._checks import FRACTION, POSITIVE, check_number, safe_repr
 from ..._errors import ConfigurationError, digits
 from ..._secrets import sealed
+from ...costs import LlmTokens
 from .limiter import Cost
 from .pace.quota import KnownQuota
 from .queue_limiter import QuotaLimiter, check_limits
@@ -176,8 +177,13 @@ class AimdLimiter(QuotaLimiter):
         if saved is not None:
             weakref.finalize(self, saved.save)
 
+        counted = cost.count if isinstance(cost, LlmTokens) else "total"
+        uncounted = {"input": "output", "output": "input"}.get(counted, "none")
+
         def units() -> Sequence[Source]:
-            return [] if max_cost is None else [Units(max_cost, time_window or 1.0, reads_headers=True)]
+            if max_cost is None:
+                return []
+            return [Units(max_cost, time_window or 1.0, reads_headers=True, uncounted=uncounted)]
 
         def alone() -> Sequence[Source]:
             return [adaptive, *units()]  # No reference to the limiter: that would be a cycle.

@@ -2,11 +2,13 @@
 
 import math
 from datetime import UTC, datetime
+from typing import Any
 
 import httpx
 import pytest
 
 from stkai import AimdLimiter, RequestOptions, StackBuilder, TokenBucket
+from stkai.costs import llm_tokens
 from stkai.testing import FakeClock
 from stkai.transports import Answer, Turn, adaptive, token_bucket
 from stkai.transports._limits.pace.headers import CostReading, read_cost_limit
@@ -55,6 +57,22 @@ def tell(policy: AimdLimiter, headers: dict[str, str]) -> None:
     policy.ask(turn, 0.0)
     answer = Answer(0.0, 0.0, httpx.Response(200, headers=headers), None, lambda: datetime.now(UTC), 0.5)
     policy.learn(turn, answer)
+
+
+@pytest.mark.parametrize(("count", "wait"), [("input", 1.0), ("output", 9.0), ("total", 9.0)])
+def test_a_limit_of_one_kind_of_tokens_follows_what_is_said_about_that_kind(count: Any, wait: float) -> None:
+    """Input was held up as long as the output of Anthropic's models, of which there is less."""
+    policy = AimdLimiter(6000, 60.0, max_cost=6000.0, cost=llm_tokens(count), penalty_factor=0.3)
+    headers = {
+        "anthropic-ratelimit-tokens-limit": "12000",
+        "anthropic-ratelimit-tokens-remaining": "5000",
+        "anthropic-ratelimit-input-tokens-limit": "9000",
+        "anthropic-ratelimit-input-tokens-remaining": "200",
+        "anthropic-ratelimit-output-tokens-limit": "2000",
+        "anthropic-ratelimit-output-tokens-remaining": "0",
+    }
+    tell(policy, headers)
+    assert policy.ask(Turn(cost=300.0), 0.0) == pytest.approx(wait)
 
 
 def test_units_that_others_have_used_are_not_available() -> None:

@@ -202,11 +202,12 @@ _PAIRS: Final = (
 )
 
 
-def read_cost_limit(headers: httpx.Headers) -> CostReading | None:
-    """The tightest quota of tokens that the headers describe; None if there is none."""
+def read_cost_limit(headers: httpx.Headers, but: str = "none") -> CostReading | None:
+    """The tightest quota of tokens that the headers describe, without one of `but` tokens; None if there is none."""
     if not _mentions(headers, b"limit"):
         return None
-    pairs = [(_number(headers.get(limit)), _number(headers.get(remaining))) for limit, remaining in _PAIRS]
+    names = [pair for pair in _PAIRS if f"-{but}-" not in pair[0]]
+    pairs = [(_number(headers.get(limit)), _number(headers.get(remaining))) for limit, remaining in names]
     # Comparisons with NaN are false.
     readings = [(limit if limit > 0 else math.inf, left) for limit, left in pairs if left >= 0]
     return CostReading(*map(min, zip(*readings, strict=True))) if readings else None

@@ -18,7 +18,8 @@ class Units(Source):
     """A bucket of units: full at first, refilled evenly, and negative while there is a debt.
 
     A request that costs more than the whole bucket waits until it is full, and leaves a debt. `start`: an instant and
-    the level at it. With `reads_headers`, a server's statements about its quota of tokens may lower level and rate.
+    the level at it. With `reads_headers`, a server's statements about its quota of tokens may lower level and rate,
+    except those about "input" or "output" tokens, if these are not the ones that are counted.
     """
 
     counts_units = keeps_costs = True
@@ -29,10 +30,11 @@ class Units(Source):
         time_window: float,
         *,
         reads_headers: bool = False,
+        uncounted: str = "none",
         start: tuple[float, float] | None = None,
     ) -> None:
         self._set(most, time_window)
-        self._reads_headers = reads_headers
+        self._reads_headers, self._uncounted = reads_headers, uncounted
         self._ratio = 1.0
         # The costs of waiting turns, in the order of the queue: thousands may wait, and each needs their sum.
         self._costs: list[float] = []
@@ -127,7 +129,7 @@ class Units(Source):
             self.settle(turn, 0.0, answer.now)
         if not self._reads_headers or response is None:
             return None
-        if (reading := read_cost_limit(response.headers)) is not None:
+        if (reading := read_cost_limit(response.headers, self._uncounted)) is not None:
             self._advance(answer.now)
             # A limit with which filling the bucket takes longer than the longest wait is a mistake.
             self.rate = min(self._own_rate, max(reading.limit / _MINUTE, self.most / self._longest))
