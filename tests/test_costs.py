@@ -89,10 +89,11 @@ def test_the_estimate_is_the_text_of_the_body_plus_the_most_tokens_of_the_answer
         "/v1/messages/count_tokens",
         "/v1beta/models/g-1:countTokens",
         "/v1beta/models/g-1:batchGenerateContent",
+        "/upload/v1beta/files",
         "/v1/batch/jobs",
     ],
 )
-def test_a_batch_of_the_provider_and_a_count_of_tokens_cost_nothing(path: str) -> None:
+def test_a_batch_of_the_provider_an_upload_and_a_count_of_tokens_cost_nothing(path: str) -> None:
     """They have limits of their own; a batch with all of its requests in its body cost the whole limit."""
     body = {"requests": [{"params": chat("x" * 4000, max_tokens=500)}] * 100, "max_tokens": 500}
     for count in ("total", "input", "output"):

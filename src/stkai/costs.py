@@ -31,9 +31,11 @@ _ANSWERS: Final = frozenset({"n", "best_of", "candidateCount"})  # How many answ
 _OPTIONS: Final = ("generationConfig", "generation_config", "inferenceConfig")  # Gemini's, and Bedrock's.
 
 _OTHER_LIMITS: Final = re.compile(
-    r"(?:/batches|/batch/jobs|:batchGenerateContent|[/:]count_?[tT]okens|/responses/input_tokens)/?$"
+    r"(?:/batches|/batch/jobs|:batchGenerateContent|[/:]count_?[tT]okens|/responses/input_tokens"
+    r"|/upload/[^/]+/files)/?$"
 )
-"""Paths that start a batch or only count tokens: OpenAI, Anthropic, Gemini and Mistral limit these on their own."""
+"""Paths that start a batch or only count tokens, which OpenAI, Anthropic, Gemini and Mistral limit on their own, and of
+uploads to Gemini, whose SDK calls any file JSON."""
 
 _FINISHED: Final = re.compile(rb'"finish_reason": ?"')
 _TEXTUAL: Final = re.compile(r"text/|application/(?:[\w.+-]*json|x-www-form-urlencoded)", re.IGNORECASE)
