@@ -56,6 +56,7 @@ def test_llm_tokens_returns_cost_and_settle() -> None:
         ({"prompt": ["x" * 400, "y" * 400], "max_tokens": 10, "best_of": 5}, 300),
         ({"prompt": [[15, 2000, 7], [1, 2]], "max_tokens": 10}, 25),
         ({"prompt": [15, 2000, 7], "max_tokens": 10}, 13),
+        ({"prompt": [{"content": "x" * 400}, {"content": "y" * 400}], "max_tokens": 10}, 210),
         (chat([{"type": "text", "text": "x" * 400}, {"type": "text", "text": "y" * 400}]), 200),
         ({"model": "m-1", "system": "x" * 400, "messages": [], "max_tokens": 10}, 110),
         ({"model": "m-1", "instructions": "x" * 400, "input": "y" * 400}, 200),

@@ -73,8 +73,8 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
             most = [value for name, value in numbers.items() if _MOST_OUTPUT.fullmatch(name)]
             answers = max(1.0, *(numbers.get(name, 0.0) for name in _ANSWERS))
             prompts = body.get("prompt")
-            if isinstance(prompts, list) and not all(isinstance(part, int) for part in prompts):
-                answers *= len(prompts)  # A list of numbers is one prompt.
+            if isinstance(prompts, list) and any(isinstance(part, str | list) for part in prompts):
+                answers *= len(prompts)  # A list of numbers is one prompt, and so is one of messages.
             tokens += max(most, default=0.0) * answers
         return tokens
 
