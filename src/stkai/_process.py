@@ -69,8 +69,9 @@ _NUMBERS: Final = tuple(_signal.valid_signals())
 
 def raised_by_handler(error: BaseException) -> BaseException | None:
     """The signal handler's exception that `error` is, or was caused by; None if there is none."""
-    if threading.current_thread() is not threading.main_thread():
-        return None  # Handlers run in the main thread only.
+    # Handlers run in the main thread only. While a greenlet is finalized, gevent has no object for the current thread.
+    if threading.get_ident() != threading.main_thread().ident:
+        return None
     handlers = set(_handlers())
     for below in causes(error) if handlers else ():
         step = below.__traceback__

@@ -311,6 +311,30 @@ assert [work() for _ in range(5)] == [b"body"] * 5
 client.close()
 """
 
+LEFT_OPEN = """
+from gevent import monkey
+monkey.patch_all()
+import httpx, stkai
+
+class Body(httpx.SyncByteStream):
+    def __iter__(self):
+        yield from (b"a", b"b")
+
+wire = httpx.MockTransport(lambda request: httpx.Response(200, stream=Body()))
+client = httpx.Client(transport=stkai.build_transport(auth=None, rate_limit=stkai.InFlight(1), transport=wire))
+left = client.send(client.build_request("GET", "http://127.0.0.1/"), stream=True)
+pieces = left.iter_raw()
+next(pieces)
+"""
+
+
+def test_a_program_with_greenlets_that_ends_in_a_stream_prints_nothing() -> None:
+    import subprocess
+
+    pytest.importorskip("gevent")
+    done = subprocess.run([sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
 
 def test_greenlets_share_a_client_and_may_be_killed(server: RawServer) -> None:
     import subprocess
