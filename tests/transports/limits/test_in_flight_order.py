@@ -2,6 +2,7 @@
 
 import random
 import threading
+from functools import partial
 from typing import Any
 
 import anyio
@@ -118,6 +119,65 @@ def test_a_slot_goes_to_the_first_also_behind_a_crowd_that_waits_for_another_lim
     assert woken == [waiter]
     assert mine.ask(Turn(), 5.0) != 0.0
     assert mine.ask(waiter, 5.0) == 0.0
+
+
+def test_a_slot_goes_to_the_first_that_can_use_it_behind_a_crowd_that_also_waits_for_another_limit() -> None:
+    slots, slow = InFlight(1), TokenBucket(1, 60)
+    crowd, mine = AllOf(slow, slots), AllOf(TokenBucket(9, 60), slots)
+    holder, waiter, woken = Turn(), Turn(), list[Turn]()
+    assert slow.ask(Turn(), 0.0) == mine.ask(holder, 0.0) == 0.0
+    assert {crowd.ask(Turn(), 0.0) for _ in range(99)} >= {60.0}
+    assert mine.ask(waiter, 0.0) != 0.0
+    waiter.wake = lambda: woken.append(waiter)
+    mine.end(holder, 5.0)
+    assert woken == [waiter]
+    assert mine.ask(waiter, 5.0) == 0.0
+
+
+def test_a_crowd_whose_first_has_to_wait_for_another_limit_leaves_its_slot_to_others() -> None:
+    slots, slow = InFlight(1), TokenBucket(1, 600)
+    crowd, mine, others = (AllOf(each, slots) for each in (TokenBucket(1, 60), TokenBucket(9, 60), slow))
+    holder, waiter, first, second, third = (Turn() for _ in range(5))
+    woken: list[Turn] = []
+    assert slow.ask(Turn(), 0.0) == mine.ask(holder, 0.0) == 0.0
+    assert others.ask(Turn(), 0.0) == 600.0
+    for turn in (first, second, third):
+        assert crowd.ask(turn, 0.0) not in (0.0, 60.0), "it expects a slot, and a permit of its own limit"
+    assert mine.ask(waiter, 0.0) != 0.0
+    for turn in (first, second, third, waiter):
+        turn.wake = partial(woken.append, turn)
+    mine.end(holder, 1.0)
+    assert crowd.ask(first, 1.0) == 0.0
+    crowd.end(first, 2.0)
+    assert woken == [first, second]
+    assert crowd.ask(second, 2.0) == pytest.approx(59.0)
+    assert woken == [first, second, waiter]
+    assert mine.ask(waiter, 5.0) == 0.0
+    mine.end(waiter, 6.0)
+    assert crowd.ask(second, 61.0) == 0.0
+    assert woken == [first, second, waiter, third], "it may be admitted earlier than it was told"
+
+
+@pytest.mark.no_cover
+@pytest.mark.parametrize("n", [1, 4])
+async def test_each_tenant_gets_its_quota_beside_the_crowd_of_another(event_loop: World, n: int) -> None:
+    clock, went = FakeClock(), dict[str, list[float]]()
+    slots, own = InFlight(n), {tenant: TokenBucket(5, 1, burst=1) for tenant in ("busy", "small")}
+
+    async def visit(tenant: str) -> None:
+        async with AllOf(own[tenant], slots).permit(clock=clock):
+            went.setdefault(tenant, []).append(clock.monotonic())
+            await clock.asleep(0.09)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(120):
+            tasks.start_soon(visit, "busy")
+        await clock.asleep(1.0)
+        for _ in range(20):
+            tasks.start_soon(visit, "small")
+    assert len(went["small"]) == 20
+    assert went["small"][-1] < 1.0 + 20 / 5 + 0.5
+    assert went["busy"][-1] < 120 / 5 + 0.5
 
 
 def test_more_slots_wake_the_first_and_that_one_the_next() -> None:

@@ -24,7 +24,7 @@ _RESERVED_FOR: Final = 0.05
 # Seconds for which no slot was taken or freed, after which responses that were dropped in cycles are looked for; a
 # second time when these seconds have doubled, and so on.
 _STALLED: Final = 5.0
-# Turns to search for one that waits for a slot: in a long queue, nearly all may wait for other sources.
+# Turns to search for one that waits for a slot, if all wait for the same sources.
 _SEARCH_LIMIT: Final = 30
 
 
@@ -51,6 +51,8 @@ class Slots(Source):
         self.freed_at, self._taken_at = 0.0, 0.0
         self._looked_at = self._collected_at = -math.inf
         self._woken: Turn | None = None
+        # Whether a turn may wait for a slot. Thousands may wait for limits of their own, and leave together.
+        self._is_wanted = False
 
     @property
     def busy(self) -> int:
@@ -75,6 +77,7 @@ class Slots(Source):
                 return 0.0
             turn.nap = min(turn.nap, _RESERVED_FOR)
             return TICK
+        self._is_wanted = True
         # If requests take longer than recent ones did, check less and less often.
         idle = now - max(self.freed_at, turn.asked)
         each = max(self._mean, idle) / self.most
@@ -105,10 +108,18 @@ class Slots(Source):
         """Wake the first other turn that waits for a slot, if one is free; skip turns that are slow to wake up."""
         if turn is self._woken:
             self._woken = None
-        if not self.waiting or self.busy >= self.most:
+        if not self.waiting or self.busy >= self.most or not self._is_wanted:
             return
-        for other in islice(self.turns, _SEARCH_LIMIT):
-            if other.held_by is not self or other is turn or other.sources == but:
+        is_mixed = self.order.is_mixed
+        is_wanted = not is_mixed
+        for other in islice(self.turns, None if is_mixed else _SEARCH_LIMIT):
+            if other.held_by is not self:
+                continue
+            is_wanted = True
+            if other is turn or other.sources == but:
+                if other.number > turn.number:  # What now holds up `turn` holds up those behind it as well.
+                    other.held_by, other.due_at = turn.held_by, max(other.due_at, turn.due_at)
+                    other.moves_up = True
                 continue
             if not other.is_woken:
                 self.order.woken.append(other)
@@ -117,6 +128,7 @@ class Slots(Source):
                 self._woken = other
             if now < other.due_at + _RESERVED_FOR:
                 return
+        self._is_wanted = is_wanted
 
     def end(self, turn: Turn, now: float) -> None:
         self._mean += _SAMPLE_WEIGHT * (max(0.0, now - turn.since) - self._mean)

@@ -184,8 +184,6 @@ class Queue(StaysInProcess):
                 certain = least if least > certain else certain  # noqa: FURB136
         if may_be_sooner:
             turn.nap = max(latest, held)  # At least one source has no permit before then.
-        if before is not None and before is not turn.held_by:
-            before.pass_on(turn, now, sources)
         exact = exact if exact > wait else wait  # noqa: FURB136
         wait = longest if longest > wait else wait  # noqa: FURB136
         if turn.moves_up:
@@ -194,6 +192,8 @@ class Queue(StaysInProcess):
                 turn.moves_up = False
                 first.order.move_up(turn, place + 1)
         turn.due_at = now + wait
+        if before is not None and before is not turn.held_by:
+            before.pass_on(turn, now, sources)
         turn.certain = certain if may_be_sooner else math.inf
         turn.is_guess = may_be_sooner and exact <= TICK
         if turn.is_guess and wait <= TICK:
