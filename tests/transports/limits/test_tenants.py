@@ -117,3 +117,23 @@ def test_nor_does_a_crowd_of_a_thousand() -> None:
     line.add(fast, *[Turn() for _ in range(10)])
     line.run(2.0, follow=fast)
     assert len(line.went) > 0.95 * 2 * RATE
+
+
+@pytest.mark.parametrize("change", ["settle", "leave", "update"])
+def test_what_is_given_back_wakes_the_first_that_waits_for_it_behind_a_crowd(change: str) -> None:
+    common, woken = TokenBucket(None, 60, max_cost=10), list[Turn]()
+    slow, fast = AllOf(TokenBucket(1, 86400), common), AllOf(InFlight(99), common)
+    holder, waiter = Turn(cost=9.0), Turn(cost=9.0)
+    assert slow.ask(Turn(cost=1.0), 0.0) == fast.ask(holder, 0.0) == 0.0
+    for _ in range(99):
+        slow.ask(Turn(cost=0.0), 0.0)
+    assert fast.ask(waiter, 0.0) == pytest.approx(54.0)
+    waiter.wake = lambda: woken.append(waiter)
+    if change == "settle":
+        fast.settle(holder, 0.0, 1.0)
+    elif change == "leave":
+        fast.leave(holder, 1.0)
+    else:
+        common.update(max_cost=90)
+    assert woken == [waiter]
+    assert fast.ask(waiter, 1.0) == 0.0

@@ -22,7 +22,7 @@ MAX_OVERSLEEP: Final = 5.0
 _SEARCH_LIMIT: Final = 1000  # Turns to examine if some also wait for limits of their own.
 _RUN_LENGTH: Final = 50  # Beyond it, turns to examine in a row: the turns of tenants often alternate.
 _RUN_COUNT: Final = 10  # The number of such runs.
-_WAKE_LIMIT: Final = 30  # Turns to search for one to wake.
+_WAKE_LIMIT: Final = 30  # Turns to search for one to wake, if all wait for the same sources.
 
 
 class Limits(NamedTuple):
@@ -202,7 +202,8 @@ class Source:
     def wake_first(self) -> None:
         """Wake the first turn that waits for this source, which has permits earlier than announced."""
         if self.waiting and self.is_exact and not self.is_remote:
-            first = next((turn for turn in islice(self.turns, _WAKE_LIMIT) if turn.held_by is self), None)
+            near = islice(self.turns, _SEARCH_LIMIT if self.order.is_mixed else _WAKE_LIMIT)
+            first = next((turn for turn in near if turn.held_by is self), None)
             if first is not None:
                 first.moves_up = True
                 self.order.wake_soon([first])
