@@ -22,8 +22,9 @@ _SEARCH_INTERVAL: Final = 1.0
 # Seconds for which a free slot is reserved for the turn that was woken to take it.
 _RESERVED_FOR: Final = 0.05
 # Seconds for which no slot was taken or freed, after which responses that were dropped in cycles are looked for; a
-# second time when these seconds have doubled, and so on.
+# second time when these seconds have doubled, and so on. At first only young objects: all may be many millions.
 _STALLED: Final = 5.0
+_LONG_STALLED: Final = 20.0
 # Turns to search for one that waits for a slot, if all wait for the same sources.
 _SEARCH_LIMIT: Final = 30
 
@@ -90,7 +91,7 @@ class Slots(Source):
         idle = now - max(self.freed_at, self._taken_at)
         if idle >= _STALLED and now - self._collected_at >= idle / 2:
             self._collected_at = now
-            gc.collect()
+            gc.collect(1 if idle < _LONG_STALLED else 2)
 
     def take(self, turn: Turn, now: float) -> None:
         self._taken_at = now
