@@ -11,7 +11,6 @@ import os
 import ssl
 import sys
 from asyncio import sslproto
-from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -32,7 +31,7 @@ from .aiohttp_connection import BUFFER_SIZE, MAX_HEAD, Connection, parser_limits
 from .aiohttp_exchange import READ_ERRORS, Body, NetworkStream, RequestWriter, require_readable, unreadable
 from .httpcore_fixes import CLOSED, NO_THREAD
 from .pool import AsyncConnectionPool
-from .proxies import ProxyMap
+from .proxies import ProxyMap, headers_for
 
 if TYPE_CHECKING:
     from .._config.models import HttpConfig
@@ -53,7 +52,7 @@ class OverAiohttp(httpx.AsyncBaseTransport):
         self._context, self._expiry = context, math.inf if expiry is None else expiry
         self._response, self._body = family.Response, of_family(Body, family)
         self._proxy = None if proxy is None else URL(str(proxy.url))
-        self._proxy_headers = Secret({} if proxy is None else _headers_for(proxy))
+        self._proxy_headers = Secret({} if proxy is None else headers_for(proxy))
         self._connection: Connection | None = None
         self._destination: tuple[object, ...] | None = None
         after_fork(self, OverAiohttp._abandon)
@@ -267,14 +266,6 @@ def _let_errors_through(transport: Any) -> None:
             transport.abort()
 
     transport._force_close = close_or_abort  # type: ignore[attr-defined]  # noqa: SLF001
-
-
-def _headers_for(proxy: httpx.Proxy) -> dict[str, str]:
-    """The headers that only the proxy gets: its own, and its credentials (RFC 7617)."""
-    if proxy.raw_auth is None:
-        return dict(proxy.headers)
-    credentials = b64encode(b":".join(proxy.raw_auth)).decode("ascii")
-    return {"Proxy-Authorization": f"Basic {credentials}", **proxy.headers}
 
 
 class AiohttpWire(AsyncDefaultWire):

@@ -8,6 +8,7 @@ Also the connection to a proxy: httpcore reports a proxy that does not connect a
 
 import math
 import re
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -100,6 +101,14 @@ def _network(text: str) -> IPv4Network | IPv6Network | None:
 _ASKS: Final = re.compile(rb"[\x01\x05]|CONNECT [^/ ]+:[0-9]+ HTTP/")
 """The start of a SOCKS message (RFC 1928 and 1929), or of a request for a tunnel (RFC 9110, section 9.3.6). A request
 that a proxy forwards contains a whole URL instead."""
+
+
+def headers_for(proxy: httpx.Proxy) -> dict[str, str]:
+    """The headers that only the proxy gets: its own, and its credentials (RFC 7617)."""
+    if proxy.raw_auth is None:
+        return dict(proxy.headers)
+    credentials = b64encode(b":".join(proxy.raw_auth)).decode("ascii")
+    return {"Proxy-Authorization": f"Basic {credentials}", **proxy.headers}
 
 
 class ProxyStream:
