@@ -20,6 +20,7 @@ from stkai import (
     TokenBucket,
     Waited,
 )
+from stkai.stores import MemoryStore
 from stkai.testing import FakeClock
 from stkai.transports import Turn, adaptive, retry, token_bucket
 
@@ -317,6 +318,31 @@ async def test_while_the_rate_of_a_silent_server_is_to_be_found_no_call_is_rejec
         for _ in range(60):
             group.start_soon(call)
     assert answers == [200] * 60
+
+
+async def test_a_call_of_a_group_is_rejected_only_if_the_whole_quota_would_be_too_slow_for_it(
+    event_loop: World,
+) -> None:
+    clock, sent, rejected = FakeClock(), list[float](), list[float]()
+    group = AimdLimiter(300, 60, share="team", store=MemoryStore(clock), max_wait_time=10.0)
+
+    def answer(_: httpx.Request) -> int:
+        sent.append(clock.monotonic())
+        return 200
+
+    transport = event_loop.build(StackBuilder([adaptive(group)], clock=clock), Wire(answer))
+
+    async def call() -> None:
+        try:
+            await event_loop.send(transport, httpx.Request("POST", URL))
+        except TokenAcquisitionTimeoutError:
+            rejected.append(clock.monotonic())
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(100):
+            tasks.start_soon(call)
+    assert len(sent) >= 15
+    assert rejected.count(0.0) >= 25
 
 
 async def test_a_refused_call_comes_back_at_the_head_of_the_queue(event_loop: World) -> None:

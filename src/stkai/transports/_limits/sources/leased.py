@@ -98,6 +98,14 @@ class Leased(Member):
         turn.nap = min(turn.nap, max(_BUSY_NAP, left - group.lead()))
         return max(wait, TICK, left)
 
+    def least_wait(self, seconds: float, ahead: int, now: float) -> float:
+        if self.pace is None or self.outage.is_on:
+            return seconds
+        pause = max(0.0, self.group.paused_until - now)
+        return pause + (seconds - pause) * min(
+            1.0, self.rate / self.quota.rate
+        )  # It may grow to the whole quota.
+
     def take(self, turn: Turn, now: float) -> None:
         outage, lease = self.outage, self.group.lease
         local = outage.sources
