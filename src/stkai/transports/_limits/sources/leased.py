@@ -102,9 +102,8 @@ class Leased(Member):
         if self.pace is None or self.outage.is_on:
             return seconds
         pause = max(0.0, self.group.paused_until - now)
-        return pause + (seconds - pause) * min(
-            1.0, self.rate / self.quota.rate
-        )  # It may grow to the whole quota.
+        # The rate may grow to the whole quota.
+        return pause + (seconds - pause) * min(1.0, self.rate / self.quota.rate)
 
     def take(self, turn: Turn, now: float) -> None:
         outage, lease = self.outage, self.group.lease
