@@ -2,7 +2,7 @@
 
 import asyncio
 import gzip
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import httpx
@@ -133,7 +133,13 @@ def test_a_program_that_runs_on_uvloop_is_answered_and_cut_off_like_any_other(
     http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`uvloop.install()` makes `asyncio.run` use it."""
-    monkeypatch.setattr(asyncio, "run", pytest.importorskip("uvloop").run)
+    uvloop = pytest.importorskip("uvloop")
+
+    def run(main: Coroutine[Any, Any, None]) -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main)
+
+    monkeypatch.setattr(asyncio, "run", run)
     with QuotaServer() as server:
         server.fail_with(Reset("headers"))
         with pytest.raises(httpx.ReadError, match="reset by peer"):
