@@ -26,6 +26,9 @@ _COMMON_WINDOWS: Final = (1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 900.0, 1800.
 # may share ten requests.
 _FLOOR_REQUESTS: Final = 0.5
 _FLOOR_FRACTION: Final = 0.02
+# At a server that only refuses: requests per second, or this fraction of the quota if that is less.
+_SILENT_FLOOR: Final = 0.1
+_SILENT_FLOOR_FRACTION: Final = 0.05
 
 # Fraction of the quota that a sender leaves to others, up to a number of requests per second. At the exact rate of a
 # bucket, it would take each permit at once: others would be refused, and it never would.
@@ -75,6 +78,11 @@ class KnownQuota:
         if not self.is_given:
             return least
         return max(self._floor_fraction * self.ceiling, min(least, _FLOOR_FRACTION * self.ceiling))
+
+    @property
+    def silent_floor(self) -> float:
+        """The same at a server that only refuses."""
+        return max(self.floor, min(_SILENT_FLOOR, _SILENT_FLOOR_FRACTION * self.ceiling))
 
     def __str__(self) -> str:
         return f"{self.requests:g}, {self.window:g}"

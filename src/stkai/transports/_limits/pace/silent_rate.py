@@ -42,14 +42,12 @@ _MAX_HOLD: Final = 2.1  # Seconds.
 _LONG_ROW: Final = 6  # Refusals.
 _MAX_LONG_HOLD: Final = 4.2  # Seconds, after more than `_LONG_ROW` refusals in a row.
 
-# Requests per second below which the rate never falls; less if this fraction of the quota is less.
-_MIN_RATE: Final = 0.1
-_MIN_RATE_FRACTION: Final = 0.05
 _STRICT_CHANGE: Final = 0.3  # Replaces `LEAST_CHANGE` if refusals are collisions: the rate keeps moving.
 
 # Seconds by which a request may be late and still keep its schedule, up to half a gap. Not for strict servers, which
 # would refuse the shorter gap.
 _MAX_LATENESS: Final = 0.05
+
 _MAX_SILENCE: Final = 20.0  # Seconds without a success, after which the rate stops growing.
 _MAX_STRICT_GROWTH: Final = 1.5  # Growth factor between successes of a strict server: patience may be short.
 _MAX_GROWTH_STEP: Final = 1.0  # Seconds of growth at a time: in a longer step, the process was suspended.
@@ -61,6 +59,7 @@ _MIN_COVERED_RATE: Final = 6.0
 # A sender is slow if fewer requests per second than this were accepted, over at least these seconds.
 _SLOW_RATE: Final = 1.5
 _JUDGED_AFTER: Final = 10.0
+
 _PAIR_NAP: Final = 0.002  # Seconds after which the second of a pair asks again if it woke before the first.
 _MIN_NAP: Final = 0.25  # Seconds that a waiter sleeps before it asks again: the rate may have grown.
 
@@ -296,5 +295,4 @@ class SilentServerRate:
         self._starting, self._cut_at = False, now
 
     def _bounded(self, rate: float) -> float:
-        quota = self._quota
-        return min(quota.most, max(rate, quota.floor, min(_MIN_RATE, _MIN_RATE_FRACTION * quota.ceiling)))
+        return min(self._quota.most, max(rate, self._quota.silent_floor))
