@@ -212,9 +212,13 @@ def plan_of(limiter: Limiter, request: httpx.Request | None, *, in_list: bool = 
     if isinstance(limiter, QueueLimiter) and not in_list:
         plan = limiter.plan_for(request)
         # Its own `ask` determines where its turns take their permits.
-        return plan and replace(plan, sources=(), custom=(), ends=True, listens=lambda _: True)
+        return plan and replace(plan, sources=(), custom=(), ends=True, listens=_always)
     if request is not None and limiter.methods is not None and request.method not in limiter.methods:
         return None
     custom = (_source_of(limiter),) if in_list else ()
     priced = () if getattr(limiter, "max_cost", None) is None else custom or (limiter,)
-    return Plan(custom, custom, priced, hasattr(limiter, "end"), lambda _: True, limiter.max_wait_time)
+    return Plan(custom, custom, priced, hasattr(limiter, "end"), _always, limiter.max_wait_time)
+
+
+def _always(_now: float) -> bool:
+    return True
