@@ -54,3 +54,12 @@ def speaks_plain_http(connection: socket.socket) -> None:
     """Whatever the client greets with."""
     connection.recv(65_536)
     connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+
+def pump(source: socket.socket, sink: socket.socket, how: int = socket.SHUT_WR) -> None:
+    """Pass on everything that arrives, and then shut down the sink."""
+    with suppress(OSError):
+        while data := source.recv(65_536):
+            sink.sendall(data)
+    with suppress(OSError):
+        sink.shutdown(how)

@@ -24,7 +24,7 @@ from stkai._wire import AsyncDefaultWire, DefaultWire
 from stkai._wire.httpcore_fixes import AsyncNetwork, Network
 from stkai._wire.single_connection import AsyncSingleConnection, SingleConnection, with_single_connection
 
-from ..support.listening import Serve, listening, speaks_plain_http
+from ..support.listening import Serve, listening, pump, speaks_plain_http
 from ..support.servers import CERTIFICATE, KEY
 from ..support.world import NAMES, World
 from .raw import ENDLESS, WHOLE, raw_server
@@ -279,7 +279,8 @@ def tunnel(talk: Serve, secure: bool) -> Serve:
         near, far = socket.socketpair()
         with outer, near, far:
             ways = [
-                threading.Thread(target=pump, args=way, daemon=True) for way in ((outer, near), (near, outer))
+                threading.Thread(target=pump, args=(*way, socket.SHUT_RDWR), daemon=True)
+                for way in ((outer, near), (near, outer))
             ]
             for way in ways:
                 way.start()
@@ -290,14 +291,6 @@ def tunnel(talk: Serve, secure: bool) -> Serve:
                 way.join(10)
 
     return serve
-
-
-def pump(source: socket.socket, sink: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(65_536):
-            sink.sendall(data)
-    with suppress(OSError):
-        sink.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

@@ -21,7 +21,7 @@ from stkai import HttpConfig, RequestOptions
 from stkai._wire import AsyncDefaultWire, DefaultWire
 
 from ..support import servers
-from ..support.listening import listening
+from ..support.listening import listening, pump
 from ..support.servers import CERTIFICATE, KEY, Proxy
 from ..support.world import NAMES, World
 from .raw import WHOLE, Http2Server, RawServer, raw_server
@@ -80,14 +80,6 @@ class Socks:
             with socket.create_connection(self.target) as upstream:
                 threading.Thread(target=pump, args=(upstream, client), daemon=True).start()
                 pump(client, upstream)
-
-
-def pump(source: socket.socket, sink: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-    with suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
 
 
 @pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
