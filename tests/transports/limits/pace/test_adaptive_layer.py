@@ -268,10 +268,28 @@ async def test_a_pause_as_long_as_the_limit_is_waited_for(world: World, start: f
     assert bench.sent[1][0] == pytest.approx(start + 33.3)
 
 
+async def rejections_of(calls: int, transport: Any, world: World, clock: FakeClock) -> list[float]:
+    """When those of so many simultaneous calls were rejected that were."""
+    rejected: list[float] = []
+
+    async def call() -> None:
+        try:
+            response = await world.send(transport, httpx.Request("POST", URL))
+        except TokenAcquisitionTimeoutError:
+            rejected.append(clock.monotonic())
+        else:
+            assert response.is_success
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(calls):
+            tasks.start_soon(call)
+    return rejected
+
+
 async def test_at_a_start_a_call_is_rejected_once_successes_cannot_release_its_permit_in_time(
     event_loop: World,
 ) -> None:
-    clock, sent, rejected = FakeClock(), list[float](), list[float]()
+    clock, sent = FakeClock(), list[float]()
 
     async def answer(_: httpx.Request) -> int:
         sent.append(clock.monotonic())
@@ -281,16 +299,7 @@ async def test_at_a_start_a_call_is_rejected_once_successes_cannot_release_its_p
     transport = event_loop.build(
         StackBuilder([adaptive(limiter(max_wait_time=5.0))], clock=clock), Wire(answer)
     )
-
-    async def call() -> None:
-        try:
-            await event_loop.send(transport, httpx.Request("POST", URL))
-        except TokenAcquisitionTimeoutError:
-            rejected.append(clock.monotonic())
-
-    async with anyio.create_task_group() as group:
-        for _ in range(60):
-            group.start_soon(call)
+    rejected = await rejections_of(60, transport, event_loop, clock)
     assert len(sent) >= 15
     assert rejected.count(0.0) >= 25
     assert max(sent + rejected) <= 5.0
@@ -309,21 +318,13 @@ async def test_while_the_rate_of_a_silent_server_is_to_be_found_no_call_is_rejec
 
     layers = [retry(RetryPolicy()), adaptive(AimdLimiter(max_wait_time=most))]
     transport = event_loop.build(StackBuilder(layers, clock=clock), Wire(answer))
-    answers = []
-
-    async def call() -> None:
-        answers.append((await event_loop.send(transport, httpx.Request("POST", URL))).status_code)
-
-    async with anyio.create_task_group() as group:
-        for _ in range(60):
-            group.start_soon(call)
-    assert answers == [200] * 60
+    assert await rejections_of(60, transport, event_loop, clock) == []
 
 
 async def test_a_call_of_a_group_is_rejected_only_if_the_whole_quota_would_be_too_slow_for_it(
     event_loop: World,
 ) -> None:
-    clock, sent, rejected = FakeClock(), list[float](), list[float]()
+    clock, sent = FakeClock(), list[float]()
     group = AimdLimiter(300, 60, share="team", store=MemoryStore(clock), max_wait_time=10.0)
 
     def answer(_: httpx.Request) -> int:
@@ -331,16 +332,7 @@ async def test_a_call_of_a_group_is_rejected_only_if_the_whole_quota_would_be_to
         return 200
 
     transport = event_loop.build(StackBuilder([adaptive(group)], clock=clock), Wire(answer))
-
-    async def call() -> None:
-        try:
-            await event_loop.send(transport, httpx.Request("POST", URL))
-        except TokenAcquisitionTimeoutError:
-            rejected.append(clock.monotonic())
-
-    async with anyio.create_task_group() as tasks:
-        for _ in range(100):
-            tasks.start_soon(call)
+    rejected = await rejections_of(100, transport, event_loop, clock)
     assert len(sent) >= 15
     assert rejected.count(0.0) >= 25
 
