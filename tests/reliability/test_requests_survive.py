@@ -338,3 +338,25 @@ async def test_the_final_error_of_a_call_has_one_note_with_its_method_host_and_a
         await world.call(client.get, "https://user@api.example.com:8443/v1?key=secret")
     plural = "s" if attempts > 1 else ""
     assert caught.value.__notes__ == [f"stkai: GET api.example.com: {attempts} attempt{plural}"]
+
+
+async def test_the_final_error_of_a_call_says_how_its_earlier_attempts_ended(world: World) -> None:
+    wire = Wire(503, 503, httpx.ReadError("reset"), httpx.ReadTimeout("slow"))
+    transport = transport_of(world, retry=RetryPolicy(3, initial_delay=0), transport=wire, clock=FakeClock())
+    with pytest.raises(httpx.ReadTimeout) as caught:
+        await world.call(world.client(transport).get, URL)
+    attempts = "4 attempts; before: 503 Service Unavailable, ReadError: reset"
+    assert caught.value.__notes__ == [f"stkai: GET api.example.com: {attempts}"]
+
+
+async def test_a_call_that_cannot_meet_its_deadline_says_how_its_earlier_attempts_ended(world: World) -> None:
+    transport = transport_of(
+        world, retry=NO_DELAY, rate_limit=TokenBucket(1, 60), transport=Wire(503), clock=FakeClock()
+    )
+    with pytest.raises(DeadlineExceededError, match="a permit takes") as caught:
+        await world.call(
+            world.client(transport).get, URL, extensions={"stkai": RequestOptions(deadline=10.0)}
+        )
+    assert caught.value.__notes__ == [
+        "stkai: GET api.example.com: 2 attempts; before: 503 Service Unavailable"
+    ]

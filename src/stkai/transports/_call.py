@@ -129,10 +129,12 @@ class Attempt:
             auth layer. After a wait, a limiter layer raises `SignatureExpired` if it is not.
         is_observed: whether a listener receives the events of this call. Set where the call begins and ends.
         closing: set when the stack is closed, which ends all waits. Set where the call begins.
+        causes: why the attempts before it were followed by another. Set by the retry layer.
     """
 
     paced = excused = False
     number = 1
+    causes: tuple[str, ...] = ()
     _numbers: Iterator[int] | None = None
 
     def __init__(
@@ -204,7 +206,7 @@ class Attempt:
     def _with(self, call: Call, number: int, record: CallRecord, place: Any = None) -> "Attempt":
         other = Attempt(call, self.closing, self.is_observed)
         other.number, other._record, other.place = number, record, place
-        other.is_signed, other._numbers = self.is_signed, self._numbers
+        other.is_signed, other._numbers, other.causes = self.is_signed, self._numbers, self.causes
         return other
 
     def within(self, call: Call) -> "Attempt":

@@ -1,6 +1,6 @@
 """The clock, random numbers and listener that a stack gives its layers, and the events of calls and attempts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from logging import DEBUG
 from typing import Final
@@ -8,7 +8,7 @@ from typing import Final
 import httpx
 
 from .._clock import Clock, clock_or_system, uniform
-from .._errors import ConfigurationError, InvalidArgumentError
+from .._errors import ConfigurationError, InvalidArgumentError, describe, visible
 from .._families import adopt, alike
 from .._headers import Fields
 from .._log import Listener, Listeners, events, log_events, logger, notify
@@ -89,19 +89,18 @@ def call_failed(context: Context, attempt: Attempt, error: BaseException) -> Non
             error.request = call.request
             adopt(error, call.request)
         if isinstance(error, Exception):
-            add_note(error, call.method, call.host, attempt.record.attempts)
+            add_note(error, call.method, call.host, attempt.record.attempts, attempt.last.causes)
     finally:  # Even if interrupted.
         if attempt.is_observed:
             call_finished(context, attempt, error=type(error).__name__)
 
 
-def add_note(error: Exception, method: str, host: str, attempts: int) -> None:
-    """Add a note to the error that ends a call, unless it has one: about the request, and what to do."""
+def add_note(error: Exception, method: str, host: str, attempts: int, causes: Iterable[str] = ()) -> None:
+    """Add a note to the error that ends a call, unless it has one: about the request, its attempts, and what to do."""
     if not any(note.startswith(_NOTE) for note in getattr(error, "__notes__", ())):
-        advice = advice_on(error)
-        error.add_note(
-            f"{_NOTE}{method} {host}: {attempts} attempt{'s' * (attempts != 1)}{'; ' * bool(advice)}{advice}"
-        )
+        others = ", ".join(dict.fromkeys(cause for cause in causes if cause not in visible(describe(error))))
+        parts = f"{attempts} attempt{'s' * (attempts != 1)}", others and f"before: {others}", advice_on(error)
+        error.add_note(f"{_NOTE}{method} {host}: {'; '.join(filter(None, parts))}")
 
 
 def call_finished(

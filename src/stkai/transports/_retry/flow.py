@@ -233,10 +233,12 @@ class _Loop:
         seconds = policy.delay(failure, number, attempt.call.time_left(now), context.random())
         if seconds is None or (policy.budget is not None and not policy.budget.withdraw(now)):
             return False
-        self._seconds = seconds
+        self._seconds, cause = seconds, failure.cause
+        last.causes = *last.causes, cause
         if attempt.is_observed:
-            number, cause = attempt.number, failure.cause
-            context.emit(RetryScheduled(call=attempt.info, attempt=number, delay=seconds, cause=cause))
+            context.emit(
+                RetryScheduled(call=attempt.info, attempt=attempt.number, delay=seconds, cause=cause)
+            )
         return True
 
     def forget(self) -> None:
