@@ -115,6 +115,18 @@ def close_clients(namespace: dict[str, Any]) -> None:
             value.close()
 
 
+def test_the_code_that_replaces_other_libraries_runs() -> None:
+    page = (ROOT / "docs" / "migration.md").read_text()
+    section = page.partition("## From other libraries")[2].partition("\n## ")[0]
+    replaced = [row.split(" | ")[1] for row in section.splitlines() if row.startswith("| ")]
+    codes = re.findall(r"`(stkai\.[^`]*\))`", "".join(replaced))
+    made = [eval(code, {"stkai": stkai, "rpm": 500, "tpm": 200_000}) for code in codes]  # noqa: S307
+    assert len(made) >= 9
+    for transport in made:
+        if isinstance(transport, httpx.BaseTransport):
+            transport.close()
+
+
 def test_every_python_block_of_a_page_is_marked_so_that_it_runs() -> None:
     opened = found_on_pages(r"^[ \t>]*[`~]{3,}[ \t]*(?:python|py|pycon)\b.*$")
     assert [line for line in opened if not re.fullmatch(r"[ \t>]*```python", line)] == []
