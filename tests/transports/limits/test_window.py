@@ -3,6 +3,7 @@
 import heapq
 import math
 import random
+from collections import Counter
 from typing import Any
 
 import httpx
@@ -179,3 +180,34 @@ def test_the_lateness_of_those_ahead_is_allowed_for_in_whatever_order_the_limits
         both.ask(turn, 0.0)
     last = turns[-1]
     assert last.slack == pytest.approx(3 * 0.001), "those of three windows of two are ahead"
+
+
+async def _refused(world: World, limiter: TokenBucket, accepted: int, count: int) -> None:
+    """Send `count` requests, of which the server accepts so many in each second and refuses the others."""
+    clock, in_second = FakeClock(), Counter[int]()
+
+    def answer(request: httpx.Request) -> int:
+        second = int(clock.monotonic())
+        in_second[second] += 1
+        return 200 if in_second[second] <= accepted else 429
+
+    transport = world.layer(token_bucket(limiter), world.wire(answer), context=Context(clock=clock))
+    for _ in range(count):
+        await world.send(transport, httpx.Request("POST", "https://api.example.com/"))
+
+
+@pytest.mark.parametrize("quota", [(100, 60), (40, 1), (4, 1)])
+async def test_one_warning_says_what_to_do_if_the_server_refuses_the_requests_of_a_window(
+    world: World, quota: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    await _refused(world, TokenBucket(*quota), accepted=1, count=300)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"sends at most {quota[0]} requests per {quota[1]} s: others" in caplog.text
+    assert "burst=1 spaces requests evenly" in caplog.text
+
+
+async def test_there_is_no_warning_of_a_few_refusals(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    await _refused(world, TokenBucket(100, 60), accepted=80, count=300)
+    await _refused(world, TokenBucket(4, 1), accepted=4, count=300)
+    await _refused(world, TokenBucket(100, 60, burst=1), accepted=2, count=300)
+    assert not caplog.records

@@ -5,7 +5,9 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from typing import Final
 
-from ..limiter import Turn
+from ...._log import logger
+from ..._operations import Run
+from ..limiter import Answer, RateChange, Turn
 from . import ROUNDING, TICK, Limits, Source, in_words
 
 NEVER: Final = -math.inf
@@ -14,6 +16,9 @@ NEVER: Final = -math.inf
 WAKE_TOLERANCE: Final = 0.05
 # Seconds by which a timer may be late; in a window shorter than a second, this fraction of the window.
 _SLACK: Final = 0.001
+
+# Seconds, at least, in which the refusals of a quarter of the permits, at least ten, are worth a warning.
+_WARN_WITHIN: Final = 10.0
 
 
 class Rate(Source):
@@ -81,6 +86,7 @@ class Window(Source):
     def __init__(self, max_requests: float, time_window: float) -> None:
         self._instants: deque[float] = deque()  # When the requests of the last window were sent.
         self._left = -math.inf  # When the last of those was sent that have left the window.
+        self._refused, self._refused_since = 0, NEVER
         self._set(max_requests, time_window)
 
     def _set(self, max_requests: float, time_window: float) -> None:
@@ -118,6 +124,18 @@ class Window(Source):
         if turn.since > self._left and place < len(self._instants):
             del self._instants[place]
 
+    def learn(self, turn: Turn, answer: Answer) -> RateChange | None:
+        """Warn once if the server refuses many of the requests that it should allow."""
+        if answer.is_refusal and self._refused_since < math.inf:
+            span = max(self.seconds, _WARN_WITHIN)
+            if answer.now - self._refused_since >= span:
+                self._refused, self._refused_since = 0, answer.now
+            self._refused += 1
+            if self._refused >= max(10, self.most * span / self.seconds / 4):
+                self._refused_since = math.inf
+                turn.errand = _warning(self.limit)  # Not here: the queue holds its lock.
+        return None
+
     def available(self, now: float, seconds: float) -> float:
         windows, rest = divmod(max(0.0, seconds), self.seconds)
         left = bisect_right(self._instants, now + rest - self.seconds + TICK)
@@ -126,3 +144,16 @@ class Window(Source):
     def update(self, limits: Limits) -> None:
         assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
         self._set(limits.max_requests, limits.time_window)
+
+
+def _warning(limit: str) -> Run:
+    def warn(_left: float) -> None:
+        logger.warning(
+            "the server refuses many requests, although the limiter sends at most %s: others use the quota, it is"
+            " smaller, or the server accepts no bursts. burst=1 spaces requests evenly; an AimdLimiter adapts", limit,
+        )  # fmt: skip
+
+    async def awarn(left: float) -> None:
+        warn(left)
+
+    return Run(warn, awarn)
