@@ -117,6 +117,7 @@ def test_the_priority_is_normal_by_default() -> None:
     [
         ({"deadline": 0}, "deadline"),
         ({"max_wait_time": "5"}, "max_wait_time"),
+        ({"max_wait_time": 0}, r"max_wait_time must be a positive number of seconds \(0\.001 for no wait\)"),
         ({"cost": -1}, "cost"),
         ({"priority": "high"}, "priority"),
         ({"retry": 3}, "retry"),

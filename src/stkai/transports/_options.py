@@ -65,7 +65,11 @@ class RequestOptions:
         for name in ("deadline", "max_wait_time"):
             value = getattr(self, name)
             if value is not UNSET and value is not None:
-                hint = ", or None for no limit"
+                hint = (
+                    ", or None for no limit"
+                    if name == "deadline"
+                    else " (0.001 for no wait), or None for no limit"
+                )
                 number = check_number(name, value, POSITIVE_SECONDS, hint, error=InvalidArgumentError)
                 object.__setattr__(self, name, number)
         # Check for a method, so that `import stkai` need not import the class.

@@ -58,6 +58,11 @@ def test_a_config_with_bad_methods_is_refused_by_name(methods: Any) -> None:
         RateLimitConfig(methods=methods)
 
 
+def test_the_error_of_a_wait_of_zero_says_how_not_to_wait() -> None:
+    with pytest.raises(ConfigurationError, match=r"max_wait_time must be .* \(0\.001 for no wait\), or None"):
+        TokenBucket(1, 60, max_wait_time=0)
+
+
 @pytest.mark.parametrize(("strategy", "kind"), [("token_bucket", TokenBucket), ("adaptive", AimdLimiter)])
 async def test_max_cost_counts_tokens_with_either_strategy(
     world: World, on: pytest.MonkeyPatch, strategy: str, kind: Any

@@ -38,7 +38,7 @@ class QueueLimiter(Queue):
     ) -> None:
         self._methods = checked_methods(methods)
         if max_wait_time is not None:
-            hint = ", or None to wait as long as it takes"
+            hint = " (0.001 for no wait), or None to wait as long as it takes"
             max_wait_time = check_number("max_wait_time", max_wait_time, POSITIVE, hint)
         super().__init__(*sources)
         ends = any(type(source).end is not Source.end for source in sources)
