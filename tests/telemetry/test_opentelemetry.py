@@ -373,6 +373,8 @@ def test_trouble_with_a_shared_quota_is_counted_for_each_share(telemetry: Teleme
         ("stkai.store.losses", "team"): 2,
         ("stkai.store.losses", "other"): 1,
         ("stkai.store.restorations", "team"): 1,
+        ("stkai.store.outages", "team"): 0,
+        ("stkai.store.outages", "other"): 1,
         ("stkai.quota.disagreements", "team"): 1,
     }
     assert telemetry.spans() == ()

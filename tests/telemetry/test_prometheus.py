@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.parser import text_string_to_metric_families
 
 import stkai
@@ -124,16 +124,38 @@ call = stkai.CallInfo(id=1, method="POST", host="api.example.com")
 listener = PrometheusListener(CollectorRegistry())
 listener(stkai.RateChanged(call=call, old=2.0, new=5.0, reason="found"))
 listener(stkai.RateChanged(call=call, old=50.0, new=75.0, reason="found", share="team"))
+listener(stkai.StoreLost(call=call, share="team", store="redis", reason="refused"))
 """
 
 
-def test_several_workers_report_the_one_rate_of_their_group_and_the_sum_of_their_own(tmp_path: Path) -> None:
-    for _ in range(2):
-        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-        subprocess.run([sys.executable, "-c", WORKER], env=environment, check=True)
+def scraped_of(folder: Path, script: str) -> tuple[CollectorRegistry, list[int]]:
+    """What two workers that ran the script have reported, and their process ids."""
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)}
+        )
+        for _ in range(2)
+    ]
+    assert [worker.wait() for worker in workers] == [0, 0]
     scraped = CollectorRegistry()
     collect: Any = MultiProcessCollector
-    collect(scraped, path=str(tmp_path))
+    collect(scraped, path=str(folder))
+    return scraped, [worker.pid for worker in workers]
+
+
+def test_several_workers_report_the_one_rate_of_their_group_and_the_sum_of_their_own(tmp_path: Path) -> None:
+    scraped, _ = scraped_of(tmp_path, WORKER)
     host = {"server_address": "api.example.com"}
     assert scraped.get_sample_value("stkai_rate_per_second", host) == 10.0
     assert scraped.get_sample_value("stkai_share_rate_per_second", {"stkai_share": "team"}) == 75.0
+
+
+def test_an_outage_of_a_worker_that_has_ended_is_over(tmp_path: Path) -> None:
+    scraped, workers = scraped_of(tmp_path, WORKER)
+    share = {"stkai_share": "team"}
+    assert scraped.get_sample_value("stkai_store_outages", share) == 2.0
+    end: Any = mark_process_dead
+    for worker in workers:
+        end(worker, path=str(tmp_path))
+    assert scraped.get_sample_value("stkai_store_outages", share) is None
+    assert scraped.get_sample_value("stkai_store_losses_total", share) == 2.0

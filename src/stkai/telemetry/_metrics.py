@@ -113,6 +113,11 @@ METRICS: Final = (
         _SHARE, {events.StoreRestored: _one},
     ),
     Metric(
+        "stkai.store.outages", "gauge", "{outage}",
+        "Whether this process cannot reach the store of a shared quota: 1, or 0 again.",
+        _SHARE, {events.StoreLost: _one, events.StoreRestored: lambda _: 0},
+    ),
+    Metric(
         "stkai.quota.disagreements", "counter", "{disagreement}",
         "Times another member of a share was found to have a different quota.",
         _SHARE, {events.QuotaDisagreement: _one},
