@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 import stkai
-from stkai import AllOf, ConfigurationError, InFlight, PerHost, PerKey, StackBuilder, TokenBucket
+from stkai import AimdLimiter, AllOf, ConfigurationError, InFlight, PerHost, PerKey, StackBuilder, TokenBucket
 from stkai.costs import model_of
 from stkai.testing import FakeClock
 from stkai.transports import LimiterTransport, Turn, limiter
@@ -121,12 +121,14 @@ async def nobody_waits(_: object) -> Any:
 @pytest.mark.parametrize(
     ("key", "make"),
     [
-        (None, InFlight),
+        (None, model_of),
         (model_of, None),
         (7, 7),
         (model_of, InFlight(1)),
-        (nobody_waits, InFlight),
+        (nobody_waits, model_of),
         (model_of, nobody_waits),
+        (model_of, InFlight),
+        (model_of, AimdLimiter),
     ],
 )
 def test_both_arguments_are_functions(key: Any, make: Any) -> None:

@@ -40,7 +40,9 @@ class PerKey(StaysInProcess, Chooser):
             ("lambda key: TokenBucket(10, 60) as make", make),
         ):
             of_async = is_async(function)  # Each coroutine would be a different key.
-            if of_async or not callable(function):
+            # A class of stkai would take the key for its first number.
+            of_ours = isinstance(function, type) and function.__module__.startswith(__package__)
+            if of_async or of_ours or not callable(function):
                 kind, given = type(self).__name__, f"{'the async ' * of_async}{function!r}"
                 msg = f"{kind} needs a function such as {name}, not {given}"
                 raise ConfigurationError(msg)
