@@ -269,6 +269,25 @@ async def test_a_handshake_that_fails_is_a_connect_error_that_says_why(
         await world.close(mine)
 
 
+async def test_a_certificate_that_only_newer_pythons_reject_is_an_error_that_says_what_to_do(
+    world: World,
+) -> None:
+    def handle(_: httpx.Request) -> httpx.Response:
+        rejected = ssl.SSLCertVerificationError(1, "CA cert does not include key usage extension")
+        rejected.verify_code = 92
+        raise httpx.ConnectError("certificate verify failed") from rejected
+
+    mine = world.client(
+        world.build(stkai.StackBuilder([stkai.transports.retry(AGAIN)]), httpx.MockTransport(handle))
+    )
+    with pytest.raises(httpx.ConnectError) as caught:
+        await world.call(mine.get, "https://service.example/")
+    (note,) = caught.value.__notes__
+    assert ": 1 attempt; since Python 3.13" in note
+    assert "ssl.VERIFY_X509_STRICT" in note
+    await world.close(mine)
+
+
 def tunnel(talk: Serve, secure: bool) -> Serve:
     """A proxy, reached over TLS if it is `secure`, that opens a tunnel to `talk`."""
 

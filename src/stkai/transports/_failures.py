@@ -53,6 +53,15 @@ _NO_AUTHORITY: Final = (
     " HttpConfig or to a wire of your own"
 )
 
+_NOT_STRICT: Final = frozenset(range(80, 94))
+"""OpenSSL's X509_V_ERR_* codes for certificates that only `ssl.VERIFY_X509_STRICT` rejects, as Python 3.13 does."""
+
+_BREAKS_RULES: Final = (
+    "since Python 3.13, the certificates of a server and of its authority must follow RFC 5280, and these do not: get"
+    " new ones or, until then, clear ssl.VERIFY_X509_STRICT in the verify_flags of an SSL context, and pass"
+    " httpx.HTTPTransport(verify=context) as transport= to the client and to its token provider"
+)
+
 _PARSERS: Final = frozenset({"h11", "h2", "hpack", "hyperframe", "aiohttp"})
 """The packages whose errors mean that an answer cannot be parsed or, if they contain a part of `_BREAKS`, broke off."""
 
@@ -130,7 +139,7 @@ def _is_permanent(error: BaseException) -> bool:
 def advice_on(error: BaseException) -> str:
     """What the user can do about an error; empty if there is no general advice."""
     codes = {getattr(below, "verify_code", None) for below in causes(error)}
-    return _NO_AUTHORITY if codes & _UNTRUSTED else ""
+    return _NO_AUTHORITY if codes & _UNTRUSTED else _BREAKS_RULES if codes & _NOT_STRICT else ""
 
 
 def _breaks_http2(error: BaseException) -> bool:
