@@ -548,6 +548,8 @@ async def test_a_journal_skips_returned_outcomes_and_reports_what_was_in_flight(
     assert sorted([*seen, *(outcome.index for outcome in rest)]) == list(range(10))
     unknown = {outcome.index for outcome in rest if isinstance(outcome.error, stkai.OutcomeUnknownError)}
     assert unknown == executed - set(seen)
+    advice = "to send it, pass it alone to another loop, without this journal"
+    assert all(str(outcome.error).endswith(advice) for outcome in rest if outcome.index in unknown)
     assert sorted(sent) == sorted(set(sent))
     assert await collect(world, client(world, answer), requests(10), journal=path) == []
     header = json.loads(path.read_text().splitlines()[0])

@@ -116,7 +116,7 @@ class _OutcomeLog(RunState):
         if self.recovered.states[index] is LineState.SENT:
             raise OutcomeUnknownError(
                 f"request {index} was in flight when an earlier run ended: the server may have acted on it."
-                " It was not sent again; to send it, use a new journal"
+                " It was not sent again; to send it, pass it alone to another loop, without this journal"
             )
         check_request(request)
         return send(request, Tracker(self, index))
