@@ -161,6 +161,19 @@ def test_an_agent_streams_events(http: httpx.Client) -> None:
     assert [event.get("stop_reason") for event in events] == [None, None, None, "stop"]
 
 
+def test_a_client_of_http_1_0_gets_a_stream_that_ends_with_the_connection() -> None:
+    body = b'{"user_prompt": "one two", "streaming": true}'
+    with QuotaServer(auth_required=False) as server:
+        url = httpx.URL(server.chat_url())
+        with socket.create_connection((url.host, url.port), timeout=10) as connection:
+            connection.sendall(
+                b"POST %b HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % (url.raw_path, len(body)) + body
+            )
+            head, _, events = connection.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.split()[1] == b"200"
+    assert [line[:5] for line in events.splitlines() if line] == [b"data:"] * 3
+
+
 def test_the_echo_returns_the_request_as_received(http: httpx.Client) -> None:
     with QuotaServer() as server:
         text = http.put(

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 
 from .._clock import uniform
@@ -75,10 +75,10 @@ async def _deliver(request: web.Request, reply: Reply) -> web.StreamResponse:
     if reply.ending == "keep" and not reply.streamed and not (reply.pause and len(pieces) > 1):
         return web.Response(status=reply.status, headers=headers, body=b"".join(pieces))
     response = web.StreamResponse(status=reply.status, headers=headers)
-    if reply.streamed:
-        response.enable_chunked_encoding()
-    else:
+    if not reply.streamed:
         response.content_length = len(reply.body)
+    elif request.version >= HttpVersion11:  # nginx is a client of HTTP/1.0, unless told otherwise.
+        response.enable_chunked_encoding()
     if reply.ending == "close":
         response.force_close()
     await response.prepare(request)
