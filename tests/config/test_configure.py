@@ -108,6 +108,13 @@ def test_an_unknown_name_in_configure_is_an_error_with_a_suggestion(
         stkai.configure(**arguments)
 
 
+def test_a_preset_in_configure_is_refused_with_the_way_to_pass_it(stkai: GlobalSettings) -> None:
+    preset: Any = RateLimitConfig.conservative_preset()
+    with pytest.raises(ConfigurationError, match=r"not RateLimitConfig: pass its model_dump\(\)"):
+        stkai.configure(rate_limit=preset)
+    assert stkai.configure(rate_limit=preset.model_dump()).rate_limit == preset
+
+
 def test_threads_that_configure_and_read_at_the_same_time_lose_nothing(stkai: GlobalSettings) -> None:
     fields = [("max_requests", 7), ("time_window", 8.0), ("max_wait_time", 9.0), ("enabled", True)]
 

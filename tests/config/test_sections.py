@@ -26,6 +26,14 @@ def test_a_section_created_directly_accepts_a_path_and_one_origin() -> None:
     assert made(AuthConfig, origins="https://a.example").origins == ("https://a.example",)
 
 
+def test_a_section_is_refused_by_its_own_name_if_its_values_are_not_named() -> None:
+    """stkai 0.4 took them in order."""
+    section: Any = AuthConfig
+    with pytest.raises(TypeError, match=r"^AuthConfig takes keyword arguments only$") as caught:
+        section("my-client", SECRET)
+    assert SECRET not in str(caught.traceback[-1].frame.f_locals)
+
+
 @pytest.mark.parametrize(
     ("model", "values", "said"),
     [

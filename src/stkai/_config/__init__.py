@@ -148,6 +148,7 @@ def _as_fields(section: str, values: Mapping[str, Any] | None) -> Mapping[str, A
         raise ConfigurationError(
             f"configure({section}=...) takes a dict of fields and values, not"
             f" {'one with other keys' if isinstance(values, Mapping) else type(reveal(values)).__name__}"
+            f"{': pass its model_dump()' * hasattr(reveal(values), 'model_dump')}"
         )
     return values
 

@@ -247,7 +247,10 @@ class Section(BaseModel):
 
     if not TYPE_CHECKING:  # type checkers keep the signature that the fields define
 
-        def __init__(self, /, **values: Any) -> None:
+        def __init__(self, /, *unnamed: Any, **values: Any) -> None:
+            if unnamed:
+                unnamed = ()  # One of them may be a secret, which no traceback shows.
+                raise TypeError(f"{type(self).__name__} takes keyword arguments only")
             values = sealed(values)
             try:
                 super().__init__(**values)
