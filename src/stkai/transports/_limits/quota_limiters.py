@@ -248,4 +248,7 @@ def _require_no_numbers(limits: Limits, options: dict[str, object]) -> None:
         )
     for name, given in options.items():
         if given is not None:
-            raise ConfigurationError(f"{name} needs a quota: give max_requests and time_window as well")
+            unknown = "; if you do not know it, more than it can be, such as 100, 1" * (name == "share")
+            raise ConfigurationError(
+                f"{name} needs a quota: give max_requests and time_window as well{unknown}"
+            )

@@ -75,6 +75,13 @@ def test_a_share_of_an_unknown_quota_is_an_error_that_names_it(name: str) -> Non
         AimdLimiter(**options)
 
 
+def test_the_error_of_a_group_without_a_quota_says_what_to_do_if_it_is_unknown() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"share needs a quota: .*; if you do not know it, more than"
+    ):
+        AimdLimiter(share="team")
+
+
 def test_with_units_alone_the_quota_of_requests_is_found() -> None:
     policy = AimdLimiter(None, 60, max_cost=1000)
     assert (policy.max_requests, policy.time_window, policy.max_cost) == (None, 60, 1000)
