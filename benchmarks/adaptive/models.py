@@ -5,6 +5,7 @@ server may keep that to itself.
 """
 
 import math
+import random
 
 from stkai.testing._service import ServerQuota
 
@@ -41,6 +42,17 @@ class LeakyBucket(ServerQuota):
         self._excess, self._at = excess, milliseconds
         self.delay = excess / rate if self._delays else 0.0
         return 0.0
+
+
+class RandomRefusals(ServerQuota):
+    """No quota: a server that lacks capacity, which refuses a fraction of all requests, however few a client sends."""
+
+    def __init__(self, max_requests: int, time_window: float, fraction: float, rng: random.Random) -> None:
+        super().__init__(max_requests, time_window)
+        self._fraction, self._rng = fraction, rng
+
+    def admit(self, now: float) -> float:
+        return self.time_window if self._rng.random() < self._fraction else 0.0
 
 
 class CountingWindow(ServerQuota):

@@ -11,7 +11,7 @@ DOCS = PAGE.parent / "research" / "adaptive.md"
 IMAGES = PAGE.parent / "images"
 """Plots are `adaptive-*-light.svg` and `adaptive-*-dark.svg` there."""
 
-_SHOWN = ("sharing", "steps", "late", "shared", "arrivals", "overload")
+_SHOWN = ("sharing", "steps", "late", "shared", "arrivals", "overload", "random")
 """The comparisons that have a place on the page."""
 
 _COLUMNS = ("429 per success", "failed", "quota used", "p50 s", "p95 s", "Jain")

@@ -40,6 +40,8 @@ class Scenario:
         absurd: one in so many refusals asks for a day; 0 for none.
         in_flight: the server has no quota, but can work on only so many requests at a time.
         busy: the status with which it refuses any further one; None if it works on all at once, ever more slowly.
+        refused: the server has no quota, but refuses this fraction of all requests at random; `quota` is then what the
+            workers could send.
         batch: how many windows' worth of requests all processes together have to send; None for an endless backlog.
     """
 
@@ -62,6 +64,7 @@ class Scenario:
     absurd: int = 0
     in_flight: int | None = None
     busy: int | None = 429
+    refused: float = 0.0
     batch: float | None = None
 
     @property
@@ -121,6 +124,8 @@ class Scenario:
     def _kind(self) -> str:
         if self.in_flight is not None:
             return f"{self.in_flight} in flight, {self.busy or 'slower'} above"
+        if self.refused:
+            return f"{self.refused:.0%} refused at random"
         if self.server in ("leaky", "delaying"):
             spaced = f"leaky bucket, burst {self.burst}" if self.burst else "strict spacing"
             return spaced + " delayed" * (self.server == "delaying")
@@ -128,7 +133,7 @@ class Scenario:
 
     def __str__(self) -> str:
         parts = [self._kind, f"N = {self.processes}"]
-        if self.in_flight is None and (self.quota, self.window) != (100, 60.0):
+        if self.in_flight is None and not self.refused and (self.quota, self.window) != (100, 60.0):
             parts.append(f"{self.quota} per {self.window:g} s")
         if self.load is not None:
             parts.append(f"arrivals at {self.load:g} of the quota")

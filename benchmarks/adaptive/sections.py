@@ -68,6 +68,22 @@ OVERLOAD = [
     for number, workers in ((1, 32), (3, 16), (10, 4))
 ]
 
+RANDOM = [
+    Scenario(
+        processes=1,
+        refused=refused,
+        retry_after=None,
+        told=None,
+        quota=workers,
+        workers=workers,
+        window=1.0,
+        windows=180,
+        cold=60,
+        service=(0.5, 1.5),
+    )
+    for refused, workers in ((0.02, 64), (0.05, 8), (0.1, 8), (0.3, 8))
+]
+
 SECTIONS = (
     SHARING,
     Section(
@@ -126,6 +142,12 @@ SECTIONS = (
         "overload",
         "The server has no quota, but cannot work on more than 16 requests at a time",
         OVERLOAD,
+        (NO_LIMITER, ADAPTIVE, CONCURRENCY),
+    ),
+    Section(
+        "random",
+        "The server refuses at random, without `Retry-After`, whatever the rate",
+        RANDOM,
         (NO_LIMITER, ADAPTIVE, CONCURRENCY),
     ),
 )

@@ -10,7 +10,7 @@ import trio
 from stkai.testing._replies import Reply
 from stkai.testing._service import Bucket, FixedWindow, ServerQuota, SlidingWindow, refusal
 
-from .models import CountingWindow, LeakyBucket
+from .models import CountingWindow, LeakyBucket, RandomRefusals
 from .rate_headers import rate_headers
 from .scenario import Scenario
 from .virtual import TrioClock
@@ -31,7 +31,7 @@ class Server:
         self.arrivals: list[Arrival] = []
         self._rng = rng
         self._clock = TrioClock()
-        self._quota = _make_quota(scenario)
+        self._quota = _make_quota(scenario, rng)
         self._quotas = scenario.quotas
         self._scenario = scenario
         self._refusals = self._working = 0
@@ -103,7 +103,9 @@ class _Wire(httpx.AsyncBaseTransport):
         return await self._server.handle(request, self._process)
 
 
-def _make_quota(scenario: Scenario) -> ServerQuota:
+def _make_quota(scenario: Scenario, rng: random.Random) -> ServerQuota:
+    if scenario.refused:
+        return RandomRefusals(scenario.quota, scenario.window, scenario.refused, rng)
     if scenario.server == "fixed":
         return FixedWindow(scenario.quota, scenario.window)
     if scenario.server == "sliding":
