@@ -147,7 +147,7 @@ def test_reset_forgets_the_quota(store: FileStore) -> None:
     assert run("quota", "team-key", "--store", url, "--reset").exit_code == 0
     result = run("quota", "team-key", "--store", url, "--once")
     assert result.exit_code == 0
-    assert "50" not in result.output
+    assert result.output.startswith("No process")  # The path that follows may contain any digits.
     assert run("quota", "never-used", "--store", url, "--reset").exit_code == 0
 
 
