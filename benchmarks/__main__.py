@@ -21,6 +21,7 @@ NAMES = (
     "outage",
     "telemetry",
     "sharing",
+    "peers",
 )
 
 
