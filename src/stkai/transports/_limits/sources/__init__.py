@@ -7,6 +7,8 @@ from itertools import islice
 from typing import Any, Final, NamedTuple, Self
 
 from ...._errors import ConfigurationError
+from ...._log import logger
+from ..._operations import Run
 from ..limiter import Answer, RateChange, Turn, number_of, place_in
 
 TICK: Final = 1e-6  # Seconds; a shorter sleep might not advance a clock that has run for years.
@@ -237,6 +239,18 @@ def listens_of(sources: Iterable[Source]) -> Callable[[float], bool] | None:
     if len(each) < 2:
         return each[0] if each else None
     return lambda now: any(listens(now) for listens in each)
+
+
+def warning(message: str, *values: object) -> Run:
+    """An errand that logs a warning: `learn` itself must not, since the queue holds its lock."""
+
+    def warn(_left: float) -> None:
+        logger.warning(message, *values)
+
+    async def awarn(left: float) -> None:
+        warn(left)
+
+    return Run(warn, awarn)
 
 
 def require_own_shares(sources: Iterable[Any]) -> None:

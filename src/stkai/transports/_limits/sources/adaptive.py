@@ -9,8 +9,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any, Final
 
-from ...._log import logger
-from ..._operations import Operation, Run
+from ..._operations import Operation
 from ..._retry_after import retry_after
 from ..limiter import Answer, RateChange, Turn, was_admitted
 from ..pace.headers import Reading
@@ -18,7 +17,7 @@ from ..pace.law import SHORT_WAIT, is_soft
 from ..pace.quota import KnownQuota, LearnedRate
 from ..pace.silent_rate import SilentServerRate
 from ..pace.windowed import WindowedRate
-from . import ROUNDING, TICK, Limits, Source
+from . import ROUNDING, TICK, Limits, Source, warning
 from .request_limits import NEVER, Rate
 
 _FIRST_REASON: Final = "429 Too Many Requests: a first estimate of the quota"
@@ -30,6 +29,12 @@ _MAX_EXCUSES: Final = 20
 
 _UNAVAILABLE: Final = 503
 _WARN_AFTER: Final = 20  # Answers 503 before a warning, if the server has never refused a request with 429.
+
+_UNAVAILABLE_AGAIN: Final = (
+    "%d answers were 503 and none was 429: the adaptive limiter does not treat 503 as a refusal, and does not slow"
+    " down. If a quota is behind them, as by default in nginx, set limit_req_status to 429, or see 'Servers that"
+    " refuse with another status' in docs/adaptive.md"
+)
 
 # Turns to search for one that waits only for this limit; all before it may have the same key, for instance.
 _SEARCH_LIMIT: Final = 1000
@@ -171,7 +176,7 @@ class AdaptiveRate(Rate):
             if response is not None and response.status_code == _UNAVAILABLE:
                 self._unavailable += 1
                 if self._unavailable == _WARN_AFTER:
-                    turn.errand = Run(_warn, _awarn)  # Not here: the queue holds its lock.
+                    turn.errand = warning(_UNAVAILABLE_AGAIN, _WARN_AFTER)
             return None
         reading = None
         if self._windowed.listens(answer.now, refused=turn.paced):
@@ -276,15 +281,3 @@ class AdaptiveRate(Rate):
         change = RateChange(self._reported, rate, reason)
         self._reported, self._finding = rate, finding
         return change
-
-
-def _warn(_left: float) -> None:
-    logger.warning(
-        "%d answers were 503 and none was 429: the adaptive limiter does not treat 503 as a refusal, and does not slow"
-        " down. If a quota is behind them, as by default in nginx, set limit_req_status to 429, or see 'Servers that"
-        " refuse with another status' in docs/adaptive.md", _WARN_AFTER,
-    )  # fmt: skip
-
-
-async def _awarn(left: float) -> None:
-    _warn(left)

@@ -5,10 +5,8 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from typing import Final
 
-from ...._log import logger
-from ..._operations import Run
 from ..limiter import Answer, RateChange, Turn
-from . import ROUNDING, TICK, Limits, Source, in_words
+from . import ROUNDING, TICK, Limits, Source, in_words, warning
 
 NEVER: Final = -math.inf
 
@@ -16,6 +14,11 @@ NEVER: Final = -math.inf
 WAKE_TOLERANCE: Final = 0.05
 # Seconds by which a timer may be late; in a window shorter than a second, this fraction of the window.
 _SLACK: Final = 0.001
+
+_REFUSES_MANY: Final = (
+    "the server refuses many requests, although the limiter sends at most %s: others use the quota, it is"
+    " smaller, or the server accepts no bursts. burst=1 spaces requests evenly; an AimdLimiter adapts"
+)
 
 # Seconds, at least, in which the refusals of a quarter of the permits, at least ten, are worth a warning.
 _WARN_WITHIN: Final = 10.0
@@ -133,7 +136,7 @@ class Window(Source):
             self._refused += 1
             if self._refused >= max(10, self.most * span / self.seconds / 4):
                 self._refused_since = math.inf
-                turn.errand = _warning(self.limit)  # Not here: the queue holds its lock.
+                turn.errand = warning(_REFUSES_MANY, self.limit)
         return None
 
     def available(self, now: float, seconds: float) -> float:
@@ -144,16 +147,3 @@ class Window(Source):
     def update(self, limits: Limits) -> None:
         assert limits.max_requests is not None and limits.time_window is not None  # noqa: PT018
         self._set(limits.max_requests, limits.time_window)
-
-
-def _warning(limit: str) -> Run:
-    def warn(_left: float) -> None:
-        logger.warning(
-            "the server refuses many requests, although the limiter sends at most %s: others use the quota, it is"
-            " smaller, or the server accepts no bursts. burst=1 spaces requests evenly; an AimdLimiter adapts", limit,
-        )  # fmt: skip
-
-    async def awarn(left: float) -> None:
-        warn(left)
-
-    return Run(warn, awarn)
