@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import re
 import subprocess
 import sys
 from functools import cache
@@ -194,6 +195,24 @@ def test_frameworks_can_read_the_type_hints_of_what_is_public(module: ModuleType
         for name, method in inspect.getmembers(public, inspect.isfunction):
             if method.__module__.startswith("stkai.") and (name == "__init__" or not name.startswith("_")):
                 get_type_hints(method)
+
+
+SEEN_ELSEWHERE = {"h2", "oscli"}  # httpcore imports h2, and StackSpot CLI is in no frozen program.
+
+
+def test_what_is_imported_by_its_name_is_imported_by_a_statement_too_which_freezers_look_for() -> None:
+    nodes = [node for path in SOURCE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    texts = [ast.unparse(node) for node in nodes if isinstance(node, ast.Call)]
+    by_name = {
+        name
+        for text in texts
+        if re.match(r"([\w.]+\.)?(import_module|LateModule)\(|partial\(import_module", text)
+        for name in re.findall(r"'(\w+)[\w.]*'", text)
+    }
+    statements = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    missing = by_name - sys.stdlib_module_names - {"stkai", "annotationlib"} - SEEN_ELSEWHERE
+    assert "tenacity" in by_name
+    assert missing <= statements
 
 
 def test_only_the_package_has_a_version() -> None:

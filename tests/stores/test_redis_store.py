@@ -18,7 +18,7 @@ import redis
 import redis.asyncio
 
 from stkai import AimdLimiter, ConfigurationError, PerKey, TokenBucket
-from stkai.stores import GroupRate, RedisStore, Refusal, Store, store_from
+from stkai.stores import GroupRate, RedisStore, Refusal, Store, _redis, store_from
 from stkai.stores._background_calls import MAX_CALLS
 from stkai.transports import AsyncLimiterTransport
 
@@ -446,6 +446,15 @@ def test_without_redis_py_the_error_names_the_extra(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "redis", None)
     with pytest.raises(ConfigurationError, match=r"stkai\[redis\]"):
         RedisStore("redis://127.0.0.1")
+
+
+def test_without_its_script_a_store_is_a_configuration_error_and_not_a_server_that_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_redis, "files", lambda package: tmp_path)
+    _redis._script.cache_clear()
+    with pytest.raises(ConfigurationError, match="--collect-all stkai"):
+        RedisStore(redis.Redis())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from collections import deque
 from contextlib import suppress
 from functools import cache
 from hashlib import sha1
-from importlib import import_module
 from importlib.resources import files
 from typing import Any, Final
 from urllib.parse import quote
@@ -40,7 +39,8 @@ class RedisStore(StaysInProcess):
             retries may end it earlier, but cannot extend it.
 
     Raises:
-        ConfigurationError: redis-py is not installed (for a URL), the URL is invalid, or the client is async.
+        ConfigurationError: redis-py is not installed (for a URL), the URL is invalid, the client is async, or the
+            program was frozen without stkai's data files.
     """
 
     def __init__(self, url_or_client: Any, *, timeout: float = DEFAULT_TIMEOUT) -> None:
@@ -48,6 +48,7 @@ class RedisStore(StaysInProcess):
         self.timeout = float(check_number("timeout", timeout, POSITIVE_SECONDS))
         make = connections if isinstance(url_or_client, Secret) else Server
         self._server: Server = make(url_or_client, self.timeout)
+        _script()  # Fail early: at a call, a missing file would pass for a server that cannot be reached.
 
     def lease(self, ask: Ask) -> Lease:
         """Record a member's report and lease it permits.
@@ -124,7 +125,13 @@ class RedisStore(StaysInProcess):
 @cache
 def _script() -> tuple[str, str]:
     """The script, and the digest under which a server caches it."""
-    source = files(__package__).joinpath("step.lua").read_text("utf-8")
+    try:
+        source = files(__package__).joinpath("step.lua").read_text("utf-8")
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            "stkai/stores/step.lua is missing, which sharing a quota through Redis needs: freeze the program with"
+            " stkai's data files, in PyInstaller with --collect-all stkai"
+        ) from error
     return source, sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -259,6 +266,7 @@ def connections(url: Secret, timeout: float) -> Connections:
 
 def _import_redis() -> Any:
     try:
-        return import_module("redis")
+        import redis  # noqa: PLC0415 - optional
     except ImportError as error:
         raise missing_extra("sharing a quota through Redis", "redis") from error
+    return redis
