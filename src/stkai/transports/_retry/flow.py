@@ -7,8 +7,7 @@ nearly always succeeds, and need not pay for it.
 import math
 import sys
 import warnings
-from functools import cache, partial
-from importlib import import_module
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import httpx
@@ -145,11 +144,17 @@ class _RetryFlow(LayerBase):
         )
 
 
+def _import_tenacity() -> Any:
+    import tenacity  # noqa: PLC0415 - slow; a statement, since that is what programs that freeze others look for
+
+    return tenacity
+
+
 @cache
 def _tenacity() -> Any:
     """tenacity, and a subclass of its loop for a single call, which keeps no state per thread."""
     # In another thread: an interrupt during an import would leave the package half imported for good.
-    tenacity: Any = do_within(math.inf, partial(import_module, "tenacity"))
+    tenacity: Any = do_within(math.inf, _import_tenacity)
 
     class CallLoop(tenacity.Retrying):  # type: ignore[misc]
         __slots__ = ("iter_state", "retry", "statistics", "wait")
