@@ -162,6 +162,16 @@ def _errors_of_h2(error: BaseException) -> list[BaseException]:
     return [reason for reason in reasons if type(reason).__module__.startswith("h2.")]
 
 
+def is_unanswered(error: BaseException) -> bool:
+    """Whether the server is probably working on the request, or has done so: a read timeout, or an unreadable answer.
+
+    httpx-curl-cffi raises httpx's base class of all timeouts where httpx itself raises ReadTimeout.
+    """
+    others = alike(httpx.ConnectTimeout, httpx.WriteTimeout, httpx.PoolTimeout)
+    is_timeout = isinstance(error, alike(httpx.TimeoutException)) and not isinstance(error, others)
+    return is_timeout or is_unreadable(error)
+
+
 def is_unreadable(error: BaseException) -> bool:
     """Whether an answer arrived that cannot be parsed as HTTP."""
     if found := _errors_of_h2(error):

@@ -246,8 +246,9 @@ def test_what_the_program_was_handling_is_no_cause_of_an_error() -> None:
         (None, unreadable_by_http2(DataFrame(1, data=b"before the head"))),
         (None, unreadable_by_http2(HeadersFrame(1, data=b"\xff" * 9, flags=["END_HEADERS"]))),
         (None, httpx.ReadTimeout("slow")),
+        (None, httpx.TimeoutException("slow")),  # As wires of other packages raise it.
     ],
-    ids=["504", "unreadable", "no head", "unreadable head", "timeout"],
+    ids=["504", "unreadable", "no head", "unreadable head", "read timeout", "timeout"],
 )
 def test_a_request_that_was_not_answered_is_repeated_only_if_that_does_no_harm(
     response: httpx.Response | None, error: Exception | None

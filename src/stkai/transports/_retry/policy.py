@@ -37,7 +37,7 @@ from ..._errors import ConfigurationError, visible
 from ..._families import alike, as_httpx
 from ..._headers import has_field
 from ..._process import begin_in_each_process
-from .._failures import Failure, failure_of_error, forbids_retry, is_unreadable
+from .._failures import Failure, failure_of_error, forbids_retry, is_unanswered
 from .._retry_after import retry_after
 
 RETRY_ON_STATUS_CODES: Final = (408, 429, 500, 502, 503, 504)
@@ -247,7 +247,7 @@ class RetryPolicy:
         if error is not None:
             if isinstance(error, alike(httpx.HTTPStatusError)):
                 response = as_httpx(error.response)
-            elif not may_repeat and (isinstance(error, alike(httpx.ReadTimeout)) or is_unreadable(error)):
+            elif not may_repeat and is_unanswered(error):
                 return None
             else:
                 return failure_of_error(error, now, sound_wire=sound_wire or self.trust_connect_errors)
