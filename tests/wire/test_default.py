@@ -371,3 +371,18 @@ async def test_http2_without_its_package_is_an_error_that_says_what_to_install(
     monkeypatch.setattr("stkai._wire.find_spec", lambda _: None)
     with pytest.raises(stkai.ConfigurationError, match=r'pip install "stkai\[http2\]"'):
         wire_of(world, http2=True)
+
+
+@pytest.mark.worlds("asyncio", "trio")
+async def test_an_error_that_is_not_of_the_network_is_raised_as_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a test that may not use the network: pytest-socket raises a RuntimeError."""
+
+    def refuse(*_: Any) -> None:
+        raise LookupError("not in a test")
+
+    wire = wire_of(world)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with pytest.raises(LookupError, match="not in a test"):
+        await world.send(wire, httpx.Request("GET", "http://127.0.0.1:9/"))

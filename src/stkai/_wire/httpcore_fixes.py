@@ -89,7 +89,8 @@ def _connect_errors(errors: Any) -> Iterator[None]:
     try:
         yield
     except ExceptionGroup as group:  # anyio groups the errors of all addresses.
-        raise errors.ConnectError(str(group.exceptions[0])) from group.exceptions[0]
+        with _connect_errors(errors):
+            raise group.exceptions[0] from None
     except (ValueError, OverflowError) as error:
         raise errors.ConnectError(str(error)) from error
     except RuntimeError as error:
