@@ -1,10 +1,12 @@
 """Rarely used routes: SOCKS and TLS proxies, HTTP/2, Unix sockets, a local address."""
 
 import asyncio
+import gc
 import socket
 import ssl
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -283,6 +285,22 @@ def test_uvloop_serves_successive_runs_and_abandoned_streams(server: RawServer) 
 
     for _ in range(3):
         uvloop.run(use())
+
+
+def test_a_program_whose_loop_leaves_its_generators_behind_ends_without_a_traceback(
+    server: RawServer,
+) -> None:
+    clients = [stkai.AsyncHttpClient(AsyncDefaultWire(HttpConfig(verify=False)))]
+
+    async def use() -> None:
+        sys.set_asyncgen_hooks(None, None)  # As in a run that nest_asyncio has nested in another.
+        await clients[0].post(server.url)
+
+    asyncio.run(use())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # Of the socket, as with httpx.
+        clients.clear()
+        gc.collect()
 
 
 GREEN = """

@@ -10,6 +10,7 @@ import ssl
 import threading
 import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -253,7 +254,12 @@ async def _close_with_the_loop(
         yield
     finally:
         wire = by_loop.pop(loop, None)
-        if wire is not None:
+        here = None
+        with suppress(
+            RuntimeError
+        ):  # nest_asyncio leaves the generator to the end of the program: no loop runs.
+            here = running_loop()
+        if wire is not None and here is not None:
             with anyio.CancelScope(shield=True):
                 await wire.aclose()
 
