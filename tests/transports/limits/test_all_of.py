@@ -350,6 +350,21 @@ def test_requests_that_wait_for_a_slot_hold_no_permit_of_a_limit_that_they_share
     assert [free.ask(Turn(), 0.01) for _ in range(9)] == [0] * 9
 
 
+def test_requests_that_wait_for_a_slot_claim_no_permit_that_others_can_use() -> None:
+    total, slots = TokenBucket(10, 60), InFlight(1)
+    both, sent = AllOf(slots, total), Turn()
+    assert both.ask(sent, 0.0) == 0
+    waiting = [Turn() for _ in range(3)]
+    for turn in waiting:
+        turn.wake = list
+        assert both.ask(turn, 0.0) != 0
+    # They sleep for a second, although the slot was expected to be free by now.
+    assert [total.ask(Turn(), 0.5) for _ in range(8)] == [0] * 8
+    both.end(sent, 0.6)  # The first is woken, and now claims the last permit.
+    assert total.ask(Turn(), 0.61) != 0
+    assert both.ask(waiting[0], 0.62) == 0
+
+
 async def test_each_part_counts_its_own_methods(world: World) -> None:
     posts, all_methods = TokenBucket(1, 60, methods={"POST"}), InFlight(5)
     clock = FakeClock()

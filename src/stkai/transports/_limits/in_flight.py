@@ -86,6 +86,10 @@ class Slots(Source):
         turn.nap = min(turn.nap, max(shortest, each * (ahead or 0.5) / 2, idle / 4))
         return max(TICK, each * (self.busy + ahead - self.most + 1))
 
+    def due_in(self, turn: Turn, wait: float) -> float:
+        # It sleeps until it is woken for a slot; until then, others can use its permits of other sources.
+        return wait if turn.wake is None else max(wait, turn.nap)
+
     def relieve(self, now: float) -> None:
         """Collect garbage: an SDK's stream is part of a cycle, and a program that waits collects none by itself."""
         idle = now - max(self.freed_at, self._taken_at)

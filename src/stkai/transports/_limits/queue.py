@@ -191,7 +191,7 @@ class Queue(StaysInProcess):
             if turn.due_at - now - wait > MIN_GAIN:
                 turn.moves_up = False
                 first.order.move_up(turn, place + 1)
-        turn.due_at = now + wait
+        turn.due_at = now + turn.held_by.due_in(turn, wait)
         if before is not None and before is not turn.held_by:
             before.pass_on(turn, now, sources)
         turn.certain = certain if may_be_sooner else math.inf

@@ -156,6 +156,10 @@ class Source:
         """A lower bound of the wait of `seconds` that `when` has just returned; called if it lowered the nap."""
         return seconds
 
+    def due_in(self, turn: Turn, wait: float) -> float:
+        """Seconds until a turn that this source holds up for about `wait` seconds claims its permits."""
+        return wait
+
     def until_spare(self, turn: Turn, rank: int, asleep: Sequence[Turn], now: float) -> float:
         """Seconds until the turn can take a permit that no sleeping turn before it will need; 0.0 for now.
 
