@@ -37,7 +37,6 @@ _OTHER_LIMITS: Final = re.compile(
 """Paths that start a batch or only count tokens, which OpenAI, Anthropic, Gemini and Mistral limit on their own, and of
 uploads to Gemini, whose SDK calls any file JSON."""
 
-_FINISHED: Final = re.compile(rb'"finish_reason": ?"')
 _TEXTUAL: Final = re.compile(r"text/|application/(?:[\w.+-]*json|x-www-form-urlencoded)", re.IGNORECASE)
 
 
@@ -104,9 +103,8 @@ class LlmTokens(dict[str, Any]):  # Any: type checkers compare what `**` unpacks
         arrived = 0.0 if self.count == "input" else self._tokens(text)
         if self.count != "output" and request is not None:
             arrived += LlmTokens("input", self._tokenizer).estimate(request)
-        # One that was closed early might have reported it unasked at its end, as Mistral's streams do.
-        is_whole = _FINISHED.search(response.content)
-        return CountedFromText(arrived) if is_whole and not _asks_for_usage(request) else arrived
+        is_chat = any("choices" in message for message in messages)
+        return CountedFromText(arrived) if is_chat and not _asks_for_usage(request) else arrived
 
     def _tokens(self, text: str) -> float:
         if self._tokenizer is not None:
