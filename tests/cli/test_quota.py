@@ -171,7 +171,7 @@ def test_bad_arguments_say_what_is_allowed(arguments: tuple[str, ...]) -> None:
     assert "share" in result.stderr or "redis://" in result.stderr
 
 
-def test_explain_counts_only_the_members_of_a_share(
+def test_explain_counts_the_program_beside_the_members_of_a_share(
     store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STKAI_RATE_LIMIT_ENABLED", "true")
@@ -179,10 +179,10 @@ def test_explain_counts_only_the_members_of_a_share(
     monkeypatch.setenv("STKAI_RATE_LIMIT_STORE", f"file://{store.path}")
     result = run("explain")
     assert result.exit_code == 0
-    assert "members seen: 2" in " ".join(result.output.split())
+    assert "members seen: 3" in " ".join(result.output.split())
     STKAI.reset()
     monkeypatch.setenv("STKAI_RATE_LIMIT_SHARE", "another")
-    assert "members seen: 0" in " ".join(run("explain").output.split())
+    assert "members seen: 1" in " ".join(run("explain").output.split())
 
 
 def test_explain_shows_a_store_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def _remembered(name: str, share: str | None) -> str:
 
 
 def _described(limiter: QuotaLimiter) -> str:
-    """The name of the shared quota, its store, and its number of members."""
+    """The name of the shared quota, its store, and its number of members, with the one that these settings describe."""
     store, share = limiter.store, str(limiter.share)
     heading = f"{share}, in {store!r}"
     try:
@@ -97,7 +97,7 @@ def _described(limiter: QuotaLimiter) -> str:
     except Exception as error:  # noqa: BLE001 - any error: show the rest anyway
         return f"{heading}, which cannot be reached: {error}"
     older = "\nmembers of stkai 2 also use it; they do not share with these" if has_older else ""
-    return f"{heading}\nmembers seen: {0 if seen is None else seen.members}{older}"
+    return f"{heading}\nmembers seen: {1 + (0 if seen is None else seen.members)}{older}"
 
 
 def _print(console: Console, heading: str, text: str) -> None:
