@@ -377,7 +377,7 @@ async def test_http2_without_its_package_is_an_error_that_says_what_to_install(
 async def test_an_error_that_is_not_of_the_network_is_raised_as_it_is(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a test that may not use the network: pytest-socket raises a RuntimeError."""
+    """As in a test that may not use the network, where pytest-socket raises an error of its own."""
 
     def refuse(*_: Any) -> None:
         raise LookupError("not in a test")

@@ -255,9 +255,8 @@ async def _close_with_the_loop(
     finally:
         wire = by_loop.pop(loop, None)
         here = None
-        with suppress(
-            RuntimeError
-        ):  # nest_asyncio leaves the generator to the end of the program: no loop runs.
+        # nest_asyncio leaves the generator to the end of the program, when no loop runs.
+        with suppress(RuntimeError):
             here = running_loop()
         if wire is not None and here is not None:
             with anyio.CancelScope(shield=True):

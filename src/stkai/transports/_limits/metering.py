@@ -128,9 +128,10 @@ class Bill:
                     continue
                 for limit in limits:
                     limit.settle(self._turn, check_cost(cost), now)
-                # One that was closed early might have reported it unasked at its end, as Mistral's streams do.
-                is_whole = how is BodyEnd.WHOLE or b"[DONE]" in response.content
-                if is_whole and isinstance(cost, CountedFromText):
+                # A stream that was closed early might have reported it unasked at its end, as Mistral's do.
+                if isinstance(cost, CountedFromText) and (
+                    how is BodyEnd.WHOLE or b"[DONE]" in response.content
+                ):
                     self._meter.advise_on_usage()
             except InvalidArgumentError as error:
                 self._meter.warn_of_failure(str(error))
