@@ -42,4 +42,5 @@ def test_a_later_version_of_httpx_encodes_them_itself(monkeypatch: pytest.Monkey
     assert found.items == expected
     assert has_field(found, b"x-own")
     assert not has_field(found, b"x-other")
+    assert has_field(found, b"x-other", b"x-own")
     assert has_field(httpx.Headers({"X-Own": "1"}), b"x-own")

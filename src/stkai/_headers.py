@@ -126,10 +126,13 @@ def copy_request(
     return copy
 
 
-def has_field(headers: httpx.Headers, name: bytes) -> bool:
-    """Whether there is a header of that name (in lower case), without decoding all headers, as httpx would."""
+def has_field(headers: httpx.Headers, *names: bytes) -> bool:
+    """Whether there is a header of one of these names (in lower case), without decoding all headers, as httpx would."""
     items = getattr(headers, "_list", None)
-    return name.decode() in headers if items is None else name in map(_lower_name, items)
+    if items is None:
+        return any(name.decode() in headers for name in names)
+    present = map(_lower_name, items)
+    return names[0] in present if len(names) == 1 else not set(names).isdisjoint(present)
 
 
 @cache

@@ -33,14 +33,14 @@ def retry_after(headers: httpx.Headers, now: datetime) -> float | None:
     values the longest counts. A number too large for a float is the largest float; negative numbers and garbage are
     ignored. Milliseconds (`retry-after-ms`) take precedence: they state the same wait, not rounded to seconds.
     """
-    # Ask for each header first, since most responses have none of them: httpx decodes all headers to find one.
+    # Most responses have none of these headers, and httpx decodes all headers to find one.
+    if not has_field(headers, b"retry-after", *_IN_MILLISECONDS):
+        return None
     names = [name.decode() for name in _IN_MILLISECONDS if has_field(headers, name)]
     values = [value for name in names for value in headers.get_list(name, split_commas=True)[:MOST_VALUES]]
     if exact := [float(value) / 1000 for value in values if re.fullmatch(_SECONDS, value)]:
         return min(max(exact), sys.float_info.max)
-    if not has_field(headers, b"retry-after"):
-        return None
-    values = re.split(_COMMA, headers["retry-after"], maxsplit=MOST_VALUES)[:MOST_VALUES]
+    values = re.split(_COMMA, headers.get("retry-after", ""), maxsplit=MOST_VALUES)[:MOST_VALUES]
     found = [_read(value.strip(), headers, now) for value in values]
     return max((seconds for seconds in found if seconds is not None), default=None)
 

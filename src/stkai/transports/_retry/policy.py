@@ -210,7 +210,8 @@ class RetryPolicy:
             return 0.0
         if asked > self.max_retry_after:
             return None
-        least, backoff = self.backoff(attempt), self.backoff(attempt, chance)
+        least = self.backoff(attempt)
+        backoff = least * (1 + _JITTER * chance)
         # A full queue gives the same time to all requests that it refuses. Spread their retries over the time during
         # which none of them would be admitted anyway, so that they do not all compete for the first free place.
         jitter = max(backoff - least, chance * (failure.needed - asked))
