@@ -162,9 +162,10 @@ def show_origin(url: httpx.URL) -> str:
 
 def full_path(path: str | os.PathLike[str], name: str = "path") -> Path:
     """The absolute path of a file or a directory, with `~` expanded; `name` is the argument that errors name."""
-    if not isinstance(path, str | os.PathLike):
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
         raise ConfigurationError(f"{name} must be a path, a string or a pathlib.Path, not {path!r}")
-    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - Path raises for an unknown user
+    return Path(os.path.expanduser(text)).absolute()  # noqa: PTH111 - Path raises for an unknown user
 
 
 def file_name(name: str, suffix: str) -> str:

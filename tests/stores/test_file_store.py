@@ -108,6 +108,12 @@ def test_a_directory_above_that_is_missing_is_a_configuration_error(tmp_path: Pa
         FileStore(tmp_path / "file")
 
 
+@pytest.mark.parametrize("path", ["", "a\0b", b"name"])
+def test_a_path_that_names_no_file_is_a_configuration_error(path: Any) -> None:
+    with pytest.raises(ConfigurationError, match="path must be a path"):
+        FileStore(path)
+
+
 def test_the_directory_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     store = FileStore("~/quotas")
