@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import heapq
+import time
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -14,7 +15,18 @@ import pytest
 from stkai import AimdLimiter, AllOf, InFlight, TokenBucket
 from stkai.stores import Ask, Lease, MemoryStore
 from stkai.testing import FakeClock
-from stkai.transports import Answer, Context, RateChange, Run, Turn, limiter
+from stkai.transports import (
+    Answer,
+    Attempt,
+    Call,
+    Context,
+    RateChange,
+    Run,
+    Sleep,
+    TokenBucketTransport,
+    Turn,
+    limiter,
+)
 
 from ...support.world import World
 
@@ -178,10 +190,8 @@ REFUSED = Answer(0.0, 1.0, httpx.Response(429), None, lambda: datetime.now(UTC),
         (lambda: AllOf(TokenBucket(1, 60), InFlight(9)), lambda policy, turn: policy.leave(turn, 1.0), 1),
         (lambda: TokenBucket(9, 60, max_cost=2), lambda policy, turn: policy.settle(turn, 0.0, 1.0), 2),
         (lambda: TokenBucket(9, 60, max_cost=2), lambda policy, turn: policy.learn(turn, REFUSED), 2),
-        (lambda: TokenBucket(1, 60), lambda policy, _: policy.update(max_requests=3), 2),
-        (lambda: TokenBucket(None, 60, max_cost=2), lambda policy, _: policy.update(max_cost=4), 2),
     ],
-    ids=["unsent", "unsent, adaptive", "unsent, list", "units", "refused", "quota", "quota of units"],
+    ids=["unsent", "unsent, adaptive", "unsent, list", "units", "refused"],
 )
 def test_returned_units_wake_the_first_turn_and_a_turn_that_goes_early_wakes_the_next(
     make: Any, give: Any, goes: int
@@ -194,6 +204,78 @@ def test_returned_units_wake_the_first_turn_and_a_turn_that_goes_early_wakes_the
     give(policy, holder)
     went = [number for number in range(4) if number in woken and policy.ask(turns[number], 1.0) == 0]
     assert (went, woken) == (list(range(goes)), list(range(goes + 1)))
+
+
+@pytest.mark.parametrize(
+    ("make", "numbers"),
+    [
+        (lambda: TokenBucket(1, 60), {"max_requests": 3}),
+        (lambda: TokenBucket(None, 60, max_cost=2), {"max_cost": 4}),
+        (lambda: AimdLimiter(1, 60), {"time_window": 30}),
+    ],
+    ids=["requests", "units", "adaptive"],
+)
+def test_an_update_wakes_all_that_wait(make: Any, numbers: dict[str, float]) -> None:
+    policy, woken = make(), list[int]()
+    assert policy.ask(Turn(cost=2.0), 0.0) == 0
+    for number, turn in enumerate(turns := [Turn() for _ in range(4)]):
+        turn.wake = partial(woken.append, number)
+        assert policy.ask(turn, 0.0) > 1
+    policy.update(**numbers)
+    assert woken == list(range(len(turns)))
+
+
+@pytest.mark.parametrize("rate", [20, 300, 1000])
+@pytest.mark.parametrize(
+    "leaves", [slice(1, None, 2), slice(1, None, 4), slice(1, 300), slice(5, 6)], ids=str
+)
+def test_after_some_have_left_the_others_use_every_permit_although_they_sleep_until_they_are_woken(
+    rate: int, leaves: slice
+) -> None:
+    policy, turns, now = TokenBucket(rate, 1.0, burst=1), [Turn() for _ in range(600)], 0.0
+    asleep, sent, asks = list[tuple[float, int]](), list[float](), 0
+
+    def ask(number: int) -> None:
+        turn = turns[number]
+        wait = policy.ask(turn, now)
+        assert isinstance(wait, float)
+        if wait:
+            heapq.heappush(asleep, (now + wait + turn.slack + 0.0001 * (number % 10), number))
+        else:
+            sent.append(now)
+
+    for number, turn in enumerate(turns):
+        turn.wake = lambda number=number: heapq.heappush(asleep, (now + 0.0002, number))
+        ask(number)
+    for turn in turns[leaves]:
+        policy.leave(turn, now)
+    left = [turn for turn in turns if turn not in turns[leaves]]
+    while asleep:
+        now, number = heapq.heappop(asleep)
+        if turns[number] in left and not turns[number].granted:
+            asks += 1
+            ask(number)
+    assert sent[-1] == pytest.approx((len(left) - 1) / rate, rel=0.02)
+    assert asks < 2.1 * len(left)
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize(
+    ("rate", "place", "seconds"),
+    [(1, 100, 1), (1, 250, 50), (1, 900, 700), (100, 600, 6), (100, 1000, 6)],
+    ids=["near", "far", "very far", "far in a fast queue", "very far in a fast queue"],
+)
+def test_those_far_back_sleep_until_their_permit_is_near(rate: float, place: int, seconds: float) -> None:
+    policy, request = TokenBucket(rate, 1.0, burst=1), httpx.Request("GET", "https://api.test/")
+    layer = TokenBucketTransport(httpx.MockTransport(lambda _: httpx.Response(200)), policy)
+    while policy.waiting < place:
+        policy.ask(Turn(), time.monotonic())
+    flow = layer.flow(request, Attempt(Call.start(request, time.monotonic())))
+    sleep = flow.send(None)
+    assert isinstance(sleep, Sleep)
+    assert sleep.seconds == pytest.approx(seconds, rel=0.02, abs=1 if rate > 1 else 0)
+    flow.close()
+    assert policy.waiting == place
 
 
 def test_those_behind_waiters_that_oversleep_ask_again_after_milliseconds() -> None:

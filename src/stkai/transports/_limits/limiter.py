@@ -67,6 +67,7 @@ class Turn:
     due_at: float  # When it is due.
     wakes_at: float  # When it asks again at the latest; after `due_at`, if that is only a guess.
     slack: float  # Seconds that it sleeps longer: the turns before it may be late.
+    rest: float  # Seconds that it sleeps at least if it can be woken, as it is if it can go early.
     held_by: Any  # The source that held it up when it last asked.
     certain: float  # Seconds that it has to wait, however wrong guesses are; infinite if nothing was guessed.
     is_woken: bool  # Whether it was woken, so that it will ask immediately.
@@ -97,7 +98,7 @@ class Turn:
         self.sources = sources  # Where it takes its permits from.
         self.granted, self.since = False, 0.0  # `since` is when it received its permit.
         self.nap = self.due_at = self.wakes_at = self.certain = math.inf
-        self.asked = self.slack = 0.0
+        self.asked = self.slack = self.rest = 0.0
         self.is_guess = self.is_woken = self.moves_up = False
         self.held_by = self.wake = None
 

@@ -124,7 +124,8 @@ def _sleep(context: Context, turn: Turn, wait: float, left: float) -> Sleep:
         # It will be woken; thousands that check their guesses leave no time for anything else.
         wait = turn.nap
     is_long = is_real and wait >= NAP
-    seconds = float(min(wait + turn.slack if is_long else wait, turn.nap, left, _MAX_SLEEP))  # Not NumPy's.
+    nap = max(turn.nap, turn.rest) if is_long else turn.nap
+    seconds = float(min(wait + turn.slack if is_long else wait, nap, left, _MAX_SLEEP))  # Not NumPy's.
     return Sleep(seconds, turn if wakes or (is_long and seconds >= NAP) else None)
 
 
@@ -146,8 +147,7 @@ def _rejection(
 
 
 def _too_late(attempt: Attempt, why: str) -> Exception:
-    number = attempt.number
-    unsent = "nothing was sent" if number == 1 else f"attempt number {number} was not sent"
+    unsent = "nothing was sent" if attempt.number == 1 else f"attempt number {attempt.number} was not sent"
     return DeadlineExceededError(f"{why}: {unsent}")
 
 

@@ -27,7 +27,8 @@ _CLAIM_LEAD: Final = 0.0005
 
 # Some waiters ask less often than every ASK_INTERVAL seconds. Beyond _FREQUENT_PLACES in a fast queue, where asking
 # again rarely changes anything, turns sleep through waits of up to _QUIET_NAP seconds. Elsewhere, naps grow by a second
-# for every _PLACES_PER_S places, so that 10,000 waiters ask about 3,300 times per second.
+# for every _PLACES_PER_S places: 10,000 waiters ask about 3,300 times per second. Those that can be woken, and need not
+# notice what the limiter learns, rest until _FREQUENT_PLACES or _QUIET_NAP seconds are left, or all of a short wait.
 _FREQUENT_PLACES: Final = 200
 _QUIET_NAP: Final = 4.0
 _PLACES_PER_S: Final = 1000
@@ -155,18 +156,17 @@ class Queue(StaysInProcess):
             if more and source.when(turn, ahead + more, now):
                 return TICK
         asleep = turns[rank : min(place, rank + _MAX_SLEEPERS)]
-        if asleep:
-            for source in turn.sources:
-                wait: float = source.until_spare(turn, source.count(rank), asleep, now)
-                if wait:
-                    return wait
+        for source in turn.sources if asleep else ():
+            wait: float = source.until_spare(turn, source.count(rank), asleep, now)
+            if wait:
+                return wait
         return 0.0
 
-    def _schedule(self, turn: Turn, place: int, wait: float, now: float) -> float:
+    def _schedule(self, turn: Turn, place: int, wait: float, now: float) -> float:  # noqa: C901, PLR0912
         """Record when a waiting turn is due and when it asks again; returns the seconds that it has to wait."""
         sources, before = turn.sources, turn.held_by
         first = turn.held_by = sources[0]
-        turn.slack = exact = certain = longest = latest = held = 0.0
+        turn.slack = turn.rest = exact = certain = longest = latest = held = 0.0
         turn.nap, may_be_sooner, is_mixed = math.inf, False, first.order.is_mixed
         for source in sources:
             ahead = place
@@ -201,10 +201,13 @@ class Queue(StaysInProcess):
             wait = max(wait, turn.nap)
         turn.wakes_at = now + wait
         if wait + turn.slack > ASK_INTERVAL:  # A shorter sleep ends before these naps would.
+            is_steady = turn.nap >= wait and turn.priority == "normal" and not (is_mixed or self.has_remote)
+            if is_steady and place >= _FREQUENT_PLACES:
+                early = min(wait - _QUIET_NAP, wait * (1 - _FREQUENT_PLACES / place))
+                turn.rest = wait if wait < 2 * _QUIET_NAP else early
             is_quiet = place >= _FREQUENT_PLACES and exact <= _QUIET_NAP
             turn.nap = min(turn.nap, _QUIET_NAP if is_quiet else max(ASK_INTERVAL, place / _PLACES_PER_S))
-        if turn.priority == "low":
-            # Nothing wakes it when the normal turns before it leave.
+        if turn.priority == "low":  # Nothing wakes it when the normal turns before it leave.
             turn.nap = min(turn.nap, max(0.05, min(exact / 2, now - turn.asked)))
         return wait
 

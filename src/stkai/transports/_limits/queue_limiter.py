@@ -203,8 +203,9 @@ class QuotaLimiter(QueueLimiter):
             self._limits = limits
             for source in self.sources:
                 source.update(limits)
-                source.wake_first()
-        self.sources[0].order.wake()
+            order = self.sources[0].order
+            order.wake_all(turn for turn in order.turns if not turn.is_woken)
+        order.wake()
 
     def subscribe(self, layer: Any) -> None:
         """Report the store's events to the listener of a layer's stack."""

@@ -26,6 +26,7 @@ from .sources import Source
 NORMAL_STEP: Final = 2  # The difference between consecutive numbers of normal priority.
 _LOW_STEP: Final = 18  # The same of low priority.
 MIN_GAIN: Final = 0.02  # Seconds; no turn is woken for a smaller gain.
+_MIN_EARLY: Final = 0.0005  # The same if its permit is there already: small gains of many turns add up.
 
 
 class WaitingTurns:
@@ -160,7 +161,7 @@ class WaitingTurns:
         gains = MIN_GAIN < turn.due_at - now < math.inf  # It had to wait, and would have waited longer.
         if gains or (turn.moves_up and not self.is_mixed):
             self.move_up(turn, place)
-        if self.is_mixed or (not place and self.turns and self.turns[0].due_at - now > MIN_GAIN):
+        if self.is_mixed or (not place and self.turns and self._gains(self.turns[0], now)):
             self.wake_soon(self._behind(turn, place))
         number, turns, last = turn.number, self.turns, self.last
         self._highest_admitted = max(self._highest_admitted, number)
@@ -169,6 +170,17 @@ class WaitingTurns:
             # next low one. If it was admitted before other low ones, these must not all precede it.
             most = turns[place].number - _LOW_STEP if place < len(turns) else self._highest_admitted
             self.last = max(number, min(most, self._highest_admitted)) - 1
+
+    def _gains(self, turn: Turn, now: float) -> bool:
+        """Whether the first turn may be admitted earlier than announced, so that waking it is worthwhile."""
+        source, seconds, wait = turn.held_by, turn.due_at - now, 0.0
+        if not turn.moves_up or seconds <= _MIN_EARLY:
+            return False
+        if source is not None and source.is_exact and not source.is_remote:
+            wait = source.when(turn, 0, now)
+            if not wait:
+                return True
+        return seconds - wait > MIN_GAIN
 
     def drop(self, place: int) -> Turn:
         turn = self.turns.pop(place)
