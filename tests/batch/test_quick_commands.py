@@ -176,6 +176,43 @@ def test_a_signal_waits_for_executions_that_no_resume_could_poll(job: Job, execu
     assert summary(stderr.decode()) == "3 done, 0 failed (0 unknown)"
 
 
+@pytest.mark.parametrize("trouble", ["401", "no token"])
+def test_an_execution_that_no_later_run_can_poll_is_an_outcome_even_if_the_run_halts(
+    job: Job, executions: Executions, trouble: str
+) -> None:
+    answer, tokens = executions.answer, iter(["first"])
+
+    async def without_a_second_token(request: web.BaseRequest, body: Any) -> web.StreamResponse:
+        if request.path != "/token":
+            return await answer(request, body)
+        for token in tokens:
+            return web.json_response({"access_token": token, "expires_in": 1000})
+        raise RefusalError(400)
+
+    async def poll(request: web.BaseRequest, name: str) -> web.StreamResponse:
+        raise RefusalError(401)
+
+    executions.counting.answer = without_a_second_token
+    executions.poll = poll  # type: ignore[method-assign]
+    if trouble == "no token":
+        job.options = job.options[1:]
+    result = job.run(
+        "-o",
+        "-",
+        env={
+            "STKAI_AUTH_CLIENT_ID": "id",
+            "STKAI_AUTH_CLIENT_SECRET": "secret",
+            "STKAI_AUTH_TOKEN_URL": f"{job.url}/token",
+        },
+    )
+    assert result.returncode == 3
+    messages = [json.loads(line)["error"]["message"] for line in result.stdout.splitlines()]
+    created = {
+        name for name in executions.bodies if any(f"execution {name} has" in each for each in messages)
+    }
+    assert created == set(executions.bodies)
+
+
 def test_after_kill_9_a_resume_polls_on_and_only_an_id_that_was_lost_is_unknown(
     job: Job, executions: Executions
 ) -> None:
@@ -255,6 +292,7 @@ def test_an_execution_that_never_ends_is_a_failure_that_says_how_to_wait_longer(
     error = job.failures()[1]["error"]
     assert error["code"] == "DeadlineExceededError"
     assert " did not end within 0.2 s: to wait longer, pass --deadline" in error["message"]
+    assert "the execution execution-" in error["message"]
 
 
 def test_a_template_makes_the_body_of_the_creation(job: Job, executions: Executions, tmp_path: Path) -> None:

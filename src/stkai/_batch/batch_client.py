@@ -115,8 +115,7 @@ class BatchClient:
             if ended is not None:
                 return ended
         raise DeadlineExceededError(
-            f"the execution {execution} did not end within {deadline:g} s: to wait longer, pass --deadline SECONDS"
-            " (it may still end; --retry-failed creates another one)"
+            f"the execution did not end within {deadline:g} s: to wait longer, pass --deadline SECONDS"
         )
 
     async def _poll(self, url: str) -> httpx.Response:

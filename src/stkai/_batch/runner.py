@@ -122,22 +122,30 @@ class Runner:
         line, error, response = self.in_flight.pop(outcome.index), outcome.error, outcome.response
         if response is None:
             response = getattr(error, "response", None)
+        is_dropped = True
         if isinstance(error, WriteError):
             self.stop(HALTED, f"{error}; nothing more is sent")
         elif isinstance(error, AuthenticationError) and not isinstance(error, ExposedTokenError):
             self._refuse(f"{visible(str(error))}; if this is due to the credentials,")
-        elif isinstance(error, DroppedError) or (type(error) in _CODES and self.stop_reason is not None):
-            pass
-        elif response is None:
-            assert error is not None
-            return self._failure(line, error)
-        elif response.status_code == httpx.codes.UNAUTHORIZED and self._options.halt_after:
+        elif (
+            response is not None
+            and response.status_code == httpx.codes.UNAUTHORIZED
+            and self._options.halt_after
+        ):
             self._refuse(
                 f"the server answered 401 to line {line.number} (--halt-after 0 would report it as a failure):"
             )
         else:
+            is_dropped = isinstance(error, DroppedError) or (
+                type(error) in _CODES and self.stop_reason is not None
+            )
+        # Without a journal, no later run can poll for the outcome of an execution.
+        if is_dropped and (line.execution is None or self._job.journal is not None):
+            return None
+        if response is not None:
             return self._answer(line, response, error)
-        return None
+        assert error is not None
+        return self._failure(line, error)
 
     def _refuse(self, what: str) -> None:
         """Halt because there is no token, or the server refuses the credentials."""
@@ -155,10 +163,8 @@ class Runner:
             self._job.usage = self._job.usage.plus(body.value, response.content)
             if response.status_code >= 300:
                 failure = failure_from_answer(response, body)
-                if response.status_code >= 500:
+                if response.status_code >= 500 or line.execution is not None:
                     failure = _may_have_acted(line, failure)
-                if line.execution is not None:
-                    failure = failure.plus(_HAS_EXECUTION.format(line.execution))
             elif self._options.quick_command is not None and status_of(response) == FAILURE:
                 failure = LineFailure(
                     "execution_failed", "the execution of the quick command ended with FAILURE"
@@ -197,7 +203,9 @@ class Runner:
 
 
 def _may_have_acted(line: LineInFlight, failure: LineFailure) -> LineFailure:
-    """The failure, with a hint if the server may have executed the line."""
+    """The failure, with a hint if the server may have executed the line, or has created an execution for it."""
+    if line.execution is not None:
+        return failure.plus(_HAS_EXECUTION.format(line.execution))
     return failure if line.may_drop else failure.plus(_MAY_HAVE_ACTED)
 
 
