@@ -137,12 +137,33 @@ def test_a_poll_that_a_proxy_does_not_let_through_is_polled_again(
     assert set(executions.counting.executed.values()) == {1}
 
 
-def test_a_poll_that_is_refused_says_that_there_is_an_execution(job: Job, executions: Executions) -> None:
+def test_a_new_execution_that_is_not_found_yet_is_polled_again(job: Job, executions: Executions) -> None:
+    well, unaware = executions.poll, Counter[str]()
+
     async def poll(request: web.BaseRequest, name: str) -> web.StreamResponse:
-        raise RefusalError(404)
+        unaware[name] += 1
+        if unaware[name] <= 3:
+            raise RefusalError(404)
+        return await well(request, name)
+
+    executions.poll = poll  # type: ignore[method-assign]
+    result = job.run("--halt-after", "1")
+    assert result.returncode == 0, result.stderr
+    assert set(executions.counting.executed.values()) == {1}
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_poll_that_is_refused_says_that_there_is_an_execution(
+    job: Job, executions: Executions, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr("stkai._batch.batch_client._MAX_PAUSE", 0.02)
+
+    async def poll(request: web.BaseRequest, name: str) -> web.StreamResponse:
+        raise RefusalError(status)
 
     executions.poll = poll  # type: ignore[method-assign]
     assert job.run().returncode == 1
+    assert set(job.codes().values()) == {f"http_{status}"}
     messages = [failure["error"]["message"] for failure in job.failures().values()]
     assert all("has been created, and --retry-failed creates another one" in message for message in messages)
 

@@ -119,12 +119,15 @@ class BatchClient:
         )
 
     async def _poll(self, url: str) -> httpx.Response:
-        """Poll until the execution ends; return the last callback. Polls need no permit; failed ones are repeated."""
+        """Poll until the execution ends; return the last callback. Polls need no permit; failed ones are repeated.
+
+        So is a 404, for the first seconds: not every server behind a load balancer may know of a new execution.
+        """
         pause = _FIRST_PAUSE
         while True:
             await self._clock.asleep(pause)
             ended, asked = await self._ask(url)
-            if ended is not None:
+            if ended is not None and (ended.status_code != httpx.codes.NOT_FOUND or pause >= _MAX_PAUSE):
                 return ended
             pause = max(min(pause * _GROWTH, _MAX_PAUSE), min(asked, _MAX_RETRY_AFTER))
 
