@@ -321,3 +321,13 @@ def test_a_template_makes_the_body_of_the_creation(job: Job, executions: Executi
     (tmp_path / "code.csv").write_text("code\nx = 1\n")
     assert job.run("code.csv", "--body", "body.json").returncode == 0
     assert executions.counting.executed == {'{"input_data": "check: x = 1"}': 1}
+
+
+def test_an_execution_whose_failure_is_removed_is_polled_on(job: Job, executions: Executions) -> None:
+    executions.needed = 10_000
+    assert job.run("--deadline", "0.3").returncode == 1
+    job.failed.unlink()
+    executions.needed = 1
+    result = job.run("--resume")
+    assert (result.returncode, summary(result.stderr)) == (0, "3 done, 0 failed (0 unknown)")
+    assert set(executions.counting.executed.values()) == {1}
