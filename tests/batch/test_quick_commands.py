@@ -4,6 +4,7 @@ import errno
 import json
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -232,6 +233,18 @@ def test_an_execution_that_no_later_run_can_poll_is_an_outcome_even_if_the_run_h
         name for name in executions.bodies if any(f"execution {name} has" in each for each in messages)
     }
     assert created == set(executions.bodies)
+
+
+def test_an_aborted_run_without_files_names_its_executions(job: Job, executions: Executions) -> None:
+    executions.needed = 10_000
+    process = job.start("-o", "-")
+    until(lambda: len(executions.polls) >= 3, process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=HANGS)
+    assert (process.returncode, summary(stderr.decode())) == (130, "0 done, 3 failed (3 unknown)")
+    assert all(f"execution {name} has been created" in stdout.decode() for name in executions.bodies)
 
 
 def test_after_kill_9_a_resume_polls_on_and_only_an_id_that_was_lost_is_unknown(

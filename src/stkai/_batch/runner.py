@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Final
 from uuid import uuid5
 
+import anyio
 import httpx
 
 from .._clock import SystemClock
@@ -29,17 +30,18 @@ INTERRUPTED: Final = 130
 
 _POLL_INTERVAL: Final = 0.05  # Seconds between checks of an input that is still being copied.
 _DONE_AT_ONCE: Final = 10_000  # Finished lines to pass over before signals and the progress get a turn.
+_LAST_WRITES: Final = 1.0  # Seconds for what can still be written when a run is aborted.
 _MAX_HELD: Final = 4  # Outcomes that may wait for an earlier line, per request in flight.
 
 _SHOWS_URL: Final = frozenset({404, 405, 410})
-_CODES: Final[dict[type, str]] = {InvalidLineError: INVALID_LINE, OutcomeUnknownError: UNKNOWN}
-"""The codes of lines that are not sent; other errors have the names of their classes."""
-
-_HAS_EXECUTION: Final = "; the execution {} has been created, and --retry-failed creates another one"
+_CODES: Final[dict[type, str]] = {
+    InvalidLineError: INVALID_LINE,
+    OutcomeUnknownError: UNKNOWN,
+    DroppedError: UNKNOWN,
+}
+"""The codes of lines that are not sent, or no more; other errors have the names of their classes."""
 
 _DEADLINE_OF_SETTINGS: Final = " (STKAI_RETRY_DEADLINE; to wait longer, pass --deadline SECONDS)"
-
-_MAY_HAVE_ACTED: Final = "; the server may have executed it: to send it again, pass --retry-failed"
 
 
 class Runner:
@@ -65,6 +67,15 @@ class Runner:
         async with OutcomesInTasks(self._send, self._lines(), self._options.max_in_flight) as outcomes:
             async for outcome in outcomes:
                 await self._write_outcome(outcome.index, self._entry(outcome))
+
+    async def abort(self) -> None:
+        """Write what is known of the lines in flight, since the process is about to end."""
+        with anyio.move_on_after(_LAST_WRITES):
+            if self._job.journal is None:
+                for line in self.in_flight.values():
+                    line.scope.cancel()
+                await self._clock.asleep(_LAST_WRITES / 2)  # Usually, the run ends meanwhile.
+            await self._outputs.write_held()
 
     # From a line to its request
 
@@ -136,11 +147,9 @@ class Runner:
                 f"the server answered 401 to line {line.number} (--halt-after 0 would report it as a failure):"
             )
         else:
-            is_dropped = isinstance(error, DroppedError) or (
-                type(error) in _CODES and self.stop_reason is not None
-            )
-        # Without a journal, no later run can poll for the outcome of an execution.
-        if is_dropped and (line.execution is None or self._job.journal is not None):
+            is_dropped = type(error) in _CODES and self.stop_reason is not None
+        # Without a journal, no later run can tell that the server may have executed the line.
+        if is_dropped and (line.may_drop or self._job.journal is not None):
             return None
         if response is not None:
             return self._answer(line, response, error)
@@ -205,8 +214,13 @@ class Runner:
 def _may_have_acted(line: LineInFlight, failure: LineFailure) -> LineFailure:
     """The failure, with a hint if the server may have executed the line, or has created an execution for it."""
     if line.execution is not None:
-        return failure.plus(_HAS_EXECUTION.format(line.execution))
-    return failure if line.may_drop else failure.plus(_MAY_HAVE_ACTED)
+        hint = f"; the execution {line.execution} has been created"
+        advice = ", and --retry-failed creates another one"
+    elif not line.may_drop:
+        hint, advice = "; the server may have executed it", ": to send it again, pass --retry-failed"
+    else:
+        return failure
+    return failure.plus(hint if line.run.journal is None else hint + advice)
 
 
 def failure_from_answer(response: httpx.Response, body: JsonValue) -> LineFailure:

@@ -29,6 +29,9 @@ _REFUSED: Final = REFUSED_STATUS | {httpx.codes.UNAUTHORIZED}
 class DroppedError(StkaiError):
     """The run ended before this request was sent; a resumed job sends it."""
 
+    def __init__(self) -> None:
+        super().__init__("the run ended before this had an outcome")
+
 
 class RunState:
     """State that all requests of a run share; each has a number."""

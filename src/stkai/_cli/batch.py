@@ -34,7 +34,6 @@ REFUSED: Final = 2
 
 _SYNC_EVERY: Final = 1.0
 _SAME_SIGNAL: Final = 0.02  # Seconds within which a second signal counts as a repetition of the first.
-_LAST_WRITES: Final = 1.0  # Seconds for answers that have arrived, when a run is aborted.
 _MAX_CODES: Final = 5  # Kinds of failures that the summary lists.
 
 
@@ -187,8 +186,7 @@ class _CommandRun:
         async for again in signals:
             if again is not signal.SIGHUP and self._clock.monotonic() - first > _SAME_SIGNAL:
                 self._display.close()
-                with anyio.move_on_after(_LAST_WRITES):
-                    await self._job.outputs.write_held()
+                await self._runner.abort()
                 with suppress(WriteError):
                     self._job.note()
                 self._print_summary()
