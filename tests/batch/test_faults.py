@@ -144,6 +144,25 @@ def test_on_a_full_disk_nothing_more_is_sent_and_what_is_drained_goes_to_stderr(
     assert sorted([*job.done(), *job.failures()]) == list(range(1, 201))
 
 
+def file_on_a_full_disk(**_: Any) -> BinaryIO:
+    return Path("/dev/full").open("wb")
+
+
+def test_a_run_that_starts_on_a_full_disk_sends_nothing_although_its_journal_can_be_written(
+    killed: Job, counting: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = counting.executed.copy()
+    with monkeypatch.context() as full:
+        full.setattr("tempfile.TemporaryFile", file_on_a_full_disk)
+        assert resume(killed, "resend") == 3
+        assert f"{killed.out} cannot be written: No space left on device" in capsys.readouterr().err
+        assert counting.executed == before
+    assert resume(killed, "resend") == 1
+    assert sorted([*killed.done(), *killed.failures()]) == [1, 2, 3, 4, 5]
+    monkeypatch.setattr("tempfile.TemporaryFile", file_on_a_full_disk)
+    assert resume(killed) == 1, "there is nothing left to write"
+
+
 @pytest.mark.parametrize("file", ["out", "journal"])
 def test_a_file_that_another_program_replaces_during_the_run_halts_it(
     file: str, job: Job, counting: Server

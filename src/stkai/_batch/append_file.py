@@ -1,7 +1,9 @@
 """An append-only file: each record is one write, so that a kill can truncate only the last record."""
 
+import errno
 import os
 import stat
+import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +16,7 @@ from .._event_loops import in_thread
 from .._process import begin_in_each_process
 
 _BLOCK: Final = 1 << 16
+_ROOM: Final = 1 << 20  # Bytes that must be free before anything is sent.
 
 
 class WriteError(StkaiError):
@@ -22,6 +25,16 @@ class WriteError(StkaiError):
     def __init__(self, path: Path | str, error: OSError) -> None:
         reason = os.strerror(error.errno) if error.errno else str(error)
         super().__init__(f"{path} cannot be written: {reason}")
+
+
+def check_room(path: Path) -> None:
+    """Raise a WriteError if the disk of this file is full, to within a megabyte."""
+    try:
+        with tempfile.TemporaryFile(dir=path.resolve().parent) as file:
+            file.write(bytes(_ROOM))
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise WriteError(path, error) from error
 
 
 class AppendFile:

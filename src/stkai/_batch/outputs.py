@@ -21,7 +21,7 @@ import httpx
 
 from .._errors import ConfigurationError
 from .._event_loops import in_thread
-from .append_file import AppendFile, WriteError
+from .append_file import AppendFile, WriteError, check_room
 from .journal import LineState, LineStates
 from .request_formats import STRICT, JsonValue, one_line
 
@@ -159,7 +159,7 @@ class Outputs:
         return sum(entry is not None for entry in self._waiting.values())
 
     def expect(self, number: int) -> None:
-        """Announce that an outcome for this line will follow."""
+        """Announce that an outcome for this line will follow; raises a WriteError if there is no room for it."""
         if self._in_order:
             self._waiting[number] = None
 
@@ -210,6 +210,13 @@ class FileOutputs(Outputs):
     def __init__(self, paths: Paths) -> None:
         super().__init__()
         self.answers, self.failures = AppendFile(paths.out), AppendFile(paths.failed)
+        self._has_room = False  # Until it has been checked.
+
+    def expect(self, number: int) -> None:
+        if not self._has_room:
+            # A small record of the journal may fit on a full disk, and the line would be sent.
+            check_room(self.answers.path)
+            self._has_room = True
 
     def read(self) -> LineStates:
         """Find out which lines are in which file, and cut off an incomplete last line."""

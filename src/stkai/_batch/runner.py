@@ -102,6 +102,8 @@ class Runner:
         except OSError as error:
             what = f"{self._options.source} cannot be read: {error.strerror}"
             self.stop(HALTED, f"{what}; nothing more is sent")
+        except WriteError as error:
+            self.stop(HALTED, f"{error}; nothing more is sent")
 
     async def _send(self, number: int, read: ReadLine) -> httpx.Response:
         line = self.in_flight[number]
