@@ -124,9 +124,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adaptive.servers", description=__doc__)
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], help="these servers only")
     names = [*MINE, *OTHERS]
-    parser.add_argument(
-        "--strategies", nargs="+", choices=names, default=names[:4], help="these strategies only"
-    )
+    parser.add_argument("--strategies", nargs="+", choices=names, default=names, help="these strategies only")
     parser.add_argument("--seconds", type=float, help="length of each run")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each, whose mean is shown")
     parser.add_argument("--first-seed", type=int, default=1)

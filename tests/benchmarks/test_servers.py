@@ -174,6 +174,27 @@ def test_a_server_that_is_not_installed_is_skipped_with_a_word(
     assert "nginx, burst=5 nodelay: skipped, nginx is not installed" in capsys.readouterr().out
 
 
+def test_every_strategy_runs_on_a_server_whose_quota_it_may_know(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Others as well: a table of our own strategies alone shows nothing about them."""
+    monkeypatch.setattr("benchmarks.adaptive.gateways.shutil.which", lambda name: name)
+    asked = list[tuple[str, str]]()
+
+    def note(row: Row, strategy: str, seed: int) -> list[Report]:
+        asked.append((row.name, strategy))
+        return [Report(0, [1.0], [], 0)]
+
+    monkeypatch.setattr("benchmarks.adaptive.servers.run", note)
+    main(["--rows", "burst", "slots"])
+    free = ["none", "retries", "botocore"]
+    assert [strategy for name, strategy in asked if name == "slots"] == free
+    assert {strategy for name, strategy in asked if name == "burst"} == {
+        *free, "numbers", "shared", "share", "0.4.18",
+    }  # fmt: skip
+    assert "0.4.18" in capsys.readouterr().out
+
+
 def test_rows_have_unique_names() -> None:
     assert len(ROW) == len(ROWS)
     assert all(isinstance(row, Row) for row in ROWS)
