@@ -127,6 +127,19 @@ def test_a_server_that_refuses_everything_gets_a_probe_in_two_seconds_and_full_u
 
 
 @pytest.mark.no_cover
+@pytest.mark.parametrize(
+    "gateway", [LeakyBucket(100 / 60, 10), FixedWindow(100, 60.0)], ids=["bucket", "window"]
+)
+def test_who_knows_the_quota_of_a_long_window_uses_it_after_an_hour_of_refusals(gateway: Gateway) -> None:
+    """A rate that grew meanwhile would be refused at once, and then cut to the goodput of the outage: nothing."""
+    world = run(Down(gateway, 60.0, 3660.0), 4, 100.0, 60.0, until=3785.0)
+    assert world.counts(90.0, 3660.0)[1] <= 4 * 3570 / 2
+    shares, refused = world.counts(3665.0, 3785.0)
+    assert sum(shares) >= 0.85 * 200
+    assert refused <= 0.1 * sum(shares)
+
+
+@pytest.mark.no_cover
 def test_a_rate_does_not_grow_while_nothing_is_answered() -> None:
     one = Sender()
     for _ in range(2):  # Two at one instant are accepted.

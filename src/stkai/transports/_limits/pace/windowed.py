@@ -104,7 +104,7 @@ class WindowedRate:
         if self.guide.in_force:
             released = self.guide.release(now - seconds, now)
             self.set(self.guide.rate)
-        elif not waiting:
+        elif not waiting or self._resumes_at:
             released = self.rate * seconds
         elif self.rate >= self._quota.ceiling:
             released = self._quota.most * seconds
