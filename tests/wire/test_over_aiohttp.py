@@ -550,6 +550,21 @@ async def test_certificates_are_verified_as_the_settings_say(world: World) -> No
     assert "1 attempt" in error.__notes__[0], "a certificate that is refused once is refused again"
 
 
+async def test_it_asks_a_tls_server_for_http_1_1(world: World) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE, KEY)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+
+    async def answer(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
+        assert request.transport is not None
+        return aiohttp.web.Response(
+            text=request.transport.get_extra_info("ssl_object").selected_alpn_protocol()
+        )
+
+    with servers.serve(answer, context) as url:
+        assert await body_of_a_request(url, HttpConfig(verify=False)) == b"http/1.1"
+
+
 @pytest.mark.parametrize("password", ["secret", "p%40ss%2Fword"])
 async def test_a_proxy_carries_plain_requests_and_tunnels_others(world: World, password: str) -> None:
     log = Proxy()
@@ -627,6 +642,41 @@ async def test_requests_to_this_machine_use_no_proxy(world: World) -> None:
     with QuotaServer(10, 60) as server:
         config = HttpConfig(proxy="http://127.0.0.1:9")
         assert b"nothing at" in await body_of_a_request(server.url, config)
+
+
+async def test_the_environments_proxy_is_used_but_for_the_hosts_in_no_proxy(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Proxy()
+    with servers.serve(log.handle) as url:
+        monkeypatch.setenv("HTTP_PROXY", url)
+        monkeypatch.setenv("NO_PROXY", "direct.invalid")
+        assert (await body_of_a_request("http://service.invalid/", HttpConfig())).startswith(b"by proxy")
+        for address, config in (
+            ("http://direct.invalid/", HttpConfig()),
+            ("http://service.invalid/", HttpConfig(trust_env=False)),
+        ):
+            with pytest.raises(httpx.ConnectError):  # There is no such host.
+                await body_of_a_request(address, config)
+    assert log.hosts == ["service.invalid"]
+
+
+@pytest.mark.parametrize("make", [AsyncDefaultWire, stkai.wires.aiohttp], ids=["httpx", "aiohttp"])
+@pytest.mark.parametrize(
+    ("config", "connections"),
+    [({}, 1), ({"max_keepalive_connections": 0}, 3), ({"keepalive_expiry": 0}, 3)],
+    ids=["default", "none kept", "expired at once"],
+)
+async def test_idle_connections_are_kept_as_the_settings_say(
+    make: Any, config: dict[str, Any], connections: int, world: World
+) -> None:
+    with raw_server() as server:
+        wire = make(HttpConfig(**config))
+        for _ in range(3):
+            await (await wire.handle_async_request(httpx.Request("GET", server.url))).aread()
+            await asyncio.sleep(0.001)
+        await wire.aclose()
+    assert server.connections == connections
 
 
 @pytest.mark.parametrize(
