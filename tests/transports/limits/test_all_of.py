@@ -365,6 +365,22 @@ def test_requests_that_wait_for_a_slot_claim_no_permit_that_others_can_use() -> 
     assert both.ask(waiting[0], 0.62) == 0
 
 
+def test_only_the_first_that_waits_for_a_slot_claims_a_permit_when_it_is_freed() -> None:
+    total, slots = TokenBucket(10, 1), InFlight(1)
+    both, sent, waiting = AllOf(slots, total), Turn(), [Turn() for _ in range(30)]
+    assert both.ask(sent, 0.0) == 0
+    for now in (0.01, 1.5):
+        for turn in waiting:
+            turn.wake = list
+            assert both.ask(turn, now) != 0
+    assert [total.ask(Turn(), 2.0) for _ in range(10)] == [0] * 10
+    both.end(sent, 2.1)
+    assert both.ask(waiting[0], 2.1) == pytest.approx(0.9)
+    for turn in waiting[1:]:  # They need the slot that the first will take.
+        assert both.ask(turn, 2.2) != 0
+    assert total.ask(Turn(), 2.3) == pytest.approx(0.7), "at least one of the next ten permits is left"
+
+
 async def test_each_part_counts_its_own_methods(world: World) -> None:
     posts, all_methods = TokenBucket(1, 60, methods={"POST"}), InFlight(5)
     clock = FakeClock()

@@ -116,16 +116,8 @@ class Slots(Source):
         if not self.waiting or self.busy >= self.most or not self._is_wanted:
             return
         is_mixed = self.order.is_mixed
-        is_wanted = not is_mixed
-        for other in islice(self.turns, None if is_mixed else _SEARCH_LIMIT):
-            if other.held_by is not self:
-                continue
-            is_wanted = True
-            if other is turn or other.sources == but:
-                if other.number > turn.number:  # What now holds up `turn` holds up those behind it as well.
-                    other.held_by, other.due_at = turn.held_by, max(other.due_at, turn.due_at)
-                    other.moves_up = True
-                continue
+        near = islice(self.turns, None if is_mixed else _SEARCH_LIMIT)
+        for other in self.in_turn((other for other in near if other is not turn), but):
             if not other.is_woken:
                 self.order.woken.append(other)
             if not other.is_woken or other.due_at > now:  # It may have been woken only because it moved up.
@@ -133,7 +125,7 @@ class Slots(Source):
                 self._woken = other
             if now < other.due_at + _RESERVED_FOR:
                 return
-        self._is_wanted = is_wanted
+        self._is_wanted = not is_mixed or any(other.held_by is self for other in self.turns)
 
     def end(self, turn: Turn, now: float) -> None:
         self._mean += _SAMPLE_WEIGHT * (max(0.0, now - turn.since) - self._mean)

@@ -150,7 +150,7 @@ class Queue(StaysInProcess):
             ahead = source.count(rank) if rank else 0
             if not source.is_exact:
                 # A turn that waits for an answer to end may be due at any moment: it claims only what it waits for.
-                more = sum(other.held_by is source for other in source.turns[ahead : source.count(place)])
+                more = sum(1 for _ in source.in_turn(source.turns[ahead : source.count(place)]))
             else:  # Turns behind a turn that a limit of its own holds up may be due.
                 more = source.claims(ahead, source.count(place), due) if is_mixed else 0
             if more and source.when(turn, ahead + more, now):
@@ -171,7 +171,7 @@ class Queue(StaysInProcess):
         for source in sources:
             ahead = place
             if is_mixed and (ahead := source.count(place)):
-                ahead -= source.later_ones(ahead, now)
+                ahead -= source.later_ones(ahead, sources, now)
             seconds = nap = least = source.when(turn, ahead, now)
             if turn.nap < math.inf:
                 may_be_sooner, nap, turn.nap = True, turn.nap, math.inf

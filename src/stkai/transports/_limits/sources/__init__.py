@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple, Self
 
@@ -101,23 +101,35 @@ class Source:
         items = list(islice((item for item, other in near if not self.comes_later(other, now)), count))
         return [*items, *each[_SEARCH_LIMIT : _SEARCH_LIMIT + count - len(items)]]
 
-    def later_ones(self, count: int, now: float) -> int:
+    def later_ones(self, count: int, sources: tuple[Any, ...], now: float) -> int:
         """How many of the first `count` turns in the line cannot use a permit yet because another limit holds them up.
 
-        Exact for the last thousand of these turns; estimated from a few runs for those before them.
+        Where waits are guesses, that must be a limit that a turn with these `sources` does not wait for: it cannot
+        overtake the others. Exact for the last thousand turns; estimated from a few runs for those before them.
         """
+        if self.is_exact:
+            sources = (self,)
         line, far = self.turns, max(0, count - _SEARCH_LIMIT)
-        later = self._later_ones(line[far:count], now)
+        later = self._later_ones(line[far:count], sources, now)
         if far:
             starts = range(0, far, far // _RUN_COUNT + 1)
             some = [turn for start in starts for turn in line[start : start + _RUN_LENGTH]]
-            later += self._later_ones(some, now) * far // len(some)
+            later += self._later_ones(some, sources, now) * far // len(some)
         return later
 
-    def _later_ones(self, turns: Sequence[Turn], now: float) -> int:
+    def _later_ones(self, turns: Sequence[Turn], sources: tuple[Any, ...], now: float) -> int:
         # Thousands of turns call this, and calling `comes_later` takes three times as long.
         by = [turn.held_by for turn in turns if turn.due_at > now]
-        return len([source for source in by if source is not None and source is not self])
+        return len([source for source in by if source is not None and source not in sources])
+
+    def in_turn(self, turns: Iterable[Turn], held_up: tuple[Any, ...] = ()) -> Iterator[Turn]:
+        """Those of the turns that this source holds up; none behind one with the same sources that another holds up."""
+        others = {held_up}
+        for turn in turns:
+            if turn.held_by is not self:
+                others.add(turn.sources)
+            elif turn.sources not in others:
+                yield turn
 
     def claims(self, start: int, end: int, due: float) -> int:
         """How many of these turns in the line are due."""
