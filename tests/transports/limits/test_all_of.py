@@ -381,6 +381,18 @@ def test_only_the_first_that_waits_for_a_slot_claims_a_permit_when_it_is_freed()
     assert total.ask(Turn(), 2.3) == pytest.approx(0.7), "at least one of the next ten permits is left"
 
 
+def test_a_permit_that_the_first_cannot_use_for_want_of_a_slot_wakes_the_next() -> None:
+    total, slots = TokenBucket(1, 2), InFlight(1)
+    both, sent, first, second, woken = AllOf(total, slots), Turn(), Turn(), Turn(), list[Turn]()
+    assert both.ask(sent, 0.0) == 0
+    assert both.ask(first, 0.5) == pytest.approx(1.5)
+    assert total.ask(second, 0.5) == pytest.approx(3.5)
+    second.wake = lambda: woken.append(second)
+    assert both.ask(first, 2.0) != 0, "the slot is still in use"
+    assert woken == [second]
+    assert total.ask(second, 2.0) == 0
+
+
 async def test_each_part_counts_its_own_methods(world: World) -> None:
     posts, all_methods = TokenBucket(1, 60, methods={"POST"}), InFlight(5)
     clock = FakeClock()

@@ -216,12 +216,15 @@ class Source:
 
     def pass_on(self, turn: Turn, now: float, but: tuple[Any, ...] = ()) -> None:
         """The turn no longer waits for this source: let the next one whose sources are not `but` take its permit."""
+        if but:
+            self.wake_first(turn.number, but)
 
-    def wake_first(self) -> None:
-        """Wake the first turn that waits for this source, which has permits earlier than announced."""
+    def wake_first(self, after: int = 0, but: tuple[Any, ...] = ()) -> None:
+        """Wake the first turn after that number that waits for this source: it has permits earlier than announced."""
         if self.waiting and self.is_exact and not self.is_remote:
             near = islice(self.turns, _SEARCH_LIMIT if self.order.is_mixed else _WAKE_LIMIT)
-            first = next((turn for turn in near if turn.held_by is self), None)
+            later = (turn for turn in near if turn.number > after and turn.sources != but)
+            first = next((turn for turn in later if turn.held_by is self), None)
             if first is not None:
                 first.moves_up = True
                 self.order.wake_soon([first])
