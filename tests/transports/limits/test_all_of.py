@@ -381,6 +381,17 @@ def test_only_the_first_that_waits_for_a_slot_claims_a_permit_when_it_is_freed()
     assert total.ask(Turn(), 2.3) == pytest.approx(0.7), "at least one of the next ten permits is left"
 
 
+def test_requests_behind_one_that_waits_for_units_leave_a_free_slot_to_others() -> None:
+    units, slots = TokenBucket(None, 10, max_cost=10), InFlight(1)
+    one, other = AllOf(units, slots), AllOf(TokenBucket(9, 60), units, slots)
+    first, second = Turn(cost=9.0), Turn(cost=0.1)
+    assert units.ask(Turn(cost=10.0), 0.0) == 0
+    for now in (0.0, 6.0):  # The longer no slot is freed, the longer that is expected to take.
+        assert one.ask(first, now) == pytest.approx(9.0 - now)
+        assert other.ask(second, now) != 0
+    assert slots.ask(Turn(), 6.1) == 0
+
+
 def test_a_permit_that_the_first_cannot_use_for_want_of_a_slot_wakes_the_next() -> None:
     total, slots = TokenBucket(1, 2), InFlight(1)
     both, sent, first, second, woken = AllOf(total, slots), Turn(), Turn(), Turn(), list[Turn]()

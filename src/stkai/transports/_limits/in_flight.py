@@ -117,7 +117,8 @@ class Slots(Source):
             return
         is_mixed = self.order.is_mixed
         near = islice(self.turns, None if is_mixed else _SEARCH_LIMIT)
-        for other in self.in_turn((other for other in near if other is not turn), but):
+        others = [turn.held_by] if but else []  # Those behind it that need that, too, cannot overtake it.
+        for other in self.in_turn((other for other in near if other is not turn), *others):
             if not other.is_woken:
                 self.order.woken.append(other)
             if not other.is_woken or other.due_at > now:  # It may have been woken only because it moved up.

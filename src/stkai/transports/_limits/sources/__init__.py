@@ -122,13 +122,13 @@ class Source:
         by = [turn.held_by for turn in turns if turn.due_at > now]
         return len([source for source in by if source is not None and source not in sources])
 
-    def in_turn(self, turns: Iterable[Turn], held_up: tuple[Any, ...] = ()) -> Iterator[Turn]:
-        """Those of the turns that this source holds up; none behind one with the same sources that another holds up."""
-        others = {held_up}
+    def in_turn(self, turns: Iterable[Turn], *others: "Source") -> Iterator[Turn]:
+        """Those of the turns that this source holds up, but none that need `others` or what holds up earlier ones."""
+        holders = set(others)
         for turn in turns:
             if turn.held_by is not self:
-                others.add(turn.sources)
-            elif turn.sources not in others:
+                holders.add(turn.held_by)
+            elif holders.isdisjoint(turn.sources):
                 yield turn
 
     def claims(self, start: int, end: int, due: float) -> int:
