@@ -66,6 +66,7 @@ def test_the_draft_names_its_quotas(policy: str, state: str) -> None:
             "RateLimit-Reset": "30",
         },
         triple(limit="100, 10;w=1, 100;w=60"),
+        triple(limit="100, 100;window=60, 10000;window=86400"),  # WHOOP
     ],
 )
 def test_in_older_drafts_the_window_of_the_limit_is_one_of_several(headers: dict[str, str]) -> None:
@@ -78,6 +79,11 @@ def test_in_older_drafts_the_window_of_the_limit_is_one_of_several(headers: dict
         {"RateLimit": "limit=100, remaining=50, reset=30"},
         {"RateLimit-Limit": "100", "RateLimit-Remaining": "50", "RateLimit-Reset": "30"},
         triple(reset=str(EPOCH + 30)),  # GitHub
+        {  # Okta, and X
+            "X-Rate-Limit-Limit": "100",
+            "X-Rate-Limit-Remaining": "50",
+            "X-Rate-Limit-Reset": str(EPOCH + 30),
+        },
         {  # OpenAI
             "x-ratelimit-limit-requests": "100",
             "x-ratelimit-limit-tokens": "150000",
@@ -162,6 +168,7 @@ def test_quotas_of_anything_but_requests_are_ignored() -> None:
         (f"{EPOCH + 42}", 42.0),
         (f"{EPOCH + 42}.5", 42.5),
         (f"{EPOCH - 42}", 0.0),
+        (f"{EPOCH + 42}500", 42.5),  # milliseconds
         ("2030-01-01T00:00:42Z", 42.0),
         ("2030-01-01T02:00:42.500+02:00", 42.5),
         ("2029-12-31T23:59:00Z", 0.0),

@@ -35,16 +35,18 @@ def read_rate_limit(headers: httpx.Headers, now: datetime, window: float) -> Rea
     Of several quotas, returns the tightest: the one with the fewest requests per second in the long run. `window` is
     used if the server does not state one. Instants are converted with `seconds_until`.
     """
-    if not _mentions(headers, b"ratelimit"):
+    if not _mention_limits(headers):
         return None
     readings = list(_named(headers, window)) or list(_unnamed(headers, now, window))
     return min(readings, key=lambda reading: reading.limit / reading.window, default=None)
 
 
-def _mentions(headers: httpx.Headers, word: bytes) -> bool:
-    """Whether the name of a header contains `word`; headers of a cached answer do not count."""
+def _mention_limits(headers: httpx.Headers) -> bool:
+    """Whether the name of a header contains "limit"; headers of a cached answer do not count."""
     # One search over all names: this runs for every answer, and most servers send none of these headers.
-    return word in b"\n".join([name for name, _ in headers.raw]).lower() and headers.get("age", "0") == "0"
+    return (
+        b"limit" in b"\n".join([name for name, _ in headers.raw]).lower() and headers.get("age", "0") == "0"
+    )
 
 
 def _named(headers: httpx.Headers, window: float) -> Iterator[Reading]:
@@ -63,7 +65,7 @@ def _named(headers: httpx.Headers, window: float) -> Iterator[Reading]:
             yield reading
 
 
-# Limit, remaining, reset: the drafts before 7, OpenAI, Anthropic, and GitHub and many others.
+# Limit, remaining, reset: the drafts before 7, OpenAI, Anthropic, GitHub and many others, and Okta and X.
 _TRIPLES: Final = (
     ("ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"),
     ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
@@ -73,6 +75,7 @@ _TRIPLES: Final = (
         "anthropic-ratelimit-requests-reset",
     ),
     ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"),
+    ("x-rate-limit-limit", "x-rate-limit-remaining", "x-rate-limit-reset"),
 )
 
 
@@ -90,7 +93,8 @@ def _unnamed(headers: httpx.Headers, now: datetime, window: float) -> Iterator[R
         limits = _items(headers, names[0]) + limits
         limit = limits[0].value if limits else ""
         remaining, reset = (headers[name].strip() for name in names[1:])
-    windows = (_number(other.parameters.get("w")) for other in limits if other.value == limit)
+    others = (other.parameters for other in limits if other.value == limit)
+    windows = (_number(parameters.get("w", parameters.get("window"))) for parameters in others)
     reading = Reading(
         name="",
         limit=_number(limit),
@@ -154,8 +158,9 @@ _DIGITS: Final = re.compile(r"[0-9]{1,15}(?:\.[0-9]+)?")
 _DURATION: Final = re.compile(r"(?:[0-9]{1,15}(?:\.[0-9]+)?(?:ms|[dhms]))+")
 _PART: Final = re.compile(r"([0-9.]+)(ms|[dhms])")
 _SECONDS_PER: Final = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-# From here on, a number is an instant, in seconds since 1970: no reset is thirty years away.
+# From here on, a number is an instant since 1970, in seconds or milliseconds: no reset is thirty years away.
 _FIRST_INSTANT: Final = 1e9
+_FIRST_IN_MILLISECONDS: Final = 1e11
 
 
 def _number(text: str | None) -> float:
@@ -164,10 +169,12 @@ def _number(text: str | None) -> float:
 
 
 def _seconds_until(text: str, headers: httpx.Headers, now: datetime) -> float:
-    """Parse seconds, a duration such as `6m0s` or `20ms`, or an instant (epoch seconds or RFC 3339); NaN otherwise."""
+    """Parse seconds, a duration such as `6m0s` or `20ms`, or an instant (since 1970, or RFC 3339); NaN otherwise."""
     number = _number(text)
     if number < _FIRST_INSTANT:
         return number
+    if number >= _FIRST_IN_MILLISECONDS:  # OpenRouter
+        number /= 1000
     if _DURATION.fullmatch(text):
         return sum(float(amount) * _SECONDS_PER[unit] for amount, unit in _PART.findall(text))
     try:
@@ -204,7 +211,7 @@ _PAIRS: Final = (
 
 def read_cost_limit(headers: httpx.Headers, but: str = "none") -> CostReading | None:
     """The tightest quota of tokens that the headers describe, without one of `but` tokens; None if there is none."""
-    if not _mentions(headers, b"limit"):
+    if not _mention_limits(headers):
         return None
     names = [pair for pair in _PAIRS if f"-{but}-" not in pair[0]]
     pairs = [(_number(headers.get(limit)), _number(headers.get(remaining))) for limit, remaining in names]
