@@ -528,6 +528,26 @@ def test_an_outage_after_a_quiet_time_is_a_new_one(clock: FakeClock, store: Scri
     assert lose() == pytest.approx(3, abs=1)
 
 
+@pytest.mark.parametrize("failures", [1, 3], ids=["it had a small part", "it adapted alone"])
+def test_a_store_that_fails_again_after_it_named_the_members_leaves_each_its_part(
+    clock: FakeClock, store: Scripted, failures: int
+) -> None:
+    policy, others = bucket(store, rate=100), [bucket(store, rate=100) for _ in range(49)]
+    for other in others:
+        wait_for(other, clock)
+    client_of(policy).after_step(clock.monotonic())  # Which tells it the time.
+    store.fails = True
+    for _ in range(failures):
+        client_of(policy).work()
+        wait_for(policy, clock)
+    store.fails = False
+    client_of(policy).work()
+    assert policy.members == 50
+    store.fails = True
+    client_of(policy).work()
+    assert sum(wait_for(policy, clock) for _ in range(4)) == pytest.approx(2, abs=0.6)
+
+
 def test_an_outage_that_no_request_notices_leaves_nothing_behind(clock: FakeClock, store: Scripted) -> None:
     policy = bucket(store)
     wait_for(policy, clock)

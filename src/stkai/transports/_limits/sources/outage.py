@@ -40,6 +40,7 @@ class Outage:
         self._local: Sequence[Source] = ()
         # Until when they are in force: while the store is unreachable, and shortly afterwards.
         self._until = -math.inf
+        self._members = 0  # Of the group, when these were created; 0 if unknown.
         self._fractions = 1.0, 1.0  # The local sources' parts of the quota's requests and units.
         self._updated: Limits | None = leased.updated  # Limits that the store does not know yet.
 
@@ -61,7 +62,8 @@ class Outage:
     def fail(self, now: float) -> bool:
         """Record that a call failed; if there was no outage, one begins. Returns whether to announce it.
 
-        A failure during the transition belongs to the same outage.
+        A failure during the transition belongs to the same outage; its sources continue unless the group is larger than
+        was known: a member that had never reached the store before may have used the whole quota.
         """
         leased = self._leased
         self._end_transition(now)
@@ -70,9 +72,10 @@ class Outage:
             self.since = now
             self.failures -= bool(self.sources)
         streak = self.failures - self.in_use
-        adapts_alone = leased.group.lease is None and streak >= _FAILURES_TO_ADAPT
-        if not self._local or (adapts_alone and streak == _FAILURES_TO_ADAPT):
-            self._fractions = 1.0, 1.0
+        members = 0 if leased.group.lease is None else leased.group.members
+        adapts_alone = not members and streak >= _FAILURES_TO_ADAPT
+        if not self._local or members > self._members or (adapts_alone and streak == _FAILURES_TO_ADAPT):
+            self._members, self._fractions = members, (1.0, 1.0)
             self._local = leased.alone() if adapts_alone else self._make_local(now)
             for source in self._local:
                 source.stands_for = leased
