@@ -1,5 +1,6 @@
 """Many waiters, one limiter of 200 requests per second, burst 1: `python -m benchmarks.contention`."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
@@ -17,7 +18,12 @@ from benchmarks._original import NAME, original
 from stkai.transports import (
     AdaptiveTransport,
     AsyncAdaptiveTransport,
+    AsyncLayerTransport,
     AsyncTokenBucketTransport,
+    Attempt,
+    Flow,
+    LayerTransport,
+    Sleep,
     TokenBucketTransport,
     Turn,
 )
@@ -26,6 +32,7 @@ T = TypeVar("T")
 
 RATE = 200.0
 FLOOR = "hand-written GCRA with one sleep"
+LAYER = "the same in a layer of **stkai**"
 COLUMNS = (
     "rate / configured",
     "sleeps per permit",
@@ -54,10 +61,16 @@ def measure(quick: bool) -> Sequence[Table]:
         {name: partial(crowd_of_tasks, prepare, RATE, tasks) for name, prepare in _available(_ASYNC).items()},
         rounds,
     )
+    waiters, seconds = (2_000, 2.0) if quick else (10_000, 10.0)
+    queues = interleave(
+        {name: partial(_queue, prepare, waiters, seconds) for name, prepare in _available(_ASYNC).items()},
+        max(1, rounds // 3),
+    )
     note = f"{versions('pyrate-limiter', 'aiolimiter')}."
     return [
         _table("contention-threads", f"{threads} threads that come back for more", reports, note),
         _table("contention-tasks", f"{tasks:,} tasks that come at once", async_reports, note),
+        _queues(f"{waiters:,} tasks in the queue", queues, note),
     ]
 
 
@@ -87,6 +100,39 @@ def _table(name: str, title: str, reports: dict[str, list[Report]], note: str) -
     return Table(name, title, ["", *COLUMNS], rows, [note])
 
 
+def _queue(prepare: Callable[[], Callable[[], Awaitable[object]]], waiters: int, seconds: float) -> Report:
+    """What a long queue costs while it stays long: the part of a processor, and permits as a part of the rate."""
+
+    async def main() -> Report:
+        acquire = prepare()
+        crowd = [asyncio.ensure_future(acquire()) for _ in range(waiters)]
+        await asyncio.sleep(2.0)
+        cpu, start, before = time.process_time(), time.perf_counter(), sum(task.done() for task in crowd)
+        await asyncio.sleep(seconds)
+        cpu, passed = time.process_time() - cpu, time.perf_counter() - start
+        permits = sum(task.done() for task in crowd) - before
+        for task in crowd:
+            task.cancel()
+        await asyncio.gather(*crowd, return_exceptions=True)
+        return {"rate": permits / passed / RATE, "busy": cpu / passed, "cpu": cpu / permits * 1e6}
+
+    return asyncio.run(main())
+
+
+def _queues(title: str, reports: dict[str, list[Report]], note: str) -> Table:
+    columns = ["", "rate / configured", "part of a processor", "CPU per permit"]
+    rows = [
+        [
+            subject,
+            f"{median_of(found, 'rate'):.3f}",
+            f"{median_of(found, 'busy'):.1%}",
+            f"{median_of(found, 'cpu'):.0f} µs",
+        ]
+        for subject, found in reports.items()
+    ]
+    return Table("contention-queue", title, columns, rows, [note])
+
+
 def _request() -> httpx.Request:
     return httpx.Request("POST", subjects.URL, json={})
 
@@ -99,6 +145,17 @@ def _through(transport: httpx.BaseTransport) -> Callable[[], object]:
 def _async_through(transport: httpx.AsyncBaseTransport) -> Callable[[], Awaitable[object]]:
     request = _request()
     return lambda: transport.handle_async_request(request)
+
+
+def _flow() -> Callable[[LayerTransport | AsyncLayerTransport, httpx.Request, Attempt], Flow]:
+    """The floor's limiter as a layer's flow: what a call costs in a stack whose limiter costs next to nothing."""
+    gcra = _floor.Gcra(RATE)
+
+    def flow(layer: LayerTransport | AsyncLayerTransport, request: httpx.Request, attempt: Attempt) -> Flow:
+        yield Sleep(gcra.reserve())
+        return (yield from layer.forward(request, attempt))
+
+    return flow
 
 
 def _bucket() -> stkai.TokenBucket:
@@ -131,6 +188,7 @@ def _aiolimiter() -> Callable[[], Awaitable[object]]:
 
 _SYNC: dict[str, Callable[[], Callable[[], object]]] = {
     FLOOR: lambda: _through(_floor.Limit(subjects.answer(), _floor.Gcra(RATE))),
+    LAYER: lambda: _through(LayerTransport(subjects.answer(), _flow())),
     "**stkai** TokenBucket": lambda: _through(TokenBucketTransport(subjects.answer(), _bucket())),
     "**stkai** AimdLimiter": lambda: _through(AdaptiveTransport(subjects.answer(), _aimd())),
     "pyrate-limiter": _pyrate,
@@ -138,6 +196,7 @@ _SYNC: dict[str, Callable[[], Callable[[], object]]] = {
 
 _ASYNC: dict[str, Callable[[], Callable[[], Awaitable[object]]]] = {
     FLOOR: lambda: _async_through(_floor.AsyncLimit(subjects.answer(), _floor.Gcra(RATE))),
+    LAYER: lambda: _async_through(AsyncLayerTransport(subjects.answer(), _flow())),
     "**stkai** TokenBucket": lambda: _async_through(AsyncTokenBucketTransport(subjects.answer(), _bucket())),
     "**stkai** AimdLimiter": lambda: _async_through(AsyncAdaptiveTransport(subjects.answer(), _aimd())),
     "aiolimiter": _aiolimiter,
