@@ -39,7 +39,7 @@ _CODES: Final[dict[type, str]] = {
     OutcomeUnknownError: UNKNOWN,
     DroppedError: UNKNOWN,
 }
-"""The codes of lines that are not sent, or no more; other errors have the names of their classes."""
+"""The codes of lines that are not sent, or given up; other errors have the names of their classes."""
 
 _DEADLINE_OF_SETTINGS: Final = " (STKAI_RETRY_DEADLINE; to wait longer, pass --deadline SECONDS)"
 

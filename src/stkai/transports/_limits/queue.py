@@ -162,7 +162,7 @@ class Queue(StaysInProcess):
                 return wait
         return 0.0
 
-    def _schedule(self, turn: Turn, place: int, wait: float, now: float) -> float:  # noqa: C901, PLR0912
+    def _schedule(self, turn: Turn, place: int, wait: float, now: float) -> float:  # noqa: C901, PLR0912 - every wait costs
         """Record when a waiting turn is due and when it asks again; returns the seconds that it has to wait."""
         sources, before = turn.sources, turn.held_by
         first = turn.held_by = sources[0]
@@ -201,11 +201,11 @@ class Queue(StaysInProcess):
             wait = max(wait, turn.nap)
         turn.wakes_at = now + wait
         if wait + turn.slack > ASK_INTERVAL:  # A shorter sleep ends before these naps would.
-            is_steady = turn.nap >= wait and turn.priority == "normal" and not (is_mixed or self.has_remote)
-            if is_steady and place >= _FREQUENT_PLACES:
-                early = min(wait - _QUIET_NAP, wait * (1 - _FREQUENT_PLACES / place))
-                turn.rest = wait if wait < 2 * _QUIET_NAP else early
-            is_quiet = place >= _FREQUENT_PLACES and exact <= _QUIET_NAP
+            is_far, is_plain = place >= _FREQUENT_PLACES, turn.priority == "normal" and not self.has_remote
+            if is_far and is_plain and turn.nap >= wait and not is_mixed:
+                near = min(wait - _QUIET_NAP, wait * (1 - _FREQUENT_PLACES / place))
+                turn.rest = wait if wait < 2 * _QUIET_NAP else near
+            is_quiet = is_far and exact <= _QUIET_NAP
             turn.nap = min(turn.nap, _QUIET_NAP if is_quiet else max(ASK_INTERVAL, place / _PLACES_PER_S))
         if turn.priority == "low":  # Nothing wakes it when the normal turns before it leave.
             turn.nap = min(turn.nap, max(0.05, min(exact / 2, now - turn.asked)))
