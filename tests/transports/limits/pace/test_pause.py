@@ -1,5 +1,7 @@
 """How long a refusal stops a sender: all of it, or in a short window only the refused request."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -118,11 +120,27 @@ def test_a_request_that_waits_out_its_refusal_in_a_short_window_goes_first() -> 
     assert one.wait(1.2, again(turn)) < min(one.wait(1.2, other) for other in others[-50:])
 
 
-def test_a_server_that_asks_for_more_than_the_window_gets_it_and_no_more() -> None:
+def test_a_server_that_asks_for_more_than_the_window_gets_it_and_from_the_third_refusal_on_twice_that() -> (
+    None
+):
     one, now = sender(), 0.0
+    for number in range(40):
+        pause = pause_of(one, now, 100.0)
+        assert pause == pytest.approx(100.0 if number < 2 else 200.0)
+        now += pause
+
+
+def test_senders_outlast_a_ban_that_each_refusal_begins_anew() -> None:
+    """As with `continueExceeding` of @fastify/rate-limit."""
+    ban, asks, last = 5.0, [(0.1 * number, Sender(50, 5)) for number in range(4)], -math.inf
     for _ in range(40):
-        assert pause_of(one, now, 100.0) == pytest.approx(100.0)
-        now += 100.0
+        now, one = min(asks, key=lambda ask: ask[0])
+        if now >= last + ban > 0.0:
+            return
+        asks.remove((now, one))
+        asks.append((now + pause_of(one, now, ban), one))
+        last = now
+    pytest.fail("the ban never ended")
 
 
 def test_a_refusal_of_an_old_request_counts_for_the_pause_but_not_for_the_row() -> None:
@@ -149,7 +167,7 @@ def test_the_jitter_of_a_pause_is_on_top_and_within_its_bounds(
     for number in range(1, refusals):
         one.refuse(float(number - refusals))
     one.refuse(0.0, asked=asked, chance=chance)
-    without = max(asked, min(asked * 2 ** (refusals - 1), 60.0))
+    without = max(asked * (2 if refusals > 2 else 1), min(asked * 2 ** (refusals - 1), 60.0))
     jitter = one.source.mode.paused_until - without
     assert jitter == pytest.approx(chance * min(1 / one.rate, asked / 2 + 1), abs=1e-6)
     assert jitter >= -1e-6

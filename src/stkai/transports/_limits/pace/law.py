@@ -215,14 +215,17 @@ def is_soft(window: float, asked: float = 0.0) -> bool:
 def full_pause(asked: float, streak: int, window: float, rate: float, chance: float) -> float:
     """Seconds for which all requests pause after `streak` consecutive refusals.
 
-    Never less than a plausible wait that the server asked for. Doubles with each refusal, up to a window.
+    Never less than a plausible wait that the server asked for, and from the third refusal on twice that: if the server
+    begins the wait anew with each refusal, senders that keep to it would hold up each other forever. Doubles with each
+    refusal, up to a window.
     """
     doubled = 2.0 ** max(0, min(streak, 32) - 1)
     bound = longest_pause(window)
     if asked > bound:
         return min(bound, max(window, _PROBE_DELAY) * doubled)
     jitter = chance * min(1 / rate, asked / 2 + LEAST_PAUSE * window)
-    return min(bound, max(asked, min(asked * doubled, window)) + jitter)
+    least = asked * (2.0 if streak > 2 else 1.0)
+    return min(bound, max(least, min(asked * doubled, window)) + jitter)
 
 
 class Congestion:
