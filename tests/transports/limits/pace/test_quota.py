@@ -1,5 +1,7 @@
 """What is found out about a quota that was not given, and how an adaptive pace uses that."""
 
+import math
+
 import httpx
 import pytest
 
@@ -118,6 +120,51 @@ def test_headers_give_the_quota() -> None:
     assert one.source.quota.window == 60.0
     assert 0 < one.rate <= 10.0
     assert str(one.source) == "found: 600, 60"
+
+
+def in_windows_of(window: float, until: float, *, moves_at: float = math.inf) -> Sender:
+    """A sender to a server that describes 100 requests per window, but not how long it is, until an instant.
+
+    From `moves_at` on, the end that the server announces is always 9 seconds away, though no window has ended.
+    """
+    one = Sender()
+    for second in range(int(until)):
+        now = float(second)
+        left = window - now % window if now < moves_at else 9.0
+        triple = {"Limit": 100.0, "Remaining": 100.0 * left / window, "Reset": left}
+        one.observe(200, now, now, {f"X-RateLimit-{name}": f"{value:g}" for name, value in triple.items()})
+    return one
+
+
+@pytest.mark.parametrize("window", [10.0, 15.0, 20.0, 120.0])
+def test_a_window_that_is_no_usual_one_is_found_when_the_next_begins(window: float) -> None:
+    one = in_windows_of(window, 2.2 * window)
+    assert str(one.source) == f"found: 100, {window:g}"
+    assert one.source.quota.ceiling == 100 / window
+
+
+@pytest.mark.parametrize(
+    ("between", "reset", "window"),
+    [(9.25, 9.0, 10.0), (19.25, 20.0, 20.0), (20.5, 20.0, 20.5), (2.0, 45.0, 60.0), (150.0, 121.0, 150.0)],
+)
+def test_a_window_seen_counts_if_the_resets_fit_and_no_usual_one_is_as_short(
+    between: float, reset: float, window: float
+) -> None:
+    quota = unknown()
+    quota.ended(between)
+    headers = {"X-RateLimit-Limit": "100", "X-RateLimit-Remaining": "50", "X-RateLimit-Reset": f"{reset}"}
+    reading = quota.read(httpx.Response(200, headers=headers), date())
+    assert reading is not None
+    assert reading.window == window
+
+
+def test_headers_that_contradict_themselves_no_longer_limit_the_rate() -> None:
+    one = in_windows_of(60.0, 20.0)
+    assert one.source.quota.ceiling == 100 / 60
+    one = in_windows_of(60.0, 40.0, moves_at=20.0)
+    assert not one.source._windowed.guide.listening
+    one.hold_back(40.0)
+    assert one.look(400.0) > 2.0
 
 
 def test_a_pace_without_numbers_says_what_it_found() -> None:

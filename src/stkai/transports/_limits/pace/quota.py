@@ -62,7 +62,8 @@ class KnownQuota:
         self._floor_fraction = floor_fraction
         self._growth_window = _MIN_GROWTH_WINDOW
         self._waits: deque[float] = deque(maxlen=_WAITS_KEPT)
-        self._reset, self._is_silent = 0.0, False
+        # The longest reset, and the shortest time between announced ends of windows, in seconds.
+        self._reset, self._between, self._is_silent = 0.0, math.inf, False
 
     def _set(self, requests: float, window: float) -> None:
         self.requests = requests  # Per window; infinite while unknown.
@@ -117,17 +118,30 @@ class KnownQuota:
         return None if reading is None or reading.window > longest_pause(self.window) else reading
 
     def _completed(self, reading: Reading) -> Reading:
-        """The reading with a window: the shortest common one that contains the server's resets."""
+        """The reading with a window: the shortest common one that contains the server's resets, or one seen."""
         self._reset = max(self._reset, reading.reset)
         fitting = (window for window in _COMMON_WINDOWS if self._reset <= window + TOLERANCE)
-        return reading._replace(window=next(fitting, reading.window))
+        window, seen = next(fitting, reading.window), self._between + TOLERANCE
+        return reading._replace(
+            window=max(self._reset, self._between) if self._reset <= seen < window else window
+        )
 
-    def stated(self, reading: Reading) -> bool:
-        """Adopt a quota that the server describes, unless one was given; returns whether it has changed."""
+    def ended(self, seconds: float) -> None:
+        """Record the time between the announced ends of two windows."""
+        self._between = min(self._between, seconds)
+
+    def stated(self, reading: Reading | None) -> bool:
+        """Adopt a quota that the server describes, or forget it with None, unless one was given.
+
+        Returns whether it has changed.
+        """
         if self.is_given:
             return False
         before = self.requests, self.window
-        self._set(reading.limit, reading.window)
+        if reading is not None:
+            self._set(reading.limit, reading.window)
+        elif self.requests < math.inf:
+            self._set(math.inf, _DEFAULT_WINDOW)
         return (self.requests, self.window) != before
 
     def resume(self, window: float) -> None:

@@ -166,6 +166,8 @@ class WindowGuide:
             self._end = known._replace(earliest=min(known.earliest, end), latest=max(known.latest, end))
         else:
             has_ended = now >= known.first - TOLERANCE
+            if has_ended:
+                self._quota.ended(end - known.first)
             if not (has_ended and end >= known.first + self._window - TOLERANCE):
                 self.in_force = False  # It contradicts the earlier answers.
                 self._doubt()

@@ -186,7 +186,9 @@ class WindowedRate:
         guide, quota = self.guide, self._quota
         followed = guide.in_force
         explained = guide.observe(reading, answer.now, answer.sent, self.rate, refused=answer.is_refusal)
-        if guide.in_force and reading is not None and quota.stated(reading):
+        described = reading if guide.in_force else None
+        # Headers that have contradicted themselves no longer limit the rate.
+        if (described is not None or not guide.listening) and quota.stated(described):
             self._adopt()
         if followed or guide.in_force:
             self.start.over = True
