@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import httpx
 
@@ -14,84 +16,75 @@ from benchmarks._server import serving
 AT_ONCE = (1, 8, 32, 100)
 THREADS = (1, 32)
 LIMITS = {"200 connections, all kept": (200, 200), "httpx's defaults: 100, of which 20 kept": (100, 20)}
-BARE, MOUNTED, OWN = "httpx", "mounted", "own"
+BARE = "httpx"
 
 
 def measure(quick: bool) -> Sequence[Table]:
-    """Requests per second by the number in flight, through httpx's own wire and through stkai's default one."""
+    """Requests per second by the number in flight, through the wires of httpx and httpx2 and stkai's default one."""
     rounds = 3 if quick else 11
     rows = []
+    columns: list[str] = []
     with serving() as url:
         for title, limits in LIMITS.items():
             runs = {counted(number, "task"): _tasks(url, limits, number) for number in AT_ONCE}
             runs |= {counted(number, "thread"): _threads(url, limits, number) for number in THREADS}
-            rows += [[title, name, *_cells(run_, rounds)] for name, run_ in runs.items()]
-    columns = [
-        "limits",
-        "at once",
-        "httpx, requests/s",
-        "httpx over stkai's wire",
-        "stkai's client over that",
-    ]
-    note = f"Without layers. {versions('httpx', 'httpcore')}."
-    return [Table("concurrency", "Requests in flight, the same limits for all", columns, rows, [note])]
+            for name, clients in runs.items():
+                samples = interleave(clients, rounds)
+                faster = ratios(samples, BARE)
+                del faster[BARE]
+                columns = list(faster)
+                rows.append([title, name, show(samples[BARE], 0), *map(show, faster.values())])
+    note = f"Without layers. {versions('httpx', 'httpcore', 'httpx2', 'httpcore2')}."
+    titles = ["limits", "at once", f"{BARE}, requests/s", *columns]
+    return [Table("concurrency", "Requests in flight, the same limits for all", titles, rows, [note])]
 
 
-def _cells(runs: dict[str, Callable[[], float]], rounds: int) -> list[str]:
-    samples = interleave(runs, rounds)
-    faster = ratios(samples, BARE)
-    return [show(samples[BARE], 0), show(faster[MOUNTED]), show(faster[OWN])]
-
-
-def configure(limits: tuple[int, int]) -> httpx.Limits:
-    """Set stkai's limits, and return the same for httpx."""
+def configure(limits: tuple[int, int], package: Any = httpx) -> Any:
+    """Set stkai's limits, and return the same for a client of the package."""
     most, kept = limits
     stkai.STKAI.configure(http={"max_connections": most, "max_keepalive_connections": kept})
-    return httpx.Limits(max_connections=most, max_keepalive_connections=kept)
+    return package.Limits(max_connections=most, max_keepalive_connections=kept)
 
 
 def _tasks(url: str, limits: tuple[int, int], at_once: int) -> dict[str, Callable[[], float]]:
-    count = max(300, 8 * at_once)
+    async def send(new_client: Callable[[], Any], **body: object) -> float:
+        async with new_client() as client:
+            count = max(300, 8 * at_once)
+            return await async_throughput(lambda: client.post(url, **body), at_once, count)
 
-    async def through_httpx(client: httpx.AsyncClient) -> float:
-        async with client:
-            return await async_throughput(lambda: client.post(url, json=subjects.DATA), at_once, count)
-
-    async def through_ours(client: stkai.AsyncHttpClient) -> float:
-        async with client:
-            return await async_throughput(lambda: client.post(url, data=subjects.DATA), at_once, count)
-
-    def wire() -> httpx.AsyncBaseTransport:
-        configure(limits)
-        return stkai.build_async_transport(auth=None, rate_limit=None, retry=None)
-
-    return {
-        BARE: lambda: asyncio.run(through_httpx(httpx.AsyncClient(limits=configure(limits)))),
-        MOUNTED: lambda: asyncio.run(through_httpx(httpx.AsyncClient(transport=wire()))),
-        OWN: lambda: asyncio.run(through_ours(stkai.AsyncHttpClient(wire()))),
-    }
+    return _runs("AsyncClient", limits, lambda *client, **body: asyncio.run(send(*client, **body)))
 
 
 def _threads(url: str, limits: tuple[int, int], threads: int) -> dict[str, Callable[[], float]]:
-    count = max(300, 15 * threads)
+    def send(new_client: Callable[[], Any], **body: object) -> float:
+        with new_client() as client:
+            return throughput(lambda: client.post(url, **body), threads, max(300, 15 * threads))
 
-    def through_httpx(client: httpx.Client) -> float:
-        with client:
-            return throughput(lambda: client.post(url, json=subjects.DATA), threads, count)
+    return _runs("Client", limits, send)
 
-    def through_ours(client: stkai.HttpClient) -> float:
-        with client:
-            return throughput(lambda: client.post(url, data=subjects.DATA), threads, count)
 
-    def wire() -> httpx.BaseTransport:
+def _runs(kind: str, limits: tuple[int, int], send: Callable[..., float]) -> dict[str, Callable[[], float]]:
+    """One run for each client: `send` takes a function that makes the client, and the body of its requests."""
+    import httpx2
+
+    is_async = kind == "AsyncClient"
+    build = stkai.build_async_transport if is_async else stkai.build_transport
+    own_client = stkai.AsyncHttpClient if is_async else stkai.HttpClient
+
+    def bare(package: Any) -> Any:
+        return getattr(package, kind)(limits=configure(limits, package))
+
+    def over_wire(client: Callable[..., Any]) -> Any:
         configure(limits)
-        return stkai.build_transport(auth=None, rate_limit=None, retry=None)
+        return client(transport=build(auth=None, rate_limit=None, retry=None))
 
-    return {
-        BARE: lambda: through_httpx(httpx.Client(limits=configure(limits))),
-        MOUNTED: lambda: through_httpx(httpx.Client(transport=wire())),
-        OWN: lambda: through_ours(stkai.HttpClient(wire())),
-    }
+    runs = {}
+    for package in (httpx, httpx2):
+        name, client = package.__name__, getattr(package, kind)
+        runs[name] = partial(send, partial(bare, package), json=subjects.DATA)
+        runs[f"{name} over stkai's wire"] = partial(send, partial(over_wire, client), json=subjects.DATA)
+    runs["stkai's client over that"] = partial(send, partial(over_wire, own_client), data=subjects.DATA)
+    return runs
 
 
 if __name__ == "__main__":
