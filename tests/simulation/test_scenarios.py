@@ -17,7 +17,7 @@ from stkai import AimdLimiter, AllOf, InFlight, TokenAcquisitionTimeoutError, To
 from stkai.transports._limits.queue import Queue
 
 from .process import Process, install, sleep
-from .simulator import Simulator
+from .simulator import Metered, Simulator
 
 SEEDS = range(int(os.environ.get("STKAI_TEST_SEEDS", "1")))
 
@@ -415,6 +415,31 @@ def test_what_a_refused_call_had_reserved_goes_to_those_who_asked_after_it(
     sim.run(15)
     assert [use.process for use in sim.uses] == [0, 1]
     assert soonest <= sim.uses[1].instant - sim.began < soonest + 1.2
+
+
+def test_units_that_many_processes_estimate_too_high_are_all_used(simulate: Any) -> None:
+    """What calls did not spend goes at once to those that already hold permits for later."""
+
+    def make(_: Simulator, store: Any) -> TokenBucket:
+        return TokenBucket(None, 3, max_cost=3000, cost=Metered(), share="units", store=store)
+
+    sim = simulate(processes=20, make=make)
+
+    async def serve(_: Process) -> httpx.Response:
+        await sleep(0.05)
+        return httpx.Response(200)
+
+    async def send(process: Process) -> None:
+        while True:
+            estimate = sim.chance.uniform(100, 1000)
+            await process.request(cost=estimate, real=0.6 * estimate)
+
+    sim.serve = serve
+    for process in sim.processes:
+        process.spawn(send(process))
+    sim.run(30)
+    assert sum(use.cost for use in sim.uses if use.instant >= sim.began + 5) >= 0.9 * 1000 * 25
+    assert {use.process for use in sim.uses} == set(range(20))
 
 
 def test_units_that_cancelled_calls_return_never_let_more_go_together_than_the_bucket_holds(

@@ -189,9 +189,11 @@ class GroupStatus:
         of low priority might get none instead, and those of several shares need permits that are due together.
         """
         lease, count = self.lease, len(held.due)
+        if lease is None or not (held.waits_long(now) and self.leases(now)):
+            return count
         # Other members may have leased since an older answer what it says is left.
         is_fresh = now - self.as_of <= 2 * self.latency + LATE
-        if lease is None or not (is_fresh and held.waits_long(now) and self.leases(now)):
+        if not is_fresh and not lease.quota.max_cost:
             return count
         if all(turn.priority == "low" for turn in turns) or any(shares_of([turn]) > 1 for turn in turns):
             return count
@@ -199,6 +201,8 @@ class GroupStatus:
         if lease.quota.max_cost:
             if lease.units_left is None:
                 return count
+            if not is_fresh:  # A message is due anyway. With returned units, the next permit is due no later.
+                return bisect_right(held.due, now + _EXCHANGE_GAIN)
             # Units that are returned and leased again come after all others' leases.
             costs = [cost_of(turn) for turn in turns[:count]]
             costs[-1] = min(costs[-1], lease.quota.max_cost)  # More than that is paid afterwards.
