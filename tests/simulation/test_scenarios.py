@@ -603,6 +603,29 @@ def test_several_shares_let_a_request_go_together(
         assert sim.most_within(window - 0.005 - 2 * latency) <= most
 
 
+def test_those_that_wait_for_units_waste_no_permits_of_a_share_that_others_use(simulate: Any) -> None:
+    """Each of them keeps its place among those that wait for units, and needs one permit of the common share."""
+    waiting = 16
+
+    def make(sim: Simulator, store: Any) -> Any:
+        common = TokenBucket(60, 3, burst=1, share="requests", store=store)
+        units = TokenBucket(None, 3, max_cost=3000, cost=Metered(), share="units", store=store)
+        return AllOf(common, units) if len(sim.processes) < waiting else common
+
+    async def send(process: Process) -> None:
+        while True:
+            await process.request(cost=sim.chance.uniform(100, 1000))
+
+    sim = simulate(processes=waiting + 2, latency=REDIS, make=make)
+    for process in sim.processes[:waiting]:
+        process.spawn(send(process))
+    for process in sim.processes[waiting:]:
+        process.loops(3, 30)
+    sim.run(30)
+    assert sum(sim.per_second(3, 27)) >= 0.9 * 20 * 27
+    assert {use.process for use in sim.uses} == set(range(waiting + 2))
+
+
 def test_requests_of_two_slow_shares_go_beside_those_of_each(simulate: Any) -> None:
     quotas = [(30, 60), (40, 60)]
     kinds = iter([[0, 1], [0], [1]])

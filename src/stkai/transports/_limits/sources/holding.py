@@ -5,7 +5,7 @@ Instants are on the member's clock, in seconds. Totals count from the member's s
 
 import math
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -180,22 +180,21 @@ class GroupStatus:
             self.paused_until = max(self.paused_until, now + lease.pause)
         self.retry_at = self.sleep_until = now + max(lease.again, _RETRY_DELAY if is_empty else 0.0)
 
-    def timely(
-        self, held: Holding, turns: Sequence[Turn], cost_of: Callable[[Turn], float], now: float
-    ) -> int:
+    def timely(self, member: Any, turns: Sequence[Turn], now: float) -> int:
         """How many of the permits that are held for these turns cannot be exchanged for much earlier ones.
 
         The store has earlier ones if the rate has risen, or if other members have returned places or units. But turns
         of low priority might get none instead, and those of several shares need permits that are due together.
         """
-        lease, count = self.lease, len(held.due)
+        lease, held = self.lease, member.held
+        count = len(held.due)
         if lease is None or not (held.waits_long(now) and self.leases(now)):
             return count
         # Other members may have leased since an older answer what it says is left.
         is_fresh = now - self.as_of <= 2 * self.latency + LATE
         if not is_fresh and not lease.quota.max_cost:
             return count
-        if all(turn.priority == "low" for turn in turns) or any(shares_of([turn]) > 1 for turn in turns):
+        if all(turn.priority == "low" for turn in turns) or any(is_bound(member, turn) for turn in turns):
             return count
         soonest = max(AHEAD, self.queue_until - now)
         if lease.quota.max_cost:
@@ -204,7 +203,7 @@ class GroupStatus:
             if not is_fresh:  # A message is due anyway. With returned units, the next permit is due no later.
                 return bisect_right(held.due, now + _EXCHANGE_GAIN)
             # Units that are returned and leased again come after all others' leases.
-            costs = [cost_of(turn) for turn in turns[:count]]
+            costs = [member.cost_of(turn) for turn in turns[:count]]
             costs[-1] = min(costs[-1], lease.quota.max_cost)  # More than that is paid afterwards.
             missing = sum(costs) - held.units - lease.units_left
             soonest = max(soonest, missing / lease.quota.cost_rate)
@@ -248,9 +247,14 @@ def lease_time(member: Any, turn: Turn) -> float:
         due, place = other.held.due, place_in(other.turns, turn)
         if place < len(due):
             instant = max(instant, due[place] - 1.25 * member.group.latency - LATE / 2)
-        elif (other.rate, other.quota.window, other.share) < own:
+        elif not grace(member, turn) and (other.rate, other.quota.window, other.share) < own:
             return math.inf
     return instant
+
+
+def is_bound(member: Any, turn: Turn) -> bool:
+    """Whether a permit for the turn must not miss one of another share."""
+    return shares_of([turn]) > 1 and (not member.max_cost or lease_time(member, turn) > -math.inf)
 
 
 def grace(member: Any, turn: Turn) -> float:
@@ -260,3 +264,9 @@ def grace(member: Any, turn: Turn) -> float:
     give up what the other waits for, again and again. Permits without units are given up: others can use them.
     """
     return CALL_LIFETIME if member.max_cost and place_in(member.turns, turn) < len(member.held.due) else 0.0
+
+
+def kept_until(member: Any, turn: Turn, now: float) -> float:
+    """Until when the permit that the turn has, or would get now, waits for one of another share."""
+    seconds = grace(member, turn) if shares_of([turn]) > 1 else 0.0
+    return max(now, member.held.due[place_in(member.turns, turn)]) + seconds if seconds else now

@@ -12,7 +12,7 @@ from typing import Any, Final
 from ....stores._protocol import AHEAD, LATE, Ask, Lease, Quota, Refusal
 from ..limiter import Turn
 from . import ROUNDING, Limits, Source
-from .holding import CALL_LIFETIME, Demand, GroupStatus, Holding, StoreCall, grace, lease_time, shares_of
+from .holding import CALL_LIFETIME, Demand, GroupStatus, Holding, StoreCall, kept_until, lease_time, shares_of
 from .outage import PROBE_INTERVAL, Outage, window_of
 from .request_limits import Window
 
@@ -84,9 +84,9 @@ class Member(Source):
 
     def can_use_soon(self, turn: Turn, now: float) -> bool:
         """Whether the turn could use a permit that is leased now; a guess suffices if no other turn could use it."""
-        starts, by, until = lease_time(self, turn), turn.held_by, now + AHEAD
-        if starts > -math.inf:
-            return now >= starts - grace(self, turn)
+        kept, by, until = kept_until(self, turn, now), turn.held_by, now + AHEAD
+        if (starts := lease_time(self, turn)) > -math.inf or kept > now:
+            return kept >= starts
         if self.comes_later(turn, now + 2 * AHEAD) and by.is_remote and not by.outage.is_on:
             return bool(by.group.leases(now))  # After the permit of this share, however late.
         if by is not None and by.is_exact:  # A permit that is leased too early would lapse.
@@ -123,7 +123,7 @@ class Member(Source):
         turns, room = self.users(now, max(limit, len(held.due)))
         most, expected = len(turns), self.expected(len(turns))
         most += expected if room >= expected else max(0, math.ceil(room - ROUNDING))
-        kept, units = min(self.group.timely(self.held, turns, cost_of, now), most), 0.0
+        kept, units = min(self.group.timely(self, turns, now), most), 0.0
         if self.max_cost:
             slack, paid = ROUNDING * self.max_cost, 0
             while paid < min(kept, len(turns)) and units + cost_of(turns[paid]) <= held.units + slack:
@@ -240,7 +240,7 @@ class Member(Source):
         if is_news:
             self.order.wake_all(users)
         if self.waits_long and now >= self._exchanged_at + _EXCHANGE_INTERVAL:
-            self.is_early |= group.timely(self.held, users, self.cost_of, now) < len(self.held.due)
+            self.is_early |= group.timely(self, users, now) < len(self.held.due)
         if self.is_early or self.needs_call():
             self.client.schedule(0.0)
         return restored
