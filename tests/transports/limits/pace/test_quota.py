@@ -145,13 +145,20 @@ def test_a_window_that_is_no_usual_one_is_found_when_the_next_begins(window: flo
 
 @pytest.mark.parametrize(
     ("between", "reset", "window"),
-    [(9.25, 9.0, 10.0), (19.25, 20.0, 20.0), (20.5, 20.0, 20.5), (2.0, 45.0, 60.0), (150.0, 121.0, 150.0)],
+    [
+        (9.25, 9.0, 10.0),
+        (19.25, 20.0, 20.0),
+        (19.0, 21.0, 20.0),
+        (20.7, 20.0, 21.0),
+        (2.0, 45.0, 60.0),
+        (150.0, 121.0, 150.0),
+    ],
 )
 def test_a_window_seen_counts_if_the_resets_fit_and_no_usual_one_is_as_short(
     between: float, reset: float, window: float
 ) -> None:
     quota = unknown()
-    quota.ended(between)
+    quota.ended(between, 0.0)
     headers = {"X-RateLimit-Limit": "100", "X-RateLimit-Remaining": "50", "X-RateLimit-Reset": f"{reset}"}
     reading = quota.read(httpx.Response(200, headers=headers), date())
     assert reading is not None
@@ -165,6 +172,24 @@ def test_headers_that_contradict_themselves_no_longer_limit_the_rate() -> None:
     assert not one.source._windowed.guide.listening
     one.hold_back(40.0)
     assert one.look(400.0) > 2.0
+
+
+@pytest.mark.parametrize(("window", "until"), [(60.0, 20.0), (45.0, 40.0)])
+def test_slow_answers_leave_the_quota_with_no_window_longer_than_a_reset(window: float, until: float) -> None:
+    one = in_windows_of(window, until)
+    assert str(one.source) == "found: 100, 60"
+    headers = {"X-RateLimit-Limit": "100", "X-RateLimit-Remaining": "50", "X-RateLimit-Reset": "3"}
+    for _ in range(2):
+        one.observe(200, until + 3.0, until, headers)
+    assert not one.source._windowed.guide.listening
+    assert str(one.source) == f"found: 100, {window:g}"
+
+
+def test_an_end_that_moves_back_is_no_window() -> None:
+    quota = unknown()
+    quota.ended(-5.0, 0.0)
+    quota.ended(20.0, 20.0)
+    assert quota._between == math.inf
 
 
 def test_a_pace_without_numbers_says_what_it_found() -> None:

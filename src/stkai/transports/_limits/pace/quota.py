@@ -63,7 +63,8 @@ class KnownQuota:
         self._growth_window = _MIN_GROWTH_WINDOW
         self._waits: deque[float] = deque(maxlen=_WAITS_KEPT)
         # The longest reset, and the shortest time between announced ends of windows, in seconds.
-        self._reset, self._between, self._is_silent = 0.0, math.inf, False
+        self._reset, self._between, self._has_moved = 0.0, math.inf, False
+        self._is_silent = False
 
     def _set(self, requests: float, window: float) -> None:
         self.requests = requests  # Per window; infinite while unknown.
@@ -121,27 +122,34 @@ class KnownQuota:
         """The reading with a window: the shortest common one that contains the server's resets, or one seen."""
         self._reset = max(self._reset, reading.reset)
         fitting = (window for window in _COMMON_WINDOWS if self._reset <= window + TOLERANCE)
-        window, seen = next(fitting, reading.window), self._between + TOLERANCE
-        return reading._replace(
-            window=max(self._reset, self._between) if self._reset <= seen < window else window
-        )
+        window, between = next(fitting, reading.window), self._between
+        if self._reset - 2 * TOLERANCE <= between < window - TOLERANCE:
+            # Whole seconds make the longest reset too long, and the shortest time between two ends too short.
+            window = float(round(max(between, (between + self._reset) / 2)))
+        return reading._replace(window=window)
 
-    def ended(self, seconds: float) -> None:
-        """Record the time between the announced ends of two windows."""
-        self._between = min(self._between, seconds)
+    def ended(self, seconds: float, left: float) -> None:
+        """Record the time between the announced ends of two windows, when `left` seconds of the first were left."""
+        if left <= 2 * TOLERANCE and seconds > 0.0:
+            self._between = min(self._between, seconds)
+        else:
+            self._has_moved = True  # Another server may have answered, with a quota of its own.
 
     def stated(self, reading: Reading | None) -> bool:
-        """Adopt a quota that the server describes, or forget it with None, unless one was given.
+        """Adopt a quota that the server describes, unless one was given; returns whether it has changed.
 
-        Returns whether it has changed.
+        None if its headers are no longer believed. Then the quota remains, with the longest reset as its window if that
+        is shorter, unless an end has moved before the window was over.
         """
         if self.is_given:
             return False
         before = self.requests, self.window
         if reading is not None:
             self._set(reading.limit, reading.window)
-        elif self.requests < math.inf:
+        elif self.requests < math.inf and self._has_moved:
             self._set(math.inf, _DEFAULT_WINDOW)
+        elif self.requests < math.inf and 0.0 < self._reset < self.window:
+            self._set(self.requests, self._reset)
         return (self.requests, self.window) != before
 
     def resume(self, window: float) -> None:

@@ -166,8 +166,7 @@ class WindowGuide:
             self._end = known._replace(earliest=min(known.earliest, end), latest=max(known.latest, end))
         else:
             has_ended = now >= known.first - TOLERANCE
-            if has_ended:
-                self._quota.ended(end - known.first)
+            self._quota.ended(end - known.first, known.first - now)
             if not (has_ended and end >= known.first + self._window - TOLERANCE):
                 self.in_force = False  # It contradicts the earlier answers.
                 self._doubt()

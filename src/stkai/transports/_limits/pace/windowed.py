@@ -187,7 +187,7 @@ class WindowedRate:
         followed = guide.in_force
         explained = guide.observe(reading, answer.now, answer.sent, self.rate, refused=answer.is_refusal)
         described = reading if guide.in_force else None
-        # Headers that have contradicted themselves no longer limit the rate.
+        # Headers that are no longer believed may have described a window that is shorter, or none.
         if (described is not None or not guide.listening) and quota.stated(described):
             self._adopt()
         if followed or guide.in_force:
