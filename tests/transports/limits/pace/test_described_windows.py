@@ -104,6 +104,18 @@ def test_when_the_window_is_no_longer_believed_the_law_continues_from_its_base()
     assert one.look(50.0) > base
 
 
+def test_a_window_that_no_second_one_follows_has_taught_nothing_and_the_report_names_the_headers() -> None:
+    one = led()
+    rate = one.rate
+    one.accept(10.0, reading=reading(10.0, 1))
+    lowered = one.accept(60.5, reading=reading(60.5, 1))
+    raised = one.accept(62.0, reading=reading(62.0, 50, end=90.0))
+    assert lowered is not None
+    assert raised is not None
+    assert lowered.new < 0.7 * rate
+    assert (raised.new, raised.reason) == (near(rate), "rate limit headers")
+
+
 def test_after_a_long_silence_the_law_continues_from_the_base() -> None:
     one = led()
     base = one.rate

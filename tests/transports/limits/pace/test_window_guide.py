@@ -175,6 +175,23 @@ def test_two_contradictions_end_the_belief_for_good() -> None:
     assert not guide.in_force
 
 
+def test_a_first_window_that_is_contradicted_leaves_the_rate_as_it_was_before() -> None:
+    guide = believing(rate=1.5)
+    tell(guide, 30.0, 1)
+    tell(guide, 61.5, on_line(61.5, end=90), end=90)
+    assert (guide.in_force, guide.base) == (False, 1.5)
+
+
+def test_a_second_window_that_is_contradicted_leaves_what_the_first_has_taught() -> None:
+    guide = believing(rate=1.5)
+    tell(guide, 30.0, 1)
+    tell(guide, 61.0, on_line(61.0, end=120), end=120)
+    learned = guide.base
+    tell(guide, 90.0, on_line(90.0, end=150), end=150)
+    assert (guide.in_force, guide.base) == (False, learned)
+    assert learned < 1.0
+
+
 def test_slow_answers_end_the_belief_for_good() -> None:
     guide = believing(rate=0.5)
     rate = guide.rate

@@ -57,6 +57,7 @@ class WindowGuide:
         self.paused_until = -math.inf  # The end of a window that is used up.
         self.senders = 1  # The number of senders that follow this guide.
         self.base = quota.floor  # The rate, without its variation within a window.
+        self._initial = 0.0  # The rate before, until a second window has followed the first.
         self._doubted = False
         self._forget()
 
@@ -129,7 +130,7 @@ class WindowGuide:
         """Everything that the guide knows, for `resume`; instants are relative to `now`."""
         flags = [int(flag) for flag in (self.listening, self._doubted, self.in_force, self._over)]
         sums = self._factor, self._sum, self._weight
-        numbers = self._window, self._tightness, self.base, *sums, self._readings
+        numbers = self._window, self._tightness, self.base, self._initial, *sums, self._readings
         instants = (self.paused_until, self.seen_at, self._accounted, *self._end)
         return (self._name, *flags, *numbers, *(instant - now for instant in instants))
 
@@ -138,10 +139,10 @@ class WindowGuide:
         name, listening, doubted, in_force, over, *numbers = state
         self._name, self.listening, self._doubted = str(name), bool(listening), bool(doubted)
         self.in_force, self._over = bool(in_force), bool(over)
-        self._window, self._tightness, base, *sums, readings = map(float, numbers[:7])
+        self._window, self._tightness, base, self._initial, *sums, readings = map(float, numbers[:8])
         self.base, self._readings = self._quota.bounded(base), int(readings)
         self._factor, self._sum, self._weight = sums
-        self.paused_until, self.seen_at, self._accounted, *end = (float(each) + now for each in numbers[7:])
+        self.paused_until, self.seen_at, self._accounted, *end = (float(each) + now for each in numbers[8:])
         self._end = _End(*end)
 
     def _is_followed(self, reading: Reading) -> bool:
@@ -169,7 +170,9 @@ class WindowGuide:
             self._quota.ended(end - known.first, known.first - now)
             if not (has_ended and end >= known.first + self._window - TOLERANCE):
                 self.in_force = False  # It contradicts the earlier answers.
+                self.base = max(self.base, self._initial)
                 self._doubt()
+            self._initial = 0.0
             if not self._over:
                 self._finish()
             self._end = _End(now, end, end, end, before=known.first)
@@ -178,7 +181,7 @@ class WindowGuide:
         self.seen_at = now
         if not self.in_force and self.listening and now - self._end.since >= _STABLE_FOR:
             self.in_force = True
-            self.base = self._quota.bounded(min(rate, self._tightness))
+            self.base, self._initial = self._quota.bounded(min(rate, self._tightness)), rate
             self._account_from(now)
         if self.in_force:
             self._learn(reading, now)

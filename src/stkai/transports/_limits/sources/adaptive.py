@@ -194,13 +194,14 @@ class AdaptiveRate(Rate):
 
     def _accepted(self, turn: Turn, answer: Answer, reading: Reading | None) -> RateChange | None:
         """Record that the server accepted a request; `reading` is from its quota headers."""
+        described = self._windowed.guide.in_force
         if reading is not None:
             self._follow(reading, answer)
+            described = described or self._windowed.guide.in_force
         self.mode.accepted(turn, answer)
         self._has_accepted, self._refused_since = True, math.inf
         change = None
         if self._has_moved() or self.mode.finding not in ("", self._finding):
-            described = self._windowed.guide.in_force
             change = self._report(self.mode.base, "rate limit headers" if described else "")
         self.ignores_successes_until = self.mode.ignores_successes_until
         return change
