@@ -118,7 +118,7 @@ class Slots(Source):
         is_mixed = self.order.is_mixed
         near = islice(self.turns, None if is_mixed else _SEARCH_LIMIT)
         others = [turn.held_by] if but else []  # Those behind it that need that, too, cannot overtake it.
-        for other in self.in_turn((other for other in near if other is not turn), *others):
+        for other in self.in_turn(near, *others, but=turn):
             if not other.is_woken:
                 self.order.woken.append(other)
             if not other.is_woken or other.due_at > now:  # It may have been woken only because it moved up.
@@ -126,7 +126,7 @@ class Slots(Source):
                 self._woken = other
             if now < other.due_at + _RESERVED_FOR:
                 return
-        self._is_wanted = not is_mixed or any(other.held_by is self for other in self.turns)
+        self._is_wanted = not is_mixed or self in [other.held_by for other in self.turns]
 
     def end(self, turn: Turn, now: float) -> None:
         self._mean += _SAMPLE_WEIGHT * (max(0.0, now - turn.since) - self._mean)

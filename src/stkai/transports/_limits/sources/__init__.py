@@ -122,10 +122,17 @@ class Source:
         by = [turn.held_by for turn in turns if turn.due_at > now]
         return len([source for source in by if source is not None and source not in sources])
 
-    def in_turn(self, turns: Iterable[Turn], *others: "Source") -> Iterator[Turn]:
-        """Those of the turns that this source holds up, but none that need `others` or what holds up earlier ones."""
+    def in_turn(
+        self, turns: Iterable[Turn], *others: "Source | None", but: Turn | None = None
+    ) -> Iterator[Turn]:
+        """Those of the turns that this source holds up, but none that need `others` or what holds up earlier ones.
+
+        They are searched as if `but` did not wait.
+        """
         holders = set(others)
         for turn in turns:
+            if turn is but:
+                continue
             if turn.held_by is not self:
                 holders.add(turn.held_by)
             elif holders.isdisjoint(turn.sources):
