@@ -120,9 +120,7 @@ def test_a_request_that_waits_out_its_refusal_in_a_short_window_goes_first() -> 
     assert one.wait(1.2, again(turn)) < min(one.wait(1.2, other) for other in others[-50:])
 
 
-def test_a_server_that_asks_for_more_than_the_window_gets_it_and_from_the_third_refusal_on_twice_that() -> (
-    None
-):
+def test_a_wait_beyond_the_window_is_kept_as_asked_and_from_the_third_refusal_on_twice_that() -> None:
     one, now = sender(), 0.0
     for number in range(40):
         pause = pause_of(one, now, 100.0)

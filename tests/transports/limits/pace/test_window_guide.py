@@ -182,6 +182,19 @@ def test_a_first_window_that_is_contradicted_leaves_the_rate_as_it_was_before() 
     assert (guide.in_force, guide.base) == (False, 1.5)
 
 
+@pytest.mark.parametrize(("saved", "kept"), [(1.5, 1.5), (math.inf, QUOTA)])
+def test_a_group_also_returns_to_the_rate_before_a_window_but_to_no_rate_above_the_quota(
+    saved: float, kept: float
+) -> None:
+    one = believing(rate=saved)
+    tell(one, 30.0, 1)
+    other = WindowGuide(KnownQuota(LIMIT, WINDOW))
+    other.resume(one.state(31.0), 31.0)
+    tell(other, 61.5, on_line(61.5, end=90), end=90)
+    assert not other.in_force
+    assert other.base == pytest.approx(kept)
+
+
 def test_a_second_window_that_is_contradicted_leaves_what_the_first_has_taught() -> None:
     guide = believing(rate=1.5)
     tell(guide, 30.0, 1)

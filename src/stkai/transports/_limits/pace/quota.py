@@ -63,7 +63,7 @@ class KnownQuota:
         self._growth_window = _MIN_GROWTH_WINDOW
         self._waits: deque[float] = deque(maxlen=_WAITS_KEPT)
         # The longest reset, and the shortest time between announced ends of windows, in seconds.
-        self._reset, self._between, self._has_moved = 0.0, math.inf, False
+        self._reset, self._between, self._end_moved = 0.0, math.inf, False
         self._is_silent = False
 
     def _set(self, requests: float, window: float) -> None:
@@ -133,7 +133,7 @@ class KnownQuota:
         if left <= 2 * TOLERANCE and seconds > 0.0:
             self._between = min(self._between, seconds)
         else:
-            self._has_moved = True  # Another server may have answered, with a quota of its own.
+            self._end_moved = True  # Another server may have answered, with a quota of its own.
 
     def stated(self, reading: Reading | None) -> bool:
         """Adopt a quota that the server describes, unless one was given; returns whether it has changed.
@@ -146,7 +146,7 @@ class KnownQuota:
         before = self.requests, self.window
         if reading is not None:
             self._set(reading.limit, reading.window)
-        elif self.requests < math.inf and self._has_moved:
+        elif self.requests < math.inf and self._end_moved:
             self._set(math.inf, _DEFAULT_WINDOW)
         elif self.requests < math.inf and 0.0 < self._reset < self.window:
             self._set(self.requests, self._reset)

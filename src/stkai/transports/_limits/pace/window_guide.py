@@ -139,9 +139,9 @@ class WindowGuide:
         name, listening, doubted, in_force, over, *numbers = state
         self._name, self.listening, self._doubted = str(name), bool(listening), bool(doubted)
         self.in_force, self._over = bool(in_force), bool(over)
-        self._window, self._tightness, base, self._initial, *sums, readings = map(float, numbers[:8])
-        self.base, self._readings = self._quota.bounded(base), int(readings)
-        self._factor, self._sum, self._weight = sums
+        self._window, self._tightness, base, initial, *sums, readings = map(float, numbers[:8])
+        self.base, self._initial = self._quota.bounded(base), self._quota.bounded(initial)
+        self._factor, self._sum, self._weight, self._readings = *sums, int(readings)
         self.paused_until, self.seen_at, self._accounted, *end = (float(each) + now for each in numbers[8:])
         self._end = _End(*end)
 
@@ -169,8 +169,7 @@ class WindowGuide:
             has_ended = now >= known.first - TOLERANCE
             self._quota.ended(end - known.first, known.first - now)
             if not (has_ended and end >= known.first + self._window - TOLERANCE):
-                self.in_force = False  # It contradicts the earlier answers.
-                self.base = max(self.base, self._initial)
+                self.in_force, self.base = False, max(self.base, self._initial)  # A contradiction.
                 self._doubt()
             self._initial = 0.0
             if not self._over:
